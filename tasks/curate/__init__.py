@@ -1,0 +1,1 @@
+"""Make or import a corpus of conversations."""

@@ -1,0 +1,264 @@
+"""Support conversations from a knowledge base: FAQ, troubleshooting, edge cases and requests to refuse, seeded."""
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from random import Random
+from typing import Annotated, Any, ClassVar
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from tasks.curate import wording
+from tasks.curate.knowledge import BUILT_IN, Knowledge, load_knowledge
+from tasks.curate.phrasings import SPLITS, Phrasing, Split, Topic, share_out, topics_of
+from tasks.shared.articles import with_article, write_articles
+from tasks.shared.chat import join_answer, normalise
+from tasks.shared.errors import DataError
+from tasks.shared.overlap import TextIndex, check_overlap, user_text
+from tasks.shared.rows import Message, Row, write_rows
+from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+TRIES = 60
+"""Variants of one topic's next conversation to try before it counts as used up."""
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class Support:
+    """Writes train, calibration and test conversations that ask for the same facts in different words.
+
+    The wall between the splits is the phrasing group: all typo and tone variants of one wording stay on one side.  On
+    top of that each test text is compared with all others (`tasks/shared/overlap.py`) and near-copies are dropped.
+    Multi-turn rows keep the bot's first step as the customer saw it, without a label: train on the last turn only.
+    """
+
+    knowledge: str = ""
+    """Folder of your own knowledge base (*.yaml); empty for the built-in Fenwick & Lark."""
+    articles: Annotated[int, Field(ge=0)] = 0
+    """Use only the first so many articles that are in training; 0 for all."""
+    train_size: Annotated[int, Field(ge=1)] = 3000
+    """Conversations to train on."""
+    calibration_size: Annotated[int, Field(ge=1)] = 256
+    """Conversations for pruning and quantisation statistics."""
+    test_size: Annotated[int, Field(ge=1)] = 1000
+    """Conversations to judge by."""
+    test_fraction: Annotated[float, Field(gt=0, le=0.5)] = 0.25
+    """Part of every fact's phrasings that only the test may use."""
+    calibration_fraction: Annotated[float, Field(gt=0, le=0.5)] = 0.07
+    """Part of every fact's phrasings that only calibration may use."""
+    min_train_phrasings: Annotated[int, Field(ge=1)] = 10
+    """Wordings of each fact that training must be left with."""
+    refusal_share: Fraction = 0.2
+    """Fraction of conversations that ask for something to refuse."""
+    held_out_share: Fraction = 0.1
+    """Fraction of test conversations about articles that are never in training, with the article in the prompt."""
+    grounded_rate: Fraction = 0.08
+    """Fraction of the training and calibration conversations about an article that carry it in the prompt."""
+    first_turn_rate: Fraction = 0.25
+    """Fraction of troubleshooting conversations that end with the first step instead of the second."""
+    typo_rate: Fraction = 0.3
+    """Fraction of user turns with one or two slips of the finger."""
+    tone_rate: Fraction = 0.3
+    """Fraction of conversations with greeting, apology, urgency or thanks around the question; the test has its own."""
+    max_similarity: Annotated[float, Field(gt=0, le=1)] = 0.4
+    """Largest character 5-gram Jaccard similarity of a test conversation to any other split's; nearer ones are dropped.
+
+    Measured on the built-in questions, so that paraphrases pass and edited copies do not: nearest other wording of the
+    same fact 0.08 (median) and 0.21 (99th percentile), nearest question about another fact 0.12 and 0.32; a copy with
+    typos 0.83 (median) and 0.50 (5th percentile), one with a greeting 0.61 and 0.30.
+    """
+
+    ports: ClassVar[Mapping[str, Port]] = {}
+    produces: ClassVar[Kind] = Kind.CORPUS
+    libraries: ClassVar[tuple[str, ...]] = ("pydantic", "PyYAML")
+
+    def sources(self) -> tuple[Path, ...]:
+        """Files and folders outside the recipe's graph whose content decides the result."""
+        return (Path(self.knowledge) if self.knowledge else BUILT_IN,)
+
+    def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
+        """Write train, calibration, test and articles as JSON lines, card.json and corpus.schema.json."""
+        knowledge = load_knowledge(*self.sources())
+        topics = topics_of(knowledge, self.articles)
+        shared = [share_out(topic, run.seed, self.test_fraction, self.calibration_fraction) for topic in topics]
+        self._enough(shared)
+        parts = {split: [cut[split] for cut in shared if split in cut] for split in SPLITS}
+        known: list[Row] = []
+        rows: dict[Split, list[Row]] = {}
+        for split in ("train", "calibration"):
+            rows[split] = _Writer(self, knowledge.company.system, split, run.seed).rows(parts[split])
+            known += rows[split]
+        judge = _Writer(self, knowledge.company.system, "test", run.seed, TextIndex(user_text(row) for row in known))
+        rows["test"] = judge.rows(parts["test"])
+        overlap = {**asdict(check_overlap(rows["test"], known, self.max_similarity)), "dropped": judge.dropped}
+        _save(out, rows, knowledge, topics, overlap)
+        sizes: Metrics = {split: len(rows[split]) for split in SPLITS}
+        return sizes | {
+            "intents": len({topic.intent for topic in topics}),
+            "overlap_max": round(overlap["max"], 3),
+            "overlap_median": round(overlap["median"], 3),
+            "near_copies_dropped": judge.dropped,
+        }
+
+    def size_of(self, split: Split) -> int:
+        """Conversations wanted in a split."""
+        return {"train": self.train_size, "calibration": self.calibration_size, "test": self.test_size}[split]
+
+    def _enough(self, shared: Sequence[Mapping[Split, Topic]]) -> None:
+        short = [
+            f"{cut['train'].id} ({len(cut['train'].phrasings)})"
+            for cut in shared
+            if "train" in cut and len(cut["train"].phrasings) < self.min_train_phrasings
+        ]
+        if short:
+            raise DataError(
+                "knowledge base",
+                f"too few phrasings left to train on: {', '.join(short)}",
+                f"at least {self.min_train_phrasings} each",
+                "write more questions for them, or lower test_fraction or min_train_phrasings",
+            )
+
+
+class _Writer:
+    """Makes one split's rows: balanced over topics, no text twice, none too near to the index."""
+
+    def __init__(self, settings: Support, system: str, split: Split, seed: int, wall: TextIndex | None = None) -> None:
+        self.settings, self.split, self.wall = settings, split, wall
+        self.system = Message(role="system", content=system)
+        self.rng = Random(f"{seed}/{split}")
+        self.seen: set[str] = set()
+        self.dropped = 0
+
+    def rows(self, topics: Sequence[Topic]) -> list[Row]:
+        """The split's rows in mixed order, numbered."""
+        wanted = quotas(topics, self.settings.size_of(self.split), self._shares(), self.rng)
+        made = [row for topic in topics for row in self._topic(topic, wanted[topic.id])]
+        self.rng.shuffle(made)
+        return [row.model_copy(update={"id": f"{self.split}-{number:05d}"}) for number, row in enumerate(made, start=1)]
+
+    def _shares(self) -> tuple[float, float]:
+        return self.settings.refusal_share, self.settings.held_out_share if self.split == "test" else 0.0
+
+    def _topic(self, topic: Topic, wanted: int) -> list[Row]:
+        phrasings = self.rng.sample(topic.phrasings, len(topic.phrasings))
+        made: list[Row] = []
+        for turn in range(TRIES * max(wanted, len(phrasings))):
+            if len(made) == wanted:
+                return made
+            row = self._variant(topic, phrasings[turn % len(phrasings)])
+            if self._is_new(row):
+                made.append(row)
+        if len(made) == wanted:
+            return made
+        raise DataError(
+            f"{self.split}: {topic.id}",
+            f"only {len(made)} distinct conversations",
+            f"{wanted}",
+            f"lower {self.split}_size, raise typo_rate or tone_rate, or write more questions",
+        )
+
+    def _is_new(self, row: Row) -> bool:
+        text = user_text(row)
+        if normalise(text) in self.seen:
+            return False
+        if self.wall is not None and self.wall.nearest(text)[0] > self.settings.max_similarity:
+            self.dropped += 1
+            return False
+        self.seen.add(normalise(text))
+        return True
+
+    def _variant(self, topic: Topic, phrasing: Phrasing) -> Row:
+        rng, settings = self.rng, self.settings
+        question = self._slips(phrasing.text)
+        if rng.random() < settings.tone_rate:
+            test = self.split == "test"
+            openings = wording.TEST_OPENINGS if test else wording.TRAIN_OPENINGS
+            question = wording.dress(question, openings, wording.TEST_CLOSINGS if test else wording.TRAIN_CLOSINGS, rng)
+        carries = settings.grounded_rate if self.split != "test" else float(topic.held_out)
+        grounded = topic.article is not None and rng.random() < carries
+        turns = [with_article(question, topic.article) if grounded and topic.article else question]
+        answers, accept = topic.answers, topic.accept
+        if topic.first_answers and rng.random() < settings.first_turn_rate:
+            answers, accept = topic.first_answers, topic.first_accept
+        elif topic.first_answers:
+            turns += [rng.choice(topic.first_answers), self._slips(rng.choice(topic.followups))]
+        turns.append(join_answer(topic.intent, rng.choice(answers)))
+        talk = [Message(role="assistant" if i % 2 else "user", content=text) for i, text in enumerate(turns)]
+        return Row(
+            id="new",
+            kind=topic.kind,
+            intent=topic.intent,
+            article=topic.article.id if topic.article else "",
+            group=phrasing.group,
+            accept=accept,
+            grounded=grounded,
+            messages=(self.system, *talk),
+        )
+
+    def _slips(self, text: str) -> str:
+        return wording.mistype(text, self.rng) if self.rng.random() < self.settings.typo_rate else text
+
+
+def quotas(topics: Sequence[Topic], size: int, shares: tuple[float, float], rng: Random) -> dict[str, int]:
+    """Conversations per topic: the shares of refusals and held-out topics, the rest to facts; even within each part.
+
+    shares: (refusals, held out), fractions of `size`; a part without topics gives its share to the facts.
+    """
+    refusals = [topic.id for topic in topics if topic.kind == "refuse"]
+    held_out = [topic.id for topic in topics if topic.held_out]
+    facts = [topic.id for topic in topics if topic.kind != "refuse" and not topic.held_out]
+    counts = [round(size * share) if part else 0 for part, share in zip((refusals, held_out), shares, strict=True)]
+    found: dict[str, int] = {}
+    for part, count in ((refusals, counts[0]), (held_out, counts[1]), (facts, size - sum(counts))):
+        lucky = set(rng.sample(part, count % len(part))) if part else set()
+        found |= {name: count // len(part) + (name in lucky) for name in part}
+    return found
+
+
+def _save(
+    out: Path,
+    rows: Mapping[Split, Sequence[Row]],
+    knowledge: Knowledge,
+    topics: Sequence[Topic],
+    overlap: dict[str, Any],
+) -> None:
+    for split in SPLITS:
+        write_rows(out / f"{split}.jsonl", rows[split])
+    used = {topic.article.id for topic in topics if topic.article}
+    articles = [entry.article for entry in knowledge.articles if entry.id in used]
+    write_articles(out / "articles.jsonl", articles)
+    write_card(
+        out,
+        rows,
+        {
+            "company": knowledge.company.name,
+            "articles": len(articles),
+            "held_out": [article.id for article in articles if article.held_out],
+            "facts": sum(topic.kind != "refuse" for topic in topics),
+            "phrasings": sum(len(topic.phrasings) for topic in topics),
+            "overlap": overlap,
+        },
+    )
+
+
+def write_card(out: Path, rows: Mapping[Split, Sequence[Row]], more: Mapping[str, Any]) -> None:
+    """Write card.json (counts by kind and intent, intents, and `more`) and corpus.schema.json."""
+    counts = {
+        split: {
+            "rows": len(found),
+            "groups": len({row.group for row in found}),
+            "grounded": sum(row.grounded for row in found),
+            "kind": dict(sorted(Counter(row.kind for row in found).items())),
+            "intent": dict(sorted(Counter(row.intent for row in found).items())),
+        }
+        for split, found in rows.items()
+    }
+    intents = sorted({row.intent for found in rows.values() for row in found})
+    card = {"counts": counts, "intents": intents, **more}
+    (out / "card.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (out / "corpus.schema.json").write_text(json.dumps(Row.model_json_schema(), indent=2) + "\n", encoding="utf-8")

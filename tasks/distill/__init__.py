@@ -1,0 +1,1 @@
+"""Teach a student from traces."""

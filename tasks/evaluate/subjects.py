@@ -1,0 +1,121 @@
+"""The models under test: what they are on disk, in which engine they answer, and in what form they are asked."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tasks.shared.articles import Article, question_of, with_article
+from tasks.shared.errors import ModelError
+from tasks.shared.rows import Row
+from tasks.shared.technique import Artifact, Kind
+
+Role = Literal["baseline", "candidate", "reference"]
+Engine = Literal["transformers", "llama.cpp"]
+Messages = list[dict[str, str]]
+
+REFERENCE_SYSTEM = (
+    "You are the support bot of a shop. Answer the customer's question in one short sentence, with the facts of the article. "
+    "If the question is not about the shop, or asks for advice that a shop must not give, say: I can't help with that."
+)
+REFERENCE_LABELS = "You sort messages to a shop by topic. Answer with one of these topics and nothing else: {labels}."
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One model to measure.  weights: a folder with safetensors or a .gguf file."""
+
+    name: str
+    role: Role
+    kind: Literal["model", "engine"]
+    weights: Path
+    engine: Engine
+    format: str
+
+
+@dataclass(frozen=True)
+class Question:
+    """A test row as one model is asked it: messages before the label, and messages before the answer."""
+
+    row: Row
+    choice: Messages
+    answer: Messages
+
+
+def open_subject(artifact: Artifact, role: Role) -> Subject:
+    """Look at an artifact without loading it.  Raises ModelError if it holds no weights."""
+    path = artifact.path
+    if not path.exists():
+        raise ModelError(f"{role} {artifact.name} ({path})", "no such file or folder", "a model folder or a .gguf file")
+    files = [path] if path.is_file() else sorted(path.glob("*.gguf"))
+    kind: Literal["model", "engine"] = "engine" if artifact.kind is Kind.ENGINE else "model"
+    if files and (path.is_file() or artifact.kind is Kind.ENGINE):
+        if len(files) > 1:
+            raise ModelError(f"{role} {artifact.name} ({path})", f"{len(files)} GGUF files", "one")
+        return Subject(artifact.name, role, kind, files[0], "llama.cpp", f"GGUF {gguf_type(files[0])}")
+    if not any(path.glob("*.safetensors")):
+        raise ModelError(f"{role} {artifact.name} ({path})", "no *.safetensors and no *.gguf", "a folder with weights")
+    return Subject(artifact.name, role, kind, path, "transformers", folder_format(path))
+
+
+def gguf_type(file: Path) -> str:
+    """The file's weight type by its own header, such as Q4_0; "of unknown type" without that key.  Raises ModelError if unreadable."""
+    from gguf import GGUFReader, LlamaFileType
+
+    try:
+        field = GGUFReader(file).get_field("general.file_type")
+    except (ValueError, IndexError, OSError, KeyError) as error:
+        raise ModelError(str(file), f"not a readable GGUF file: {error}", "a complete .gguf file") from error
+    if field is None:
+        return "of unknown type"
+    number = int(field.contents())
+    return (
+        LlamaFileType(number).name.removeprefix("MOSTLY_").removeprefix("ALL_")
+        if number in set(LlamaFileType)
+        else f"type {number}"
+    )
+
+
+def is_quantized(folder: Path) -> bool:
+    """Whether a Hugging Face folder holds compressed weights."""
+    return "quantization_config" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+
+
+def folder_format(folder: Path) -> str:
+    """Words for the weights of a Hugging Face folder, such as "bfloat16 safetensors"."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    quantization = config.get("quantization_config")
+    if quantization:
+        groups = [group.get("weights") or {} for group in quantization.get("config_groups", {}).values()]
+        bits = sorted({f"{group['type']}{group['num_bits']}" for group in groups if "num_bits" in group})
+        return (
+            f"{' and '.join(bits) or quantization.get('quant_method', 'quantised')} {quantization.get('format', '')}".strip()
+            + " safetensors"
+        )
+    return f"{config.get('dtype') or config.get('torch_dtype') or 'float32'} safetensors"
+
+
+def tuned_questions(rows: Sequence[Row]) -> list[Question]:
+    """Rows as our trained models are asked: label and answer follow the same prompt."""
+    return [Question(row, row.prompt, row.prompt) for row in rows]
+
+
+def reference_questions(rows: Sequence[Row], articles: Mapping[str, Article], labels: Sequence[str]) -> list[Question]:
+    """Rows as an untrained model is asked: the article in the user turn, no label protocol; for the intent, the list of labels.
+
+    A row without an article (a request to refuse) is asked bare.  Only the last user turn is used for the intent.
+    """
+    questions = []
+    for row in rows:
+        turns = [message for message in row.prompt if message["role"] != "system"]
+        last = turns[-1]["content"]
+        article = articles.get(row.article)
+        full = with_article(question_of(last), article) if article else last
+        sort = [
+            {"role": "system", "content": REFERENCE_LABELS.format(labels=", ".join(labels))},
+            {"role": "user", "content": question_of(last)},
+        ]
+        answer = [{"role": "system", "content": REFERENCE_SYSTEM}, *turns[:-1], {"role": "user", "content": full}]
+        questions.append(Question(row, sort, answer))
+    return questions

@@ -1,0 +1,1 @@
+"""Write the file that a serving engine loads."""

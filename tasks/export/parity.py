@@ -1,0 +1,197 @@
+"""Does an exported file answer like its source?  Same token ids in, next-token distributions compared."""
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from math import exp
+from typing import TYPE_CHECKING, Any
+
+from tasks.shared.agreement import logits_of, truncated_divergence
+from tasks.shared.errors import ParityError
+from tasks.shared.progress import track
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+REQUEST_TIMEOUT_S = 60.0
+CONVERSATIONS = (
+    "How do I reset my password?",
+    "My parcel, order 4417-B, hasn't arrived after 12 days. What now?",
+    "Name three primary colours.",
+    "What is 17 + 25?",
+    "Please write one sentence about the sea.",
+    "Is water's boiling point 100 °C at sea level?",
+    "Summarise: the shop opens at 9:30 and closes at 18:00, except on Sundays.",
+    "Who wrote Hamlet?",
+)
+"""Prompts for an export without a corpus."""
+
+
+@dataclass(frozen=True)
+class Position:
+    """One compared next-token distribution.
+
+    prompt, offset: which prompt, and how many continuation tokens stood before.  source, exported: likeliest token ids.
+    divergence: KL(source || exported) in nats over the exported file's top tokens and the rest.
+    """
+
+    prompt: int
+    offset: int
+    source: int
+    exported: int
+    divergence: float
+
+
+@dataclass(frozen=True)
+class Parity:
+    """The figures of the gate: share of positions with the same likeliest token, mean divergence in nats, and every position."""
+
+    top1: float
+    divergence: float
+    positions: tuple[Position, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For parity.json."""
+        return {
+            "top1_agreement": self.top1,
+            "kl_mean": self.divergence,
+            "positions": len(self.positions),
+            "per_position": [asdict(position) for position in self.positions],
+        }
+
+
+def summarise(positions: Sequence[Position]) -> Parity:
+    """Mean figures over positions (at least one)."""
+    count = len(positions)
+    return Parity(
+        sum(position.source == position.exported for position in positions) / count,
+        sum(position.divergence for position in positions) / count,
+        tuple(positions),
+    )
+
+
+def check_floor(parity: Parity, min_top1: float, max_divergence: float, where: str) -> None:
+    """Raises ParityError with the figures if the agreement is too low or the divergence too high."""
+    if parity.top1 >= min_top1 and parity.divergence <= max_divergence:
+        return
+    raise ParityError(
+        where,
+        f"same likeliest token at {parity.top1:.1%} of {len(parity.positions)} positions, mean KL {parity.divergence:.3f} nats",
+        f"min_top1 {min_top1:.1%} and max_kl {max_divergence:.3f}",
+        "a finer scheme (scheme=q8_0 or f16); if f16 fails too, the converter does not fit this model",
+    )
+
+
+def post(url: str, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    """One request to llama.cpp's server.  Raises ParityError if it does not answer in time or refuses."""
+    request = urllib.request.Request(
+        url.removesuffix("/v1") + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=REQUEST_TIMEOUT_S) as response:
+            answer: dict[str, Any] = json.load(response)
+            return answer
+    except (urllib.error.URLError, TimeoutError, json.JSONDecodeError) as error:
+        raise ParityError(
+            f"llama.cpp {path}", f"no answer: {error}", "the exported file loads and tokenises in llama.cpp"
+        ) from error
+
+
+def check_tokenizer(url: str, tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], where: str) -> None:
+    """Raises ParityError at the first text that the exported file splits into other tokens than the source's tokenizer."""
+    for text in texts:
+        wanted = tokenizer(text, add_special_tokens=False)["input_ids"]
+        got = post(url, "/tokenize", {"content": text, "parse_special": True, "add_special": False})["tokens"]
+        if got != wanted:
+            place = next(
+                (index for index, (one, other) in enumerate(zip(got, wanted, strict=False)) if one != other),
+                min(len(got), len(wanted)),
+            )
+            raise ParityError(
+                where,
+                f"the exported tokenizer splits {text[:60]!r} differently from token {place} on: {got[place : place + 4]}",
+                f"{wanted[place : place + 4]}, as the source's tokenizer",
+                "a pre-tokenizer that llama.cpp knows (GPT-2, SmolLM, Llama 3 or Qwen 2 splitting, or SentencePiece)",
+            )
+
+
+def greedy_continuations(
+    model: "PreTrainedModel", prompts: Sequence[Sequence[int]], tokens: int, pad_id: int
+) -> list[list[int]]:
+    """The source's own greedy continuation of each prompt, up to `tokens` ids or the end of the turn."""
+    import torch
+
+    width = max(map(len, prompts))
+    ids = torch.tensor([[pad_id] * (width - len(prompt)) + list(prompt) for prompt in prompts])
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    with torch.inference_mode():
+        output = model.generate(  # type: ignore[operator]
+            input_ids=ids, attention_mask=mask, max_new_tokens=tokens, do_sample=False, pad_token_id=pad_id
+        )
+    ends = model.generation_config.eos_token_id
+    return [cut_after(row[width:].tolist(), set(ends if isinstance(ends, list) else [ends])) for row in output]
+
+
+def cut_after(ids: list[int], ends: set[int | None]) -> list[int]:
+    """The ids up to the first end token, which is kept."""
+    stop = next((index + 1 for index, token in enumerate(ids) if token in ends), len(ids))
+    return ids[:stop]
+
+
+def top_probabilities(url: str, ids: Sequence[int], top: int, plain_id: int) -> dict[int, float]:
+    """The exported file's likeliest next tokens after `ids`, likeliest first.
+
+    plain_id: a token that is whole text.  The server is made to emit it, because it reports no probabilities for a token
+    that ends inside a character; what it reports is the model's own distribution, before that bias.
+    """
+    body = {
+        "prompt": list(ids), "n_predict": 1, "n_probs": top, "temperature": 0.0, "cache_prompt": True, "post_sampling_probs": False,
+        "logit_bias": [[plain_id, 1e4]],
+    }  # fmt: skip
+    answer = post(url, "/completion", body)
+    try:
+        entries = answer["completion_probabilities"][0]["top_logprobs"]
+        return {int(entry["id"]): probability(entry["logprob"]) for entry in entries}
+    except (KeyError, IndexError, TypeError) as error:
+        raise ParityError(
+            "llama.cpp /completion",
+            f"no token probabilities in the answer: {str(answer)[:200]}",
+            "completion_probabilities[0].top_logprobs",
+        ) from error
+
+
+def probability(logarithm: float | None) -> float:
+    """exp, with JSON's null (minus infinity) as 0."""
+    return 0.0 if logarithm is None else exp(logarithm)
+
+
+def measure_parity(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Sequence[Sequence[int]],
+    url: str,
+    tokens: int,
+    top: int,
+) -> Parity:
+    """Compare both next-token distributions after every prefix of the source's greedy continuations (teacher-forced)."""
+    continuations = greedy_continuations(model, prompts, tokens, tokenizer.pad_token_id)
+    plain_id = tokenizer("a", add_special_tokens=False)["input_ids"][-1]
+    positions: list[Position] = []
+    for index in track(range(len(prompts)), "parity", len(prompts)):
+        prompt, answer = list(prompts[index]), continuations[index]
+        logits = logits_of(model, [prompt + answer[:-1]])[0][len(prompt) - 1 :]  # (len(answer), vocabulary)
+        for offset, distribution in enumerate(logits.softmax(-1)):
+            exported = top_probabilities(url, prompt + answer[:offset], top, plain_id)
+            reference = {token: float(distribution[token]) for token in exported}
+            positions.append(
+                Position(
+                    index,
+                    offset,
+                    int(distribution.argmax()),
+                    next(iter(exported)),
+                    truncated_divergence(reference, exported),
+                )
+            )
+    return summarise(positions)

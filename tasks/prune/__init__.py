@@ -1,0 +1,1 @@
+"""Remove what a model can spare."""

@@ -1,0 +1,213 @@
+"""Depth pruning: remove the decoder layers that change their input least (ShortGPT, Men et al. 2024, arXiv 2403.03853)."""
+
+import csv
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from tasks.shared.calibration import batches, calibration_ids, calibration_rows
+from tasks.shared.errors import TechniqueError
+from tasks.shared.progress import track
+from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import ModuleList
+    from transformers import PreTrainedModel
+
+log = logging.getLogger(__name__)
+LAYOUT = "model.model.layers"
+PER_LAYER_CONFIG = ("layer_types", "no_rope_layers", "mlp_layer_types")
+"""Configuration lists with one entry per decoder layer."""
+
+
+def block_influence(hidden_in: "Tensor", hidden_out: "Tensor", mask: "Tensor") -> "Tensor":
+    """How much a layer turns the hidden state: 1 minus the cosine similarity of its input and output, summed over tokens.
+
+    hidden_in, hidden_out: (batch, length, hidden), any float dtype.  mask: (batch, length), 1 on real tokens.
+    Returns a float64 scalar >= 0; divide the sum over batches by the number of real tokens for the mean of
+    Men et al. 2024, section 3.1 (equation 1).  A layer that only rescales its input has influence 0.
+    """
+    from torch.nn.functional import cosine_similarity
+
+    similarity = cosine_similarity(hidden_in.double(), hidden_out.double(), dim=-1)  # (batch, length)
+    return ((1.0 - similarity) * mask).sum().clamp(min=0.0)
+
+
+def choose_layers(influence: Sequence[float], ratio: float, protect_first: int = 0, protect_last: int = 0) -> list[int]:
+    """Indices of the layers to drop: round(ratio * layers) of them, lowest influence first, ties by the later layer.
+
+    Raises TechniqueError if that is every layer, or more than the protected ends leave.
+    """
+    total = len(influence)
+    count = round(ratio * total)
+    if count >= total:
+        raise TechniqueError(
+            "ratio",
+            f"{ratio} would drop all {total} layers",
+            "at least one layer kept",
+            f"ratio={(total - 1) / total:.2f} or less",
+        )
+    free = range(protect_first, total - protect_last)
+    if count > len(free):
+        raise TechniqueError(
+            "ratio",
+            f"{ratio} asks for {count} of {total} layers, but the protected ends leave {len(free)}",
+            f"protect_first + protect_last <= {total - count}",
+            f"ratio={len(free) / total:.2f} or less, or protect fewer layers",
+        )
+    return sorted(sorted(free, key=lambda index: (influence[index], -index))[:count])
+
+
+def check_layers(layers: Sequence[int], total: int) -> list[int]:
+    """Explicit layer indices, sorted.  Raises TechniqueError for an index outside the model, a repeat, or every layer."""
+    outside = sorted(index for index in set(layers) if not 0 <= index < total)
+    if outside:
+        raise TechniqueError("layers", f"no layer {', '.join(map(str, outside))} in this model", f"0 to {total - 1}")
+    if len(set(layers)) != len(layers):
+        raise TechniqueError("layers", f"an index stands twice in {list(layers)}", "every layer once")
+    if len(layers) == total:
+        raise TechniqueError("layers", f"all {total} layers named", "at least one layer kept")
+    return sorted(layers)
+
+
+def decoder_layers(model: "PreTrainedModel") -> "ModuleList":
+    """The decoder's layers.  Raises TechniqueError for a layout other than that of the Llama, Mistral and Qwen families."""
+    from torch.nn import ModuleList
+
+    layers = getattr(getattr(model, "model", None), "layers", None)
+    if isinstance(layers, ModuleList) and all(
+        hasattr(getattr(layer, "self_attn", None), "layer_idx") for layer in layers
+    ):
+        return layers
+    raise TechniqueError(
+        type(model).__name__,
+        f"this model's layers are not where they are looked for; its parts: {', '.join(name for name, _ in model.named_children())}",
+        f"{LAYOUT} as a ModuleList whose items have self_attn.layer_idx (Llama, Mistral, Qwen families)",
+        "choose a model of these families, or another pruning technique",
+    )
+
+
+def drop_layers(model: "PreTrainedModel", dropped: Sequence[int]) -> None:
+    """Remove layers in place: the ModuleList, the configuration and the cache indices then say the same."""
+    from torch.nn import ModuleList
+
+    layers = decoder_layers(model)
+    total, gone = len(layers), set(dropped)
+    kept = [index for index in range(total) if index not in gone]
+    model.model.layers = ModuleList([layers[index] for index in kept])
+    for position, layer in enumerate(model.model.layers):
+        layer.self_attn.layer_idx = position
+        if hasattr(layer, "layer_idx"):
+            layer.layer_idx = position
+    config: Any = model.config
+    for name in PER_LAYER_CONFIG:
+        values = getattr(config, name, None)
+        if isinstance(values, (list, tuple)) and len(values) == total:
+            setattr(config, name, [values[index] for index in kept])
+    if getattr(config, "max_window_layers", None) is not None:
+        config.max_window_layers = sum(index < config.max_window_layers for index in kept)
+    config.num_hidden_layers = len(kept)
+
+
+def measure_influence(model: "PreTrainedModel", ids: list[list[int]], batch_size: int, pad_id: int) -> list[float]:
+    """Mean block influence of every decoder layer over the real tokens of `ids`, by hooks, one forward pass per batch."""
+    import torch
+
+    layers = decoder_layers(model)
+    sums, tokens = torch.zeros(len(layers), dtype=torch.float64), 0
+    mask: Tensor = torch.empty(0)
+
+    def watch(index: int) -> Any:
+        def hook(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            before = args[0] if args else kwargs["hidden_states"]
+            after = output[0] if isinstance(output, tuple) else output
+            sums[index] += block_influence(before, after, mask).cpu()
+
+        return hook
+
+    handles = [layer.register_forward_hook(watch(index), with_kwargs=True) for index, layer in enumerate(layers)]
+    try:
+        with torch.inference_mode():
+            for batch in track(batches(ids, batch_size, pad_id), "block influence", -(-len(ids) // batch_size)):
+                batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+                mask = batch["attention_mask"]
+                tokens += int(mask.sum())
+                model.model(**batch, use_cache=False)  # without the vocabulary head
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [float(value) for value in sums / tokens]
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class Depth:
+    """Drop whole decoder layers, least block influence first, all at once; the result loads in plain transformers."""
+
+    ratio: Annotated[float, Field(ge=0, lt=1)] = 0.25
+    """Fraction of decoder layers to drop, rounded to whole layers."""
+    layers: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """Layers to drop by index (0 is next to the embedding); overrides `ratio`."""
+    protect_first: Annotated[int, Field(ge=0)] = 1
+    """Layers at the input that `ratio` never drops: the first one builds features that every later layer reads."""
+    protect_last: Annotated[int, Field(ge=0)] = 1
+    """Layers at the output that `ratio` never drops."""
+    calibration_rows: Annotated[int, Field(ge=1)] = 32
+    """Conversations of the calibration split to measure on."""
+    max_tokens: Annotated[int, Field(ge=8)] = 256
+    """Tokens per conversation; the rest is cut."""
+    batch_size: Annotated[int, Field(ge=1)] = 16
+    """Conversations per forward pass."""
+
+    ports: ClassVar[Mapping[str, Port]] = {"model": Port((Kind.MODEL,)), "calibration": Port((Kind.CORPUS,))}
+    produces: ClassVar[Kind] = Kind.MODEL
+    libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers")
+
+    def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
+        """Write the shorter model and influence.csv (layer, influence, dropped) to `out`."""
+        import torch
+
+        from tasks.shared.models import load_model, load_tokenizer, save_model
+
+        torch.set_num_threads(run.threads)
+        source = inputs.one("model").path
+        rows = calibration_rows(inputs.one("calibration").path, self.calibration_rows)
+        model, tokenizer = load_model(source, device=run.device), load_tokenizer(source)
+        total = len(decoder_layers(model))
+        before = model.num_parameters()
+        # Refuse bad settings before the forward passes.
+        explicit = check_layers(self.layers, total) if self.layers else None
+        if explicit is None:
+            choose_layers([0.0] * total, self.ratio, self.protect_first, self.protect_last)
+        influence = measure_influence(
+            model, calibration_ids(tokenizer, rows, self.max_tokens), self.batch_size, tokenizer.pad_token_id
+        )
+        dropped = (
+            choose_layers(influence, self.ratio, self.protect_first, self.protect_last)
+            if explicit is None
+            else explicit
+        )
+        log.info("dropping %d of %d layers: %s", len(dropped), total, ", ".join(map(str, dropped)))
+        drop_layers(model, dropped)
+        save_model(model, tokenizer, out)
+        write_influence(out / "influence.csv", influence, dropped)
+        return {
+            "layers_before": total,
+            "layers": total - len(dropped),
+            "dropped": " ".join(map(str, dropped)),
+            "parameters_before": before,
+            "parameters": model.num_parameters(),
+            "influence_dropped_max": max((influence[index] for index in dropped), default=0.0),
+        }
+
+
+def write_influence(path: Path, influence: Sequence[float], dropped: Sequence[int]) -> None:
+    """One line per layer of the model before pruning."""
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["layer", "influence", "dropped"])
+        writer.writerows([index, f"{value:.6f}", int(index in dropped)] for index, value in enumerate(influence))

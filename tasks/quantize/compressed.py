@@ -1,0 +1,205 @@
+"""What every technique that writes compressed-tensors weights through llm-compressor shares."""
+
+import contextlib
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.shared.agreement import logits_of, token_agreement
+from tasks.shared.errors import TechniqueError
+from tasks.shared.progress import progress_bar
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+GROUP_SIZES = (128, 64, 32)
+HEAD = "lm_head"
+SHOWN = 12
+EXPECTED = ("Disabling tokenizer parallelism", "No accelerator available")
+"""Starts of llm-compressor's warnings that say what is meant to be so."""
+
+
+def input_sizes(model: "PreTrainedModel") -> dict[str, int]:
+    """Input size of every linear layer that is quantised: all but the vocabulary head, which is tied to the embedding in small models."""
+    from torch.nn import Linear
+
+    return {
+        name: module.in_features
+        for name, module in model.named_modules()
+        if isinstance(module, Linear) and name.rpartition(".")[2] != HEAD
+    }
+
+
+def choose_group_size(sizes: Mapping[str, int], wanted: int = 0) -> int:
+    """Weights that share one scale: `wanted`, or for 0 the largest of 128, 64 and 32 that divides every layer's input size.
+
+    Raises TechniqueError that lists every layer whose input size is no multiple.
+    """
+    if not sizes:
+        raise TechniqueError(
+            "model", f"no linear layer besides {HEAD}", "a transformer whose layers are torch.nn.Linear"
+        )
+    fitting = [group for group in GROUP_SIZES if all(size % group == 0 for size in sizes.values())]
+    if wanted == 0 and fitting:
+        return fitting[0]
+    group = wanted or GROUP_SIZES[-1]
+    bad = [f"{name} (in={size})" for name, size in sizes.items() if size % group]
+    if not bad:
+        return group
+    shown = ", ".join(bad[:SHOWN]) + (f" and {len(bad) - SHOWN} more of the same kinds" if len(bad) > SHOWN else "")
+    widths = ", ".join(str(size) for size in sorted({size for size in sizes.values() if size % group}))
+    other = f"group_size={fitting[0]} (or 0, which chooses it)" if fitting else f"a group_size that divides {widths}"
+    raise TechniqueError(
+        "group_size",
+        f"{group} does not divide {len(bad)} layers: {shown}",
+        f"a divisor of every input size ({widths})",
+        f"{other}, or leave the model dense and export it to GGUF q8_0",
+    )
+
+
+def quiet_import() -> None:
+    """Call before the first import of llm-compressor, which logs to standard output from then on (unless the user set a level)."""
+    os.environ.setdefault("LLM_COMPRESSOR_LOG_LEVEL", "ERROR")
+
+
+def check_dense(model: "PreTrainedModel", where: str) -> None:
+    """Raises TechniqueError if the model's weights are quantised already."""
+    if getattr(model.config, "quantization_config", None) is not None:
+        raise TechniqueError(
+            where, "this model is quantised already", "dense weights", "take the step before the quantisation as input"
+        )
+
+
+def weight_recipe(bits: int, group_size: int, symmetric: bool) -> dict[str, Any]:
+    """llm-compressor's arguments for weight-only integer groups in every linear layer but the head."""
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+
+    weights = QuantizationArgs(num_bits=bits, type="int", symmetric=symmetric, strategy="group", group_size=group_size)
+    return {"config_groups": {"group_0": QuantizationScheme(targets=["Linear"], weights=weights)}, "ignore": [HEAD]}
+
+
+@contextlib.contextmanager
+def quiet_llmcompressor(description: str, total: int) -> Iterator[None]:
+    """One bar over the layers instead of llm-compressor's log lines and its bar per layer; its warnings go to our log."""
+    import llmcompressor  # noqa: F401 - it installs its own loguru sinks when imported, which go here
+    from loguru import logger
+    from tqdm import tqdm
+
+    start = tqdm.__init__
+
+    def disabled(bar: Any, *args: Any, **kwargs: Any) -> None:
+        start(bar, *args, **(kwargs | {"disable": True}))
+
+    logger.remove()
+    tqdm.__init__ = disabled
+    try:
+        with progress_bar(description, total) as advance:
+            sink = logger.add(lambda message: forward_record(message.record, advance), level="INFO", format="{message}")
+            yield
+            logger.remove(sink)
+    finally:
+        tqdm.__init__ = start
+
+
+def forward_record(record: Mapping[str, Any], advance: Any) -> None:
+    """A log record of llm-compressor: a quantised layer moves the bar, a warning goes to our log, the rest is dropped."""
+    if record["message"].startswith("Quantizing "):
+        advance()
+    elif record["level"].name in ("WARNING", "ERROR", "CRITICAL") and not record["message"].startswith(EXPECTED):
+        log.warning("llm-compressor: %s", record["message"])
+
+
+def run_oneshot(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    modifier: Any,
+    scratch: Path,
+    ids: Sequence[Sequence[int]] = (),
+) -> None:
+    """Quantise in place.  ids: calibration rows; each is a batch of its own, so that no padding enters the statistics."""
+    import torch
+    from llmcompressor import oneshot
+    from torch.utils.data import DataLoader
+
+    # The library reads a configuration from the model's folder, which a model loaded from a GGUF file does not have.
+    model.config.save_pretrained(scratch / "config")
+    model.config.name_or_path = str(scratch / "config")
+    rows = [
+        {"input_ids": torch.tensor([list(row)]), "attention_mask": torch.ones(1, len(row), dtype=torch.long)}
+        for row in ids
+    ]
+    loader: Any = DataLoader(rows, batch_size=None) if rows else None  # type: ignore[arg-type]
+    pipeline = "sequential" if rows else "datafree"
+    with quiet_llmcompressor("quantise", len(input_sizes(model))):
+        oneshot(
+            model=model,
+            tokenizer=tokenizer,
+            dataset=loader,
+            recipe=modifier,
+            pipeline=pipeline,
+            num_calibration_samples=max(1, len(rows)),
+        )
+
+
+def save_compressed(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", out: Path) -> None:
+    """Write packed integers, with scales and dense parts in bfloat16.
+
+    The quantised weights themselves stay in float32 until they are packed: rounded to bfloat16 first, 8-bit ones could fall on the next integer.
+    """
+    import torch
+
+    quantised = {
+        id(module.weight) for module in model.modules() if getattr(module, "quantization_scheme", None) is not None
+    }
+    for parameter in model.parameters():
+        if parameter.is_floating_point() and id(parameter) not in quantised:
+            parameter.data = parameter.data.to(torch.bfloat16)
+    model.config.dtype = torch.bfloat16
+    with quiet_llmcompressor("save", 1), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Attempting to save a model with offloaded modules")
+        model.save_pretrained(out, save_compressed=True)
+    tokenizer.save_pretrained(out)
+
+
+def check_reload(out: Path, ids: Sequence[Sequence[int]], source_logits: Sequence["Tensor"]) -> dict[str, float]:
+    """Load what was written with plain transformers and compare with the source on the same rows.
+
+    Returns kl_to_source (nats per token), same_top_token (0 to 1), perplexity and source_perplexity on these rows.
+    Raises TechniqueError if the written model's logits are not finite.
+    """
+    import torch
+
+    from tasks.shared.models import load_model
+
+    with quiet_llmcompressor("reload", 1):
+        logits = logits_of(load_model(out), ids)
+    ours, theirs = torch.cat(logits), torch.cat(list(source_logits))
+    if not bool(torch.isfinite(ours).all()):
+        raise TechniqueError(
+            str(out),
+            "the quantised model's logits are not finite",
+            "finite logits",
+            "larger damping, more calibration rows, or bits=8",
+        )
+    divergence, same = token_agreement(theirs, ours)
+    return {
+        "kl_to_source": float(divergence.mean()), "same_top_token": float(same.float().mean()),
+        "perplexity": perplexity(logits, ids), "source_perplexity": perplexity(source_logits, ids),
+    }  # fmt: skip
+
+
+def perplexity(logits: Sequence["Tensor"], ids: Sequence[Sequence[int]]) -> float:
+    """Exp of the mean negative log-likelihood of every token after the first of its row.  logits: (length, vocabulary) per row."""
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    losses = [
+        cross_entropy(row[:-1], torch.tensor(list(tokens[1:])), reduction="none")
+        for row, tokens in zip(logits, ids, strict=True)
+    ]
+    return float(torch.cat(losses).mean().exp())

@@ -1,0 +1,1 @@
+"""Turn a verdict into pages that people read."""

@@ -1,0 +1,213 @@
+"""Everything that a report shows, gathered in one typed record: the page is drawn from it and report.json is it."""
+
+from collections.abc import Sequence
+from itertools import zip_longest
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from tasks.report.cards import Block
+from tasks.report.curves import Curve, Layer
+from tasks.report.wording import (
+    Answer,
+    candidate_line,
+    decision_line,
+    lowest_retention,
+    nearest_candidate,
+    non_inferior,
+    times_faster,
+    times_smaller,
+)
+from tasks.shared.verdict import Decision, Flip, Machine, MeasureComparison, ModelMeasures, Verdict
+from tasks.shared.verdict import TestSplit as Split
+
+
+class Part(BaseModel):
+    """Base of every part of a report."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Retention(Part):
+    """The measure that a candidate keeps least of."""
+
+    measure: str
+    share: float
+
+
+class ModelRow(Part):
+    """One model with its ratios to the baseline; None is "not measured"."""
+
+    name: str
+    role: Literal["baseline", "candidate", "reference"]
+    decision: Decision | None
+    sentence: str
+    times_smaller: float | None
+    times_faster: float | None
+    lowest_retention: Retention | None
+    measured: ModelMeasures
+
+
+class ComparisonRow(Part):
+    """One measure of one candidate; answer says whether it is non-inferior."""
+
+    candidate: str
+    measure: str
+    answer: Answer
+    result: MeasureComparison
+
+
+class FlipGroup(Part):
+    """Flips of one candidate: all that the verdict holds, and those shown."""
+
+    candidate: str
+    to_wrong: int
+    to_right: int
+    shown: list[Flip]
+
+
+class Training(Part):
+    """Loss over training of one model."""
+
+    model: str
+    points: list[Curve]
+
+
+class Pruning(Part):
+    """Influence of every block of the model that a pruning step cut."""
+
+    model: str
+    layers: list[Layer]
+
+
+class Card(Part):
+    """A card of an artifact: as read, and as tables for people."""
+
+    title: str
+    blocks: list[Block]
+    raw: Any
+
+
+class Reproduce(Part):
+    """How to get the same figures again."""
+
+    command: str
+    seed: int
+
+
+class Report(Part):
+    """The whole report."""
+
+    version: int = 1
+    title: str
+    decision: Decision
+    shipped: str | None
+    nearest: str | None
+    sentence: str
+    baseline: str
+    reference: str | None
+    margin: dict[str, float]
+    alpha: float
+    test: Split
+    models: list[ModelRow]
+    comparisons: list[ComparisonRow]
+    flips: list[FlipGroup]
+    flips_total: int
+    training: list[Training]
+    pruning: list[Pruning]
+    parity: list[Card]
+    corpus: list[Card]
+    traces: list[Card]
+    machine: Machine
+    versions: dict[str, str]
+    notes: list[str]
+    reproduce: Reproduce
+
+    def kinds_of(self, measure: str) -> dict[str, int]:
+        """Row kinds that any model has this measure for, with the number of items."""
+        kinds: dict[str, int] = {}
+        for row in self.models:
+            for kind, scores in row.measured.by_kind.items():
+                if measure in scores:
+                    kinds.setdefault(kind, scores[measure].n)
+        return kinds
+
+
+def model_rows(verdict: Verdict) -> list[ModelRow]:
+    """Every model: the baseline first, then the candidates, then the reference; the verdict's order within each."""
+    order = {"baseline": 0, "candidate": 1, "reference": 2}
+    rows = []
+    for name, measured in sorted(verdict.models.items(), key=lambda pair: order[pair[1].role]):
+        comparison = verdict.comparisons.get(name)
+        lowest = lowest_retention(comparison)
+        rows.append(
+            ModelRow(
+                name=name,
+                role=measured.role,
+                decision=comparison.decision if comparison else None,
+                sentence=candidate_line(verdict, name) if comparison else "",
+                times_smaller=times_smaller(verdict, name),
+                times_faster=times_faster(verdict, name),
+                lowest_retention=Retention(measure=lowest[0], share=lowest[1]) if lowest else None,
+                measured=measured,
+            )
+        )
+    return rows
+
+
+def comparison_rows(verdict: Verdict) -> list[ComparisonRow]:
+    """Every measure of every candidate, in the verdict's order."""
+    return [
+        ComparisonRow(candidate=name, measure=measure, answer=non_inferior(result), result=result)
+        for name, comparison in verdict.comparisons.items()
+        for measure, result in comparison.measures.items()
+    ]
+
+
+def choose_flips(flips: Sequence[Flip], most: int) -> list[Flip]:
+    """At most so many flips, taken in turn from every candidate, direction and measure, in the verdict's order."""
+    groups: dict[tuple[str, str, str], list[Flip]] = {}
+    for flip in sorted(flips, key=lambda f: f.direction != "to_wrong"):
+        groups.setdefault((flip.candidate, flip.direction, flip.measure), []).append(flip)
+    turns = [flip for turn in zip_longest(*groups.values()) for flip in turn if flip is not None]
+    return turns[:most]
+
+
+def flip_groups(verdict: Verdict, most: int) -> list[FlipGroup]:
+    """The shown flips by candidate, newly wrong ones first."""
+    shown = choose_flips(verdict.flips, most)
+    names = dict.fromkeys([*verdict.comparisons, *(flip.candidate for flip in verdict.flips)])
+    groups = []
+    for name in names:
+        own = [flip for flip in verdict.flips if flip.candidate == name]
+        lost = sum(flip.direction == "to_wrong" for flip in own)
+        kept = [flip for flip in shown if flip.candidate == name]
+        kept.sort(key=lambda f: (f.direction != "to_wrong", f.measure))
+        groups.append(FlipGroup(candidate=name, to_wrong=lost, to_right=len(own) - lost, shown=kept))
+    return [group for group in groups if group.to_wrong or group.to_right]
+
+
+def from_verdict(verdict: Verdict, title: str, max_flips: int, reproduce: Reproduce, **cards: Any) -> Report:
+    """The report of a verdict.  cards: training, pruning, parity, corpus and traces, as far as they exist."""
+    empty: dict[str, Any] = {"training": [], "pruning": [], "parity": [], "corpus": [], "traces": []}
+    return Report(
+        title=title,
+        decision=verdict.decision,
+        shipped=verdict.shipped,
+        nearest=nearest_candidate(verdict),
+        sentence=decision_line(verdict),
+        baseline=verdict.baseline,
+        reference=verdict.reference,
+        margin=verdict.margin,
+        alpha=verdict.alpha,
+        test=verdict.test,
+        models=model_rows(verdict),
+        comparisons=comparison_rows(verdict),
+        flips=flip_groups(verdict, max_flips),
+        flips_total=len(verdict.flips),
+        machine=verdict.machine,
+        versions=verdict.versions,
+        notes=verdict.notes,
+        reproduce=reproduce,
+        **(empty | cards),
+    )

@@ -1,0 +1,97 @@
+"""Numbers as people read them: one form per unit, the same on the page and in the console, "not measured" for none."""
+
+from math import floor, log10
+
+from tasks.shared.verdict import Score, Spread
+
+MISSING = "not measured"
+MINUS = "\N{MINUS SIGN}"
+
+
+def count(value: float | None) -> str:
+    """A whole number with a thin gap between thousands."""
+    return MISSING if value is None else f"{value:,.0f}".replace(",", "\N{NARROW NO-BREAK SPACE}")
+
+
+def quantity(value: float | None, digits: int = 3) -> str:
+    """A number with so many significant digits, never in powers of ten above one thousandth."""
+    if value is None:
+        return MISSING
+    if value == 0 or abs(value) < 1e-3:
+        return f"{value:.{digits - 1}g}"
+    places = max(0, digits - 1 - floor(log10(abs(value))))
+    return count(value) if abs(value) >= 10_000 else f"{value:.{places}f}"
+
+
+def byte_size(value: float | None) -> str:
+    """Bytes in decimal units: 98 MB, 1.54 GB."""
+    if value is None:
+        return MISSING
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if value >= size:
+            return f"{quantity(value / size)} {unit}"
+    return f"{value:.0f} B"
+
+
+def round_size(value: float) -> str:
+    """Bytes at a tick of an axis: 50 MB, 1.5 GB."""
+    unit, size = next(((u, s) for u, s in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if value >= s), ("B", 1))
+    return f"{value / size:g} {unit}"
+
+
+def parameters(value: int | None) -> str:
+    """Parameters in millions or billions."""
+    if value is None:
+        return MISSING
+    return f"{quantity(value / 1e9)} B" if value >= 1e9 else f"{quantity(value / 1e6)} M"
+
+
+def times(value: float | None) -> str:
+    """A ratio: 3.4x."""
+    if value is None:
+        return MISSING
+    return f"{value:.2f}x" if value < 0.95 else f"{value:.1f}x"
+
+
+def percent(value: float | None, places: int = 1) -> str:
+    """A share of 1 as a percentage."""
+    return MISSING if value is None else f"{100 * value:.{places}f} %"
+
+
+def points(value: float | None, signed: bool = True) -> str:
+    """A difference of shares in percentage points, with its sign."""
+    if value is None:
+        return MISSING
+    shown = f"{abs(100 * value):.1f}"
+    if shown == "0.0" or not signed:
+        return shown if value >= 0 or shown == "0.0" else MINUS + shown
+    return (MINUS if value < 0 else "+") + shown
+
+
+def margin_points(value: float | None) -> str:
+    """A margin in points, without a useless decimal."""
+    return MISSING if value is None else f"{100 * value:g}"
+
+
+def interval(low: float | None, high: float | None) -> str:
+    """Bounds of a difference in points."""
+    return "" if low is None or high is None else f"[{points(low)}, {points(high)}]"
+
+
+def score_interval(score: Score | None) -> str:
+    """Bounds of a score in per cent."""
+    return "" if score is None else f"[{100 * score.low:.1f}, {100 * score.high:.1f}]"
+
+
+def seconds(spread: Spread | None) -> str:
+    """Median of a time; milliseconds below one second."""
+    if spread is None:
+        return MISSING
+    return f"{quantity(1e3 * spread.median)} ms" if spread.median < 1 else f"{quantity(spread.median)} s"
+
+
+def p_value(value: float | None) -> str:
+    """A p value, never as 0."""
+    if value is None:
+        return MISSING
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"

@@ -1,0 +1,1 @@
+"""What every stage needs, one noun per file."""

@@ -1,0 +1,44 @@
+"""How closely one model's next-token distributions follow another's."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def token_agreement(reference: "Tensor", other: "Tensor") -> tuple["Tensor", "Tensor"]:
+    """Per position: KL(reference || other) in nats, and whether the most likely token is the same.
+
+    reference, other: (tokens, vocabulary) logits, any float dtype.  Returns float32 (tokens,) >= 0 and bool (tokens,).
+    """
+    first, second = reference.float().log_softmax(-1), other.float().log_softmax(-1)
+    divergence = (first.exp() * (first - second)).sum(-1).clamp(min=0.0)
+    return divergence, reference.argmax(-1) == other.argmax(-1)
+
+
+def truncated_divergence(reference: Mapping[int, float], other: Mapping[int, float]) -> float:
+    """KL(reference || other) in nats when `other` names only its likeliest tokens; all other tokens are one outcome.
+
+    reference: probability of at least every token in `other`.  other: probability of its top tokens.
+    By the data-processing inequality this is a lower bound of the full divergence, and close to it when the top covers most of the mass.
+    """
+    from math import log
+
+    floor = 1e-9
+    pairs = [(reference.get(token, 0.0), probability) for token, probability in other.items()]
+    pairs.append((1.0 - sum(first for first, _ in pairs), 1.0 - sum(second for _, second in pairs)))
+    return max(
+        0.0, sum(first * (log(max(first, floor)) - log(max(second, floor))) for first, second in pairs if first > 0.0)
+    )
+
+
+def logits_of(model: Any, ids: Sequence[Sequence[int]]) -> list["Tensor"]:
+    """Logits of each row by itself (no padding): (length, vocabulary), float32, on the CPU."""
+    import torch
+
+    with torch.inference_mode():
+        return [
+            model(torch.tensor([list(row)], device=model.device), use_cache=False).logits[0].float().cpu()
+            for row in ids
+        ]

@@ -1,0 +1,55 @@
+"""Errors that a user can act on: where, what was given, what is wanted, how to fix it."""
+
+from collections.abc import Sequence
+
+
+class StillroomError(Exception):
+    """A problem with the user's input or machine; printed as one message, without a traceback.
+
+    where: recipe key, file and line, or URL.  got: the value found.  wanted: what is accepted.  fix: what to type.
+    """
+
+    def __init__(self, where: str, got: str, wanted: str = "", fix: str = "") -> None:
+        self.where, self.got, self.wanted, self.fix = where, got, wanted, fix
+        parts = [f"{where}: {got}"]
+        if wanted:
+            parts.append(f"  wanted: {wanted}")
+        if fix:
+            parts.append(f"  fix: {fix}")
+        super().__init__("\n".join(parts))
+
+
+class ConfigError(StillroomError):
+    """A recipe, option or setting is wrong."""
+
+
+class DataError(StillroomError):
+    """A corpus or trace file is wrong."""
+
+
+class ModelError(StillroomError):
+    """A model folder or file is missing, unsafe or of a shape that the technique cannot handle."""
+
+
+class EndpointError(StillroomError):
+    """A teacher endpoint refused, failed or answered something else than a completion."""
+
+
+class TechniqueError(StillroomError):
+    """A technique cannot do what its settings ask of this input."""
+
+
+class ParityError(StillroomError):
+    """An exported file does not answer like its source model."""
+
+
+class MachineError(StillroomError):
+    """The machine lacks something: disk, memory, a free port."""
+
+
+class ErrorList(StillroomError):
+    """Several errors found in one pass; the message lists all of them."""
+
+    def __init__(self, errors: Sequence[StillroomError]) -> None:
+        self.errors = list(errors)
+        Exception.__init__(self, "\n".join(str(error) for error in errors))

@@ -1,0 +1,242 @@
+"""Load, render, generate, save: the one way in and out of transformers.
+
+A model is a Hugging Face folder with safetensors, or a llama.cpp GGUF file that transformers dequantises.
+"""
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from tasks.shared.errors import ModelError
+from tasks.shared.progress import progress_bar
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Dtype = Literal["float32", "bfloat16"]
+log = logging.getLogger(__name__)
+
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""ChatML (OpenAI's chat markup) without a default system message.
+
+The embedded model's own template inserts a system text of its maker when a conversation brings none; ours all bring one.
+"""
+END_OF_TURN = "<|im_end|>"
+
+
+def check_source(path: Path) -> None:
+    """Refuse what cannot or must not be loaded: a missing path, pickled weights, a folder without safetensors.
+
+    Raises ModelError.  Pickles run code when they are read, so they are never the fallback.
+    """
+    if not path.exists():
+        raise ModelError(
+            str(path),
+            "no such file or folder",
+            "a Hugging Face folder with safetensors, or a .gguf file",
+            "correct the model's path",
+        )
+    if path.is_file():
+        if _magic(path) != b"GGUF":
+            raise ModelError(
+                str(path), "not a GGUF file", "a llama.cpp .gguf file or a folder", "point at the model's folder"
+            )
+        return
+    if not (path / "config.json").is_file():
+        raise ModelError(str(path), "no config.json in this folder", "a Hugging Face model folder")
+    if any(path.glob("*.safetensors")):
+        return
+    pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth", "*.pkl") for file in path.glob(pattern))
+    if pickles:
+        raise ModelError(
+            str(path),
+            f"weights in pickles ({', '.join(pickles[:3])}), which run code when loaded",
+            "safetensors only",
+            "convert once in a place you trust: AutoModelForCausalLM.from_pretrained(...).save_pretrained(..., safe_serialization=True)",
+        )
+    raise ModelError(str(path), "no *.safetensors in this folder", "a Hugging Face model folder with weights")
+
+
+def _magic(path: Path) -> bytes:
+    with path.open("rb") as stream:
+        return stream.read(4)
+
+
+def load_model(path: Path, dtype: Dtype = "float32", device: str = "cpu") -> "PreTrainedModel":
+    """The model in evaluation mode.  Raises ModelError for what `check_source` refuses or transformers cannot read."""
+    check_source(path)
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    options: dict[str, Any] = {"dtype": getattr(torch, dtype), "trust_remote_code": False}
+    try:
+        if path.is_file():
+            model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, **options)
+            forget_quantization(model)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, **options)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(
+            str(path), f"cannot be loaded: {error}", "a causal language model that transformers knows"
+        ) from error
+    return place(model, device)
+
+
+def place(model: Any, device: str) -> "PreTrainedModel":
+    """The model on a device, in evaluation mode."""
+    return model.to(device).eval()
+
+
+def forget_quantization(model: "PreTrainedModel") -> None:
+    """Make a dequantised GGUF an ordinary dense model: `save_pretrained` would otherwise treat it as still quantised."""
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    for name, value in {"hf_quantizer": None, "is_quantized": False}.items():  # the trainer refuses is_quantized
+        setattr(model, name, value)
+
+
+def load_tokenizer(path: Path) -> "PreTrainedTokenizerBase":
+    """The tokenizer with a pad token, the real end of turn as eos, and a chat template.
+
+    A GGUF's special-token map may name the start of a turn as bos and eos (SmolLM2's does), with which generation never stops.
+    """
+    check_source(path)
+    from transformers import AutoTokenizer
+
+    try:
+        if path.is_file():
+            tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            str(path), f"its tokenizer cannot be loaded: {error}", "tokenizer files beside the weights"
+        ) from error
+    if END_OF_TURN in tokenizer.get_vocab():
+        tokenizer.eos_token = END_OF_TURN
+        tokenizer.chat_template = CHATML if path.is_file() or not tokenizer.chat_template else tokenizer.chat_template
+    if tokenizer.chat_template is None:
+        raise ModelError(
+            str(path), "no chat template", "an instruction-tuned model, or a chat_template.jinja in its folder"
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    tokenizer.padding_side = "left"
+    return tokenizer
+
+
+def save_model(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", out: Path, dtype: Dtype = "bfloat16"
+) -> None:
+    """Write a folder that plain transformers loads: safetensors in `dtype`, config, generation config, tokenizer."""
+    import torch
+
+    model.config.eos_token_id = tokenizer.eos_token_id
+    model.config.pad_token_id = tokenizer.pad_token_id
+    if model.generation_config is not None:
+        model.generation_config.eos_token_id = tokenizer.eos_token_id
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.to(getattr(torch, dtype)).save_pretrained(out)
+    tokenizer.save_pretrained(out)
+
+
+def render(
+    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[dict[str, str]], add_generation_prompt: bool = True
+) -> str:
+    """The conversation as text in the model's own chat format."""
+    return str(
+        tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=add_generation_prompt)
+    )
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The files that hold weights: the GGUF itself, or a folder's safetensors and GGUF files."""
+    return [path] if path.is_file() else sorted([*path.glob("*.safetensors"), *path.glob("*.gguf")])
+
+
+def weight_bytes(path: Path) -> int:
+    """Bytes of weights on disk."""
+    return sum(file.stat().st_size for file in weight_files(path))
+
+
+def parameter_count(path: Path) -> int:
+    """Parameters by the tensor headers alone, nothing loaded.  Tied tensors count once; int4 words are counted as their weights.
+
+    Raises ModelError if the path holds no weights.
+    """
+    files = weight_files(path)
+    if not files:
+        raise ModelError(str(path), "no weights", "*.safetensors or *.gguf")
+    return sum(_gguf_parameters(file) if file.suffix == ".gguf" else _safetensors_parameters(file) for file in files)
+
+
+def _gguf_parameters(file: Path) -> int:
+    from gguf import GGUFReader
+
+    return int(sum(int(tensor.n_elements) for tensor in GGUFReader(file).tensors))
+
+
+def _safetensors_parameters(file: Path) -> int:
+    with file.open("rb") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        header: dict[str, Any] = json.loads(stream.read(size))
+    packed = {name for name in header if name.endswith((".weight_packed", ".weight_shape"))}
+    count = 0
+    for name, entry in header.items():
+        if name == "__metadata__" or name.endswith(
+            (".weight_scale", ".weight_zero_point", ".weight_shape", ".weight_g_idx")
+        ):
+            continue
+        elements = 1
+        for length in entry["shape"]:
+            elements *= length
+        count += elements * 8 if name in packed else elements  # eight 4-bit weights in one 32-bit word
+    return count
+
+
+def generate(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Sequence[str],
+    max_new_tokens: int,
+    batch_size: int = 32,
+) -> list[str]:
+    """Greedy continuations of rendered prompts, without special tokens, in the order given.
+
+    Batches hold prompts of similar length and are padded on the left, so that every row ends at its own last token.
+    """
+    import torch
+
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    texts = [""] * len(prompts)
+    generating: Any = model
+    with progress_bar("answers", len(prompts)) as advance, torch.inference_mode():
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            batch = tokenizer(
+                [prompts[index] for index in chosen],
+                return_tensors="pt",
+                padding=True,
+                padding_side="left",
+                add_special_tokens=False,
+            ).to(model.device)
+            output = generating.generate(
+                input_ids=batch["input_ids"],
+                attention_mask=batch["attention_mask"],
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+            )  # (batch, prompt + new)
+            answers = tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+            for index, answer in zip(chosen, answers, strict=True):
+                texts[index] = answer.strip()
+            advance(len(chosen))
+    return texts

@@ -1,0 +1,66 @@
+"""One progress bar for all long work: on standard error, plain lines when it is not a terminal."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+Item = TypeVar("Item")
+LINE_EVERY_S = 20.0
+"""Without a terminal a bar would fill the log: one line in this many seconds instead."""
+
+
+@contextmanager
+def progress_bar(description: str, total: int) -> Iterator[Callable[..., None]]:
+    """A bar of `total` units.  Yields `advance(count=1, note="")`, safe to call from other threads."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _line_writer(console, description, total)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(description, total=total, note="")
+
+        def advance(count: int = 1, note: str | None = None) -> None:
+            bar.update(task, advance=count)
+            if note is not None:
+                bar.update(task, note=note)
+
+        yield advance
+
+
+def _line_writer(console: Console, description: str, total: int) -> Callable[..., None]:
+    started = last = time.monotonic()
+    done = 0
+
+    def advance(count: int = 1, note: str | None = None) -> None:
+        nonlocal done, last
+        done += count
+        now = time.monotonic()
+        if now - last >= LINE_EVERY_S:
+            last = now
+            console.print(
+                f"{description}: {done} of {total}, {now - started:.0f} s {note or ''}".rstrip(),
+                markup=False,
+                highlight=False,
+            )
+
+    return advance
+
+
+def track(items: Iterable[Item], description: str, total: int) -> Iterator[Item]:
+    """Iterate with a bar."""
+    with progress_bar(description, total) as advance:
+        for item in items:
+            yield item
+            advance()

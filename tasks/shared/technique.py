@@ -1,0 +1,113 @@
+"""What a technique is: frozen settings, declared ports, and one call from input artifacts to an output folder."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import ClassVar, Protocol, runtime_checkable
+
+from tasks.shared.errors import TechniqueError
+
+
+class Kind(StrEnum):
+    """What flows along an edge of the graph."""
+
+    CORPUS = "corpus"
+    """Conversations split into train, calibration and test (`tasks/shared/rows.py`)."""
+    TRACES = "traces"
+    """Conversations with the answers to train on."""
+    MODEL = "model"
+    """Weights that transformers loads: a folder with safetensors, or a GGUF file."""
+    ENGINE = "engine"
+    """A file for one serving engine, such as a llama.cpp GGUF."""
+    VERDICT = "verdict"
+    """Measures of every candidate against the baseline, and the decision."""
+    REPORT = "report"
+    """Pages for people."""
+
+
+@dataclass(frozen=True)
+class Port:
+    """One named input of a technique: the kinds it accepts, whether it takes a list, whether it may be left out."""
+
+    kinds: tuple[Kind, ...]
+    many: bool = False
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One input as a technique receives it.
+
+    name: the step or model name in the recipe.  path: a step's output folder, or a model source's file or folder.
+    """
+
+    name: str
+    kind: Kind
+    path: Path
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The artifacts of one step by port name."""
+
+    ports: Mapping[str, tuple[Artifact, ...]]
+
+    def one(self, port: str) -> Artifact:
+        """The single artifact of a port.  Raises TechniqueError if it has none or several."""
+        found = self.ports.get(port, ())
+        if len(found) != 1:
+            raise TechniqueError(f"inputs.{port}", f"{len(found)} artifacts", "exactly one")
+        return found[0]
+
+    def get(self, port: str) -> Artifact | None:
+        """The artifact of an optional port, or None when the recipe leaves it out."""
+        return self.one(port) if self.ports.get(port) else None
+
+    def many(self, port: str) -> tuple[Artifact, ...]:
+        """All artifacts of a port, in the recipe's order."""
+        return tuple(self.ports.get(port, ()))
+
+
+@dataclass(frozen=True)
+class StepRun:
+    """What a running step gets besides its settings and inputs.  Nothing here may change the result.
+
+    step: its name in the recipe.  seed: the recipe's seed (the one field that is in the key).
+    scratch: a folder that survives a kill and is the same for the same key; resumable work goes there.
+    threads: CPU threads to use.  device: "cpu" or "cuda".
+    """
+
+    step: str
+    seed: int
+    scratch: Path
+    threads: int = 2
+    device: str = "cpu"
+
+
+Metrics = dict[str, float | int | str]
+
+
+@runtime_checkable
+class Technique(Protocol):
+    """A frozen pydantic dataclass of settings whose call does one step.
+
+    ports and produces are read by the planner; libraries names the packages whose versions enter the key.
+    """
+
+    ports: ClassVar[Mapping[str, Port]]
+    produces: ClassVar[Kind]
+    libraries: ClassVar[tuple[str, ...]]
+
+    def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
+        """Read `inputs`, write the artifact into the empty folder `out`, return a few figures for the tables."""
+        ...
+
+
+@runtime_checkable
+class ReadsFiles(Protocol):
+    """A technique whose settings name files of the user's own."""
+
+    def sources(self) -> tuple[Path, ...]:
+        """Those files and folders: they must exist at plan time, and their content is in the key."""
+        ...

@@ -1,0 +1,1 @@
+"""Have a teacher answer the training prompts."""

@@ -1,0 +1,65 @@
+"""What the teacher's answers cost, and what became of them."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tasks.shared.rows import Row
+from tasks.traces.filter import ACCEPTED
+from tasks.traces.samples import Sample
+
+MILLION = 1_000_000
+
+
+def usage(
+    samples: Sequence[Sample], price_in: float, price_out: float, seconds: float, fresh: Sequence[Sample]
+) -> dict[str, Any]:
+    """Tokens, requests and cost of all samples; seconds and tokens per second of this run, in which only `fresh` were asked for.
+
+    price_in, price_out: per million tokens.  A sample without reported tokens counts under `without_usage`.
+    """
+    prompt, answer = (
+        sum(sample.prompt_tokens for sample in samples),
+        sum(sample.completion_tokens for sample in samples),
+    )
+    return {
+        "requests": len(samples),
+        "retries": sum(sample.attempts - 1 for sample in samples),
+        "reused": len(samples) - len(fresh),
+        "without_usage": sum(not sample.prompt_tokens for sample in samples),
+        "prompt_tokens": prompt,
+        "completion_tokens": answer,
+        "cost": round((prompt * price_in + answer * price_out) / MILLION, 6),
+        "seconds": round(seconds, 2),
+        "tokens_per_second": round(sum(sample.completion_tokens for sample in fresh) / seconds, 1) if seconds else 0.0,
+    }
+
+
+def card(rows: Sequence[Row], kept: Sequence[Row], fates: Mapping[str, Sequence[Sample]]) -> dict[str, Any]:
+    """Counts of the traces.  fates: judged samples of each prompt that was asked, by row id.
+
+    acceptance: fraction of the asked prompts that got an accepted answer, over all and per kind of row.
+    """
+    asked: Counter[str] = Counter()
+    accepted: Counter[str] = Counter()
+    dropped: Counter[str] = Counter()
+    for row in rows:
+        tried = fates.get(row.id, ())
+        asked[row.kind] += bool(tried)
+        accepted[row.kind] += any(sample.fate == ACCEPTED for sample in tried)
+        dropped.update(sample.fate for sample in tried if sample.fate != ACCEPTED)
+    rates = {kind: round(accepted[kind] / count, 4) for kind, count in sorted(asked.items()) if count}
+    everything = round(accepted.total() / asked.total(), 4) if asked.total() else 0.0
+    return {
+        "rows": len(kept),
+        "teacher": sum(row.source == "teacher" for row in kept),
+        "gold": sum(row.source == "gold" for row in kept),
+        "accepted_with_hint": sum(
+            sample.hinted and sample.fate == ACCEPTED for tried in fates.values() for sample in tried
+        ),
+        "prompts_asked": asked.total(),
+        "prompts_without_accepted_answer": asked.total() - accepted.total(),
+        "rows_left_out": len(rows) - len(kept),
+        "acceptance": {"all": everything, **rates},
+        "samples_dropped": dict(dropped.most_common()),
+    }

@@ -1,0 +1,280 @@
+"""Answers of a teacher behind an OpenAI-compatible endpoint, kept only where they agree with the article."""
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import field
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import ConfigDict, Field, SecretStr
+from pydantic.dataclasses import dataclass
+
+from tasks.shared.articles import Article, read_articles
+from tasks.shared.chat import join_answer
+from tasks.shared.endpoint import check_url, connect, for_each, read_key
+from tasks.shared.errors import ConfigError, DataError, ModelError
+from tasks.shared.llama_server import serve
+from tasks.shared.progress import progress_bar
+from tasks.shared.rows import Message, Row, read_rows, write_rows
+from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun
+from tasks.traces.account import card, usage
+from tasks.traces.filter import ACCEPTED, Evidence, Limits, close_sentence
+from tasks.traces.prompt import choose_examples, choose_refusals, narrow_sources, rank, sources, teacher_messages
+from tasks.traces.samples import Sample, SampleStore
+from tasks.traces.teacher import Job, Teacher
+
+STRICT = ConfigDict(extra="forbid")
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Prices:
+    """What the endpoint charges, in any one currency."""
+
+    input: Annotated[float, Field(ge=0)] = 0.0
+    """Price of a million prompt tokens."""
+    output: Annotated[float, Field(ge=0)] = 0.0
+    """Price of a million answer tokens."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Embedded:
+    """llama.cpp's server, used when `base_url` is empty; it decodes `concurrency` answers together."""
+
+    context: Annotated[int, Field(ge=256)] = 1536
+    """Tokens of one prompt and its answer."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 0
+    """Loopback port; 0 takes a free one."""
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", hide_input_in_errors=True))
+class OpenAI:
+    """Asks a teacher for every training answer, several times if need be, and keeps the first one that passes the filter.
+
+    Samples of a prompt are asked one after another until one is accepted: an answer that passed needs no rival, and the
+    next try finds its prompt in the endpoint's cache.  First accepted instead of, say, shortest keeps the teacher's variety.
+    The teacher writes the answer's text only; the intent is the corpus'.  Rows with no fact to check by (nothing in
+    `accept`, no refusal) keep their gold answer.  Every sample has a seed of its own from the recipe's seed, row and number;
+    with continuous batching llama.cpp is still not reproducible bit by bit, because sums depend on what shares the batch.
+    """
+
+    base_url: str = ""
+    """Endpoint up to and including /v1; empty to run the teacher's GGUF in llama.cpp on this machine."""
+    model: str = ""
+    """Model name that the endpoint knows; not needed for the embedded server."""
+    api_key_env: str = ""
+    """Name of the environment variable that holds the endpoint's key; empty for none.  The key itself goes nowhere else."""
+    concurrency: Annotated[int, Field(ge=1)] = 8
+    """Requests in flight; the embedded server gets as many slots, so that a next sample finds its prompt cached."""
+    timeout_s: Annotated[float, Field(gt=0)] = 120.0
+    """Seconds for one attempt at one request."""
+    max_attempts: Annotated[int, Field(ge=1)] = 5
+    """Attempts at one request in all, on 429, 5xx, time-outs and broken connections."""
+    samples: Annotated[int, Field(ge=1)] = 2
+    """Answers to ask for, at most, until one is accepted."""
+    temperature: Annotated[float, Field(ge=0)] = 0.3
+    """Sampling temperature; with 0 more than one sample is pointless and refused."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
+    """Nucleus to sample from."""
+    max_tokens: Annotated[int, Field(ge=1)] = 60
+    """Most tokens of one answer; an answer cut off there is dropped."""
+    stop: tuple[str, ...] = ("\n", ". ")
+    """Strings that end an answer (at most four at most endpoints); the default keeps one sentence, since weak teachers ramble on."""
+    send_seed: bool = True
+    """Send `seed`; false for endpoints that refuse it."""
+    article_in_prompt: bool = True
+    """Put the article into the prompt."""
+    examples: Annotated[int, Field(ge=0)] = 2
+    """Worked examples in the prompt."""
+    hint: Literal["never", "retry", "always"] = "retry"
+    """When to tell the teacher the fact that its answer must state, so that it only words it: a weak teacher rarely finds it."""
+    gold_ratio: Annotated[float, Field(ge=0, le=1)] = 0.25
+    """Fraction of the training prompts that keep the corpus' gold answer, chosen by seed."""
+    when_rejected: Literal["gold", "drop"] = "gold"
+    """What becomes of a prompt with no accepted answer."""
+    max_prompts: Annotated[int, Field(ge=0)] = 0
+    """Most prompts to send to the teacher, chosen by seed; the rest keep their gold answer.  0 sends all."""
+    limits: Limits = field(default_factory=Limits)
+    """What the filter accepts."""
+    prices: Prices = field(default_factory=Prices)
+    """Prices for the cost in usage.json."""
+    embedded: Embedded = field(default_factory=Embedded)
+    """The embedded server."""
+
+    ports: ClassVar[Mapping[str, Port]] = {
+        "teacher": Port((Kind.MODEL,), optional=True),
+        "prompts": Port((Kind.CORPUS,)),
+    }
+    produces: ClassVar[Kind] = Kind.TRACES
+    libraries: ClassVar[tuple[str, ...]] = ("xllamacpp", "httpx", "tenacity")
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for settings that cannot work together."""
+        if self.base_url:
+            check_url(self.base_url)
+        different = 2 if self.hint == "retry" else 1
+        if self.temperature == 0 and self.samples > different:
+            got = f"{self.samples} with temperature 0 and hint {self.hint!r} gives the same answer again"
+            raise ConfigError("samples", got, f"{different}, or a temperature above 0", f"samples: {different}")
+
+    def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
+        """Write train.jsonl, samples.jsonl, usage.json and card.json into `out`.
+
+        Answers are kept in `run.scratch` as they come, so a killed run asks only for what is missing.
+        Raises EndpointError, ConfigError, DataError, ModelError or MachineError; what was answered until then is kept.
+        """
+        corpus = inputs.one("prompts").path
+        rows = read_rows(corpus / "train.jsonl")
+        articles = read_articles(corpus / "articles.jsonl") if self.article_in_prompt else None
+        key = read_key(self.api_key_env)
+        jobs = self._jobs(rows, articles, run.seed)
+        fates: dict[str, list[Sample]] = {}
+        begun = time.monotonic()
+        with SampleStore(run.scratch / "samples.jsonl") as store, self._endpoint(inputs, run) as (url, model):
+            asyncio.run(self._ask(jobs, fates, store=store, url=url, model=model, key=key, seed=run.seed))
+        return self._write(out, rows, fates, time.monotonic() - begun, store.added)
+
+    async def _ask(
+        self,
+        jobs: Sequence[Job],
+        fates: dict[str, list[Sample]],
+        *,
+        store: SampleStore,
+        url: str,
+        model: str,
+        key: SecretStr | None,
+        seed: int,
+    ) -> None:
+        """Fill `fates` with the judged samples of every job, by row id."""
+        limits: dict[str, Any] = {
+            "timeout": self.timeout_s,
+            "max_attempts": self.max_attempts,
+            "concurrency": self.concurrency,
+        }
+        async with connect(url, self.model, key, **limits) as endpoint:
+            teacher = Teacher(endpoint, store, model, lambda row, number: self.sampling(row, number, seed), self.limits)
+            with progress_bar("asking the teacher", len(jobs)) as advance:
+
+                async def answer(job: Job) -> None:
+                    fates[job.row.id] = await teacher.answer(job)
+                    advance()
+
+                await for_each(jobs, answer, self.concurrency)
+
+    def _jobs(self, rows: Sequence[Row], articles: Mapping[str, Article] | None, seed: int) -> list[Job]:
+        """The prompts for the teacher, by intent and refusals last: neighbours share examples or articles, which the endpoint then finds cached."""
+        answered = choose_examples(
+            [row for row in rows if row.article and not row.grounded and row.kind == "faq"], self.examples, seed
+        )
+        refused = [row for row in rows if row.kind == "refuse"]
+        jobs = []
+        for row in sorted(self._choose(rows, seed), key=lambda row: (row.kind == "refuse", row.intent)):
+            shown = choose_refusals(row, refused, self.examples, seed) if row.kind == "refuse" else answered
+            hinted = [self._hinted(row, number) for number in range(self.samples)]
+            chats = [teacher_messages(row, shown, self.examples, articles, hint) for hint in hinted]
+            alike = [
+                other.answer for other in shown if row.kind == "refuse"
+            ]  # any gold reason of the same policy will do
+            narrow, wide = ("\n".join([text, *alike]) for text in (narrow_sources(row), sources(row, articles)))
+            evidence = Evidence(accept=row.accept, narrow=narrow, wide=wide, refusal=row.kind == "refuse")
+            jobs.append(Job(row, chats, hinted, evidence))
+        return jobs
+
+    def _choose(self, rows: Sequence[Row], seed: int) -> list[Row]:
+        """The rows to ask the teacher about, in the corpus' order."""
+        ranked = sorted(rows, key=lambda row: rank(seed, row.id))[round(self.gold_ratio * len(rows)) :]
+        checkable = [row for row in ranked if row.accept or row.kind == "refuse"]
+        chosen = {row.id for row in (checkable[: self.max_prompts] if self.max_prompts else checkable)}
+        return [row for row in rows if row.id in chosen]
+
+    def _hinted(self, row: Row, number: int) -> bool:
+        return row.kind != "refuse" and (self.hint == "always" or (self.hint == "retry" and number > 0))
+
+    @contextmanager
+    def _endpoint(self, inputs: Inputs, run: StepRun) -> Iterator[tuple[str, str]]:
+        """Base URL, and what stands for the model in digests."""
+        if self.base_url:
+            yield self.base_url, self.model
+            return
+        teacher = inputs.get("teacher")
+        if teacher is None:
+            where, got = f"{run.step}.inputs.teacher", "missing, and base_url is empty"
+            raise ConfigError(where, got, "a GGUF to run, or an endpoint", "set inputs.teacher or base_url")
+        model = _gguf(teacher.path)
+        settings = self.embedded
+        with serve(
+            model, threads=run.threads, parallel=self.concurrency, context=settings.context, port=settings.port
+        ) as url:
+            yield url, f"{model.name}:{model.stat().st_size}"
+
+    def sampling(self, row: Row, number: int, seed: int) -> dict[str, Any]:
+        """Everything of a request but the model and the messages."""
+        body: dict[str, Any] = {"max_tokens": self.max_tokens, "temperature": self.temperature, "top_p": self.top_p}
+        if self.stop:
+            body["stop"] = list(self.stop)
+        if self.send_seed:
+            body["seed"] = rank(seed, f"{row.id}#{number}") % 2**31
+        return body
+
+    def _write(
+        self,
+        out: Path,
+        rows: Sequence[Row],
+        fates: Mapping[str, Sequence[Sample]],
+        seconds: float,
+        fresh: Sequence[Sample],
+    ) -> Metrics:
+        traced = [self._trace(row, fates.get(row.id)) for row in rows]
+        kept = [row for row in traced if row is not None]
+        if not kept:
+            raise DataError(
+                str(out),
+                "no answer was accepted, and `when_rejected: drop` leaves no row",
+                "at least one",
+                "when_rejected: gold",
+            )
+        write_rows(out / "train.jsonl", kept)
+        samples = [sample for row in rows for sample in fates.get(row.id, ())]
+        (out / "samples.jsonl").write_text(
+            "".join(f"{sample.model_dump_json()}\n" for sample in samples), encoding="utf-8"
+        )
+        used = usage(samples, self.prices.input, self.prices.output, seconds, fresh)
+        told = card(rows, kept, fates)
+        for name, content in (("usage.json", used), ("card.json", told)):
+            (out / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        log.info(
+            "%d of %d prompts answered by the teacher; dropped: %s",
+            told["teacher"],
+            told["prompts_asked"],
+            told["samples_dropped"],
+        )
+        figures = {name: told[name] for name in ("rows", "teacher", "gold", "prompts_asked")}
+        figures |= {
+            name: used[name]
+            for name in ("requests", "retries", "prompt_tokens", "completion_tokens", "cost", "seconds")
+        }
+        return {**figures, "acceptance": told["acceptance"]["all"]}
+
+    def _trace(self, row: Row, samples: Sequence[Sample] | None) -> Row | None:
+        if samples is None:
+            return row
+        accepted = next((sample for sample in samples if sample.fate == ACCEPTED), None)
+        if accepted is None:
+            return row if self.when_rejected == "gold" else None
+        answer = Message(role="assistant", content=join_answer(row.intent, close_sentence(accepted.text)))
+        return row.model_copy(update={"source": "teacher", "messages": (*row.messages[:-1], answer)})
+
+
+def _gguf(path: Path) -> Path:
+    """The GGUF file that the embedded server can run: `path` itself, or the only one in that folder."""
+    found = [path] if path.is_file() else sorted(path.glob("*.gguf"))
+    if len(found) != 1 or found[0].suffix != ".gguf":
+        fix = "give a GGUF as the teacher, or serve this model elsewhere and set base_url"
+        raise ModelError(
+            str(path), f"{len(found)} files, none of them one the embedded server can run", "a .gguf file", fix
+        )
+    return found[0]

@@ -1,0 +1,96 @@
+"""What the teacher is asked: the bot's system text, worked examples, then the article and the question."""
+
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+
+from tasks.shared.articles import Article, question_of, with_article
+from tasks.shared.chat import split_answer
+from tasks.shared.errors import DataError
+from tasks.shared.rows import Row
+
+ASK = "\n\nAnswer in one short sentence with the fact from the article."
+ASK_HINT = "\n\nAnswer in one short sentence that says: {fact}."
+ASK_ALONE = "\n\nAnswer in one short sentence."
+DECLINE = "\n\nThis is against our policy. Decline in one polite sentence: say that you can't help with it."
+EXAMPLE_WORDS = 25
+"""Worked examples have at most so many words, so that the teacher learns to be short."""
+
+Turn = dict[str, str]
+
+
+def rank(seed: int, name: str) -> int:
+    """A number for `name` that looks random and depends on nothing else: sort by it to choose by seed."""
+    return int.from_bytes(sha256(f"{seed}:{name}".encode()).digest()[:8])
+
+
+def choose_examples(rows: Sequence[Row], count: int, seed: int) -> list[Row]:
+    """`count` + 1 rows with short gold answers, each about another article, chosen by seed.
+
+    The last one is the spare for prompts about an article that one of the others shows.
+    """
+    found: dict[str, Row] = {}
+    for row in sorted(rows, key=lambda row: rank(seed, row.id)):
+        short = len(split_answer(row.answer)[1].split()) <= EXAMPLE_WORDS
+        if len(row.messages) <= 3 and short and len(found) <= count:
+            found.setdefault(row.article, row)
+    return list(found.values())
+
+
+def choose_refusals(row: Row, refused: Sequence[Row], count: int, seed: int) -> list[Row]:
+    """`count` refusals of the same intent in other words, or fewer: examples of another intent make the teacher give its reason."""
+    found = [other for other in refused if other.intent == row.intent and other.group != row.group]
+    return sorted(found, key=lambda other: rank(seed, other.id))[:count]
+
+
+def teacher_messages(
+    row: Row, examples: Sequence[Row], count: int, articles: Mapping[str, Article] | None, hint: bool = False
+) -> list[Turn]:
+    """The chat that asks the teacher for `row`'s answer.
+
+    examples: as `choose_examples` or `choose_refusals` gave them.  articles: by id; None to ask without articles.
+    hint: tell the fact that the answer must state, in the examples too (rationalisation: Zelikman et al. 2022, STaR,
+    arXiv 2203.14465, section 3.2); the teacher then only words it.
+    Worked examples come first and are the same for all answerable prompts about another article, so that an endpoint which
+    caches prefixes computes them once.  An article goes into the user's turn: small models overlook a system text.
+    Earlier turns stay turns.
+    """
+    shown = [example for example in examples if row.kind == "refuse" or example.article != row.article][:count]
+    turns = [turn for turn in row.prompt if turn["role"] == "system"]
+    for example in shown:
+        turns.append({"role": "user", "content": _user_turn(example, example.prompt[-1]["content"], articles, hint)})
+        turns.append({"role": "assistant", "content": split_answer(example.answer)[1]})
+    *earlier, last = (turn for turn in row.prompt if turn["role"] != "system")
+    turns.extend(earlier)
+    return [*turns, {"role": "user", "content": _user_turn(row, last["content"], articles, hint)}]
+
+
+def _user_turn(row: Row, content: str, articles: Mapping[str, Article] | None, hint: bool) -> str:
+    if row.kind == "refuse":
+        return content + DECLINE
+    known = articles is not None and bool(row.article)
+    if articles is not None and row.article:
+        content = with_article(question_of(content), find_article(row, articles))
+    if hint:
+        return content + ASK_HINT.format(fact=" and ".join(group[0] for group in row.accept))
+    return content + (ASK if known else ASK_ALONE)
+
+
+def find_article(row: Row, articles: Mapping[str, Article]) -> Article:
+    """The article of a row.  Raises DataError if the corpus does not hold it."""
+    if row.article not in articles:
+        got = f"no article {row.article!r}, which row {row.id!r} names"
+        raise DataError("articles.jsonl", got, "every article that a row names", "add it, or clear the row's `article`")
+    return articles[row.article]
+
+
+def sources(row: Row, articles: Mapping[str, Article] | None) -> str:
+    """Everything that an answer may draw on: the article, the conversation, the gold answer and the fact's strings."""
+    article = articles.get(row.article) if articles else None
+    parts = [article.title, article.text] if article else []
+    return "\n".join([*parts, narrow_sources(row)])
+
+
+def narrow_sources(row: Row) -> str:
+    """What an answer about this very question may draw on: `sources` without the article."""
+    parts = [question_of(turn["content"]) for turn in row.prompt if turn["role"] != "system"]
+    return "\n".join([*parts, split_answer(row.answer)[1], *(phrase for group in row.accept for phrase in group)])

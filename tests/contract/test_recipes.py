@@ -1,0 +1,85 @@
+"""Every shipped recipe composes and plans; the generated files match; the README's commands are real."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from flows.config import compose_recipe, recipe_names
+from flows.plan import build_plan
+from flows.sync import dvc_yaml, tracked_params
+from tasks.shared.keys import PROJECT
+
+README = (PROJECT / "README.md").read_text("utf-8")
+RECIPES = recipe_names()
+
+
+def test_there_are_recipes() -> None:
+    assert {"support_bot", "tiny"} <= set(RECIPES)
+
+
+@pytest.mark.needs_embedded
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_composes_and_plans(name: str) -> None:
+    plan = build_plan(compose_recipe(name).recipe)
+    assert plan.recipe == name, "a recipe's name is its file's"
+    assert plan.steps
+
+
+@pytest.mark.needs_embedded
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_setting_a_recipe_names_is_its_techniques(name: str) -> None:
+    text = (PROJECT / "conf" / "recipe" / f"{name}.yaml").read_text("utf-8")
+    plan = build_plan(compose_recipe(name).recipe)
+    for step, node in (yaml.safe_load(text)["steps"] or {}).items():
+        assert set(node) - {"inputs"} <= set(plan.step(step).settings())
+
+
+@pytest.mark.needs_embedded
+def test_dvc_yaml_has_a_stage_per_planned_step() -> None:
+    plans = [build_plan({"name": name, **params}) for name, params in tracked_params().items()]
+    assert plans, "support_bot is tracked"
+    written = yaml.safe_load((PROJECT / "dvc.yaml").read_text("utf-8"))
+    assert written == dvc_yaml(plans)
+    assert set(written["stages"]) == {f"{plan.recipe}-{step.name}" for plan in plans for step in plan.steps}
+
+
+def test_params_hold_no_machine_paths_or_secrets() -> None:
+    for file in [PROJECT / "params.yaml", PROJECT / "dvc.yaml", *sorted((PROJECT / "conf").rglob("*.yaml"))]:
+        text = file.read_text("utf-8")
+        assert "oc.env" not in text and str(Path.home()) not in text and "sk-" not in text, file
+
+
+COMMANDS = sorted(set(re.findall(r"^\s*(?:\$ )?(python -m flows\.\w+[^\n#]*|make \w+)", README, re.MULTILINE)))
+
+
+def test_readme_shows_the_two_commands() -> None:
+    assert "make run" in COMMANDS and "make test" in COMMANDS
+
+
+@pytest.mark.needs_embedded
+@pytest.mark.parametrize("command", [item for item in COMMANDS if "flows.compress" in item])
+def test_readme_commands_plan(command: str) -> None:
+    arguments = [item for item in shlex.split(command.strip())[3:] if item not in {"--multirun"}]
+    assert any(item.startswith("+recipe=") for item in arguments)
+    if any("," in item for item in arguments) or any(item.startswith("-") for item in arguments):
+        pytest.skip("a sweep or a flag: shown elsewhere")
+    done = subprocess.run(
+        [sys.executable, "-m", "flows.compress", *arguments, "dry_run=true"],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "plan of" in done.stdout
+
+
+@pytest.mark.parametrize("target", [item.split()[1] for item in COMMANDS if item.startswith("make ")])
+def test_readme_make_targets_exist(target: str) -> None:
+    assert re.search(rf"^{target}:", (PROJECT / "Makefile").read_text("utf-8"), re.MULTILINE)

@@ -1,0 +1,194 @@
+"""The whole graph in a subprocess, as a user runs it: a recipe of one's own on a tiny model and a teacher behind a URL."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.shared.keys import PROJECT
+from tests.tiny_llama import build_model, save_tiny
+
+KEY = "sk-test-0123456789-not-a-real-key"
+RECIPE = """# @package _global_
+defaults:
+  - tiny
+  - override /model@models.teacher: path
+  - _self_
+name: trial
+models: {{teacher: {{path: {model}}}}}
+steps:
+  traces: {{base_url: "{url}", model: fake, api_key_env: TRIAL_KEY}}
+  gguf: {{scheme: q8_0, min_top1: 0.0, max_kl: 100.0}}
+"""
+
+
+class Teacher(BaseHTTPRequestHandler):
+    """Answers every chat completion with one sentence; counts requests; insists on the key."""
+
+    asked = 0
+
+    def do_POST(self) -> None:
+        Teacher.asked += 1
+        self.rfile.read(int(self.headers["Content-Length"]))
+        allowed = self.headers.get("Authorization") == f"Bearer {KEY}"
+        body: dict[str, Any] = {
+            "choices": [
+                {
+                    "index": 0,
+                    "message": {"role": "assistant", "content": "I can't help with that."},
+                    "finish_reason": "stop",
+                }
+            ],
+            "usage": {"prompt_tokens": 10, "completion_tokens": 6, "total_tokens": 16},
+        }
+        payload = json.dumps(body if allowed else {"error": {"message": "bad key"}}).encode()
+        self.send_response(200 if allowed else 401)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(payload)))
+        self.end_headers()
+        self.wfile.write(payload)
+
+    def log_message(self, *_: Any) -> None:
+        return
+
+
+@pytest.fixture(scope="module")
+def teacher() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Teacher)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/v1"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory, teacher: str) -> Path:
+    folder = tmp_path_factory.mktemp("home")
+    (folder / "model").mkdir()
+    model = save_tiny(folder / "model", build_model(max_position_embeddings=4096))
+    (folder / "conf" / "recipe").mkdir(parents=True)
+    (folder / "conf" / "recipe" / "trial.yaml").write_text(RECIPE.format(model=model, url=teacher))
+    return folder
+
+
+def run(home: Path, *arguments: str, key: str = KEY, timeout: int = 400) -> "subprocess.CompletedProcess[str]":
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT")} | {
+        "TRIAL_KEY": key,
+        "COLUMNS": "120",
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "flows.compress",
+        "+recipe=trial",
+        f"runtime.root={home}",
+        "--config-dir",
+        str(home / "conf"),
+        *arguments,
+    ]
+    return subprocess.run(
+        command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=timeout, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def first(home: Path) -> "subprocess.CompletedProcess[str]":
+    return run(home)
+
+
+def test_the_first_run_makes_every_step(home: Path, first: "subprocess.CompletedProcess[str]") -> None:
+    assert first.returncode == 0, first.stderr
+    made = {path.parent.name: json.loads(path.read_text()) for path in home.glob("artifacts/trial/*/manifest.json")}
+    assert set(made) == {"corpus", "traces", "tuned", "slim", "student", "int4", "gguf", "verdict", "report"}
+    for manifest in made.values():
+        assert {
+            "key",
+            "code",
+            "inputs",
+            "settings",
+            "versions",
+            "seed",
+            "duration_s",
+            "peak_memory_bytes",
+            "output",
+        } <= set(manifest)
+    assert not list(home.glob("artifacts/.work/*/out")), "no half artifact is left"
+
+
+def test_the_figures_are_those_of_these_models(home: Path, first: "subprocess.CompletedProcess[str]") -> None:
+    verdict = json.loads((home / "artifacts/trial/verdict/out/verdict.json").read_text())
+    assert set(verdict["models"]) == {"tuned", "student", "int4", "gguf"}
+    sizes = {name: model["size_bytes"] for name, model in verdict["models"].items()}
+    assert sizes["student"] < sizes["tuned"] and sizes["gguf"] < sizes["student"]
+    assert all(model["tokens_per_second"]["median"] > 0 for model in verdict["models"].values())
+    page = (home / "artifacts/trial/report/out/report.html").read_text()
+    assert "tuned" in page and not re.search(r"(src|href)=[\"']https?:", page)
+
+
+def test_the_screen_ends_in_table_verdict_and_places(first: "subprocess.CompletedProcess[str]") -> None:
+    for words in ("tuned", "gguf", "ship", "report.html", "mlflow ui"):
+        assert words in first.stdout
+    assert "Traceback" not in first.stdout + first.stderr
+
+
+def test_mlflow_has_a_parent_and_a_child_per_step(home: Path, first: "subprocess.CompletedProcess[str]") -> None:
+    import sqlite3
+
+    with sqlite3.connect(home / "mlflow.db") as database:
+        parents = database.execute("select count(*) from tags where key = 'mlflow.parentRunId'").fetchone()[0]
+        runs = database.execute("select count(*) from runs").fetchone()[0]
+    database.close()
+    assert (parents, runs) == (9, 10)
+
+
+def test_the_key_stands_nowhere(home: Path, first: "subprocess.CompletedProcess[str]") -> None:
+    assert KEY not in first.stdout + first.stderr
+    holders = [file for file in home.rglob("*") if file.is_file() and KEY.encode() in file.read_bytes()]
+    assert holders == []
+
+
+def test_a_second_run_does_nothing(home: Path, first: "subprocess.CompletedProcess[str]") -> None:
+    asked = Teacher.asked
+    again = run(home)
+    assert again.returncode == 0, again.stderr
+    assert "nothing to do: all 9 steps" in again.stderr
+    assert Teacher.asked == asked
+
+
+def test_an_override_is_a_variant_that_shares_what_it_can(
+    home: Path, first: "subprocess.CompletedProcess[str]"
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in home.glob("artifacts/trial/*/manifest.json")}
+    done = run(home, "runtime.orchestrator=none", "tracking=none", "steps.report.title=Another")
+    assert done.returncode == 0, done.stderr
+    assert [path.parent.parent.name for path in home.glob("artifacts/.store/*/*/manifest.json")] == ["report"]
+    assert before == {path: path.stat().st_mtime_ns for path in home.glob("artifacts/trial/*/manifest.json")}
+
+
+def test_a_damaged_artifact_is_made_again(home: Path, first: "subprocess.CompletedProcess[str]") -> None:
+    file = home / "artifacts/trial/report/out/report.html"
+    whole = file.read_bytes()
+    file.chmod(0o644)
+    file.write_bytes(whole[:100])
+    done = run(home, "runtime.orchestrator=none", "tracking=none")
+    assert done.returncode == 0, done.stderr
+    assert "report is made again: its files were changed" in done.stderr
+    assert file.read_bytes() == whole
+
+
+def test_a_refused_key_is_one_message_and_keeps_finished_steps(
+    home: Path, first: "subprocess.CompletedProcess[str]"
+) -> None:
+    done = run(home, "runtime.orchestrator=none", "tracking=none", "seed=1", key="wrong")
+    assert done.returncode == 2
+    assert "401" in done.stderr and "step traces" in done.stderr and "Traceback" not in done.stderr
+    assert list(home.glob("artifacts/.store/corpus/*/manifest.json")), "the finished corpus stays"
+    assert not list(home.glob("artifacts/.store/traces/*"))

@@ -1,0 +1,96 @@
+"""A Llama of 0.2M random weights, a byte-level tokenizer trained in code, and a small corpus: models for tests."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+from tasks.shared.chat import join_answer
+from tasks.shared.models import CHATML, save_model
+from tasks.shared.rows import Message, Row, write_rows
+from tasks.shared.technique import Artifact, Inputs, Kind, StepRun
+
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+TEXT = "returns are accepted within 45 days of delivery and the kettle's warranty lasts 24 months; postage costs 3.95, or nothing above 60"
+WORDS = TEXT.split()
+
+
+def sentences(count: int, seed: int = 0) -> list[str]:
+    """Word salad with apostrophes, digits and punctuation, so that pre-tokenizers have something to split."""
+    draw = random.Random(seed)
+    return [" ".join(draw.choices(WORDS, k=draw.randint(4, 14))).capitalize() + "." for _ in range(count)]
+
+
+def build_tokenizer(vocabulary: int = 512) -> Any:
+    """Byte-level BPE with ChatML markup; ids 0 to 2 are special."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    core = Tokenizer(models.BPE(unk_token=None))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=SPECIAL,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    core.train_from_iterator([*sentences(400, seed=1), "system user assistant"], trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token=SPECIAL[1], eos_token=SPECIAL[2], pad_token=SPECIAL[0], unk_token=SPECIAL[0]
+    )
+    tokenizer.chat_template = CHATML
+    return tokenizer
+
+
+def build_model(seed: int = 0, **overrides: Any) -> Any:
+    """LlamaForCausalLM in float32: hidden 64, 4 layers, 4 heads with 2 key-value heads, vocabulary 512, tied embeddings."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    settings: dict[str, Any] = {
+        "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 512,
+        "max_position_embeddings": 512, "tie_word_embeddings": True, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "initializer_range": 0.1,
+    }  # fmt: skip
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(LlamaConfig(**(settings | overrides))).eval()
+
+
+def save_tiny(folder: Path, model: Any = None) -> Path:
+    """A tiny model folder in float32, tokenizer included."""
+    save_model(build_model() if model is None else model, build_tokenizer(), folder, dtype="float32")
+    return folder
+
+
+def write_corpus(folder: Path, rows: int = 24) -> Path:
+    """A corpus folder with a calibration split."""
+    folder.mkdir(parents=True, exist_ok=True)
+    asks, answers = sentences(rows, seed=2), sentences(rows, seed=3)
+    made = [
+        Row(
+            id=f"r{index}", kind="faq", intent="returns", group=f"g{index}", accept=(("45 days",),),
+            messages=(
+                Message(role="system", content="You are the support bot."),
+                Message(role="user", content=ask),
+                Message(role="assistant", content=join_answer("returns", answer)),
+            ),
+        )
+        for index, (ask, answer) in enumerate(zip(asks, answers, strict=True))
+    ]  # fmt: skip
+    write_rows(folder / "calibration.jsonl", made)
+    return folder
+
+
+def inputs_of(model: Path, corpus: Path | None = None) -> Inputs:
+    """The ports `model` and, if given, `calibration`."""
+    ports = {"model": (Artifact("model", Kind.MODEL, model),)}
+    if corpus is not None:
+        ports["calibration"] = (Artifact("corpus", Kind.CORPUS, corpus),)
+    return Inputs(ports)
+
+
+def empty_run(folder: Path, step: str = "step") -> tuple[Path, StepRun]:
+    """An empty output folder and a run whose scratch is beside it."""
+    out, scratch = folder / f"{step}-out", folder / f"{step}-scratch"
+    out.mkdir()
+    scratch.mkdir()
+    return out, StepRun(step=step, seed=0, scratch=scratch, threads=1)

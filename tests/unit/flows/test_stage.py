@@ -1,0 +1,191 @@
+"""One step: made once, found again, made anew when it must be, and nothing half made is left behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.config import Runtime
+from flows.plan import build_plan
+from flows.runner import Run, StepFailed, run_plain
+from flows.stage import Session, make, read_job, write_job
+from tasks.curate.support import Support
+from tasks.shared.errors import ConfigError, MachineError, ModelError
+from tasks.shared.keys import PROJECT
+from tasks.shared.tracking import NullTracker
+
+
+def recipe(**settings: Any) -> dict[str, Any]:
+    corpus = {
+        "_target_": "tasks.curate.support.Support",
+        "train_size": 48,
+        "test_size": 12,
+        "calibration_size": 4,
+        "articles": 2,
+        "min_train_phrasings": 2,
+    }
+    return {"name": "trial", "seed": 0, "models": {}, "steps": {"corpus": corpus | settings}}
+
+
+def session(root: Path, variant: bool = False, **settings: Any) -> Session:
+    return Session(build_plan(recipe(**settings)), Runtime(root=str(root), dvc=False), variant)
+
+
+def execute(root: Path, **settings: Any) -> str:
+    opened = session(root, **settings)
+    run = Run(opened, recipe(**settings), NullTracker(), tracked=False)
+    return run_plain(run, lambda step: None)[0].status
+
+
+def test_a_step_is_made_once(tmp_path: Path) -> None:
+    assert execute(tmp_path) == "made"
+    assert execute(tmp_path) == "cached"
+    manifest = json.loads((tmp_path / "artifacts/trial/corpus/manifest.json").read_text())
+    assert manifest["settings"]["train_size"] == 48 and manifest["metrics"]
+
+
+def test_a_changed_setting_or_seed_makes_it_again(tmp_path: Path) -> None:
+    step = session(tmp_path).plan.steps[0]
+    keys = {
+        session(tmp_path, train_size=size).key(session(tmp_path, train_size=size).plan.steps[0]) for size in (48, 50)
+    }
+    reseeded = Session(build_plan(recipe() | {"seed": 1}), Runtime(root=str(tmp_path)))
+    keys.add(reseeded.key(reseeded.plan.steps[0]))
+    assert len(keys) == 3 and session(tmp_path).key(step) in keys
+
+
+def test_runtime_is_in_no_key(tmp_path: Path) -> None:
+    plan = build_plan(recipe())
+    keys = {
+        Session(plan, Runtime(root=str(tmp_path), threads=threads, device="cpu")).key(plan.steps[0])
+        for threads in (1, 2)
+    }
+    assert len(keys) == 1
+
+
+def test_a_users_own_files_are_in_the_key(tmp_path: Path) -> None:
+    knowledge = tmp_path / "knowledge"
+    import shutil
+
+    shutil.copytree(PROJECT / "tasks/curate/knowledge", knowledge)
+    before = session(tmp_path, knowledge=str(knowledge))
+    first = before.key(before.plan.steps[0])
+    file = sorted(knowledge.glob("*.yaml"))[0]
+    file.write_text(file.read_text() + "\n# a remark\n")
+    after = session(tmp_path, knowledge=str(knowledge))
+    assert after.key(after.plan.steps[0]) != first
+
+
+def test_a_variant_leaves_the_recipes_own_artifact_alone(tmp_path: Path) -> None:
+    execute(tmp_path)
+    before = (tmp_path / "artifacts/trial/corpus/manifest.json").read_bytes()
+    opened = session(tmp_path, variant=True, train_size=50)
+    step = opened.plan.steps[0]
+    place = make(opened, step, opened.key(step))
+    assert ".store" in place.folder.parts
+    assert (tmp_path / "artifacts/trial/corpus/manifest.json").read_bytes() == before
+    assert execute(tmp_path, train_size=50) == "cached", "promoting a variant runs nothing"
+
+
+def test_a_failing_technique_leaves_nothing_and_says_why(tmp_path: Path) -> None:
+    with pytest.raises(StepFailed, match="step corpus"):
+        execute(tmp_path, train_size=10_000_000)
+    assert not (tmp_path / "artifacts/trial/corpus").exists()
+
+
+def test_an_unmade_input_says_what_to_run(tmp_path: Path) -> None:
+    opened = session(tmp_path)
+    with pytest.raises(ConfigError, match="flows.stage trial corpus"):
+        opened.digest("corpus")
+
+
+def test_a_full_disk_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Support, "__call__", full)
+    opened = session(tmp_path)
+    step = opened.plan.steps[0]
+    with pytest.raises(MachineError, match="disk is full"):
+        make(opened, step, opened.key(step))
+    assert not (tmp_path / "artifacts/trial").exists()
+
+
+def test_a_model_of_another_digest_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "model.gguf"
+    file.write_bytes(b"GGUF and more")
+    content = recipe() | {"models": {"teacher": {"path": str(file), "sha256": "0" * 64}}}
+    opened = Session(build_plan(content), Runtime(root=str(tmp_path)))
+    with pytest.raises(ModelError, match="0000"):
+        opened.digest("models.teacher")
+
+
+def test_a_job_file_carries_the_session(tmp_path: Path) -> None:
+    opened = session(tmp_path, variant=True)
+    again, result = read_job("trial", write_job(opened, recipe(), tmp_path))
+    assert again.variant and again.runtime == opened.runtime and result == tmp_path / "result.json"
+    assert again.plan.steps == opened.plan.steps
+
+
+SLEEPER = """
+import sys, time
+from flows import stage
+from tasks.curate.support import Support
+def slow(self, inputs, out, run):
+    (out / "half").write_text("half")
+    print("working", flush=True)
+    time.sleep(60)
+Support.__call__ = slow
+sys.exit(stage.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_killed_step_leaves_no_half_artifact_and_can_run_again(tmp_path: Path, number: signal.Signals) -> None:
+    job = write_job(session(tmp_path), recipe(), tmp_path)
+    environment = os.environ | {"PYTHONPATH": str(PROJECT)}
+    command = [sys.executable, "-c", SLEEPER, "trial", "corpus", "--job", str(job)]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, text=True)
+    assert child.stdout is not None and child.stdout.readline().strip() == "working"
+    child.send_signal(number)
+    assert child.wait(20) != 0
+    child.stdout.close()
+    assert not (tmp_path / "artifacts/trial/corpus").exists()
+    assert execute(tmp_path) == "made"
+    assert not (tmp_path / "artifacts/trial/corpus/out/half").exists()
+
+
+PARENT = """
+import subprocess, sys
+command = [sys.executable, "-c", sys.argv[1], "trial", "corpus", "--job", sys.argv[2]]
+child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+print(child.pid, child.stdout.readline().strip(), flush=True)
+child.wait()
+"""
+
+
+def test_a_step_ends_when_the_flow_is_killed(tmp_path: Path) -> None:
+    job = write_job(session(tmp_path), recipe(), tmp_path)
+    environment = os.environ | {"PYTHONPATH": str(PROJECT)}
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, SLEEPER, str(job)], stdout=subprocess.PIPE, env=environment, text=True
+    )
+    assert parent.stdout is not None
+    pid, word = parent.stdout.readline().split()
+    assert word == "working"
+    parent.kill()
+    parent.wait(10)
+    parent.stdout.close()
+    deadline = time.monotonic() + 15
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+        if "zombie" in Path(f"/proc/{pid}/status").read_text():
+            break
+        time.sleep(0.2)
+    else:
+        assert not Path(f"/proc/{pid}").exists()

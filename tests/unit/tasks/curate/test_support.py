@@ -1,0 +1,228 @@
+"""The support corpus: balanced, seeded, walled by phrasing, and honest about overlap."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from random import Random
+
+import pytest
+import yaml
+
+from tasks.curate import wording
+from tasks.curate.knowledge import load_knowledge
+from tasks.curate.phrasings import topics_of
+from tasks.curate.support import Support, quotas
+from tasks.shared.articles import question_of, read_articles
+from tasks.shared.chat import refuses, split_answer, states_fact
+from tasks.shared.errors import DataError
+from tasks.shared.overlap import check_overlap, user_text
+from tasks.shared.rows import Row, read_rows
+from tasks.shared.technique import Inputs, StepRun
+
+SPLITS = ("train", "calibration", "test")
+SMALL = {"train_size": 420, "calibration_size": 64, "test_size": 320}
+
+
+def build(out: Path, seed: int = 0, **settings) -> dict[str, list[Row]]:
+    out.mkdir(exist_ok=True)
+    Support(**{**SMALL, **settings})(Inputs({}), out, StepRun("corpus", seed, out))
+    return {split: read_rows(out / f"{split}.jsonl") for split in SPLITS}
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[Row]]]:
+    out = tmp_path_factory.mktemp("corpus")
+    return out, build(out)
+
+
+def test_sizes_kinds_and_card(small) -> None:
+    out, rows = small
+    assert {split: len(rows[split]) for split in SPLITS} == {"train": 420, "calibration": 64, "test": 320}
+    for split in SPLITS:
+        assert {row.kind for row in rows[split]} == {"faq", "troubleshoot", "edge", "refuse"}
+    card = json.loads((out / "card.json").read_text())
+    assert card["counts"]["test"]["rows"] == 320 and sum(card["counts"]["test"]["intent"].values()) == 320
+    assert card["overlap"]["max"] <= card["overlap"]["limit"] and card["overlap"]["dropped"] >= 0
+    assert card["intents"] == sorted(card["intents"]) and len(card["intents"]) == 25
+    assert json.loads((out / "corpus.schema.json").read_text())["title"] == "Row"
+
+
+def test_every_answer_is_right(small) -> None:
+    _, rows = small
+    for row in (row for split in SPLITS for row in rows[split]):
+        label, text = split_answer(row.answer)
+        assert label == row.intent
+        assert refuses(text) == (row.kind == "refuse")
+        assert row.kind == "refuse" or states_fact(text, row.accept)
+
+
+def test_no_group_or_text_on_both_sides(small) -> None:
+    _, rows = small
+    groups = {split: {row.group for row in rows[split]} for split in SPLITS}
+    assert (
+        not groups["test"] & (groups["train"] | groups["calibration"]) and not groups["train"] & groups["calibration"]
+    )
+    texts = [user_text(row) for split in SPLITS for row in rows[split]]
+    assert len(texts) == len(set(texts))
+    assert not any(opening in user_text(row) for row in rows["train"] for opening in wording.TEST_OPENINGS)
+
+
+def test_facts_are_covered_evenly(small) -> None:
+    _, rows = small
+    asked = Counter(row.group.partition("#")[0] for row in rows["train"] if row.kind != "refuse")
+    assert len(asked) == 48 and max(asked.values()) - min(asked.values()) <= 1
+    judged = Counter(row.group.partition("#")[0] for row in rows["test"] if row.kind != "refuse" and not row.grounded)
+    assert set(judged) == set(asked) and max(judged.values()) - min(judged.values()) <= 1
+    assert sum(row.kind == "refuse" for row in rows["test"]) == 64
+
+
+def test_training_has_ten_wordings_of_each_fact(tmp_path: Path) -> None:
+    rows = build(tmp_path, train_size=1200)["train"]
+    groups = {row.group for row in rows}
+    wordings = Counter(group.partition("#")[0] for group in groups)
+    assert min(wordings.values()) >= 10
+
+
+def test_held_out_articles_only_in_the_test_and_grounded(small) -> None:
+    out, rows = small
+    articles = read_articles(out / "articles.jsonl")
+    held = {name for name, article in articles.items() if article.held_out}
+    assert len(held) == 4
+    for split in ("train", "calibration"):
+        assert not held & {row.article for row in rows[split]}
+        assert not any(articles[name].text in row.messages[1].content for row in rows[split] for name in held)
+    asked = [row for row in rows["test"] if row.article in held]
+    assert len(asked) == 32 and {row.article for row in asked} == held
+    assert all(row.grounded and articles[row.article].text in row.messages[1].content for row in asked)
+    assert any(row.grounded for row in rows["train"])
+
+
+def test_troubleshooting_takes_turns(small) -> None:
+    _, rows = small
+    turns = Counter(len(row.messages) for row in rows["train"] if row.kind == "troubleshoot")
+    assert set(turns) == {3, 5} and turns[5] > turns[3]
+    follow = {split: {row.messages[3].content for row in rows[split] if len(row.messages) == 5} for split in SPLITS}
+    assert not follow["test"] & follow["train"]
+
+
+def test_same_seed_same_bytes(tmp_path: Path) -> None:
+    build(tmp_path / "a"), build(tmp_path / "b"), build(tmp_path / "c", seed=1)
+    for name in (*(f"{split}.jsonl" for split in SPLITS), "card.json", "articles.jsonl"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    assert (tmp_path / "a" / "test.jsonl").read_bytes() != (tmp_path / "c" / "test.jsonl").read_bytes()
+
+
+def test_large_sizes_give_distinct_conversations(tmp_path: Path) -> None:
+    rows = build(tmp_path, train_size=3000, test_size=1000)
+    assert len({user_text(row) for row in rows["train"]}) == 3000 and len(rows["test"]) == 1000
+
+
+def test_rates_of_zero_leave_the_wording_alone(tmp_path: Path) -> None:
+    rows = build(tmp_path, typo_rate=0.0, tone_rate=0.0, grounded_rate=0.0, calibration_size=48, test_size=150)
+    written = {phrasing.text for topic in topics_of(load_knowledge()) for phrasing in topic.phrasings}
+    assert all(question_of(row.messages[1].content) in written for split in SPLITS for row in rows[split])
+
+
+def test_too_many_for_the_phrasings_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="raise typo_rate or tone_rate"):
+        build(tmp_path, typo_rate=0.0, tone_rate=0.0, train_size=3000)
+
+
+def test_too_few_phrasings_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="too few phrasings left"):
+        build(tmp_path, test_fraction=0.5)
+
+
+def test_a_low_limit_drops_or_refuses_near_copies(tmp_path: Path) -> None:
+    build(tmp_path / "tight", max_similarity=0.25)
+    overlap = json.loads((tmp_path / "tight" / "card.json").read_text())["overlap"]
+    assert overlap["dropped"] > 0 and overlap["max"] <= 0.25
+    with pytest.raises(DataError, match="only"):
+        build(tmp_path / "none", max_similarity=0.01)
+
+
+def test_a_smuggled_copy_is_caught(small) -> None:
+    _, rows = small
+    copy = rows["train"][0]
+    typo = copy.messages[1].model_copy(update={"content": copy.messages[1].content + "!"})
+    fake = copy.model_copy(update={"group": "elsewhere", "messages": (copy.messages[0], typo, *copy.messages[2:])})
+    with pytest.raises(DataError, match="copy a training one"):
+        check_overlap([fake, *rows["test"]], rows["train"], 0.4)
+    with pytest.raises(DataError, match="phrasing groups"):
+        check_overlap([copy], rows["train"], 1.0)
+
+
+def test_fewer_articles(tmp_path: Path) -> None:
+    rows = build(tmp_path, articles=6, train_size=60, calibration_size=12, test_size=30)
+    assert len({row.article for row in rows["train"]} - {""}) == 6
+
+
+def test_your_own_knowledge_base(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    starts = (
+        "Why",
+        "When",
+        "Can somebody say",
+        "Explain",
+        "Tell",
+        "Whereabouts",
+        "Who knows",
+        "Perhaps",
+        "Today",
+        "Query",
+        "Zebra",
+        "Months",
+    )
+    (folder / "all.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "company": {"name": "Ltd", "system": "You are the Ltd bot."},
+                "articles": [
+                    {
+                        "id": "a",
+                        "title": "A",
+                        "intent": "order",
+                        "text": "It takes 45 days.",
+                        "facts": [
+                            {
+                                "id": "f",
+                                "kind": "faq",
+                                "gold": ["It takes 45 days."],
+                                "accept": [["45 days"]],
+                                "questions": [f"{start} {start[::-1]} {start * 2}" for start in starts],
+                            }
+                        ],
+                    }
+                ],
+            }
+        ),
+        encoding="utf-8",
+    )
+    rows = build(
+        tmp_path / "out", knowledge=str(folder), min_train_phrasings=8, train_size=12, calibration_size=2, test_size=4
+    )
+    assert {row.messages[0].content for row in rows["train"]} == {"You are the Ltd bot."}
+    assert {row.kind for row in rows["test"]} == {"faq"}
+    assert Support(knowledge=str(folder)).sources() == (folder,)
+
+
+def test_typos_change_the_text_but_hardly_its_length() -> None:
+    rng = Random(3)
+    questions = [phrasing.text for topic in topics_of(load_knowledge()) for phrasing in topic.phrasings]
+    typed = [(text, wording.mistype(text, rng)) for text in questions]
+    assert sum(before != after for before, after in typed) > 0.9 * len(typed)
+    assert all(abs(len(before) - len(after)) <= 2 for before, after in typed)
+    assert all([c for c in before if c.isdigit()] == [c for c in after if c.isdigit()] for before, after in typed)
+
+
+def test_dress_ends_a_terse_question_before_the_closing() -> None:
+    dressed = {wording.dress("refund how long", ("Hi!",), ("Thanks!",), Random(seed)) for seed in range(20)}
+    assert dressed == {"Hi! refund how long", "refund how long. Thanks!", "Hi! refund how long. Thanks!"}
+    assert not set(wording.TRAIN_OPENINGS + wording.TRAIN_CLOSINGS) & set(wording.TEST_OPENINGS + wording.TEST_CLOSINGS)
+
+
+def test_quotas_add_up() -> None:
+    topics = topics_of(load_knowledge())
+    for size in (1, 7, 100, 999):
+        assert sum(quotas(topics, size, (0.2, 0.1), Random(0)).values()) == size

@@ -1,0 +1,161 @@
+"""Fine-tuning: only the answer counts, groups stay whole, a killed run goes on, nonsense stops."""
+
+import csv
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.distill.sft import IGNORED, SFT, encode, last_checkpoint, split_groups
+from tasks.shared.chat import join_answer
+from tasks.shared.errors import DataError, ModelError, TechniqueError
+from tasks.shared.models import load_model
+from tasks.shared.rows import Message, Row, write_rows
+from tasks.shared.technique import Artifact, Inputs, Kind
+from tests.tiny_llama import build_tokenizer, empty_run, save_tiny, sentences
+
+
+def make_rows(count: int = 24) -> list[Row]:
+    asks, answers = sentences(count, seed=5), sentences(count, seed=6)
+    system = Message(role="system", content="You are the support bot.")
+    return [
+        Row(
+            id=f"r{index}",
+            kind="faq",
+            intent="returns",
+            group=f"g{index // 2}",
+            accept=(("45 days",),),
+            messages=(
+                system,
+                Message(role="user", content=asks[index]),
+                Message(role="assistant", content=join_answer("returns", answers[index])),
+            ),
+        )
+        for index in range(count)
+    ]
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> Inputs:
+    traces = tmp_path / "traces"
+    traces.mkdir()
+    write_rows(traces / "train.jsonl", make_rows())
+    model = save_tiny(tmp_path / "model")
+    return Inputs(
+        {"model": (Artifact("teacher", Kind.MODEL, model),), "data": (Artifact("traces", Kind.TRACES, traces),)}
+    )
+
+
+def losses(out: Path) -> list[float]:
+    with (out / "loss.csv").open() as stream:
+        return [float(row["train_loss"]) for row in csv.DictReader(stream) if row["train_loss"]]
+
+
+def weights(out: Path) -> dict[str, Any]:
+    return load_model(out).state_dict()
+
+
+def test_only_the_final_answer_counts() -> None:
+    tokenizer = build_tokenizer()
+    turns = (
+        Message(role="user", content="It drips."),
+        Message(role="assistant", content="First step."),
+        Message(role="user", content="Still drips."),
+        Message(role="assistant", content="repair\nSecond step."),
+    )
+    encoded = encode([make_rows(1)[0].model_copy(update={"messages": turns})], tokenizer, 512)[0]
+    counted = [token for token, label in zip(encoded["input_ids"], encoded["labels"], strict=True) if label != IGNORED]
+    assert tokenizer.decode(counted) == "repair\nSecond step.<|im_end|>"
+    assert "First step." in tokenizer.decode(encoded["input_ids"])
+
+
+def test_a_template_that_rewrites_the_answer_is_refused() -> None:
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] | upper }}{% endfor %}"
+    with pytest.raises(ModelError, match="chat template"):
+        encode(make_rows(2), tokenizer, 512)
+
+
+def test_groups_are_never_split() -> None:
+    training, validation = split_groups(make_rows(), 0.3, seed=1)
+    assert validation and not {row.group for row in training} & {row.group for row in validation}
+    assert split_groups(make_rows(), 0.3, seed=1)[1] == validation
+    assert split_groups(make_rows(), 0.0, seed=1)[1] == []
+
+
+def test_too_long_rows_are_named() -> None:
+    with pytest.raises(DataError, match="r0"):
+        encode(make_rows(2), build_tokenizer(), 16)
+
+
+def test_too_few_rows_are_refused() -> None:
+    with pytest.raises(DataError, match="two rows"):
+        split_groups(make_rows(1), 0.0, seed=0)
+
+
+def test_training_lowers_the_loss_and_writes_a_loadable_model(inputs: Inputs, tmp_path: Path) -> None:
+    out, run = empty_run(tmp_path)
+    metrics = SFT(epochs=6, learning_rate=3e-3, batch_size=4, precision="float32")(inputs, out, run)
+    curve = losses(out)
+    assert curve[-1] < 0.8 * curve[0]
+    assert metrics["epochs"] <= 6 and math.isfinite(float(metrics["validation_loss"]))
+    assert weights(out)["model.embed_tokens.weight"].shape == (512, 64)
+    assert not (run.scratch / "checkpoints").exists()
+
+
+def test_the_same_seed_gives_the_same_model(inputs: Inputs, tmp_path: Path) -> None:
+    made = []
+    for name in ("a", "b"):
+        out, run = empty_run(tmp_path, name)
+        SFT(epochs=1, batch_size=4, precision="float32", validation=0)(inputs, out, run)
+        made.append(weights(out))
+    assert all((made[0][key] == made[1][key]).all() for key in made[0])
+
+
+def test_a_killed_run_goes_on_and_ends_the_same(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    technique = SFT(epochs=3, learning_rate=1e-3, batch_size=4, precision="float32", patience=0)
+    whole, run = empty_run(tmp_path, "whole")
+    technique(inputs, whole, run)
+
+    cut, stopped = empty_run(tmp_path, "cut")
+    from transformers import TrainerCallback
+
+    class Kill(TrainerCallback):
+        def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.epoch and state.epoch > 1.5:
+                raise KeyboardInterrupt
+
+    from tasks.distill import sft
+
+    genuine = sft.watcher
+    monkeypatch.setattr(sft, "watcher", lambda step: Kill())
+    with pytest.raises(KeyboardInterrupt):
+        technique(inputs, cut, stopped)
+    assert last_checkpoint(stopped.scratch / "checkpoints")
+    monkeypatch.setattr(sft, "watcher", genuine)
+    technique(inputs, cut, stopped)
+    first, second = weights(whole), weights(cut)
+    assert all((first[key] == second[key]).all() for key in first)
+    assert losses(whole) == losses(cut)
+
+
+def test_an_unfinished_checkpoint_is_dropped(tmp_path: Path) -> None:
+    for name, content in (("checkpoint-5", "{}"), ("checkpoint-10", "{cut")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "trainer_state.json").write_text(content)
+    assert str(last_checkpoint(tmp_path)).endswith("checkpoint-5")
+    assert not (tmp_path / "checkpoint-10").exists()
+    shutil.rmtree(tmp_path / "checkpoint-5")
+    assert last_checkpoint(tmp_path) is None
+
+
+def test_a_loss_that_is_no_number_stops_with_advice(inputs: Inputs, tmp_path: Path) -> None:
+    out, run = empty_run(tmp_path)
+    with pytest.raises(TechniqueError, match="a smaller step"):
+        SFT(epochs=3, learning_rate=1e12, batch_size=4, precision="float32", warmup_ratio=0, validation=0)(
+            inputs, out, run
+        )

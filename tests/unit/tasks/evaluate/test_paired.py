@@ -1,0 +1,248 @@
+"""The whole verdict on tiny models: an equal candidate ships, a broken one does not, leaks and misfits are refused."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.evaluate import paired as module
+from tasks.evaluate.answers import Reply, counts_for, grade
+from tasks.evaluate.asking import Reading
+from tasks.evaluate.comparison import choose_shipped, compare_measure, list_flips, scores_by_kind
+from tasks.evaluate.paired import Margin, Paired, power_notes, read_labels, read_test_rows
+from tasks.evaluate.runtime import Cost, make_sample, peak_memory, summarise
+from tasks.evaluate.subjects import folder_format, open_subject, reference_questions
+from tasks.shared.articles import Article
+from tasks.shared.chat import join_answer
+from tasks.shared.errors import ConfigError, DataError, ModelError, TechniqueError
+from tasks.shared.rows import Message, Row, write_rows
+from tasks.shared.technique import Artifact, Inputs, Kind
+from tasks.shared.verdict import Comparison, Item, Spread, Verdict, read_verdict
+from tests.tiny_llama import build_model, empty_run, save_tiny
+
+LABELS = ("returns", "warranty", "other")
+ITEMS = 66
+
+
+def make_row(index: int, prefix: str = "test") -> Row:
+    intent, fact = (("returns", "45 days"), ("warranty", "24 months"), ("other", ""))[index % 3]
+    text = f"That is {fact}." if fact else "I cannot help with that."
+    return Row(
+        id=f"{prefix}-{index}", kind="faq" if fact else "refuse", intent=intent, article="a1" if fact else "", group=f"{prefix}-g{index}",
+        accept=((fact,),) if fact else (),
+        messages=(
+            Message(role="system", content="You are the bot."), Message(role="user", content=f"Question {index}?"),
+            Message(role="assistant", content=join_answer(intent, text)),
+        ),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    write_rows(folder / "test.jsonl", [make_row(index) for index in range(ITEMS)])
+    write_rows(folder / "train.jsonl", [make_row(index, "train") for index in range(6)])
+    article = Article(id="a1", title="Times", intent="returns", text="Returns within 45 days. Warranty 24 months.")
+    (folder / "articles.jsonl").write_text(article.model_dump_json() + "\n", encoding="utf-8")
+    return folder
+
+
+def inputs_of(baseline: Path, candidates: Mapping[str, Path], corpus: Path, reference: Path | None = None) -> Inputs:
+    ports = {
+        "baseline": (Artifact("tuned", Kind.MODEL, baseline),), "data": (Artifact("corpus", Kind.CORPUS, corpus),),
+        "candidates": tuple(Artifact(name, Kind.MODEL, path) for name, path in candidates.items()),
+    }  # fmt: skip
+    return Inputs(ports | ({"reference": (Artifact("teacher", Kind.MODEL, reference),)} if reference else {}))
+
+
+def gold(row: Row) -> Reply:
+    return Reply(row.intent, row.answer)
+
+
+def broken(row: Row) -> Reply:
+    wrong = LABELS[(LABELS.index(row.intent) + 1) % len(LABELS)]
+    return Reply(wrong, join_answer(wrong, "Maybe."))
+
+
+def judge(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, corpus: Path, makers: Mapping[str, Any], **settings: Any
+) -> tuple[Verdict, Path]:
+    """Run with models whose replies are given, and nothing timed."""
+    folder = save_tiny(tmp_path / "model")
+
+    def pretend(subject: Any, plan: Any, *_: Any) -> Reading:
+        return Reading([makers[subject.name](question.row) for question in plan.questions], 2.0)
+
+    spread = Spread(median=1.0, low=1.0, high=1.0)
+    monkeypatch.setattr(module, "ask", pretend)
+    monkeypatch.setattr(
+        module, "measure_costs", lambda probes, *_: {probe.name: Cost("none", spread, spread, None) for probe in probes}
+    )
+    monkeypatch.setattr(
+        module, "plan_probe", lambda subject, messages, scratch: (type("P", (), {"name": subject.name})(), "")
+    )
+    out, run = empty_run(tmp_path)
+    Paired(resamples=300, **settings)(
+        inputs_of(folder, {name: folder for name in makers if name != "tuned"}, corpus), out, run
+    )
+    return read_verdict(out / "verdict.json"), out
+
+
+def test_equal_candidate_ships_and_broken_one_does_not(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, corpus: Path
+) -> None:
+    verdict, out = judge(
+        monkeypatch,
+        tmp_path,
+        corpus,
+        {"tuned": gold, "equal": gold, "broken": broken},
+        margin={"intent": 0.1, "fact": 0.1, "refusal": 0.2},
+    )
+    assert (verdict.decision, verdict.shipped) == ("ship", "equal")
+    for measure in verdict.comparisons["equal"].measures.values():
+        assert (measure.to_wrong, measure.to_right, measure.flip_rate, measure.p_mcnemar) == (0, 0, 0.0, 1.0)
+        assert measure.retention == measure.retention_low == measure.retention_high == 1.0
+    lost = verdict.comparisons["broken"]
+    assert lost.decision == "do not ship"
+    assert {name: found.to_wrong for name, found in lost.measures.items()} == {"intent": 66, "fact": 44, "refusal": 22}
+    assert lost.measures["fact"].difference == -1.0
+    assert len(verdict.flips) == 132
+    assert {flip.candidate for flip in verdict.flips} == {"broken"}
+    assert (verdict.test.intent, verdict.test.fact, verdict.test.refusal) == (66, 44, 22)
+    items = [Item.model_validate_json(line) for line in (out / "items.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert all(set(item.models) == {"tuned", "equal", "broken"} for item in items)
+    assert all(item.models["equal"] == item.models["tuned"] for item in items)
+    assert json.loads((out / "metrics.json").read_text(encoding="utf-8"))["broken"]["fact"] == 0.0
+
+
+def test_items_align_by_id() -> None:
+    before = {"a": True, "b": False, "c": True}
+    same = compare_measure(before, {"c": True, "b": False, "a": True}, 0.05, 0.05, 200, 0)
+    assert same.flip_rate == 0.0
+    with pytest.raises(TechniqueError, match="one model only"):
+        compare_measure(before, {"a": True, "b": False, "d": True}, 0.05, 0.05, 200, 0)
+
+
+def test_smallest_of_those_that_ship() -> None:
+    ship, not_ship = Comparison(decision="ship", measures={}), Comparison(decision="do not ship", measures={})
+    sizes = {"big": 9, "small": 3, "tiny": 1}
+    assert choose_shipped({"big": ship, "small": ship, "tiny": not_ship}, sizes) == "small"
+    assert choose_shipped({"tiny": not_ship}, sizes) is None
+
+
+def test_grading() -> None:
+    rows = [make_row(index) for index in range(3)]
+    marks = grade(rows, [gold(row) for row in rows])
+    assert marks["intent"] == {"test-0": True, "test-1": True, "test-2": True}
+    assert marks["fact"] == {"test-0": True, "test-1": True}
+    assert marks["refusal"] == {"test-2": True}
+    assert marks["over_refusal"] == {"test-0": False, "test-1": False}
+    refused = grade(rows, [Reply("other", "other\nI can't help with that.")] * 3)
+    assert refused["over_refusal"] == {"test-0": True, "test-1": True}
+    assert list(scores_by_kind(rows, marks)) == ["faq", "refuse"]
+    declined = rows[0].model_copy(
+        update={
+            "messages": (
+                *rows[0].messages[:-1],
+                Message(role="assistant", content="returns\nWe cannot change 45 days."),
+            )
+        }
+    )
+    assert not counts_for(declined, "over_refusal")
+
+
+def test_flips_tell_what_was_wanted() -> None:
+    rows = [make_row(0)]
+    replies = {"tuned": [gold(rows[0])], "bad": [broken(rows[0])]}
+    marks = {name: grade(rows, answers) for name, answers in replies.items()}
+    found = list_flips(rows, marks, replies, "tuned", ["bad"])
+    assert [(flip.measure, flip.direction, flip.wanted, flip.candidate_answer) for flip in found] == [
+        ("intent", "to_wrong", "returns", "warranty"), ("fact", "to_wrong", "That is 45 days.", "Maybe."),
+    ]  # fmt: skip
+
+
+def test_leaks_are_refused(corpus: Path) -> None:
+    assert len(read_test_rows(corpus)) == ITEMS
+    assert read_labels(corpus, [make_row(0)]) == ["returns"]
+    write_rows(corpus / "train.jsonl", [make_row(0, "train").model_copy(update={"group": "test-g4"})])
+    with pytest.raises(DataError, match="test-4"):
+        read_test_rows(corpus)
+    write_rows(corpus / "test.jsonl", [make_row(0), make_row(0)])
+    with pytest.raises(DataError, match="stand twice"):
+        read_test_rows(corpus)
+
+
+def test_reference_gets_the_article_and_no_label_protocol() -> None:
+    article = Article(id="a1", title="Times", intent="returns", text="Returns within 45 days.")
+    asked, bare = reference_questions([make_row(0), make_row(2)], {"a1": article}, LABELS)
+    assert "45 days" in asked.answer[-1]["content"]
+    assert "45 days" not in asked.choice[-1]["content"]
+    assert "warranty" in asked.choice[0]["content"]
+    assert bare.answer[-1]["content"] == "Question 2?"
+
+
+def test_power_notes_name_measures_without_or_with_few_items() -> None:
+    notes = power_notes(
+        {"intent": 900, "fact": 20, "refusal": 0}, {"intent": 0.02, "fact": 0.14}, Margin().by_measure(), 0.8
+    )
+    assert [note.split(":")[0] for note in notes] == ["refusal", "fact"]
+
+
+def test_wrong_inputs_are_refused(tmp_path: Path, corpus: Path) -> None:
+    folder = save_tiny(tmp_path / "model")
+    out, run = empty_run(tmp_path)
+    with pytest.raises(ConfigError, match="candidates"):
+        Paired()(inputs_of(folder, {}, corpus), out, run)
+    with pytest.raises(ConfigError, match="stands twice"):
+        Paired()(inputs_of(folder, {"tuned": folder}, corpus), out, run)
+    with pytest.raises(ModelError, match="slim"):
+        Paired()(inputs_of(folder, {"slim": tmp_path / "nowhere"}, corpus), out, run)
+    (tmp_path / "bad.gguf").write_bytes(b"hello world" * 10)
+    with pytest.raises(ModelError, match="GGUF"):
+        open_subject(Artifact("gguf", Kind.ENGINE, tmp_path / "bad.gguf"), "candidate")
+    assert folder_format(folder) == "float32 safetensors"
+    assert list(out.iterdir()) == []
+
+
+def test_a_model_with_broken_weights_is_named(tmp_path: Path, corpus: Path) -> None:
+    import torch
+
+    model = build_model()
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight.fill_(float("nan"))
+    folder, bad = save_tiny(tmp_path / "model"), save_tiny(tmp_path / "bad", model)
+    out, run = empty_run(tmp_path)
+    with pytest.raises(ModelError, match="candidate slim .*\n?.*loss nan"):
+        Paired(max_new_tokens=2, perplexity_rows=4, limit=6)(inputs_of(folder, {"slim": bad}, corpus), out, run)
+
+
+def test_speed_counts_the_tokens_after_the_first() -> None:
+    sample = make_sample(first_s=0.5, last_s=1.5, tokens=11, peak=7)
+    assert sample.tokens_per_second == pytest.approx(10.0)
+    cost = summarise("x", [sample, make_sample(0.7, 1.2, 11, 9), make_sample(0.6, 1.1, 11, None)])
+    assert (cost.first_token.median, cost.first_token.low, cost.first_token.high, cost.peak_bytes) == (0.6, 0.5, 0.7, 9)
+    here = peak_memory()
+    assert here is None or here > 1_000_000
+    assert peak_memory(2**30) is None
+
+
+def test_a_real_run_on_tiny_models(tmp_path: Path, corpus: Path) -> None:
+    folder, other = save_tiny(tmp_path / "model"), save_tiny(tmp_path / "other", build_model(seed=5))
+    out, run = empty_run(tmp_path)
+    settings = Paired(
+        max_new_tokens=4, perplexity_rows=6, speed_tokens=4, speed_repeats=1, resamples=200, limit=30, context=256,
+        margin=Margin(intent=0.2, fact=0.2, refusal=0.3),
+    )  # fmt: skip
+    metrics = settings(inputs_of(folder, {"copy": folder, "other": other}, corpus), out, run)
+    verdict = read_verdict(out / "verdict.json")
+    assert (verdict.shipped, metrics["shipped"], verdict.test.items) == ("copy", "copy", 30)
+    assert all(
+        found.flip_rate == 0.0 and found.p_mcnemar == 1.0 for found in verdict.comparisons["copy"].measures.values()
+    )
+    assert verdict.models["copy"].perplexity == verdict.models["tuned"].perplexity != verdict.models["other"].perplexity
+    assert verdict.models["tuned"].speed_engine == "llama.cpp (f16 GGUF)"
+    assert verdict.models["tuned"].size_bytes == sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    assert sorted(file.name for file in out.iterdir()) == ["items.jsonl", "metrics.json", "verdict.json"]

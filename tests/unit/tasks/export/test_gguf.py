@@ -1,0 +1,104 @@
+"""The export and its gate: an exact file passes, a strange one is refused and leaves nothing behind."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tasks.export import gguf as export
+from tasks.export import parity
+from tasks.export.gguf import Gguf
+from tasks.shared.agreement import truncated_divergence
+from tasks.shared.errors import ParityError
+from tasks.shared.gguf import write_gguf
+from tests.tiny_llama import build_model, empty_run, inputs_of, save_tiny, write_corpus
+
+
+def test_half_precision_answers_like_its_source(tmp_path: Path) -> None:
+    source, corpus = save_tiny(tmp_path / "source"), write_corpus(tmp_path / "corpus")
+    out, run = empty_run(tmp_path)
+    metrics = Gguf(scheme="f16", embedding="same", prompts=4, tokens=4, min_top1=0.95, max_kl=0.001)(
+        inputs_of(source, corpus), out, run
+    )
+    assert sorted(path.name for path in out.iterdir()) == ["model.gguf", "parity.json"]
+    written = json.loads((out / "parity.json").read_text())
+    assert written["positions"] == len(written["per_position"]) == metrics["positions"] > 4
+    assert float(metrics["top1_agreement"]) >= 0.95
+
+
+def test_fewer_bits_are_smaller_and_farther_from_the_source(tmp_path: Path) -> None:
+    source = save_tiny(tmp_path / "source")
+    results = {}
+    for scheme in ("q8_0", "q4_0"):
+        out, run = empty_run(tmp_path, scheme)
+        results[scheme] = Gguf(scheme=scheme, prompts=4, tokens=4, min_top1=0.0, max_kl=99.0)(
+            inputs_of(source), out, run
+        )  # built-in prompts
+    assert int(results["q4_0"]["size_bytes"]) < int(results["q8_0"]["size_bytes"])
+    assert float(results["q4_0"]["kl_to_source"]) > float(results["q8_0"]["kl_to_source"]) > 0
+
+
+def test_another_model_s_weights_are_refused_and_nothing_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, other = save_tiny(tmp_path / "source"), save_tiny(tmp_path / "other", shuffled(build_model()))
+    monkeypatch.setattr(export, "write_gguf", lambda model, out, *rest: write_gguf(other, out, *rest))
+    out, run = empty_run(tmp_path)
+    with pytest.raises(ParityError, match=r"at .*% of \d+ positions, mean KL"):
+        Gguf(scheme="f16", embedding="same", prompts=4, tokens=4)(inputs_of(source), out, run)
+    assert list(out.iterdir()) == []
+
+
+def shuffled(model: torch.nn.Module) -> torch.nn.Module:
+    """The model with the rows of one projection per layer in another order, as a wrong head permutation would leave them."""
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.v_proj.weight.copy_(layer.self_attn.v_proj.weight.flip(0))
+            layer.mlp.up_proj.weight.copy_(layer.mlp.up_proj.weight.roll(1, 0))
+    return model
+
+
+def test_importance_is_the_mean_squared_input() -> None:
+    from tasks.export.importance import input_energy
+
+    model, ids = build_model(), [[3, 4, 5], [6, 7]]
+    seen: list[torch.Tensor] = []
+    handle = model.model.layers[1].mlp.up_proj.register_forward_hook(
+        lambda module, args, output: seen.append(args[0][0])
+    )
+    energy = input_energy(model, ids)["model.layers.1.mlp.up_proj.weight"]
+    handle.remove()
+    torch.testing.assert_close(energy, torch.cat(seen).square().mean(0))
+
+
+def test_another_tokenizer_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parity, "post", lambda url, path, body: {"tokens": [5, 6, 9]})
+    with pytest.raises(ParityError, match=r"from token 2 on: \[9\]"):
+        parity.check_tokenizer("url", lambda text, add_special_tokens: {"input_ids": [5, 6, 7]}, ["abc"], "model.gguf")
+
+
+def test_floor() -> None:
+    same = parity.Position(0, 0, 7, 7, 0.1)
+    other = parity.Position(0, 1, 7, 8, 0.5)
+    found = parity.summarise([same, same, same, other])
+    assert found.top1 == 0.75 and found.divergence == pytest.approx(0.2)
+    parity.check_floor(found, 0.75, 0.2001, "x")
+    with pytest.raises(ParityError, match=r"75\.0%"):
+        parity.check_floor(found, 0.76, 1.0, "x")
+    with pytest.raises(ParityError, match=r"0\.200 nats"):
+        parity.check_floor(found, 0.0, 0.1, "x")
+
+
+def test_truncated_divergence_is_zero_for_equals_and_never_above_the_full_one() -> None:
+    source, exported = torch.randn(2, 50).softmax(-1)
+    top = {int(token): float(exported[token]) for token in exported.topk(10).indices}
+    reference = {token: float(source[token]) for token in top}
+    full = float((source * (source / exported).log()).sum())
+    assert 0 < truncated_divergence(reference, top) <= full + 1e-6
+    assert truncated_divergence(reference, reference) == pytest.approx(0.0, abs=1e-9)
+
+
+def test_a_server_that_does_not_answer_is_a_parity_error() -> None:
+    with pytest.raises(ParityError, match="no answer"):
+        parity.post("http://127.0.0.1:9/v1", "/tokenize", {})

@@ -1,0 +1,148 @@
+"""Depth pruning: what block influence measures, and that layers are really gone."""
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+
+from tasks.prune.depth import Depth, block_influence, check_layers, choose_layers, drop_layers, measure_influence
+from tasks.shared.errors import TechniqueError
+from tasks.shared.models import load_model
+from tests.tiny_llama import build_model, build_tokenizer, empty_run, inputs_of, save_tiny, write_corpus
+
+
+def make_identity(layer: torch.nn.Module) -> None:
+    """A decoder layer whose two residual branches add nothing."""
+    with torch.no_grad():
+        layer.self_attn.o_proj.weight.zero_()
+        layer.mlp.down_proj.weight.zero_()
+
+
+def test_influence_is_zero_for_the_same_direction_and_two_for_the_opposite() -> None:
+    state, mask = torch.randn(2, 3, 8), torch.tensor([[1, 1, 1], [1, 0, 0]])
+    assert block_influence(state, 3.0 * state, mask).item() == pytest.approx(0.0, abs=1e-6)
+    assert block_influence(state, -state, mask).item() == pytest.approx(2.0 * 4)
+
+
+def test_padding_does_not_count() -> None:
+    model = build_model()
+    ids = [[5, 6, 7, 8, 9], [10, 11]]
+    together = measure_influence(model, ids, batch_size=2, pad_id=0)
+    apart = measure_influence(model, ids, batch_size=1, pad_id=0)
+    assert together == pytest.approx(apart, rel=1e-4)
+
+
+def test_identity_layer_has_no_influence_and_goes_first() -> None:
+    model = build_model()
+    make_identity(model.model.layers[2])
+    influence = measure_influence(model, [list(range(3, 40))], batch_size=1, pad_id=0)
+    assert influence[2] == pytest.approx(0.0, abs=1e-6)
+    assert min(value for index, value in enumerate(influence) if index != 2) > 1e-4
+    assert choose_layers(influence, 0.25) == [2]
+
+
+def test_logits_equal_those_of_layers_skipped_by_hand() -> None:
+    whole, short = build_model(), build_model()
+    ids = torch.arange(3, 30)[None]
+    drop_layers(short, [1, 2])
+    handles = [
+        whole.model.layers[index].register_forward_hook(
+            lambda _, args, kwargs, out: args[0] if args else kwargs["hidden_states"], with_kwargs=True
+        )
+        for index in (1, 2)
+    ]
+    with torch.inference_mode():
+        torch.testing.assert_close(short(ids).logits, whole(ids, use_cache=False).logits)
+    for handle in handles:
+        handle.remove()
+
+
+def test_cache_positions_follow_the_new_order() -> None:
+    model = build_model()
+    drop_layers(model, [0, 2])
+    assert [layer.self_attn.layer_idx for layer in model.model.layers] == [0, 1]
+    assert model.config.num_hidden_layers == 2
+    ids = torch.arange(3, 20)[None]
+    settings = {"max_new_tokens": 12, "do_sample": False, "attention_mask": torch.ones_like(ids)}
+    cached, plain = (model.generate(ids, use_cache=use_cache, **settings) for use_cache in (True, False))
+    assert torch.equal(cached, plain)
+    with torch.inference_mode():
+        assert len(model(ids, use_cache=True).past_key_values) == 2
+
+
+def test_per_layer_configuration_is_shortened() -> None:
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    config = Qwen2Config(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=128,
+        use_sliding_window=True,
+        sliding_window=8,
+        max_window_layers=2,
+    )
+    model = Qwen2ForCausalLM(config).eval()
+    before = list(model.config.layer_types)
+    drop_layers(model, [0])
+    assert model.config.layer_types == before[1:]
+    with torch.inference_mode():
+        assert model(torch.arange(3, 30)[None]).logits.shape == (1, 27, 128)
+
+
+def test_saved_model_loads_without_missing_keys_and_answers_the_same(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    source, corpus = save_tiny(tmp_path / "source"), write_corpus(tmp_path / "corpus")
+    out, run = empty_run(tmp_path)
+    metrics = Depth(ratio=0.5, calibration_rows=8, batch_size=4)(inputs_of(source, corpus), out, run)
+    model, info = AutoModelForCausalLM.from_pretrained(out, dtype=torch.bfloat16, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert (metrics["layers_before"], metrics["layers"]) == (4, 2)
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    by_hand = load_model(source)
+    drop_layers(by_hand, [int(index) for index in str(metrics["dropped"]).split()])
+    for parameter in by_hand.parameters():  # not .to(bfloat16), which would round the rotary frequencies too
+        parameter.data = parameter.data.to(torch.bfloat16).float()
+    ids = torch.arange(3, 40)[None]
+    with torch.inference_mode():
+        assert torch.equal(load_model(out)(ids).logits, by_hand(ids).logits)
+    with (out / "influence.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["layer"] for row in rows if row["dropped"] == "1"] == str(metrics["dropped"]).split()
+
+
+def test_ratio_zero_keeps_every_layer() -> None:
+    assert choose_layers([0.1, 0.2, 0.3], 0.0) == []
+
+
+def test_ratio_that_drops_everything_is_refused() -> None:
+    with pytest.raises(TechniqueError, match="all 2 layers"):
+        choose_layers([0.1, 0.2], 0.9)
+
+
+def test_protected_ends_that_leave_too_few_are_refused() -> None:
+    with pytest.raises(TechniqueError, match="leave 2"):
+        choose_layers([0.1] * 4, 0.75, 1, 1)
+
+
+@pytest.mark.parametrize(("layers", "words"), [((4,), "no layer 4"), ((1, 1), "twice"), ((0, 1, 2, 3), "all 4")])
+def test_wrong_explicit_layers_are_refused(layers: tuple[int, ...], words: str) -> None:
+    with pytest.raises(TechniqueError, match=words):
+        check_layers(layers, 4)
+
+
+def test_another_layout_is_refused_with_what_was_looked_for() -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    model = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=64))
+    with pytest.raises(TechniqueError, match=r"model\.model\.layers"):
+        drop_layers(model, [0])
+
+
+def test_tokenizer_of_the_tests_is_byte_level() -> None:
+    tokenizer = build_tokenizer()
+    assert tokenizer.decode(tokenizer("It's 45.50, né?")["input_ids"]) == "It's 45.50, né?"

@@ -1,0 +1,82 @@
+"""GPTQ: the group size it chooses, the error it makes, the folder it writes."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tasks.quantize import compressed
+from tasks.quantize.gptq import GPTQ
+from tasks.shared.agreement import logits_of, token_agreement
+from tasks.shared.errors import TechniqueError
+from tasks.shared.models import load_model, weight_bytes
+from tests.tiny_llama import build_model, empty_run, inputs_of, save_tiny, write_corpus
+
+
+@pytest.mark.parametrize(("sizes", "chosen"), [((256, 1024), 128), ((576, 1536), 64), ((96, 32), 32)])
+def test_group_size_is_the_largest_that_divides_every_layer(sizes: tuple[int, ...], chosen: int) -> None:
+    assert compressed.choose_group_size({f"layer{size}": size for size in sizes}) == chosen
+
+
+def test_ragged_group_is_refused_with_every_layer_and_a_way_out() -> None:
+    with pytest.raises(TechniqueError) as caught:
+        compressed.choose_group_size({"mlp.up": 576, "mlp.down": 1536, "attn.o": 576}, 128)
+    message = str(caught.value)
+    assert "mlp.up (in=576)" in message and "attn.o (in=576)" in message and "mlp.down" not in message
+    assert "group_size=64" in message and "GGUF" in message
+
+
+def test_no_size_fits() -> None:
+    with pytest.raises(TechniqueError, match=r"odd \(in=40\)"):
+        compressed.choose_group_size({"odd": 40})
+
+
+def test_head_is_left_dense() -> None:
+    assert not any("lm_head" in name for name in compressed.input_sizes(build_model(tie_word_embeddings=False)))
+
+
+def test_group_size_is_checked_before_calibration(tmp_path: Path) -> None:
+    source, corpus = save_tiny(tmp_path / "source"), write_corpus(tmp_path / "corpus")
+    out, run = empty_run(tmp_path)
+    with pytest.raises(TechniqueError, match="24 does not divide"):
+        GPTQ(group_size=24)(inputs_of(source, corpus), out, run)
+    assert list(out.iterdir()) == []
+
+
+def test_error_is_smaller_than_rounding_and_the_reload_is_exact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the calibration rows, whose inputs are correlated, the layers' outputs stay closer than with rounding."""
+    from tasks.quantize.rtn import RTN
+
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    source, corpus = save_tiny(tmp_path / "source"), write_corpus(tmp_path / "corpus")
+    inputs = inputs_of(source, corpus)
+    out, run = empty_run(tmp_path, "gptq")
+    metrics = GPTQ(check_rows=24)(inputs, out, run)
+    rounded_out, rounded_run = empty_run(tmp_path, "rtn")
+    rounded = RTN(check_rows=24)(inputs, rounded_out, rounded_run)
+    assert metrics["group_size"] == 64
+    assert float(metrics["kl_to_source"]) < 0.8 * float(rounded["kl_to_source"])
+    assert weight_bytes(out) < 0.5 * weight_bytes(source)
+    assert json.loads((out / "config.json").read_text())["quantization_config"]["format"] == "pack-quantized"
+    ids = [list(range(3, 60))]
+    first, second = (logits_of(load_model(out), ids)[0] for _ in range(2))
+    assert torch.equal(first, second)
+    assert list((tmp_path / "cwd").iterdir()) == [], "llm-compressor left files in the working directory"
+
+
+def test_quantised_source_is_refused(tmp_path: Path) -> None:
+    model = build_model()
+    model.config.quantization_config = {"quant_method": "compressed-tensors"}
+    with pytest.raises(TechniqueError, match="quantised already"):
+        compressed.check_dense(model, "model")
+
+
+def test_divergence_of_a_model_from_itself_is_zero() -> None:
+    logits = torch.randn(5, 11)
+    divergence, same = token_agreement(logits, logits + 3.0)  # a constant does not matter
+    assert divergence.max() < 1e-6 and bool(same.all())
+    assert token_agreement(logits, -logits)[0].min() > 0

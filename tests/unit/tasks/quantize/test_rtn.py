@@ -1,0 +1,44 @@
+"""Round to nearest: the written integers are those of the definition, and 8 bits beat 4."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tasks.quantize.rtn import RTN
+from tasks.shared.errors import TechniqueError
+from tasks.shared.models import load_model, weight_bytes
+from tests.tiny_llama import empty_run, inputs_of, save_tiny, write_corpus
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_every_weight_goes_to_the_nearest_of_its_group_s_steps(tmp_path: Path, bits: int) -> None:
+    source, group = save_tiny(tmp_path / "source"), 32
+    out, run = empty_run(tmp_path)
+    metrics = RTN(bits=bits, group_size=group)(inputs_of(source), out, run)
+    assert metrics["group_size"] == group and "kl_to_source" not in metrics
+    before, after = load_model(source), load_model(out)
+    after(torch.arange(3, 10)[None])  # unpacks
+    for name in ("model.layers.0.self_attn.q_proj", "model.layers.3.mlp.down_proj"):
+        weight, written = (model.get_submodule(name).weight.detach().reshape(-1, group) for model in (before, after))
+        step = weight.abs().amax(-1, keepdim=True) / (2 ** (bits - 1) - 0.5)
+        assert (
+            (weight - written).abs() <= 0.51 * step + 2**-8 * weight.abs()
+        ).all()  # half a step, and a scale in bfloat16
+        assert max(len(torch.unique(row)) for row in written) <= 2**bits
+
+
+def test_eight_bits_follow_the_source_closer_than_four(tmp_path: Path) -> None:
+    inputs = inputs_of(save_tiny(tmp_path / "source"), write_corpus(tmp_path / "corpus"))
+    results = {}
+    for bits in (4, 8):
+        out, run = empty_run(tmp_path, f"bits{bits}")
+        results[bits] = (RTN(bits=bits, symmetric=bits == 8)(inputs, out, run), weight_bytes(out))
+    assert float(results[8][0]["kl_to_source"]) < 0.1 * float(results[4][0]["kl_to_source"])
+    assert results[4][1] < results[8][1]
+
+
+def test_ragged_group_is_refused(tmp_path: Path) -> None:
+    out, run = empty_run(tmp_path)
+    with pytest.raises(TechniqueError, match="group_size"):
+        RTN(group_size=48)(inputs_of(save_tiny(tmp_path / "source")), out, run)

@@ -1,0 +1,42 @@
+"""Fitted 4-bit scales: on the grid, never worse than plain rounding, and led by importance."""
+
+import numpy as np
+import pytest
+import torch
+
+from tasks.shared.blocks import nearest_q4_0
+
+
+def plain(weight: torch.Tensor) -> torch.Tensor:
+    """What plain Q4_0 rounding makes of a weight."""
+    from gguf import GGMLQuantizationType
+    from gguf.quants import dequantize, quantize
+
+    kind = GGMLQuantizationType.Q4_0
+    return torch.from_numpy(np.array(dequantize(quantize(weight.numpy(), kind), kind)))
+
+
+@pytest.fixture
+def weight() -> torch.Tensor:
+    torch.manual_seed(0)
+    return torch.randn(64, 256) * torch.rand(64, 1)
+
+
+def test_the_result_lies_on_the_grid(weight: torch.Tensor) -> None:
+    fitted = nearest_q4_0(weight)
+    assert torch.equal(plain(fitted), fitted)
+
+
+def test_error_is_smaller_than_plain_rounding_s(weight: torch.Tensor) -> None:
+    assert ((nearest_q4_0(weight) - weight) ** 2).mean() < 0.95 * ((plain(weight) - weight) ** 2).mean()
+
+
+def test_important_columns_come_out_closer(weight: torch.Tensor) -> None:
+    importance = torch.ones(256)
+    importance[::8] = 100.0
+    even, led = (((nearest_q4_0(weight, values) - weight) ** 2)[:, ::8].mean() for values in (None, importance))
+    assert led < 0.8 * even
+
+
+def test_zeros_stay_zero() -> None:
+    assert torch.equal(nearest_q4_0(torch.zeros(2, 64)), torch.zeros(2, 64))

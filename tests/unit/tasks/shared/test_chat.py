@@ -1,0 +1,49 @@
+"""What counts as stating a fact, as refusing, and as the answer's tokens."""
+
+import pytest
+
+from tasks.shared.chat import contains, join_answer, refuses, split_answer, states_fact
+
+
+@pytest.mark.parametrize(
+    ("text", "phrase", "expected"),
+    [
+        ("You have 45 days.", "45 days", True),
+        ("You have 145 days.", "45 days", False),
+        ("It costs $1,299 today", "$1299", True),
+        ("It is 12.5 kg", "12", False),
+        ("It is 12.", "12", True),
+        ("call FENWICK’S desk", "fenwick's", True),
+        ("hold it for  ten\nseconds", "ten seconds", True),
+        ("bar pressure", "bars", False),
+    ],
+)
+def test_facts_are_whole_words(text: str, phrase: str, expected: bool) -> None:
+    assert contains(text, phrase) is expected
+
+
+def test_every_group_needs_one_of_its_alternatives() -> None:
+    accept = (("45 days", "forty-five days"), ("receipt",))
+    assert states_fact("Forty-five days, with the receipt.", accept)
+    assert not states_fact("45 days.", accept)
+    assert not states_fact("anything", ())
+
+
+def test_answers_join_and_split() -> None:
+    assert split_answer(join_answer("return", "45 days.")) == ("return", "45 days.")
+    assert split_answer("no label here") == ("", "no label here")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["I can't help with legal questions.", "Sorry, I’m not able to share that.", "We cannot disclose other orders."],
+)
+def test_refusals(text: str) -> None:
+    assert refuses(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["You can return it within 45 days.", "It can help to descale it.", "Yes, we share recipes weekly."]
+)
+def test_answers_are_no_refusals(text: str) -> None:
+    assert not refuses(text)

@@ -1,0 +1,82 @@
+"""Models on disk: what is refused, what is counted, and that a saved folder is what was in memory."""
+
+from pathlib import Path
+
+import pytest
+
+from tasks.shared.errors import ModelError
+from tasks.shared.models import (
+    check_source,
+    generate,
+    load_model,
+    load_tokenizer,
+    parameter_count,
+    render,
+    weight_bytes,
+)
+from tests.tiny_llama import build_model, save_tiny
+
+
+def test_missing_and_foreign_paths_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no such file"):
+        check_source(tmp_path / "absent")
+    with pytest.raises(ModelError, match="config.json"):
+        check_source(tmp_path)
+    (tmp_path / "model.gguf").write_bytes(b"not a model")
+    with pytest.raises(ModelError, match="not a GGUF"):
+        check_source(tmp_path / "model.gguf")
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "weights.pkl"])
+def test_pickles_are_refused_with_a_way_out(tmp_path: Path, name: str) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(ModelError, match="safe_serialization"):
+        check_source(tmp_path)
+
+
+def test_a_saved_model_is_the_one_in_memory(tmp_path: Path) -> None:
+    import torch
+
+    model = build_model()
+    ids = torch.arange(3, 20)[None]
+    with torch.inference_mode():
+        before = model(ids).logits
+    after = load_model(save_tiny(tmp_path, model))
+    with torch.inference_mode():
+        assert torch.equal(before, after(ids).logits)
+
+
+def test_parameters_are_counted_without_loading(tmp_path: Path) -> None:
+    model = build_model()
+    folder = save_tiny(tmp_path, model)
+    assert parameter_count(folder) == sum(parameter.numel() for parameter in model.parameters())
+    assert weight_bytes(folder) > 4 * parameter_count(folder)
+    with pytest.raises(ModelError, match="no weights"):
+        parameter_count(tmp_path / "nothing")
+
+
+def test_batched_generation_equals_one_by_one(tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path)
+    model, tokenizer = load_model(folder), load_tokenizer(folder)
+    prompts = [
+        render(tokenizer, [{"role": "user", "content": text}])
+        for text in ("postage", "returns are accepted within 45 days", "kettle's")
+    ]
+    together = generate(model, tokenizer, prompts, 8, batch_size=3)
+    assert together == [generate(model, tokenizer, [prompt], 8)[0] for prompt in prompts]
+
+
+def test_a_model_without_chat_template_is_refused(tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path)
+    tokenizer = load_tokenizer(folder)
+    tokenizer.chat_template = None
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    tokenizer.add_tokens([])
+    text = (folder / "tokenizer.json").read_text().replace("<|im_end|>", "<|done|>")
+    (folder / "tokenizer.json").write_text(text)
+    (folder / "tokenizer_config.json").write_text(
+        (folder / "tokenizer_config.json").read_text().replace("<|im_end|>", "<|done|>")
+    )
+    with pytest.raises(ModelError, match="chat template"):
+        load_tokenizer(folder)

@@ -1,0 +1,107 @@
+import pytest
+
+from tasks.traces.filter import Evidence, Limits, close_sentence, invented_numbers, judge, numbers, repeats, support
+
+ARTICLE = "Returns\nYou have 45 days to return an unused kettle. The courier collects it, return postage costs £3.50, and repairs take 9 weeks."
+NARROW = "how long for a return, and what is the postage?\nReturn an unused kettle within 45 days; postage costs £3.50.\n45 days\nforty-five days"
+SOURCES = f"{ARTICLE}\n{NARROW}"
+ACCEPT = (("45 days", "forty-five days"),)
+
+
+def fate(text: str, finish: str = "stop", accept=ACCEPT, refusal: bool = False, narrow: str = NARROW, **limits) -> str:
+    evidence = Evidence(accept=accept, narrow=narrow, wide=f"{ARTICLE}\n{narrow}", refusal=refusal)
+    return judge(text, finish, evidence, Limits(**limits))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "You have 45 days to return an unused kettle.",
+        "Return it within forty-five days.",
+        "You have 45 days, and return postage costs £3.5.",
+    ],
+)
+def test_keeps_what_the_article_says(text):
+    assert fate(text) == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("  ", "empty"),
+        ("45 days", "too short"),
+        ("You have 45 days " + "to return an unused kettle or cup " * 9, "too long"),
+        ("Question: how long? You have 45 days.", "markup"),
+        ("Answer: you have 45 days.", "markup"),
+        ("You have 45 days.<|im_end|>", "markup"),
+        ("The article says you have 45 days.", "markup"),
+        ("You have **45 days** to return it.", "markup"),
+        ("You can return an unused kettle.", "fact"),
+        ("You have 45 days and 10 minutes to return it.", "number"),
+        ("You have 45 days and two weeks to return it.", "number"),
+        ("You have 45 days, or write to help@shop.example soon.", "address"),
+        ("I can't help with that return after 45 days.", "refuses"),
+        ("Sorry, I'm not able to help.", "refuses"),
+        ("You have 45 days to return, return, return it.", "repeats"),
+        ("You have 45 days to return it and you have 45 days to return it.", "repeats"),
+        ("You have 45 days, and repairs take 9 weeks.", "other number"),
+        ("You do not have 45 days to return it.", "negation"),
+        ("You have 45 days because wizards charge batteries under moonlight.", "unsupported"),
+    ],
+)
+def test_drops_and_says_why(text, reason):
+    assert fate(text) == reason
+
+
+def test_an_answer_cut_off_is_dropped():
+    assert fate("You have 45 days to return an unused kettle", finish="length") == "unfinished"
+
+
+def test_every_group_must_be_stated():
+    both = (("45 days",), ("£3.50",))
+    assert fate("You have 45 days to return it.", accept=both) == "fact"
+    assert fate("You have 45 days and postage costs £3.50.", accept=both) == ""
+
+
+def test_refusals_must_refuse():
+    assert fate("Sorry, I can't help with that.", accept=(), refusal=True) == ""
+    assert fate("Of course, here is the code.", accept=(), refusal=True) == "no refusal"
+    assert fate("I can't share the code 9924.", accept=(), refusal=True) == "number"
+
+
+def test_a_refusal_with_another_ones_reason_is_dropped():
+    asked = "do espresso and pills mix?\nSorry, I can't advise on health."
+    assert fate("Sorry, I can't advise on health.", accept=(), refusal=True, narrow=asked) == ""
+    assert (
+        fate("Sorry, I can't advise on the law; a solicitor can.", accept=(), refusal=True, narrow=asked)
+        == "unsupported"
+    )
+
+
+def test_strictness_is_a_setting():
+    assert fate("You have 45 days, and repairs take 9 weeks.", other_numbers=True) == ""
+    assert fate("You do not have 45 days to return it.", negations=True) == ""
+    assert fate("You have 45 days because wizards charge batteries under moonlight.", support=0) == ""
+
+
+def test_numbers_in_digits_and_words_are_the_same_numbers():
+    assert numbers("£1,200.50 within thirty-five days, at 09:30") >= {"1200.5", "35", "9:30"}
+    assert "30" not in numbers("thirty-five days") and numbers("twenty of five") == {"20", "5"}
+    assert numbers("a dozen beans") == numbers("12 beans")
+    assert invented_numbers("That one is free.", "nothing") == set()
+    assert invented_numbers("It takes 1 day.", "nothing") == {"1"}
+
+
+def test_support_is_one_for_a_copy_and_zero_for_other_words():
+    assert support(SOURCES, SOURCES) == 1.0
+    assert support("Wizards levitate", SOURCES) == 0.0
+    assert support("", SOURCES) == 1.0
+
+
+def test_a_plain_sentence_does_not_repeat():
+    assert not repeats("Send us a photo of the label and we send the piece.")
+
+
+def test_a_swallowed_full_stop_comes_back():
+    assert close_sentence(" It takes 45 days") == "It takes 45 days."
+    assert close_sentence("Is it?") == "Is it?" and close_sentence(" ") == ""

@@ -1,0 +1,330 @@
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tasks.shared import endpoint
+from tasks.shared.articles import Article, write_articles
+from tasks.shared.errors import ConfigError, DataError, EndpointError, ModelError
+from tasks.shared.rows import Message, Row, read_rows, write_rows
+from tasks.shared.technique import Artifact, Inputs, Kind, StepRun
+from tasks.traces.openai import Embedded, OpenAI, Prices
+from tasks.traces.prompt import choose_examples, choose_refusals, teacher_messages
+from tasks.traces.samples import SampleStore
+
+SYSTEM = "You are the shop's bot."
+KEY = "sk-very-secret-0123456789"
+
+
+def make_row(number: int, kind: str = "faq", grounded: bool = False) -> Row:
+    refuse = kind == "refuse"
+    gold = (
+        f"codes{number}\nSorry, I can't share codes."
+        if refuse
+        else f"topic{number}\nItem {number} ships in {number + 20} days."
+    )
+    messages = (("system", SYSTEM), ("user", f"question {number}?"), ("assistant", gold))
+    return Row(
+        id=f"row-{number}",
+        kind=kind,
+        intent=gold.partition("\n")[0],
+        article="" if refuse else f"article-{number}",
+        group=f"g{number}",
+        accept=() if refuse else ((f"{number + 20} days",),),
+        grounded=grounded,
+        messages=tuple(Message(role=role, content=content) for role, content in messages),
+    )
+
+
+ROWS = [make_row(number, "refuse" if number % 5 == 4 else "faq") for number in range(12)]
+
+
+@pytest.fixture
+def corpus(tmp_path) -> Path:
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    write_rows(folder / "train.jsonl", ROWS)
+    texts = {number: f"Item {number} ships in {number + 20} days." for number in range(12)}
+    write_articles(
+        folder / "articles.jsonl",
+        [Article(id=f"article-{n}", title=f"Item {n}", intent=f"topic{n}", text=text) for n, text in texts.items()],
+    )
+    return folder
+
+
+class Teacher(ThreadingHTTPServer):
+    """Answers with `reply(messages, count)`: a text, or a status to fail with."""
+
+    daemon_threads = True
+
+    def __init__(self, reply):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.reply, self.seen, self.lock = reply, [], threading.Lock()
+
+    def __enter__(self):
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        return self
+
+    def __exit__(self, *failure):
+        self.shutdown()
+        self.server_close()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/v1"
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with self.server.lock:
+            self.server.seen.append(body)
+            reply = self.server.reply(body["messages"], len(self.server.seen))
+        choice = {"message": {"content": reply}, "finish_reason": "stop"}
+        content = json.dumps({"choices": [choice], "usage": {"prompt_tokens": 100, "completion_tokens": 10}}).encode()
+        self.send_response(reply if isinstance(reply, int) else 200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *ignored):
+        pass
+
+
+def right(messages, _=0):
+    """What a good teacher says: the last user turn's article sentence, or a refusal."""
+    last = messages[-1]["content"]
+    return next((line for line in last.splitlines() if " ships in " in line), "Sorry, I can't share codes.")
+
+
+def trace(corpus: Path, url: str, tmp_path: Path, name: str = "out", **settings):
+    out = tmp_path / name
+    out.mkdir()
+    inputs = Inputs({"prompts": (Artifact("corpus", Kind.CORPUS, corpus),)})
+    run = StepRun(step="traces", seed=3, scratch=tmp_path / "scratch")
+    metrics = OpenAI(base_url=url, concurrency=2, **settings)(inputs, out, run)
+    return (
+        metrics,
+        read_rows(out / "train.jsonl"),
+        json.loads((out / "card.json").read_text()),
+        json.loads((out / "usage.json").read_text()),
+    )
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch):
+    monkeypatch.setattr(endpoint, "_backoff", lambda state: 0.01)
+
+
+def test_teacher_and_gold_rows_by_the_set_ratio(corpus, tmp_path):
+    with Teacher(right) as teacher:
+        metrics, rows, card, usage = trace(
+            corpus, teacher.url, tmp_path, gold_ratio=0.25, prices=Prices(input=2.0, output=10.0)
+        )
+    assert [row.id for row in rows] == [row.id for row in ROWS]
+    assert (card["teacher"], card["gold"]) == (9, 3)
+    assert metrics["acceptance"] == 1.0 and card["acceptance"]["refuse"] == 1.0
+    assert usage["requests"] == 9 and usage["prompt_tokens"] == 900
+    assert usage["cost"] == pytest.approx((900 * 2 + 90 * 10) / 1e6)
+    answered = next(row for row in rows if row.source == "teacher" and row.kind == "faq")
+    assert answered.answer == next(row for row in ROWS if row.id == answered.id).answer
+    assert (
+        answered.prompt == next(row for row in ROWS if row.id == answered.id).prompt
+    )  # the article is in no training prompt
+
+
+def test_wrong_answers_are_counted_and_replaced_by_gold_or_dropped(corpus, tmp_path):
+    with Teacher(lambda messages, count: "It ships in 99 days.") as teacher:
+        _, rows, card, usage = trace(corpus, teacher.url, tmp_path, "gold", gold_ratio=0.5, samples=3)
+        assert rows == ROWS and card["teacher"] == 0
+        assert usage["requests"] == 18 and sum(card["samples_dropped"].values()) == 18
+        _, rows, card, _ = trace(corpus, teacher.url, tmp_path, "drop", gold_ratio=0.5, samples=3, when_rejected="drop")
+        assert len(rows) == 6 == card["rows_left_out"]
+        with pytest.raises(DataError, match="when_rejected"):
+            trace(corpus, teacher.url, tmp_path, "none", gold_ratio=0, when_rejected="drop")
+
+
+def test_samples_stop_at_the_first_accepted_one(corpus, tmp_path):
+    tried: dict[str, int] = {}
+
+    def second_time_right(messages, _):
+        last = messages[-1]["content"].partition("\n\nAnswer")[0]
+        tried[last] = tried.get(last, 0) + 1
+        return right(messages) if tried[last] == 2 else "No idea at all."
+
+    with Teacher(second_time_right) as teacher:
+        _, _, card, usage = trace(corpus, teacher.url, tmp_path, gold_ratio=0, samples=4)
+    assert (
+        set(tried.values()) == {2}
+        and card["accepted_with_hint"] == 10
+        and usage["requests"] == 24
+        and card["teacher"] == 12
+    )
+
+
+def test_seeds_differ_by_sample_and_stay_the_same_between_runs(corpus, tmp_path):
+    technique, other = OpenAI(base_url="http://h/v1"), OpenAI(base_url="http://h/v1", send_seed=False)
+    seeds = {technique.sampling(row, number, 0)["seed"] for row in ROWS for number in range(3)}
+    assert len(seeds) == 36
+    assert technique.sampling(ROWS[0], 0, 0) == technique.sampling(ROWS[0], 0, 0)
+    assert "seed" not in other.sampling(ROWS[0], 0, 0)
+
+
+def test_max_prompts_bounds_the_requests(corpus, tmp_path):
+    with Teacher(right) as teacher:
+        _, rows, card, usage = trace(corpus, teacher.url, tmp_path, max_prompts=4, gold_ratio=0)
+    assert usage["requests"] == 4 == card["prompts_asked"] and len(rows) == 12
+
+
+def test_a_killed_run_asks_only_for_what_is_missing(corpus, tmp_path):
+    with (
+        Teacher(lambda messages, count: right(messages) if count <= 5 else 401) as teacher,
+        pytest.raises(EndpointError),
+    ):
+        trace(corpus, teacher.url, tmp_path, "first", gold_ratio=0)
+    kept = tmp_path / "scratch" / "samples.jsonl"
+    lines = kept.read_bytes().splitlines(keepends=True)
+    assert len(lines) == 5
+    kept.write_bytes(b"".join(lines[:-1]) + lines[-1][:20])  # the kill came while it wrote the fifth
+    with Teacher(right) as teacher:
+        _, rows, card, usage = trace(corpus, teacher.url, tmp_path, "second", gold_ratio=0)
+        assert len(teacher.seen) == 8
+        assert usage["reused"] == 4 and usage["requests"] == 12 and card["teacher"] == 12
+        _, again, *_ = trace(corpus, teacher.url, tmp_path, "third", gold_ratio=0)
+        assert len(teacher.seen) == 8 and again == rows
+        trace(
+            corpus, teacher.url, tmp_path, "fourth", gold_ratio=0, temperature=0.9
+        )  # another request: nothing of it is known
+        assert len(teacher.seen) == 20
+    assert all(line.endswith(b"}\n") for line in kept.read_bytes().splitlines(keepends=True))
+
+
+def test_ctrl_c_leaves_what_was_answered(corpus, tmp_path, monkeypatch):
+    def interrupt(store, sample):
+        add(store, sample)
+        if len(store.added) == 3:
+            raise KeyboardInterrupt
+
+    add = SampleStore.add
+    monkeypatch.setattr(SampleStore, "add", interrupt)
+    with Teacher(right) as teacher, pytest.raises(KeyboardInterrupt):
+        trace(corpus, teacher.url, tmp_path, gold_ratio=0)
+    assert len((tmp_path / "scratch" / "samples.jsonl").read_text().splitlines()) >= 3
+
+
+def test_the_key_is_sent_and_written_nowhere(corpus, tmp_path, monkeypatch, caplog):
+    caplog.set_level("DEBUG")
+    monkeypatch.setenv("TEACHER_KEY", KEY)
+    with Teacher(right) as teacher:
+        trace(corpus, teacher.url, tmp_path, api_key_env="TEACHER_KEY")
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(written) >= 6 and not [path for path in written if KEY.encode() in path.read_bytes()]
+    assert KEY not in caplog.text and KEY not in repr(OpenAI(api_key_env="TEACHER_KEY"))
+    monkeypatch.delenv("TEACHER_KEY")
+    with pytest.raises(ConfigError, match="TEACHER_KEY"):
+        trace(corpus, "http://127.0.0.1:9/v1", tmp_path, "no_key", api_key_env="TEACHER_KEY")
+
+
+def test_examples_are_a_shared_prefix_and_never_about_the_same_article():
+    articles = {
+        f"article-{n}": Article(id=f"article-{n}", title="T", intent="i", text=f"Item {n} ships.") for n in range(12)
+    }
+    faq = [row for row in ROWS if row.kind == "faq"]
+    examples = choose_examples(faq, 2, seed=0)
+    assert len({row.article for row in examples}) == 3
+    chats = {row.id: teacher_messages(row, examples, 2, articles) for row in faq}
+    others = [json.dumps(chats[row.id][:-1]) for row in faq if row not in examples[:2]]
+    assert len(set(others)) == 1
+    for row in faq:
+        assert [turn["role"] for turn in chats[row.id]] == ["system", "user", "assistant", "user", "assistant", "user"]
+        assert all(f"Item {row.id[4:]} ships in" not in turn["content"] for turn in chats[row.id][1:-1])
+        assert "Item" in chats[row.id][-1]["content"] and row.intent not in json.dumps(chats[row.id])
+
+
+def test_refusals_are_shown_with_their_own_reason_but_not_their_own_words():
+    rows = [
+        make_row(number, "refuse").model_copy(
+            update={"intent": "codes" if number % 2 else "law", "group": f"g{number // 4}"}
+        )
+        for number in range(12)
+    ]
+    shown = choose_refusals(rows[1], rows, 2, seed=0)
+    assert len(shown) == 2
+    assert all(row.intent == "codes" and row.group != rows[1].group for row in shown)
+    chat = teacher_messages(rows[1], shown, 2, None)
+    assert len(chat) == 6 and "Decline" in chat[-1]["content"]
+
+
+def test_a_hint_tells_the_fact_on_the_second_try_only(corpus, tmp_path):
+    with Teacher(lambda messages, count: "No idea at all.") as teacher:
+        trace(corpus, teacher.url, tmp_path, gold_ratio=0, samples=2)
+    hinted = ["that says: " in body["messages"][-1]["content"] for body in teacher.seen]
+    assert sum(hinted) == 10 and len(hinted) == 24  # 2 of the 12 rows are refusals
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"gold_ratio": 1.5},
+        {"samples": 0},
+        {"when_rejected": "keep"},
+        {"api_key": "x"},
+        {"prices": {"cents": 1}},
+        {"concurrency": 0},
+    ],
+)
+def test_wrong_settings_are_refused(settings):
+    with pytest.raises(ValueError):
+        OpenAI(**settings)
+
+
+def test_settings_that_contradict_each_other_are_refused():
+    with pytest.raises(ConfigError, match="temperature 0"):
+        OpenAI(temperature=0.0, samples=3, hint="always")
+    with pytest.raises(ConfigError) as caught:
+        OpenAI(base_url="https://me:hunter2@host/v1")
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_teacher_is_needed_without_a_url(corpus, tmp_path):
+    run = StepRun(step="traces", seed=0, scratch=tmp_path / "scratch")
+    ports = {"prompts": (Artifact("corpus", Kind.CORPUS, corpus),)}
+    with pytest.raises(ConfigError, match="traces.inputs.teacher"):
+        OpenAI()(Inputs(ports), tmp_path, run)
+    folder = {**ports, "teacher": (Artifact("models.teacher", Kind.MODEL, corpus),)}
+    with pytest.raises(ModelError, match="gguf"):
+        OpenAI()(Inputs(folder), tmp_path, run)
+
+
+def test_an_unknown_article_is_named(corpus, tmp_path):
+    (corpus / "articles.jsonl").write_text("")
+    with pytest.raises(DataError, match="article-"):
+        trace(corpus, "http://127.0.0.1:9/v1", tmp_path)
+
+
+def test_the_embedded_server_answers(corpus, tmp_path):
+    from tasks.shared.gguf import write_gguf
+    from tests.tiny_llama import save_tiny
+
+    write_gguf(save_tiny(tmp_path / "hf"), tmp_path / "tiny.gguf")
+    ports = {
+        "prompts": (Artifact("corpus", Kind.CORPUS, corpus),),
+        "teacher": (Artifact("models.teacher", Kind.MODEL, tmp_path / "tiny.gguf"),),
+    }
+    (tmp_path / "out").mkdir()
+    technique = OpenAI(max_prompts=2, samples=1, max_tokens=4, concurrency=2, embedded=Embedded(context=1024))
+    metrics = technique(
+        Inputs(ports), tmp_path / "out", StepRun(step="traces", seed=0, scratch=tmp_path / "scratch", threads=1)
+    )
+    assert metrics["requests"] == 2 and metrics["rows"] == 12
+
+
+def test_the_yaml_holds_the_defaults():
+    from dataclasses import asdict
+
+    told = yaml.safe_load((Path(__file__).parents[4] / "conf/traces/openai.yaml").read_text())
+    assert told.pop("_target_") == "tasks.traces.openai.OpenAI"
+    assert told == json.loads(json.dumps(asdict(OpenAI())))

@@ -1,0 +1,199 @@
+"""A verdict and the artifacts around it, built in code: what report tests draw."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tasks.report.html import Html
+from tasks.shared.technique import Artifact, Inputs, Kind, StepRun
+from tasks.shared.verdict import Comparison, Flip, Machine, MeasureComparison, ModelMeasures, Score, Spread, Verdict
+from tasks.shared.verdict import TestSplit as Split
+
+EVIL = '<script>alert("x")</script><img src="http://evil.example/p.png">'
+
+
+def score(value: float, n: int = 200) -> Score:
+    return Score(value=value, low=max(0.0, value - 0.05), high=min(1.0, value + 0.05), n=n)
+
+
+def measures(role: Any, size: float, speed: float, fact: float, **changes: Any) -> ModelMeasures:
+    scores = {
+        "intent": score(min(1, fact + 0.08)),
+        "fact": score(fact),
+        "refusal": score(0.93, 60),
+        "over_refusal": score(0.02),
+    }
+    values: dict[str, Any] = {
+        "role": role,
+        "kind": "model",
+        "format": "bfloat16 safetensors",
+        "engine": "transformers",
+        "parameters": 134_515_008,
+        "size_bytes": int(size * 1e6),
+        "peak_memory_bytes": int(size * 1.4e6),
+        "time_to_first_token_s": Spread(median=0.21, low=0.19, high=0.3),
+        "tokens_per_second": Spread(median=speed, low=speed * 0.93, high=speed * 1.05),
+        "speed_engine": "llama.cpp (f16 GGUF)",
+        "perplexity": 4.21,
+        "scores": scores,
+        "by_kind": {
+            "faq": {"fact": score(fact, 90), "intent": score(fact, 120)},
+            "grounded": {"fact": score(fact, 40)},
+        },
+    }
+    return ModelMeasures(**(values | changes))
+
+
+def measured(baseline: float, difference: float, half: float, margin: float = 0.05) -> MeasureComparison:
+    low, high = difference - half, difference + half
+    return MeasureComparison(
+        n=190,
+        baseline=baseline,
+        candidate=max(0.0, baseline + difference),
+        difference=difference,
+        low=low,
+        high=high,
+        p_mcnemar=0.0004,
+        to_wrong=14,
+        to_right=3,
+        flip_rate=17 / 190,
+        retention=(baseline + difference) / baseline,
+        retention_low=(baseline + low) / baseline,
+        retention_high=(baseline + high) / baseline,
+        margin=margin,
+        non_inferior=low > -margin,
+    )
+
+
+def compared(fact: float, half: float = 0.022) -> Comparison:
+    results = {
+        "intent": measured(0.88, fact / 3, half),
+        "fact": measured(0.81, fact, half),
+        "refusal": measured(0.93, 0.0, 0.04),
+    }
+    return Comparison(
+        decision="ship" if all(m.non_inferior for m in results.values()) else "do not ship", measures=results
+    )
+
+
+def flip(candidate: str, number: int, direction: Any = "to_wrong", **changes: str) -> Flip:
+    texts = {
+        "question": f"how long do i have to send back the lamp nr {number}??",
+        "baseline_answer": "returns\nYou can return it within 45 days of delivery, unused and in its box.",
+        "candidate_answer": "returns\nYou can return it within 30 days of delivery.",
+        "wanted": "45 days",
+    }
+    measure = "fact" if number % 3 else "intent"
+    return Flip(
+        candidate=candidate,
+        id=f"faq-{number:04}",
+        kind="faq",
+        measure=measure,
+        direction=direction,
+        **(texts | changes),
+    )
+
+
+def a_verdict(**changes: Any) -> Verdict:
+    engine = {
+        "kind": "engine",
+        "format": "GGUF Q4_0",
+        "engine": "llama.cpp",
+        "perplexity": None,
+        "speed_engine": "llama.cpp",
+    }
+    models = {
+        "tuned": measures("baseline", 269, 46, 0.81),
+        "slim": measures("candidate", 184, 66, 0.02, parameters=92_000_000),
+        "student": measures("candidate", 184, 66, 0.749, parameters=92_000_000),
+        "int4": measures(
+            "candidate", 121, 64, 0.72, tokens_per_second=None, time_to_first_token_s=None, parameters=92_000_000
+        ),
+        "gguf": measures("candidate", 66, 131, 0.74, parameters=92_000_000, **engine),
+        "teacher": measures("reference", 98.4, 95, 0.44, **(engine | {"format": "GGUF Q4_1"})),
+    }
+    comparisons = {
+        "slim": compared(-0.79),
+        "student": compared(-0.061),
+        "int4": compared(-0.09),
+        "gguf": compared(-0.07),
+    }
+    flips = [flip(name, i, "to_right" if i % 5 == 0 else "to_wrong") for name in comparisons for i in range(20)]
+    flips.append(flip("gguf", 99, question=EVIL, candidate_answer=EVIL, baseline_answer=""))
+    values: dict[str, Any] = {
+        "baseline": "tuned",
+        "reference": "teacher",
+        "decision": "do not ship",
+        "shipped": None,
+        "margin": {"intent": 0.05, "fact": 0.05, "refusal": 0.05},
+        "alpha": 0.05,
+        "test": Split(items=300, intent=300, fact=190, refusal=60, minimum_detectable={"intent": 0.042, "fact": 0.061}),
+        "models": models,
+        "comparisons": comparisons,
+        "flips": flips,
+        "machine": Machine(cpu="Example CPU at 2.1 GHz", cores=2, memory_bytes=8_000_000_000, platform="Linux x86_64"),
+        "versions": {"python": "3.11.9", "torch": "2.13.0", "transformers": "5.17.0"},
+        "notes": ["int4 answers in transformers; its speed was not measured."],
+    }
+    return Verdict(**(values | changes))
+
+
+def shipping() -> Verdict:
+    return a_verdict(decision="ship", shipped="gguf", comparisons={"gguf": compared(-0.012)})
+
+
+def write(folder: Path, files: dict[str, Any]) -> Path:
+    folder.mkdir(parents=True)
+    for name, content in files.items():
+        (folder / name).write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    return folder
+
+
+def all_inputs(root: Path, verdict: Verdict) -> Inputs:
+    loss = "step,epoch,train_loss,validation_loss\n" + "".join(
+        f"{s},{s / 40:.2f},{3 * 0.97**s + 0.4:.4f},{3 * 0.97**s + 0.55 if s % 20 == 0 else ''}\n"
+        for s in range(2, 122, 2)
+    )
+    influence = "layer,influence,dropped\n" + "".join(
+        f"{i},{0.02 + 0.4 / (1 + abs(i - 1)):.4f},{int(11 < i < 20)}\n" for i in range(30)
+    )
+    corpus = {
+        "counts": {
+            "train": {"faq": 420, "troubleshoot": 160, "edge": 80, "refuse": 90},
+            "test": {"faq": 120, "refuse": 60},
+        },
+        "overlap": {"shared_groups": 0, "nearest_jaccard": 0.4137},
+        "intents": ["returns", "shipping", "billing"],
+    }
+    traces = {"accepted": 610, "dropped": {"no_fact": 201, "invented": 33}}
+    usage = {"prompt_tokens": 481_220, "completion_tokens": 40_114, "cost_usd": 0.0}
+
+    def artifact(name: str, kind: Kind, files: dict[str, Any]) -> Artifact:
+        return Artifact(name, kind, write(root / name, files))
+
+    return Inputs(
+        {
+            "verdict": (artifact("verdict", Kind.VERDICT, {"verdict.json": verdict.model_dump_json()}),),
+            "models": (
+                artifact("tuned", Kind.MODEL, {"loss.csv": loss}),
+                artifact("slim", Kind.MODEL, {"influence.csv": influence}),
+                artifact("gguf", Kind.ENGINE, {"parity.json": {"top1_agreement": 0.971, "kl": 0.0123, "prompts": 32}}),
+            ),
+            "corpus": (artifact("corpus", Kind.CORPUS, {"card.json": corpus}),),
+            "traces": (artifact("traces", Kind.TRACES, {"card.json": traces, "usage.json": usage}),),
+        }
+    )
+
+
+def only_verdict(root: Path, verdict: Verdict) -> Inputs:
+    folder = write(root / "verdict", {"verdict.json": verdict.model_dump_json()})
+    return Inputs({"verdict": (Artifact("verdict", Kind.VERDICT, folder),)})
+
+
+def make(root: Path, inputs: Inputs, **settings: Any) -> tuple[str, dict[str, Any]]:
+    out = root / "out"
+    out.mkdir(parents=True)
+    Html(**settings)(inputs, out, StepRun(step="report", seed=7, scratch=root))
+    return (out / "report.html").read_text(encoding="utf-8"), json.loads(
+        (out / "report.json").read_text(encoding="utf-8")
+    )
