@@ -172,8 +172,8 @@ def prepare_logging() -> None:
 
 def cli() -> None:
     """Entry point: flags and overrides in any order (argparse would split the overrides around a flag)."""
-    flags = [item for item in sys.argv[1:] if item.startswith("-")]
-    sys.argv[1:] = flags + [item for item in sys.argv[1:] if not item.startswith("-")]
+    overrides = [item for item in sys.argv[1:] if not item.startswith("-") and ("=" in item or item.startswith("~"))]
+    sys.argv[1:] = [item for item in sys.argv[1:] if item not in overrides] + overrides
     main()
 
 

@@ -148,15 +148,20 @@ def run_prefect(run: Run, announce: Callable[[Step], None]) -> list[Outcome]:
     from prefect.artifacts import create_table_artifact
     from prefect.cache_policies import NO_CACHE
     from prefect.events.worker import EventsWorker
-    from prefect.states import Completed
+    from prefect.states import Completed, Failed
 
     recipe = run.session.plan.recipe
     outcomes: dict[str, Outcome] = {}
+    problems: list[StillroomError] = []
 
     def carry_out(step_name: str, technique: str, settings: dict[str, Any], needs: list[str]) -> Any:
         step = run.session.plan.step(step_name)
         announce(step)
-        outcome = outcomes[step_name] = run.step(step)
+        try:
+            outcome = outcomes[step_name] = run.step(step)
+        except StillroomError as error:  # a state with one message, not a traceback
+            problems.append(error)
+            return Failed(message=str(error))
         manifest = outcome.manifest
         facts = {
             "status": outcome.status,
@@ -174,17 +179,24 @@ def run_prefect(run: Run, announce: Callable[[Step], None]) -> list[Outcome]:
         return Completed(name=name, message=f"key {manifest['key'][:12]}", data=manifest["key"])
 
     @flow(name="compress", flow_run_name=recipe, persist_result=False, log_prints=False)
-    def compress(name: str, steps: dict[str, Any]) -> None:
+    def compress(name: str, steps: dict[str, Any]) -> Any:
         for step in run.session.plan.steps:
             options: Any = {"name": step.stage, "task_run_name": step.name, "tags": [f"recipe:{name}", step.stage]}
             runner: Any = task(cache_policy=NO_CACHE, persist_result=False, **options)(carry_out)
-            runner(step.name, step.target, step.settings(), list(step.needs))
+            state = runner(step.name, step.target, step.settings(), list(step.needs), return_state=True)
+            if problems:
+                return Failed(message=str(problems[0]))
+            state.result()  # anything unforeseen is raised here
+        return Completed(message=f"{len(outcomes)} steps")
 
     try:
-        compress(recipe, {step.name: step.target for step in run.session.plan.steps})
+        state: Any = compress(recipe, {step.name: step.target for step in run.session.plan.steps}, return_state=True)
     finally:
         EventsWorker.drain_all(timeout=10)  # task states travel as events; without this the last ones are lost at exit
         stop_ephemeral_servers()
+    if problems:
+        raise problems[0]
+    state.result()
     return [outcomes[step.name] for step in run.session.plan.steps]
 
 

@@ -42,9 +42,10 @@ class Topic:
 
 
 def topics_of(knowledge: Knowledge, articles: int = 0) -> list[Topic]:
-    """All topics; `articles` > 0 keeps only the first so many articles that are in training (held-out ones stay)."""
+    """All topics; `articles` > 0 keeps so many of the articles that are in training, evenly spread (held-out ones stay)."""
     trained = [entry.id for entry in knowledge.articles if not entry.held_out]
-    kept = set(trained[:articles] if articles else trained)
+    count = min(articles or len(trained), len(trained))
+    kept = {trained[index * len(trained) // count] for index in range(count)}
     facts = [
         Topic(
             id=f"{entry.id}.{fact.id}",

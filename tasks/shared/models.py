@@ -129,6 +129,7 @@ def load_tokenizer(path: Path) -> "PreTrainedTokenizerBase":
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     tokenizer.padding_side = "left"
+    tokenizer.clean_up_tokenization_spaces = False  # a WordPiece habit that eats spaces before punctuation
     return tokenizer
 
 

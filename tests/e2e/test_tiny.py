@@ -25,8 +25,13 @@ defaults:
 name: trial
 models: {{teacher: {{path: {model}}}}}
 steps:
+  corpus: {{grounded_rate: 0.0, held_out_share: 0.0}}
   traces: {{base_url: "{url}", model: fake, api_key_env: TRIAL_KEY}}
+  tuned: {{max_tokens: 2048}}
+  slim: {{ratio: 0.5}}
+  student: {{max_tokens: 2048}}
   gguf: {{scheme: q8_0, min_top1: 0.0, max_kl: 100.0}}
+  verdict: {{context: 4096}}
 """
 
 

@@ -159,3 +159,44 @@ def test_a_loss_that_is_no_number_stops_with_advice(inputs: Inputs, tmp_path: Pa
         SFT(epochs=3, learning_rate=1e12, batch_size=4, precision="float32", warmup_ratio=0, validation=0)(
             inputs, out, run
         )
+
+
+def test_the_answers_loss_is_the_models_own_on_counted_tokens() -> None:
+    import torch
+
+    from tasks.distill.sft import answer_loss
+    from tests.tiny_llama import build_model
+
+    model = build_model()
+    ids = torch.randint(3, 512, (3, 12), generator=torch.Generator().manual_seed(0))
+    labels = ids.clone()
+    labels[:, :7] = IGNORED
+    labels[1, 9:] = IGNORED
+    hidden = model.base_model(ids).last_hidden_state
+    ours = answer_loss(hidden, model.get_output_embeddings(), labels)
+    torch.testing.assert_close(ours, model(ids, labels=labels).loss)
+    counted = int((labels[:, 1:] != IGNORED).sum())
+    halves = sum(answer_loss(hidden[part], model.get_output_embeddings(), labels[part], counted) for part in ([0], [1, 2]))
+    torch.testing.assert_close(halves, ours, msg="two parts with the whole's count add up to the whole")
+
+
+def test_nothing_counted_is_a_zero_loss_with_a_zero_gradient() -> None:
+    import torch
+
+    from tasks.distill.sft import answer_loss
+
+    hidden = torch.randn(2, 5, 4, requires_grad=True)
+    loss = answer_loss(hidden, torch.nn.Linear(4, 9), torch.full((2, 5), IGNORED))
+    loss.backward()
+    assert loss.item() == 0 and hidden.grad is not None and not hidden.grad.any()
+
+
+def test_frozen_layers_stay_as_they_are(inputs: Inputs, tmp_path: Path) -> None:
+    out, run = empty_run(tmp_path)
+    SFT(epochs=1, batch_size=4, learning_rate=1e-2, frozen_layers=2, precision="float32", validation=0)(inputs, out, run)
+    before = load_model(inputs.one("model").path, "bfloat16").state_dict()
+    after = load_model(out, "bfloat16").state_dict()
+    changed = {key for key in before if (before[key] != after[key]).any()}
+    assert changed and not any(key.startswith(("model.embed", "model.layers.0.", "model.layers.1.", "lm_head")) for key in changed)
+    with pytest.raises(TechniqueError, match="frozen_layers"):
+        SFT(frozen_layers=4)(inputs, *empty_run(tmp_path, "all"))
