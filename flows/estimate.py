@@ -22,8 +22,13 @@ FLOPS_PER_CORE = 4e10
 """Sustained floating point operations a second of one core in a training loop: a cautious figure for a 2024 server."""
 FLOPS_GPU = 1e14
 TOKENS_PER_ROW = 90
+LONG_ROW_TOKENS = 180
+"""A row of the longest batch."""
+ACTIVATION_BYTES = 2.5e6
+"""Activations kept for the backward pass, per token, of a 135M model; measured.  Layers x width grow like the root of the weights."""
 SPARE_BYTES = 500e6
-PACKED_BITS = {"gptq": 4.25, "rtn": 4.25, "gguf": 4.6}
+PACKED_BITS = {"gptq": 4.25, "rtn": 4.25, "q4_0": 4.5, "q4_1": 5.0, "q5_0": 5.5, "q5_1": 6.0, "q8_0": 8.5, "f16": 16.0}
+"""Bits a weight, by quantization technique or GGUF type, scales included."""
 
 
 @dataclass(frozen=True)
@@ -76,14 +81,14 @@ def _rows(step: Step) -> int:
 def _size_after(step: Step, model: Size) -> Size:
     """Weights after a step: pruning drops a share of the layers, packing changes the bits, training writes bf16."""
     settings: Mapping[str, Any] = step.settings()
-    technique = step.module.rpartition(".")[2]
+    packing = str(settings.get("scheme", step.module.rpartition(".")[2]))
     if step.stage == "prune":
         kept = model.parameters * (
             1 - 0.8 * float(settings.get("ratio", 0))
         )  # about 0.8 of a small model sits in its layers
         return Size(kept, 2 * kept)
-    if technique in PACKED_BITS:
-        return Size(model.parameters, model.parameters * PACKED_BITS[technique] / 8 + 0.1 * model.bytes)
+    if packing in PACKED_BITS:
+        return Size(model.parameters, model.parameters * PACKED_BITS[packing] / 8 + 0.1 * model.bytes)
     return Size(model.parameters, 2 * model.parameters)
 
 
@@ -109,10 +114,13 @@ def _seconds(step: Step, model: Size, rows: int, runtime: Runtime) -> float:
 
 
 def _memory(step: Step, model: Size) -> float:
-    """Resident bytes at the peak: training holds weights, gradients and two moments in float32; reading holds weights twice."""
+    """Resident bytes at the peak: training holds weights, gradients and two moments in float32, and a batch's activations; reading
+    holds weights twice.
+    """
     base = 6e8
     if step.stage == "distill":
-        return base + 16 * model.parameters + 1.5e9
+        tokens = LONG_ROW_TOKENS * float(step.settings().get("batch_size", 16))
+        return base + 16 * model.parameters + ACTIVATION_BYTES * tokens * (model.parameters / 1.35e8) ** 0.5
     return base + (8 * model.parameters if step.kind in {Kind.MODEL, Kind.ENGINE, Kind.VERDICT} else 2e8)
 
 

@@ -11,10 +11,11 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from flows.plan import Step
-from flows.stage import Session, write_job
+from flows.stage import RESULT, Session, write_job
 from flows.sync import record
 from tasks.shared.artifacts import Place, disk_errors
 from tasks.shared.errors import StillroomError
@@ -79,7 +80,7 @@ class Run:
             if place is None:
                 if fault := self.session.store.fault(self.session.target(step, key), key):
                     log.info("%s is made again: %s", step.name, fault)
-                self._run_child(step, key)
+                self._run_child(step)
                 place = self.session.reuse(step, key)
             if place is None:
                 raise StepFailed(step.name, "it ended without an artifact for its key; were files edited while it ran?")
@@ -90,27 +91,26 @@ class Run:
             record(self.session.plan.recipe, step.name)
         return outcome
 
-    def _run_child(self, step: Step, key: str) -> None:
+    def _run_child(self, step: Step) -> None:
         """Run the step as a process of its own group, and take the whole group down with us."""
-        work = self.session.store.work(step.name, key)
-        work.mkdir(parents=True, exist_ok=True)
-        job = write_job(self.session, self.recipe, work)
-        result = work / "result.json"
-        result.unlink(missing_ok=True)
-        command = [sys.executable, "-m", "flows.stage", self.session.plan.recipe, step.name, "--job", str(job)]
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join([str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])])
         }
-        child = subprocess.Popen(command, start_new_session=True, env=environment)
-        try:
-            code = child.wait()
-        except BaseException:
-            stop_group(child)
-            raise
+        with TemporaryDirectory(prefix="stillroom-") as folder:
+            job = write_job(self.session, self.recipe, Path(folder))
+            command = [sys.executable, "-m", "flows.stage", self.session.plan.recipe, step.name, "--job", str(job)]
+            child = subprocess.Popen(command, start_new_session=True, env=environment)
+            try:
+                code = child.wait()
+            except BaseException:
+                stop_group(child)
+                raise
+            error = Path(folder) / RESULT
+            message = json.loads(error.read_text("utf-8"))["error"] if error.is_file() else None
         if code == 0:
             return
-        if code == 2 and result.is_file():
-            raise StepFailed(step.name, json.loads(result.read_text("utf-8"))["error"])
+        if code == 2 and message is not None:
+            raise StepFailed(step.name, message)
         if code == -signal.SIGKILL:
             raise StepFailed(
                 step.name,

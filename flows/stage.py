@@ -30,6 +30,8 @@ from tasks.shared.technique import Artifact, Inputs, StepRun
 
 log = logging.getLogger("stillroom")
 PARAMS = PROJECT / "params.yaml"
+RESULT = "result.json"
+"""Beside the job file: a step's message to the flow that waits for it."""
 
 
 @dataclass
@@ -98,10 +100,15 @@ class Session:
 
 
 def make(session: Session, step: Step, key: str) -> Place:
-    """Run the technique and publish its artifact with a manifest.  Nothing half made is ever in place."""
+    """Run the technique and publish its artifact with a manifest.  Nothing half made is ever in place.
+
+    Two runs that need the same artifact at once: the second waits, and takes what the first made.
+    """
     work = session.store.work(step.name, key)
     out, scratch = work / "out", work / "scratch"
-    with disk_errors(session.runtime.folder):
+    with disk_errors(session.runtime.folder), session.store.alone(step.name, key):
+        if (made := session.reuse(step, key)) is not None:
+            return made
         shutil.rmtree(out, ignore_errors=True)
         scratch.mkdir(parents=True, exist_ok=True)
         out.mkdir()
@@ -196,7 +203,7 @@ def write_job(session: Session, recipe: Mapping[str, Any], folder: Path) -> Path
         "runtime": asdict(session.runtime),
         "variant": session.variant,
         "places": {name: str(place.folder) for name, place in session.places.items()},
-        "result": str(folder / "result.json"),
+        "result": str(folder / RESULT),
     }
     job.write_text(json.dumps(content), "utf-8")
     return job

@@ -18,7 +18,7 @@ from pydantic.dataclasses import dataclass
 
 from tasks.shared.chat import answer_tokens
 from tasks.shared.errors import DataError, TechniqueError
-from tasks.shared.models import load_model, load_tokenizer, save_model
+from tasks.shared.models import has_cpu_bfloat16, load_model, load_tokenizer, save_model
 from tasks.shared.progress import progress_bar
 from tasks.shared.rows import Row, read_rows
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun
@@ -255,15 +255,6 @@ def use_bfloat16(precision: str, device: str) -> bool:
     if device == "cuda":
         return torch.cuda.is_bf16_supported()
     return has_cpu_bfloat16()
-
-
-def has_cpu_bfloat16() -> bool:
-    """Whether this processor has bfloat16 instructions (AVX512-BF16, AMX), read from the system; False where it cannot tell."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text("utf-8")
-    except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags or "bf16" in flags.partition("Features")[2].split("\n", 1)[0]
 
 
 def last_checkpoint(folder: Path) -> str | None:

@@ -1,11 +1,14 @@
 """Ask one model everything: loaded once, freed at the end."""
 
+import contextlib
 import gc
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
+
+from pydantic import TypeAdapter, ValidationError
 
 from tasks.evaluate.answers import Reply
 from tasks.evaluate.completions import LlamaClient
@@ -13,6 +16,7 @@ from tasks.evaluate.intent import harness_choices, llama_choices
 from tasks.evaluate.perplexity import llama_perplexity, transformers_perplexity
 from tasks.evaluate.subjects import Question, Subject
 from tasks.shared.errors import ModelError, StillroomError
+from tasks.shared.models import generate, has_cpu_bfloat16, load_model, load_tokenizer, render
 from tasks.shared.progress import track
 from tasks.shared.rows import Row
 
@@ -41,6 +45,22 @@ class Reading:
     perplexity: float | None
 
 
+def ask_once(subject: Subject, plan: Plan, scratch: Path, threads: int, device: str) -> Reading:
+    """All of a plan, kept in scratch: an evaluation that was killed goes on at the next model.
+
+    Scratch belongs to one key of the step, so a kept reading was made of the same model, rows and settings.
+    """
+    kept, file = scratch / "readings" / f"{subject.name}.json", TypeAdapter(Reading)
+    if kept.is_file():
+        with contextlib.suppress(ValidationError):  # cut off by a crash: ask again
+            return file.validate_json(kept.read_bytes())
+    reading = ask(subject, plan, scratch, threads, device)
+    kept.parent.mkdir(exist_ok=True)
+    kept.with_suffix(".part").write_bytes(file.dump_json(reading))
+    kept.with_suffix(".part").replace(kept)
+    return reading
+
+
 def ask(subject: Subject, plan: Plan, scratch: Path, threads: int, device: str) -> Reading:
     """All of a plan.  Raises ModelError that names the subject if it cannot be loaded or run."""
     try:
@@ -59,21 +79,11 @@ def ask(subject: Subject, plan: Plan, scratch: Path, threads: int, device: str) 
 
 def choose_dtype(device: str) -> Literal["float32", "bfloat16"]:
     """bfloat16 where it is fast: accelerators, and processors with bfloat16 instructions; else float32."""
-    import torch
-
-    if device != "cpu":
-        return "bfloat16"
-    has = (
-        getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
-        or getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
-    )
-    return "bfloat16" if has else "float32"
+    return "bfloat16" if device != "cpu" or has_cpu_bfloat16() else "float32"
 
 
 def _ask_transformers(subject: Subject, plan: Plan, scratch: Path, threads: int, device: str) -> Reading:
     import torch
-
-    from tasks.shared.models import generate, load_model, load_tokenizer, render
 
     torch.set_num_threads(threads)
     model, tokenizer = load_model(subject.weights, choose_dtype(device), device), load_tokenizer(subject.weights)
@@ -90,18 +100,11 @@ def _ask_transformers(subject: Subject, plan: Plan, scratch: Path, threads: int,
             plan.batch_size,
         )
     finally:
-        _free(model)
+        del model
+        gc.collect()  # before the next model is loaded
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
     return Reading([Reply(choice, text) for choice, text in zip(choices, words, strict=True)], perplexity)
-
-
-def _free(model: Any) -> None:
-    """Give the weights back, also where a reference to the model lingers."""
-    import torch
-
-    model.to("meta")
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _ask_llama(subject: Subject, plan: Plan, threads: int) -> Reading:

@@ -1,6 +1,7 @@
 """From graded replies to scores, comparisons, flips, and the decision."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from tasks.evaluate.answers import Reply, shown, wanted
 from tasks.evaluate.statistics import (
@@ -11,12 +12,24 @@ from tasks.evaluate.statistics import (
     retention_interval,
     wilson,
 )
+from tasks.evaluate.subjects import Subject
 from tasks.shared.errors import TechniqueError
 from tasks.shared.rows import Row
 from tasks.shared.verdict import MEASURES, Comparison, Flip, Item, ItemAnswer, MeasureComparison, Score
 
 Marks = Mapping[str, Mapping[str, bool]]
 """By measure, then by row id: right or wrong."""
+
+
+@dataclass(frozen=True)
+class Sitting:
+    """One model's test: the rows that it was asked, its replies by row id, and their marks."""
+
+    subject: Subject
+    rows: Sequence[Row]
+    replies: Mapping[str, Reply]
+    marks: Marks
+    perplexity: float | None
 
 
 def score(marks: Sequence[bool]) -> Score:
@@ -89,41 +102,40 @@ def choose_shipped(comparisons: Mapping[str, Comparison], size_bytes: Mapping[st
     return min(allowed, key=lambda name: (size_bytes[name], name), default=None)
 
 
-def list_flips(
-    rows: Sequence[Row],
-    marks: Mapping[str, Marks],
-    replies: Mapping[str, Sequence[Reply]],
-    baseline: str,
-    candidates: Sequence[str],
-) -> list[Flip]:
+def list_flips(rows: Sequence[Row], baseline: Sitting, candidates: Sequence[Sitting]) -> list[Flip]:
     """Every item on which a candidate differs from the baseline, in order of candidate, measure, row."""
     flips = []
-    for name in candidates:
+    for candidate in candidates:
         for measure in MEASURES:
-            before, after = marks[baseline].get(measure, {}), marks[name].get(measure, {})
-            for row, old, new in zip(rows, replies[baseline], replies[name], strict=True):
+            before, after = baseline.marks.get(measure, {}), candidate.marks.get(measure, {})
+            for row in rows:
                 if before.get(row.id) == after.get(row.id):
                     continue
                 flips.append(Flip(
-                    candidate=name, id=row.id, kind=row.kind, measure=measure, direction="to_wrong" if before[row.id] else "to_right",
-                    question=row.messages[-2].content, baseline_answer=shown(old, measure), candidate_answer=shown(new, measure), wanted=wanted(row, measure),
+                    candidate=candidate.subject.name, id=row.id, kind=row.kind, measure=measure,
+                    direction="to_wrong" if before[row.id] else "to_right", question=row.messages[-2].content, wanted=wanted(row, measure),
+                    baseline_answer=shown(baseline.replies[row.id], measure), candidate_answer=shown(candidate.replies[row.id], measure),
                 ))  # fmt: skip
     return flips
 
 
-def list_items(rows: Sequence[Row], marks: Mapping[str, Marks], replies: Mapping[str, Sequence[Reply]]) -> list[Item]:
-    """One record per measure and item, with every model's answer.  over_refusal counts `correct` when the model did not refuse."""
+def list_items(rows: Sequence[Row], sittings: Sequence[Sitting]) -> list[Item]:
+    """One record per measure and item, with the answer of every model that was asked it.
+
+    over_refusal counts `correct` when the model did not refuse.
+    """
     items = []
     for measure in (*MEASURES, "over_refusal"):
-        for place, row in enumerate(rows):
-            if all(row.id not in found.get(measure, {}) for found in marks.values()):
-                continue
+        for row in rows:
             answers = {
-                name: ItemAnswer(
-                    correct=found[measure][row.id] != (measure == "over_refusal"),
-                    answer=shown(replies[name][place], measure),
+                sitting.subject.name: ItemAnswer(
+                    correct=sitting.marks[measure][row.id] != (measure == "over_refusal"),
+                    answer=shown(sitting.replies[row.id], measure),
                 )
-                for name, found in marks.items()
+                for sitting in sittings
+                if row.id in sitting.marks.get(measure, {})
             }
+            if not answers:
+                continue
             items.append(Item(id=row.id, kind=row.kind, grounded=row.grounded, measure=measure, models=answers))
     return items

@@ -5,6 +5,7 @@ import logging
 import os
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -12,9 +13,17 @@ from typing import Annotated, ClassVar
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from tasks.evaluate.answers import Reply, grade
-from tasks.evaluate.asking import Plan, Reading, ask
-from tasks.evaluate.comparison import choose_shipped, compare, list_flips, list_items, scores_by_kind, scores_of
+from tasks.evaluate.answers import grade
+from tasks.evaluate.asking import Plan, ask_once
+from tasks.evaluate.comparison import (
+    Sitting,
+    choose_shipped,
+    compare,
+    list_flips,
+    list_items,
+    scores_by_kind,
+    scores_of,
+)
 from tasks.evaluate.perplexity import spread_rows
 from tasks.evaluate.runtime import Cost, measure_costs, plan_probe
 from tasks.evaluate.statistics import minimum_detectable
@@ -28,6 +37,8 @@ from tasks.shared.verdict import MEASURES, Comparison, Machine, ModelMeasures, T
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 log = logging.getLogger(__name__)
+BARE = " without article"
+"""Added to the reference's name where it has only what its own weights know: the floor that training must beat."""
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -66,6 +77,8 @@ class Paired:
     """For the minimum detectable loss: share of items expected to flip between equally good models, half of them each way."""
     limit: Annotated[int, Field(ge=0)] = 0
     """Test rows to use, spread evenly over the split; 0 takes all."""
+    reference_limit: Annotated[int, Field(ge=0)] = 0
+    """Of these, rows that the reference is asked, which decides nothing; 0 takes all."""
     max_new_tokens: Annotated[int, Field(ge=1)] = 48
     """Length limit of an answer, tokens."""
     batch_size: Annotated[int, Field(ge=1)] = 64
@@ -105,12 +118,10 @@ class Paired:
         subjects = list_subjects(inputs)
         corpus = inputs.one("data").path
         rows = spread_rows(read_test_rows(corpus), self.limit)
-        readings = {subject.name: self._ask(subject, rows, corpus, run) for subject in subjects}
+        sittings = [self._sit(subject, rows, corpus, run) for subject in subjects]
         costs, notes = self._time(subjects, rows, corpus, run)
-        verdict = self._judge(subjects, rows, readings, costs, notes, run.seed)
-        replies = {name: reading.replies for name, reading in readings.items()}
-        marks = {name: grade(rows, answers) for name, answers in replies.items()}
-        items = list_items(rows, marks, replies)
+        verdict = self._judge(sittings, rows, costs, notes, run.seed)
+        items = list_items(rows, sittings)
         (out / "items.jsonl").write_text("".join(item.model_dump_json() + "\n" for item in items), encoding="utf-8")
         (out / "verdict.json").write_text(verdict.model_dump_json(indent=1), encoding="utf-8")
         (out / "metrics.json").write_text(json.dumps(nested_metrics(verdict), indent=1), encoding="utf-8")
@@ -119,14 +130,18 @@ class Paired:
     def _plan(self, subject: Subject, rows: Sequence[Row], corpus: Path) -> Plan:
         labels = read_labels(corpus, rows)
         if subject.role == "reference":
-            questions, gold = reference_questions(rows, read_articles(corpus / "articles.jsonl"), labels), []
+            articles = read_articles(corpus / "articles.jsonl") if subject.sees_article else {}
+            questions, gold = reference_questions(rows, articles, labels), []
         else:
             questions, gold = tuned_questions(rows), spread_rows(rows, self.perplexity_rows)
         return Plan(questions, labels, gold, self.max_new_tokens, self.batch_size, self.context)
 
-    def _ask(self, subject: Subject, rows: Sequence[Row], corpus: Path, run: StepRun) -> Reading:
+    def _sit(self, subject: Subject, test: Sequence[Row], corpus: Path, run: StepRun) -> Sitting:
+        rows = spread_rows(test, self.reference_limit if subject.role == "reference" else 0)
         log.info("%s %s: %d test rows in %s", subject.role, subject.name, len(rows), subject.engine)
-        return ask(subject, self._plan(subject, rows, corpus), run.scratch, run.threads, run.device)
+        reading = ask_once(subject, self._plan(subject, rows, corpus), run.scratch, run.threads, run.device)
+        replies = {row.id: reply for row, reply in zip(rows, reading.replies, strict=True)}
+        return Sitting(subject, rows, replies, grade(rows, reading.replies), reading.perplexity)
 
     def _time(
         self, subjects: Sequence[Subject], rows: Sequence[Row], corpus: Path, run: StepRun
@@ -143,44 +158,40 @@ class Paired:
 
     def _judge(
         self,
-        subjects: Sequence[Subject],
+        sittings: Sequence[Sitting],
         rows: Sequence[Row],
-        readings: Mapping[str, Reading],
         costs: Mapping[str, Cost],
         notes: Sequence[str],
         seed: int,
     ) -> Verdict:
-        baseline = next(subject.name for subject in subjects if subject.role == "baseline")
-        candidates = [subject.name for subject in subjects if subject.role == "candidate"]
-        replies: dict[str, list[Reply]] = {name: reading.replies for name, reading in readings.items()}
-        marks = {name: grade(rows, answers) for name, answers in replies.items()}
+        baseline = next(sitting for sitting in sittings if sitting.subject.role == "baseline")
+        candidates = [sitting for sitting in sittings if sitting.subject.role == "candidate"]
+        references = [sitting.subject.name for sitting in sittings if sitting.subject.role == "reference"]
         margin = self.margin.by_measure()
         comparisons: dict[str, Comparison] = {
-            name: compare(marks[baseline], marks[name], margin, self.alpha, self.resamples, seed) for name in candidates
+            sitting.subject.name: compare(baseline.marks, sitting.marks, margin, self.alpha, self.resamples, seed)
+            for sitting in candidates
         }
-        models = {
-            subject.name: describe(subject, rows, marks[subject.name], readings[subject.name], costs[subject.name])
-            for subject in subjects
-        }
-        shipped = choose_shipped(comparisons, {name: models[name].size_bytes for name in candidates})
-        counts = {measure: len(marks[baseline].get(measure, {})) for measure in MEASURES}
+        models = {sitting.subject.name: describe(sitting, costs[sitting.subject.name]) for sitting in sittings}
+        shipped = choose_shipped(comparisons, {name: models[name].size_bytes for name in comparisons})
+        counts = {measure: len(baseline.marks.get(measure, {})) for measure in MEASURES}
         detectable = {
             measure: minimum_detectable(n, self.discordance, self.alpha, self.power)
             for measure, n in counts.items()
             if n
         }
         return Verdict(
-            baseline=baseline, reference=next((subject.name for subject in subjects if subject.role == "reference"), None),
+            baseline=baseline.subject.name, reference=next(iter(references), None),
             decision="ship" if shipped else "do not ship", shipped=shipped, margin=margin, alpha=self.alpha,
             test=TestSplit(items=len(rows), minimum_detectable=detectable, **counts), models=models, comparisons=comparisons,
-            flips=list_flips(rows, marks, replies, baseline, candidates), machine=describe_machine(),
+            flips=list_flips(rows, baseline, candidates), machine=describe_machine(),
             versions={name: version(name) for name in self.libraries},
-            notes=[*power_notes(counts, detectable, margin, self.power), *general_notes(subjects), *notes],
+            notes=[*power_notes(counts, detectable, margin, self.power), *general_notes([sitting.subject for sitting in sittings]), *notes],
         )  # fmt: skip
 
 
 def list_subjects(inputs: Inputs) -> list[Subject]:
-    """Baseline, candidates, reference.  Raises ConfigError for no candidate or a name that stands twice."""
+    """Baseline, candidates, reference with and without the article.  Raises ConfigError for no candidate or a name that stands twice."""
     candidates = inputs.many("candidates")
     if not candidates:
         raise ConfigError("inputs.candidates", "empty", "at least one model to compare with the baseline")
@@ -189,7 +200,9 @@ def list_subjects(inputs: Inputs) -> list[Subject]:
         *(open_subject(artifact, "candidate") for artifact in candidates),
     ]
     reference = inputs.get("reference")
-    subjects += [open_subject(reference, "reference")] if reference else []
+    if reference:
+        bare = open_subject(reference, "reference")
+        subjects += [replace(bare, sees_article=True), replace(bare, name=f"{bare.name}{BARE}")]
     names = [subject.name for subject in subjects]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -229,15 +242,14 @@ def read_labels(corpus: Path, rows: Sequence[Row]) -> list[str]:
     return sorted({*map(str, listed), *(row.intent for row in rows)})
 
 
-def describe(
-    subject: Subject, rows: Sequence[Row], marks: Mapping[str, Mapping[str, bool]], reading: Reading, cost: Cost
-) -> ModelMeasures:
+def describe(sitting: Sitting, cost: Cost) -> ModelMeasures:
     """One model's part of the verdict."""
+    subject = sitting.subject
     return ModelMeasures(
         role=subject.role, kind=subject.kind, format=subject.format, engine=subject.engine,
         parameters=parameter_count(subject.weights), size_bytes=weight_bytes(subject.weights), peak_memory_bytes=cost.peak_bytes,
         time_to_first_token_s=cost.first_token, tokens_per_second=cost.speed, speed_engine=cost.engine,
-        perplexity=reading.perplexity, scores=scores_of(marks), by_kind=scores_by_kind(rows, marks),
+        perplexity=sitting.perplexity, scores=scores_of(sitting.marks), by_kind=scores_by_kind(sitting.rows, sitting.marks),
     )  # fmt: skip
 
 
@@ -280,7 +292,8 @@ def general_notes(subjects: Sequence[Subject]) -> list[str]:
             "Perplexity in llama.cpp: each gold token forced in turn and its log-probability read."
         )
     notes += [
-        f"{subject.name} is asked with the article in the prompt and without the label protocol; its intent is chosen from a list in the prompt."
+        f"{subject.name} is asked {'with' if subject.sees_article else 'without'} the article in the prompt and without the label protocol; "
+        "its intent is chosen from a list in the prompt."
         for subject in subjects
         if subject.role == "reference"
     ]

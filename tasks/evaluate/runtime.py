@@ -16,8 +16,9 @@ from pathlib import Path
 from statistics import median
 
 from tasks.evaluate.completions import LlamaClient
-from tasks.evaluate.subjects import Messages, Subject, is_quantized
+from tasks.evaluate.subjects import Messages, Subject
 from tasks.shared.errors import ModelError, TechniqueError
+from tasks.shared.models import is_quantized
 from tasks.shared.progress import track
 from tasks.shared.verdict import Spread
 

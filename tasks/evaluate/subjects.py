@@ -32,6 +32,8 @@ class Subject:
     weights: Path
     engine: Engine
     format: str
+    sees_article: bool = False
+    """Asked with the row's article in the prompt (a reference only)."""
 
 
 @dataclass(frozen=True)
@@ -77,11 +79,6 @@ def gguf_type(file: Path) -> str:
     )
 
 
-def is_quantized(folder: Path) -> bool:
-    """Whether a Hugging Face folder holds compressed weights."""
-    return "quantization_config" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
-
-
 def folder_format(folder: Path) -> str:
     """Words for the weights of a Hugging Face folder, such as "bfloat16 safetensors"."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -104,7 +101,7 @@ def tuned_questions(rows: Sequence[Row]) -> list[Question]:
 def reference_questions(rows: Sequence[Row], articles: Mapping[str, Article], labels: Sequence[str]) -> list[Question]:
     """Rows as an untrained model is asked: the article in the user turn, no label protocol; for the intent, the list of labels.
 
-    A row without an article (a request to refuse) is asked bare.  Only the last user turn is used for the intent.
+    A row without an article among `articles` is asked bare.  Only the last user turn is used for the intent.
     """
     questions = []
     for row in rows:

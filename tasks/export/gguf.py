@@ -12,7 +12,7 @@ from pydantic.dataclasses import dataclass
 from tasks.export import parity
 from tasks.export.importance import input_energy
 from tasks.shared.calibration import calibration_ids, calibration_rows
-from tasks.shared.gguf import EmbeddingScheme, Scheme, read_config, write_gguf
+from tasks.shared.gguf import EmbeddingScheme, Scheme, write_gguf
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun
 
 if TYPE_CHECKING:
@@ -24,7 +24,11 @@ CONTEXT = 2048
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Gguf:
-    """One .gguf file with tokenizer and chat template, refused if it strays from its source."""
+    """One .gguf file with tokenizer and chat template, refused if it strays from its source.
+
+    A source of 4-bit groups of 32 (GPTQ) goes into q4_0 with its integers as they are: its calibration is kept, where
+    rounding the dense source to q4_0 has none.
+    """
 
     scheme: Scheme = "q4_0"
     """Type of the layers' matrices.  q4_0: 4.5 bits a weight, q4_1: 5, q5_0: 5.5, q5_1: 6, q8_0: 8.5; blocks of 32 weights."""
@@ -41,7 +45,7 @@ class Gguf:
     min_top1: Annotated[float, Field(ge=0, le=1)] = 0.65
     """Least share of positions at which file and source agree on the likeliest token.
 
-    Measured on the raw 135M model: f16 100 %, q4_1 96 % (its weights come from q4_1), q4_0 73 %; a wrong conversion is near 0.
+    Measured on the raw 135M model: f16 100 %, q4_1 96 % (its weights come from q4_1), q4_0 73 %.
     """
     max_kl: Annotated[float, Field(gt=0)] = 0.5
     """Largest mean divergence from the source, nats per position."""
@@ -60,11 +64,11 @@ class Gguf:
         from tasks.shared.models import load_model, load_tokenizer, weight_bytes
 
         torch.set_num_threads(run.threads)
-        source, corpus = dense_folder(inputs.one("model").path, run.scratch), inputs.get("calibration")
-        read_config(source)  # refuses quantised weights before they are loaded
+        given, corpus = inputs.one("model").path, inputs.get("calibration")
+        source = dense_folder(given, run.scratch)
         model, tokenizer = load_model(source), load_tokenizer(source)
         importance = None
-        if corpus is not None and self.importance_rows and "q4_0" in (self.scheme, self.embedding):
+        if corpus is not None and source == given and self.importance_rows and "q4_0" in (self.scheme, self.embedding):
             rows = calibration_rows(corpus.path, self.importance_rows)
             importance = input_energy(model, calibration_ids(tokenizer, rows, CONTEXT))
         file = out / "model.gguf"
@@ -92,7 +96,7 @@ class Gguf:
         return {
             "scheme": self.scheme,
             "size_bytes": file.stat().st_size,
-            "source_bytes": weight_bytes(source),
+            "source_bytes": weight_bytes(given),
             "top1_agreement": found.top1,
             "kl_to_source": found.divergence,
             "positions": len(found.positions),
@@ -123,10 +127,11 @@ class Gguf:
 
 
 def dense_folder(source: Path, scratch: Path) -> Path:
-    """The source if it is a folder; a GGUF file is dequantised into one."""
-    if not source.is_file():
-        return source
-    from tasks.shared.models import load_model, load_tokenizer, save_model
+    """The source if it is a dense folder; a GGUF file or a quantised folder is made one."""
+    from tasks.shared.models import check_source, dense_copy, is_quantized
 
-    save_model(load_model(source), load_tokenizer(source), scratch / "dense")
+    check_source(source)
+    if source.is_dir() and not is_quantized(source):
+        return source
+    dense_copy(source, scratch / "dense")
     return scratch / "dense"

@@ -3,10 +3,12 @@
 artifacts/<recipe>/<step>/{out/, manifest.json}     the recipe as written (canonical)
 artifacts/.store/<step>/<key>/{out/, manifest.json} runs with overrides (variants), shared by all recipes
 artifacts/.work/<step>-<key>/{out/, scratch/}       work in progress; scratch survives a kill
+artifacts/.locks/<step>-<key>.lock                  held by the process that makes it
 """
 
 import errno
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -15,9 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from tasks.shared.errors import MachineError
 from tasks.shared.keys import Digests
 
+log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 SHORT = 16
 """Hex digits of a key in a folder name: 64 bits, no clash among any number of runs that a disk holds."""
@@ -66,6 +71,21 @@ class Store:
     def work(self, step: str, key: str) -> Path:
         """Folder of the work in progress, the same for the same key, so that a rerun finds its scratch."""
         return self.root / ".work" / f"{step}-{key[:SHORT]}"
+
+    @contextmanager
+    def alone(self, step: str, key: str) -> Iterator[None]:
+        """Hold the only right to make this artifact; waits while another process has it, which a killed one gives back."""
+        lock = FileLock(self.root / ".locks" / f"{step}-{key[:SHORT]}.lock")
+        Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            log.info("%s is being made by another run; waiting for it", step)
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
 
     def fault(self, place: Place, key: str) -> str | None:
         """Why the artifact cannot be used for this key: None (it can), "" (nothing there), or a reason."""

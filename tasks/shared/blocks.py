@@ -1,14 +1,19 @@
-"""Least-squares scales for GGUF's 4-bit blocks: where to round a weight so that the block's error is smallest."""
+"""GGUF's 4-bit blocks: least-squares scales for free weights, and exact packing of weights that lie on a 4-bit grid already."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
 BLOCK = 32
 LEVELS = 8
 CANDIDATES = 24
 ROWS_AT_ONCE = 1 << 16
+ON_GRID = 0.02
+"""Largest distance from a level, in steps, that counts as on it: what half precision can do to a scale."""
 
 
 def nearest_q4_0(weight: "Tensor", importance: "Tensor | None" = None) -> "Tensor":
@@ -48,3 +53,65 @@ def fit_blocks(blocks: "Tensor", weights: "Tensor") -> "Tensor":
         better = error < least
         best, least = torch.where(better, rounded, best), torch.where(better, error, least)
     return best
+
+
+def find_grid(
+    blocks: "np.ndarray[Any, Any]",
+) -> tuple["np.ndarray[Any, Any]", "np.ndarray[Any, Any]", "np.ndarray[Any, Any]"]:
+    """Which blocks are small integers times one scale, as GPTQ leaves them: their levels need no rounding.
+
+    blocks: (blocks, 32), float32.  Returns found (blocks,), bool; scales (blocks, 1), float16; levels (blocks, 32), int8
+    from -8 to 7; the last two mean nothing where not found.  The block's largest weight is some level times the scale: all
+    fifteen are tried, from the coarsest grid to the finest.
+    """
+    import numpy as np
+
+    peak = np.take_along_axis(blocks, np.abs(blocks).argmax(-1, keepdims=True), -1)
+    found = np.zeros(len(blocks), bool)
+    scales, levels = np.zeros((len(blocks), 1), np.float16), np.zeros(blocks.shape, np.int8)
+    for level in [sign * size for size in range(1, LEVELS + 1) for sign in (-1, 1) if sign * size < LEVELS]:
+        scale = (peak / level).astype(np.float16)
+        wide = np.where(scale == 0, 1, scale).astype(np.float32)
+        steps = blocks / wide
+        nearest = steps.round()
+        fits = (np.abs(steps - nearest).max(-1) < ON_GRID) & (nearest.min(-1) >= -LEVELS) & (nearest.max(-1) < LEVELS)
+        new = fits & ~found & (scale[:, 0] != 0)
+        scales[new], levels[new] = scale[new], nearest[new].astype(np.int8)
+        found |= new
+    return found, scales, levels
+
+
+def pack_q4_0(scales: "np.ndarray[Any, Any]", levels: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
+    """Bytes of Q4_0 blocks: the scale, then weights 0..15 in the low halves of 16 bytes and 16..31 in the high ones.
+
+    scales: (blocks, 1), float16.  levels: (blocks, 32), int8, -8 to 7.  Returns (blocks, 18), uint8.
+    """
+    import numpy as np
+
+    halves = (levels.astype(np.int16) + LEVELS).astype(np.uint8).reshape(len(levels), 2, BLOCK // 2)
+    return np.concatenate([scales.view(np.uint8), halves[:, 0] | halves[:, 1] << 4], axis=-1)
+
+
+@contextmanager
+def grids_kept() -> Iterator[None]:
+    """While this holds, the gguf package packs blocks that lie on a grid exactly, and rounds the others as ever.
+
+    Its own rounding puts a block's largest weight at level -8.  GPTQ leaves that weight at any level, and rounding its
+    integers to another grid would undo what the calibration gained.
+    """
+    from gguf.quants import Q4_0
+
+    packer: Any = Q4_0
+    plain = packer.quantize_blocks
+
+    def exact(blocks: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
+        packed = plain(blocks)
+        found, scales, levels = find_grid(blocks)
+        packed[found] = pack_q4_0(scales[found], levels[found])
+        return packed
+
+    packer.quantize_blocks = staticmethod(exact)
+    try:
+        yield
+    finally:
+        packer.quantize_blocks = plain

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from tasks.shared.blocks import nearest_q4_0
+from tasks.shared.blocks import grids_kept, nearest_q4_0
 from tasks.shared.errors import ModelError, TechniqueError
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def write_gguf(
     config = read_config(model)
     vocabulary = scheme if embedding == "same" else embedding
     check_rows(model, {scheme, vocabulary})
-    with quiet_converter(), tempfile.TemporaryDirectory(dir=out.parent, prefix=".gguf-") as staging:
+    with quiet_converter(), grids_kept(), tempfile.TemporaryDirectory(dir=out.parent, prefix=".gguf-") as staging:
         stage_folder(model, Path(staging))
         writer = converter(config, str(model))
         from gguf import LlamaFileType
@@ -73,7 +73,7 @@ def read_config(model: Path) -> dict[str, Any]:
             str(model),
             f"weights are quantised already ({method})",
             "dense weights",
-            "export the step before the quantisation; the export quantises by itself",
+            "make it dense first (tasks.shared.models.dense_copy)",
         )
     return config
 

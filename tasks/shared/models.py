@@ -3,6 +3,8 @@
 A model is a Hugging Face folder with safetensors, or a llama.cpp GGUF file that transformers dequantises.
 """
 
+import contextlib
+import io
 import json
 import logging
 from collections.abc import Sequence
@@ -77,21 +79,53 @@ def load_model(path: Path, dtype: Dtype = "float32", device: str = "cpu") -> "Pr
     transformers_logging.disable_progress_bar()
     options: dict[str, Any] = {"dtype": getattr(torch, dtype), "trust_remote_code": False}
     try:
-        if path.is_file():
-            model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, **options)
-            forget_quantization(model)
-        else:
-            model = AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, **options)
+        with contextlib.redirect_stderr(io.StringIO()):  # compressed-tensors draws bars whatever TQDM_DISABLE says
+            if path.is_file():
+                model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, **options)
+                forget_quantization(model)
+            else:
+                model = AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, **options)
+            place(model, device)
+            if getattr(model, "hf_quantizer", None) is not None:
+                model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device))  # unpacks the weights, once
+            return model
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelError(
             str(path), f"cannot be loaded: {error}", "a causal language model that transformers knows"
         ) from error
-    return place(model, device)
+
+
+def has_cpu_bfloat16() -> bool:
+    """Whether this processor has bfloat16 instructions (AVX512-BF16, AMX), read from the system; False where it cannot tell."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text("utf-8")
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags or "bf16" in flags.partition("Features")[2].split("\n", 1)[0]
 
 
 def place(model: Any, device: str) -> "PreTrainedModel":
     """The model on a device, in evaluation mode."""
     return model.to(device).eval()
+
+
+def is_quantized(folder: Path) -> bool:
+    """Whether a Hugging Face folder holds compressed weights."""
+    return "quantization_config" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+
+
+def dense_copy(source: Path, out: Path) -> None:
+    """A GGUF file or a compressed-tensors folder as a dense folder, in float32: every level times its scale stays exact."""
+    model, tokenizer = load_model(source), load_tokenizer(source)
+    if source.is_dir():
+        from transformers import AutoModelForCausalLM
+
+        del model.config.quantization_config
+        dense = AutoModelForCausalLM.from_config(model.config, dtype=model.dtype)
+        weights = model.state_dict()
+        dense.load_state_dict({name: weights[name] for name in dense.state_dict()})
+        model = dense
+    save_model(model, tokenizer, out, "float32")
 
 
 def forget_quantization(model: "PreTrainedModel") -> None:

@@ -11,8 +11,10 @@ import yaml
 
 from flows.config import compose_recipe, recipe_names
 from flows.plan import build_plan
+from flows.show import mermaid
 from flows.sync import dvc_yaml, tracked_params
 from tasks.shared.keys import PROJECT
+from tests.tiny_llama import save_tiny
 
 README = (PROJECT / "README.md").read_text("utf-8")
 RECIPES = recipe_names()
@@ -54,7 +56,43 @@ def test_params_hold_no_machine_paths_or_secrets() -> None:
         assert "oc.env" not in text and str(Path.home()) not in text and "sk-" not in text, file
 
 
+def dry_run(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "flows.compress", *arguments, "dry_run=true"]
+    return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=120, check=False)
+
+
 COMMANDS = sorted(set(re.findall(r"^\s*(?:\$ )?(python -m flows\.\w+[^\n#]*|make \w+)", README, re.MULTILINE)))
+
+
+@pytest.mark.needs_embedded
+def test_readme_shows_the_recipe_and_the_plan_that_run() -> None:
+    recipe = (PROJECT / "conf" / "recipe" / "support_bot.yaml").read_text("utf-8")
+    assert f"```yaml\n{recipe[recipe.index('defaults:') :].rstrip()}\n```" in README
+    assert f"```mermaid\n{mermaid(build_plan(compose_recipe('support_bot').recipe))}\n```" in README
+
+
+@pytest.mark.needs_embedded
+def test_readme_way_to_own_data_plans(tmp_path: Path) -> None:
+    text = (PROJECT / "conf" / "recipe" / "support_bot.yaml").read_text("utf-8")
+    diff = README[README.index("```diff\n") + 8 :].partition("```")[0].splitlines()
+    for line in diff:
+        if line.startswith("-"):
+            assert line[1:] + "\n" in text, line
+            text = text.replace(line[1:] + "\n", "")
+    added = [line[1:] for line in diff if line.startswith("+")]
+    defaults, models, corpus = added[:2], added[2], added[3]
+    text = text.replace("defaults:\n", "defaults:\n" + "\n".join(defaults) + "\n")
+    text = text.replace("name: support_bot\nsteps:\n", f"name: mine\n{models}\nsteps:\n{corpus}\n")
+    save_tiny(tmp_path / "model")
+    row = '{"messages": [{"role": "user", "content": "%s"}, {"role": "assistant", "content": "yes"}]}\n'
+    for split in ("train", "calibration", "test"):
+        (tmp_path / f"{split}.jsonl").write_text(row % split)
+    text = text.replace("/models/my-8b", str(tmp_path / "model")).replace("data/", f"{tmp_path}/")
+    (tmp_path / "conf" / "recipe").mkdir(parents=True)
+    (tmp_path / "conf" / "recipe" / "mine.yaml").write_text(text)
+    done = dry_run("--config-dir", str(tmp_path / "conf"), "+recipe=mine")
+    assert done.returncode == 0, done.stderr
+    assert "plan of mine: 9 steps" in done.stdout
 
 
 def test_readme_shows_the_two_commands() -> None:
@@ -64,18 +102,9 @@ def test_readme_shows_the_two_commands() -> None:
 @pytest.mark.needs_embedded
 @pytest.mark.parametrize("command", [item for item in COMMANDS if "flows.compress" in item])
 def test_readme_commands_plan(command: str) -> None:
-    arguments = [item for item in shlex.split(command.strip())[3:] if item not in {"--multirun"}]
+    arguments = shlex.split(command.strip())[3:]
     assert any(item.startswith("+recipe=") for item in arguments)
-    if any("," in item for item in arguments) or any(item.startswith("-") for item in arguments):
-        pytest.skip("a sweep or a flag: shown elsewhere")
-    done = subprocess.run(
-        [sys.executable, "-m", "flows.compress", *arguments, "dry_run=true"],
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = dry_run(*arguments)
     assert done.returncode == 0, done.stderr
     assert "plan of" in done.stdout
 

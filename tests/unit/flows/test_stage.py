@@ -95,7 +95,7 @@ def test_a_variant_leaves_the_recipes_own_artifact_alone(tmp_path: Path) -> None
 
 def test_a_failing_technique_leaves_nothing_and_says_why(tmp_path: Path) -> None:
     with pytest.raises(StepFailed, match="step corpus"):
-        execute(tmp_path, train_size=10_000_000)
+        execute(tmp_path, max_similarity=0.01)
     assert not (tmp_path / "artifacts/trial/corpus").exists()
 
 
@@ -159,6 +159,34 @@ def test_a_killed_step_leaves_no_half_artifact_and_can_run_again(tmp_path: Path,
     assert not (tmp_path / "artifacts/trial/corpus").exists()
     assert execute(tmp_path) == "made"
     assert not (tmp_path / "artifacts/trial/corpus/out/half").exists()
+
+
+COUNTED = """
+import sys, time
+from pathlib import Path
+from flows import stage
+from tasks.curate.support import Support
+make, calls = Support.__call__, Path(sys.argv.pop(1))
+def counted(self, inputs, out, run):
+    with calls.open("a") as stream:
+        stream.write("made ")
+    time.sleep(2)
+    return make(self, inputs, out, run)
+Support.__call__ = counted
+sys.exit(stage.main(sys.argv[1:]))
+"""
+
+
+def test_two_runs_at_once_make_a_step_once(tmp_path: Path) -> None:
+    job = write_job(session(tmp_path), recipe(), tmp_path)
+    command = [sys.executable, "-c", COUNTED, str(tmp_path / "calls"), "trial", "corpus", "--job", str(job)]
+    environment = os.environ | {"PYTHONPATH": str(PROJECT)}
+    children = [subprocess.Popen(command, stderr=subprocess.PIPE, env=environment, text=True) for _ in range(2)]
+    messages = [child.communicate(timeout=60)[1] for child in children]
+    assert [child.returncode for child in children] == [0, 0], messages
+    assert (tmp_path / "calls").read_text().split() == ["made"]
+    assert sum("being made by another run" in message for message in messages) == 1
+    assert execute(tmp_path) == "cached"
 
 
 PARENT = """

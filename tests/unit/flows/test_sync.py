@@ -40,7 +40,9 @@ def test_a_stage_depends_on_code_inputs_and_its_own_params(recipe: dict[str, Any
     assert stage["outs"] == ["artifacts/trial/corpus/out", "artifacts/trial/corpus/manifest.json"]
 
 
-def test_writing_is_idempotent_and_a_stale_file_is_seen(recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_writing_is_idempotent_and_a_stale_file_is_seen(
+    recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sync, "PARAMS", tmp_path / "params.yaml")
     monkeypatch.setattr(sync, "DVC", tmp_path / "dvc.yaml")
     monkeypatch.setattr(sync, "LOCK", tmp_path / "lock")

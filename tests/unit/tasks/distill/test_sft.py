@@ -176,7 +176,9 @@ def test_the_answers_loss_is_the_models_own_on_counted_tokens() -> None:
     ours = answer_loss(hidden, model.get_output_embeddings(), labels)
     torch.testing.assert_close(ours, model(ids, labels=labels).loss)
     counted = int((labels[:, 1:] != IGNORED).sum())
-    halves = sum(answer_loss(hidden[part], model.get_output_embeddings(), labels[part], counted) for part in ([0], [1, 2]))
+    halves = sum(
+        answer_loss(hidden[part], model.get_output_embeddings(), labels[part], counted) for part in ([0], [1, 2])
+    )
     torch.testing.assert_close(halves, ours, msg="two parts with the whole's count add up to the whole")
 
 
@@ -193,10 +195,14 @@ def test_nothing_counted_is_a_zero_loss_with_a_zero_gradient() -> None:
 
 def test_frozen_layers_stay_as_they_are(inputs: Inputs, tmp_path: Path) -> None:
     out, run = empty_run(tmp_path)
-    SFT(epochs=1, batch_size=4, learning_rate=1e-2, frozen_layers=2, precision="float32", validation=0)(inputs, out, run)
+    SFT(epochs=1, batch_size=4, learning_rate=1e-2, frozen_layers=2, precision="float32", validation=0)(
+        inputs, out, run
+    )
     before = load_model(inputs.one("model").path, "bfloat16").state_dict()
     after = load_model(out, "bfloat16").state_dict()
     changed = {key for key in before if (before[key] != after[key]).any()}
-    assert changed and not any(key.startswith(("model.embed", "model.layers.0.", "model.layers.1.", "lm_head")) for key in changed)
+    assert changed and not any(
+        key.startswith(("model.embed", "model.layers.0.", "model.layers.1.", "lm_head")) for key in changed
+    )
     with pytest.raises(TechniqueError, match="frozen_layers"):
         SFT(frozen_layers=4)(inputs, *empty_run(tmp_path, "all"))

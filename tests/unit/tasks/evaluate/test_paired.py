@@ -2,18 +2,21 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tasks.evaluate import asking
 from tasks.evaluate import paired as module
 from tasks.evaluate.answers import Reply, counts_for, grade
 from tasks.evaluate.asking import Reading
-from tasks.evaluate.comparison import choose_shipped, compare_measure, list_flips, scores_by_kind
+from tasks.evaluate.comparison import Sitting, choose_shipped, compare_measure, list_flips, scores_by_kind
 from tasks.evaluate.paired import Margin, Paired, power_notes, read_labels, read_test_rows
 from tasks.evaluate.runtime import Cost, make_sample, peak_memory, summarise
-from tasks.evaluate.subjects import folder_format, open_subject, reference_questions
+from tasks.evaluate.subjects import Subject, folder_format, open_subject, reference_questions, tuned_questions
+from tasks.quantize.rtn import RTN
 from tasks.shared.articles import Article
 from tasks.shared.chat import join_answer
 from tasks.shared.errors import ConfigError, DataError, ModelError, TechniqueError
@@ -77,7 +80,7 @@ def judge(
         return Reading([makers[subject.name](question.row) for question in plan.questions], 2.0)
 
     spread = Spread(median=1.0, low=1.0, high=1.0)
-    monkeypatch.setattr(module, "ask", pretend)
+    monkeypatch.setattr(module, "ask_once", pretend)
     monkeypatch.setattr(
         module, "measure_costs", lambda probes, *_: {probe.name: Cost("none", spread, spread, None) for probe in probes}
     )
@@ -85,9 +88,9 @@ def judge(
         module, "plan_probe", lambda subject, messages, scratch: (type("P", (), {"name": subject.name})(), "")
     )
     out, run = empty_run(tmp_path)
-    Paired(resamples=300, **settings)(
-        inputs_of(folder, {name: folder for name in makers if name != "tuned"}, corpus), out, run
-    )
+    candidates = {name: folder for name in makers if name != "tuned" and not name.startswith("teacher")}
+    reference = folder if "teacher" in makers else None
+    Paired(resamples=300, **settings)(inputs_of(folder, candidates, corpus, reference), out, run)
     return read_verdict(out / "verdict.json"), out
 
 
@@ -156,12 +159,62 @@ def test_grading() -> None:
 
 def test_flips_tell_what_was_wanted() -> None:
     rows = [make_row(0)]
-    replies = {"tuned": [gold(rows[0])], "bad": [broken(rows[0])]}
-    marks = {name: grade(rows, answers) for name, answers in replies.items()}
-    found = list_flips(rows, marks, replies, "tuned", ["bad"])
+    subject = Subject("tuned", "baseline", "model", Path("weights"), "transformers", "float32")
+
+    def sit(name: str, reply: Reply) -> Sitting:
+        return Sitting(replace(subject, name=name), rows, {rows[0].id: reply}, grade(rows, [reply]), None)
+
+    found = list_flips(rows, sit("tuned", gold(rows[0])), [sit("bad", broken(rows[0]))])
     assert [(flip.measure, flip.direction, flip.wanted, flip.candidate_answer) for flip in found] == [
         ("intent", "to_wrong", "returns", "warranty"), ("fact", "to_wrong", "That is 45 days.", "Maybe."),
     ]  # fmt: skip
+
+
+def test_the_reference_is_asked_fewer_rows_with_and_without_the_article(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, corpus: Path
+) -> None:
+    verdict, out = judge(
+        monkeypatch, tmp_path, corpus, {"tuned": gold, "equal": gold, "teacher": gold, "teacher without article": broken},
+        reference_limit=12,
+    )  # fmt: skip
+    assert verdict.reference == "teacher"
+    assert {name: model.scores["intent"].n for name, model in verdict.models.items()} == {
+        "tuned": ITEMS, "equal": ITEMS, "teacher": 12, "teacher without article": 12,
+    }  # fmt: skip
+    assert list(verdict.comparisons) == ["equal"], "a reference decides nothing"
+    items = [Item.model_validate_json(line) for line in (out / "items.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert sum("teacher" in item.models for item in items if item.measure == "intent") == 12
+
+
+def test_a_killed_evaluation_goes_on_at_the_next_model(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, corpus: Path
+) -> None:
+    folder = save_tiny(tmp_path / "model")
+    subject = open_subject(Artifact("tuned", Kind.MODEL, folder), "baseline")
+    _, run = empty_run(tmp_path)
+    asked = []
+
+    def count(*_: Any) -> Reading:
+        asked.append(1)
+        return Reading([gold(make_row(0))], 2.0)
+
+    monkeypatch.setattr(asking, "ask", count)
+    plan = asking.Plan([], LABELS, [], 4, 4, 64)
+    first = asking.ask_once(subject, plan, run.scratch, 1, "cpu")
+    assert asking.ask_once(subject, plan, run.scratch, 1, "cpu") == first and len(asked) == 1
+    (run.scratch / "readings" / "tuned.json").write_text('{"replies": [', encoding="utf-8")
+    assert asking.ask_once(subject, plan, run.scratch, 1, "cpu") == first and len(asked) == 2
+
+
+def test_an_int4_folder_answers(tmp_path: Path, corpus: Path) -> None:
+    source = Artifact("student", Kind.MODEL, save_tiny(tmp_path / "model"))
+    out, run = empty_run(tmp_path)
+    RTN()(Inputs({"model": (source,)}), out, run)
+    subject = open_subject(Artifact("int4", Kind.MODEL, out), "candidate")
+    assert subject.format.startswith("int4")
+    rows = [make_row(index) for index in range(4)]
+    reading = asking.ask(subject, asking.Plan(tuned_questions(rows), LABELS, rows, 3, 4, 64), run.scratch, 1, "cpu")
+    assert len(reading.replies) == 4 and reading.perplexity is not None and reading.perplexity > 1
 
 
 def test_leaks_are_refused(corpus: Path) -> None:

@@ -9,6 +9,7 @@ import torch
 from tasks.export import gguf as export
 from tasks.export import parity
 from tasks.export.gguf import Gguf
+from tasks.quantize.rtn import RTN
 from tasks.shared.agreement import truncated_divergence
 from tasks.shared.errors import ParityError
 from tasks.shared.gguf import write_gguf
@@ -37,6 +38,18 @@ def test_fewer_bits_are_smaller_and_farther_from_the_source(tmp_path: Path) -> N
         )  # built-in prompts
     assert int(results["q4_0"]["size_bytes"]) < int(results["q8_0"]["size_bytes"])
     assert float(results["q4_0"]["kl_to_source"]) > float(results["q8_0"]["kl_to_source"]) > 0
+
+
+def test_four_bit_integers_go_over_as_they_are(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "corpus")
+    packed, run = empty_run(tmp_path, "int4")
+    RTN(group_size=32)(inputs_of(save_tiny(tmp_path / "source")), packed, run)
+    settings = {"scheme": "q4_0", "embedding": "f16", "prompts": 4, "tokens": 4, "min_top1": 0.0, "max_kl": 99.0}
+    divergences = []
+    for name, model in (("exact", packed), ("rounded", tmp_path / "source")):
+        out, run = empty_run(tmp_path, name)
+        divergences.append(Gguf(**settings)(inputs_of(model, corpus), out, run)["kl_to_source"])
+    assert divergences[0] < 0.01 * divergences[1]
 
 
 def test_another_model_s_weights_are_refused_and_nothing_is_left(

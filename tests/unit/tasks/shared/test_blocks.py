@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from tasks.shared.blocks import nearest_q4_0
+from tasks.shared.blocks import find_grid, grids_kept, nearest_q4_0
 
 
 def plain(weight: torch.Tensor) -> torch.Tensor:
@@ -14,6 +14,32 @@ def plain(weight: torch.Tensor) -> torch.Tensor:
 
     kind = GGMLQuantizationType.Q4_0
     return torch.from_numpy(np.array(dequantize(quantize(weight.numpy(), kind), kind)))
+
+
+def on_grid(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Levels and weights of 40 blocks, as GPTQ writes them: the largest weight at any level, scales in bfloat16."""
+    generator = torch.Generator().manual_seed(seed)
+    levels = torch.randint(-8, 8, (40, 32), generator=generator).clamp(-7, 6)
+    scales = (torch.rand(40, 1, generator=generator) * 0.01 + 1e-4).bfloat16().float()
+    return levels, levels * scales
+
+
+def test_weights_on_a_grid_keep_their_levels_exactly() -> None:
+    levels, weight = on_grid()
+    found, scales, kept = find_grid(weight.numpy())
+    assert found.all()
+    assert np.array_equal(kept, levels.numpy())
+    with grids_kept():
+        packed = plain(weight)
+    assert torch.allclose(packed, weight, rtol=1e-3, atol=0)
+    assert not torch.allclose(plain(weight), weight, rtol=0.05), "plain rounding moves them"
+
+
+def test_other_weights_are_rounded_as_ever(weight: torch.Tensor) -> None:
+    assert not find_grid(weight.reshape(-1, 32).numpy())[0].any()
+    with grids_kept():
+        kept = plain(weight)
+    assert torch.equal(kept, plain(weight))
 
 
 @pytest.fixture
