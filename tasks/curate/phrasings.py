@@ -1,5 +1,6 @@
 """What can be asked about a knowledge base, and how its wordings are shared out among train, calibration and test."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from random import Random
@@ -8,6 +9,7 @@ from typing import Any, Literal
 from tasks.curate.knowledge import Knowledge
 from tasks.shared.articles import Article
 
+log = logging.getLogger(__name__)
 Split = Literal["train", "calibration", "test"]
 SPLITS: tuple[Split, ...] = ("train", "calibration", "test")
 
@@ -42,10 +44,15 @@ class Topic:
 
 
 def topics_of(knowledge: Knowledge, articles: int = 0) -> list[Topic]:
-    """All topics; `articles` > 0 keeps so many of the articles that are in training, evenly spread (held-out ones stay)."""
-    trained = [entry.id for entry in knowledge.articles if not entry.held_out]
-    count = min(articles or len(trained), len(trained))
-    kept = {trained[index * len(trained) // count] for index in range(count)}
+    """All topics; `articles` > 0 keeps so many of the articles that are in training.
+
+    A held-out article is asked about only if a kept one has its intent: nobody can choose a label never seen.
+    """
+    kept = choose_articles(knowledge, articles)
+    known = {entry.intent for entry in knowledge.articles if entry.id in kept}
+    strange = {entry.id for entry in knowledge.articles if entry.held_out and entry.intent not in known}
+    if strange:
+        log.info("not asked, for no article in training has their intent: %s", ", ".join(sorted(strange)))
     facts = [
         Topic(
             id=f"{entry.id}.{fact.id}",
@@ -61,13 +68,26 @@ def topics_of(knowledge: Knowledge, articles: int = 0) -> list[Topic]:
         )
         for entry in knowledge.articles
         for fact in entry.facts
-        if entry.held_out or entry.id in kept
+        if entry.id in kept or (entry.held_out and entry.id not in strange)
     ]
     refusals = [
         Topic(item.id, "refuse", item.intent, item.answers, (), _number(f"refuse.{item.id}", item.questions))
         for item in knowledge.refusals
     ]
     return facts + refusals
+
+
+def choose_articles(knowledge: Knowledge, count: int) -> set[str]:
+    """Ids of the articles to train on: one for each intent of the held-out articles, the others evenly spread; 0 for all."""
+    trained = [entry for entry in knowledge.articles if not entry.held_out]
+    if not 0 < count < len(trained):
+        return {entry.id for entry in trained}
+    first = {entry.intent: entry.id for entry in reversed(trained)}
+    wanted = dict.fromkeys(entry.intent for entry in knowledge.articles if entry.held_out)
+    needed = [first[intent] for intent in wanted if intent in first][:count]
+    others = [entry.id for entry in trained if entry.id not in needed]
+    rest = count - len(needed)
+    return {*needed, *(others[index * len(others) // rest] for index in range(rest))}
 
 
 def share_out(topic: Topic, seed: int, test: float, calibration: float) -> dict[Split, Topic]:

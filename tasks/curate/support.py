@@ -40,7 +40,8 @@ class Support:
     knowledge: str = ""
     """Folder of your own knowledge base (*.yaml); empty for the built-in Fenwick & Lark."""
     articles: Annotated[int, Field(ge=0)] = 0
-    """Use only so many of the articles that are in training, evenly spread over the knowledge base; 0 for all."""
+    """Use only so many of the articles that are in training: first one for each intent of the held-out articles, the others
+    evenly spread over the knowledge base; 0 for all."""
     train_size: Annotated[int, Field(ge=1)] = 3000
     """Conversations to train on."""
     calibration_size: Annotated[int, Field(ge=1)] = 256

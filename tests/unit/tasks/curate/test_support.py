@@ -153,8 +153,11 @@ def test_a_smuggled_copy_is_caught(small) -> None:
 
 
 def test_fewer_articles(tmp_path: Path) -> None:
-    rows = build(tmp_path, articles=6, train_size=60, calibration_size=12, test_size=30)
+    rows = build(tmp_path, articles=6, train_size=60, calibration_size=12, test_size=40)
     assert len({row.article for row in rows["train"]} - {""}) == 6
+    trained = {row.intent for row in rows["train"]}
+    assert {row.intent for row in rows["test"]} <= trained, "nobody can choose a label never seen"
+    assert len({row.article for row in rows["test"] if row.grounded}) == 4
 
 
 def test_your_own_knowledge_base(tmp_path: Path) -> None:
