@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.shared.agreement import logits_of, token_agreement
 from tasks.shared.errors import TechniqueError
-from tasks.shared.progress import progress_bar
+from tasks.shared.progress import no_foreign_bars, progress_bar
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -88,22 +88,13 @@ def quiet_llmcompressor(description: str, total: int) -> Iterator[None]:
     """One bar over the layers instead of llm-compressor's log lines and its bar per layer; its warnings go to our log."""
     import llmcompressor  # noqa: F401 - it installs its own loguru sinks when imported, which go here
     from loguru import logger
-    from tqdm import tqdm
-
-    start = tqdm.__init__
-
-    def disabled(bar: Any, *args: Any, **kwargs: Any) -> None:
-        start(bar, *args, **(kwargs | {"disable": True}))
 
     logger.remove()
-    tqdm.__init__ = disabled
-    try:
-        with progress_bar(description, total) as advance:
-            sink = logger.add(lambda message: forward_record(message.record, advance), level="INFO", format="{message}")
-            yield
-            logger.remove(sink)
-    finally:
-        tqdm.__init__ = start
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)  # advice to authors of tracing code
+    with no_foreign_bars(), progress_bar(description, total) as advance:
+        sink = logger.add(lambda message: forward_record(message.record, advance), level="INFO", format="{message}")
+        yield
+        logger.remove(sink)
 
 
 def forward_record(record: Mapping[str, Any], advance: Any) -> None:

@@ -62,22 +62,23 @@ def find_grid(
 
     blocks: (blocks, 32), float32.  Returns found (blocks,), bool; scales (blocks, 1), float16; levels (blocks, 32), int8
     from -8 to 7; the last two mean nothing where not found.  The block's largest weight is some level times the scale: all
-    fifteen are tried, from the coarsest grid to the finest.
+    fifteen are tried, the likeliest first, on the blocks still open.
     """
     import numpy as np
 
-    peak = np.take_along_axis(blocks, np.abs(blocks).argmax(-1, keepdims=True), -1)
     found = np.zeros(len(blocks), bool)
     scales, levels = np.zeros((len(blocks), 1), np.float16), np.zeros(blocks.shape, np.int8)
-    for level in [sign * size for size in range(1, LEVELS + 1) for sign in (-1, 1) if sign * size < LEVELS]:
+    for level in [sign * size for size in range(LEVELS, 0, -1) for sign in (-1, 1) if sign * size < LEVELS]:
+        places = np.flatnonzero(~found)
+        part = blocks[places]
+        peak = np.take_along_axis(part, np.abs(part).argmax(-1, keepdims=True), -1)
         scale = (peak / level).astype(np.float16)
-        wide = np.where(scale == 0, 1, scale).astype(np.float32)
-        steps = blocks / wide
+        steps = part / np.where(scale == 0, 1, scale).astype(np.float32)
         nearest = steps.round()
         fits = (np.abs(steps - nearest).max(-1) < ON_GRID) & (nearest.min(-1) >= -LEVELS) & (nearest.max(-1) < LEVELS)
-        new = fits & ~found & (scale[:, 0] != 0)
-        scales[new], levels[new] = scale[new], nearest[new].astype(np.int8)
-        found |= new
+        fits &= scale[:, 0] != 0
+        scales[places[fits]], levels[places[fits]] = scale[fits], nearest[fits].astype(np.int8)
+        found[places[fits]] = True
     return found, scales, levels
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tasks.shared.blocks import grids_kept, nearest_q4_0
 from tasks.shared.errors import ModelError, TechniqueError
+from tasks.shared.progress import no_foreign_bars
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -187,18 +188,10 @@ def byte_level_splits(folder: Path) -> str | None:
 @contextlib.contextmanager
 def quiet_converter() -> Iterator[None]:
     """Hold back the converter's line per tensor and its bar; errors pass."""
-    from tqdm import tqdm
-
-    start = tqdm.__init__
-
-    def disabled(bar: Any, *args: Any, **kwargs: Any) -> None:
-        start(bar, *args, **(kwargs | {"disable": True}))
-
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
-    tqdm.__init__ = disabled
     try:
-        yield
+        with no_foreign_bars():
+            yield
     finally:
-        tqdm.__init__ = start
         logging.disable(before)

@@ -3,8 +3,6 @@
 A model is a Hugging Face folder with safetensors, or a llama.cpp GGUF file that transformers dequantises.
 """
 
-import contextlib
-import io
 import json
 import logging
 from collections.abc import Sequence
@@ -12,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tasks.shared.errors import ModelError
-from tasks.shared.progress import progress_bar
+from tasks.shared.progress import no_foreign_bars, progress_bar
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -79,7 +77,7 @@ def load_model(path: Path, dtype: Dtype = "float32", device: str = "cpu") -> "Pr
     transformers_logging.disable_progress_bar()
     options: dict[str, Any] = {"dtype": getattr(torch, dtype), "trust_remote_code": False}
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # compressed-tensors draws bars whatever TQDM_DISABLE says
+        with no_foreign_bars():
             if path.is_file():
                 model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, **options)
                 forget_quantization(model)

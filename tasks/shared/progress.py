@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -56,6 +56,23 @@ def _line_writer(console: Console, description: str, total: int) -> Callable[...
             )
 
     return advance
+
+
+@contextmanager
+def no_foreign_bars() -> Iterator[None]:
+    """Hold back the bars that libraries draw with tqdm, also where they override TQDM_DISABLE; errors pass."""
+    from tqdm import tqdm
+
+    start = tqdm.__init__
+
+    def disabled(bar: Any, *args: Any, **kwargs: Any) -> None:
+        start(bar, *args, **(kwargs | {"disable": True}))
+
+    tqdm.__init__ = disabled
+    try:
+        yield
+    finally:
+        tqdm.__init__ = start
 
 
 def track(items: Iterable[Item], description: str, total: int) -> Iterator[Item]:
