@@ -97,7 +97,7 @@ def tracked_params() -> dict[str, Any]:
 def expected_files(recipes: Mapping[str, Any]) -> dict[Path, str]:
     """What both files should hold for these recipes' params."""
     plans = [build_plan({"name": name, **params}) for name, params in recipes.items()]
-    dump = {"sort_keys": False, "allow_unicode": True, "width": 120}
+    dump: dict[str, Any] = {"sort_keys": False, "allow_unicode": True, "width": 120}
     return {
         PARAMS: HEAD + yaml.safe_dump({"recipes": dict(recipes)}, **dump),
         DVC: HEAD + yaml.safe_dump(dvc_yaml(plans), **dump),
