@@ -135,6 +135,7 @@ class SFT:
             bf16=use_bfloat16(self.precision, run.device), use_cpu=run.device == "cpu", dataloader_pin_memory=run.device != "cpu",
             eval_strategy="epoch" if watched else "no", save_strategy="epoch", save_total_limit=2, load_best_model_at_end=watched,
             metric_for_best_model="eval_loss" if watched else None, logging_strategy="steps", logging_steps=max(1, steps_per_epoch // 5),
+            logging_nan_inf_filter=False,  # by default a loss that is no number is logged as 0
             prediction_loss_only=True, report_to="none", disable_tqdm=True, seed=run.seed, data_seed=run.seed, optim="adamw_torch_fused",
         )  # fmt: skip
         callbacks = [watcher(run.step)]
@@ -207,10 +208,13 @@ def answer_trainer() -> type[Any]:
 
 
 def split_groups(rows: Sequence[Row], share: float, seed: int) -> tuple[list[Row], list[Row]]:
-    """Training and validation rows, no phrasing group in both.  Raises DataError if too few groups remain to train on."""
+    """Training and validation rows, no phrasing group in both; a share above 0 keeps at least one group.
+
+    Raises DataError if too few rows remain to train on.
+    """
     groups = sorted({row.group for row in rows})
     random.Random(seed).shuffle(groups)
-    kept = set(groups[: math.floor(share * len(groups))])
+    kept = set(groups[: max(1, math.floor(share * len(groups))) if share else 0])
     training = [row for row in rows if row.group not in kept]
     if len(training) < 2:
         raise DataError(

@@ -187,18 +187,20 @@ def test_a_killed_run_asks_only_for_what_is_missing(corpus, tmp_path):
         trace(corpus, teacher.url, tmp_path, "first", gold_ratio=0)
     kept = tmp_path / "scratch" / "samples.jsonl"
     lines = kept.read_bytes().splitlines(keepends=True)
-    assert len(lines) == 5
-    kept.write_bytes(b"".join(lines[:-1]) + lines[-1][:20])  # the kill came while it wrote the fifth
+    answered = len(lines)
+    assert 2 <= answered <= 5, "what was in flight when the endpoint failed may be lost, nothing that came before"
+    kept.write_bytes(b"".join(lines[:-1]) + lines[-1][:20])  # the kill came while it wrote the last one
     with Teacher(right) as teacher:
         _, rows, card, usage = trace(corpus, teacher.url, tmp_path, "second", gold_ratio=0)
-        assert len(teacher.seen) == 8
-        assert usage["reused"] == 4 and usage["requests"] == 12 and card["teacher"] == 12
+        missing = 13 - answered
+        assert len(teacher.seen) == missing
+        assert usage["reused"] == answered - 1 and usage["requests"] == 12 and card["teacher"] == 12
         _, again, *_ = trace(corpus, teacher.url, tmp_path, "third", gold_ratio=0)
-        assert len(teacher.seen) == 8 and again == rows
+        assert len(teacher.seen) == missing and again == rows
         trace(
             corpus, teacher.url, tmp_path, "fourth", gold_ratio=0, temperature=0.9
         )  # another request: nothing of it is known
-        assert len(teacher.seen) == 20
+        assert len(teacher.seen) == missing + 12
     assert all(line.endswith(b"}\n") for line in kept.read_bytes().splitlines(keepends=True))
 
 
