@@ -3,14 +3,17 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tasks.shared.keys import PROJECT
@@ -84,7 +87,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, teacher: str) -> Path:
     return folder
 
 
-def run(home: Path, *arguments: str, key: str = KEY, timeout: int = 400) -> "subprocess.CompletedProcess[str]":
+def command_of(home: Path, *arguments: str, key: str = KEY) -> tuple[list[str], dict[str, str]]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT")} | {
         "TRIAL_KEY": key,
         "COLUMNS": "120",
@@ -99,6 +102,11 @@ def run(home: Path, *arguments: str, key: str = KEY, timeout: int = 400) -> "sub
         str(home / "conf"),
         *arguments,
     ]
+    return command, environment
+
+
+def run(home: Path, *arguments: str, key: str = KEY, timeout: int = 400) -> "subprocess.CompletedProcess[str]":
+    command, environment = command_of(home, *arguments, key=key)
     return subprocess.run(
         command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=timeout, check=False
     )
@@ -168,13 +176,60 @@ def test_a_second_run_does_nothing(home: Path, first: "subprocess.CompletedProce
     assert Teacher.asked == asked
 
 
+def test_the_gate_turns_the_verdict_into_an_exit_code(home: Path, first: "subprocess.CompletedProcess[str]") -> None:
+    verdict = json.loads((home / "artifacts/trial/verdict/out/verdict.json").read_text())
+    assert verdict["decision"] == "do not ship", "a dozen items can prove nothing"
+    assert run(home, "gate.enforce=true").returncode == 3
+
+
+class Mute(BaseHTTPRequestHandler):
+    """Never answers."""
+
+    def do_POST(self) -> None:
+        time.sleep(60)
+
+    def log_message(self, *_: Any) -> None:
+        return
+
+
+@pytest.mark.parametrize("orchestrator", ["prefect", "none"])
+def test_ctrl_c_ends_everything_and_says_so(
+    home: Path, first: "subprocess.CompletedProcess[str]", orchestrator: str
+) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Mute)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}/v1"
+    arguments = ["tracking=none", f"runtime.orchestrator={orchestrator}", f"steps.traces.base_url={url}", "seed=7"]
+    command, environment = command_of(home, *arguments)
+    child = subprocess.Popen(command, cwd=PROJECT, env=environment, stderr=subprocess.PIPE, text=True)
+    assert child.stderr is not None
+    said = ""
+    while "[2/9] traces" not in said:
+        line = child.stderr.readline()
+        assert line, said
+        said += line
+    time.sleep(4)  # until the step's own process is at work
+    started = [process.pid for process in psutil.Process(child.pid).children(recursive=True)]
+    child.send_signal(signal.SIGINT)
+    said += child.communicate(timeout=60)[1]
+    server.shutdown()
+    server.server_close()
+    assert child.returncode == 130, said
+    assert "interrupted" in said and "Traceback" not in said
+    assert started and not [pid for pid in started if psutil.pid_exists(pid)], "no orphan"
+    assert not list(home.glob("artifacts/.store/traces/*")), "no half artifact"
+    assert list(home.glob("artifacts/.store/corpus/*/manifest.json")), "the finished corpus stays"
+
+
 def test_an_override_is_a_variant_that_shares_what_it_can(
     home: Path, first: "subprocess.CompletedProcess[str]"
 ) -> None:
     before = {path: path.stat().st_mtime_ns for path in home.glob("artifacts/trial/*/manifest.json")}
     done = run(home, "runtime.orchestrator=none", "tracking=none", "steps.report.title=Another")
     assert done.returncode == 0, done.stderr
-    assert [path.parent.parent.name for path in home.glob("artifacts/.store/*/*/manifest.json")] == ["report"]
+    assert [path.parent.parent.name for path in home.glob("artifacts/.store/report/*/manifest.json")] == ["report"]
+    assert not list(home.glob("artifacts/.store/tuned/*"))
     assert before == {path: path.stat().st_mtime_ns for path in home.glob("artifacts/trial/*/manifest.json")}
 
 
