@@ -72,9 +72,10 @@ def compress(config: DictConfig, overrides: list[str]) -> int:
 
 def open_run(settings: "Settings", plan: "Plan", variant: bool) -> "Run":
     """A run of this plan; a tracked recipe without overrides brings params.yaml and dvc.yaml up to date first."""
+    from flows.params import tracked_params
     from flows.runner import Run
     from flows.stage import Session
-    from flows.sync import tracked_params, update_recipe
+    from flows.sync import update_recipe
     from tasks.shared.artifacts import disk_errors
     from tasks.shared.keys import PROJECT
     from tasks.shared.tracking import NullTracker

@@ -75,7 +75,7 @@ def estimate_plan(plan: Plan, runtime: Runtime) -> dict[str, Estimate]:
         if step.kind in {Kind.MODEL, Kind.ENGINE}:
             sizes[step.name] = size
         manifest = session.place(step.name).read_manifest()
-        same = manifest is not None and manifest.get("settings") == step.settings()
+        same = manifest is not None and manifest.get("settings") == step.keyed()
         seconds = float(manifest["duration_s"]) if same and manifest else _seconds(step, model, rows, runtime)
         disk = size.bytes if step.kind in {Kind.MODEL, Kind.ENGINE} else 2e6
         found[step.name] = Estimate(seconds, disk, _memory(step, model), same)

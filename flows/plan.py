@@ -62,6 +62,28 @@ class Step:
         assert is_dataclass(self.technique) and not isinstance(self.technique, type)
         return _plain(asdict(self.technique))
 
+    def keyed(self) -> dict[str, Any]:
+        """The settings that decide what comes out: those that are in the key and in params.yaml's part of the step."""
+        return _without(self.settings(), self._unkeyed)
+
+    def unkeyed(self) -> dict[str, Any]:
+        """The settings that say how the work goes (time-outs, ports, requests at once) and never change what comes out."""
+        return _only(self.settings(), self._unkeyed)
+
+    @property
+    def _unkeyed(self) -> frozenset[str]:
+        return frozenset(getattr(self.technique, "unkeyed", ()))
+
+    @property
+    def retries(self) -> int:
+        """Tries after the first; above 0 only where the work depends on something outside this machine."""
+        return int(getattr(self.technique, "retries", 0))
+
+    @property
+    def alone(self) -> bool:
+        """Whether the step measures time, so that nothing else may run beside it."""
+        return bool(getattr(self.technique, "alone", False))
+
     def files(self) -> tuple[Path, ...]:
         """The user's own files that the settings name; their content is in the key."""
         return tuple(self.technique.sources()) if isinstance(self.technique, ReadsFiles) else ()
@@ -70,7 +92,7 @@ class Step:
         """What the key says of the step besides code and inputs."""
         return {
             "technique": self.target,
-            "settings": self.settings(),
+            "settings": self.keyed(),
             "seed": seed,
             "versions": library_versions(self.technique.libraries),
         }
@@ -142,6 +164,26 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return value if isinstance(value, bool | int | float | str) or value is None else str(value)
+
+
+def _without(settings: Mapping[str, Any], names: frozenset[str], prefix: str = "") -> dict[str, Any]:
+    """Nested settings less those whose dotted name is listed."""
+    return {
+        key: _without(value, names, f"{prefix}{key}.") if isinstance(value, Mapping) else value
+        for key, value in settings.items()
+        if f"{prefix}{key}" not in names
+    }
+
+
+def _only(settings: Mapping[str, Any], names: frozenset[str], prefix: str = "") -> dict[str, Any]:
+    """Nested settings whose dotted name is listed, and nothing else."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        if f"{prefix}{key}" in names:
+            found[key] = value
+        elif isinstance(value, Mapping) and (inner := _only(value, names, f"{prefix}{key}.")):
+            found[key] = inner
+    return found
 
 
 def _sources(models: Mapping[str, Any], problems: list[StillroomError]) -> Iterator[tuple[str, Source]]:

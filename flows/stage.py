@@ -22,14 +22,14 @@ from pathlib import Path
 from typing import Any
 
 from flows.config import Runtime
+from flows.params import tracked_recipe
 from flows.plan import Plan, Step, build_plan
 from tasks.shared.artifacts import MANIFEST, Place, Store, disk_errors
 from tasks.shared.errors import ConfigError, StillroomError
-from tasks.shared.keys import PROJECT, code_digest, step_key
+from tasks.shared.keys import code_digest, step_key
 from tasks.shared.technique import Artifact, Inputs, StepRun
 
 log = logging.getLogger("stillroom")
-PARAMS = PROJECT / "params.yaml"
 RESULT = "result.json"
 """Beside the job file: a step's message to the flow that waits for it."""
 
@@ -182,17 +182,7 @@ def read_job(recipe: str, job: Path | None) -> tuple[Session, Path | None]:
         session = Session(build_plan(found["recipe"]), Runtime(**found["runtime"]), found["variant"])
         session.places = {name: Place(Path(folder)) for name, folder in found["places"].items()}
         return session, Path(found["result"])
-    import yaml
-
-    known = (yaml.safe_load(PARAMS.read_text("utf-8")) or {}).get("recipes", {}) if PARAMS.is_file() else {}
-    if recipe not in known:
-        raise ConfigError(
-            "params.yaml",
-            f"no recipe {recipe!r}",
-            ", ".join(known) or "a tracked recipe",
-            f"python -m flows.sync {recipe}",
-        )
-    return Session(build_plan({"name": recipe, **known[recipe]}), Runtime()), None
+    return Session(build_plan(tracked_recipe(recipe)), Runtime()), None
 
 
 def write_job(session: Session, recipe: Mapping[str, Any], folder: Path) -> Path:

@@ -18,29 +18,14 @@ import yaml
 from filelock import FileLock
 
 from flows.config import compose_recipe
+from flows.params import PARAMS, recipe_of, recipe_params, tracked_params
 from flows.plan import Plan, Step, build_plan
 from tasks.shared.errors import ConfigError, StillroomError
-from tasks.shared.keys import PROJECT, code_files, library_versions
+from tasks.shared.keys import PROJECT, code_files
 
 log = logging.getLogger("stillroom")
 HEAD = "# Written by `python -m flows.sync` from conf/recipe/. Edit the recipe, not this file.\n"
-PARAMS, DVC, LOCK = PROJECT / "params.yaml", PROJECT / "dvc.yaml", PROJECT / ".dvc" / "tmp" / "stillroom.lock"
-
-
-def recipe_params(recipe: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
-    """A recipe's part of params.yaml: everything that its steps' keys read, resolved, and nothing else."""
-    steps = {}
-    for step in plan.steps:
-        inputs = {
-            port: (list(names) if step.technique.ports[port].many else names[0]) for port, names in step.inputs.items()
-        }
-        steps[step.name] = {
-            "_target_": step.target,
-            "inputs": inputs,
-            **step.settings(),
-            "versions": library_versions(step.technique.libraries),
-        }
-    return {"seed": plan.seed, "models": recipe["models"], "steps": steps}
+DVC, LOCK = PROJECT / "dvc.yaml", PROJECT / ".dvc" / "tmp" / "stillroom.lock"
 
 
 def stage_name(recipe: str, step: str) -> str:
@@ -88,15 +73,9 @@ def dvc_yaml(plans: Sequence[Plan]) -> dict[str, Any]:
     return content
 
 
-def tracked_params() -> dict[str, Any]:
-    """The recipes in params.yaml."""
-    found = yaml.safe_load(PARAMS.read_text("utf-8")) if PARAMS.is_file() else None
-    return dict((found or {}).get("recipes") or {})
-
-
 def expected_files(recipes: Mapping[str, Any]) -> dict[Path, str]:
     """What both files should hold for these recipes' params."""
-    plans = [build_plan({"name": name, **params}) for name, params in recipes.items()]
+    plans = [build_plan(recipe_of(name, params)) for name, params in recipes.items()]
     dump: dict[str, Any] = {"sort_keys": False, "allow_unicode": True, "width": 120}
     return {
         PARAMS: HEAD + yaml.safe_dump({"recipes": dict(recipes)}, **dump),

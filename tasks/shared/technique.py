@@ -93,6 +93,10 @@ class Technique(Protocol):
     """A frozen pydantic dataclass of settings whose call does one step.
 
     ports and produces are read by the planner; libraries names the packages whose versions enter the key.
+    Three more class variables may be declared, each with a default:
+    unkeyed (frozenset of dotted names, none): settings that say how the work goes and can never change what comes out.
+    retries (int, 0): tries after a failure, for work that depends on something outside this machine.
+    alone (bool, False): the step measures time, so nothing else runs beside it.
     """
 
     ports: ClassVar[Mapping[str, Port]]

@@ -10,9 +10,10 @@ import pytest
 import yaml
 
 from flows.config import compose_recipe, recipe_names
+from flows.params import recipe_of, tracked_params
 from flows.plan import build_plan
 from flows.show import mermaid
-from flows.sync import dvc_yaml, tracked_params
+from flows.sync import dvc_yaml
 from tasks.shared.keys import PROJECT
 from tests.tiny_llama import save_tiny
 
@@ -43,7 +44,7 @@ def test_every_setting_a_recipe_names_is_its_techniques(name: str) -> None:
 
 @pytest.mark.needs_embedded
 def test_dvc_yaml_has_a_stage_per_planned_step() -> None:
-    plans = [build_plan({"name": name, **params}) for name, params in tracked_params().items()]
+    plans = [build_plan(recipe_of(name, params)) for name, params in tracked_params().items()]
     assert plans, "support_bot is tracked"
     written = yaml.safe_load((PROJECT / "dvc.yaml").read_text("utf-8"))
     assert written == dvc_yaml(plans)

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 import yaml
 
-from flows import sync
+from flows import params, sync
+from flows.params import recipe_of, recipe_params
 from flows.plan import build_plan
-from flows.sync import dvc_yaml, expected_files, recipe_params
+from flows.sync import dvc_yaml, expected_files
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def recipe() -> dict[str, Any]:
 def test_params_rebuild_the_same_plan(recipe: dict[str, Any]) -> None:
     plan = build_plan(recipe)
     text = yaml.safe_dump(recipe_params(recipe, plan))
-    assert build_plan({"name": "trial", **yaml.safe_load(text)}).steps == plan.steps
+    assert build_plan(recipe_of("trial", yaml.safe_load(text))).steps == plan.steps
 
 
 def test_a_stage_depends_on_code_inputs_and_its_own_params(recipe: dict[str, Any]) -> None:
@@ -44,6 +45,7 @@ def test_writing_is_idempotent_and_a_stale_file_is_seen(
     recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sync, "PARAMS", tmp_path / "params.yaml")
+    monkeypatch.setattr(params, "PARAMS", tmp_path / "params.yaml")
     monkeypatch.setattr(sync, "DVC", tmp_path / "dvc.yaml")
     monkeypatch.setattr(sync, "LOCK", tmp_path / "lock")
     plan = build_plan(recipe)
@@ -51,5 +53,5 @@ def test_writing_is_idempotent_and_a_stale_file_is_seen(
     assert sync.update_recipe(recipe, plan) == []
     recipe["steps"]["corpus"]["train_size"] = 51
     assert sync.update_recipe(recipe, build_plan(recipe)) == ["params.yaml"]
-    files = expected_files(sync.tracked_params())
+    files = expected_files(params.tracked_params())
     assert all(path.read_text() == text for path, text in files.items())
