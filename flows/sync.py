@@ -8,7 +8,6 @@ python -m flows.sync --check          exit with 1 if a file is not what the reci
 import argparse
 import logging
 import os
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -100,30 +99,6 @@ def update_recipe(recipe: Mapping[str, Any], plan: Plan) -> list[str]:
     LOCK.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(LOCK, timeout=120):
         return write_files(tracked_params() | {plan.recipe: recipe_params(recipe, plan)})
-
-
-def record(recipe: str, step: str) -> None:
-    """Tell DVC that a step's outputs are what dvc.yaml describes, so that `dvc repro` finds nothing to do.
-
-    DVC deletes outputs that it does not know before it runs a stage, hence after each step and not at the end.
-    """
-    LOCK.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "dvc", "commit", "--force", "--quiet", stage_name(recipe, step)]
-    with FileLock(LOCK, timeout=600):
-        done = subprocess.run(
-            command,
-            cwd=PROJECT,
-            capture_output=True,
-            text=True,
-            env=os.environ | {"DVC_NO_ANALYTICS": "1"},
-            check=False,
-        )
-    if done.returncode:
-        log.warning(
-            "dvc could not record step %s (the artifact itself is kept; `dvc repro` would run it again): %s",
-            step,
-            done.stderr.strip().splitlines()[-1:],
-        )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
