@@ -13,7 +13,7 @@ import os
 import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,13 +75,18 @@ class Store:
         return self.home / ".work" / f"{step}-{key[:SHORT]}"
 
     @contextmanager
-    def alone(self, name: str, waiting: str = "") -> Iterator[None]:
-        """Hold the only right to a name; waits while another process has it.  waiting: what to say then."""
+    def alone(self, name: str, waiting: str = "", wait: bool = True) -> Iterator[None]:
+        """Hold the only right to a name; waits while another process has it.  waiting: what to say then.
+
+        Raises filelock.Timeout at once if another has it and wait is false.
+        """
         lock = FileLock(self.home / ".locks" / f"{name}.lock", is_singleton=True)
         Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire(timeout=0)
         except Timeout:
+            if not wait:
+                raise
             if waiting:
                 log.info("%s", waiting)
             lock.acquire()
@@ -115,6 +120,8 @@ class Store:
         """The artifact of this key in the store, taken in first if only some recipe's folder has it (after `dvc pull`)."""
         entry = self.entry(step, key)
         if self.fault(entry, key) is None:
+            with suppress(OSError):
+                os.utime(entry.folder)  # its last use, for `python -m flows.store gc`
             return entry
         others = [*self.home.glob(f".store/*/{key[:SHORT]}"), *(path.parent for path in self.root.glob(f"*/*/{MANIFEST}"))]
         for place in map(Place, sorted(others)):

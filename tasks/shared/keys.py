@@ -16,11 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from tasks.shared.sources import sha256_file
-
-PROJECT = Path(__file__).resolve().parents[2]
-"""The folder that holds tasks/ and flows/."""
-
+from tasks.shared.sources import PROJECT, sha256_file
 
 CLOCK_TICK_NS = 20_000_000
 """A file changed twice within one tick of the file system's clock keeps its mtime, so younger files are not remembered."""
