@@ -4,11 +4,11 @@ import difflib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import ConfigDict, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
 from tasks.shared.errors import ConfigError, ErrorList, StillroomError
@@ -31,7 +31,17 @@ class Runtime:
     orchestrator: Literal["prefect", "none"] = "prefect"
     """prefect: a flow with a task per step; none: a plain loop, for tests and days on which Prefect is broken."""
     dvc: bool = True
-    """Record each finished step of a tracked recipe with `dvc commit`."""
+    """Record each finished step of a tracked recipe in dvc.lock."""
+    sync: bool = True
+    """Bring params.yaml and dvc.yaml up to the recipe first; false leaves them alone and runs as a variant."""
+    parallel: Annotated[int, Field(ge=0)] = 0
+    """Steps at once at the most, where the graph has branches; 0: one for every four cores."""
+    memory_gb: Annotated[float, Field(ge=0)] = 0.0
+    """Memory that steps running at once may use together by forecast; 0: four fifths of this machine's."""
+    checkpoint_s: Annotated[float, Field(ge=0)] = 600.0
+    """Seconds between the checkpoints of a training step."""
+    verify: Literal["stat", "content"] = "stat"
+    """How artifacts are checked: stat trusts an unchanged size, mtime and inode; content reads every file again."""
 
     @property
     def folder(self) -> Path:
@@ -41,11 +51,14 @@ class Runtime:
     @property
     def cores(self) -> int:
         """Threads to use."""
-        return (
-            self.threads or len(os.sched_getaffinity(0))
-            if hasattr(os, "sched_getaffinity")
-            else self.threads or os.cpu_count() or 1
-        )
+        if self.threads:
+            return self.threads
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+    @property
+    def steps_at_once(self) -> int:
+        """Steps that may run beside each other."""
+        return self.parallel or max(1, self.cores // 4)
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -111,6 +124,15 @@ def read_settings(config: DictConfig) -> Settings:
         raise ErrorList(problems)
     recipe = {key: plain[key] for key in ("name", "seed", "models", "steps")}
     return Settings(recipe, built["runtime"], built["tracking"], built["gate"], bool(plain["dry_run"]))
+
+
+def check_name(name: str, overrides: Sequence[str]) -> None:
+    """Raise ConfigError when a recipe's name is not its file's: two files of one name would overwrite each other's artifacts."""
+    chosen = {item.partition("=")[2] for item in overrides if item.lstrip("+").startswith("recipe=")}
+    renamed = any(item.lstrip("+").startswith("name=") for item in overrides)
+    if chosen and name not in chosen and not renamed:
+        file = next(iter(chosen))
+        raise ConfigError("name", f"{name!r} in the file recipe/{file}.yaml", file, f"name: {file}, or rename the file")
 
 
 def _unknown_keys(plain: Mapping[str, Any]) -> Iterator[ConfigError]:

@@ -84,6 +84,11 @@ class Step:
         """Whether the step measures time, so that nothing else may run beside it."""
         return bool(getattr(self.technique, "alone", False))
 
+    @property
+    def accelerated(self) -> bool:
+        """Whether the step computes on the accelerator when there is one: those that use torch."""
+        return "torch" in self.technique.libraries
+
     def files(self) -> tuple[Path, ...]:
         """The user's own files that the settings name; their content is in the key."""
         return tuple(self.technique.sources()) if isinstance(self.technique, ReadsFiles) else ()

@@ -1,39 +1,30 @@
-"""Carry out a plan: every step in a child process, under Prefect or in a plain loop, recorded in MLflow and DVC."""
+"""Carry out a plan: find every step or make it in a child process, branches beside each other, each end recorded."""
 
-import json
 import logging
-import os
-import signal
-import subprocess
-import sys
-import time
+import queue
+import threading
 from collections.abc import Callable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import psutil
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
+
+from flows.board import Board
+from flows.child import Listener, StepFailed, Stopped, run_child
+from flows.dvc import recorded
+from flows.estimate import estimate_plan
 from flows.plan import Step
-from flows.stage import RESULT, Session, write_job
-from flows.sync import record
+from flows.recorder import Recorder
+from flows.schedule import Budget, Ended, run_graph
+from flows.stage import Session
+from flows.sync import stage_name
 from tasks.shared.artifacts import Place, disk_errors
-from tasks.shared.errors import StillroomError
-from tasks.shared.keys import PROJECT
-from tasks.shared.tracking import Tracker
+from tasks.shared.errors import ErrorList, StillroomError
+from tasks.shared.tracking import NullTracker, StepRecord
 
 log = logging.getLogger("stillroom")
-GRACE_S = 15
-"""How long a step may tidy up after Ctrl-C before it is killed."""
-
-
-class StepFailed(StillroomError):
-    """A step ended without an artifact; the message is the step's own."""
-
-    def __init__(
-        self, step: str, message: str, hint: str = "finished steps are kept; run the same command again"
-    ) -> None:
-        super().__init__(f"step {step}", message, fix=hint)
 
 
 @dataclass(frozen=True)
@@ -52,191 +43,148 @@ class Outcome:
 
 @dataclass
 class Run:
-    """One execution of a recipe: its session, the recipe it was built from, and where it is recorded."""
+    """One execution of a recipe: its session, the recipe it was built from, where it is recorded, and how far it is."""
 
     session: Session
     recipe: Mapping[str, Any]
-    tracker: Tracker
     tracked: bool
-    """The recipe stands in params.yaml, so DVC records its steps."""
+    """The recipe stands in params.yaml and runs as written, so DVC records its steps."""
+    recorder: Recorder = field(default_factory=lambda: Recorder(NullTracker()))
+    board: Board = field(default_factory=Board)
+    stop: threading.Event = field(default_factory=threading.Event)
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    problems: dict[str, BaseException] = field(default_factory=dict)
+    ended: "queue.Queue[Ended]" = field(default_factory=queue.Queue)
 
     def cached(self) -> list[Outcome] | None:
-        """Every step's outcome if nothing has to run, else None; touches no server and imports nothing heavy."""
+        """Every step's outcome if nothing has to run or to be recorded, else None; imports nothing heavy."""
         outcomes = []
         for step in self.session.plan.steps:
-            place = self.session.reuse(step, self.session.key(step))
-            if place is None:
+            key = self.session.key(step)
+            place = self.session.find(step, key)
+            if place is None or (self.tracked and not recorded(stage_name(self.session.plan.recipe, step.name), key)):
                 return None
             outcomes.append(Outcome(step.name, place, "cached"))
         self.session.store.digests.save()
         return outcomes
 
-    def step(self, step: Step) -> Outcome:
-        """Find or make one step, then record it."""
+    def step(self, step: Step, listener: Listener | None = None, ids: Mapping[str, str] | None = None) -> Outcome:
+        """Find or make one step, then have it recorded.  ids: what to note beside it in MLflow.
+
+        Raises StepFailed, another StillroomError, or Stopped.
+        """
         with disk_errors(self.session.runtime.folder):
             key = self.session.key(step)
-            place = self.session.reuse(step, key)
+            place = self.session.find(step, key)
             status: Literal["made", "cached"] = "cached" if place else "made"
             if place is None:
-                if fault := self.session.store.fault(self.session.target(step, key), key):
-                    log.info("%s is made again: %s", step.name, fault)
-                self._run_child(step)
-                place = self.session.reuse(step, key)
+                if reason := self.session.why(step, key):
+                    log.info("%s is made again: %s", step.name, reason)
+                self._make(step, listener or Listener(self.board.line, self.board.progress, self.stop))
+                place = self.session.find(step, key)
             if place is None:
                 raise StepFailed(step.name, "it ended without an artifact for its key; were files edited while it ran?")
             self.session.store.digests.save()
-        outcome = Outcome(step.name, place, status)
-        self.tracker.step(step.name, outcome.manifest, place.folder, executed=status == "made")
-        if self.tracked and not self.session.variant and self.session.runtime.dvc:
-            record(self.session.plan.recipe, step.name)
+        outcome = self.outcomes[step.name] = Outcome(step.name, place, status)
+        made = status == "made"
+        inputs = self.session.inputs(step).ports
+        record = StepRecord(step.name, step.kind, outcome.manifest, place.folder, made, inputs, ids or {})
+        stage = stage_name(self.session.plan.recipe, step.name)
+        self.recorder.step(record, stage if self.tracked and not recorded(stage, key) else None)
         return outcome
 
-    def _run_child(self, step: Step) -> None:
-        """Run the step as a process of its own group, and take the whole group down with us."""
-        environment = os.environ | {
-            "PYTHONPATH": os.pathsep.join([str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        }
-        with TemporaryDirectory(prefix="stillroom-") as folder:
-            job = write_job(self.session, self.recipe, Path(folder))
-            command = [sys.executable, "-m", "flows.stage", self.session.plan.recipe, step.name, "--job", str(job)]
-            child = subprocess.Popen(command, start_new_session=True, env=environment)
-            try:
-                code = child.wait()
-            except BaseException:
-                stop_group(child)
-                raise
-            error = Path(folder) / RESULT
-            message = json.loads(error.read_text("utf-8"))["error"] if error.is_file() else None
-        if code == 0:
-            return
-        if code == 2 and message is not None:
-            raise StepFailed(step.name, message)
-        if code == -signal.SIGKILL:
-            raise StepFailed(
-                step.name,
-                "it was killed (signal 9)",
-                "if memory ran out, use smaller batches or a smaller model; finished steps are kept",
-            )
-        if code in {130, -signal.SIGINT, -signal.SIGTERM}:
-            raise KeyboardInterrupt
-        raise StepFailed(step.name, f"it ended with code {code}; its traceback is above")
-
-
-def stop_group(child: "subprocess.Popen[bytes]") -> None:
-    """Interrupt a child's process group, wait a little, then kill what is left of it."""
-    with suppress(ProcessLookupError):
-        os.killpg(child.pid, signal.SIGINT)
-        with suppress(subprocess.TimeoutExpired):
-            child.wait(GRACE_S)
-        os.killpg(child.pid, signal.SIGKILL)
-    child.wait()
-
-
-def run_plain(run: Run, announce: Callable[[Step], None]) -> list[Outcome]:
-    """All steps in order, no Prefect."""
-    outcomes = []
-    for step in run.session.plan.steps:
-        announce(step)
-        outcomes.append(run.step(step))
-    return outcomes
-
-
-def run_prefect(run: Run, announce: Callable[[Step], None]) -> list[Outcome]:
-    """All steps in order as tasks of one Prefect flow, with or without a server."""
-    prepare_prefect(run.session.runtime.folder)
-    from prefect import flow, get_run_logger, task
-    from prefect.artifacts import create_table_artifact
-    from prefect.cache_policies import NO_CACHE
-    from prefect.events.worker import EventsWorker
-    from prefect.states import Completed, Failed
-
-    recipe = run.session.plan.recipe
-    outcomes: dict[str, Outcome] = {}
-    problems: list[StillroomError] = []
-
-    def carry_out(step_name: str, technique: str, settings: dict[str, Any], needs: list[str]) -> Any:
-        step = run.session.plan.step(step_name)
-        announce(step)
+    def _make(self, step: Step, listener: Listener) -> None:
+        self.board.begin(step.name)
         try:
-            outcome = outcomes[step_name] = run.step(step)
-        except StillroomError as error:  # a state with one message, not a traceback
-            problems.append(error)
-            return Failed(message=str(error))
-        manifest = outcome.manifest
-        facts = {
-            "status": outcome.status,
-            "key": manifest["key"][:12],
-            "folder": str(outcome.place.folder),
-            "seconds made in": manifest["duration_s"],
-            **manifest["metrics"],
-        }
-        create_table_artifact(
-            key=f"{recipe}-{step_name}".replace("_", "-"),
-            table=[{"what": key, "value": str(value)} for key, value in facts.items()],
+            run_child(self.session, self.recipe, step, listener)
+        finally:
+            self.board.end(step.name)
+
+    def attempt(self, step: Step, listener: Listener | None = None, ids: Mapping[str, str] | None = None) -> Outcome:
+        """`step`, with what went wrong kept in `problems` until another attempt succeeds."""
+        try:
+            outcome = self.step(step, listener, ids)
+        except BaseException as error:
+            self.problems[step.name] = error
+            raise
+        self.problems.pop(step.name, None)
+        return outcome
+
+    def over(self, step: Step) -> None:
+        """Tell the schedule that a step will not be attempted again."""
+        self.ended.put(Ended(step.name, step.name in self.outcomes, stop=self.stop.is_set()))
+
+    def carry_out(self, start: Callable[[Step], None]) -> list[Outcome]:
+        """Let every step run once its inputs are there.  start: begins a step in another thread, which calls `over` at its end.
+
+        Raises what went wrong: one StillroomError, a list of them, or Stopped.
+        """
+        plan, runtime = self.session.plan, self.session.runtime
+        memory = {name: item.memory_bytes for name, item in estimate_plan(plan, runtime).items()}
+        budget = Budget(runtime.steps_at_once, runtime.memory_gb * 1e9 or 0.8 * psutil.virtual_memory().total)
+        with self.board:
+            try:
+                left = run_graph(plan.steps, memory, budget, start, self.ended)
+            except BaseException:
+                self.stop.set()  # the steps' threads see it, and take their processes down
+                raise
+        self._complain(left)
+        return [self.outcomes[step.name] for step in plan.steps]
+
+    def _complain(self, left: list[str]) -> None:
+        problems = list(self.problems.values())
+        if unforeseen := [error for error in problems if not isinstance(error, StillroomError | Stopped)]:
+            raise unforeseen[0]
+        if self.stop.is_set():
+            raise Stopped
+        known = [error for error in problems if isinstance(error, StillroomError)]
+        if known:
+            if left:
+                log.info("not started, since an input is missing: %s", ", ".join(left))
+            raise known[0] if len(known) == 1 else ErrorList(known)
+
+
+def announcer(run: Run) -> Callable[[Step], None]:
+    """A function that prints a line when a step begins."""
+    numbers = {step.name: index for index, step in enumerate(run.session.plan.steps, start=1)}
+
+    def announce(step: Step) -> None:
+        technique = step.target.removeprefix("tasks.").rpartition(".")[0].replace(".", "/")
+        log.info("[%d/%d] %s (%s)", numbers[step.name], len(numbers), step.name, technique)
+
+    return announce
+
+
+def run_plain(run: Run) -> list[Outcome]:
+    """All steps without Prefect."""
+    announce = announcer(run)
+
+    def pause(seconds: float) -> None:
+        run.stop.wait(seconds)
+
+    def attempt(step: Step) -> None:
+        announce(step)
+        again = Retrying(
+            stop=stop_after_attempt(step.retries + 1),
+            wait=wait_exponential(max=60),
+            retry=retry_if_exception(lambda error: getattr(error, "passing", False)),
+            reraise=True,
+            sleep=pause,
+            before_sleep=lambda state: log.info("%s failed; trying again: %s", step.name, _error(state)),
         )
-        get_run_logger().info("%s %s %s", outcome.status, step_name, outcome.place.folder)
-        name = "Cached" if outcome.status == "cached" else "Completed"
-        return Completed(name=name, message=f"key {manifest['key'][:12]}", data=manifest["key"])
+        try:
+            again(run.attempt, step)
+        finally:
+            run.over(step)
 
-    @flow(name="compress", flow_run_name=recipe, persist_result=False, log_prints=False)
-    def compress(name: str, steps: dict[str, Any]) -> Any:
-        for step in run.session.plan.steps:
-            options: Any = {"name": step.stage, "task_run_name": step.name, "tags": [f"recipe:{name}", step.stage]}
-            runner: Any = task(cache_policy=NO_CACHE, persist_result=False, **options)(carry_out)
-            state = runner(step.name, step.target, step.settings(), list(step.needs), return_state=True)
-            if problems:
-                return Failed(message=str(problems[0]))
-            state.result()  # anything unforeseen is raised here
-        return Completed(message=f"{len(outcomes)} steps")
-
-    try:
-        state: Any = compress(recipe, {step.name: step.target for step in run.session.plan.steps}, return_state=True)
-    finally:
-        EventsWorker.drain_all(timeout=10)  # task states travel as events; without this the last ones are lost at exit
-        stop_ephemeral_servers()
-    if problems:
-        raise problems[0]
-    state.result()
-    return [outcomes[step.name] for step in run.session.plan.steps]
+    with ThreadPoolExecutor(len(run.session.plan.steps), thread_name_prefix="step") as pool:
 
 
-def prepare_prefect(root: Path) -> None:
-    """Settings that Prefect reads when it is imported: offline, patient, its database beside our artifacts."""
-    url = os.environ.get("PREFECT_API_URL", "")
-    if url and not server_answers(url):
-        log.warning(
-            "PREFECT_API_URL=%s does not answer; this run uses a temporary server and will not be in that UI", url
-        )
-        del os.environ["PREFECT_API_URL"]
-    for name, value in {
-        "PREFECT_HOME": str(root / ".prefect"),
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "DO_NOT_TRACK": "1",
-        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
-        "PREFECT_LOGGING_LEVEL": "INFO" if os.environ.get("PREFECT_API_URL") else "WARNING",
-    }.items():
-        os.environ.setdefault(name, value)
+        def start(step: Step) -> None:
+            pool.submit(attempt, step)
+
+        return run.carry_out(start)
 
 
-def server_answers(url: str) -> bool:
-    """Whether a Prefect API answers at this URL."""
-    import httpx
-
-    try:
-        return httpx.get(f"{url.rstrip('/')}/health", timeout=5).is_success
-    except (httpx.HTTPError, httpx.InvalidURL):
-        return False
-
-
-def stop_ephemeral_servers() -> None:
-    """Stop Prefect's temporary server, which outlives a process that ends by a signal."""
-    from prefect.server.api.server import SubprocessASGIServer
-
-    for server in list(SubprocessASGIServer._instances.values()):  # no public way to list them (3.8)
-        server.stop()
-
-
-def elapsed(started: float) -> str:
-    """Minutes and seconds since a monotonic time."""
-    minutes, seconds = divmod(int(time.monotonic() - started), 60)
-    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+def _error(state: Any) -> str:
+    return str(state.outcome.exception()).splitlines()[0]

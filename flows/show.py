@@ -1,17 +1,24 @@
 """What a run shows a person: the plan before, the table of models and where everything is after."""
 
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.tree import Tree
 
 from flows.config import Runtime
 from flows.estimate import Estimate, estimate_plan
 from flows.plan import Plan, Step
+from tasks.shared.technique import Kind
 
 if TYPE_CHECKING:
     from flows.runner import Outcome, Run
+    from tasks.shared.artifacts import Place
 
 
 def show_plan(plan: Plan, runtime: Runtime, console: Console | None = None) -> None:
@@ -143,26 +150,90 @@ def _figure(value: float | int | str) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def show_result(run: "Run", outcomes: "list[Outcome]", seconds: float, console: Console | None = None) -> str | None:
-    """Print the steps, the table of models, the verdict and where to look; returns the decision, if the recipe has a verdict."""
-    console = console or Console()
+def show_result(
+    run: "Run", outcomes: "list[Outcome]", seconds: float, console: Console | None = None, brief: bool = False
+) -> str | None:
+    """Print the steps, the table of models, the verdict and where to look; returns the decision, if the recipe has a verdict.
+
+    brief: print nothing of it (a sweep shows its jobs together).
+    """
+    console = Console(quiet=True) if brief else console or Console()
     console.print(step_table(outcomes))
     places = {outcome.step: outcome.place for outcome in outcomes}
     decision = None
     for step in run.session.plan.steps:
         if step.stage == "evaluate":
             decision = _show_verdict(places[step.name].out, console)
-    for step in run.session.plan.steps:
-        if step.stage == "report":
-            _line(console, "report", str(places[step.name].out / "report.html"))
-    tracker_uri = getattr(run.tracker, "uri", f"sqlite:///{run.session.runtime.folder / 'mlflow.db'}")
-    _line(console, "MLflow", f"mlflow ui --backend-store-uri {tracker_uri}   then http://127.0.0.1:5000")
-    _line(console, "models", str(run.session.store.canonical(run.session.plan.recipe, "").folder))
+    for label, text in where_to_look(run, places):
+        _line(console, label, text)
     _line(console, "time", duration(seconds))
     return decision
 
 
-def _show_verdict(out, console: Console) -> str:  # type: ignore[no-untyped-def]
+def where_to_look(run: "Run", places: "Mapping[str, Place]") -> Iterator[tuple[str, str]]:
+    """Report, MLflow and models: what it is, and its address or command."""
+    session = run.session
+    for step in session.plan.steps:
+        if step.stage == "report":
+            place = places[step.name] if session.variant else session.view(step.name)
+            yield "report", str(place.out / "report.html")
+    address = run.recorder.tracker.address or f"sqlite:///{session.runtime.folder / 'mlflow.db'}"
+    if address.startswith("http"):
+        yield "MLflow", address
+    else:
+        yield "MLflow", f"mlflow ui --backend-store-uri {address}   then http://127.0.0.1:5000"
+    models = [step.name for step in session.plan.steps if step.kind in {Kind.MODEL, Kind.ENGINE}]
+    if not session.variant:
+        yield "models", str(session.view("").folder)
+    elif models:
+        yield "models", str(session.place(models[-1]).folder)
+
+
+def result_markdown(run: "Run") -> str:
+    """The end of a run as Markdown, for Prefect's pages: what the command line prints, and where to look."""
+    outcomes = [run.outcomes[step.name] for step in run.session.plan.steps]
+    places = {outcome.step: outcome.place for outcome in outcomes}
+    with StringIO() as text:
+        console = Console(file=text, width=110, force_terminal=False)
+        console.print(step_table(outcomes))
+        for step in run.session.plan.steps:
+            if step.stage == "evaluate":
+                _show_verdict(places[step.name].out, console)
+        shown = text.getvalue().rstrip()
+    lines = [f"- {label}: `{address}`" for label, address in where_to_look(run, places)]
+    if run.recorder.tracker.run_id:
+        lines.append(f"- MLflow run: `{run.recorder.tracker.run_id}`")
+    return "\n".join([f"```\n{shown}\n```", "", *lines]) + "\n"
+
+
+@dataclass
+class Job:
+    """How one job of a command ended.  code: its exit code alone."""
+
+    overrides: list[str]
+    decision: str | None = None
+    code: int = 0
+    error: BaseException | None = None
+    seconds: float = 0.0
+
+
+def show_jobs(jobs: "Sequence[Job]", console: Console | None = None) -> None:
+    """The jobs of a sweep in one table: what differed, how each ended."""
+    from flows.execute import first_line
+
+    console = console or Console()
+    table = Table(title=f"{len(jobs)} jobs")
+    for name, justify in (("job", "right"), ("overrides", "left"), ("result", "left"), ("time", "right")):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    common = set.intersection(*(set(job.overrides) for job in jobs))
+    for number, job in enumerate(jobs):
+        own = " ".join(item for item in job.overrides if item not in common) or "as written"
+        result = f"failed: {first_line(job.error)}" if job.error else job.decision or "done"
+        table.add_row(str(number), escape(own), escape(result), duration(job.seconds))
+    console.print(table)
+
+
+def _show_verdict(out: Path, console: Console) -> str:
     from tasks.report.table import decision_line, model_table
     from tasks.shared.verdict import read_verdict
 

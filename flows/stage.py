@@ -7,6 +7,7 @@ ends and the step can be killed.  Settings come from params.yaml, or from --job,
 """
 
 import argparse
+import importlib
 import json
 import logging
 import os
@@ -16,7 +17,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from flows.params import tracked_recipe
 from flows.plan import Plan, Step, build_plan
 from tasks.shared.artifacts import MANIFEST, Place, Store, disk_errors
 from tasks.shared.errors import ConfigError, StillroomError
-from tasks.shared.keys import code_digest, step_key
+from tasks.shared.keys import code_digest, code_files, flatten, module_name, step_key
 from tasks.shared.technique import Artifact, Inputs, StepRun
 
 log = logging.getLogger("stillroom")
@@ -45,11 +46,15 @@ class Session:
 
     def __post_init__(self) -> None:
         """Open the store."""
-        self.store = Store(self.runtime.folder)
+        self.store = Store(self.runtime.folder, trust=self.runtime.verify == "stat")
 
     def place(self, name: str) -> Place:
         """Where a step's artifact is read from."""
-        return self.places.get(name) or self.store.canonical(self.plan.recipe, name)
+        return self.places.get(name) or self.view(name)
+
+    def view(self, name: str) -> Place:
+        """Where people and DVC find a step's artifact when the recipe runs as written."""
+        return self.store.view(self.plan.recipe, name)
 
     def artifact(self, name: str) -> Artifact:
         """An input by its name: a source, or a finished step."""
@@ -82,21 +87,27 @@ class Session:
         inputs["files"] = [[str(index), self.store.digests.tree(file)] for index, file in enumerate(step.files())]
         return step_key(step.identity(self.plan.seed), code_digest(step.module), inputs)
 
-    def target(self, step: Step, key: str) -> Place:
-        """Where the step's artifact belongs."""
-        return self.store.variant(step.name, key) if self.variant else self.store.canonical(self.plan.recipe, step.name)
-
-    def reuse(self, step: Step, key: str) -> Place | None:
-        """A valid artifact made earlier, adopted into place for the recipe as written; None if the step has to run."""
-        target = self.target(step, key)
-        fault = self.store.fault(target, key)
-        found = target if fault is None else self.store.find(self.plan.recipe, step.name, key)
-        if found is not None and found != target and not self.variant:
-            self.store.adopt(found, target)
-            found = target
+    def find(self, step: Step, key: str) -> Place | None:
+        """A valid artifact made earlier, by whatever recipe; shown in the recipe's folder if that runs as written."""
+        found = self.store.find(step.name, key)
         if found is not None:
             self.places[step.name] = found
+            if not self.variant:
+                self.store.show(found, self.view(step.name))
         return found
+
+    def why(self, step: Step, key: str) -> str:
+        """Why a step has to run although something is there; empty when nothing is."""
+        if fault := self.store.fault(self.store.entry(step.name, key), key):
+            return fault
+        before = self.view(step.name).read_manifest()
+        if self.variant:
+            return ""  # that it differs from the recipe is what the user asked for
+        if before is None:
+            return self.store.fault(self.view(step.name), key) or ""
+        if before.get("key") == key:
+            return self.store.fault(self.view(step.name), key) or "its files are gone from the store"
+        return ", ".join(changes(before, describe(self, step, key)))
 
 
 def make(session: Session, step: Step, key: str) -> Place:
@@ -106,16 +117,20 @@ def make(session: Session, step: Step, key: str) -> Place:
     """
     work = session.store.work(step.name, key)
     out, scratch = work / "out", work / "scratch"
-    with disk_errors(session.runtime.folder), session.store.alone(step.name, key):
-        if (made := session.reuse(step, key)) is not None:
+    with disk_errors(session.runtime.folder), session.store.making(step.name, key):
+        if (made := session.find(step, key)) is not None:
             return made
         shutil.rmtree(out, ignore_errors=True)
         scratch.mkdir(parents=True, exist_ok=True)
         out.mkdir()
-        run = StepRun(step.name, session.plan.seed, scratch, session.runtime.cores, pick_device(session.runtime.device))
-        account = describe(session, step, key)  # before the work: code may be edited while it runs
+        run = StepRun(
+            step.name, session.plan.seed, scratch, session.runtime.cores, pick_device(session.runtime.device)
+        )
+        account = describe(session, step, key)
+        load_code(step.module)
         started = time.monotonic()
         metrics = step.technique(session.inputs(step), out, run)
+        check_code(step, account["code"])
         manifest = account | {
             "output": session.store.digests.tree(out),
             "metrics": metrics,
@@ -123,11 +138,26 @@ def make(session: Session, step: Step, key: str) -> Place:
             "peak_memory_bytes": peak_memory(),
         }
         (work / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n", "utf-8")
-        target = session.target(step, key)
-        session.store.publish(work, target)
-    session.places[step.name] = target
+        entry = session.store.entry(step.name, key)
+        session.store.publish(work, entry)
+        session.places[step.name] = entry
+        if not session.variant:
+            session.store.show(entry, session.view(step.name))
     session.store.digests.save()
-    return target
+    return entry
+
+
+def load_code(module: str) -> None:
+    """Import all that the step may import later, so that an edit while it runs cannot mix two versions of the code."""
+    for file in code_files(module):
+        if file.suffix == ".py":
+            importlib.import_module(module_name(file))
+
+
+def check_code(step: Step, digest: str) -> None:
+    """Warn when the code was edited while the step ran: the artifact is that of the code as it was at the start."""
+    if code_digest(step.module) != digest:
+        log.warning("the code of %s was edited while it ran; what it made belongs to the code as it was", step.name)
 
 
 def describe(session: Session, step: Step, key: str) -> dict[str, Any]:
@@ -140,6 +170,30 @@ def describe(session: Session, step: Step, key: str) -> dict[str, Any]:
         **step.identity(session.plan.seed),
         "code": code_digest(step.module),
         "inputs": {port: {name: session.digest(name) for name in names} for port, names in step.inputs.items()},
+        "files": {str(file): session.store.digests.tree(file) for file in step.files()},
+    }
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """What differs between two manifests' accounts, in words: the reasons why a step runs again."""
+    old, new = facts(before), facts(now)
+    for name in sorted(old.keys() | new.keys(), key=list(old | new).index):
+        if old.get(name) != new.get(name):
+            shown = name in new and not name.startswith(("its ", "input "))
+            yield f"{name} {old.get(name)} -> {new.get(name)}" if shown else f"{name} changed"
+
+
+def facts(account: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that is in a key, by the name that a person would give it."""
+    inputs = account.get("inputs", {})
+    return {
+        "technique": account.get("technique"),
+        **flatten(account.get("settings", {})),
+        "seed": account.get("seed"),
+        **account.get("versions", {}),
+        "its code": account.get("code"),
+        "its files": sorted(account.get("files", {}).values()),
+        **{f"input {name}": [port, digest] for port, names in inputs.items() for name, digest in names.items()},
     }
 
 
@@ -231,24 +285,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         offline_environment(session.runtime.cores)
         step = session.plan.step(options.step)
         key = session.key(step)
-        if session.reuse(step, key) is None:
+        if session.find(step, key) is None:
+            if options.job is None and (reason := session.why(step, key)):
+                log.info("%s is made again: %s", step.name, reason)
             make(session, step, key)
         elif options.job is None:
             log.info("%s: unchanged", step.name)
         session.store.digests.save()
     except StillroomError as error:
-        return _fail(str(error), result)
+        return _fail(error, result)
     except KeyboardInterrupt:
         return 130
     return 0
 
 
-def _fail(message: str, result: Path | None) -> int:
+def _fail(error: StillroomError, result: Path | None) -> int:
     """Give the message to the flow that waits for it, or print it."""
     if result is not None:
-        result.write_text(json.dumps({"error": message}), "utf-8")
+        result.write_text(json.dumps({"error": str(error), "passing": error.passing}), "utf-8")
     else:
-        log.error("%s", message)
+        log.error("%s", error)
     return 2
 
 

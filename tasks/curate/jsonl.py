@@ -15,6 +15,7 @@ from tasks.shared.chat import join_answer, normalise, refuses, split_answer
 from tasks.shared.errors import DataError, ErrorList, StillroomError
 from tasks.shared.overlap import check_overlap, user_text
 from tasks.shared.rows import Message, Row, parse_lines, write_rows
+from tasks.shared.sources import user_path
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun
 
 
@@ -56,7 +57,7 @@ class Jsonl:
 
     def sources(self) -> tuple[Path, ...]:
         """Files outside the recipe's graph whose content decides the result."""
-        return tuple(Path(path) for path in (self.train, self.calibration, self.test, self.articles) if path)
+        return tuple(user_path(path) for path in (self.train, self.calibration, self.test, self.articles) if path)
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Write the same files as the support corpus.  Raises ErrorList with the problems of all files at once."""
@@ -75,7 +76,7 @@ class Jsonl:
         articles: dict[str, Article] = {}
         rows: dict[Split, list[Row]] = {}
         try:
-            articles = read_articles(Path(self.articles)) if self.articles else {}
+            articles = read_articles(user_path(self.articles)) if self.articles else {}
         except DataError as error:
             errors.append(error)
         for split in SPLITS:
@@ -96,14 +97,15 @@ def read_split(split: Split, path: str, intent: str) -> list[Row]:
         raise DataError(
             f"curate.{split}", "no file given", "the path of a JSON-lines file", f"{split}=path/to/{split}.jsonl"
         )
-    if not Path(path).is_file():
+    file = user_path(path)
+    if not file.is_file():
         raise DataError(
             f"curate.{split}={path}",
             "no such file",
             "a JSON-lines file",
-            "check the path; relative ones start at the current folder",
+            "check the path; relative ones start at the current folder or the project's",
         )
-    rows = parse_lines(Path(path), lambda text, number: _parse(text, f"{split}-{number:05d}", intent))
+    rows = parse_lines(file, lambda text, number: _parse(text, f"{split}-{number:05d}", intent))
     if not rows:
         raise DataError(path, "no rows", "at least one conversation")
     return rows

@@ -20,6 +20,7 @@ from tasks.shared.chat import join_answer, normalise
 from tasks.shared.errors import DataError
 from tasks.shared.overlap import TextIndex, check_overlap, user_text
 from tasks.shared.rows import Message, Row, write_rows
+from tasks.shared.sources import user_path
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -80,7 +81,7 @@ class Support:
 
     def sources(self) -> tuple[Path, ...]:
         """Files and folders outside the recipe's graph whose content decides the result."""
-        return (Path(self.knowledge) if self.knowledge else BUILT_IN,)
+        return (user_path(self.knowledge) if self.knowledge else BUILT_IN,)
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Write train, calibration, test and articles as JSON lines, card.json and corpus.schema.json."""

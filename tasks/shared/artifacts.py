@@ -1,9 +1,9 @@
-"""Artifacts on disk: written beside, then renamed; trusted only when key and content match the manifest.
+"""Artifacts on disk: made once for a key, written beside, then renamed; trusted only when key and content match the manifest.
 
-artifacts/<recipe>/<step>/{out/, manifest.json}     the recipe as written (canonical)
-artifacts/.store/<step>/<key>/{out/, manifest.json} runs with overrides (variants), shared by all recipes
-artifacts/.work/<step>-<key>/{out/, scratch/}       work in progress; scratch survives a kill
-artifacts/.locks/<step>-<key>.lock                  held by the process that makes it
+artifacts/.store/<step>/<key>/{out/, manifest.json}  every artifact, one for each key; never changed once it is there
+artifacts/<recipe>/<step>/{out/, manifest.json}      the recipe as written: hard links into the store, for people and for DVC
+artifacts/.work/<step>-<key>/{out/, scratch/}        work in progress; scratch survives a kill
+artifacts/.locks/                                    locks; a killed process gives its own back
 """
 
 import errno
@@ -11,8 +11,9 @@ import json
 import logging
 import os
 import shutil
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,38 +55,51 @@ class Place:
 
 
 class Store:
-    """All artifacts below one root folder."""
+    """All artifacts below one root folder.  home: the root whose store is shared, if it is another one."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, home: Path | None = None, trust: bool = True) -> None:
         self.root = root / "artifacts"
-        self.digests = Digests(self.root / ".digests.json")
+        self.home = (home or root) / "artifacts"
+        self.digests = Digests(self.home / ".digests.json", trust)
 
-    def canonical(self, recipe: str, step: str) -> Place:
+    def view(self, recipe: str, step: str) -> Place:
         """The step's place for the recipe as written."""
         return Place(self.root / recipe / step)
 
-    def variant(self, step: str, key: str) -> Place:
-        """The step's place for a run with overrides."""
-        return Place(self.root / ".store" / step / key[:SHORT])
+    def entry(self, step: str, key: str) -> Place:
+        """The step's place in the store."""
+        return Place(self.home / ".store" / step / key[:SHORT])
 
     def work(self, step: str, key: str) -> Path:
         """Folder of the work in progress, the same for the same key, so that a rerun finds its scratch."""
-        return self.root / ".work" / f"{step}-{key[:SHORT]}"
+        return self.home / ".work" / f"{step}-{key[:SHORT]}"
 
     @contextmanager
-    def alone(self, step: str, key: str) -> Iterator[None]:
-        """Hold the only right to make this artifact; waits while another process has it, which a killed one gives back."""
-        lock = FileLock(self.root / ".locks" / f"{step}-{key[:SHORT]}.lock")
+    def alone(self, name: str, waiting: str = "", wait: bool = True) -> Iterator[None]:
+        """Hold the only right to a name; waits while another process has it.  waiting: what to say then.
+
+        Raises filelock.Timeout at once if another has it and wait is false.
+        """
+        lock = FileLock(self.home / ".locks" / f"{name}.lock", is_singleton=True)
         Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            log.info("%s is being made by another run; waiting for it", step)
+            if not wait:
+                raise
+            if waiting:
+                log.info("%s", waiting)
             lock.acquire()
         try:
             yield
         finally:
             lock.release()
+
+    @contextmanager
+    def making(self, step: str, key: str) -> Iterator[None]:
+        """Hold the only right to make this artifact."""
+        with self.alone(f"{step}-{key[:SHORT]}", f"{step} is being made by another run; waiting for it"):
+            yield
 
     def fault(self, place: Place, key: str) -> str | None:
         """Why the artifact cannot be used for this key: None (it can), "" (nothing there), or a reason."""
@@ -96,36 +110,55 @@ class Store:
             return "settings, inputs, code or versions changed"
         if not place.out.is_dir():
             return "its output is missing"
-        if self.digests.tree(place.out) != manifest.get("output"):
-            return "its files were changed, cut short or deleted after it was made"
+        try:
+            same = self.digests.tree(place.out) == manifest.get("output")
+        except FileNotFoundError:  # somebody takes it away while we look
+            same = False
+        return None if same else "its files were changed, cut short or deleted after it was made"
+
+    def find(self, step: str, key: str) -> Place | None:
+        """The artifact of this key in the store, taken in first if only some recipe's folder has it (after `dvc pull`)."""
+        entry = self.entry(step, key)
+        if self.fault(entry, key) is None:
+            with suppress(OSError):
+                os.utime(entry.folder)  # its last use, for `python -m flows.store gc`
+            return entry
+        others = [*self.home.glob(f".store/*/{key[:SHORT]}"), *(path.parent for path in self.root.glob(f"*/*/{MANIFEST}"))]
+        for place in map(Place, sorted(others)):
+            if place != entry and (place.read_manifest() or {}).get("key") == key and self.fault(place, key) is None:
+                with self.making(step, key):
+                    copy_links(place.folder, entry.folder)
+                return entry if self.fault(entry, key) is None else None
         return None
 
-    def find(self, recipe: str, step: str, key: str) -> Place | None:
-        """A valid artifact for this key: the recipe's own, a variant's, or another recipe's step of any name."""
-        others = [Place(path.parent) for path in sorted(self.root.glob(f"*/{step}/{MANIFEST}"))]
-        for place in [self.canonical(recipe, step), self.variant(step, key), *others]:
-            if place.manifest.is_file() and self.fault(place, key) is None:
-                return place
-        return None
-
-    def publish(self, work: Path, target: Place) -> None:
-        """Move a finished work folder's out/ and manifest.json to the target in one rename; what was there goes away."""
-        target.folder.parent.mkdir(parents=True, exist_ok=True)
+    def publish(self, work: Path, entry: Place) -> None:
+        """Move a finished work folder's out/ and manifest.json into the store in one rename; nobody can write to them then."""
+        entry.folder.parent.mkdir(parents=True, exist_ok=True)
         ready = work / "ready"
         shutil.rmtree(ready, ignore_errors=True)
         ready.mkdir()
         (work / "out").rename(ready / "out")
         (work / MANIFEST).rename(ready / MANIFEST)
         sync_tree(ready)
-        replace_folder(ready, target.folder)
+        replace_folder(ready, entry.folder)
         shutil.rmtree(work, ignore_errors=True)
 
-    def adopt(self, found: Place, target: Place) -> None:
-        """Give a valid artifact a second place by hard links (copies on another file system)."""
-        temporary = target.folder.parent / f".{target.folder.name}.{os.getpid()}"
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.copytree(found.folder, temporary, copy_function=link_or_copy)
-        replace_folder(temporary, target.folder)
+    def show(self, entry: Place, view: Place) -> bool:
+        """Make a recipe's folder show this artifact, by hard links; False if it did already."""
+        manifest = entry.read_manifest() or {}
+        with self.alone(f"{view.folder.parent.name}-{view.folder.name}"):
+            if self.fault(view, str(manifest.get("key"))) is None:
+                return False
+            copy_links(entry.folder, view.folder)
+        return True
+
+
+def copy_links(source: Path, target: Path) -> None:
+    """Give a folder a second place by hard links (copies on another file system), all or nothing."""
+    temporary = target.parent / f".{target.name}.{os.getpid()}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.copytree(source, temporary, copy_function=link_or_copy)
+    replace_folder(temporary, target)
 
 
 def link_or_copy(source: str, target: str) -> None:
@@ -141,6 +174,7 @@ def link_or_copy(source: str, target: str) -> None:
 def replace_folder(source: Path, target: Path) -> None:
     """Put a folder in place of another; a reader sees the old one, for a moment none, then the new one, never a mixture."""
     aside = target.parent / f".{target.name}.old.{os.getpid()}"
+    target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists():
         target.rename(aside)
     source.rename(target)
@@ -148,9 +182,10 @@ def replace_folder(source: Path, target: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """Flush every file below a folder to the disk, so that a rename never shows files that a power cut would empty."""
+    """Make every file read-only and flush it to the disk, so that a rename never shows files that a power cut would empty."""
     for file in folder.rglob("*"):
         if file.is_file():
+            file.chmod(stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH)
             descriptor = os.open(file, os.O_RDONLY)
             try:
                 os.fsync(descriptor)
@@ -164,13 +199,14 @@ def disk_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             free = shutil.disk_usage(folder if folder.exists() else folder.parent).free
             raise MachineError(
                 str(folder),
                 f"the disk is full ({free / 2**20:.0f} MiB free)",
                 "room for this step's artifact",
-                "free space, or put artifacts elsewhere: runtime.root=/big/disk; finished steps are kept",
+                "free space (python -m flows.store shows what is old), or put artifacts elsewhere: runtime.root=/big/disk; "
+                "finished steps are kept",
             ) from error
         if error.errno in {errno.EROFS, errno.EACCES, errno.EPERM}:
             raise MachineError(

@@ -177,6 +177,7 @@ class Endpoint:
                 f"{last} ({attempts} attempts)",
                 "an answer",
                 "try later; raise max_attempts or timeout_s, or lower concurrency",
+                passing=True,
             ) from None
         return replace(completion, attempts=attempts, seconds=asyncio.get_running_loop().time() - begun)
 
@@ -220,8 +221,8 @@ class Endpoint:
     def _redact(self, text: str) -> str:
         return text if self._key is None else text.replace(self._key.get_secret_value(), "(key)")
 
-    def _error(self, got: str, wanted: str, fix: str) -> EndpointError:
-        return EndpointError(self.where, got, wanted, fix)
+    def _error(self, got: str, wanted: str, fix: str, passing: bool = False) -> EndpointError:
+        return EndpointError(self.where, got, wanted, fix, passing)
 
 
 def _parse(content: bytes) -> tuple[_Reply | None, str]:

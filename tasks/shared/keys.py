@@ -8,16 +8,20 @@ import hashlib
 import json
 import os
 import re
+import threading
+import time
 from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from tasks.shared.sources import sha256_file
+from tasks.shared.sources import PROJECT, sha256_file
 
-PROJECT = Path(__file__).resolve().parents[2]
-"""The folder that holds tasks/ and flows/."""
+CLOCK_TICK_NS = 20_000_000
+"""A file changed twice within one tick of the file system's clock keeps its mtime, so younger files are not remembered."""
+REMEMBERED = 200_000
+"""Files to remember at the most, the newest: about 20 MB of memory."""
 
 
 def digest_json(value: Any) -> str:
@@ -28,31 +32,32 @@ def digest_json(value: Any) -> str:
 
 
 class Digests:
-    """Content digests of files and folders, remembered by (size, mtime, inode) so that an unchanged tree is not read again.
+    """Content digests of files and folders, remembered by (device, inode, size, mtime): an unchanged tree is not read again.
 
-    memory: a JSON file; a missing or damaged one only costs time.
+    A renamed or hard-linked file keeps its inode, so it is not read again either.
+    memory: a JSON file; a missing or damaged one only costs time.  trust: False reads every file once, whatever is remembered,
+    and so finds what changed without a new mtime (a failing disk, a copy that keeps times).  Safe to use from several threads.
     """
 
-    def __init__(self, memory: Path) -> None:
+    def __init__(self, memory: Path, trust: bool = True) -> None:
         self.memory = memory
-        self.known: dict[str, list[str]] = {}
-        try:
-            self.known = json.loads(memory.read_text("utf-8"))
-        except (OSError, ValueError):
-            self.known = {}
-        self.changed = False
+        self.known = self._read()
+        self.added: dict[str, list[Any]] = {}
+        self.trusted: set[str] | None = None if trust else set()
 
     def file(self, path: Path) -> str:
         """Sha256 of one file."""
         state = path.stat()
-        stamp = f"{state.st_size}:{state.st_mtime_ns}:{state.st_ino}"
-        name = str(path.resolve())
-        entry = self.known.get(name)
-        if entry is None or entry[0] != stamp:
-            entry = [stamp, sha256_file(path)]
-            self.known[name] = entry
-            self.changed = True
-        return entry[1]
+        name, stamp = f"{state.st_dev}:{state.st_ino}", [state.st_size, state.st_mtime_ns]
+        entry = self.added.get(name) or self.known.get(name)
+        if entry is not None and entry[:2] == stamp and (self.trusted is None or name in self.trusted):
+            return str(entry[2])
+        digest = sha256_file(path)
+        if time.time_ns() - state.st_mtime_ns > CLOCK_TICK_NS:
+            self.added[name] = [*stamp, digest]
+            if self.trusted is not None:
+                self.trusted.add(name)
+        return digest
 
     def tree(self, path: Path) -> str:
         """Digest of a file, or of all files below a folder with their relative names."""
@@ -62,14 +67,27 @@ class Digests:
         return digest_json([[file.relative_to(path).as_posix(), self.file(file)] for file in files])
 
     def save(self) -> None:
-        """Write the memory, all or nothing; two processes may race, the later one wins and nothing breaks."""
-        if not self.changed:
+        """Add what is new to the memory, all or nothing; of two processes that race, one's news may be read again next time."""
+        added = dict(self.added)
+        if not added:
             return
+        self.known = self._read() | added
+        newest = dict(list(self.known.items())[-REMEMBERED:])
         self.memory.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.memory.with_suffix(f".{os.getpid()}")
-        temporary.write_text(json.dumps(self.known), "utf-8")
+        temporary = self.memory.with_suffix(f".{os.getpid()}.{threading.get_ident()}")
+        temporary.write_text(json.dumps(newest), "utf-8")
         temporary.replace(self.memory)
-        self.changed = False
+        for name, entry in added.items():
+            if self.added.get(name) is entry:
+                del self.added[name]
+
+    def _read(self) -> dict[str, list[Any]]:
+        try:
+            found = json.loads(self.memory.read_text("utf-8"))
+        except (OSError, ValueError):
+            return {}
+        entries = found.items() if isinstance(found, dict) else ()
+        return {name: entry for name, entry in entries if isinstance(entry, list) and len(entry) == 3}
 
 
 def module_file(module: str) -> Path | None:
@@ -78,6 +96,11 @@ def module_file(module: str) -> Path | None:
     if base.with_suffix(".py").is_file():
         return base.with_suffix(".py")
     return base / "__init__.py" if (base / "__init__.py").is_file() else None
+
+
+def module_name(file: Path) -> str:
+    """The module of one of our source files."""
+    return ".".join(file.relative_to(PROJECT).with_suffix("").parts)
 
 
 def _imported(source: Path) -> set[str]:
@@ -152,6 +175,17 @@ def library_versions(libraries: Iterable[str]) -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "absent"
     return found
+
+
+def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            flat.update(flatten(item, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = item
+    return flat
 
 
 def step_key(identity: Mapping[str, Any], code: str, inputs: Mapping[str, list[list[str]]]) -> str:

@@ -1,8 +1,15 @@
-"""One progress bar for all long work: on standard error, plain lines when it is not a terminal."""
+"""One progress bar for all long work: on standard error, plain lines when it is not a terminal.
 
+Under a flow, which may run several steps at once, a step draws nothing: it writes how far it is into the file that
+$STILLROOM_PROGRESS names, and the flow draws.
+"""
+
+import json
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, TypeVar
 
 from rich.console import Console
@@ -12,23 +19,22 @@ Item = TypeVar("Item")
 LINE_EVERY_S = 20.0
 """Without a terminal a bar would fill the log: one line in this many seconds instead."""
 
+REPORT_VARIABLE = "STILLROOM_PROGRESS"
+"""Environment variable with the file to report to."""
+REPORT_EVERY_S = 0.5
+
 
 @contextmanager
 def progress_bar(description: str, total: int) -> Iterator[Callable[..., None]]:
     """A bar of `total` units.  Yields `advance(count=1, note="")`, safe to call from other threads."""
+    if report := os.environ.get(REPORT_VARIABLE):
+        yield _reporter(Path(report), description, total)
+        return
     console = Console(stderr=True)
     if not console.is_terminal:
         yield _line_writer(console, description, total)
         return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-    with Progress(*columns, console=console, transient=True) as bar:
+    with bars(console) as bar:
         task = bar.add_task(description, total=total, note="")
 
         def advance(count: int = 1, note: str | None = None) -> None:
@@ -37,6 +43,38 @@ def progress_bar(description: str, total: int) -> Iterator[Callable[..., None]]:
                 bar.update(task, note=note)
 
         yield advance
+
+
+def bars(console: Console) -> Progress:
+    """The look of every bar."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    return Progress(*columns, console=console, transient=True)
+
+
+def _reporter(file: Path, description: str, total: int) -> Callable[..., None]:
+    done, last, latest = 0, 0.0, ""
+
+    def advance(count: int = 1, note: str | None = None) -> None:
+        nonlocal done, last, latest
+        done, latest = done + count, latest if note is None else note
+        now = time.monotonic()
+        if now - last >= REPORT_EVERY_S or done >= total:
+            last = now
+            content = {"description": description, "done": done, "total": total, "note": latest}
+            temporary = file.with_suffix(".new")
+            with suppress(OSError):  # a report that cannot be written must not end the work
+                temporary.write_text(json.dumps(content), "utf-8")
+                temporary.replace(file)
+
+    advance(0)
+    return advance
 
 
 def _line_writer(console: Console, description: str, total: int) -> Callable[..., None]:

@@ -10,6 +10,18 @@ from pydantic.dataclasses import dataclass
 from tasks.shared.errors import ConfigError, ModelError
 from tasks.shared.models import check_source
 
+PROJECT = Path(__file__).resolve().parents[2]
+"""The folder that holds tasks/ and flows/."""
+
+
+def user_path(text: str) -> Path:
+    """A path from a recipe: `~` is the home folder; a relative one is looked for here first, then in the project's folder.
+
+    So a recipe that names data/train.jsonl of the project runs from any working directory, and with DVC, which runs in the project's.
+    """
+    path = Path(text).expanduser()
+    return path if path.is_absolute() or path.exists() or not (PROJECT / path).exists() else PROJECT / path
+
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class ModelSource:
@@ -46,7 +58,7 @@ class ModelSource:
                 "convert the model, or drop it",
             )
         if self.path:
-            found = Path(self.path).expanduser()
+            found = user_path(self.path)
             check_source(found)
             return found.resolve()
         return self._in_package(where) if self.package else self._in_hub(where)

@@ -6,19 +6,40 @@ A parent run per flow, a child per step that really ran; a reused step is a tag 
 import logging
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from tasks.shared.keys import flatten
+from tasks.shared.technique import Artifact, Kind
+
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One finished step."""
+
+    name: str
+    kind: Kind
+    manifest: Mapping[str, Any]
+    folder: Path
+    executed: bool
+    inputs: Mapping[str, tuple[Artifact, ...]]
+    prefect: Mapping[str, str] = field(default_factory=dict)
 
 
 class Tracker(Protocol):
     """What a flow tells about itself."""
 
+    run_id: str
+    address: str
+    link: str
+
     def start(self, name: str, tags: Mapping[str, str]) -> None:
         """Open the run of the whole flow."""
 
-    def step(self, name: str, manifest: Mapping[str, Any], folder: Path, executed: bool) -> None:
+    def step(self, record: StepRecord) -> None:
         """Record one finished step."""
 
     def finish(self, status: str) -> None:
@@ -28,10 +49,14 @@ class Tracker(Protocol):
 class NullTracker:
     """Records nothing."""
 
+    run_id = ""
+    address = ""
+    link = ""
+
     def start(self, name: str, tags: Mapping[str, str]) -> None:
         """Nothing."""
 
-    def step(self, name: str, manifest: Mapping[str, Any], folder: Path, executed: bool) -> None:
+    def step(self, record: StepRecord) -> None:
         """Nothing."""
 
     def finish(self, status: str) -> None:
@@ -67,7 +92,7 @@ class MlflowTracker:
 
         logging.getLogger("alembic").setLevel(logging.WARNING)
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
-        self.uri = uri or f"sqlite:///{root / 'mlflow.db'}"
+        self.address = self.uri = uri or f"sqlite:///{root / 'mlflow.db'}"
         (root / "artifacts").mkdir(parents=True, exist_ok=True)
         with FileLock(root / "artifacts" / ".mlflow.lock", timeout=120):
             self.client = mlflow.MlflowClient(self.uri)
@@ -80,14 +105,15 @@ class MlflowTracker:
                     artifact_location=(root / "mlartifacts").as_uri() if self.uri.startswith("sqlite") else None,
                 )
             )
-        self.parent = ""
+        self.parent = self.run_id = self.link = ""
 
     def start(self, name: str, tags: Mapping[str, str]) -> None:
         """Open the parent run."""
         self.parent = self.client.create_run(self.experiment, run_name=name, tags=dict(tags)).info.run_id
 
-    def step(self, name: str, manifest: Mapping[str, Any], folder: Path, executed: bool) -> None:
+    def step(self, record: StepRecord) -> None:
         """A child run with params, metrics, curves and small files; for a reused step, a tag that names the run that made it."""
+        name, manifest, folder, executed = record.name, record.manifest, record.folder, record.executed
         if not executed:
             made_by = self.client.search_runs([self.experiment], f"tags.stage_key = '{manifest['key']}'", max_results=1)
             self.client.set_tag(self.parent, f"reused.{name}", made_by[0].info.run_id if made_by else manifest["key"])
@@ -140,14 +166,3 @@ class MlflowTracker:
         """Close the parent run."""
         if self.parent:
             self.client.set_terminated(self.parent, status)
-
-
-def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, item in value.items():
-        if isinstance(item, Mapping):
-            flat.update(flatten(item, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = item
-    return flat

@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
+from flows.child import StepFailed
 from flows.config import Runtime
 from flows.plan import build_plan
-from flows.runner import Run, StepFailed, run_plain
+from flows.runner import Run, run_plain
 from flows.stage import Session, make, read_job, write_job
 from tasks.curate.support import Support
 from tasks.shared.errors import ConfigError, MachineError, ModelError
 from tasks.shared.keys import PROJECT
-from tasks.shared.tracking import NullTracker
 
 
 def recipe(**settings: Any) -> dict[str, Any]:
@@ -39,8 +39,7 @@ def session(root: Path, variant: bool = False, **settings: Any) -> Session:
 
 def execute(root: Path, **settings: Any) -> str:
     opened = session(root, **settings)
-    run = Run(opened, recipe(**settings), NullTracker(), tracked=False)
-    return run_plain(run, lambda step: None)[0].status
+    return run_plain(Run(opened, recipe(**settings), tracked=False))[0].status
 
 
 def test_a_step_is_made_once(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ def made(store: Store, key: str, text: str = "weights") -> Path:
 
 
 def published(store: Store, key: str = "k" * 64) -> Place:
-    place = store.canonical("trial", "slim")
+    place = store.entry("slim", key)
     store.publish(made(store, key), place)
     return place
 
@@ -28,7 +29,7 @@ def test_published_artifact_is_found(tmp_path: Path) -> None:
     store = Store(tmp_path)
     place = published(store)
     assert store.fault(place, "k" * 64) is None
-    assert store.find("trial", "slim", "k" * 64) == place
+    assert store.find("slim", "k" * 64) == place
     assert not store.work("slim", "k" * 64).exists()
 
 
@@ -42,6 +43,8 @@ def test_damage_is_noticed(tmp_path: Path, damage: str) -> None:
     store = Store(tmp_path)
     place = published(store)
     file = place.out / "model"
+    file.chmod(0o644)
+    place.manifest.chmod(0o644)
     match damage:
         case "edit":
             file.write_text("weighty")
@@ -54,7 +57,7 @@ def test_damage_is_noticed(tmp_path: Path, damage: str) -> None:
         case _:
             place.manifest.write_text("{")
     assert store.fault(place, "k" * 64)
-    assert store.find("trial", "slim", "k" * 64) is None
+    assert store.find("slim", "k" * 64) is None
 
 
 def test_publishing_again_replaces_the_old_one(tmp_path: Path) -> None:
@@ -62,17 +65,41 @@ def test_publishing_again_replaces_the_old_one(tmp_path: Path) -> None:
     place = published(store)
     store.publish(made(store, "n" * 64, "newer"), place)
     assert (place.out / "model").read_text() == "newer"
-    assert [path.name for path in place.folder.parent.iterdir()] == ["slim"]
+    assert [path.name for path in place.folder.parent.iterdir()] == ["k" * 16]
 
 
-def test_other_recipes_and_variants_share_by_links(tmp_path: Path) -> None:
+def test_a_recipes_folder_shows_the_stores_files(tmp_path: Path) -> None:
     store = Store(tmp_path)
     place = published(store)
-    found = store.find("another", "slim", "k" * 64)
-    assert found == place
-    target = store.canonical("another", "slim")
-    store.adopt(place, target)
-    assert (target.out / "model").stat().st_ino == (place.out / "model").stat().st_ino
+    view = store.view("trial", "slim")
+    assert store.show(place, view) and not store.show(place, view)
+    assert (view.out / "model").stat().st_ino == (place.out / "model").stat().st_ino
+    store.publish(made(store, "n" * 64, "newer"), newer := store.entry("slim", "n" * 64))
+    assert store.show(newer, view)
+    assert (view.out / "model").read_text() == "newer" and (place.out / "model").read_text() == "weights"
+
+
+def test_what_only_a_recipes_folder_has_is_taken_into_the_store(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    place = published(store)
+    store.show(place, store.view("trial", "any_name"))
+    shutil.rmtree(tmp_path / "artifacts/.store")
+    assert store.find("slim", "k" * 64) == place and (place.out / "model").read_text() == "weights"
+    assert store.find("slim", "other") is None
+
+
+def test_artifacts_cannot_be_written_to_by_accident(tmp_path: Path) -> None:
+    modes = {path.stat().st_mode & 0o777 for path in published(Store(tmp_path)).folder.rglob("*") if path.is_file()}
+    assert modes == {0o444}
+
+
+def test_an_entry_edited_in_place_is_not_hidden_by_its_links(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    place = published(store)
+    store.show(place, view := store.view("trial", "slim"))
+    (view.out / "model").chmod(0o644)
+    (view.out / "model").write_text("edited!")
+    assert store.find("slim", "k" * 64) is None
 
 
 @pytest.mark.parametrize(("code", "words"), [(errno.ENOSPC, "disk is full"), (errno.EROFS, "cannot be written")])

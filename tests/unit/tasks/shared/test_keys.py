@@ -3,6 +3,9 @@
 import os
 from pathlib import Path
 
+import pytest
+
+from tasks.shared import keys
 from tasks.shared.keys import PROJECT, Digests, code_files, digest_json, library_versions, step_key
 
 
@@ -33,14 +36,63 @@ def test_tree_digest_sees_content_names_and_nothing_else(tmp_path: Path) -> None
     assert Digests(tmp_path / "memory").tree(folder) != first
 
 
+def old_file(path: Path, text: str = "one") -> Path:
+    """A file that is older than the clock's tick, as artifacts are."""
+    path.write_text(text)
+    os.utime(path, ns=(10**18, 10**18))
+    return path
+
+
 def test_remembered_digest_is_dropped_when_the_file_changes(tmp_path: Path) -> None:
-    file = tmp_path / "file"
-    file.write_text("one")
+    file = old_file(tmp_path / "file")
     digests = Digests(tmp_path / "memory.json")
     before = digests.file(file)
     digests.save()
     file.write_text("two")
     assert Digests(tmp_path / "memory.json").file(file) != before
+
+
+def test_an_unchanged_file_is_read_once_also_under_another_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = old_file(tmp_path / "file")
+    digests = Digests(tmp_path / "memory.json")
+    before = digests.file(file)
+    digests.save()
+    os.link(file, tmp_path / "link")
+    file.rename(tmp_path / "renamed")
+    monkeypatch.setattr(keys, "sha256_file", lambda path: pytest.fail(f"{path} was read again"))
+    again = Digests(tmp_path / "memory.json")
+    assert again.file(tmp_path / "link") == again.file(tmp_path / "renamed") == before
+
+
+def test_a_file_changed_within_a_tick_of_the_clock_is_not_remembered(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("one")
+    digests = Digests(tmp_path / "memory.json")
+    before, state = digests.file(file), file.stat()
+    file.write_text("two")
+    os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert digests.file(file) != before
+
+
+def test_without_trust_a_change_that_keeps_its_times_is_found(tmp_path: Path) -> None:
+    file = old_file(tmp_path / "file")
+    digests = Digests(tmp_path / "memory.json")
+    before = digests.file(file)
+    digests.save()
+    old_file(file, "two")
+    assert Digests(tmp_path / "memory.json").file(file) == before, "the price of not reading"
+    assert Digests(tmp_path / "memory.json", trust=False).file(file) != before
+
+
+def test_two_that_save_at_once_keep_both_news(tmp_path: Path) -> None:
+    first, second = (Digests(tmp_path / "memory.json") for _ in range(2))
+    first.file(old_file(tmp_path / "a", "a"))
+    second.file(old_file(tmp_path / "b", "b"))
+    first.save()
+    second.save()
+    assert len(Digests(tmp_path / "memory.json").known) == 2
 
 
 def test_damaged_memory_costs_time_only(tmp_path: Path) -> None:

@@ -1,0 +1,179 @@
+"""A step as a process of its own: started, listened to, and taken down with everything that it started."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from filelock import FileLock, Timeout
+
+from flows.plan import Step
+from flows.stage import RESULT, Session, pick_device, write_job
+from tasks.shared.errors import StillroomError
+from tasks.shared.keys import PROJECT
+from tasks.shared.progress import REPORT_VARIABLE
+
+GRACE_S = 15
+"""How long a step may tidy up after Ctrl-C before it is killed."""
+POLL_S = 0.1
+
+
+class StepFailed(StillroomError):
+    """A step ended without an artifact; the message is the step's own."""
+
+    def __init__(
+        self,
+        step: str,
+        message: str,
+        hint: str = "finished steps are kept; run the same command again",
+        passing: bool = False,
+    ) -> None:
+        super().__init__(f"step {step}", message, fix=hint, passing=passing)
+
+
+class Stopped(Exception):
+    """The run was interrupted or cancelled while this step was at work."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a step is: `done` of `total` units of what `description` says."""
+
+    description: str
+    done: int
+    total: int
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Listener:
+    """Who wants to hear of a running step: its lines of output, its progress, and from whom to hear that it must stop."""
+
+    line: Callable[[str, str], None] = lambda step, text: None
+    progress: Callable[[str, Progress], None] = lambda step, progress: None
+    stop: threading.Event = field(default_factory=threading.Event)
+
+
+def run_child(session: Session, recipe: Mapping[str, Any], step: Step, listener: Listener) -> None:
+    """Run one step in a process group of its own and wait for it.
+
+    Raises StepFailed with the step's message, or Stopped when `listener.stop` was set; the whole group is gone then.
+    """
+    with tempfile.TemporaryDirectory(prefix="stillroom-") as name, hold_gpu(session, step, listener.stop) as gpu:
+        folder = Path(name)
+        job = write_job(session, recipe, folder)
+        command = [sys.executable, "-m", "flows.stage", session.plan.recipe, step.name, "--job", str(job)]
+        child = subprocess.Popen(
+            command,
+            start_new_session=True,
+            env=environment(folder) | gpu,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+        )
+        assert child.stdout is not None
+        reader = threading.Thread(target=_read, args=(child.stdout, step.name, listener.line), daemon=True)
+        reader.start()
+        try:
+            code = _wait(child, step.name, folder / "progress.json", listener)
+        except BaseException:
+            stop_group(child)
+            raise
+        finally:
+            reader.join(timeout=5)  # a grandchild that lives on would hold the pipe open
+        error = folder / RESULT
+        told = json.loads(error.read_text("utf-8")) if error.is_file() else {}
+    if code:
+        raise failure(step.name, code, told, listener.stop.is_set())
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """The child's environment: our modules importable from any working directory, progress reported to a file."""
+    paths = [str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(paths), REPORT_VARIABLE: str(folder / "progress.json")}
+
+
+def failure(step: str, code: int, told: Mapping[str, Any], stopping: bool) -> Exception:
+    """What a child's exit code means."""
+    if stopping or code in {130, -signal.SIGINT, -signal.SIGTERM}:
+        return Stopped(step)
+    if told:
+        return StepFailed(step, told["error"], passing=bool(told["passing"]))
+    if code == -signal.SIGKILL:
+        return StepFailed(
+            step,
+            "it was killed (signal 9)",
+            "if memory ran out, use smaller batches or a smaller model; finished steps are kept",
+        )
+    return StepFailed(step, f"it ended with code {code}; its traceback is above")
+
+
+def _read(stream: IO[bytes], step: str, line: Callable[[str, str], None]) -> None:
+    with stream:
+        for raw in stream:
+            if text := raw.decode("utf-8", "replace").rstrip():
+                line(step, text)
+
+
+def _wait(child: "subprocess.Popen[bytes]", step: str, report: Path, listener: Listener) -> int:
+    """The exit code; on the way, hands on every new report."""
+    seen = 0
+    while True:
+        with suppress(subprocess.TimeoutExpired):
+            return child.wait(POLL_S)
+        if listener.stop.is_set():
+            raise Stopped(step)
+        with suppress(OSError, ValueError, TypeError):  # not there yet, or the step wrote nonsense: no progress to show
+            if (written := report.stat().st_mtime_ns) != seen:
+                seen = written
+                listener.progress(step, Progress(**json.loads(report.read_text("utf-8"))))
+
+
+def stop_group(child: "subprocess.Popen[bytes]") -> None:
+    """Interrupt a child's process group, wait a little, then kill what is left of it."""
+    with suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            child.wait(GRACE_S)
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+
+
+@contextmanager
+def hold_gpu(session: Session, step: Step, stop: threading.Event) -> Iterator[dict[str, str]]:
+    """Hold one GPU of this machine for a step that computes on it; yields the environment that shows it that one alone.
+
+    A file lock for each GPU, since Prefect's limits do nothing without a server and can leak with one.
+    """
+    if not (step.accelerated and pick_device(session.runtime.device) == "cuda"):
+        yield {}
+        return
+    locks = [(gpu, FileLock(Path(tempfile.gettempdir()) / f"stillroom-gpu-{gpu}.lock", mode=0o666)) for gpu in gpus()]
+    while True:
+        for gpu, lock in locks:
+            with suppress(Timeout):
+                lock.acquire(timeout=0)
+                try:
+                    yield {"CUDA_VISIBLE_DEVICES": gpu}
+                finally:
+                    lock.release()
+                return
+        if stop.is_set():
+            raise Stopped(step.name)
+        time.sleep(POLL_S)
+
+
+def gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
+        return [name for name in visible.split(",") if name]
+    return [path.name.removeprefix("nvidia") for path in sorted(Path("/dev").glob("nvidia[0-9]*"))] or ["0"]

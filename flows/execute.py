@@ -1,0 +1,141 @@
+"""One run of a composed recipe, whoever asks for it: the command line, a sweep's job, or a deployment."""
+
+import logging
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from flows.config import Settings
+from flows.params import tracked_params
+from flows.plan import Plan, build_plan
+from flows.stage import Session
+from tasks.shared.artifacts import disk_errors
+from tasks.shared.errors import ErrorList, StillroomError
+from tasks.shared.keys import PROJECT, digest_json
+from tasks.shared.tracking import MlflowTracker, NullTracker, Tracker
+
+if TYPE_CHECKING:
+    from flows.runner import Outcome, Run
+
+log = logging.getLogger("stillroom")
+NOT_A_VARIANT = ("recipe=", "runtime.", "runtime=", "tracking", "gate.", "dry_run=")
+"""Overrides that do not change what is made."""
+
+
+@dataclass
+class Execution:
+    """A run and how it ended."""
+
+    run: "Run"
+    outcomes: "list[Outcome]" = field(default_factory=list)
+
+
+def is_variant(overrides: Sequence[str]) -> bool:
+    """Whether command line overrides make the run differ from the recipe as written."""
+    return any(not item.lstrip("+~").startswith(NOT_A_VARIANT) for item in overrides)
+
+
+def execute(settings: Settings, overrides: Sequence[str]) -> Execution:
+    """Plan, then find that all is done or run what is not.
+
+    Raises StillroomError, or Stopped after a cancellation; finished steps are kept.
+    """
+    from flows.estimate import check_machine
+
+    plan = build_plan(settings.recipe)
+    execution = Execution(open_run(settings, plan, overrides))
+    run = execution.run
+    if not watched_by_server() and (done := run.cached()) is not None:
+        log.info("nothing to do: all %d steps are up to date", len(done))
+        execution.outcomes = done
+        return execution
+    check_machine(plan, settings.runtime)
+    execution.outcomes = carry_out(run, settings, overrides)
+    return execution
+
+
+def watched_by_server() -> bool:
+    """Whether a Prefect server of the user's wants to see even a run that has nothing to do."""
+    from flows.servers import has_server
+
+    return has_server()
+
+
+def open_run(settings: Settings, plan: Plan, overrides: Sequence[str]) -> "Run":
+    """A run of this plan; a tracked recipe as written brings params.yaml and dvc.yaml up to date first."""
+    from flows.runner import Run
+    from flows.sync import update_recipe
+
+    folder = settings.runtime.folder
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    known = folder == PROJECT and plan.recipe in tracked_params()
+    variant = is_variant(overrides) or (known and not settings.runtime.sync)
+    tracked = known and settings.runtime.dvc and not variant
+    if tracked and (changed := update_recipe(settings.recipe, plan)):
+        log.info("updated from the recipe: %s", ", ".join(changed))
+    return Run(Session(plan, settings.runtime, variant), settings.recipe, tracked)
+
+
+def carry_out(run: "Run", settings: Settings, overrides: Sequence[str]) -> "list[Outcome]":
+    """Run what is missing under the configured orchestrator, recorded in the configured tracker."""
+    from flows.prefect_flow import run_prefect
+    from flows.recorder import Recorder
+    from flows.runner import run_plain
+
+    with disk_errors(settings.runtime.folder):
+        run.recorder = Recorder(open_tracker(settings))
+    run.recorder.start(run.session.plan.recipe, run_tags(settings, overrides))
+    status = "KILLED"
+    try:
+        if settings.runtime.orchestrator == "prefect":
+            outcomes = run_prefect(run, [item for item in overrides if not item.lstrip("+").startswith("recipe=")])
+        else:
+            outcomes = run_plain(run)
+        status = "FINISHED"
+    except StillroomError:
+        status = "FAILED"
+        raise
+    finally:
+        run.recorder.finish(status)
+    return outcomes
+
+
+def open_tracker(settings: Settings) -> Tracker:
+    """The tracker of the configuration."""
+    if settings.tracking.kind == "none":
+        return NullTracker()
+    return MlflowTracker(settings.tracking.uri, settings.runtime.folder, str(settings.recipe["name"]))
+
+
+def run_tags(settings: Settings, overrides: Sequence[str]) -> dict[str, str]:
+    """What identifies a run in MLflow."""
+    found = {
+        "recipe": str(settings.recipe["name"]),
+        "overrides": " ".join(overrides),
+        "config": digest_json(settings.recipe),
+    }
+    if commit := git("rev-parse", "HEAD"):
+        found |= {"git.commit": commit, "git.dirty": str(bool(git("status", "--porcelain", "--untracked-files=no")))}
+    return found
+
+
+def git(*arguments: str) -> str:
+    """What git says of the project; empty where there is no git or no repository."""
+    program = shutil.which("git")
+    if program is None:
+        return ""
+    done = subprocess.run(
+        [program, *arguments], cwd=PROJECT, capture_output=True, text=True, timeout=10, check=False, env=dict(os.environ)
+    )
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def first_line(error: BaseException) -> str:
+    """An error in one line, for a table of jobs."""
+    if isinstance(error, ErrorList):
+        return f"{len(error.errors)} problems: {first_line(error.errors[0])}"
+    return (str(error) or type(error).__name__).splitlines()[0]

@@ -1,0 +1,120 @@
+"""Flow runs on a Prefect server: those of dead processes are ended there, a cancelled one is ended here.
+
+A run that is killed with signal 9 stays RUNNING on the server for good.  So each run holds a file lock as long as its
+process lives; whoever starts next and can take the lock knows that the process is gone.
+"""
+
+import json
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import httpx
+from filelock import FileLock, Timeout
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.objects import StateType
+from prefect.exceptions import ObjectNotFound, PrefectException
+from prefect.states import Crashed
+
+from flows.child import gpus
+from flows.runner import Run
+from flows.servers import has_server, server_name
+
+log = logging.getLogger("stillroom")
+POLL_S = 2.0
+UNREACHABLE = (httpx.HTTPError, PrefectException)
+
+
+@contextmanager
+def present(root: Path, flow_run: str) -> Iterator[None]:
+    """End the runs of dead processes on the server, then be present oneself for as long as the block lasts."""
+    folder = root / "artifacts" / ".runs"
+    folder.mkdir(parents=True, exist_ok=True)
+    sweep(folder)
+    note, lock = folder / f"{flow_run}.json", FileLock(folder / f"{flow_run}.lock")
+    with lock:
+        note.write_text(json.dumps({"server": server_name(), "pid": os.getpid()}), "utf-8")
+        try:
+            yield
+        finally:
+            note.unlink(missing_ok=True)
+    Path(lock.lock_file).unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> None:
+    """Mark as crashed what the server believes to be running although its process is gone."""
+    for note in sorted(folder.glob("*.json")):
+        lock = FileLock(note.with_suffix(".lock"))
+        with suppress(Timeout, OSError, ValueError), lock.acquire(timeout=0):
+            if json.loads(note.read_text("utf-8")).get("server") != server_name():
+                continue
+            with suppress(*UNREACHABLE), get_client(sync_client=True) as client:
+                if crash(client, UUID(note.stem)):
+                    log.info("an earlier run was killed; Prefect shows it as crashed now (%s)", note.stem)
+            note.unlink(missing_ok=True)
+            note.with_suffix(".lock").unlink(missing_ok=True)
+
+
+def crash(client: SyncPrefectClient, flow_run: UUID) -> bool:
+    """Force a flow run and its unfinished tasks into Crashed; False if it had ended or is not known."""
+    try:
+        state = client.read_flow_run(flow_run).state
+    except ObjectNotFound:
+        return False
+    if state is not None and state.is_final():
+        return False
+    gone: Any = Crashed(message="its process was killed")
+    for task in client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run]))):
+        if task.state is not None and not task.state.is_final():
+            client.set_task_run_state(task.id, gone, force=True)
+    client.set_flow_run_state(flow_run, gone, force=True)
+    return True
+
+
+@dataclass
+class Watch:
+    """What the watcher saw."""
+
+    cancelled: bool = False
+
+
+@contextmanager
+def watched(run: Run, flow_run: str) -> Iterator[Watch]:
+    """Stop the run's steps when somebody cancels the flow run on the server."""
+    watch, over = Watch(), threading.Event()
+
+    def look() -> None:
+        with get_client(sync_client=True) as client:
+            while not over.wait(POLL_S):
+                with suppress(*UNREACHABLE):
+                    state = client.read_flow_run(UUID(flow_run)).state
+                    if state is not None and state.type in {StateType.CANCELLING, StateType.CANCELLED}:
+                        watch.cancelled = True
+                        run.stop.set()
+                        return
+
+    thread = threading.Thread(target=look, daemon=True, name="watch")
+    if has_server():
+        thread.start()
+    try:
+        yield watch
+    finally:
+        over.set()
+        if thread.is_alive():
+            thread.join()
+
+
+def limit_gpus(tag: str) -> None:
+    """Let the server show and hold back tasks that want a GPU: as many at once as this machine has.  A limit that is there stays."""
+    with suppress(*UNREACHABLE), get_client(sync_client=True) as client:
+        try:
+            client.read_concurrency_limit_by_tag(tag)
+        except ObjectNotFound:
+            client.create_concurrency_limit(tag=tag, concurrency_limit=len(gpus()))

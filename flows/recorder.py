@@ -1,0 +1,55 @@
+"""Finished steps are told to MLflow and DVC by one thread, beside the next step's work."""
+
+import logging
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from flows.dvc import record
+from tasks.shared.tracking import StepRecord, Tracker
+
+log = logging.getLogger("stillroom")
+
+
+class Recorder:
+    """Queue of what is to be recorded.  Nothing that fails here loses an artifact: both can be told again later."""
+
+    def __init__(self, tracker: Tracker) -> None:
+        self.tracker = tracker
+        self.worker = ThreadPoolExecutor(1, thread_name_prefix="recorder")
+        self.waiting: dict[str, str] = {}
+        self.pending: list[Future[Any]] = []
+
+    def start(self, name: str, tags: Mapping[str, str]) -> None:
+        """The run begins."""
+        self._later(self.tracker.start, name, tags)
+
+    def step(self, step: StepRecord, stage: str | None) -> None:
+        """A step ended well.  stage: its stage in dvc.yaml, if DVC is to record it."""
+        self._later(self.tracker.step, step)
+        if stage:
+            self.waiting[stage] = str(step.manifest["key"])
+            self._later(self._dvc)
+
+    def settle(self) -> None:
+        """Wait until everything said so far is recorded; raises what went wrong unforeseen."""
+        pending, self.pending = self.pending, []
+        for item in pending:
+            item.result()
+
+    def finish(self, status: str) -> None:
+        """The run ended; waits for the last record."""
+        self._later(self.tracker.finish, status)
+        try:
+            self.settle()
+        finally:
+            self.worker.shutdown()
+
+    def _dvc(self) -> None:
+        """Record all stages that wait, in one go: those that came while the last ones were recorded."""
+        stages, self.waiting = self.waiting, {}
+        if stages:
+            record(stages)
+
+    def _later(self, call: Any, *arguments: Any) -> None:
+        self.pending.append(self.worker.submit(call, *arguments))

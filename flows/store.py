@@ -1,0 +1,141 @@
+"""What the artifact store holds, and making room in it.
+
+python -m flows.store                      what there is, by step
+python -m flows.store gc --older 30        delete what no recipe shows and nobody used for 30 days
+python -m flows.store gc --older 30 --dry-run
+"""
+
+import argparse
+import logging
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import Timeout
+
+from tasks.shared.artifacts import MANIFEST, Place, Store, disk_errors
+from tasks.shared.errors import ConfigError, StillroomError
+from tasks.shared.keys import PROJECT
+
+log = logging.getLogger("stillroom")
+DAY_S = 86_400
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A folder of the store or of unfinished work.  shown: some recipe's folder shows it.  used: unix time of its last use."""
+
+    step: str
+    key: str
+    folder: Path
+    bytes: int
+    shown: bool
+    used: float
+    finished: bool
+
+
+def entries(store: Store) -> Iterator[Entry]:
+    """Everything in the store and in the work folder."""
+    shown = {
+        str((Place(file.parent).read_manifest() or {}).get("key"))[:16] for file in store.root.glob(f"*/*/{MANIFEST}")
+    }
+    for folder in sorted(store.home.glob(".store/*/*")):
+        key = folder.name.strip(".").partition(".")[0]
+        finished = folder.name == key and Place(folder).manifest.is_file()
+        yield Entry(folder.parent.name, key, folder, size(folder), finished and key in shown, used(folder), finished)
+    for folder in sorted(store.home.glob(".work/*")):
+        step, _, key = folder.name.rpartition("-")
+        yield Entry(step, key, folder, size(folder), False, used(folder), finished=False)
+
+
+def size(folder: Path) -> int:
+    """Bytes below a folder."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def used(folder: Path) -> float:
+    """When an artifact was last made or found, or a work folder written to."""
+    return max((path.stat().st_mtime for path in [folder, *folder.glob("*")]), default=0.0)
+
+
+def collect(store: Store, days: float, dry_run: bool) -> list[Entry]:
+    """Delete what no recipe shows and nobody used for so many days; what is at work now is left alone.  Returns what went."""
+    gone = []
+    for entry in entries(store):
+        if entry.shown or time.time() - entry.used < days * DAY_S:
+            continue
+        try:
+            with store.alone(f"{entry.step}-{entry.key}", wait=False):
+                if not dry_run:
+                    shutil.rmtree(entry.folder)
+        except Timeout:
+            continue
+        gone.append(entry)
+    return gone
+
+
+def show(found: Sequence[Entry]) -> None:
+    """A table by step."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from flows.show import bytes_text, duration
+
+    table = Table(title="artifact store")
+    for name in ("step", "artifacts", "shown by a recipe", "unfinished", "size", "last used"):
+        table.add_column(name, justify="left" if name == "step" else "right")
+    for step in sorted({entry.step for entry in found}):
+        own = [entry for entry in found if entry.step == step]
+        finished = [entry for entry in own if entry.finished]
+        table.add_row(
+            step,
+            str(len(finished)),
+            str(sum(entry.shown for entry in own)),
+            str(len(own) - len(finished)),
+            bytes_text(sum(entry.bytes for entry in own)),
+            f"{duration(time.time() - max(entry.used for entry in own))} ago",
+        )
+    console = Console()
+    console.print(table)
+    console.print(
+        f"{bytes_text(sum(entry.bytes for entry in found))} in all; files that DVC's cache holds too share their bytes with it",
+        highlight=False,
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line.  Exit codes: 0 done, 2 a message."""
+    parser = argparse.ArgumentParser(prog="python -m flows.store", description="Show the artifact store, or make room in it.")
+    parser.add_argument("action", nargs="?", choices=("show", "gc"), default="show")
+    parser.add_argument("--root", type=Path, default=PROJECT, help="folder that holds artifacts/ (runtime.root)")
+    parser.add_argument("--older", type=float, default=30.0, metavar="DAYS", help="gc: spare what was used since (30)")
+    parser.add_argument("--dry-run", action="store_true", help="gc: say what would go, delete nothing")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        if options.older < 0 or not (options.root / "artifacts").is_dir():
+            where, got = ("--older", options.older) if options.older < 0 else ("--root", options.root)
+            raise ConfigError(where, str(got), "days, 0 or more" if options.older < 0 else "a folder with artifacts/")
+        store = Store(options.root.resolve())
+        if options.action == "show":
+            show(list(entries(store)))
+            return 0
+        with disk_errors(options.root):
+            gone = collect(store, options.older, options.dry_run)
+        from flows.show import bytes_text
+
+        for entry in gone:
+            log.info("%s %s (%s)", entry.step, entry.key, bytes_text(entry.bytes))
+        verb = "would go" if options.dry_run else "deleted"
+        log.info("%d %s, %s", len(gone), verb, bytes_text(sum(entry.bytes for entry in gone)))
+    except StillroomError as error:
+        log.error("%s", error)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
