@@ -76,7 +76,7 @@ def open_run(settings: Settings, plan: Plan, overrides: Sequence[str]) -> "Run":
     variant = is_variant(overrides) or (known and not settings.runtime.sync)
     tracked = known and settings.runtime.dvc and not variant
     if tracked and (changed := update_recipe(settings.recipe, plan)):
-        log.info("updated from the recipe: %s", ", ".join(changed))
+        log.log(logging.WARNING if changed.changes else logging.INFO, "%s", changed.describe())
     return Run(Session(plan, settings.runtime, variant), settings.recipe, tracked)
 
 
