@@ -4,9 +4,10 @@ Every test works in a copy of one finished workshop (`cp -a` keeps hard links), 
 """
 
 import json
-import os
 import re
+import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from hashlib import md5
 from pathlib import Path
@@ -17,6 +18,13 @@ from tests.workshop import STEPS, Workshop, build_workshop
 
 BELOW_SLIM = ["slim", "student", "verdict"]
 """What a changed setting of slim makes run again."""
+OWN_RECIPE = """# @package _global_
+defaults:
+  - /curate@steps.corpus: support
+  - _self_
+name: {name}
+steps: {{corpus: {{knowledge: {folder}, articles: 2, train_size: 48, test_size: 12, calibration_size: 4, min_train_phrasings: 2}}}}
+"""
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +58,9 @@ def flow(shop: Workshop, *arguments: str, recipe: str = "toy") -> "subprocess.Co
     return done(shop.compress(f"+recipe={recipe}", *arguments))
 
 
-def repro(shop: Workshop) -> list[str]:
-    """Names of the steps that `dvc repro` ran."""
-    done(shop.dvc("repro", "--quiet"))
+def repro(shop: Workshop, *stages: str) -> list[str]:
+    """Names of the steps that `dvc repro` ran, of all recipes or up to these stages."""
+    done(shop.dvc("repro", "--quiet", *stages))
     return sorted(shop.executed())
 
 
@@ -111,16 +119,14 @@ def test_edited_code_runs_what_uses_it_and_a_comment_stops_there(shop: Workshop)
     edit(shop, code, "import hashlib", "# a remark\nimport hashlib")
     flow(shop)
     assert sorted(shop.executed()) == ["slim", "small"], "the same output: nothing below them runs"
-    assert repro(shop) == []
+    assert repro(shop, "toy-verdict") == []
     edit(shop, code, "# a remark", "# another remark")
-    assert set(repro(shop)) == {"slim", "small"}  # of both recipes
+    assert repro(shop) == ["slim", "slim", "small", "small"], "of both recipes"
     assert "nothing to do" in flow(shop).stderr and shop.executed() == []
     edit(shop, code, '"text": self.text,', '"text": self.text, "version": 2,')
     flow(shop)
     assert sorted(shop.executed()) == ["slim", "small", "student", "verdict"]
-    edit(shop, "conf/recipe/toy_too.yaml", "text: two", "text: three")
-    done(shop.python("flows.sync"))
-    assert repro(shop) == sorted(STEPS), "the other recipe's steps, and none of toy"
+    assert repro(shop, "toy-verdict") == []
 
 
 def test_differences_are_shown(shop: Workshop) -> None:
@@ -131,7 +137,9 @@ def test_differences_are_shown(shop: Workshop) -> None:
     assert params["recipes.toy.steps.slim.ratio"] == {"old": 0.25, "new": 0.3, "diff": pytest.approx(0.05)}
     assert list(params) == ["recipes.toy.steps.slim.ratio", "recipes.toy.steps.verdict.ratio"]
     figures = json.loads(done(shop.dvc("metrics", "diff", "--json")).stdout)
-    assert figures == {"artifacts/toy/verdict/out/metrics.json": {"student.fact": {"old": 0.5, "new": 0.9, "diff": 0.4}}}
+    assert figures == {
+        "artifacts/toy/verdict/out/metrics.json": {"student.fact": {"old": 0.5, "new": 0.9, "diff": 0.4}}
+    }
     assert "0.9" in done(shop.dvc("metrics", "show")).stdout
     edit(shop, "tasks/distill/toy.py", "self.ratio / step", "self.ratio / step / 2")
     flow(shop)
@@ -263,7 +271,78 @@ def test_what_was_never_recorded_is_recorded_by_the_next_run(shop: Workshop) -> 
     (shop.folder / "dvc.lock").unlink()
     flow(shop)
     assert shop.executed() == []
-    assert "toy-slim" in (shop.folder / "dvc.lock").read_text() and "toy_too" not in (shop.folder / "dvc.lock").read_text()
+    assert (
+        "toy-slim" in (shop.folder / "dvc.lock").read_text() and "toy_too" not in (shop.folder / "dvc.lock").read_text()
+    )
+
+
+RECORD = """
+import logging, subprocess, sys
+from pathlib import Path
+import yaml
+from flows import dvc
+logging.basicConfig(format="%(message)s")
+stage, key, case = sys.argv[1:]
+if case == "edited":
+    commit = subprocess.run
+    def meanwhile(*arguments, **options):
+        done = commit(*arguments, **options)
+        with Path("tasks/prune/toy.py").open("a") as code:
+            code.write("# edited\\n")
+        return done
+    dvc.subprocess.run = meanwhile
+if case == "busy":
+    import zc.lockfile
+    held = zc.lockfile.LockFile(".dvc/tmp/lock")
+print(dvc.record({stage: key}, patience_s=0), dvc.recorded(stage, key))
+"""
+
+
+@pytest.mark.parametrize(
+    ("case", "words"),
+    [
+        ("plain", ""),
+        ("other key", "its code, settings, files or inputs changed"),
+        ("edited", "changed meanwhile"),
+        ("busy", "Unable to acquire lock"),
+    ],
+)
+def test_only_what_a_step_was_made_from_is_recorded_with_it(shop: Workshop, case: str, words: str) -> None:
+    manifest = json.loads((shop.folder / "artifacts/toy/slim/manifest.json").read_text())
+    key = "0" * 64 if case == "other key" else manifest["key"]
+    lock = shop.folder / "dvc.lock"
+    lock.unlink()
+    runs = {path: path.unlink() for path in (shop.folder / ".dvc/cache/runs").glob("*/*/*")}
+    said = done(shop.command(sys.executable, "-c", RECORD, "toy-slim", key, case))
+    good = case == "plain"
+    assert said.stdout.strip() == ("['toy-slim'] True" if good else "[] False")
+    assert words in said.stderr and bool(said.stderr) is not good
+    assert ("toy-slim" in lock.read_text() if lock.exists() else False) is good
+    assert bool([path for path in runs if path.exists()]) is good, "nothing false in the run cache either"
+    assert (shop.folder / "artifacts/toy/slim/manifest.json").exists()
+
+
+def test_a_users_own_file_runs_its_step_again_in_both(finished: Workshop, tmp_path: Path) -> None:
+    shop = copy_of(finished, tmp_path / "shop")
+    shutil.copytree(shop.folder / "tasks/curate/knowledge", shop.folder / "my_knowledge")
+    shutil.copytree(shop.folder / "tasks/curate/knowledge", tmp_path / "far_knowledge")
+    for name, folder in (("near", "my_knowledge"), ("far", tmp_path / "far_knowledge")):
+        recipe = OWN_RECIPE.format(name=name, folder=folder)
+        (shop.folder / f"conf/recipe/{name}.yaml").write_text(recipe)
+    done(shop.python("flows.sync", "near", "far", "--remove", "toy", "--remove", "toy_too"))
+    text = (shop.folder / "dvc.yaml").read_text()
+    assert "    - my_knowledge\n" in text and f"    - {tmp_path}/far_knowledge\n" in text and "toy" not in text
+    made = {name: shop.folder / f"artifacts/{name}/corpus/manifest.json" for name in ("near", "far")}
+    for name in made:
+        flow(shop, recipe=name)
+    assert "up to date" in done(shop.dvc("status")).stdout
+    first = {name: path.read_text() for name, path in made.items()}
+    for folder in (shop.folder / "my_knowledge", tmp_path / "far_knowledge"):
+        file = sorted(folder.glob("*.yaml"))[0]
+        file.write_text(file.read_text() + "\n# a remark\n")
+    done(shop.dvc("repro", "--quiet"))
+    assert all(made[name].read_text() != first[name] for name in made)
+    assert all("nothing to do" in flow(shop, recipe=name).stderr for name in made)
 
 
 def test_a_damaged_file_is_made_anew_also_in_dvcs_cache(shop: Workshop) -> None:
@@ -291,4 +370,4 @@ def test_store_view_and_cache_share_one_copy(shop: Workshop) -> None:
     contents = [path.read_bytes() for path in shop.folder.glob("artifacts/*/*/out/content.json")]
     assert len(contents) == 2 * len(STEPS)
     assert all(len(blocks[text]) == 1 for text in contents)
-    assert all(os.stat(path).st_mode & 0o222 == 0 for path in shop.folder.glob("artifacts/.store/*/*/out/*"))
+    assert all(path.stat().st_mode & 0o222 == 0 for path in shop.folder.glob("artifacts/.store/*/*/out/*"))
