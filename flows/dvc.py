@@ -10,6 +10,7 @@ import filecmp
 import hashlib
 import logging
 import os
+import re
 import subprocess
 import sys
 import time
@@ -27,7 +28,7 @@ from tasks.shared.artifacts import SHORT, Place, link_or_copy
 from tasks.shared.errors import MachineError, StillroomError
 from tasks.shared.keys import PROJECT, Digests
 
-__all__ = ["moved", "record", "recorded", "relink"]
+__all__ = ["moved", "obstacle", "record", "recorded", "relink"]
 log = logging.getLogger("stillroom")
 BUSY = ("Unable to acquire lock", "is busy, it is being blocked by")
 """How DVC says that another process of its own holds the repository, or this stage's files."""
@@ -54,6 +55,18 @@ def record(stages: Mapping[str, str], patience_s: float = PATIENCE_S) -> list[st
         missing = ", ".join(stage for stage in stages if stage not in kept)
         log.warning("DVC could not record %s (the artifacts are kept, the next run tries again): %s", missing, failure)
     return kept
+
+
+def obstacle() -> str:
+    """Why DVC cannot record anything in this checkout, in one line; empty if it can.  A run does without DVC then."""
+    if not (PROJECT / ".dvc" / "config").is_file():
+        return "there is no .dvc folder (dvc init makes one)"
+    configs = [PROJECT / ".dvc" / name for name in ("config", "config.local")]
+    if any(re.search(r"(?m)^\s*no_scm\s*=\s*true", path.read_text("utf-8")) for path in configs if path.is_file()):
+        return ""
+    if any((folder / ".git").exists() for folder in (PROJECT, *PROJECT.parents)):
+        return ""
+    return "this is no git repository (git init, or: dvc config --local core.no_scm true)"
 
 
 def _attempt(stages: Mapping[str, str]) -> tuple[list[str], str]:

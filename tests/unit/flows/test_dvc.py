@@ -64,3 +64,18 @@ def test_without_hard_links_both_stay_copies(places: tuple[Path, Path], monkeypa
     view, entry = places
     relink(view, entry)
     assert (entry / "out/deep/weights").read_text() == "weights" == (view / "out/deep/weights").read_text()
+
+
+def test_what_keeps_dvc_from_recording_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "project"
+    monkeypatch.setattr(dvc, "PROJECT", folder)
+    folder.mkdir()
+    assert "dvc init" in dvc.obstacle()
+    (folder / ".dvc").mkdir()
+    (folder / ".dvc/config").write_text("[core]\n    analytics = false\n")
+    assert "no git repository" in dvc.obstacle()
+    (folder / ".dvc/config.local").write_text("[core]\n    no_scm = true\n")
+    assert dvc.obstacle() == ""
+    (folder / ".dvc/config.local").unlink()
+    (tmp_path / ".git").mkdir()
+    assert dvc.obstacle() == ""
