@@ -18,7 +18,7 @@ PLOTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
             "y": ["train_loss", "validation_loss"],
             "x_label": "optimizer step",
             "y_label": "loss (nats per token)",
-            "template": "simple",
+            "template": "curve",
         },
     ),
     "prune": (
@@ -28,11 +28,13 @@ PLOTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
             "y": ["influence"],
             "x_label": "layer of the model before pruning",
             "y_label": "block influence",
-            "template": "simple",
+            "template": "curve",
         },
     ),
 }
-"""By stage: the table that `dvc plots diff` draws, and how.  A technique that does not write it is left out by DVC."""
+"""By stage: the table that `dvc plots diff` draws, and how.  A technique that does not write it is left out by DVC.
+
+The template is .dvc/plots/curve.json: DVC's own draw a blank (a step without validation) as 0."""
 
 
 def stage_name(recipe: str, step: str) -> str:

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from hashlib import md5
 from pathlib import Path
@@ -146,6 +147,7 @@ def test_differences_are_shown(shop: Workshop) -> None:
     done(shop.dvc("plots", "diff", "HEAD"))
     page = (shop.folder / "dvc_plots/index.html").read_text()
     assert "toy: loss of student" in page and "workspace" in page and "HEAD" in page
+    assert "isValid(datum" in page, "a blank in the table is no point, and not 0"
     shown = done(shop.dvc("plots", "diff", "HEAD", "--targets", "toy-student-loss", "--json")).stdout
     drawn = json.loads(shown)["data"]["toy-student-loss"]
     assert {revision for plot in drawn for revision in plot["revisions"]} == {"HEAD", "workspace"}
@@ -257,6 +259,21 @@ def test_two_recipes_at_once_do_not_clobber_each_other(shop: Workshop) -> None:
     assert "ratio: 0.3\n" in params and "ratio: 0.8\n" in params
     assert content(shop, "slim")["ratio"] == 0.3 and content(shop, "slim", "toy_too")["ratio"] == 0.25
     assert repro(shop) == [] and "stage" not in "".join(said).lower()
+
+
+def test_a_flow_beside_dvc_repro_makes_every_step_once(shop: Workshop) -> None:
+    edit(shop, "conf/recipe/toy.yaml", "{text: one}", "{text: three, delay_s: 4}")
+    done(shop.python("flows.sync"))
+    command = ["python", "-m", "dvc", "repro", "--quiet", "toy-verdict"]
+    other = subprocess.Popen(command, cwd=shop.folder, env=shop.environment, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not shop.log.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    said = flow(shop).stderr
+    complaint = other.communicate(timeout=120)[1]
+    assert other.returncode == 0, complaint + said
+    assert sorted(shop.executed()) == sorted(STEPS)
+    assert repro(shop) == []
 
 
 def test_what_was_never_recorded_is_recorded_by_the_next_run(shop: Workshop) -> None:
