@@ -75,8 +75,8 @@ def open_run(settings: Settings, plan: Plan, overrides: Sequence[str]) -> "Run":
     known = folder == PROJECT and plan.recipe in tracked_params()
     variant = is_variant(overrides) or (known and not settings.runtime.sync)
     tracked = known and settings.runtime.dvc and not variant
-    if tracked and (changed := update_recipe(settings.recipe, plan)):
-        log.info("updated from the recipe: %s", ", ".join(changed))
+    if tracked and (update := update_recipe(settings.recipe, plan)):
+        log.info("%s", update.describe())
     return Run(Session(plan, settings.runtime, variant), settings.recipe, tracked)
 
 
