@@ -14,6 +14,8 @@ from rich.tree import Tree
 from flows.config import Runtime
 from flows.estimate import Estimate, estimate_plan
 from flows.plan import Plan, Step
+from flows.stage import Session
+from flows.status import Status, find_status
 from tasks.shared.technique import Kind
 
 if TYPE_CHECKING:
@@ -21,21 +23,24 @@ if TYPE_CHECKING:
     from tasks.shared.artifacts import Place
 
 
-def show_plan(plan: Plan, runtime: Runtime, console: Console | None = None) -> None:
-    """Print the plan as a table of costs, as a tree of what feeds what, and as mermaid text for documents."""
+def show_plan(plan: Plan, runtime: Runtime, variant: bool = False, console: Console | None = None) -> None:
+    """Print the plan as a table of costs, what is done already and why the rest would run, as a tree, and as mermaid text."""
     console = console or Console()
     estimates = estimate_plan(plan, runtime)
-    console.print(cost_table(plan, estimates))
+    status = find_status(Session(plan, runtime, variant))
+    console.print(cost_table(plan, estimates, status))
+    reasons = {name: item.why for name, item in status.items() if not item.done and item.why != "new"}
+    for name, why in reasons.items():
+        console.print(f"[bold]{name}[/bold] runs again: {escape(why)}", highlight=False)
     console.print(tree(plan))
     console.print("mermaid (paste it into Markdown):", style="bold")
     console.print(mermaid(plan), markup=False, highlight=False, soft_wrap=True)
 
 
-def cost_table(plan: Plan, estimates: dict[str, Estimate]) -> Table:
-    """Every step with its technique, inputs and forecast."""
-    table = Table(
-        title=f"plan of {plan.recipe}: {len(plan.steps)} steps", caption="forecast; * measured in an earlier run here"
-    )
+def cost_table(plan: Plan, estimates: dict[str, Estimate], status: Mapping[str, Status]) -> Table:
+    """Every step with its technique, inputs and forecast; "done" for the time of a step whose artifact is there."""
+    caption = "forecast; * measured in an earlier run here"
+    table = Table(title=f"plan of {plan.recipe}: {len(plan.steps)} steps", caption=caption)
     for name, justify in (
         ("step", "left"),
         ("technique", "left"),
@@ -51,11 +56,11 @@ def cost_table(plan: Plan, estimates: dict[str, Estimate]) -> Table:
             step.name,
             technique_name(step),
             ", ".join(step.needs),
-            f"{duration(item.seconds)}{'*' if item.measured else ''}",
+            "done" if status[step.name].done else f"{duration(item.seconds)}{'*' if item.measured else ''}",
             bytes_text(item.disk_bytes),
             bytes_text(item.memory_bytes),
         )
-    total = sum(item.seconds for item in estimates.values())
+    total = sum(item.seconds for name, item in estimates.items() if not status[name].done)
     table.add_section()
     table.add_row(
         "all",
