@@ -29,7 +29,11 @@ def show_plan(plan: Plan, runtime: Runtime, variant: bool = False, console: Cons
     estimates = estimate_plan(plan, runtime)
     status = find_status(Session(plan, runtime, variant))
     console.print(cost_table(plan, estimates, status))
-    reasons = {name: item.why for name, item in status.items() if not item.done and item.why != "new"}
+    reasons = {
+        name: item.why
+        for name, item in status.items()
+        if not item.done and item.why != "new" and not item.why.startswith("after ")
+    }
     for name, why in reasons.items():
         console.print(f"[bold]{name}[/bold] runs again: {escape(why)}", highlight=False)
     console.print(tree(plan))
