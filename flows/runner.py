@@ -20,7 +20,7 @@ from flows.sync import record
 from tasks.shared.artifacts import Place, disk_errors
 from tasks.shared.errors import StillroomError
 from tasks.shared.keys import PROJECT
-from tasks.shared.tracking import Tracker
+from tasks.shared.tracking import StepRecord, Tracker
 
 log = logging.getLogger("stillroom")
 GRACE_S = 15
@@ -86,7 +86,8 @@ class Run:
                 raise StepFailed(step.name, "it ended without an artifact for its key; were files edited while it ran?")
             self.session.store.digests.save()
         outcome = Outcome(step.name, place, status)
-        self.tracker.step(step.name, outcome.manifest, place.folder, executed=status == "made")
+        inputs = self.session.inputs(step).ports
+        self.tracker.step(StepRecord(step.name, step.kind, outcome.manifest, place.folder, status == "made", inputs))
         if self.tracked and not self.session.variant and self.session.runtime.dvc:
             record(self.session.plan.recipe, step.name)
         return outcome

@@ -1,5 +1,6 @@
 """What a run shows a person: the plan before, the table of models and where everything is after."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -155,11 +156,18 @@ def show_result(run: "Run", outcomes: "list[Outcome]", seconds: float, console: 
     for step in run.session.plan.steps:
         if step.stage == "report":
             _line(console, "report", str(places[step.name].out / "report.html"))
-    tracker_uri = getattr(run.tracker, "uri", f"sqlite:///{run.session.runtime.folder / 'mlflow.db'}")
-    _line(console, "MLflow", f"mlflow ui --backend-store-uri {tracker_uri}   then http://127.0.0.1:5000")
+    _line(console, "MLflow", where_tracked(run.tracker.address, run.session.runtime.folder))
     _line(console, "models", str(run.session.store.canonical(run.session.plan.recipe, "").folder))
     _line(console, "time", duration(seconds))
     return decision
+
+
+def where_tracked(address: str, root: Path) -> str:
+    """Where to look at the runs: the server's own page, or the command that shows a database."""
+    if address.startswith("http"):
+        return address
+    database = address or f"sqlite:///{root / 'mlflow.db'}"
+    return f"mlflow ui --backend-store-uri {database}   then http://127.0.0.1:5000"
 
 
 def _show_verdict(out, console: Console) -> str:  # type: ignore[no-untyped-def]
