@@ -13,7 +13,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -152,8 +152,8 @@ class Outbox:
             self._alive.release()
 
     def close(self) -> None:
-        """Remove the folder of a run that is over and has nothing waiting."""
-        if not self.files():
+        """Remove the folder of a run that is over and has nothing waiting, not even a torn file."""
+        if not self.files() and not self.interrupted():
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -176,11 +176,16 @@ def list_outboxes(root: Path) -> list[Outbox]:
 def write_whole(file: Path, content: Any) -> None:
     """Write a JSON file so that a reader, or a rerun after a kill or a power cut, finds all of it or nothing."""
     part = file.with_name(f"{file.name}.part")
-    with part.open("w", encoding="utf-8") as stream:
-        json.dump(content, stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    part.replace(file)
+    try:
+        with part.open("w", encoding="utf-8") as stream:
+            json.dump(content, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        part.replace(file)
+    except OSError:  # a full disk
+        with suppress(OSError):
+            part.unlink()
+        raise
 
 
 def now() -> int:
