@@ -129,7 +129,7 @@ def prepare_database(file: Path | None) -> None:
     if file is None:
         return
     file.parent.mkdir(parents=True, exist_ok=True)
-    with closing(sqlite3.connect(file, timeout=30)) as database:
+    with closing(sqlite3.connect(file, timeout=10)) as database:
         database.execute("PRAGMA journal_mode=WAL")
 
 

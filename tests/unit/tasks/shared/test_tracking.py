@@ -7,6 +7,9 @@ import math
 import shutil
 import subprocess
 import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -264,6 +267,57 @@ def test_a_server_that_is_down_is_asked_once_and_never_an_error(
     assert len([record for record in caplog.records if record.name.startswith("tasks")]) == 1
     (outbox,) = list_outboxes(tmp_path)
     assert len(outbox.files()) == 7 and not outbox.alive()
+
+
+class Odd(BaseHTTPRequestHandler):
+    """Something that is no tracking server."""
+
+    answer: tuple[int, bytes] = (200, b"")
+
+    def do_POST(self) -> None:
+        code, body = self.answer
+        if not code:
+            time.sleep(3)  # longer than the client's patience in the test
+            return
+        self.send_response(code)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_GET = do_POST
+
+    def log_message(self, *_: Any) -> None:
+        return
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (0, b""),
+        (200, b"<html>please log in</html>"),
+        (200, b'["a list"]'),
+        (200, b"{}"),
+        (401, b"no"),
+        (404, b"<html>"),
+        (500, b""),
+        (503, b"{}"),
+    ],
+)
+def test_whatever_answers_instead_of_a_server_is_a_server_that_is_down(
+    tmp_path: Path, answer: tuple[int, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr(Odd, "answer", answer)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Odd)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        tell(MlflowTracker(f"http://127.0.0.1:{server.server_port}", tmp_path, RECIPE), recipe(tmp_path))
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert len(list_outboxes(tmp_path)[0].files()) == 7
 
 
 @pytest.mark.parametrize("harm", ["no directory", "garbage"])
