@@ -62,7 +62,9 @@ class Run:
         for step in self.session.plan.steps:
             key = self.session.key(step)
             place = self.session.find(step, key)
-            if place is None or (self.tracked and not recorded(stage_name(self.session.plan.recipe, step.name), key)):
+            if place is None or not self.recorder.told(key):
+                return None
+            if self.tracked and not recorded(stage_name(self.session.plan.recipe, step.name), key):
                 return None
             outcomes.append(Outcome(step.name, place, "cached"))
         self.session.store.digests.save()

@@ -21,6 +21,7 @@ from tasks.shared.technique import Kind
 if TYPE_CHECKING:
     from flows.runner import Outcome, Run
     from tasks.shared.artifacts import Place
+    from tasks.shared.tracking import Tracker
 
 
 def show_plan(plan: Plan, runtime: Runtime, variant: bool = False, console: Console | None = None) -> None:
@@ -186,16 +187,21 @@ def where_to_look(run: "Run", places: "Mapping[str, Place]") -> Iterator[tuple[s
         if step.stage == "report":
             place = places[step.name] if session.variant else session.view(step.name)
             yield "report", str(place.out / "report.html")
-    address = run.recorder.tracker.address or f"sqlite:///{session.runtime.folder / 'mlflow.db'}"
-    if address.startswith("http"):
-        yield "MLflow", address
-    else:
-        yield "MLflow", f"mlflow ui --backend-store-uri {address}   then http://127.0.0.1:5000"
+    if tracked := where_tracked(run.recorder.tracker):
+        yield "MLflow", tracked
     models = [step.name for step in session.plan.steps if step.kind in {Kind.MODEL, Kind.ENGINE}]
     if not session.variant:
         yield "models", str(session.view("").folder)
     elif models:
         yield "models", str(session.place(models[-1]).folder)
+
+
+def where_tracked(tracker: "Tracker") -> str:
+    """A run's page, its server, or the command that shows a database; empty if nothing is tracked."""
+    address = tracker.address
+    if not address or address.startswith("http"):
+        return tracker.link or address
+    return f"mlflow ui --backend-store-uri {address}   then http://127.0.0.1:5000"
 
 
 def result_markdown(run: "Run") -> str:
