@@ -158,10 +158,10 @@ def _plan(recipe: str) -> Plan:
 def _commit(stages: Sequence[str]) -> str:
     """`dvc commit` of these stages; what it complained of, or an empty text.
 
-    In a session of its own: Ctrl-C on the flow must not end it while it writes dvc.lock.
+    In a session of its own: Ctrl-C on the flow must not end it while it writes dvc.lock.  Not --quiet: that hides errors.
     """
     done = subprocess.run(
-        [sys.executable, "-m", "dvc", "commit", "--force", "--quiet", *stages],
+        [sys.executable, "-m", "dvc", "commit", "--force", *stages],
         cwd=PROJECT,
         capture_output=True,
         text=True,
@@ -172,8 +172,8 @@ def _commit(stages: Sequence[str]) -> str:
     )
     if done.returncode == 0:
         return ""
-    said = " ".join(done.stderr.split())
-    return said.removeprefix("ERROR: ") or f"dvc commit ended with code {done.returncode}"
+    errors = [row.partition("ERROR: ")[2] for row in done.stderr.splitlines() if "ERROR: " in row]
+    return "; ".join(errors) or done.stderr.strip() or f"dvc commit ended with code {done.returncode}"
 
 
 def _is_busy(failure: str) -> bool:

@@ -78,7 +78,7 @@ def open_run(settings: Settings, plan: Plan, overrides: Sequence[str]) -> "Run":
     variant = is_variant(overrides) or (known and not settings.runtime.sync)
     tracked = known and settings.runtime.dvc and not variant
     if tracked and (update := update_recipe(settings.recipe, plan)):
-        log.info("%s", update.describe())
+        log.log(logging.WARNING if update.changes else logging.INFO, "%s", update.describe())
     return Run(Session(plan, settings.runtime, variant), settings.recipe, tracked)
 
 

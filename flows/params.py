@@ -64,14 +64,19 @@ def read_mapping(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise broken_file(path, "it is no UTF-8 text") from error
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f"line {mark.line + 1}: " if mark else ""
-        conflict = any(row.startswith(("<<<<<<< ", ">>>>>>> ")) for row in text.splitlines())
-        what = "a merge conflict" if conflict else str(getattr(error, "problem", None) or error).splitlines()[0]
-        raise broken_file(path, f"{line}{what}") from error
+        raise broken_file(path, _fault(text, error)) from error
     if not isinstance(found, dict):
         raise broken_file(path, "no mapping at the top")
     return found
+
+
+def _fault(text: str, error: yaml.YAMLError) -> str:
+    for number, row in enumerate(text.splitlines(), start=1):
+        if row.startswith(("<<<<<<< ", ">>>>>>> ")):
+            return f"line {number}: a merge conflict"
+    mark = getattr(error, "problem_mark", None)
+    what = str(getattr(error, "problem", None) or error).splitlines()[0]
+    return f"line {mark.line + 1}: {what}" if mark else what
 
 
 def broken_file(path: Path, what: str) -> ConfigError:

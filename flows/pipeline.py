@@ -1,10 +1,11 @@
 """What dvc.yaml says: a stage for every step of the tracked recipes, and which files to compare."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flows.plan import Plan, Source, Step
+from flows.plan import Plan, Step
 from tasks.shared.keys import PROJECT, code_files
 
 METRICS = {"evaluate": "metrics.json"}
@@ -73,17 +74,14 @@ def user_files(plan: Plan, step: Step) -> list[str]:
     digest is in params.
     """
     code = code_files(step.module)
-    named = [PROJECT / file.expanduser() for file in step.files()]
-    models = [_path(plan.sources[name]) for name in step.needs if name in plan.sources]
-    found = [
-        path for path in (*named, *models) if path is not None and not any(file.is_relative_to(path) for file in code)
-    ]
+    models = [Path(plan.sources[name].settings.path) for name in step.needs if name in plan.sources]
+    named = [*step.files(), *(path for path in models if path.parts)]
+    paths = [
+        Path(os.path.normpath(PROJECT / path.expanduser())) for path in named
+    ]  # symbolic links stay: they may be moved
+    found = [path for path in paths if not any(file.is_relative_to(path) for file in code)]
     inside = [path.relative_to(PROJECT).as_posix() for path in found if path.is_relative_to(PROJECT)]
     return [*sorted(set(inside)), *sorted({str(path) for path in found if not path.is_relative_to(PROJECT)})]
-
-
-def _path(source: Source) -> Path | None:
-    return PROJECT / Path(source.settings.path).expanduser() if source.settings.path else None
 
 
 def dvc_yaml(plans: Sequence[Plan]) -> dict[str, Any]:
