@@ -1,6 +1,5 @@
 """From the outbox to the server: by the run itself as it goes, or later by whoever flushes."""
 
-import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -8,10 +7,8 @@ from pathlib import Path
 
 from tasks.shared.outbox import Outbox, list_outboxes
 from tasks.shared.tracking.address import MASK, resolve_uri
-from tasks.shared.tracking.errors import NotSent, Refused, Unreachable
+from tasks.shared.tracking.errors import Refused, Unreachable
 from tasks.shared.tracking.runs import Runs
-
-log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -102,6 +99,3 @@ def own_address(outbox: Outbox, root: Path) -> str:
     if header is not None and MASK in header.address and not os.environ.get("MLFLOW_TRACKING_URI"):
         return header.address  # nobody answers there, and the message says so
     return resolve_uri("", root)
-
-
-__all__ = ["Delivery", "NotSent", "deliver", "flush"]

@@ -1,7 +1,7 @@
 """Why an event could not be sent.  The event stays where it is in both cases."""
 
 
-class NotSent(Exception):  # noqa: N818
+class NotSent(Exception):
     """An event is not on the server; the message has no credentials in it."""
 
 
