@@ -50,13 +50,15 @@ def write_gguf(
     config = read_config(model)
     vocabulary = scheme if embedding == "same" else embedding
     check_rows(model, {scheme, vocabulary})
-    with quiet_converter(), grids_kept(), tempfile.TemporaryDirectory(dir=out.parent, prefix=".gguf-") as staging:
-        stage_folder(model, Path(staging))
+    with quiet_converter(), grids_kept(), tempfile.TemporaryDirectory(dir=out.parent, prefix=".gguf-") as temporary:
+        staging = Path(temporary, name or model.name)  # the converter writes the folder's name into the file
+        staging.mkdir()
+        stage_folder(model, staging)
         writer = converter(config, str(model))
         from gguf import LlamaFileType
 
         kind = LlamaFileType["ALL_F32" if scheme == "f32" else f"MOSTLY_{scheme.upper()}"]
-        instance = writer(Path(staging), kind, out, model_name=name or model.name, eager=True)
+        instance = writer(staging, kind, out, model_name=name or model.name, eager=True)
         instance.scheme, instance.vocabulary_scheme = scheme.upper(), vocabulary.upper()
         instance.importance = importance or {}
         instance.write()

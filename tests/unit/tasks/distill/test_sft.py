@@ -2,13 +2,12 @@
 
 import csv
 import math
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tasks.distill.sft import IGNORED, SFT, encode, last_checkpoint, split_groups
+from tasks.distill.sft import IGNORED, SFT, encode, split_groups
 from tasks.shared.chat import join_answer
 from tasks.shared.errors import DataError, ModelError, TechniqueError
 from tasks.shared.models import load_model
@@ -112,45 +111,6 @@ def test_the_same_seed_gives_the_same_model(inputs: Inputs, tmp_path: Path) -> N
         SFT(epochs=1, batch_size=4, precision="float32", validation=0)(inputs, out, run)
         made.append(weights(out))
     assert all((made[0][key] == made[1][key]).all() for key in made[0])
-
-
-def test_a_killed_run_goes_on_and_ends_the_same(
-    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    technique = SFT(epochs=3, learning_rate=1e-3, batch_size=4, precision="float32", patience=0)
-    whole, run = empty_run(tmp_path, "whole")
-    technique(inputs, whole, run)
-
-    cut, stopped = empty_run(tmp_path, "cut")
-    from transformers import TrainerCallback
-
-    class Kill(TrainerCallback):
-        def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if state.epoch and state.epoch > 1.5:
-                raise KeyboardInterrupt
-
-    from tasks.distill import sft
-
-    genuine = sft.watcher
-    monkeypatch.setattr(sft, "watcher", lambda step: Kill())
-    with pytest.raises(KeyboardInterrupt):
-        technique(inputs, cut, stopped)
-    assert last_checkpoint(stopped.scratch / "checkpoints")
-    monkeypatch.setattr(sft, "watcher", genuine)
-    technique(inputs, cut, stopped)
-    first, second = weights(whole), weights(cut)
-    assert all((first[key] == second[key]).all() for key in first)
-    assert losses(whole) == losses(cut)
-
-
-def test_an_unfinished_checkpoint_is_dropped(tmp_path: Path) -> None:
-    for name, content in (("checkpoint-5", "{}"), ("checkpoint-10", "{cut")):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "trainer_state.json").write_text(content)
-    assert str(last_checkpoint(tmp_path)).endswith("checkpoint-5")
-    assert not (tmp_path / "checkpoint-10").exists()
-    shutil.rmtree(tmp_path / "checkpoint-5")
-    assert last_checkpoint(tmp_path) is None
 
 
 def test_a_loss_that_is_no_number_stops_with_advice(inputs: Inputs, tmp_path: Path) -> None:
