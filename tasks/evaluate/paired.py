@@ -99,6 +99,7 @@ class Paired:
         "data": Port((Kind.CORPUS,)),
     }
     produces: ClassVar[Kind] = Kind.VERDICT
+    alone: ClassVar[bool] = True
     libraries: ClassVar[tuple[str, ...]] = (
         "torch",
         "transformers",
