@@ -31,11 +31,13 @@ class Change:
     given: other settings, by dotted name, for the run before and the run after the change.
     refused: pattern of the message with which the changed run is refused: for settings that are a gate, whose effect is
     that there is no artifact.  They are in the key: what would be refused today must not be taken from yesterday.
+    inputs: name of other inputs for both runs, among the case's `more`.
     """
 
     value: Any
     given: Settings = field(default_factory=dict)
     refused: str = ""
+    inputs: str = ""
 
 
 def whole(out: Path, metrics: Metrics) -> Result:
@@ -136,7 +138,9 @@ def untimed_traces(out: Path, metrics: Metrics) -> Result:
     """Traces without how long the answers took, and without the digests of the requests, which change with any setting."""
     samples = [json.loads(line) for line in (out / "samples.jsonl").read_text("utf-8").splitlines()]
     kept = [{name: value for name, value in sample.items() if name not in ("seconds", "digest")} for sample in samples]
-    texts = {name: TIMES.sub("", (out / name).read_text("utf-8")) for name in ("train.jsonl", "usage.json", "card.json")}
+    texts = {
+        name: TIMES.sub("", (out / name).read_text("utf-8")) for name in ("train.jsonl", "usage.json", "card.json")
+    }
     return {
         "samples": kept,
         "files": texts,

@@ -3,12 +3,13 @@
 What it needs of each technique stands in its own unit test: see tests/settings_case.py.
 """
 
+import ast
 import importlib
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cache
@@ -26,7 +27,9 @@ from tasks.shared.keys import PROJECT, UNKEYED, code_digest, code_files, module_
 from tasks.shared.technique import Metrics
 from tests.settings_case import Case, Change, Result, empty_folders, nested, setting_names, watch_settings
 
-OPTIONS = sorted(f"{file.parent.name}/{file.stem}" for stage in STAGES for file in (PROJECT / "conf" / stage).glob("*.yaml"))
+OPTIONS = sorted(
+    f"{file.parent.name}/{file.stem}" for stage in STAGES for file in (PROJECT / "conf" / stage).glob("*.yaml")
+)
 
 
 @cache
@@ -36,6 +39,15 @@ def class_of(option: str) -> tuple[str, type[Any]]:
     return target, find_technique("test", target)
 
 
+@dataclass(frozen=True)
+class Run:
+    """A run's output folder, its figures, and the settings that it read."""
+
+    out: Path
+    metrics: Metrics
+    read: set[str]
+
+
 @dataclass
 class Bench:
     """One technique, its case, and the runs made so far."""
@@ -43,8 +55,7 @@ class Bench:
     option: str
     changes: Mapping[str, Change]
     case: Case
-    done: dict[str, tuple[Path, Metrics]] = field(default_factory=dict)
-    read: dict[str, set[str]] = field(default_factory=dict)
+    done: dict[str, Run] = field(default_factory=dict)
     numbers: Iterator[int] = field(default_factory=count)
 
     def build(self, settings: Mapping[str, Any]) -> Any:
@@ -62,45 +73,54 @@ class Bench:
         step = Step("step", self.option.split("/")[0], target, self.build(settings), {})
         return step_key(step.identity(0), code_digest(step.module), {})
 
-    def run(self, settings: Mapping[str, Any], again: bool = False) -> Result:
+    def run(self, settings: Mapping[str, Any], inputs: str = "", again: bool = False) -> Result:
         """What the technique gives with these settings; each run is made once."""
-        return self.case.result(*self.outcome(settings, again))
+        made = self.outcome(settings, inputs, again)
+        return self.case.result(made.out, made.metrics)
 
-    def outcome(self, settings: Mapping[str, Any], again: bool = False) -> tuple[Path, Metrics]:
-        name = json.dumps([dict(settings), again], sort_keys=True)
+    def outcome(self, settings: Mapping[str, Any], inputs: str = "", again: bool = False) -> Run:
+        name = json.dumps([dict(settings), inputs, again], sort_keys=True)
         if name not in self.done:
             out, run = empty_folders(self.case.folder / f"run{next(self.numbers)}")
             technique = self.build(settings)
             with watch_settings(technique) as read:
-                metrics = technique(self.case.inputs, out, run)
-            self.done[name], self.read[name] = (out, metrics), read
+                metrics = technique(self.case.more[inputs] if inputs else self.case.inputs, out, run)
+            self.done[name] = Run(out, metrics, read)
         return self.done[name]
-
-    def settings_read(self, settings: Mapping[str, Any]) -> set[str]:
-        self.outcome(settings)
-        return self.read[json.dumps([dict(settings), False], sort_keys=True)]
 
     def stable(self, out: Path, metrics: Metrics) -> Result:
         return (self.case.stable or self.case.result)(out, metrics)
 
 
 @pytest.fixture(scope="module")
-def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    stage, name = request.param.split("/")
-    module = importlib.import_module(f"tests.unit.tasks.{stage}.test_{name}")
+def benches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Bench]]:
+    """Each technique's bench, built when it is first asked for and kept until the last test."""
     with ExitStack() as stack:
-        case = stack.enter_context(module.settings_case(tmp_path_factory.mktemp(name)))
-        yield Bench(request.param, module.CHANGES, case)
+
+        @cache
+        def build(option: str) -> Bench:
+            stage, name = option.split("/")
+            module = importlib.import_module(f"tests.unit.tasks.{stage}.test_{name}")
+            case = stack.enter_context(module.settings_case(tmp_path_factory.mktemp(name)))
+            return Bench(option, module.CHANGES, case)
+
+        yield build
 
 
-def every_technique() -> Any:
-    return pytest.mark.parametrize("bench", OPTIONS, indirect=True, scope="module")
+@pytest.fixture
+def bench(request: pytest.FixtureRequest, benches: Callable[[str], Bench]) -> Bench:
+    return benches(request.param)
 
 
-SETTINGS = [(option, name) for option in OPTIONS for name in sorted(setting_names(class_of(option)[1]()))]
+every_technique = pytest.mark.parametrize("bench", OPTIONS, indirect=True)
+every_setting = pytest.mark.parametrize(
+    ("bench", "name"),
+    [(option, name) for option in OPTIONS for name in sorted(setting_names(class_of(option)[1]()))],
+    indirect=["bench"],
+)
 
 
-@every_technique()
+@every_technique
 def test_each_setting_has_its_change_and_a_key_of_its_own(bench: Bench) -> None:
     technique = bench.build({})
     assert set(bench.changes) == setting_names(technique), "CHANGES lists exactly the settings"
@@ -114,69 +134,73 @@ def test_each_setting_has_its_change_and_a_key_of_its_own(bench: Bench) -> None:
     assert len({*keyed, base}) == len(keyed) + 1, "two changes share a key"
 
 
-@every_technique()
+@every_technique
 def test_the_same_settings_give_the_same_result(bench: Bench) -> None:
     assert bench.run({}) == bench.run({}, again=True), "otherwise no difference below would mean anything"
 
 
-@pytest.mark.parametrize(("bench", "name"), SETTINGS, indirect=["bench"], scope="module")
+@every_setting
 def test_a_keyed_setting_changes_the_result_and_an_unkeyed_one_never(bench: Bench, name: str) -> None:
-    change = bench.changes[name]
-    before = bench.run(change.given)
+    change, changed = bench.changes[name], bench.changed(name)
+    before = bench.run(change.given, change.inputs)
     if change.refused:
         with pytest.raises(StillroomError, match=change.refused):
-            bench.run(bench.changed(name))
+            bench.run(changed, change.inputs)
         return
-    after = bench.run(bench.changed(name))
-    assert name in bench.settings_read(bench.changed(name)), "nobody reads it"
-    assert (after == before) == (name in getattr(bench.build({}), "unkeyed", ()))
+    after = bench.run(changed, change.inputs)
+    assert name in bench.outcome(changed, change.inputs).read, "nobody reads it"
+    if name in getattr(bench.build({}), "unkeyed", ()):
+        assert after == before, "it must not change the result, or it must be in the key"
+    else:
+        assert after != before, "it changes nothing: find what it is for, or take it away"
 
 
-@every_technique()
-def test_the_key_knows_every_file_of_ours_that_a_run_opens(bench: Bench) -> None:
-    """In a process of its own, the processes that it starts included: code, templates, the knowledge base."""
-    target, _ = class_of(bench.option)
-    opened, result = run_alone(bench, target)
-    module = target.rpartition(".")[0]
-    known = {*code_files(module), *(file for name in UNKEYED if (file := module_file(name)))}
-    assert opened, "nothing was noted"
-    holes = sorted(file.relative_to(PROJECT).as_posix() for file in opened - known if not is_empty_package(file))
-    assert not holes, "opened when it runs, and not in its key"
-    assert result == bench.stable(*bench.outcome(bench.case.alone))
+@pytest.fixture(scope="module")
+def alone(benches: Callable[[str], Bench], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every technique's base run in a process that had loaded nothing of ours: a folder of results by technique."""
+    folder = tmp_path_factory.mktemp("alone")
+    jobs = [write_job(benches(option), folder / option) for option in OPTIONS]
+    watched = {
+        "PYTHONPATH": os.pathsep.join([str(PROJECT / "tests" / "opened_files"), str(PROJECT)]),
+        "STILLROOM_WATCHED": f"{PROJECT / 'tasks'}{os.sep}",
+    }
+    command = [sys.executable, str(PROJECT / "tests" / "run_alone.py"), *map(str, jobs)]
+    with (folder / "log").open("wb") as log:
+        subprocess.run(command, cwd=PROJECT, env=os.environ | watched, stdout=log, stderr=log, timeout=300, check=False)
+    return folder
 
 
-def run_alone(bench: Bench, target: str) -> tuple[set[Path], Result]:
-    folder = bench.case.folder / "alone"
-    out, run = empty_folders(folder)
+def write_job(bench: Bench, folder: Path) -> Path:
+    """A job for tests/run_alone.py, which leaves its results beside it."""
+    empty_folders(folder)
     ports = {
         port: [[item.name, str(item.kind), str(item.path)] for item in items]
         for port, items in bench.case.inputs.ports.items()
     }
-    job = folder / "job.json"
-    job.write_text(json.dumps({"target": target, "settings": nested(bench.case.settings | bench.case.alone), "ports": ports, "folder": str(folder)}))
-    notes = folder / "opened"
-    subprocess.run(
-        [sys.executable, str(PROJECT / "tests" / "run_alone.py"), str(job)],
-        cwd=PROJECT,
-        check=True,
-        capture_output=True,
-        timeout=300,
-        env=os.environ
-        | {
-            "PYTHONPATH": os.pathsep.join([str(PROJECT / "tests" / "opened_files"), str(PROJECT)]),
-            "STILLROOM_OPENED": str(notes),
-            "STILLROOM_WATCHED": f"{PROJECT / 'tasks'}{os.sep}",
-        },
-    )
-    opened = {Path(line) for line in notes.read_text("utf-8").splitlines()}
-    sources = {Path(source_from_cache(str(file))) if file.suffix == ".pyc" else file for file in opened}
+    settings = nested(bench.case.settings | bench.case.alone)
+    job = {"target": class_of(bench.option)[0], "settings": settings, "ports": ports}
+    (folder / "job.json").write_text(json.dumps(job), "utf-8")
+    return folder
+
+
+@every_technique
+def test_the_key_knows_every_file_of_ours_that_a_run_opens(bench: Bench, alone: Path) -> None:
+    """In a process of its own, the processes that it starts included: code, templates, the knowledge base."""
+    folder = alone / bench.option
+    assert (folder / "metrics.json").is_file(), (alone / "log").read_text("utf-8")[-2000:]
+    noted = {Path(line) for line in (folder / "opened").read_text("utf-8").splitlines()}
+    opened = {Path(source_from_cache(str(file))) if file.suffix == ".pyc" else file for file in noted}
+    module = class_of(bench.option)[0].rpartition(".")[0]
+    assert module_file(module) in opened, "nothing was noted"
+    known = {*code_files(module), *(file for name in UNKEYED if (file := module_file(name)))}
+    holes = [file for file in opened - known if file.is_file() and not is_empty_package(file)]
+    assert not holes, "opened when it runs, and not in its key"
     metrics = json.loads((folder / "metrics.json").read_text("utf-8"))
-    return {file for file in sources if file.is_file()}, bench.stable(out, metrics)
+    here = bench.outcome(bench.case.alone)
+    assert bench.stable(folder / "out", metrics) == bench.stable(here.out, here.metrics)
 
 
 def is_empty_package(file: Path) -> bool:
     """A package's file that holds nothing but its doc string."""
-    import ast
-
     body = ast.parse(file.read_text("utf-8")).body if file.name == "__init__.py" else [ast.Pass()]
     return all(isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) for node in body)

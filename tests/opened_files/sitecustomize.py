@@ -1,21 +1,22 @@
 """Python imports this at start when its folder is in PYTHONPATH: notes every file of the project that this process opens.
 
-STILLROOM_OPENED: the file to append to, which the processes that this one starts inherit.  STILLROOM_WATCHED: the folder
-whose files count.  An import opens a module's source or its compiled copy; both are noted as they are.
+STILLROOM_WATCHED: the folder whose files count.  STILLROOM_OPENED: the file to append to; nothing is noted without it.
+Both are inherited by the processes that this one starts.  An import opens a module's source or its compiled copy.
 """
 
 import os
 import sys
-
-_note = os.open(os.environ["STILLROOM_OPENED"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-_watched = os.environ["STILLROOM_WATCHED"]
+from pathlib import Path
 
 
 def _look(event: str, arguments: tuple) -> None:
-    if event == "open" and isinstance(arguments[0], str | os.PathLike):
-        path = os.path.abspath(arguments[0])
-        if path.startswith(_watched):
-            os.write(_note, (path + "\n").encode())
+    note = os.environ.get("STILLROOM_OPENED")
+    if note and event == "open" and isinstance(arguments[0], str | os.PathLike):
+        path = str(Path(arguments[0]).absolute())
+        if path.startswith(os.environ["STILLROOM_WATCHED"]):
+            file = os.open(note, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+            os.write(file, (path + "\n").encode())
+            os.close(file)
 
 
 sys.addaudithook(_look)

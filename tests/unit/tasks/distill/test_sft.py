@@ -223,8 +223,8 @@ CHANGES = {
     "batch_size": Change(3),
     "accumulation": Change(2),
     "max_tokens": Change(16, refused="too long"),
-    "validation": Change(0.3),
-    "patience": Change(1, {"epochs": 4, "learning_rate": 0.1, "patience": 0}),  # the loss rises, so that it stops
+    "validation": Change(0.4),
+    "patience": Change(1, {"epochs": 4, "learning_rate": 0.5, "patience": 0}),  # the loss rises, so that it stops
     "precision": Change("bfloat16"),
     "frozen_layers": Change(1),
     "gradient_checkpointing": Change(True),

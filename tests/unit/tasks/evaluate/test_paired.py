@@ -307,6 +307,8 @@ def test_a_real_run_on_tiny_models(tmp_path: Path, corpus: Path) -> None:
     assert sorted(file.name for file in out.iterdir()) == ["items.jsonl", "metrics.json", "verdict.json"]
 
 
+RETURNS = 334
+"""The tiny tokenizer's id of "returns", which the models of random weights choose everywhere."""
 CHANGES = {
     "margin.intent": Change(0.3),
     "margin.fact": Change(0.3),
@@ -315,10 +317,10 @@ CHANGES = {
     "resamples": Change(300),
     "power": Change(0.9),
     "discordance": Change(0.2),
-    "limit": Change(5),
-    "reference_limit": Change(3),
+    "limit": Change(6),
+    "reference_limit": Change(3, inputs="with_reference"),
     "max_new_tokens": Change(4),
-    "batch_size": Change(16),  # padding moves the last bits of the perplexity, and an answer on the edge
+    "batch_size": Change(64, {"perplexity_rows": 9}),  # other sums: the perplexity's last bits, or an answer
     "context": Change(300),  # memory
     "perplexity_rows": Change(3),
     "speed_tokens": Change(6),
@@ -330,18 +332,20 @@ CHANGES = {
 def settings_case(folder: Path) -> Iterator[Case]:
     """The clock is replaced by one that tells what it was asked to time, so that the settings of timing show as well."""
     corpus = write_corpus(folder / "corpus", 9)
-    first, second = (save_tiny(folder / f"model{n}", build_model(n, num_hidden_layers=1)) for n in (0, 5))
-    taken: Counter[str] = Counter()
+    first, other = (build_model(seed, num_hidden_layers=1) for seed in (0, 5))
+    other.model.embed_tokens.weight.data[RETURNS] *= 9  # it then chooses another label
+    first, second = save_tiny(folder / "first", first), save_tiny(folder / "second", other)
+    taken: Counter[Path] = Counter()  # every run has a file of its own in its scratch folder
 
     def clock(probe: runtime.Probe, tokens: int, threads: int, context: int) -> runtime.Sample:
-        taken[probe.name] += 1
-        return make_sample(1.0, 1.0 + tokens + taken[probe.name] % 2, tokens, context)
+        taken[probe.file] += 1
+        return make_sample(1.0, 1.0 + tokens + taken[probe.file], tokens, context)
 
     settings = {
-        "limit": 6, "reference_limit": 2, "max_new_tokens": 2, "batch_size": 4, "context": 256, "perplexity_rows": 2,
+        "limit": 9, "reference_limit": 2, "max_new_tokens": 2, "batch_size": 4, "context": 256, "perplexity_rows": 2,
         "speed_tokens": 4, "speed_repeats": 1, "resamples": 200,
     }  # fmt: skip
-    inputs = inputs_of(first, {"other": second}, corpus, second)
+    inputs, more = (inputs_of(first, {"other": second}, corpus, reference) for reference in (None, second))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runtime, "take_sample", clock)
-        yield Case(folder, inputs, settings, stable=untimed_verdict)
+        yield Case(folder, inputs, settings, stable=untimed_verdict, more={"with_reference": more})

@@ -410,5 +410,11 @@ def settings_case(folder: Path) -> Iterator[Case]:
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         more = {"other_url": other.url, "port": port}
-        settings = {"base_url": one.url, "model": "teacher", "concurrency": 2, "temperature": 0.3, "embedded.context": 1024}
+        settings = {
+            "base_url": one.url,
+            "model": "teacher",
+            "concurrency": 2,
+            "temperature": 0.3,
+            "embedded.context": 1024,
+        }
         yield Case(folder, inputs, settings, untimed_traces, alone=LOCAL, more=more)
