@@ -39,7 +39,7 @@ class SFT:
 
     ports: ClassVar[Mapping[str, Port]] = {"model": Port((Kind.MODEL,)), "data": Port((Kind.TRACES, Kind.CORPUS))}
     produces: ClassVar[Kind] = Kind.MODEL
-    libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "trl", "accelerate")
+    libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "trl", "accelerate", "tokenizers", "gguf")
     unkeyed: ClassVar[frozenset[str]] = frozenset({"gradient_checkpointing"})
     """The recomputed activations are those of the forward pass bit for bit: there is no dropout."""
 

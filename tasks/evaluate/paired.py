@@ -103,6 +103,9 @@ class Paired:
     libraries: ClassVar[tuple[str, ...]] = (
         "torch",
         "transformers",
+        "tokenizers",
+        "auto-round",
+        "gguf",
         "lm-eval",
         "xllamacpp",
         "scipy",

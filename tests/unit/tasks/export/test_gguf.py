@@ -43,6 +43,15 @@ def test_fewer_bits_are_smaller_and_farther_from_the_source(tmp_path: Path) -> N
     assert float(results["q4_0"]["kl_to_source"]) > float(results["q8_0"]["kl_to_source"]) > 0
 
 
+def test_the_same_weights_are_the_same_file(tmp_path: Path) -> None:
+    source = save_tiny(tmp_path / "source")
+    files = [tmp_path / name / "model.gguf" for name in ("one", "two")]
+    for file in files:
+        file.parent.mkdir()
+        write_gguf(source, file, "q8_0")
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
 def test_four_bit_integers_go_over_as_they_are(tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path / "corpus")
     packed, run = empty_run(tmp_path, "int4")
