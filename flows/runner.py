@@ -90,7 +90,9 @@ class Run:
         outcome = self.outcomes[step.name] = Outcome(step.name, place, status)
         made = status == "made"
         inputs = self.session.inputs(step).ports
-        record = StepRecord(step.name, step.kind, outcome.manifest, place.folder, made, inputs, ids or {})
+        record = StepRecord(
+            step.name, step.kind, outcome.manifest, place.folder, made, inputs, ids or {}, self.session.variant
+        )
         stage = stage_name(self.session.plan.recipe, step.name)
         self.recorder.step(record, stage if self.tracked and not recorded(stage, key) else None)
         return outcome

@@ -40,7 +40,9 @@ class SFT:
 
     ports: ClassVar[Mapping[str, Port]] = {"model": Port((Kind.MODEL,)), "data": Port((Kind.TRACES, Kind.CORPUS))}
     produces: ClassVar[Kind] = Kind.MODEL
-    libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "trl", "accelerate")
+    libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "trl", "accelerate", "tokenizers", "gguf")
+    unkeyed: ClassVar[frozenset[str]] = frozenset({"gradient_checkpointing"})
+    """The recomputed activations are those of the forward pass bit for bit: there is no dropout."""
 
     epochs: Annotated[float, Field(gt=0)] = 6
     """Passes over the training rows at the most."""

@@ -111,6 +111,18 @@ class OpenAI:
     }
     produces: ClassVar[Kind] = Kind.TRACES
     libraries: ClassVar[tuple[str, ...]] = ("xllamacpp", "httpx", "tenacity")
+    unkeyed: ClassVar[frozenset[str]] = frozenset(
+        {"api_key_env", "concurrency", "timeout_s", "max_attempts", "embedded.port"}
+    )
+    """How the answers are fetched.
+
+    concurrency is here although continuous batching makes llama.cpp's last bits depend on what shares a batch: which
+    requests do is a matter of timing, so a repeat at the same value differs just as much (of 12 answers of a tiny model,
+    3 between two runs at 4; 3 or 4 between runs at 4 and at 8), and a key with it would promise what it cannot hold.
+    Seeds belong to row and sample, so it changes no distribution.  And who lowers it because the endpoint answered 429
+    must not pay for every answer again.
+    """
+    retries: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         """Raises ConfigError for settings that cannot work together."""

@@ -31,6 +31,7 @@ def step_content(record: StepRecord) -> dict[str, Any]:
         "folder": str(record.folder),
         "manifest": dict(record.manifest),
         "prefect": dict(record.prefect),
+        "variant": record.variant,
         "curve": read_curve(record.folder / "out" / "loss.csv"),
         "datasets": [_dataset(record, port, item) for port, item in pairs if item.kind in DATA],
         "models": [_model(record, port, item) for port, item in pairs if item.kind in WEIGHTS],

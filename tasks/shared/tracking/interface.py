@@ -14,6 +14,7 @@ class StepRecord:
 
     manifest: the artifact's.  folder: holds out/ and manifest.json.  executed: made in this run, not found.
     inputs: the artifacts it read, by port.  prefect: tags that lead to its task run, such as prefect.task_run_id.
+    variant: the run differs from the recipe as written, so what it ships is registered but is no champion.
     """
 
     name: str
@@ -23,6 +24,7 @@ class StepRecord:
     executed: bool
     inputs: Mapping[str, tuple[Artifact, ...]]
     prefect: Mapping[str, str] = field(default_factory=dict)
+    variant: bool = False
 
 
 class Tracker(Protocol):

@@ -74,7 +74,7 @@ class Models:
         self.server.log(model.source_run_id, points)
 
     def promote(self, event: Event, weights: Weights, run: str, late: bool) -> None:
-        """Register the shipped model as a version of the recipe's, once, and move the alias to it.
+        """Register the shipped model as a version of the recipe's, once, and move the alias to it unless a variant made it.
 
         late: the event waited in the outbox; then a decision that was recorded after it keeps the alias.
         """
@@ -91,6 +91,8 @@ class Models:
             known = client.get_registered_model(name)
             found = client.search_model_versions(f"name = '{name}' and tags.`digest` = '{weights.digest}'")
             version = found[0] if found else self._version(event, weights, model)
+            if event.content["variant"]:
+                return
             if late and int(known.tags.get(DECIDED, 0)) > event.at:
                 return
             if str(known.aliases.get(ALIAS)) != str(version.version):

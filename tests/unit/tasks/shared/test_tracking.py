@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -192,6 +193,13 @@ def test_only_a_ship_verdict_moves_the_champion(root: Path) -> None:
     tell(MlflowTracker("", root, RECIPE), found_again(recipe(root)))
     seen = view(root)
     assert seen.champion() == first[2].manifest["output"] and len(seen.versions) == 2
+
+
+def test_what_a_variant_ships_is_a_version_but_no_champion(root: Path) -> None:
+    tell(MlflowTracker("", root, RECIPE), written := recipe(root))
+    tell(MlflowTracker("", root, RECIPE), [replace(step, variant=True) for step in recipe(root, gguf="3")])
+    seen = view(root)
+    assert len(seen.versions) == 2 and seen.champion() == written[2].manifest["output"]
 
 
 def test_a_late_record_does_not_take_the_alias_from_a_newer_decision(

@@ -1,6 +1,11 @@
 import json
+import re
+import socket
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -16,6 +21,7 @@ from tasks.shared.technique import Artifact, Inputs, Kind, StepRun
 from tasks.traces.openai import Embedded, OpenAI, Prices
 from tasks.traces.prompt import choose_examples, choose_refusals, teacher_messages
 from tasks.traces.samples import SampleStore
+from tests.settings_case import Case, Change, untimed_traces
 
 SYSTEM = "You are the shop's bot."
 KEY = "sk-very-secret-0123456789"
@@ -44,17 +50,20 @@ def make_row(number: int, kind: str = "faq", grounded: bool = False) -> Row:
 ROWS = [make_row(number, "refuse" if number % 5 == 4 else "faq") for number in range(12)]
 
 
-@pytest.fixture
-def corpus(tmp_path) -> Path:
-    folder = tmp_path / "corpus"
+def write_corpus(folder: Path, more: str = "") -> Path:
     folder.mkdir()
     write_rows(folder / "train.jsonl", ROWS)
-    texts = {number: f"Item {number} ships in {number + 20} days." for number in range(12)}
+    texts = {number: f"Item {number} ships in {number + 20} days.{more}" for number in range(12)}
     write_articles(
         folder / "articles.jsonl",
         [Article(id=f"article-{n}", title=f"Item {n}", intent=f"topic{n}", text=text) for n, text in texts.items()],
     )
     return folder
+
+
+@pytest.fixture
+def corpus(tmp_path) -> Path:
+    return write_corpus(tmp_path / "corpus")
 
 
 class Teacher(ThreadingHTTPServer):
@@ -361,3 +370,82 @@ def test_the_yaml_holds_the_defaults():
     told = yaml.safe_load((Path(__file__).parents[4] / "conf/traces/openai.yaml").read_text())
     assert told.pop("_target_") == "tasks.traces.openai.OpenAI"
     assert told == json.loads(json.dumps(asdict(OpenAI())))
+
+
+LOCAL = {"base_url": "", "max_prompts": 1, "samples": 1, "max_tokens": 4}
+"""llama.cpp on this machine, asked once."""
+CHANGES = {
+    "base_url": Change(lambda case: case.more["other_url"]),
+    "model": Change("other"),
+    "api_key_env": Change("STILLROOM_TEST_KEY"),
+    "concurrency": Change(4),
+    "timeout_s": Change(60.0),
+    "max_attempts": Change(2),
+    "samples": Change(3),
+    "temperature": Change(0.9),
+    "top_p": Change(0.5),
+    "max_tokens": Change(50),
+    "stop": Change(["\n"]),
+    "send_seed": Change(False),
+    "article_in_prompt": Change(False),
+    "examples": Change(1),
+    "hint": Change("never"),
+    "gold_ratio": Change(0.5),
+    "when_rejected": Change("drop"),
+    "max_prompts": Change(4),
+    "limits.min_words": Change(8),
+    "limits.max_words": Change(6),
+    "limits.support": Change(0.3),
+    "limits.other_numbers": Change(True),
+    "limits.negations": Change(True),
+    "prices.input": Change(1.0),
+    "prices.output": Change(1.0),
+    "embedded.context": Change(256, {**LOCAL, "embedded.context": 512}, refused="status 400.*context"),
+    "embedded.port": Change(lambda case: case.more["port"], LOCAL),
+}
+WORDINGS = (
+    "Item {n} ships in {days} days.",
+    "Item {n} ships in {days} days, not before.",
+    "Item {n} ships in {days} days and weighs 77 grams.",
+    "Item {n} ships in {days} days, splendid marvellous wonderful.",
+)
+
+
+def vary(body, words):
+    """An answer that every part of the request changes: its first word by the whole body, the rest by the question."""
+    word = words[sha256(json.dumps(body, sort_keys=True).encode()).digest()[0] % len(words)]
+    last = body["messages"][-1]["content"]
+    number = int(re.search(r"question (\d+)\?", last)[1])
+    wording = "I can't share codes." if "Decline" in last else WORDINGS[number % len(WORDINGS)]
+    return f"{word}, {wording.format(n=number, days=number + 20)}"
+
+
+@contextmanager
+def settings_case(folder: Path) -> Iterator[Case]:
+    from tasks.shared.gguf import write_gguf
+    from tests.tiny_llama import build_model, save_tiny
+
+    write_gguf(save_tiny(folder / "hf", build_model(num_hidden_layers=1)), folder / "tiny.gguf")
+    corpus = write_corpus(folder / "corpus", more=" It weighs 77 grams.")
+    inputs = Inputs(
+        {
+            "prompts": (Artifact("corpus", Kind.CORPUS, corpus),),
+            "teacher": (Artifact("models.teacher", Kind.MODEL, folder / "tiny.gguf"),),
+        }
+    )
+    words = ("So", "Now", "Yes", "Oh", "Ah", "And", "Hm", "Aha")
+    with pytest.MonkeyPatch.context() as patch, Teacher(None) as one, Teacher(None) as other:
+        patch.setenv("STILLROOM_TEST_KEY", KEY)
+        one.reply = lambda messages, count: vary(one.seen[-1], words)
+        other.reply = lambda messages, count: vary(other.seen[-1], words[::-1])
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        more = {"other_url": other.url, "port": port}
+        settings = {
+            "base_url": one.url,
+            "model": "teacher",
+            "concurrency": 2,
+            "temperature": 0.3,
+            "embedded.context": 1024,
+        }
+        yield Case(folder, inputs, settings, untimed_traces, alone=LOCAL, more=more)
