@@ -9,6 +9,7 @@ python -m flows.compress +recipe=support_bot --multirun steps.slim.ratio=0.2,0.3
 import logging
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,8 @@ EXIT_USER, EXIT_NOT_SHIPPED, EXIT_INTERRUPTED = 2, 3, 130
 jobs: "list[Job]" = []
 """How each job of this command ended: one, or as many as a sweep has."""
 FLAGS_WITH_VALUE = {"--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--cfg", "-c", "--package", "-p"}
+
+INFO = {"all", "config", "defaults", "defaults-tree", "plugins", "searchpath"}
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="config")
@@ -58,7 +61,7 @@ def compress(config: DictConfig, overrides: Sequence[str], quiet: bool) -> str |
     """
     from flows.child import Stopped
     from flows.config import check_name, read_settings
-    from flows.execute import execute
+    from flows.execute import execute, is_variant
     from flows.plan import build_plan
     from flows.show import show_plan, show_result
 
@@ -66,7 +69,7 @@ def compress(config: DictConfig, overrides: Sequence[str], quiet: bool) -> str |
     settings = read_settings(config)
     check_name(str(settings.recipe["name"]), overrides)
     if settings.dry_run:
-        show_plan(build_plan(settings.recipe), settings.runtime)
+        show_plan(build_plan(settings.recipe), settings.runtime, is_variant(overrides))
         return None
     try:
         execution = execute(settings, overrides)
@@ -107,10 +110,13 @@ def flags_first(arguments: Sequence[str]) -> list[str]:
     flags: list[str] = []
     overrides: list[str] = []
     value_follows = False
-    for item in arguments:
+    following = [*arguments[1:], ""]
+    for item, after in zip(arguments, following, strict=True):
+        if item in {"--info", "-i"} and after not in INFO:
+            item = "--info=all"  # an optional value: the next override would be taken for it
         is_override = ("=" in item or item.startswith(("~", "+"))) and not item.startswith("-") and not value_follows
         (overrides if is_override else flags).append(item)
-        value_follows = item in FLAGS_WITH_VALUE
+        value_follows = item in FLAGS_WITH_VALUE or item in {"--info", "-i"}
     return flags + overrides
 
 
@@ -119,7 +125,8 @@ def cli() -> None:
     from flows.servers import servers
     from flows.show import show_jobs
 
-    sys.argv[1:] = flags_first(sys.argv[1:])
+    scratch = tempfile.TemporaryDirectory(prefix="stillroom-")  # Hydra writes a multirun.yaml that nobody reads
+    sys.argv[1:] = flags_first([f"hydra.sweep.dir={scratch.name}", *sys.argv[1:]])
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     code = 0
     try:
@@ -132,6 +139,7 @@ def cli() -> None:
         code = EXIT_INTERRUPTED
     finally:
         servers.close()
+        scratch.cleanup()
     if code:
         sys.exit(code)
 

@@ -68,7 +68,7 @@ class Tracking:
     kind: Literal["mlflow", "none"] = "mlflow"
     """mlflow, or nothing at all."""
     uri: str = ""
-    """MLflow tracking URI; empty: a sqlite file under runtime.root."""
+    """MLflow tracking URI, without credentials; empty: MLFLOW_TRACKING_URI, else a sqlite file under runtime.root."""
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))

@@ -44,10 +44,12 @@ def execute(settings: Settings, overrides: Sequence[str]) -> Execution:
     Raises StillroomError, or Stopped after a cancellation; finished steps are kept.
     """
     from flows.estimate import check_machine
+    from flows.recorder import Recorder
 
     plan = build_plan(settings.recipe)
     execution = Execution(open_run(settings, plan, overrides))
     run = execution.run
+    run.recorder = Recorder(open_tracker(settings), run.session.store.home / ".tracked")
     if not watched_by_server() and (done := run.cached()) is not None:
         log.info("nothing to do: all %d steps are up to date", len(done))
         execution.outcomes = done
@@ -75,19 +77,16 @@ def open_run(settings: Settings, plan: Plan, overrides: Sequence[str]) -> "Run":
     known = folder == PROJECT and plan.recipe in tracked_params()
     variant = is_variant(overrides) or (known and not settings.runtime.sync)
     tracked = known and settings.runtime.dvc and not variant
-    if tracked and (changed := update_recipe(settings.recipe, plan)):
-        log.log(logging.WARNING if changed.changes else logging.INFO, "%s", changed.describe())
+    if tracked and (update := update_recipe(settings.recipe, plan)):
+        log.log(logging.WARNING if update.changes else logging.INFO, "%s", update.describe())
     return Run(Session(plan, settings.runtime, variant), settings.recipe, tracked)
 
 
 def carry_out(run: "Run", settings: Settings, overrides: Sequence[str]) -> "list[Outcome]":
     """Run what is missing under the configured orchestrator, recorded in the configured tracker."""
     from flows.prefect_flow import run_prefect
-    from flows.recorder import Recorder
     from flows.runner import run_plain
 
-    with disk_errors(settings.runtime.folder):
-        run.recorder = Recorder(open_tracker(settings))
     run.recorder.start(run.session.plan.recipe, run_tags(settings, overrides))
     status = "KILLED"
     try:

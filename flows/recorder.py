@@ -3,19 +3,27 @@
 import logging
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from flows.dvc import record
+from tasks.shared.artifacts import SHORT
+from tasks.shared.keys import digest_json
 from tasks.shared.tracking import StepRecord, Tracker
 
 log = logging.getLogger("stillroom")
 
 
 class Recorder:
-    """Queue of what is to be recorded.  Nothing that fails here loses an artifact: both can be told again later."""
+    """Queue of what is to be recorded.  Nothing that fails here loses an artifact: both can be told again later.
 
-    def __init__(self, tracker: Tracker) -> None:
+    notes: folder with an empty file for each artifact that the tracker was told of, so that the next run knows without asking
+    a server; what `dvc repro` made, or a run that was killed before it could tell, is told then.
+    """
+
+    def __init__(self, tracker: Tracker, notes: Path | None = None) -> None:
         self.tracker = tracker
+        self.notes = notes / digest_json(tracker.address)[:SHORT] if notes and tracker.address else None
         self.worker = ThreadPoolExecutor(1, thread_name_prefix="recorder")
         self.waiting: dict[str, str] = {}
         self.pending: list[Future[Any]] = []
@@ -26,10 +34,14 @@ class Recorder:
 
     def step(self, step: StepRecord, stage: str | None) -> None:
         """A step ended well.  stage: its stage in dvc.yaml, if DVC is to record it."""
-        self._later(self.tracker.step, step)
+        self._later(self._tell, step)
         if stage:
             self.waiting[stage] = str(step.manifest["key"])
             self._later(self._dvc)
+
+    def told(self, key: str) -> bool:
+        """Whether the tracker was told of this artifact, now or by an earlier run."""
+        return self.notes is None or (self.notes / key[:SHORT]).is_file()
 
     def settle(self) -> None:
         """Wait until everything said so far is recorded; raises what went wrong unforeseen."""
@@ -44,6 +56,12 @@ class Recorder:
             self.settle()
         finally:
             self.worker.shutdown()
+
+    def _tell(self, step: StepRecord) -> None:
+        self.tracker.step(step)
+        if self.notes is not None:
+            self.notes.mkdir(parents=True, exist_ok=True)
+            (self.notes / str(step.manifest["key"])[:SHORT]).touch()
 
     def _dvc(self) -> None:
         """Record all stages that wait, in one go: those that came while the last ones were recorded."""

@@ -13,13 +13,13 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_expo
 
 from flows.board import Board
 from flows.child import Listener, StepFailed, Stopped, run_child
-from flows.dvc import recorded
 from flows.estimate import estimate_plan
+from flows.lockfile import recorded
+from flows.pipeline import stage_name
 from flows.plan import Step
 from flows.recorder import Recorder
 from flows.schedule import Budget, Ended, run_graph
 from flows.stage import Session
-from flows.sync import stage_name
 from tasks.shared.artifacts import Place, disk_errors
 from tasks.shared.errors import ErrorList, StillroomError
 from tasks.shared.tracking import NullTracker, StepRecord
@@ -62,7 +62,9 @@ class Run:
         for step in self.session.plan.steps:
             key = self.session.key(step)
             place = self.session.find(step, key)
-            if place is None or (self.tracked and not recorded(stage_name(self.session.plan.recipe, step.name), key)):
+            if place is None or not self.recorder.told(key):
+                return None
+            if self.tracked and not recorded(stage_name(self.session.plan.recipe, step.name), key):
                 return None
             outcomes.append(Outcome(step.name, place, "cached"))
         self.session.store.digests.save()
@@ -88,7 +90,9 @@ class Run:
         outcome = self.outcomes[step.name] = Outcome(step.name, place, status)
         made = status == "made"
         inputs = self.session.inputs(step).ports
-        record = StepRecord(step.name, step.kind, outcome.manifest, place.folder, made, inputs, ids or {})
+        record = StepRecord(
+            step.name, step.kind, outcome.manifest, place.folder, made, inputs, ids or {}, self.session.variant
+        )
         stage = stage_name(self.session.plan.recipe, step.name)
         self.recorder.step(record, stage if self.tracked and not recorded(stage, key) else None)
         return outcome

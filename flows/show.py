@@ -14,28 +14,38 @@ from rich.tree import Tree
 from flows.config import Runtime
 from flows.estimate import Estimate, estimate_plan
 from flows.plan import Plan, Step
+from flows.stage import Session
+from flows.status import Status, find_status
 from tasks.shared.technique import Kind
 
 if TYPE_CHECKING:
     from flows.runner import Outcome, Run
     from tasks.shared.artifacts import Place
+    from tasks.shared.tracking import Tracker
 
 
-def show_plan(plan: Plan, runtime: Runtime, console: Console | None = None) -> None:
-    """Print the plan as a table of costs, as a tree of what feeds what, and as mermaid text for documents."""
+def show_plan(plan: Plan, runtime: Runtime, variant: bool = False, console: Console | None = None) -> None:
+    """Print the plan as a table of costs, what is done already and why the rest would run, as a tree, and as mermaid text."""
     console = console or Console()
     estimates = estimate_plan(plan, runtime)
-    console.print(cost_table(plan, estimates))
+    status = find_status(Session(plan, runtime, variant))
+    console.print(cost_table(plan, estimates, status))
+    reasons = {
+        name: item.why
+        for name, item in status.items()
+        if not item.done and item.why != "new" and not item.why.startswith("after ")
+    }
+    for name, why in reasons.items():
+        console.print(f"[bold]{name}[/bold] runs again: {escape(why)}", highlight=False)
     console.print(tree(plan))
     console.print("mermaid (paste it into Markdown):", style="bold")
     console.print(mermaid(plan), markup=False, highlight=False, soft_wrap=True)
 
 
-def cost_table(plan: Plan, estimates: dict[str, Estimate]) -> Table:
-    """Every step with its technique, inputs and forecast."""
-    table = Table(
-        title=f"plan of {plan.recipe}: {len(plan.steps)} steps", caption="forecast; * measured in an earlier run here"
-    )
+def cost_table(plan: Plan, estimates: dict[str, Estimate], status: Mapping[str, Status]) -> Table:
+    """Every step with its technique, inputs and forecast; "done" for the time of a step whose artifact is there."""
+    caption = "forecast; * measured in an earlier run here"
+    table = Table(title=f"plan of {plan.recipe}: {len(plan.steps)} steps", caption=caption)
     for name, justify in (
         ("step", "left"),
         ("technique", "left"),
@@ -51,11 +61,11 @@ def cost_table(plan: Plan, estimates: dict[str, Estimate]) -> Table:
             step.name,
             technique_name(step),
             ", ".join(step.needs),
-            f"{duration(item.seconds)}{'*' if item.measured else ''}",
+            "done" if status[step.name].done else f"{duration(item.seconds)}{'*' if item.measured else ''}",
             bytes_text(item.disk_bytes),
             bytes_text(item.memory_bytes),
         )
-    total = sum(item.seconds for item in estimates.values())
+    total = sum(item.seconds for name, item in estimates.items() if not status[name].done)
     table.add_section()
     table.add_row(
         "all",
@@ -177,16 +187,21 @@ def where_to_look(run: "Run", places: "Mapping[str, Place]") -> Iterator[tuple[s
         if step.stage == "report":
             place = places[step.name] if session.variant else session.view(step.name)
             yield "report", str(place.out / "report.html")
-    address = run.recorder.tracker.address or f"sqlite:///{session.runtime.folder / 'mlflow.db'}"
-    if address.startswith("http"):
-        yield "MLflow", address
-    else:
-        yield "MLflow", f"mlflow ui --backend-store-uri {address}   then http://127.0.0.1:5000"
+    if tracked := where_tracked(run.recorder.tracker):
+        yield "MLflow", tracked
     models = [step.name for step in session.plan.steps if step.kind in {Kind.MODEL, Kind.ENGINE}]
     if not session.variant:
         yield "models", str(session.view("").folder)
     elif models:
         yield "models", str(session.place(models[-1]).folder)
+
+
+def where_tracked(tracker: "Tracker") -> str:
+    """A run's page, its server, or the command that shows a database; empty if nothing is tracked."""
+    address = tracker.address
+    if not address or address.startswith("http"):
+        return tracker.link or address
+    return f"mlflow ui --backend-store-uri {address}   then http://127.0.0.1:5000"
 
 
 def result_markdown(run: "Run") -> str:

@@ -123,9 +123,9 @@ def make(session: Session, step: Step, key: str) -> Place:
         shutil.rmtree(out, ignore_errors=True)
         scratch.mkdir(parents=True, exist_ok=True)
         out.mkdir()
-        run = StepRun(
-            step.name, session.plan.seed, scratch, session.runtime.cores, pick_device(session.runtime.device)
-        )
+        runtime = session.runtime
+        device = pick_device(runtime.device)
+        run = StepRun(step.name, session.plan.seed, scratch, runtime.cores, device, runtime.checkpoint_s)
         account = describe(session, step, key)
         load_code(step.module)
         started = time.monotonic()

@@ -1,7 +1,7 @@
 """Supervised fine-tuning on traces: response distillation (Kim and Rush 2016, arXiv 1606.07947, section 3.2).
 
 The student learns to write the teacher's accepted answers; TRL's SFTTrainer does the training, only the tokens
-of the final answer count, and a killed run goes on from its last checkpoint.
+of the final answer count, and a killed run goes on from its last checkpoint (`checkpoints.py`).
 """
 
 import csv
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
+from tasks.distill.checkpoints import keeper, last_checkpoint, resumable, train
 from tasks.shared.chat import answer_tokens
 from tasks.shared.errors import DataError, TechniqueError
 from tasks.shared.models import has_cpu_bfloat16, load_model, load_tokenizer, save_model
@@ -39,7 +40,9 @@ class SFT:
 
     ports: ClassVar[Mapping[str, Port]] = {"model": Port((Kind.MODEL,)), "data": Port((Kind.TRACES, Kind.CORPUS))}
     produces: ClassVar[Kind] = Kind.MODEL
-    libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "trl", "accelerate")
+    libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "trl", "accelerate", "tokenizers", "gguf")
+    unkeyed: ClassVar[frozenset[str]] = frozenset({"gradient_checkpointing"})
+    """The recomputed activations are those of the forward pass bit for bit: there is no dropout."""
 
     epochs: Annotated[float, Field(gt=0)] = 6
     """Passes over the training rows at the most."""
@@ -87,7 +90,7 @@ class SFT:
             encode(validation, tokenizer, self.max_tokens),
             run,
         )
-        trainer.train(resume_from_checkpoint=last_checkpoint(run.scratch / "checkpoints"))
+        train(trainer, last_checkpoint(run.scratch / "checkpoints"))
         history = trainer.state.log_history
         write_curve(out / "loss.csv", history)
         model = trainer.accelerator.unwrap_model(trainer.model)
@@ -133,15 +136,16 @@ class SFT:
             gradient_checkpointing=self.gradient_checkpointing, max_length=None, packing=False,
             dataset_kwargs={"skip_prepare_dataset": True}, train_sampling_strategy="group_by_length",
             bf16=use_bfloat16(self.precision, run.device), use_cpu=run.device == "cpu", dataloader_pin_memory=run.device != "cpu",
-            eval_strategy="epoch" if watched else "no", save_strategy="epoch", save_total_limit=2, load_best_model_at_end=watched,
+            eval_strategy="epoch" if watched else "no", save_strategy="epoch", save_total_limit=None, load_best_model_at_end=watched,
             metric_for_best_model="eval_loss" if watched else None, logging_strategy="steps", logging_steps=max(1, steps_per_epoch // 5),
             logging_nan_inf_filter=False,  # by default a loss that is no number is logged as 0
+            restore_callback_states_from_checkpoint=True,  # how long early stopping has been waiting
             prediction_loss_only=True, report_to="none", disable_tqdm=True, seed=run.seed, data_seed=run.seed, optim="adamw_torch_fused",
         )  # fmt: skip
         callbacks = [watcher(run.step)]
         if watched and self.patience:
             callbacks.append(EarlyStoppingCallback(early_stopping_patience=self.patience))
-        trainer = answer_trainer()(
+        trainer = resumable(answer_trainer())(
             model=model,
             args=arguments,
             train_dataset=Dataset.from_list(training),
@@ -150,6 +154,7 @@ class SFT:
             callbacks=callbacks,
         )
         trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(keeper(trainer, run.checkpoint_s))
         return trainer
 
 
@@ -259,27 +264,6 @@ def use_bfloat16(precision: str, device: str) -> bool:
     if device == "cuda":
         return torch.cuda.is_bf16_supported()
     return has_cpu_bfloat16()
-
-
-def last_checkpoint(folder: Path) -> str | None:
-    """The newest complete checkpoint; unfinished ones are deleted.  The trainer writes trainer_state.json last."""
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-    for broken in [path for path in found if not _complete(path)]:
-        shutil.rmtree(broken)
-    complete = [path for path in found if path.exists()]
-    if complete:
-        log.info("going on from %s", complete[-1].name)
-    return str(complete[-1]) if complete else None
-
-
-def _complete(path: Path) -> bool:
-    import json
-
-    try:
-        json.loads((path / "trainer_state.json").read_text("utf-8"))
-    except (OSError, ValueError):
-        return False
-    return True
 
 
 def write_curve(path: Path, history: Sequence[Mapping[str, Any]]) -> None:

@@ -21,8 +21,9 @@ from tasks.shared.progress import track
 from tasks.shared.rows import Row
 
 log = logging.getLogger(__name__)
-PARALLEL = 4
-"""Requests that llama.cpp decodes together."""
+PARALLEL = 1
+"""Requests that llama.cpp decodes together: what shares a batch shares its rounding, so with more the answers and the
+perplexity would depend on which request came in first."""
 
 
 @dataclass(frozen=True)

@@ -99,9 +99,13 @@ class Paired:
         "data": Port((Kind.CORPUS,)),
     }
     produces: ClassVar[Kind] = Kind.VERDICT
+    alone: ClassVar[bool] = True
     libraries: ClassVar[tuple[str, ...]] = (
         "torch",
         "transformers",
+        "tokenizers",
+        "auto-round",
+        "gguf",
         "lm-eval",
         "xllamacpp",
         "scipy",

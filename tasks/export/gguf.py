@@ -55,7 +55,7 @@ class Gguf:
         "calibration": Port((Kind.CORPUS,), optional=True),
     }
     produces: ClassVar[Kind] = Kind.ENGINE
-    libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "auto-round", "gguf", "xllamacpp")
+    libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "tokenizers", "auto-round", "gguf", "xllamacpp")
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Write model.gguf and parity.json to `out`; on ParityError `out` is left empty."""

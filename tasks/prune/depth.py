@@ -165,7 +165,7 @@ class Depth:
 
     ports: ClassVar[Mapping[str, Port]] = {"model": Port((Kind.MODEL,)), "calibration": Port((Kind.CORPUS,))}
     produces: ClassVar[Kind] = Kind.MODEL
-    libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers")
+    libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "tokenizers", "gguf")
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Write the shorter model and influence.csv (layer, influence, dropped) to `out`."""

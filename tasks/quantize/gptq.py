@@ -39,7 +39,14 @@ class GPTQ:
 
     ports: ClassVar[Mapping[str, Port]] = {"model": Port((Kind.MODEL,)), "calibration": Port((Kind.CORPUS,))}
     produces: ClassVar[Kind] = Kind.MODEL
-    libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "llmcompressor", "compressed-tensors")
+    libraries: ClassVar[tuple[str, ...]] = (
+        "torch",
+        "transformers",
+        "llmcompressor",
+        "compressed-tensors",
+        "tokenizers",
+        "gguf",
+    )
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Write a compressed-tensors folder (pack-quantized) to `out`."""

@@ -36,7 +36,14 @@ class RTN:
         "calibration": Port((Kind.CORPUS,), optional=True),
     }
     produces: ClassVar[Kind] = Kind.MODEL
-    libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "llmcompressor", "compressed-tensors")
+    libraries: ClassVar[tuple[str, ...]] = (
+        "torch",
+        "transformers",
+        "llmcompressor",
+        "compressed-tensors",
+        "tokenizers",
+        "gguf",
+    )
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Write a compressed-tensors folder (pack-quantized) to `out`."""

@@ -116,20 +116,33 @@ class Store:
             same = False
         return None if same else "its files were changed, cut short or deleted after it was made"
 
-    def find(self, step: str, key: str) -> Place | None:
-        """The artifact of this key in the store, taken in first if only some recipe's folder has it (after `dvc pull`)."""
+    def holds(self, step: str) -> bool:
+        """Whether there is any artifact of a step of this name."""
+        places = [*self.home.glob(f".store/{step}/*/{MANIFEST}"), *self.root.glob(f"*/{step}/{MANIFEST}")]
+        return bool(places)
+
+    def look_up(self, step: str, key: str) -> Place | None:
+        """A valid artifact of this key, wherever it is: in the store, or only in some recipe's folder (after `dvc pull`)."""
         entry = self.entry(step, key)
         if self.fault(entry, key) is None:
-            with suppress(OSError):
-                os.utime(entry.folder)  # its last use, for `python -m flows.store gc`
             return entry
         others = [*self.home.glob(f".store/*/{key[:SHORT]}"), *(path.parent for path in self.root.glob(f"*/*/{MANIFEST}"))]
         for place in map(Place, sorted(others)):
             if place != entry and (place.read_manifest() or {}).get("key") == key and self.fault(place, key) is None:
-                with self.making(step, key):
-                    copy_links(place.folder, entry.folder)
-                return entry if self.fault(entry, key) is None else None
+                return place
         return None
+
+    def find(self, step: str, key: str) -> Place | None:
+        """The artifact of this key in the store, taken in first if it is elsewhere."""
+        entry, found = self.entry(step, key), self.look_up(step, key)
+        if found is not None and found != entry:
+            with self.making(step, key):
+                copy_links(found.folder, entry.folder)
+            found = entry if self.fault(entry, key) is None else None
+        if found is not None:
+            with suppress(OSError):
+                os.utime(entry.folder)  # its last use, for `python -m flows.store gc`
+        return found
 
     def publish(self, work: Path, entry: Place) -> None:
         """Move a finished work folder's out/ and manifest.json into the store in one rename; nobody can write to them then."""

@@ -16,7 +16,7 @@ import httpx
 from pydantic import BaseModel, Field, SecretStr, ValidationError
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-from tasks.shared.errors import ConfigError, EndpointError
+from tasks.shared.errors import ConfigError, EndpointError, StillroomError
 
 MAX_WAIT_S = 60.0
 """Longest pause before another attempt; a server that asks for more is reported instead."""
@@ -276,12 +276,22 @@ async def connect(
 
 
 async def for_each(items: Iterable[Item], work: Callable[[Item], Awaitable[None]], concurrency: int) -> None:
-    """Run `work` on every item, in order of start, at most `concurrency` at a time; the first error stops all."""
+    """Run `work` on every item, in order of start, at most `concurrency` at a time.
+
+    The first StillroomError lets no further item start, and is raised once those that run have ended: an answer on its way
+    is paid for.  Anything else stops all at once.
+    """
     queue = iter(items)
+    failed: list[StillroomError] = []
 
     async def worker() -> None:
         for item in queue:
-            await work(item)
+            try:
+                await work(item)
+            except StillroomError as error:
+                failed.append(error)
+            if failed:
+                return
 
     try:
         async with asyncio.TaskGroup() as group:
@@ -289,3 +299,5 @@ async def for_each(items: Iterable[Item], work: Callable[[Item], Awaitable[None]
                 group.create_task(worker())
     except ExceptionGroup as errors:
         raise errors.exceptions[0] from None
+    if failed:
+        raise failed[0]

@@ -21,6 +21,8 @@ Scheme = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
 EmbeddingScheme = Literal["same", "f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
 VOCABULARY_TENSORS = ("token_embd.weight", "output.weight")
 SHOWN = 12
+STAGED = "model"
+"""Folder that the converter reads.  It takes metadata from the name, so a random one would make every file another."""
 GPT2_SPLITS = "gpt-2"
 """llama.cpp's name for GPT-2's pre-tokenizer, which is what a plain byte-level one is."""
 
@@ -51,12 +53,13 @@ def write_gguf(
     vocabulary = scheme if embedding == "same" else embedding
     check_rows(model, {scheme, vocabulary})
     with quiet_converter(), grids_kept(), tempfile.TemporaryDirectory(dir=out.parent, prefix=".gguf-") as staging:
-        stage_folder(model, Path(staging))
+        folder = Path(staging) / STAGED
+        stage_folder(model, folder)
         writer = converter(config, str(model))
         from gguf import LlamaFileType
 
         kind = LlamaFileType["ALL_F32" if scheme == "f32" else f"MOSTLY_{scheme.upper()}"]
-        instance = writer(Path(staging), kind, out, model_name=name or model.name, eager=True)
+        instance = writer(folder, kind, out, model_name=name or model.name, eager=True)
         instance.scheme, instance.vocabulary_scheme = scheme.upper(), vocabulary.upper()
         instance.importance = importance or {}
         instance.write()
@@ -104,6 +107,7 @@ def stage_folder(model: Path, staging: Path) -> None:
     """Weights by link, configuration with its end-of-turn id, and the tokenizer as `load_tokenizer` mends it."""
     from tasks.shared.models import load_tokenizer
 
+    staging.mkdir()
     for file in model.glob("*.safetensors*"):
         (staging / file.name).symlink_to(file.resolve())
     tokenizer = load_tokenizer(model)

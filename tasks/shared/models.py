@@ -160,6 +160,8 @@ def load_tokenizer(path: Path) -> "PreTrainedTokenizerBase":
         )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    for circumstance in ("is_local", "local_files_only"):  # of this load; `save_pretrained` would write them down
+        tokenizer.init_kwargs.pop(circumstance, None)
     tokenizer.padding_side = "left"
     tokenizer.clean_up_tokenization_spaces = False  # a WordPiece habit that eats spaces before punctuation
     return tokenizer

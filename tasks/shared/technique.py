@@ -76,6 +76,7 @@ class StepRun:
     step: its name in the recipe.  seed: the recipe's seed (the one field that is in the key).
     scratch: a folder that survives a kill and is the same for the same key; resumable work goes there.
     threads: CPU threads to use.  device: "cpu" or "cuda".
+    checkpoint_s: seconds of work that a kill may cost; techniques that can, save their state that often.
     """
 
     step: str
@@ -83,6 +84,7 @@ class StepRun:
     scratch: Path
     threads: int = 2
     device: str = "cpu"
+    checkpoint_s: float = 600.0
 
 
 Metrics = dict[str, float | int | str]

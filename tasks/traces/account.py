@@ -11,10 +11,8 @@ from tasks.traces.samples import Sample
 MILLION = 1_000_000
 
 
-def usage(
-    samples: Sequence[Sample], price_in: float, price_out: float, seconds: float, fresh: Sequence[Sample]
-) -> dict[str, Any]:
-    """Tokens, requests and cost of all samples; seconds and tokens per second of this run, in which only `fresh` were asked for.
+def usage(samples: Sequence[Sample], price_in: float, price_out: float) -> dict[str, Any]:
+    """Tokens, requests and cost of the samples: the same however often the run was interrupted.
 
     price_in, price_out: per million tokens.  A sample without reported tokens counts under `without_usage`.
     """
@@ -24,12 +22,22 @@ def usage(
     )
     return {
         "requests": len(samples),
-        "retries": sum(sample.attempts - 1 for sample in samples),
-        "reused": len(samples) - len(fresh),
         "without_usage": sum(not sample.prompt_tokens for sample in samples),
         "prompt_tokens": prompt,
         "completion_tokens": answer,
         "cost": round((prompt * price_in + answer * price_out) / MILLION, 6),
+    }
+
+
+def effort(samples: Sequence[Sample], fresh: Sequence[Sample], seconds: float) -> dict[str, float]:
+    """What the answers took.  It differs from run to run, so it is a metric and stands in no artifact.
+
+    fresh: the samples that this run asked for, in `seconds`; the others were kept from a run that was killed.
+    """
+    asked = {(sample.row, sample.sample, sample.digest) for sample in fresh}
+    return {
+        "retries": sum(sample.attempts - 1 for sample in samples),
+        "reused": sum((sample.row, sample.sample, sample.digest) not in asked for sample in samples),
         "seconds": round(seconds, 2),
         "tokens_per_second": round(sum(sample.completion_tokens for sample in fresh) / seconds, 1) if seconds else 0.0,
     }

@@ -21,7 +21,7 @@ from tasks.shared.llama_server import serve
 from tasks.shared.progress import progress_bar
 from tasks.shared.rows import Message, Row, read_rows, write_rows
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun
-from tasks.traces.account import card, usage
+from tasks.traces.account import card, effort, usage
 from tasks.traces.filter import ACCEPTED, Evidence, Limits, close_sentence
 from tasks.traces.prompt import choose_examples, choose_refusals, narrow_sources, rank, sources, teacher_messages
 from tasks.traces.samples import Sample, SampleStore
@@ -111,6 +111,18 @@ class OpenAI:
     }
     produces: ClassVar[Kind] = Kind.TRACES
     libraries: ClassVar[tuple[str, ...]] = ("xllamacpp", "httpx", "tenacity")
+    unkeyed: ClassVar[frozenset[str]] = frozenset(
+        {"api_key_env", "concurrency", "timeout_s", "max_attempts", "embedded.port"}
+    )
+    """How the answers are fetched.
+
+    concurrency is here although continuous batching makes llama.cpp's last bits depend on what shares a batch: which
+    requests do is a matter of timing, so a repeat at the same value differs just as much (of 12 answers of a tiny model,
+    3 between two runs at 4; 3 or 4 between runs at 4 and at 8), and a key with it would promise what it cannot hold.
+    Seeds belong to row and sample, so it changes no distribution.  And who lowers it because the endpoint answered 429
+    must not pay for every answer again.
+    """
+    retries: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         """Raises ConfigError for settings that cannot work together."""
@@ -122,7 +134,7 @@ class OpenAI:
             raise ConfigError("samples", got, f"{different}, or a temperature above 0", f"samples: {different}")
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
-        """Write train.jsonl, samples.jsonl, usage.json and card.json into `out`.
+        """Write train.jsonl, samples.jsonl, usage.json and card.json into `out`; what the answers took is in the metrics.
 
         Answers are kept in `run.scratch` as they come, so a killed run asks only for what is missing.
         Raises EndpointError, ConfigError, DataError, ModelError or MachineError; what was answered until then is kept.
@@ -239,10 +251,8 @@ class OpenAI:
             )
         write_rows(out / "train.jsonl", kept)
         samples = [sample for row in rows for sample in fates.get(row.id, ())]
-        (out / "samples.jsonl").write_text(
-            "".join(f"{sample.model_dump_json()}\n" for sample in samples), encoding="utf-8"
-        )
-        used = usage(samples, self.prices.input, self.prices.output, seconds, fresh)
+        (out / "samples.jsonl").write_text("".join(sample.line() for sample in samples), encoding="utf-8")
+        used = usage(samples, self.prices.input, self.prices.output)
         told = card(rows, kept, fates)
         for name, content in (("usage.json", used), ("card.json", told)):
             (out / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -253,11 +263,8 @@ class OpenAI:
             told["samples_dropped"],
         )
         figures = {name: told[name] for name in ("rows", "teacher", "gold", "prompts_asked")}
-        figures |= {
-            name: used[name]
-            for name in ("requests", "retries", "prompt_tokens", "completion_tokens", "cost", "seconds")
-        }
-        return {**figures, "acceptance": told["acceptance"]["all"]}
+        figures |= {name: used[name] for name in ("requests", "prompt_tokens", "completion_tokens", "cost")}
+        return {**figures, **effort(samples, fresh, seconds), "acceptance": told["acceptance"]["all"]}
 
     def _trace(self, row: Row, samples: Sequence[Sample] | None) -> Row | None:
         if samples is None:

@@ -28,6 +28,10 @@ class Sample(BaseModel):
     fate: str = ""
     hinted: bool = False
 
+    def line(self) -> str:
+        """Its line in the artifact: without what differs when the same answer is asked for again."""
+        return self.model_dump_json(exclude={"attempts", "seconds"}) + "\n"
+
 
 def request_digest(model: str, messages: Iterable[Mapping[str, str]], sampling: Mapping[str, Any]) -> str:
     """Digest of one request: another prompt, sampling setting, seed or model gives another one."""

@@ -1,11 +1,9 @@
 """The whole graph in a subprocess, as a user runs it: a recipe of one's own on a tiny model and a teacher behind a URL."""
 
 import json
-import os
 import re
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,92 +15,20 @@ import psutil
 import pytest
 
 from tasks.shared.keys import PROJECT
-from tests.tiny_llama import build_model, save_tiny
-
-KEY = "sk-test-0123456789-not-a-real-key"
-RECIPE = """# @package _global_
-defaults:
-  - tiny
-  - override /model@models.teacher: path
-  - _self_
-name: trial
-models: {{teacher: {{path: {model}}}}}
-steps:
-  corpus: {{grounded_rate: 0.0, held_out_share: 0.0}}
-  traces: {{base_url: "{url}", model: fake, api_key_env: TRIAL_KEY}}
-  tuned: {{max_tokens: 2048}}
-  slim: {{ratio: 0.5}}
-  student: {{max_tokens: 2048}}
-  gguf: {{scheme: q8_0, min_top1: 0.0, max_kl: 100.0}}
-  verdict: {{context: 4096}}
-"""
-
-
-class Teacher(BaseHTTPRequestHandler):
-    """Answers every chat completion with one sentence; counts requests; insists on the key."""
-
-    asked = 0
-
-    def do_POST(self) -> None:
-        Teacher.asked += 1
-        self.rfile.read(int(self.headers["Content-Length"]))
-        allowed = self.headers.get("Authorization") == f"Bearer {KEY}"
-        body: dict[str, Any] = {
-            "choices": [
-                {
-                    "index": 0,
-                    "message": {"role": "assistant", "content": "I can't help with that."},
-                    "finish_reason": "stop",
-                }
-            ],
-            "usage": {"prompt_tokens": 10, "completion_tokens": 6, "total_tokens": 16},
-        }
-        payload = json.dumps(body if allowed else {"error": {"message": "bad key"}}).encode()
-        self.send_response(200 if allowed else 401)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(payload)))
-        self.end_headers()
-        self.wfile.write(payload)
-
-    def log_message(self, *_: Any) -> None:
-        return
+from tests.trial_recipe import KEY, STEPS, Teacher, command_of, teacher_server, write_recipe
 
 
 @pytest.fixture(scope="module")
 def teacher() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Teacher)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/v1"
-    server.shutdown()
-    server.server_close()
+    with teacher_server() as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory, teacher: str) -> Path:
     folder = tmp_path_factory.mktemp("home")
-    (folder / "model").mkdir()
-    model = save_tiny(folder / "model", build_model(max_position_embeddings=4096))
-    (folder / "conf" / "recipe").mkdir(parents=True)
-    (folder / "conf" / "recipe" / "trial.yaml").write_text(RECIPE.format(model=model, url=teacher))
+    write_recipe(folder, teacher)
     return folder
-
-
-def command_of(home: Path, *arguments: str, key: str = KEY) -> tuple[list[str], dict[str, str]]:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT")} | {
-        "TRIAL_KEY": key,
-        "COLUMNS": "120",
-    }
-    command = [
-        sys.executable,
-        "-m",
-        "flows.compress",
-        "+recipe=trial",
-        f"runtime.root={home}",
-        "--config-dir",
-        str(home / "conf"),
-        *arguments,
-    ]
-    return command, environment
 
 
 def run(home: Path, *arguments: str, key: str = KEY, timeout: int = 400) -> "subprocess.CompletedProcess[str]":
@@ -120,7 +46,7 @@ def first(home: Path) -> "subprocess.CompletedProcess[str]":
 def test_the_first_run_makes_every_step(home: Path, first: "subprocess.CompletedProcess[str]") -> None:
     assert first.returncode == 0, first.stderr
     made = {path.parent.name: json.loads(path.read_text()) for path in home.glob("artifacts/trial/*/manifest.json")}
-    assert set(made) == {"corpus", "traces", "tuned", "slim", "student", "int4", "gguf", "verdict", "report"}
+    assert set(made) == set(STEPS)
     for manifest in made.values():
         assert {
             "key",

@@ -37,7 +37,7 @@ def plan(tmp_path: Path) -> Any:
 @pytest.mark.parametrize("width", [80, 160])
 def test_the_plan_fits_the_terminal(plan: Any, tmp_path: Path, width: int) -> None:
     console = Console(width=width, record=True, force_terminal=False, file=(tmp_path / "screen").open("w"))
-    show_plan(plan, Runtime(root=str(tmp_path)), console)
+    show_plan(plan, Runtime(root=str(tmp_path)), console=console)
     text = console.export_text()
     console.file.close()
     assert "prune/depth" in text and "tuned" in text and all(len(line) <= width for line in text.splitlines())

@@ -1,6 +1,8 @@
 """A user's own files: full rows and plain chats are taken, everything unsound is named with its line."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from tasks.curate.support import Support
 from tasks.shared.errors import DataError, ErrorList
 from tasks.shared.rows import read_rows
 from tasks.shared.technique import Inputs, StepRun
+from tests.settings_case import Case, Change
 
 
 def chat(question: str, answer: str, **more) -> dict:
@@ -110,3 +113,25 @@ def test_unknown_articles_and_repeated_ids(files, tmp_path: Path) -> None:
     articles.write_text(json.dumps({"id": "known", "title": "T", "intent": "return", "text": "t"}), encoding="utf-8")
     with pytest.raises(ErrorList, match=r"(?s)missing: lost.*several rows: one"):
         call(tmp_path / "out", **files, articles=str(articles))
+
+
+CHANGES = {
+    "train": Change(lambda case: str(case.folder / "other_train.jsonl")),
+    "calibration": Change(lambda case: str(case.folder / "other_calibration.jsonl")),
+    "test": Change(lambda case: str(case.folder / "other_test.jsonl")),
+    "articles": Change(lambda case: str(case.folder / "articles.jsonl")),
+    "intent": Change("delivery"),
+    "max_similarity": Change(0.6),
+}
+
+
+@contextmanager
+def settings_case(folder: Path) -> Iterator[Case]:
+    texts = {"train": "Where do I return it?", "calibration": "Is there a parcel?", "test": "Do you ship on Sundays?"}
+    for split, text in texts.items():
+        for prefix, answer in (("", "We do."), ("other_", "We do not.")):
+            row = json.dumps(chat(text, answer))
+            (folder / f"{prefix}{split}.jsonl").write_text(row + "\n", encoding="utf-8")
+    article = {"id": "known", "title": "T", "intent": "return", "text": "t"}
+    (folder / "articles.jsonl").write_text(json.dumps(article), encoding="utf-8")
+    yield Case(folder, Inputs({}), {split: str(folder / f"{split}.jsonl") for split in texts})

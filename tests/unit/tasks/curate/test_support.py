@@ -1,7 +1,10 @@
 """The support corpus: balanced, seeded, walled by phrasing, and honest about overlap."""
 
 import json
+import shutil
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 
@@ -9,7 +12,7 @@ import pytest
 import yaml
 
 from tasks.curate import wording
-from tasks.curate.knowledge import load_knowledge
+from tasks.curate.knowledge import BUILT_IN, load_knowledge
 from tasks.curate.phrasings import topics_of
 from tasks.curate.support import Support, quotas
 from tasks.shared.articles import question_of, read_articles
@@ -18,6 +21,7 @@ from tasks.shared.errors import DataError
 from tasks.shared.overlap import check_overlap, user_text
 from tasks.shared.rows import Row, read_rows
 from tasks.shared.technique import Inputs, StepRun
+from tests.settings_case import Case, Change
 
 SPLITS = ("train", "calibration", "test")
 SMALL = {"train_size": 420, "calibration_size": 64, "test_size": 320}
@@ -229,3 +233,31 @@ def test_quotas_add_up() -> None:
     topics = topics_of(load_knowledge())
     for size in (1, 7, 100, 999):
         assert sum(quotas(topics, size, (0.2, 0.1), Random(0)).values()) == size
+
+
+CHANGES = {
+    "knowledge": Change(lambda case: str(case.folder / "knowledge")),
+    "articles": Change(3),
+    "train_size": Change(50),
+    "calibration_size": Change(6),
+    "test_size": Change(14),
+    "test_fraction": Change(0.4),
+    "calibration_fraction": Change(0.2),
+    "min_train_phrasings": Change(60, refused="too few phrasings"),
+    "refusal_share": Change(0.5),
+    "held_out_share": Change(0.4),
+    "grounded_rate": Change(1.0),
+    "first_turn_rate": Change(1.0),
+    "typo_rate": Change(0.9),
+    "tone_rate": Change(0.9),
+    "max_similarity": Change(0.5),
+}
+
+
+@contextmanager
+def settings_case(folder: Path) -> Iterator[Case]:
+    shutil.copytree(BUILT_IN, folder / "knowledge")
+    company = folder / "knowledge" / "company.yaml"
+    company.write_text(company.read_text(encoding="utf-8").replace("Fenwick", "Fennimore"), encoding="utf-8")
+    sizes = {"articles": 2, "train_size": 48, "calibration_size": 4, "test_size": 12, "min_train_phrasings": 2}
+    yield Case(folder, Inputs({}), sizes)

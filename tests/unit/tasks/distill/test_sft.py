@@ -2,19 +2,21 @@
 
 import csv
 import math
-import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tasks.distill.sft import IGNORED, SFT, encode, last_checkpoint, split_groups
+from tasks.distill.sft import IGNORED, SFT, encode, split_groups
 from tasks.shared.chat import join_answer
 from tasks.shared.errors import DataError, ModelError, TechniqueError
 from tasks.shared.models import load_model
 from tasks.shared.rows import Message, Row, write_rows
 from tasks.shared.technique import Artifact, Inputs, Kind
-from tests.tiny_llama import build_tokenizer, empty_run, save_tiny, sentences
+from tests.settings_case import Case, Change
+from tests.tiny_llama import build_model, build_tokenizer, empty_run, save_tiny, sentences
 
 
 def make_rows(count: int = 24) -> list[Row]:
@@ -37,15 +39,19 @@ def make_rows(count: int = 24) -> list[Row]:
     ]
 
 
-@pytest.fixture
-def inputs(tmp_path: Path) -> Inputs:
-    traces = tmp_path / "traces"
+def make_inputs(folder: Path, rows: int = 24, **overrides: Any) -> Inputs:
+    traces = folder / "traces"
     traces.mkdir()
-    write_rows(traces / "train.jsonl", make_rows())
-    model = save_tiny(tmp_path / "model")
+    write_rows(traces / "train.jsonl", make_rows(rows))
+    model = save_tiny(folder / "model", build_model(**overrides))
     return Inputs(
         {"model": (Artifact("teacher", Kind.MODEL, model),), "data": (Artifact("traces", Kind.TRACES, traces),)}
     )
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> Inputs:
+    return make_inputs(tmp_path)
 
 
 def losses(out: Path) -> list[float]:
@@ -114,45 +120,6 @@ def test_the_same_seed_gives_the_same_model(inputs: Inputs, tmp_path: Path) -> N
     assert all((made[0][key] == made[1][key]).all() for key in made[0])
 
 
-def test_a_killed_run_goes_on_and_ends_the_same(
-    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    technique = SFT(epochs=3, learning_rate=1e-3, batch_size=4, precision="float32", patience=0)
-    whole, run = empty_run(tmp_path, "whole")
-    technique(inputs, whole, run)
-
-    cut, stopped = empty_run(tmp_path, "cut")
-    from transformers import TrainerCallback
-
-    class Kill(TrainerCallback):
-        def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if state.epoch and state.epoch > 1.5:
-                raise KeyboardInterrupt
-
-    from tasks.distill import sft
-
-    genuine = sft.watcher
-    monkeypatch.setattr(sft, "watcher", lambda step: Kill())
-    with pytest.raises(KeyboardInterrupt):
-        technique(inputs, cut, stopped)
-    assert last_checkpoint(stopped.scratch / "checkpoints")
-    monkeypatch.setattr(sft, "watcher", genuine)
-    technique(inputs, cut, stopped)
-    first, second = weights(whole), weights(cut)
-    assert all((first[key] == second[key]).all() for key in first)
-    assert losses(whole) == losses(cut)
-
-
-def test_an_unfinished_checkpoint_is_dropped(tmp_path: Path) -> None:
-    for name, content in (("checkpoint-5", "{}"), ("checkpoint-10", "{cut")):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "trainer_state.json").write_text(content)
-    assert str(last_checkpoint(tmp_path)).endswith("checkpoint-5")
-    assert not (tmp_path / "checkpoint-10").exists()
-    shutil.rmtree(tmp_path / "checkpoint-5")
-    assert last_checkpoint(tmp_path) is None
-
-
 def test_a_loss_that_is_no_number_stops_with_advice(inputs: Inputs, tmp_path: Path) -> None:
     out, run = empty_run(tmp_path)
     with pytest.raises(TechniqueError, match="a smaller step"):
@@ -165,7 +132,6 @@ def test_the_answers_loss_is_the_models_own_on_counted_tokens() -> None:
     import torch
 
     from tasks.distill.sft import answer_loss
-    from tests.tiny_llama import build_model
 
     model = build_model()
     ids = torch.randint(3, 512, (3, 12), generator=torch.Generator().manual_seed(0))
@@ -206,3 +172,36 @@ def test_frozen_layers_stay_as_they_are(inputs: Inputs, tmp_path: Path) -> None:
     )
     with pytest.raises(TechniqueError, match="frozen_layers"):
         SFT(frozen_layers=4)(inputs, *empty_run(tmp_path, "all"))
+
+
+CHANGES = {
+    "epochs": Change(2),
+    "learning_rate": Change(1e-3),
+    "schedule": Change("linear"),
+    "warmup_ratio": Change(0.5),
+    "weight_decay": Change(0.5),
+    "batch_size": Change(3),
+    "accumulation": Change(2),
+    "max_tokens": Change(16, refused="too long"),
+    "validation": Change(0.4),
+    "patience": Change(1, {"epochs": 4, "learning_rate": 0.5, "patience": 0}),  # the loss rises, so that it stops
+    "precision": Change("bfloat16"),
+    "frozen_layers": Change(1),
+    "gradient_checkpointing": Change(True),
+}
+
+
+@contextmanager
+def settings_case(folder: Path) -> Iterator[Case]:
+    inputs = make_inputs(folder, rows=12, num_hidden_layers=2)
+    yield Case(folder, inputs, {"epochs": 1, "batch_size": 2, "precision": "float32", "learning_rate": 3e-3})
+
+
+def test_recomputed_activations_train_frozen_layers_the_same(inputs: Inputs, tmp_path: Path) -> None:
+    made = []
+    for checkpointing in (False, True):
+        out, run = empty_run(tmp_path, str(checkpointing))
+        settings = {"epochs": 1, "batch_size": 4, "precision": "float32", "validation": 0, "frozen_layers": 2}
+        SFT(gradient_checkpointing=checkpointing, **settings)(inputs, out, run)
+        made.append(weights(out))
+    assert all((made[0][key] == made[1][key]).all() for key in made[0])

@@ -1,14 +1,16 @@
 """The whole verdict on tiny models: an equal candidate ships, a broken one does not, leaks and misfits are refused."""
 
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tasks.evaluate import asking
+from tasks.evaluate import asking, runtime
 from tasks.evaluate import paired as module
 from tasks.evaluate.answers import Reply, counts_for, grade
 from tasks.evaluate.asking import Reading
@@ -23,6 +25,7 @@ from tasks.shared.errors import ConfigError, DataError, ModelError, TechniqueErr
 from tasks.shared.rows import Message, Row, write_rows
 from tasks.shared.technique import Artifact, Inputs, Kind
 from tasks.shared.verdict import Comparison, Item, Spread, Verdict, read_verdict
+from tests.settings_case import Case, Change, untimed_verdict
 from tests.tiny_llama import build_model, empty_run, save_tiny
 
 LABELS = ("returns", "warranty", "other")
@@ -42,15 +45,18 @@ def make_row(index: int, prefix: str = "test") -> Row:
     )  # fmt: skip
 
 
-@pytest.fixture
-def corpus(tmp_path: Path) -> Path:
-    folder = tmp_path / "corpus"
+def write_corpus(folder: Path, items: int = ITEMS) -> Path:
     folder.mkdir()
-    write_rows(folder / "test.jsonl", [make_row(index) for index in range(ITEMS)])
+    write_rows(folder / "test.jsonl", [make_row(index) for index in range(items)])
     write_rows(folder / "train.jsonl", [make_row(index, "train") for index in range(6)])
     article = Article(id="a1", title="Times", intent="returns", text="Returns within 45 days. Warranty 24 months.")
     (folder / "articles.jsonl").write_text(article.model_dump_json() + "\n", encoding="utf-8")
     return folder
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    return write_corpus(tmp_path / "corpus")
 
 
 def inputs_of(baseline: Path, candidates: Mapping[str, Path], corpus: Path, reference: Path | None = None) -> Inputs:
@@ -299,3 +305,47 @@ def test_a_real_run_on_tiny_models(tmp_path: Path, corpus: Path) -> None:
     assert verdict.models["tuned"].speed_engine == "llama.cpp (f16 GGUF)"
     assert verdict.models["tuned"].size_bytes == sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     assert sorted(file.name for file in out.iterdir()) == ["items.jsonl", "metrics.json", "verdict.json"]
+
+
+RETURNS = 334
+"""The tiny tokenizer's id of "returns", which the models of random weights choose everywhere."""
+CHANGES = {
+    "margin.intent": Change(0.3),
+    "margin.fact": Change(0.3),
+    "margin.refusal": Change(0.3),
+    "alpha": Change(0.2),
+    "resamples": Change(300),
+    "power": Change(0.9),
+    "discordance": Change(0.2),
+    "limit": Change(6),
+    "reference_limit": Change(3, inputs="with_reference"),
+    "max_new_tokens": Change(4),
+    "batch_size": Change(64, {"perplexity_rows": 9}),  # other sums: the perplexity's last bits, or an answer
+    "context": Change(300),  # memory
+    "perplexity_rows": Change(3),
+    "speed_tokens": Change(6),
+    "speed_repeats": Change(2),
+}
+
+
+@contextmanager
+def settings_case(folder: Path) -> Iterator[Case]:
+    """The clock is replaced by one that tells what it was asked to time, so that the settings of timing show as well."""
+    corpus = write_corpus(folder / "corpus", 9)
+    first, other = (build_model(seed, num_hidden_layers=1) for seed in (0, 5))
+    other.model.embed_tokens.weight.data[RETURNS] *= 9  # it then chooses another label
+    first, second = save_tiny(folder / "first", first), save_tiny(folder / "second", other)
+    taken: Counter[Path] = Counter()  # every run has a file of its own in its scratch folder
+
+    def clock(probe: runtime.Probe, tokens: int, threads: int, context: int) -> runtime.Sample:
+        taken[probe.file] += 1
+        return make_sample(1.0, 1.0 + tokens + taken[probe.file], tokens, context)
+
+    settings = {
+        "limit": 9, "reference_limit": 2, "max_new_tokens": 2, "batch_size": 4, "context": 256, "perplexity_rows": 2,
+        "speed_tokens": 4, "speed_repeats": 1, "resamples": 200,
+    }  # fmt: skip
+    inputs, more = (inputs_of(first, {"other": second}, corpus, reference) for reference in (None, second))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runtime, "take_sample", clock)
+        yield Case(folder, inputs, settings, stable=untimed_verdict, more={"with_reference": more})

@@ -1,6 +1,8 @@
 """The export and its gate: an exact file passes, a strange one is refused and leaves nothing behind."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from tasks.quantize.rtn import RTN
 from tasks.shared.agreement import truncated_divergence
 from tasks.shared.errors import ParityError
 from tasks.shared.gguf import write_gguf
+from tests.settings_case import Case, Change
 from tests.tiny_llama import build_model, empty_run, inputs_of, save_tiny, write_corpus
 
 
@@ -38,6 +41,15 @@ def test_fewer_bits_are_smaller_and_farther_from_the_source(tmp_path: Path) -> N
         )  # built-in prompts
     assert int(results["q4_0"]["size_bytes"]) < int(results["q8_0"]["size_bytes"])
     assert float(results["q4_0"]["kl_to_source"]) > float(results["q8_0"]["kl_to_source"]) > 0
+
+
+def test_the_same_weights_are_the_same_file(tmp_path: Path) -> None:
+    source = save_tiny(tmp_path / "source")
+    files = [tmp_path / name / "model.gguf" for name in ("one", "two")]
+    for file in files:
+        file.parent.mkdir()
+        write_gguf(source, file, "q8_0")
+    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_four_bit_integers_go_over_as_they_are(tmp_path: Path) -> None:
@@ -115,3 +127,22 @@ def test_truncated_divergence_is_zero_for_equals_and_never_above_the_full_one() 
 def test_a_server_that_does_not_answer_is_a_parity_error() -> None:
     with pytest.raises(ParityError, match="no answer"):
         parity.post("http://127.0.0.1:9/v1", "/tokenize", {})
+
+
+CHANGES = {
+    "scheme": Change("q8_0"),
+    "embedding": Change("f16"),
+    "importance_rows": Change(0),
+    "prompts": Change(3),
+    "tokens": Change(3),
+    "top": Change(8),
+    "min_top1": Change(0.01),
+    "max_kl": Change(98.0),
+}
+
+
+@contextmanager
+def settings_case(folder: Path) -> Iterator[Case]:
+    model = save_tiny(folder / "model", build_model(num_hidden_layers=1))
+    settings = {"prompts": 2, "tokens": 2, "importance_rows": 2, "min_top1": 0.0, "max_kl": 99.0}
+    yield Case(folder, inputs_of(model, write_corpus(folder / "corpus", rows=4)), settings)

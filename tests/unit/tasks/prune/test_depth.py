@@ -1,6 +1,8 @@
 """Depth pruning: what block influence measures, and that layers are really gone."""
 
 import csv
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 from tasks.prune.depth import Depth, block_influence, check_layers, choose_layers, drop_layers, measure_influence
 from tasks.shared.errors import TechniqueError
 from tasks.shared.models import load_model
+from tests.settings_case import Case, Change
 from tests.tiny_llama import build_model, build_tokenizer, empty_run, inputs_of, save_tiny, write_corpus
 
 
@@ -146,3 +149,23 @@ def test_another_layout_is_refused_with_what_was_looked_for() -> None:
 def test_tokenizer_of_the_tests_is_byte_level() -> None:
     tokenizer = build_tokenizer()
     assert tokenizer.decode(tokenizer("It's 45.50, né?")["input_ids"]) == "It's 45.50, né?"
+
+
+CHANGES = {
+    "ratio": Change(0.5),
+    "layers": Change([2, 3]),
+    "protect_first": Change(0),
+    "protect_last": Change(0),
+    "calibration_rows": Change(6),
+    "max_tokens": Change(16),
+    "batch_size": Change(1),  # padding moves the last bits of every sum, and with them perhaps a layer
+}
+
+
+@contextmanager
+def settings_case(folder: Path) -> Iterator[Case]:
+    """The first and the last layer have no influence: each goes as soon as it is not protected."""
+    model = build_model()
+    make_identity(model.model.layers[0]), make_identity(model.model.layers[3])
+    inputs = inputs_of(save_tiny(folder / "model", model), write_corpus(folder / "corpus"))
+    yield Case(folder, inputs, {"ratio": 0.25, "calibration_rows": 8, "max_tokens": 64, "batch_size": 8})

@@ -1,6 +1,8 @@
 """GPTQ: the group size it chooses, the error it makes, the folder it writes."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from tasks.quantize.gptq import GPTQ
 from tasks.shared.agreement import logits_of, token_agreement
 from tasks.shared.errors import TechniqueError
 from tasks.shared.models import load_model, weight_bytes
+from tests.settings_case import Case, Change
 from tests.tiny_llama import build_model, empty_run, inputs_of, save_tiny, write_corpus
 
 
@@ -80,3 +83,25 @@ def test_divergence_of_a_model_from_itself_is_zero() -> None:
     divergence, same = token_agreement(logits, logits + 3.0)  # a constant does not matter
     assert divergence.max() < 1e-6 and bool(same.all())
     assert token_agreement(logits, -logits)[0].min() > 0
+
+
+CHANGES = {
+    "bits": Change(8),
+    "group_size": Change(64),
+    "symmetric": Change(False),
+    "calibration_rows": Change(3),
+    "max_tokens": Change(16),
+    "damping": Change(0.5),
+    "actorder": Change("none"),
+    "check_rows": Change(1),  # only the figures know it
+}
+
+
+@contextmanager
+def settings_case(folder: Path) -> Iterator[Case]:
+    model = save_tiny(folder / "model", build_model(num_hidden_layers=1))
+    yield Case(
+        folder,
+        inputs_of(model, write_corpus(folder / "corpus")),
+        {"group_size": 32, "calibration_rows": 4, "max_tokens": 32, "check_rows": 2},
+    )

@@ -1,5 +1,7 @@
 """Round to nearest: the written integers are those of the definition, and 8 bits beat 4."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,8 @@ import torch
 from tasks.quantize.rtn import RTN
 from tasks.shared.errors import TechniqueError
 from tasks.shared.models import load_model, weight_bytes
-from tests.tiny_llama import empty_run, inputs_of, save_tiny, write_corpus
+from tests.settings_case import Case, Change
+from tests.tiny_llama import build_model, empty_run, inputs_of, save_tiny, write_corpus
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -42,3 +45,22 @@ def test_ragged_group_is_refused(tmp_path: Path) -> None:
     out, run = empty_run(tmp_path)
     with pytest.raises(TechniqueError, match="group_size"):
         RTN(group_size=48)(inputs_of(save_tiny(tmp_path / "source")), out, run)
+
+
+CHANGES = {
+    "bits": Change(8),
+    "group_size": Change(64),
+    "symmetric": Change(False),
+    "check_rows": Change(1),  # only the figures know it, and the next one
+    "max_tokens": Change(16),
+}
+
+
+@contextmanager
+def settings_case(folder: Path) -> Iterator[Case]:
+    model = save_tiny(folder / "model", build_model(num_hidden_layers=1))
+    yield Case(
+        folder,
+        inputs_of(model, write_corpus(folder / "corpus")),
+        {"group_size": 32, "check_rows": 2, "max_tokens": 32},
+    )

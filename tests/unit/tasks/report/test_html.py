@@ -1,6 +1,8 @@
 """The report: self-contained, escaped, complete, the same twice, and whole when parts are missing."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from tasks.report.wording import decision_line
 from tasks.shared.errors import DataError, TechniqueError
 from tasks.shared.technique import Inputs
 from tasks.shared.verdict import Comparison
+from tests.settings_case import Case, Change
 
 
 class Page(HTMLParser):
@@ -223,3 +226,16 @@ def test_extreme_figures_draw(tmp_path: Path, figure: float) -> None:
     (tmp_path / "slim" / "influence.csv").write_text("layer,influence,dropped\n0,0,False\n")
     page, _ = make(tmp_path, inputs)
     assert page.count("<svg") == 7 and not re.search(r'"[^"]*\b(nan|inf)\b[^"]*"', page[page.index("<svg") :])
+
+
+CHANGES = {
+    "title": Change("Another heading"),
+    "max_flips": Change(3),
+    "theme": Change("dark"),
+    "command": Change("make run"),
+}
+
+
+@contextmanager
+def settings_case(folder: Path) -> Iterator[Case]:
+    yield Case(folder, all_inputs(folder / "inputs", a_verdict()))

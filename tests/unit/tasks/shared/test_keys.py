@@ -1,12 +1,25 @@
 """Keys and digests: the same content is the same key, any change is another."""
 
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
+from flows.config import Runtime
+from flows.plan import STAGES, Plan, Step, build_plan, find_technique
+from flows.stage import Session
 from tasks.shared import keys
-from tasks.shared.keys import PROJECT, Digests, code_files, digest_json, library_versions, step_key
+from tasks.shared.keys import PROJECT, Digests, code_digest, code_files, digest_json, library_versions, step_key
+
+TARGETS = sorted(
+    yaml.safe_load(file.read_text("utf-8"))["_target_"]
+    for stage in STAGES
+    for file in (PROJECT / "conf" / stage).glob("*.yaml")
+)
 
 
 def test_key_changes_with_each_part() -> None:
@@ -122,3 +135,139 @@ def test_versions_drop_build_tags() -> None:
 def test_code_files_follow_child_processes() -> None:
     names = {file.relative_to(PROJECT).as_posix() for file in code_files("tasks.evaluate.paired")}
     assert {"tasks/evaluate/runtime_probe.py", "tasks/shared/llama_child.py", "tasks/shared/gguf.py"} <= names
+
+
+@pytest.fixture
+def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A copy of the code, to edit."""
+    shutil.copytree(PROJECT / "tasks", tmp_path / "tasks", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(keys, "PROJECT", tmp_path)
+    code_files.cache_clear()
+    yield tmp_path
+    code_files.cache_clear()
+
+
+def edit(file: Path) -> bytes:
+    """Add a line; returns what was there."""
+    before = file.read_bytes()
+    file.write_bytes(before + b"\n")
+    return before
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_an_edit_of_any_file_that_a_step_runs_changes_its_code_and_of_no_other(target: str, copy: Path) -> None:
+    module = target.rpartition(".")[0]
+    inside, first = code_files(module), code_digest(module)
+    assert copy.joinpath(*module.split(".")).with_suffix(".py") in inside
+    for file in inside:
+        before = edit(file)
+        assert code_digest(module) != first, file
+        file.write_bytes(before)
+    assert code_digest(module) == first
+    outside = [file for file in (copy / "tasks").rglob("*") if file.is_file() and file not in inside]
+    assert len(outside) > 10
+    for file in outside:
+        edit(file)
+    code_files.cache_clear()
+    assert code_digest(module) == first
+
+
+@pytest.mark.parametrize(
+    ("target", "file"),
+    [
+        ("report.html", "report/html.jinja"),
+        ("report.html", "report/html.css"),
+        ("curate.support", "curate/knowledge/returns.yaml"),
+        ("traces.openai", "shared/llama_child.py"),
+        ("export.gguf", "shared/llama_child.py"),
+        ("evaluate.paired", "evaluate/runtime_probe.py"),
+    ],
+)
+def test_templates_knowledge_and_child_processes_are_among_those_files(target: str, file: str) -> None:
+    assert PROJECT / "tasks" / file in code_files(f"tasks.{target}")
+
+
+def test_a_new_import_or_data_file_joins_the_code(copy: Path) -> None:
+    digests = [code_digest("tasks.curate.jsonl")]
+    (copy / "tasks/shared/extra.py").write_text("VALUE = 1\n", "utf-8")
+    assert code_digest("tasks.curate.jsonl") == digests[0]
+    rows = copy / "tasks/shared/rows.py"
+    rows.write_text(rows.read_text("utf-8") + "\n\ndef late():\n    from tasks.shared import extra\n", "utf-8")
+    code_files.cache_clear()
+    assert copy / "tasks/shared/extra.py" in code_files("tasks.curate.jsonl")
+    digests.append(code_digest("tasks.curate.jsonl"))
+    (copy / "tasks/shared/extra.py").write_text("VALUE = 2\n", "utf-8")
+    digests.append(code_digest("tasks.curate.jsonl"))
+    (copy / "tasks/curate/knowledge/more.yaml").write_text("articles: []\n", "utf-8")
+    code_files.cache_clear()
+    digests.append(code_digest("tasks.curate.jsonl"))
+    assert len(set(digests)) == len(digests)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_seed_and_every_library_are_in_the_identity(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = Step("step", target.split(".")[1], target, find_technique("test", target)(), {})
+    found = [step.identity(0), step.identity(1)]
+    installed = keys.version
+    for library in step.technique.libraries:
+        monkeypatch.setattr(keys, "version", lambda name, new=library: "99.0" if name == new else installed(name))
+        found.append(step.identity(0))
+    assert len(step.technique.libraries) > 0
+    assert len({digest_json(item) for item in found}) == len(found)
+
+
+def planned(root: Path, corpora: tuple[str, ...] = ("corpus",), **settings: Any) -> str:
+    """The key of a step that reads a model from disk and a finished corpus."""
+    for name in corpora:
+        out = root / "artifacts" / "trial" / name / "out"
+        if not out.exists():
+            out.mkdir(parents=True)
+            (out / "calibration.jsonl").write_text("{}\n", "utf-8")
+    corpus = {"_target_": "tasks.curate.support.Support"}
+    step = {"_target_": "tasks.prune.depth.Depth", "inputs": {"model": "models.base", "calibration": corpora[-1]}}
+    plan = build_plan(
+        {
+            "name": "trial",
+            "seed": settings.pop("seed", 0),
+            "models": {"base": {"path": str(root / "model"), "licence": "unknown"}},
+            "steps": {**dict.fromkeys(corpora, corpus), "slim": step | settings},
+        }
+    )
+    return key_of(plan, root, "slim")
+
+
+def key_of(plan: Plan, root: Path, step: str) -> str:
+    return Session(plan, Runtime(root=str(root))).key(plan.step(step))
+
+
+def test_content_and_name_of_every_input_are_in_the_key(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}", "utf-8")
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"weights")
+    found = [planned(tmp_path)]
+    assert planned(tmp_path) == found[0]
+    found += [planned(tmp_path, ratio=0.5), planned(tmp_path, seed=1)]
+    found.append(planned(tmp_path, ("corpus", "again")))  # the same content under another name
+    (tmp_path / "model" / "config.json").write_text("{ }", "utf-8")
+    found.append(planned(tmp_path))
+    (tmp_path / "model" / "added.json").write_text("{}", "utf-8")
+    found.append(planned(tmp_path))
+    (tmp_path / "artifacts/trial/corpus/out/calibration.jsonl").write_text("{} \n", "utf-8")
+    found.append(planned(tmp_path))
+    assert len(set(found)) == len(found)
+
+
+def test_the_content_of_the_users_own_files_is_in_the_key(tmp_path: Path) -> None:
+    names = ("train", "calibration", "test", "articles")
+    paths = {name: tmp_path / f"{name}.jsonl" for name in names}
+    for name, path in paths.items():
+        path.write_text(f"{name}\n", "utf-8")
+    corpus = {"_target_": "tasks.curate.jsonl.Jsonl"} | {name: str(path) for name, path in paths.items()}
+    plan = build_plan({"name": "trial", "seed": 0, "models": {}, "steps": {"corpus": corpus}})
+    found = [key_of(plan, tmp_path, "corpus")]
+    os.utime(paths["train"], (1, 1))
+    assert key_of(plan, tmp_path, "corpus") == found[0]
+    for path in paths.values():
+        path.write_text(path.read_text("utf-8") + "more\n", "utf-8")
+        found.append(key_of(plan, tmp_path, "corpus"))
+    assert len(set(found)) == len(found)

@@ -27,6 +27,18 @@ def test_missing_and_foreign_paths_are_refused(tmp_path: Path) -> None:
         check_source(tmp_path / "model.gguf")
 
 
+@pytest.mark.parametrize("offline", [False, True])
+def test_a_saved_tokenizer_does_not_tell_how_it_was_loaded(
+    offline: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import tokenization_utils_base
+
+    monkeypatch.setattr(tokenization_utils_base, "is_offline_mode", lambda: offline)
+    load_tokenizer(save_tiny(tmp_path / "model")).save_pretrained(tmp_path / "saved")
+    written = (tmp_path / "saved" / "tokenizer_config.json").read_text(encoding="utf-8")
+    assert "local" not in written
+
+
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "weights.pkl"])
 def test_pickles_are_refused_with_a_way_out(tmp_path: Path, name: str) -> None:
     (tmp_path / "config.json").write_text("{}")

@@ -1,5 +1,11 @@
 import json
+import re
+import socket
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -9,11 +15,13 @@ import yaml
 from tasks.shared import endpoint
 from tasks.shared.articles import Article, write_articles
 from tasks.shared.errors import ConfigError, DataError, EndpointError, ModelError
+from tasks.shared.keys import Digests
 from tasks.shared.rows import Message, Row, read_rows, write_rows
 from tasks.shared.technique import Artifact, Inputs, Kind, StepRun
 from tasks.traces.openai import Embedded, OpenAI, Prices
 from tasks.traces.prompt import choose_examples, choose_refusals, teacher_messages
 from tasks.traces.samples import SampleStore
+from tests.settings_case import Case, Change, untimed_traces
 
 SYSTEM = "You are the shop's bot."
 KEY = "sk-very-secret-0123456789"
@@ -42,17 +50,20 @@ def make_row(number: int, kind: str = "faq", grounded: bool = False) -> Row:
 ROWS = [make_row(number, "refuse" if number % 5 == 4 else "faq") for number in range(12)]
 
 
-@pytest.fixture
-def corpus(tmp_path) -> Path:
-    folder = tmp_path / "corpus"
+def write_corpus(folder: Path, more: str = "") -> Path:
     folder.mkdir()
     write_rows(folder / "train.jsonl", ROWS)
-    texts = {number: f"Item {number} ships in {number + 20} days." for number in range(12)}
+    texts = {number: f"Item {number} ships in {number + 20} days.{more}" for number in range(12)}
     write_articles(
         folder / "articles.jsonl",
         [Article(id=f"article-{n}", title=f"Item {n}", intent=f"topic{n}", text=text) for n, text in texts.items()],
     )
     return folder
+
+
+@pytest.fixture
+def corpus(tmp_path) -> Path:
+    return write_corpus(tmp_path / "corpus")
 
 
 class Teacher(ThreadingHTTPServer):
@@ -180,28 +191,57 @@ def test_max_prompts_bounds_the_requests(corpus, tmp_path):
 
 
 def test_a_killed_run_asks_only_for_what_is_missing(corpus, tmp_path):
-    with (
-        Teacher(lambda messages, count: right(messages) if count <= 5 else 401) as teacher,
-        pytest.raises(EndpointError),
-    ):
+    def fails_at_the_sixth(messages, count):
+        if count == 5:
+            time.sleep(0.3)  # still on its way when the other one fails
+        return right(messages) if count <= 5 else 401
+
+    with Teacher(fails_at_the_sixth) as teacher, pytest.raises(EndpointError):
         trace(corpus, teacher.url, tmp_path, "first", gold_ratio=0)
     kept = tmp_path / "scratch" / "samples.jsonl"
     lines = kept.read_bytes().splitlines(keepends=True)
-    answered = len(lines)
-    assert 2 <= answered <= 5, "what was in flight when the endpoint failed may be lost, nothing that came before"
-    kept.write_bytes(b"".join(lines[:-1]) + lines[-1][:20])  # the kill came while it wrote the last one
+    assert len(lines) == 5, "the answers in flight when the endpoint failed are waited for"
+    kept.write_bytes(b"".join(lines[:-1]) + lines[-1][:20])  # a power cut while it wrote the last one
     with Teacher(right) as teacher:
-        _, rows, card, usage = trace(corpus, teacher.url, tmp_path, "second", gold_ratio=0)
-        missing = 13 - answered
-        assert len(teacher.seen) == missing
-        assert usage["reused"] == answered - 1 and usage["requests"] == 12 and card["teacher"] == 12
+        metrics, rows, card, usage = trace(corpus, teacher.url, tmp_path, "second", gold_ratio=0)
+        assert len(teacher.seen) == 8
+        assert metrics["reused"] == 4 and usage["requests"] == 12 and card["teacher"] == 12
         _, again, *_ = trace(corpus, teacher.url, tmp_path, "third", gold_ratio=0)
-        assert len(teacher.seen) == missing and again == rows
+        assert len(teacher.seen) == 8 and again == rows
         trace(
             corpus, teacher.url, tmp_path, "fourth", gold_ratio=0, temperature=0.9
         )  # another request: nothing of it is known
-        assert len(teacher.seen) == missing + 12
+        assert len(teacher.seen) == 20
     assert all(line.endswith(b"}\n") for line in kept.read_bytes().splitlines(keepends=True))
+
+
+def test_the_artifact_does_not_tell_how_often_it_was_interrupted(corpus, tmp_path):
+    failures = {"Item 0 ships": 503, "Item 7 ships": 401}  # each for the first time it is asked
+
+    def unsteady(messages, _):
+        item = right(messages)[:12]
+        return failures.pop(item, None) or right(messages)
+
+    with Teacher(unsteady) as teacher:
+        with pytest.raises(EndpointError):
+            trace(corpus, teacher.url, tmp_path, "first", gold_ratio=0)
+        metrics, *_ = trace(corpus, teacher.url, tmp_path, "cut", gold_ratio=0)
+    assert metrics["retries"] == 1 and metrics["reused"] >= 7
+    (tmp_path / "scratch" / "samples.jsonl").unlink()
+    with Teacher(right) as teacher:
+        trace(corpus, teacher.url, tmp_path, "whole", gold_ratio=0)
+    digests = Digests(tmp_path / "none")
+    assert digests.tree(tmp_path / "cut") == digests.tree(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("garbage", [b"\x00" * 300, b"[1, 2]\n{}\n\xff\xfe\n", b'{"row": "row-1"'])
+def test_garbage_among_the_kept_answers_is_passed_over(corpus, tmp_path, garbage):
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "scratch" / "samples.jsonl").write_bytes(garbage)
+    with Teacher(right) as teacher:
+        _, _, card, _ = trace(corpus, teacher.url, tmp_path, "first", gold_ratio=0)
+        trace(corpus, teacher.url, tmp_path, "second", gold_ratio=0)
+    assert card["teacher"] == 12 == len(teacher.seen)
 
 
 def test_ctrl_c_leaves_what_was_answered(corpus, tmp_path, monkeypatch):
@@ -330,3 +370,82 @@ def test_the_yaml_holds_the_defaults():
     told = yaml.safe_load((Path(__file__).parents[4] / "conf/traces/openai.yaml").read_text())
     assert told.pop("_target_") == "tasks.traces.openai.OpenAI"
     assert told == json.loads(json.dumps(asdict(OpenAI())))
+
+
+LOCAL = {"base_url": "", "max_prompts": 1, "samples": 1, "max_tokens": 4}
+"""llama.cpp on this machine, asked once."""
+CHANGES = {
+    "base_url": Change(lambda case: case.more["other_url"]),
+    "model": Change("other"),
+    "api_key_env": Change("STILLROOM_TEST_KEY"),
+    "concurrency": Change(4),
+    "timeout_s": Change(60.0),
+    "max_attempts": Change(2),
+    "samples": Change(3),
+    "temperature": Change(0.9),
+    "top_p": Change(0.5),
+    "max_tokens": Change(50),
+    "stop": Change(["\n"]),
+    "send_seed": Change(False),
+    "article_in_prompt": Change(False),
+    "examples": Change(1),
+    "hint": Change("never"),
+    "gold_ratio": Change(0.5),
+    "when_rejected": Change("drop"),
+    "max_prompts": Change(4),
+    "limits.min_words": Change(8),
+    "limits.max_words": Change(6),
+    "limits.support": Change(0.3),
+    "limits.other_numbers": Change(True),
+    "limits.negations": Change(True),
+    "prices.input": Change(1.0),
+    "prices.output": Change(1.0),
+    "embedded.context": Change(256, {**LOCAL, "embedded.context": 512}, refused="status 400.*context"),
+    "embedded.port": Change(lambda case: case.more["port"], LOCAL),
+}
+WORDINGS = (
+    "Item {n} ships in {days} days.",
+    "Item {n} ships in {days} days, not before.",
+    "Item {n} ships in {days} days and weighs 77 grams.",
+    "Item {n} ships in {days} days, splendid marvellous wonderful.",
+)
+
+
+def vary(body, words):
+    """An answer that every part of the request changes: its first word by the whole body, the rest by the question."""
+    word = words[sha256(json.dumps(body, sort_keys=True).encode()).digest()[0] % len(words)]
+    last = body["messages"][-1]["content"]
+    number = int(re.search(r"question (\d+)\?", last)[1])
+    wording = "I can't share codes." if "Decline" in last else WORDINGS[number % len(WORDINGS)]
+    return f"{word}, {wording.format(n=number, days=number + 20)}"
+
+
+@contextmanager
+def settings_case(folder: Path) -> Iterator[Case]:
+    from tasks.shared.gguf import write_gguf
+    from tests.tiny_llama import build_model, save_tiny
+
+    write_gguf(save_tiny(folder / "hf", build_model(num_hidden_layers=1)), folder / "tiny.gguf")
+    corpus = write_corpus(folder / "corpus", more=" It weighs 77 grams.")
+    inputs = Inputs(
+        {
+            "prompts": (Artifact("corpus", Kind.CORPUS, corpus),),
+            "teacher": (Artifact("models.teacher", Kind.MODEL, folder / "tiny.gguf"),),
+        }
+    )
+    words = ("So", "Now", "Yes", "Oh", "Ah", "And", "Hm", "Aha")
+    with pytest.MonkeyPatch.context() as patch, Teacher(None) as one, Teacher(None) as other:
+        patch.setenv("STILLROOM_TEST_KEY", KEY)
+        one.reply = lambda messages, count: vary(one.seen[-1], words)
+        other.reply = lambda messages, count: vary(other.seen[-1], words[::-1])
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        more = {"other_url": other.url, "port": port}
+        settings = {
+            "base_url": one.url,
+            "model": "teacher",
+            "concurrency": 2,
+            "temperature": 0.3,
+            "embedded.context": 1024,
+        }
+        yield Case(folder, inputs, settings, untimed_traces, alone=LOCAL, more=more)

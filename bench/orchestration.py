@@ -1,0 +1,177 @@
+"""What orchestration costs: a chain of ten steps that do no work, by every way to run it, in one go.
+
+python -m bench.orchestration                     three rounds, about ten minutes on two cores
+python -m bench.orchestration --rounds 1
+
+Each round changes a setting of the first step, so that all ten steps run again; then the same command runs with nothing to do.
+"""
+
+import argparse
+import os
+import platform
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+from rich.console import Console
+from rich.table import Table
+
+from flows.servers import free_port
+from tests.workshop import Workshop, build_workshop
+
+STEPS = 10
+RECIPE = """# @package _global_
+defaults:
+  - /curate@steps.s0: toy
+{defaults}
+  - _self_
+name: chain
+steps:
+  s0: {{text: "round {number}"}}
+  s1: {{inputs: {{data: s0}}}}
+{steps}
+"""
+CALLS = """
+import sys, tempfile, time
+from pathlib import Path
+from tasks.shared.technique import Artifact, Inputs, Kind, StepRun
+from tasks.curate.toy import Toy as Curate
+from tasks.distill.toy import Toy as Distill
+from tasks.prune.toy import Toy as Prune
+root = Path(tempfile.mkdtemp())
+started = time.perf_counter()
+inputs, port = Inputs({}), "data"
+for number, technique in enumerate([Curate(), Distill(), *[Prune() for _ in range(8)]]):
+    out = root / str(number)
+    out.mkdir()
+    technique(inputs, out, StepRun(f"s{number}", 0, root))
+    inputs = Inputs({"data" if number == 0 else "model": (Artifact(f"s{number}", Kind.MODEL, out),)})
+print(time.perf_counter() - started)
+"""
+
+
+@dataclass
+class Figures:
+    """Seconds of one way to run the chain, by round."""
+
+    first: list[float] = field(default_factory=list)
+    again: list[float] = field(default_factory=list)
+
+
+def write_recipe(shop: Workshop, number: int) -> None:
+    """The chain, with a setting that no earlier round had."""
+    names = [f"s{index}" for index in range(STEPS)]
+    defaults = ["  - /distill@steps.s1: toy", *(f"  - /prune@steps.{name}: toy" for name in names[2:])]
+    steps = [f"  {name}: {{inputs: {{model: {before}}}}}" for before, name in zip(names[1:], names[2:], strict=False)]
+    text = RECIPE.format(defaults="\n".join(defaults), steps="\n".join(steps), number=number)
+    (shop.folder / "conf/recipe/chain.yaml").write_text(text, "utf-8")
+
+
+def timed(run: Callable[[], "subprocess.CompletedProcess[str]"]) -> float:
+    """Seconds of one command, which has to succeed."""
+    started = time.perf_counter()
+    done = run()
+    seconds = time.perf_counter() - started
+    if done.returncode:
+        sys.exit(done.stderr)
+    return seconds
+
+
+@contextmanager
+def prefect_server(home: Path):  # type: ignore[no-untyped-def]
+    """A server as `make ui` starts it; yields the API's URL."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}/api"
+    environment = os.environ | {"PREFECT_HOME": str(home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "PREFECT_API_URL": url}
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    server = subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        for _ in range(1200):
+            try:
+                if httpx.get(f"{url}/health").is_success:
+                    break
+            except httpx.HTTPError:
+                time.sleep(0.1)
+        yield url
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait()
+
+
+def ways(shop: Workshop, url: str) -> dict[str, Callable[[], "subprocess.CompletedProcess[str]"]]:
+    """Every way to run the chain, by what it is called in the table."""
+    plain = ["+recipe=chain", "runtime.orchestrator=none"]
+    return {
+        "plain loop": lambda: shop.compress(*plain, "tracking=none", "runtime.dvc=false"),
+        "plain loop, DVC": lambda: shop.compress(*plain, "tracking=none"),
+        "plain loop, DVC, MLflow": lambda: shop.compress(*plain, "tracking=mlflow"),
+        "Prefect (temporary server), DVC, MLflow": lambda: shop.compress(
+            "+recipe=chain", "runtime.orchestrator=prefect", "tracking=mlflow"
+        ),
+        "Prefect (running server), DVC, MLflow": lambda: shop.compress(
+            "+recipe=chain", "runtime.orchestrator=prefect", "tracking=mlflow", env={"PREFECT_API_URL": url}
+        ),
+        "dvc repro": lambda: shop.dvc("repro", *(f"chain-s{index}" for index in range(STEPS))),
+    }
+
+
+def measure(shop: Workshop, url: str, rounds: int) -> dict[str, Figures]:
+    """All ways in turn, in every round."""
+    figures: dict[str, Figures] = {}
+    number = 0
+    for _ in range(rounds):
+        calls = shop.command(sys.executable, "-c", CALLS)
+        figures.setdefault("bare function calls", Figures()).first.append(float(calls.stdout))
+        for name, run in ways(shop, url).items():
+            number += 1
+            write_recipe(shop, number)
+            if shop.python("flows.sync", "chain").returncode:
+                sys.exit("flows.sync failed")
+            found = figures.setdefault(name, Figures())
+            shop.executed()
+            found.first.append(timed(run))
+            if len(shop.executed()) != STEPS:
+                sys.exit(f"{name}: not every step ran")
+            found.again.append(timed(run))
+            if shop.executed():
+                sys.exit(f"{name}: a step ran again")
+    return figures
+
+
+def spread(values: list[float]) -> str:
+    """Median and range."""
+    if not values:
+        return "-"
+    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        shop = build_workshop(Path(name) / "shop")
+        with prefect_server(Path(name) / "prefect") as url:
+            figures = measure(shop, url, options.rounds)
+    table = Table(title=f"{STEPS} steps without work, seconds: median (range) of {options.rounds} rounds")
+    for column in ("way", "all steps run", "per step", "nothing to do"):
+        table.add_column(column, justify="left" if column == "way" else "right")
+    for way, found in figures.items():
+        table.add_row(way, spread(found.first), spread([value / STEPS for value in found.first]), spread(found.again))
+    console = Console()
+    console.print(table)
+    console.print(f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, Python {platform.python_version()}")
+
+
+if __name__ == "__main__":
+    main()

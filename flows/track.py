@@ -1,0 +1,97 @@
+"""Records of runs that the tracking server does not have yet.
+
+python -m flows.track                     what waits, and for which server
+python -m flows.track flush               send it
+python -m flows.track flush --uri URI     send it somewhere else
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tasks.shared.errors import StillroomError
+from tasks.shared.keys import PROJECT
+from tasks.shared.outbox import DAMAGED, base, list_outboxes
+
+log = logging.getLogger("stillroom")
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m flows.track",
+        description="Show, or send, what a tracking server that was down has missed.",
+        epilog="exit codes: 0 all is sent (or: shown); 1 something still waits, nothing is lost; 2 a message",
+    )
+    parser.add_argument("action", nargs="?", choices=["show", "flush"], default="show", help="default: show")
+    parser.add_argument("--uri", default="", help="tracking server; default: the one that each run was meant for")
+    parser.add_argument("--root", type=Path, default=PROJECT, help="folder with artifacts/ (runtime.root)")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    options = parse(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    root = options.root.expanduser().resolve()
+    try:
+        return send(root, options.uri) if options.action == "flush" else show(root)
+    except StillroomError as error:
+        log.error("%s", error)
+        return 2
+    except OSError as error:
+        log.error("%s: %s\n  nothing is lost; what was not sent is still there", error.filename or root, error.strerror)
+        return 2
+
+
+def show(root: Path) -> int:
+    """A table of the runs with something to send."""
+    from datetime import datetime
+
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    outboxes = [outbox for outbox in list_outboxes(root) if outbox.header() or outbox.files()]
+    table = Table(title="runs that wait to be recorded", caption="send them: python -m flows.track flush")
+    for name in ("recipe", "started", "events", "address", "process"):
+        table.add_column(name, justify="right" if name == "events" else "left", overflow="fold")
+    for outbox in outboxes:
+        header = outbox.header()
+        started = datetime.fromtimestamp(header.started / 1000).astimezone() if header else None
+        table.add_row(
+            header.experiment if header else "?",
+            f"{started:%Y-%m-%d %H:%M}" if started else "?",
+            str(len(outbox.files())),
+            header.address if header else "?",
+            "running" if outbox.alive() else "ended",
+        )
+    if outboxes:
+        console.print(table)
+    else:
+        console.print("nothing waits")
+    if aside := sorted((base(root) / DAMAGED).glob("*")):
+        console.print(f"set aside, unreadable: {len(aside)} in {base(root) / DAMAGED}", markup=False, soft_wrap=True)
+    return 0
+
+
+def send(root: Path, uri: str) -> int:
+    """Send what waits and say what came of it."""
+    from rich.console import Console
+
+    from tasks.shared.tracking.delivery import flush
+
+    found = flush(root, uri)
+    console = Console(soft_wrap=True, markup=False, highlight=False)
+    console.print(f"{found.sent} events sent, {found.waiting} waiting")
+    for file in found.aside:
+        console.print(f"set aside, it is no event: {file}")
+    for problem in found.problems:
+        console.print(f"not sent: {problem}")
+    return 1 if found.problems or found.waiting else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,206 @@
+"""Checkpoints that a killed training goes on from, to the very weights and curve of an undisturbed one.
+
+The trainer's own checkpoints lose four things, which are kept here: the loss summed since the last log line, whether
+training had ended, the order of the rows in an epoch that was cut, and the difference between a whole checkpoint and
+half a one.  A checkpoint counts once it holds MARK, written after all its files have reached the disk.
+"""
+
+import json
+import logging
+import os
+import shutil
+import time
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.shared.errors import MachineError
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
+
+log = logging.getLogger(__name__)
+MARK = "complete.json"
+STATE = "trainer_state.json"
+PREFIX = "checkpoint-"
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint to go on from; unfinished and unreadable ones are deleted, with a message.
+
+    One whose best epoch's checkpoint is lost is of no use either: the best epoch is what training ends in.
+    """
+    if folder.exists() and not folder.is_dir():
+        folder.unlink()
+    found = sorted(folder.glob(f"{PREFIX}*"), key=_step, reverse=True)
+    faults = {path: _fault(path) for path in found}
+    for path in found:
+        best = _best(path) if not faults[path] else None
+        if best is not None and faults.get(best, "it is gone"):
+            faults[path] = f"{best.name}, its best epoch, cannot be used"
+    for path, fault in faults.items():
+        if fault:
+            log.warning("%s is not used: %s", path.name, fault)
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    whole = [path for path in found if not faults[path]]
+    if whole:
+        log.info("going on from %s", whole[0].name)
+    return whole[0] if whole else None
+
+
+def _step(path: Path) -> int:
+    number = path.name.removeprefix(PREFIX)
+    return int(number) if number.isdecimal() else -1
+
+
+def _fault(path: Path) -> str:
+    """Why a checkpoint cannot be read, or "".  The zip files' checksums are read through, once per resumed run."""
+    try:
+        files: Mapping[str, int] = json.loads((path / MARK).read_text("utf-8"))["files"]
+        json.loads((path / STATE).read_text("utf-8"))
+        for name, size in files.items():
+            file = path / name
+            if file.stat().st_size != size:
+                return f"{name} has {file.stat().st_size} bytes, not {size}"
+            if file.suffix in {".pt", ".pth"}:
+                with zipfile.ZipFile(file) as archive:
+                    if (bad := archive.testzip()) is not None:
+                        return f"{name} is damaged at {bad}"
+    except FileNotFoundError:
+        return "it was not finished"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+        return f"it cannot be read ({error})"
+    return ""
+
+
+def _best(path: Path) -> Path | None:
+    """The checkpoint of the best epoch so far, or None before the first evaluation."""
+    step = json.loads((path / STATE).read_text("utf-8")).get("best_global_step")
+    return path.with_name(f"{PREFIX}{step}") if step else None
+
+
+def has_ended(checkpoint: Path) -> bool:
+    """Whether training was over when this checkpoint was written: all steps done, or stopped early."""
+    return bool(json.loads((checkpoint / MARK).read_text("utf-8"))["ended"])
+
+
+def train(trainer: Any, checkpoint: Path | None) -> None:
+    """Train from a checkpoint or from the start; a training that had ended is only read again."""
+    if checkpoint is None or not has_ended(checkpoint):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        return
+    from transformers.trainer_callback import TrainerState
+
+    trainer.state = TrainerState.load_from_json(str(checkpoint / STATE))
+    best = _best(checkpoint) if trainer.args.load_best_model_at_end else None
+    trainer._load_from_checkpoint(str(best or checkpoint))
+
+
+def resumable(base: type[Any]) -> type[Any]:
+    """A Trainer class whose checkpoints are marked when whole, and whose epochs have an order of their own.
+
+    base: transformers' Trainer or a child of it.  Give it `keeper` as a callback and save_total_limit=None: what is
+    deleted is decided here, by step number, since clocks can be set back.
+    """
+
+    class Resumable(base):
+        def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+            rows = self.train_dataset if train_dataset is None else train_dataset
+            batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
+            lengths = [len(ids) for ids in rows["input_ids"]]
+            return epoch_sampler(lengths, batch, self.args.data_seed, lambda: int(self.state.epoch or 0))
+
+        def _save_checkpoint(self, model: Any, trial: Any) -> None:
+            from safetensors import SafetensorError
+
+            folder = Path(self.args.output_dir) / f"{PREFIX}{self.state.global_step}"
+            try:
+                super()._save_checkpoint(model, trial)
+                _mark(folder, self)
+            except (OSError, RuntimeError, SafetensorError) as error:  # the writers' names for a full disk
+                raise _write_error(folder, error) from error
+            keep = {folder, _best(folder)}
+            for old in Path(self.args.output_dir).glob(f"{PREFIX}*"):
+                if old not in keep:
+                    shutil.rmtree(old, ignore_errors=True)
+
+    return Resumable
+
+
+def _mark(folder: Path, trainer: Any) -> None:
+    """Flush every file to the disk, then say that the checkpoint is whole, and what the trainer itself does not keep."""
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+    for file in files:
+        with file.open("rb") as stream:
+            os.fsync(stream.fileno())
+    kept = {
+        "files": {file.relative_to(folder).as_posix(): file.stat().st_size for file in files},
+        "ended": trainer.control.should_training_stop,
+        "loss": trainer._tr_loss.item(),
+        "logged": trainer._globalstep_last_logged,
+    }
+    part = folder / f"{MARK}.part"
+    part.write_text(json.dumps(kept), "utf-8")
+    part.replace(folder / MARK)
+
+
+def _write_error(folder: Path, error: Exception) -> MachineError:
+    """What a failed write means; the half checkpoint is deleted, which also gives its room back."""
+    free = shutil.disk_usage(folder.parent).free
+    shutil.rmtree(folder, ignore_errors=True)
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return MachineError(
+        str(folder),
+        f"the checkpoint cannot be written, {free / 2**20:.0f} MiB free: {reason}",
+        "room for three checkpoints: the last, the best and the next, each of weights and two moments in float32",
+        "free space, or put artifacts elsewhere (runtime.root=/big/disk); run again to go on from the last whole checkpoint",
+    )
+
+
+def epoch_sampler(lengths: list[int], batch: int, seed: int, epoch: Callable[[], int]) -> Any:
+    """Rows grouped by length in an order that only seed and epoch decide.
+
+    The trainer's sampler draws from torch's global generator, whose state at an epoch's start no checkpoint within it has.
+    """
+    import torch
+    from transformers.trainer_pt_utils import LengthGroupedSampler
+
+    class EpochSampler(LengthGroupedSampler):
+        def __iter__(self) -> Any:
+            self.generator = torch.Generator().manual_seed(seed + 1_000_003 * epoch())
+            return super().__iter__()
+
+    return EpochSampler(batch, lengths=lengths)
+
+
+def keeper(trainer: Any, every_s: float) -> "TrainerCallback":
+    """A callback that asks for a checkpoint when `every_s` seconds of work have passed, and restores what the trainer forgets.
+
+    Never at an epoch's last step: that one's checkpoint is written after the evaluation, and must not be written twice.
+    """
+    from transformers import TrainerCallback
+
+    class Keeper(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.saved = time.monotonic()
+            checkpoint = Path(args.output_dir) / f"{PREFIX}{state.global_step}"
+            if not state.global_step:
+                return
+            import torch
+
+            kept = json.loads((checkpoint / MARK).read_text("utf-8"))
+            trainer._tr_loss = torch.tensor(kept["loss"], device=args.device)
+            trainer._globalstep_last_logged = kept["logged"]
+            best = _best(checkpoint)
+            state.best_model_checkpoint = str(best) if best else None  # the folder may have moved
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            last = float(state.epoch).is_integer() or state.global_step >= state.max_steps
+            if not last and time.monotonic() - self.saved >= every_s:
+                control.should_save = True
+
+        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.saved = time.monotonic()
+
+    return Keeper()

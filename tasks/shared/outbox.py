@@ -1,0 +1,193 @@
+"""Events of a run as files, kept until the tracking server has them; knows nothing of MLflow.
+
+artifacts/.outbox/<run>/run.json           whose events these are
+artifacts/.outbox/<run>/NNNN-<event>.json  one event, written beside and renamed; deleted when it was sent
+artifacts/.outbox/<run>/.alive             locked as long as the process of the run lives
+artifacts/.outbox/<run>/.lock              held by whoever sends one of its events
+artifacts/.outbox/damaged/                 files that could not be read, set aside
+"""
+
+import json
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+VERSION = 1
+"""Of the event files; a file of another version is set aside, not guessed at."""
+HEADER, DAMAGED = "run.json", "damaged"
+
+
+@dataclass(frozen=True)
+class Header:
+    """Whose events they are.
+
+    run: a UUID.  experiment: the recipe.  address: tracking URI, credentials masked.  started: ms since 1970.
+    """
+
+    run: str
+    experiment: str
+    address: str
+    started: int
+
+
+@dataclass(frozen=True)
+class Event:
+    """One thing that happened: start, step or finish.  at: ms since 1970.  number: its place among the run's events."""
+
+    header: Header
+    kind: str
+    number: int
+    at: int
+    content: Mapping[str, Any]
+
+    @property
+    def identity(self) -> str:
+        """What tells it from the run's other events, the same at every attempt to send it."""
+        return f"{self.number:04}-{self.kind}"
+
+
+class Outbox:
+    """The waiting events of one run."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._next = 0
+        self._alive: FileLock | None = None
+
+    @property
+    def run(self) -> str:
+        """The run's UUID."""
+        return self.folder.name
+
+    def event(self, header: Header, kind: str, content: Mapping[str, Any]) -> Event:
+        """The run's next event."""
+        self._next += 1
+        return Event(header, kind, self._next - 1, now(), content)
+
+    def put(self, event: Event) -> None:
+        """Write an event, all or nothing.  Called by the run itself; from the first call on it counts as alive."""
+        if self._alive is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._alive = FileLock(self.folder / ".alive", thread_local=False)
+            self._alive.acquire()
+        if not (self.folder / HEADER).is_file():
+            write_whole(self.folder / HEADER, asdict(event.header))
+        write_whole(self._file(event), {"version": VERSION, **asdict(event)})
+
+    def _file(self, event: Event) -> Path:
+        return self.folder / f"{event.identity}.json"
+
+    def header(self) -> Header | None:
+        """Whose events they are, as far as run.json can be read."""
+        try:
+            return Header(**json.loads((self.folder / HEADER).read_text("utf-8")))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def files(self) -> list[Path]:
+        """The waiting events, oldest first."""
+        return sorted(self.folder.glob("[0-9]*-*.json"))
+
+    def interrupted(self) -> list[Path]:
+        """Events whose writing was cut short: the process died in the middle."""
+        return sorted(self.folder.glob("[0-9]*.json.part"))
+
+    def read(self, file: Path) -> Event | None:
+        """One waiting event, or None if the file is not one."""
+        try:
+            found = json.loads(file.read_text("utf-8"))
+            if found.pop("version") != VERSION or not isinstance(found["content"], dict):
+                return None
+            return Event(**found | {"header": Header(**found["header"])})
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            return None
+
+    def sent(self, event: Event) -> None:
+        """Forget an event that the server has."""
+        self._file(event).unlink(missing_ok=True)
+
+    def set_aside(self, file: Path) -> Path:
+        """Move an unreadable file out of the way; returns where it is now."""
+        aside = self.folder.parent / DAMAGED / f"{self.run}-{file.name}"
+        aside.parent.mkdir(exist_ok=True)
+        return file.rename(aside)
+
+    @contextmanager
+    def sending(self) -> Iterator[bool]:
+        """Hold the only right to send this run's events; False if another sender has closed the outbox meanwhile."""
+        lock = FileLock(self.folder / ".lock", thread_local=False)
+        try:
+            lock.acquire()
+        except FileNotFoundError:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
+
+    def alive(self) -> bool:
+        """Whether the process that writes these events still lives."""
+        lock = FileLock(self.folder / ".alive", thread_local=False)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return True
+        except FileNotFoundError:  # another sender has closed the outbox
+            return False
+        lock.release()
+        return False
+
+    def release(self) -> None:
+        """The run has written its last event."""
+        if self._alive is not None:
+            self._alive.release()
+
+    def close(self) -> None:
+        """Remove the folder of a run that is over and has nothing waiting, not even a torn file."""
+        if not self.files() and not self.interrupted():
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def base(root: Path) -> Path:
+    """Where all outboxes below a root are."""
+    return root / "artifacts" / ".outbox"
+
+
+def new_outbox(root: Path) -> Outbox:
+    """An outbox for a run that is about to start; nothing is written yet."""
+    return Outbox(base(root) / uuid.uuid4().hex)
+
+
+def list_outboxes(root: Path) -> list[Outbox]:
+    """Every run that has something waiting, or that ended without closing; the oldest first."""
+    found = [Outbox(path) for path in base(root).glob("*") if path.is_dir() and path.name != DAMAGED]
+    return sorted(found, key=lambda box: header.started if (header := box.header()) else 0)
+
+
+def write_whole(file: Path, content: Any) -> None:
+    """Write a JSON file so that a reader, or a rerun after a kill or a power cut, finds all of it or nothing."""
+    part = file.with_name(f"{file.name}.part")
+    try:
+        with part.open("w", encoding="utf-8") as stream:
+            json.dump(content, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        part.replace(file)
+    except OSError:  # a full disk
+        with suppress(OSError):
+            part.unlink()
+        raise
+
+
+def now() -> int:
+    """Milliseconds since 1970."""
+    return time.time_ns() // 1_000_000
