@@ -6,7 +6,6 @@ In tests/unit/tasks/<stage>/test_<technique>.py:
 """
 
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -131,18 +130,15 @@ def untimed_verdict(out: Path, metrics: Metrics) -> Result:
     return {"verdict": verdict, "items": (out / "items.jsonl").read_text("utf-8"), "metrics": flat}
 
 
-TIMES = re.compile(r'"(?:seconds|tokens_per_second)": ?[0-9.e-]+')
+EFFORT = {"seconds", "tokens_per_second", "retries", "reused"}
+"""What answers took: figures of the run, not of the artifact."""
 
 
 def untimed_traces(out: Path, metrics: Metrics) -> Result:
-    """Traces without how long the answers took, and without the digests of the requests, which change with any setting."""
+    """Traces without what the answers took, and without the digests of the requests, which change with any setting."""
     samples = [json.loads(line) for line in (out / "samples.jsonl").read_text("utf-8").splitlines()]
-    kept = [{name: value for name, value in sample.items() if name not in ("seconds", "digest")} for sample in samples]
-    texts = {
-        name: TIMES.sub("", (out / name).read_text("utf-8")) for name in ("train.jsonl", "usage.json", "card.json")
-    }
     return {
-        "samples": kept,
-        "files": texts,
-        "metrics": {name: value for name, value in metrics.items() if name != "seconds"},
+        "samples": [{name: value for name, value in sample.items() if name != "digest"} for sample in samples],
+        "files": {name: (out / name).read_text("utf-8") for name in ("train.jsonl", "usage.json", "card.json")},
+        "metrics": {name: value for name, value in metrics.items() if name not in EFFORT},
     }

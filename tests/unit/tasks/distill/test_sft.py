@@ -184,7 +184,7 @@ CHANGES = {
     "accumulation": Change(2),
     "max_tokens": Change(16, refused="too long"),
     "validation": Change(0.4),
-    "patience": Change(1, {"epochs": 4, "learning_rate": 0.5, "patience": 0}),  # the loss rises, so that it stops
+    "patience": Change(1, {"epochs": 6, "learning_rate": 2.0, "schedule": "constant_with_warmup", "patience": 0}),  # it rises
     "precision": Change("bfloat16"),
     "frozen_layers": Change(1),
     "gradient_checkpointing": Change(True),
