@@ -27,7 +27,7 @@ from flows.params import tracked_recipe
 from flows.plan import Plan, Step, build_plan
 from tasks.shared.artifacts import MANIFEST, Place, Store, disk_errors
 from tasks.shared.errors import ConfigError, StillroomError
-from tasks.shared.keys import code_digest, code_files, flatten, module_name, step_key
+from tasks.shared.keys import PROJECT, code_digest, code_files, flatten, module_name, step_key
 from tasks.shared.technique import Artifact, Inputs, StepRun
 
 log = logging.getLogger("stillroom")
@@ -46,7 +46,7 @@ class Session:
 
     def __post_init__(self) -> None:
         """Open the store."""
-        self.store = Store(self.runtime.folder, trust=self.runtime.verify == "stat")
+        self.store = Store(self.runtime.folder, shared_root(self.runtime.folder), trust=self.runtime.verify == "stat")
 
     def place(self, name: str) -> Place:
         """Where a step's artifact is read from."""
@@ -108,6 +108,12 @@ class Session:
         if before.get("key") == key:
             return self.store.fault(self.view(step.name), key) or "its files are gone from the store"
         return ", ".join(changes(before, describe(self, step, key)))
+
+
+def shared_root(folder: Path) -> Path:
+    """The root whose store is used: the checkout's own, where DVC runs an experiment in a temporary copy of it ($DVC_ROOT)."""
+    home = Path(os.environ.get("DVC_ROOT") or folder).resolve()
+    return home if folder == PROJECT and folder.is_relative_to(home / ".dvc" / "tmp") else folder
 
 
 def make(session: Session, step: Step, key: str) -> Place:

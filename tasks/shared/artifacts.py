@@ -105,7 +105,8 @@ class Store:
         """Why the artifact cannot be used for this key: None (it can), "" (nothing there), or a reason."""
         manifest = place.read_manifest()
         if manifest is None:
-            return "" if not place.folder.exists() else "its manifest is missing or damaged"
+            there = place.manifest.exists() or place.out.exists()  # DVC empties a folder and leaves it
+            return "its manifest is missing or damaged" if there else ""
         if manifest.get("key") != key:
             return "settings, inputs, code or versions changed"
         if not place.out.is_dir():

@@ -125,10 +125,22 @@ class Server:
 
 
 def prepare_database(file: Path | None) -> None:
-    """Let a sqlite file write ahead: readers and one writer at once, and fewer waits for the disk.  It stays so."""
+    """Make a sqlite file that is not there yet, and let it write ahead: readers and one writer at once, fewer waits for the disk.
+
+    MLflow builds the schema in dozens of steps, and one that is killed among them can never be opened again; so it is built
+    beside, and renamed when it is whole.
+    """
     if file is None:
         return
     file.parent.mkdir(parents=True, exist_ok=True)
+    if not file.exists():
+        import mlflow
+
+        fresh = file.with_name(f".{file.name}.new")
+        for leftover in file.parent.glob(f"{fresh.name}*"):
+            leftover.unlink()
+        mlflow.MlflowClient(f"sqlite:///{fresh}").search_experiments(max_results=1)
+        fresh.replace(file)
     with closing(sqlite3.connect(file, timeout=10)) as database:
         database.execute("PRAGMA journal_mode=WAL")
 
