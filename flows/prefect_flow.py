@@ -74,8 +74,10 @@ def start_flow(run: Run, overrides: Sequence[str], failed: list[BaseException]) 
 
 
 def flow_name(recipe: str, overrides: Sequence[str]) -> str:
-    """A flow run's name: the recipe, and what differs from it."""
-    return f"{recipe} {' '.join(overrides)}".strip()[:200]
+    """A flow run's name: the recipe, and what of it is made otherwise."""
+    from flows.execute import is_variant
+
+    return " ".join([recipe, *(item for item in overrides if is_variant([item]))])[:200]
 
 
 def flow_tags(run: Run) -> list[str]:
@@ -99,7 +101,7 @@ def as_state(work: Callable[[], list[Outcome]], failed: list[BaseException]) -> 
         failed.append(error)
         return Failed(message=str(error))
     made = sum(outcome.status == "made" for outcome in outcomes)
-    return Completed(message=f"{made} of {len(outcomes)} steps made, the others were there")
+    return Completed(message=f"{made} steps made, {len(outcomes) - made} found")
 
 
 def drive(run: Run) -> list[Outcome]:
