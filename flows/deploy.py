@@ -13,7 +13,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from flows.config import check_name, compose_recipe
@@ -53,12 +54,14 @@ def check_server() -> str:
     return url
 
 
-def check_recipes(names: Sequence[str], overrides: Sequence[str]) -> None:
-    """Compose and plan every recipe now rather than at night.  Raises ErrorList."""
+def check_recipes(names: Sequence[str], overrides: Sequence[str]) -> set[Path]:
+    """Compose and plan every recipe now rather than at night; returns where their artifacts go.  Raises ErrorList."""
     problems: list[StillroomError] = []
+    folders: set[Path] = set()
     for name in names:
         try:
             settings = compose_recipe(name, overrides)
+            folders.add(settings.runtime.folder)
             check_name(str(settings.recipe["name"]), [f"recipe={name}", *overrides])
             build_plan(settings.recipe)
         except ErrorList as error:
@@ -67,6 +70,7 @@ def check_recipes(names: Sequence[str], overrides: Sequence[str]) -> None:
             problems.append(error)
     if problems:
         raise ErrorList(problems)
+    return folders
 
 
 def build_schedule(cron: str | None, interval: float | None) -> Any:
@@ -117,6 +121,20 @@ def serve(names: Sequence[str], overrides: Sequence[str], schedule: Any, at_once
     serve_deployments(*deployments, print_starting_message=False, limit=at_once)
 
 
+def until_interrupted(work: Callable[[], None], folders: Iterable[Path]) -> None:
+    """Serve; then say on the server which runs ended with this command."""
+    from flows.prefect_runs import sweep
+
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # it tells of every connection that ends with us
+    try:
+        work()
+    except (KeyboardInterrupt, SystemExit):
+        log.debug("interrupted")  # Prefect's runner turns one signal into the one, another into the other
+    log.error("no longer served; schedules pause, running steps were ended and finished ones are kept")
+    for folder in folders:
+        sweep(folder / "artifacts" / ".runs")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until interrupted.  Exit codes: 2 a message for the user, 130 interrupted."""
     from flows.compress import prepare_logging
@@ -128,18 +146,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ["PYTHONPATH"] = os.pathsep.join([str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])])
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        check_recipes(options.recipe, options.override)
+        folders = check_recipes(options.recipe, options.override)
         os.environ[URL] = check_server()
         schedule = build_schedule(options.cron, options.interval)
         if options.at_once < 1:
             raise ConfigError("--at-once", str(options.at_once), "1 or more")
-        serve(options.recipe, options.override, schedule, options.at_once)
+        until_interrupted(lambda: serve(options.recipe, options.override, schedule, options.at_once), folders)
     except StillroomError as error:
         log.error("%s", error)
         return EXIT_USER
-    except KeyboardInterrupt:
-        pass
-    log.error("no longer served; schedules pause, running steps were ended and finished ones are kept")
     return EXIT_INTERRUPTED
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from flows.child import Listener, Progress, Stopped
 from flows.plan import Step
 from flows.runner import Outcome, Run, announcer
-from flows.servers import choose_server, has_server
+from flows.servers import choose_server, has_server, servers
 from flows.stage import pick_device
 from tasks.shared.errors import MachineError, StillroomError
 
@@ -117,7 +117,9 @@ def drive(run: Run) -> list[Outcome]:
         log.info("watch it at %s", runtime.flow_run.ui_url)
     announce = announcer(run)
     futures: dict[str, Any] = {}
-    with present(run.session.runtime.folder, str(runtime.flow_run.id)), watched(run, str(runtime.flow_run.id)):
+    flow_run = str(runtime.flow_run.id)
+    servers.enter_context(present(run.session.runtime.folder, flow_run))  # until Prefect has heard of the run's end
+    with watched(run, flow_run):
         outcomes = run.carry_out(lambda step: submit(run, step, futures, announce))
         with suppress(*unreachable()):
             show_result(run)

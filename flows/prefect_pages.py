@@ -25,6 +25,7 @@ class ProgressArtifact:
     """A progress bar that moves while a step works; only for a server that somebody may look at."""
 
     EVERY_S = 2.0
+    PAUSE_S = 60.0
 
     def __init__(self, recipe: str, step: str) -> None:
         self.recipe, self.step = recipe, step
@@ -55,7 +56,7 @@ class ProgressArtifact:
             else:
                 update_progress_artifact(self.id, percent, description=words)
         except UNREACHABLE:
-            self.wanted, self.id = False, None  # each further try would hold the step's thread up
+            self.told += self.PAUSE_S  # a try holds up the thread that waits for the step
 
 
 def artifact_key(*parts: str) -> str:

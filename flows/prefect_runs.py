@@ -38,18 +38,17 @@ UNREACHABLE = (httpx.HTTPError, PrefectException)
 
 @contextmanager
 def present(root: Path, flow_run: str) -> Iterator[None]:
-    """End the runs of dead processes on the server, then be present oneself for as long as the block lasts."""
+    """End the runs of dead processes on the server, then be present oneself for as long as the block lasts.
+
+    The note outlives the block: whoever sweeps next asks the server whether the run's end has reached it.
+    """
     folder = root / "artifacts" / ".runs"
     folder.mkdir(parents=True, exist_ok=True)
     sweep(folder)
-    note, lock = folder / f"{flow_run}.json", FileLock(folder / f"{flow_run}.lock")
-    with lock:
-        note.write_text(json.dumps({"server": server_name(), "pid": os.getpid()}), "utf-8")
-        try:
-            yield
-        finally:
-            note.unlink(missing_ok=True)
-    Path(lock.lock_file).unlink(missing_ok=True)
+    with FileLock(folder / f"{flow_run}.lock"):
+        note = {"server": server_name(), "pid": os.getpid()}
+        (folder / f"{flow_run}.json").write_text(json.dumps(note), "utf-8")
+        yield
 
 
 def sweep(folder: Path) -> None:
@@ -61,7 +60,7 @@ def sweep(folder: Path) -> None:
                 continue
             with suppress(*UNREACHABLE), get_client(sync_client=True) as client:
                 if crash(client, UUID(note.stem)):
-                    log.info("an earlier run was killed; Prefect shows it as crashed now (%s)", note.stem)
+                    log.info("an earlier run's process is gone; Prefect shows it as crashed now (%s)", note.stem)
                 note.unlink(missing_ok=True)
                 note.with_suffix(".lock").unlink(missing_ok=True)
 
@@ -74,7 +73,7 @@ def crash(client: SyncPrefectClient, flow_run: UUID) -> bool:
         return False
     if state is not None and state.is_final():
         return False
-    gone: Any = Crashed(message="its process was killed")
+    gone: Any = Crashed(message="its process is gone")
     for task in client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run]))):
         if task.state is not None and not task.state.is_final():
             client.set_task_run_state(task.id, gone, force=True)

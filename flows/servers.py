@@ -28,12 +28,14 @@ URL = "PREFECT_API_URL"
 TEMPORARY = "STILLROOM_TEMPORARY_SERVER"
 """Environment variable that is set while PREFECT_API_URL is our temporary server's."""
 servers = ExitStack()
-"""Temporary servers of this process; several runs of one command share one.  Closed by the command."""
+"""What lasts until the command ends: a temporary server, shared by its runs, and their presence.  Closed by the command."""
 dead: set[str] = set()
 """The user's servers that did not answer: each is told once."""
 START_LIMIT_S = 180.0
 """The first start creates the database: half a minute on a busy laptop."""
 QUIET = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
+BRIEF = {"PREFECT_CLIENT_MAX_RETRIES": "2"}
+"""A run asks a server that has gone for six seconds, not for a minute each time: its steps can do without."""
 BARE = {
     "PREFECT_UI_ENABLED": "false",
     "PREFECT_API_BLOCKS_REGISTER_ON_START": "false",
@@ -87,7 +89,7 @@ def choose_server(root: Path) -> None:
 
     A temporary server has its database beside our artifacts.  Raises MachineError if it does not start.
     """
-    for name, value in QUIET.items():
+    for name, value in (QUIET | BRIEF).items():
         os.environ.setdefault(name, value)
     if find_server() or TEMPORARY in os.environ:
         load_prefect()
@@ -108,9 +110,11 @@ def load_prefect() -> None:
     from prefect import flow, task  # noqa: F401  the first use of a lazy name sets up Prefect's logging
     from prefect.client.orchestration import get_client  # noqa: F401
 
-    logger = logging.getLogger("prefect")
-    logger.propagate = False
-    logger.addHandler(logging.NullHandler())
+    for name in ("prefect", "prefect._internal"):
+        logger = logging.getLogger(name)
+        logger.propagate = False
+        logger.handlers = [logging.NullHandler()]
+    logging.raiseExceptions = False  # a server that has gone is said once, by us
 
 
 @contextmanager

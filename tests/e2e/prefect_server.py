@@ -146,7 +146,8 @@ def leftovers(shop: Workshop) -> list[str]:
 
 @contextmanager
 def started(shop: Workshop, *arguments: str, env: Mapping[str, str] | None = None) -> Iterator["subprocess.Popen[str]"]:
-    """A command that goes on while the test looks; killed at the end if it still does."""
+    """A command that goes on while the test looks, the toys' log empty before; killed at the end if it still does."""
+    shop.log.unlink(missing_ok=True)
     child = subprocess.Popen(
         [sys.executable, "-m", *arguments],
         cwd=shop.folder,

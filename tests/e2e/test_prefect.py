@@ -5,7 +5,6 @@ import socket
 import sqlite3
 import subprocess
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -107,7 +106,7 @@ def test_a_killed_flow_leaves_no_process_and_is_swept_by_the_next(shop: Workshop
     assert no_half_artifact(shop, "slim")
     failing = flow(shop, "seed=102", "steps.slim.fail=broken")
     assert failing.returncode == 2 and "steps.slim: broken" in failing.stderr and is_clean(failing), failing.stderr
-    assert "an earlier run was killed" in failing.stderr
+    assert "an earlier run's process is gone" in failing.stderr
     assert not leftovers(shop), "nor after a step that failed"
     runs = dict(database(shop, "select name, state_type from flow_run where name like '%seed=102%'"))
     assert runs == {
@@ -130,7 +129,11 @@ def test_an_interrupted_flow_leaves_no_process(shop: Workshop, number: int, mome
     assert child.returncode == 130, said
     assert "interrupted" in said and "Traceback" not in said
     assert not leftovers(shop)
-    assert {state for (state,) in database(shop, "select state_type from task_run")} <= FINAL
+    if moment == "while a step runs":
+        run = database(shop, f"select id, state_type from flow_run where name like '%seed={200 + number} %'")[0]
+        assert run[1] == "CRASHED"
+        tasks = database(shop, f"select name, state_type from task_run where flow_run_id = '{run[0]}'")
+        assert {state for _, state in tasks} <= FINAL
 
 
 @pytest.mark.parametrize("answers", [False, True])
@@ -260,7 +263,6 @@ def test_a_killed_run_is_swept_and_a_live_one_is_not(shop: Workshop, server: Ser
         child.wait()
     assert server.state(killed) == "RUNNING"
     wait_until(lambda: not leftovers(shop), 30)
-    shop.log.unlink(missing_ok=True)
     with started(shop, *background("seed=8", "steps.slim.delay_s=600"), env=server.environment) as child:
         wait_until(lambda: runs_now(shop, "slim"))
         assert server.state(killed) == "CRASHED"
@@ -286,3 +288,63 @@ def test_a_server_that_dies_takes_no_step_with_it(shop: Workshop, tmp_path: Path
     assert "went away" in said
     again = shop.compress("+recipe=toy", "seed=9", "tracking=none", "runtime.dvc=false")
     assert "nothing to do: all 6 steps" in again.stderr, again.stderr
+
+
+# Deployments
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("nothing",), "nothing"),
+        (("toy", "--override", "steps.slim.ratoi=1"), "steps.slim.ratoi"),
+        (("toy",), "PREFECT_API_URL: not set"),
+    ],
+)
+def test_a_deployment_that_cannot_work_is_refused(shop: Workshop, arguments: tuple[str, ...], words: str) -> None:
+    done = shop.python("flows.deploy", *arguments)
+    assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+def test_a_schedule_that_is_none_is_refused(shop: Workshop, server: Server) -> None:
+    done = shop.python("flows.deploy", "toy", "--cron", "at noon", env=server.environment)
+    assert done.returncode == 2 and "--cron: 'at noon'" in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+def test_a_deployment_runs_the_same_flow(shop: Workshop, server: Server) -> None:
+    base = ("tracking=none", "runtime.dvc=false")
+
+    def start(*overrides: str) -> None:
+        listed = ", ".join(f'"{item}"' for item in (*overrides, *base))
+        shop_cli = ("prefect", "deployment", "run", "compress/toy", "-p", f"overrides=[{listed}]")
+        done = shop.command(*shop_cli, env=server.environment)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    serving = ("flows.deploy", "toy", "--cron", "0 3 * * *", "--override", "seed=1")
+    with started(shop, *serving, env=server.environment) as child:
+        wait_until(lambda: server.post("/deployments/filter", deployments={"name": {"any_": ["toy"]}}))
+        deployment = server.post("/deployments/filter")[0]
+        assert deployment["parameters"] == {"recipe": "toy", "overrides": ["seed=1"]}
+        assert deployment["tags"] == ["recipe:toy"] and deployment["schedules"][0]["schedule"]["cron"] == "0 3 * * *"
+        start("seed=1", "steps.slim.ratio=0.1")
+        run = "toy seed=1 steps.slim.ratio=0.1"
+        wait_until(lambda: server.state(run) in FINAL, 120)
+        assert server.state(run) == "COMPLETED" and server.edges(run) == EDGES
+        assert {"toy-result", "toy-slim"} <= set(server.artifacts(run))
+
+        start("seed=1", "steps.slim.delay_s=600", "steps.slim.ratio=0.2")
+        cancelled = "toy seed=1 steps.slim.delay_s=600 steps.slim.ratio=0.2"
+        wait_until(lambda: runs_now(shop, "slim"))
+        server.cancel(cancelled)
+        wait_until(lambda: server.state(cancelled) == "CANCELLED", 60)
+        wait_until(lambda: not any("flows.stage" in line for line in leftovers(shop)), 30)
+        assert server.tasks(cancelled)["slim"]["state"]["type"] == "CANCELLED"
+
+        shop.log.unlink()
+        start("seed=1", "steps.slim.delay_s=600", "steps.slim.ratio=0.3")
+        wait_until(lambda: runs_now(shop, "slim"))
+        child.send_signal(signal.SIGINT)
+        said, _ = child.communicate(timeout=60)
+    assert child.returncode == 130 and "no longer served" in said and "Traceback" not in said, said
+    wait_until(lambda: not leftovers(shop), 30)
+    assert server.state("toy seed=1 steps.slim.delay_s=600 steps.slim.ratio=0.3") == "CRASHED"
