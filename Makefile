@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PORT ?= 4200
 LOCK := requirements.lock
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -51,7 +52,7 @@ lock:
 	rm -rf $(VENV)-lock build *.egg-info
 
 ui: setup
-	$(BIN)/prefect server start --host 127.0.0.1
+	$(BIN)/python -m flows.servers $(PORT)
 
 clean:
 	rm -rf $(VENV) artifacts mlflow.db mlartifacts .prefect

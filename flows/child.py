@@ -73,7 +73,7 @@ def run_child(session: Session, recipe: Mapping[str, Any], step: Step, listener:
         job = write_job(session, recipe, folder)
         command = [sys.executable, "-m", "flows.stage", session.plan.recipe, step.name, "--job", str(job)]
         child = subprocess.Popen(
-            command,
+            [*command, "--parent", str(os.getpid())],
             start_new_session=True,
             env=environment(folder) | gpu,
             stdout=subprocess.PIPE,
@@ -104,7 +104,7 @@ def environment(folder: Path) -> dict[str, str]:
 
 def failure(step: str, code: int, told: Mapping[str, Any], stopping: bool) -> Exception:
     """What a child's exit code means."""
-    if stopping or code in {130, -signal.SIGINT, -signal.SIGTERM}:
+    if stopping:
         return Stopped(step)
     if told:
         return StepFailed(step, told["error"], passing=bool(told["passing"]))
@@ -114,6 +114,8 @@ def failure(step: str, code: int, told: Mapping[str, Any], stopping: bool) -> Ex
             "it was killed (signal 9)",
             "if memory ran out, use smaller batches or a smaller model; finished steps are kept",
         )
+    if code in {130, -signal.SIGINT, -signal.SIGTERM}:
+        return StepFailed(step, "somebody else ended its process")
     return StepFailed(step, f"it ended with code {code}; its traceback is above")
 
 

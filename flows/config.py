@@ -25,7 +25,7 @@ class Runtime:
     root: str = ""
     """Folder for artifacts/, mlflow.db and mlartifacts/; empty: the project's folder."""
     threads: int = 0
-    """CPU threads of a step; 0: all cores."""
+    """CPU threads of a step; 0: all cores, shared with the steps that may run beside it."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where tensors live; auto: cuda when torch finds one."""
     orchestrator: Literal["prefect", "none"] = "prefect"
@@ -50,7 +50,7 @@ class Runtime:
 
     @property
     def cores(self) -> int:
-        """Threads to use."""
+        """Cores to use."""
         if self.threads:
             return self.threads
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

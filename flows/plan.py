@@ -121,6 +121,17 @@ class Plan:
             f"recipe {self.recipe}", f"no step {name!r}", "one of: " + ", ".join(step.name for step in self.steps)
         )
 
+    def beside(self, step: Step) -> list[str]:
+        """Steps that the graph allows to run at the same time as this one: no input of it, not made from it, none alone."""
+        before: dict[str, set[str]] = {}
+        for other in self.steps:
+            before[other.name] = {name for need in other.needs for name in (need, *before.get(need, ()))}
+        return [
+            other.name
+            for other in self.steps
+            if not other.alone and other.name not in {step.name, *before[step.name]} and step.name not in before[other.name]
+        ]
+
 
 def build_plan(config: Mapping[str, Any]) -> Plan:
     """Check a composed recipe and order its steps.

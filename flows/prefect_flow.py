@@ -1,89 +1,129 @@
 """The same run as a Prefect flow: a task for each step, watched and cancelled from Prefect's pages.
 
 Prefect says how a run goes; whether a step is needed, the key says.  With PREFECT_API_URL set, that server has the run;
-without, a temporary one (`flows/servers.py`) lasts as long as the command.
+without, a temporary one (`flows/servers.py`) lasts as long as the command.  A server that dies takes no step with it.
 """
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from flows.child import Listener, Progress, Stopped
 from flows.plan import Step
 from flows.runner import Outcome, Run, announcer
-from flows.servers import choose_server, has_server
+from flows.servers import choose_server, has_server, servers
 from flows.stage import pick_device
-from tasks.shared.errors import StillroomError
+from tasks.shared.errors import MachineError, StillroomError
 
 if TYPE_CHECKING:
     from prefect.states import State
 
 log = logging.getLogger("stillroom")
-RETRY_AFTER_S = (10.0, 60.0)
-GPU_TAG = "gpu"
+AWAIT_RETRY_S = 2
+"""How long Prefect waits before a step is tried again; it cannot be woken, so the rest is waited where it can."""
+WAIT_MORE_S = (0, 8, 58)
+GPU = "gpu"
+"""The tag of steps that hold a GPU, and the name of the server's limit on them."""
 
 
 def run_prefect(run: Run, overrides: Sequence[str] = ()) -> list[Outcome]:
     """All steps as tasks of one Prefect flow.  Raises what went wrong, as `Run.carry_out` does."""
     choose_server(run.session.runtime.folder)
+    from prefect.context import FlowRunContext
+
+    if FlowRunContext.get():  # a deployment's run: the flow is there already
+        return drive(run)
+    failed: list[BaseException] = []
+    try:
+        start_flow(run, overrides, failed)
+    except unreachable() as error:
+        if not failed and len(run.outcomes) < len(run.session.plan.steps):
+            raise lost_server(error) from error
+        log.warning("Prefect's server went away before the end of the run; what it shows of it is not complete")
+    if failed:
+        raise failed[0]
+    return [run.outcomes[step.name] for step in run.session.plan.steps]
+
+
+def start_flow(run: Run, overrides: Sequence[str], failed: list[BaseException]) -> None:
+    """Run the flow to its end.  What a user is to be told goes into `failed`; everything else is raised."""
     from prefect import flow, tags
     from prefect.events.worker import EventsWorker
     from prefect.task_runners import ThreadPoolTaskRunner
 
-    recipe = run.session.plan.recipe
-    failed: list[BaseException] = []
-
     def compress(recipe: str, overrides: list[str], steps: dict[str, str]) -> "State[Any]":
-        return drive(run, failed)
+        return as_state(lambda: drive(run), failed)
 
-    runner: Any = ThreadPoolTaskRunner(max_workers=len(run.session.plan.steps))
+    plan = run.session.plan
+    runner: Any = ThreadPoolTaskRunner(max_workers=len(plan.steps))
     decorated: Any = flow(
         name="compress",
-        flow_run_name=flow_name(recipe, overrides),
+        description="A recipe: every step that has no artifact for its key.",
+        flow_run_name=flow_name(plan.recipe, overrides),
         task_runner=runner,
         persist_result=False,
         validate_parameters=False,
     )(compress)
-    steps = {step.name: step.target for step in run.session.plan.steps}
+    steps = {step.name: step.target for step in plan.steps}
     try:
-        with tags(f"recipe:{recipe}", "variant" if run.session.variant else "as written"):
-            state = decorated(recipe, list(overrides), steps, return_state=True)
+        with tags(*flow_tags(run)):
+            decorated(plan.recipe, list(overrides), steps, return_state=True)
     finally:
         EventsWorker.drain_all(timeout=10)  # task states travel as events; without this the last ones are lost at exit
-    if failed:
-        raise failed[0]
-    state.result()
-    return [run.outcomes[step.name] for step in run.session.plan.steps]
 
 
 def flow_name(recipe: str, overrides: Sequence[str]) -> str:
-    """A flow run's name: the recipe, and what differs from it."""
-    return f"{recipe} {' '.join(overrides)}".strip()[:200]
+    """A flow run's name: the recipe, and what of it is made otherwise."""
+    from flows.execute import is_variant
+
+    return " ".join([recipe, *(item for item in overrides if is_variant([item]))])[:200]
 
 
-def drive(run: Run, failed: list[BaseException]) -> "State[Any]":
-    """The body of a flow: every step a task.  What went wrong goes into `failed`, so that the command can say it its way."""
-    from prefect import runtime
+def flow_tags(run: Run) -> list[str]:
+    """What one may want to find flow runs by."""
+    return [f"recipe:{run.session.plan.recipe}", "variant" if run.session.variant else "as written"]
+
+
+def as_state(work: Callable[[], list[Outcome]], failed: list[BaseException]) -> "State[Any]":
+    """Do a flow's work and say how it ended as a state: with a message where a traceback would tell nobody anything.
+
+    What was wrong goes into `failed` too, so that a command can say it in its own way.
+    """
     from prefect.states import Cancelled, Completed, Failed
 
+    try:
+        outcomes = work()
+    except Stopped as error:
+        failed.append(error)
+        return Cancelled(message="cancelled; finished steps are kept")
+    except StillroomError as error:
+        failed.append(error)
+        return Failed(message=str(error))
+    made = sum(outcome.status == "made" for outcome in outcomes)
+    return Completed(message=f"{made} steps made, {len(outcomes) - made} found")
+
+
+def drive(run: Run) -> list[Outcome]:
+    """The body of a flow: every step a task."""
+    from prefect import runtime
+
+    from flows.prefect_pages import show_result
     from flows.prefect_runs import limit_gpus, present, watched
 
     if has_server() and any(on_gpu(run, step) for step in run.session.plan.steps):
-        limit_gpus(GPU_TAG)
+        limit_gpus(GPU)
     if has_server():
         log.info("watch it at %s", runtime.flow_run.ui_url)
     announce = announcer(run)
     futures: dict[str, Any] = {}
-    with present(run.session.runtime.folder, str(runtime.flow_run.id)), watched(run, str(runtime.flow_run.id)) as watch:
-        try:
-            run.carry_out(lambda step: submit(run, step, futures, announce))
-        except (StillroomError, Stopped) as error:
-            failed.append(error)
-            if watch.cancelled:
-                return Cancelled(message="cancelled; finished steps are kept")
-            return Failed(message=str(error) or "interrupted")
-        show_result(run)
-    return Completed(message=f"{len(run.outcomes)} steps")
+    flow_run = str(runtime.flow_run.id)
+    servers.enter_context(present(run.session.runtime.folder, flow_run))  # until Prefect has heard of the run's end
+    with watched(run, flow_run):
+        outcomes = run.carry_out(lambda step: submit(run, step, futures, announce))
+        with suppress(*unreachable()):
+            show_result(run)
+    return outcomes
 
 
 def on_gpu(run: Run, step: Step) -> bool:
@@ -101,31 +141,46 @@ def submit(run: Run, step: Step, futures: dict[str, Any], announce: Callable[[St
         return attempt(run, step)
 
     def may_pass(*_: Any) -> bool:
-        return bool(getattr(run.problems.get(step.name), "passing", False))
+        return not run.stop.is_set() and bool(getattr(run.problems.get(step.name), "passing", False))
+
+    def over(_: Any) -> None:
+        if step.name not in run.outcomes and step.name not in run.problems:
+            go_on_unwatched(run, step)
+        run.over(step)
 
     decorated: Any = task(
         name=f"{step.stage}/{step.module.rpartition('.')[2]}",
         task_run_name=step.name,
-        tags=[f"recipe:{run.session.plan.recipe}", step.stage, *([GPU_TAG] if on_gpu(run, step) else [])],
+        tags=[f"recipe:{run.session.plan.recipe}", step.stage, *([GPU] if on_gpu(run, step) else [])],
         cache_policy=NO_CACHE,  # Prefect's own cache cannot see that a file was changed or deleted
         persist_result=False,
         retries=step.retries,
-        retry_delay_seconds=list(RETRY_AFTER_S),
+        retry_delay_seconds=AWAIT_RETRY_S,
         retry_condition_fn=may_pass,
     )(carry_out)
     inputs = {port: list(names) for port, names in step.inputs.items()}
     needs = [futures[name] for name in step.needs if name in futures]
     future = futures[step.name] = decorated.submit(step.name, step.target, step.settings(), inputs, wait_for=needs)
-    future.add_done_callback(lambda _: run.over(step))
+    future.add_done_callback(over)
+
+
+def go_on_unwatched(run: Run, step: Step) -> None:
+    """Make a step that Prefect could not begin, because its server went away."""
+    log.warning("Prefect's server cannot be reached; %s goes on without it", step.name)
+    with suppress(StillroomError, Stopped):  # kept in run.problems
+        run.attempt(step, Listener(run.board.line, run.board.progress, run.stop))
 
 
 def attempt(run: Run, step: Step) -> "State[Any]":
-    """Run a step and say how it ended as a state: with a message where a traceback would tell nobody anything."""
+    """Try a step and say how it went as a state."""
     from prefect import get_run_logger, runtime
     from prefect.states import Cancelled, Completed, Failed
 
+    from flows.prefect_pages import ProgressArtifact, show_step
+    from flows.prefect_runs import gpu_slot
+
     logger: Any = get_run_logger()
-    reporter = ProgressArtifact(step.name)
+    reporter = ProgressArtifact(run.session.plan.recipe, step.name)
 
     def line(name: str, text: str) -> None:
         run.board.line(name, text)
@@ -137,86 +192,39 @@ def attempt(run: Run, step: Step) -> "State[Any]":
 
     ids = {"prefect.task_run_id": str(runtime.task_run.id), "prefect.flow_run_id": str(runtime.flow_run.id)}
     try:
-        outcome = run.attempt(step, Listener(line, progress, run.stop), ids)
+        wait_before(run, int(runtime.task_run.run_count or 1))
+        with gpu_slot(GPU if on_gpu(run, step) else "", run.stop):
+            outcome = run.attempt(step, Listener(line, progress, run.stop), ids)
     except Stopped:
-        return Cancelled(message="stopped with its flow")
+        return Cancelled(message="stopped with its flow; no half artifact is left")
     except StillroomError as error:
         return Failed(message=str(error))
     reporter.finish()
-    step_artifact(run, outcome)
+    with suppress(*unreachable()):
+        show_step(run, outcome)
     logger.info("%s %s %s", outcome.status, step.name, outcome.place.folder)
     name = "Cached" if outcome.status == "cached" else "Completed"
     return Completed(name=name, message=f"key {outcome.manifest['key'][:12]}", data=outcome.manifest["key"])
 
 
-class ProgressArtifact:
-    """A progress bar on Prefect's pages that moves while a step works; only for a server that somebody may look at."""
-
-    EVERY_S = 2.0
-
-    def __init__(self, step: str) -> None:
-        self.step = step
-        self.id: Any = None
-        self.told = 0.0
-        self.wanted = has_server()
-
-    def show(self, progress: Progress) -> None:
-        """Move the bar, at most every two seconds."""
-        import time
-
-        if not self.wanted or time.monotonic() - self.told < self.EVERY_S:
-            return
-        self.told = time.monotonic()
-        percent = 100.0 * progress.done / max(1, progress.total)
-        text = f"{progress.description}: {progress.done} of {progress.total} {progress.note}".strip()
-        self._write(min(percent, 100.0), text)
-
-    def finish(self) -> None:
-        """Fill the bar, if there is one."""
-        if self.id is not None:
-            self._write(100.0, "done")
-
-    def _write(self, percent: float, text: str) -> None:
-        from prefect.artifacts import create_progress_artifact, update_progress_artifact
-
-        if self.id is None:
-            self.id = create_progress_artifact(percent, key=artifact_key(self.step, "progress"), description=text)
-        else:
-            update_progress_artifact(self.id, percent, description=text)
+def wait_before(run: Run, attempt: int) -> None:
+    """Leave a server in trouble more time with each attempt.  Raises Stopped."""
+    if attempt > 1 and run.stop.wait(WAIT_MORE_S[min(attempt - 2, len(WAIT_MORE_S) - 1)]):
+        raise Stopped
 
 
-def artifact_key(*parts: str) -> str:
-    """A key as Prefect allows them: lower-case letters, digits and dashes."""
-    return "-".join(parts).replace("_", "-")
+def unreachable() -> tuple[type[Exception], ...]:
+    """What Prefect's client raises when there is no server to talk to, or one that cannot answer."""
+    from flows.prefect_runs import UNREACHABLE
+
+    return UNREACHABLE
 
 
-def step_artifact(run: Run, outcome: Outcome) -> None:
-    """What a step made, as a table."""
-    from prefect.artifacts import create_table_artifact
-
-    manifest = outcome.manifest
-    facts = {
-        "status": outcome.status,
-        "key": manifest["key"][:12],
-        "folder": str(outcome.place.folder),
-        "seconds made in": manifest["duration_s"],
-        **manifest["metrics"],
-    }
-    create_table_artifact(
-        key=artifact_key(run.session.plan.recipe, outcome.step),
-        table=[{"what": key, "value": str(value)} for key, value in facts.items()],
+def lost_server(error: Exception) -> StillroomError:
+    """The message for a run that could not go on."""
+    return MachineError(
+        "Prefect's server",
+        f"it went away ({type(error).__name__})",
+        "a server that answers",
+        "finished steps are kept; run the same command again, with runtime.orchestrator=none if need be",
     )
-
-
-def show_result(run: Run) -> None:
-    """The steps, the table of models, the verdict, the report and the MLflow run, as one markdown artifact and a link."""
-    from prefect.artifacts import create_link_artifact, create_markdown_artifact
-
-    from flows.show import result_markdown
-
-    run.recorder.settle()  # so that the MLflow run has an id
-    recipe = run.session.plan.recipe
-    create_markdown_artifact(result_markdown(run), key=artifact_key(recipe, "result"), description=f"result of {recipe}")
-    tracker = run.recorder.tracker
-    if link := tracker.link:
-        create_link_artifact(link, link_text="MLflow run", key=artifact_key(recipe, "mlflow"))

@@ -9,8 +9,7 @@ import logging
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -18,34 +17,38 @@ from uuid import UUID
 import httpx
 from filelock import FileLock, Timeout
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import StateType
-from prefect.exceptions import ObjectNotFound, PrefectException
+from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
+from prefect.concurrency.sync import concurrency
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound, PrefectException
 from prefect.states import Crashed
 
-from flows.child import gpus
+from flows.child import Stopped, gpus
 from flows.runner import Run
 from flows.servers import has_server, server_name
 
 log = logging.getLogger("stillroom")
 POLL_S = 2.0
+JOIN_S = 5.0
+SLOT_S = 5.0
 UNREACHABLE = (httpx.HTTPError, PrefectException)
 
 
 @contextmanager
 def present(root: Path, flow_run: str) -> Iterator[None]:
-    """End the runs of dead processes on the server, then be present oneself for as long as the block lasts."""
+    """End the runs of dead processes on the server, then be present oneself for as long as the block lasts.
+
+    The note outlives the block: whoever sweeps next asks the server whether the run's end has reached it.
+    """
     folder = root / "artifacts" / ".runs"
     folder.mkdir(parents=True, exist_ok=True)
     sweep(folder)
-    note, lock = folder / f"{flow_run}.json", FileLock(folder / f"{flow_run}.lock")
-    with lock:
-        note.write_text(json.dumps({"server": server_name(), "pid": os.getpid()}), "utf-8")
-        try:
-            yield
-        finally:
-            note.unlink(missing_ok=True)
-    Path(lock.lock_file).unlink(missing_ok=True)
+    with FileLock(folder / f"{flow_run}.lock"):
+        note = {"server": server_name(), "pid": os.getpid()}
+        (folder / f"{flow_run}.json").write_text(json.dumps(note), "utf-8")
+        yield
 
 
 def sweep(folder: Path) -> None:
@@ -57,9 +60,9 @@ def sweep(folder: Path) -> None:
                 continue
             with suppress(*UNREACHABLE), get_client(sync_client=True) as client:
                 if crash(client, UUID(note.stem)):
-                    log.info("an earlier run was killed; Prefect shows it as crashed now (%s)", note.stem)
-            note.unlink(missing_ok=True)
-            note.with_suffix(".lock").unlink(missing_ok=True)
+                    log.info("an earlier run's process is gone; Prefect shows it as crashed now (%s)", note.stem)
+                note.unlink(missing_ok=True)
+                note.with_suffix(".lock").unlink(missing_ok=True)
 
 
 def crash(client: SyncPrefectClient, flow_run: UUID) -> bool:
@@ -70,7 +73,7 @@ def crash(client: SyncPrefectClient, flow_run: UUID) -> bool:
         return False
     if state is not None and state.is_final():
         return False
-    gone: Any = Crashed(message="its process was killed")
+    gone: Any = Crashed(message="its process is gone")
     for task in client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run]))):
         if task.state is not None and not task.state.is_final():
             client.set_task_run_state(task.id, gone, force=True)
@@ -78,17 +81,10 @@ def crash(client: SyncPrefectClient, flow_run: UUID) -> bool:
     return True
 
 
-@dataclass
-class Watch:
-    """What the watcher saw."""
-
-    cancelled: bool = False
-
-
 @contextmanager
-def watched(run: Run, flow_run: str) -> Iterator[Watch]:
+def watched(run: Run, flow_run: str) -> Iterator[None]:
     """Stop the run's steps when somebody cancels the flow run on the server."""
-    watch, over = Watch(), threading.Event()
+    over = threading.Event()
 
     def look() -> None:
         with get_client(sync_client=True) as client:
@@ -96,7 +92,6 @@ def watched(run: Run, flow_run: str) -> Iterator[Watch]:
                 with suppress(*UNREACHABLE):
                     state = client.read_flow_run(UUID(flow_run)).state
                     if state is not None and state.type in {StateType.CANCELLING, StateType.CANCELLED}:
-                        watch.cancelled = True
                         run.stop.set()
                         return
 
@@ -104,17 +99,39 @@ def watched(run: Run, flow_run: str) -> Iterator[Watch]:
     if has_server():
         thread.start()
     try:
-        yield watch
+        yield
     finally:
         over.set()
         if thread.is_alive():
-            thread.join()
+            thread.join(JOIN_S)  # a server that does not answer may hold it longer
 
 
-def limit_gpus(tag: str) -> None:
-    """Let the server show and hold back tasks that want a GPU: as many at once as this machine has.  A limit that is there stays."""
+def limit_gpus(name: str) -> None:
+    """Let the server hold back tasks that want a GPU: as many at once as this machine has.  A limit that is there stays."""
     with suppress(*UNREACHABLE), get_client(sync_client=True) as client:
         try:
-            client.read_concurrency_limit_by_tag(tag)
+            client.read_global_concurrency_limit_by_name(name)
         except ObjectNotFound:
-            client.create_concurrency_limit(tag=tag, concurrency_limit=len(gpus()))
+            limit = GlobalConcurrencyLimitCreate(name=name, limit=len(gpus()), active=True)
+            with suppress(ObjectAlreadyExists):
+                client.create_global_concurrency_limit(limit)
+
+
+@contextmanager
+def gpu_slot(name: str, stop: threading.Event) -> Iterator[None]:
+    """Hold a slot of the server's limit; the empty name is no limit.
+
+    Taken here, since a tag's limit is waited for where nobody can be told to stop.  The lock on the GPU itself is
+    `flows.child.hold_gpu`'s: this one only lets the pages show and steer who waits.  Raises Stopped.
+    """
+    with ExitStack() as stack:
+        while name and has_server():
+            try:
+                stack.enter_context(concurrency(name, timeout_seconds=SLOT_S, lease_duration=60))
+                break
+            except TimeoutError:
+                if stop.is_set():
+                    raise Stopped from None
+            except (*UNREACHABLE, ConcurrencySlotAcquisitionError):
+                break  # no server, no limit
+        yield

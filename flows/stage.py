@@ -87,6 +87,11 @@ class Session:
         inputs["files"] = [[str(index), self.store.digests.tree(file)] for index, file in enumerate(step.files())]
         return step_key(step.identity(self.plan.seed), code_digest(step.module), inputs)
 
+    def threads(self, step: Step) -> int:
+        """CPU threads of a step: all cores, or its share of them if others may run beside it; the same each time it runs."""
+        at_once = 1 if step.alone else min(self.runtime.steps_at_once, 1 + len(self.plan.beside(step)))
+        return self.runtime.threads or max(1, self.runtime.cores // at_once)
+
     def find(self, step: Step, key: str) -> Place | None:
         """A valid artifact made earlier, by whatever recipe; shown in the recipe's folder if that runs as written."""
         found = self.store.find(step.name, key)
@@ -131,7 +136,7 @@ def make(session: Session, step: Step, key: str) -> Place:
         out.mkdir()
         runtime = session.runtime
         device = pick_device(runtime.device)
-        run = StepRun(step.name, session.plan.seed, scratch, runtime.cores, device, runtime.checkpoint_s)
+        run = StepRun(step.name, session.plan.seed, scratch, session.threads(step), device, runtime.checkpoint_s)
         account = describe(session, step, key)
         load_code(step.module)
         started = time.monotonic()
@@ -278,18 +283,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("recipe")
     parser.add_argument("step")
     parser.add_argument("--job", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--parent", type=int, default=os.getppid(), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     for name in ("stillroom", "tasks"):
         logging.getLogger(name).setLevel(logging.INFO)
     if options.job is not None:
-        follow_parent(os.getppid())
+        follow_parent(options.parent)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     result: Path | None = None
     try:
         session, result = read_job(options.recipe, options.job)
-        offline_environment(session.runtime.cores)
         step = session.plan.step(options.step)
+        offline_environment(session.threads(step))
         key = session.key(step)
         if session.find(step, key) is None:
             if options.job is None and (reason := session.why(step, key)):

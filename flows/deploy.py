@@ -1,0 +1,162 @@
+"""Serve recipes to a Prefect server: run them from its pages, by a command, or on a schedule.
+
+python -m flows.deploy support_bot tiny                        on demand
+python -m flows.deploy support_bot --cron "0 3 * * *"          every night at three
+python -m flows.deploy tiny --override seed=1 --interval 3600
+prefect deployment run compress/tiny -p 'overrides=["steps.slim.ratio=0.3"]'
+
+The command works as long as it runs; its environment is that of the runs, so a key for a teacher is set here.
+"""
+
+import argparse
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from flows.config import check_name, compose_recipe
+from flows.plan import build_plan
+from flows.servers import QUIET, URL, profile_url, server_answers
+from tasks.shared.errors import ConfigError, ErrorList, MachineError, StillroomError
+from tasks.shared.keys import PROJECT
+
+log = logging.getLogger("stillroom")
+EXIT_USER, EXIT_INTERRUPTED = 2, 130
+
+
+def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m flows.deploy",
+        description=(__doc__ or "").partition("\n\n")[2],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("recipe", nargs="+", help="a deployment for each, named after it")
+    when = parser.add_mutually_exclusive_group()
+    when.add_argument("--cron", help='a schedule like "0 3 * * *", in UTC')
+    when.add_argument("--interval", type=float, metavar="SECONDS", help="from one start to the next")
+    parser.add_argument("--override", action="append", default=[], metavar="A=B", help="as on the command line of a run")
+    parser.add_argument("--at-once", type=int, default=1, metavar="N", help="runs beside each other; others wait (1)")
+    return parser.parse_args(arguments)
+
+
+def check_server() -> str:
+    """The URL of the server to serve to.  Raises ConfigError or MachineError."""
+    hint = f"make ui, then: export {URL}=http://127.0.0.1:4200/api"
+    url = os.environ.get(URL) or profile_url()
+    if not url:
+        raise ConfigError(URL, "not set", "a Prefect server that keeps the schedule", hint)
+    if not server_answers(url):
+        raise MachineError(URL, f"{url} does not answer", "a running Prefect server", hint)
+    return url
+
+
+def check_recipes(names: Sequence[str], overrides: Sequence[str]) -> set[Path]:
+    """Compose and plan every recipe now rather than at night; returns where their artifacts go.  Raises ErrorList."""
+    problems: list[StillroomError] = []
+    folders: set[Path] = set()
+    for name in names:
+        try:
+            settings = compose_recipe(name, overrides)
+            folders.add(settings.runtime.folder)
+            check_name(str(settings.recipe["name"]), [f"recipe={name}", *overrides])
+            build_plan(settings.recipe)
+        except ErrorList as error:
+            problems.extend(error.errors)
+        except StillroomError as error:
+            problems.append(error)
+    if problems:
+        raise ErrorList(problems)
+    return folders
+
+
+def build_schedule(cron: str | None, interval: float | None) -> Any:
+    """Prefect's schedule, or None for runs on demand only.  Raises ConfigError."""
+    from datetime import timedelta
+
+    from prefect.schedules import Cron, Interval
+    from pydantic import ValidationError
+
+    if interval is not None:
+        if interval <= 0:
+            raise ConfigError("--interval", str(interval), "seconds above 0")
+        return Interval(timedelta(seconds=interval))
+    if cron is None:
+        return None
+    from prefect.client.schemas.schedules import CronSchedule
+
+    try:
+        CronSchedule(cron=cron)
+    except ValidationError as error:
+        raise ConfigError(
+            "--cron", repr(cron), error.errors()[0]["msg"], 'minute hour day month weekday, like "0 3 * * *"'
+        ) from None
+    return Cron(cron)
+
+
+def serve(names: Sequence[str], overrides: Sequence[str], schedule: Any, at_once: int) -> None:
+    """Create a deployment for each recipe and carry out their runs until interrupted; then the schedules pause."""
+    from prefect import serve as serve_deployments
+    from prefect.flows import EntrypointType
+
+    from flows.deployed import compress
+
+    flow: Any = compress
+    deployments = [
+        flow.to_deployment(
+            name=name,
+            parameters={"recipe": name, "overrides": list(overrides)},
+            schedule=schedule,
+            tags=[f"recipe:{name}"],
+            description=f"python -m flows.compress +recipe={name} {' '.join(overrides)}".strip(),
+            entrypoint_type=EntrypointType.MODULE_PATH,
+        )
+        for name in names
+    ]
+    for name in names:
+        log.info("compress/%s waits for runs; start one:  prefect deployment run compress/%s", name, name)
+    serve_deployments(*deployments, print_starting_message=False, limit=at_once)
+
+
+def until_interrupted(work: Callable[[], None], folders: Iterable[Path]) -> None:
+    """Serve; then say on the server which runs ended with this command."""
+    from flows.prefect_runs import sweep
+
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # it tells of every connection that ends with us
+    try:
+        work()
+    except (KeyboardInterrupt, SystemExit):
+        log.debug("interrupted")  # Prefect's runner turns one signal into the one, another into the other
+    log.error("no longer served; schedules pause, running steps were ended and finished ones are kept")
+    for folder in folders:
+        sweep(folder / "artifacts" / ".runs")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serve until interrupted.  Exit codes: 2 a message for the user, 130 interrupted."""
+    from flows.compress import prepare_logging
+
+    options = read_arguments(arguments)
+    prepare_logging()
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        folders = check_recipes(options.recipe, options.override)
+        os.environ[URL] = check_server()
+        schedule = build_schedule(options.cron, options.interval)
+        if options.at_once < 1:
+            raise ConfigError("--at-once", str(options.at_once), "1 or more")
+        until_interrupted(lambda: serve(options.recipe, options.override, schedule, options.at_once), folders)
+    except StillroomError as error:
+        log.error("%s", error)
+        return EXIT_USER
+    return EXIT_INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())
