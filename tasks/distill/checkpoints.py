@@ -104,7 +104,7 @@ def resumable(base: type[Any]) -> type[Any]:
     deleted is decided here, by step number, since clocks can be set back.
     """
 
-    class Resumable(base):  # type: ignore[misc, valid-type]
+    class Resumable(base):
         def _get_train_sampler(self, train_dataset: Any = None) -> Any:
             rows = self.train_dataset if train_dataset is None else train_dataset
             batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
