@@ -8,7 +8,6 @@ import csv
 import logging
 import math
 import random
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -77,6 +76,7 @@ class SFT:
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Train and write a Hugging Face folder in bfloat16 with loss.csv.
 
+        The last checkpoint stays in scratch until the artifact is in its place: a kill before that costs no training.
         Raises DataError for rows that are too long or too few, TechniqueError when the loss is no longer a number.
         """
         source = inputs.one("model").path
@@ -95,7 +95,6 @@ class SFT:
         write_curve(out / "loss.csv", history)
         model = trainer.accelerator.unwrap_model(trainer.model)
         save_model(model, tokenizer, out)
-        shutil.rmtree(run.scratch / "checkpoints", ignore_errors=True)
         losses = [float(entry["eval_loss"]) for entry in history if "eval_loss" in entry]
         return {
             "rows": len(training),

@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,12 +53,16 @@ def ask_once(subject: Subject, plan: Plan, scratch: Path, threads: int, device: 
     Scratch belongs to one key of the step, so a kept reading was made of the same model, rows and settings.
     """
     kept, file = scratch / "readings" / f"{subject.name}.json", TypeAdapter(Reading)
-    if kept.is_file():
-        with contextlib.suppress(ValidationError):  # cut off by a crash: ask again
-            return file.validate_json(kept.read_bytes())
+    with contextlib.suppress(ValidationError, OSError):  # cut off by a crash, or not there: ask
+        known = file.validate_json(kept.read_bytes())
+        if len(known.replies) == len(plan.questions):
+            return known
     reading = ask(subject, plan, scratch, threads, device)
     kept.parent.mkdir(exist_ok=True)
-    kept.with_suffix(".part").write_bytes(file.dump_json(reading))
+    with kept.with_suffix(".part").open("wb") as stream:
+        stream.write(file.dump_json(reading))
+        stream.flush()
+        os.fsync(stream.fileno())
     kept.with_suffix(".part").replace(kept)
     return reading
 

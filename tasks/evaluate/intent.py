@@ -13,6 +13,7 @@ import io
 import json
 import logging
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -70,8 +71,10 @@ def write_task(folder: Path, contexts: Sequence[str], labels: Sequence[str]) -> 
     """A local harness task: one JSON line per context, and the YAML (JSON is YAML) that reads it.
 
     The target is always 0: the choice is read from the samples, and graded with all other measures in one place.
+    The folder is emptied: its data cache tells files apart by their dates, and a kill may have cut it short.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     data = folder / f"{TASK}.jsonl"
     data.write_text(
         "".join(json.dumps({"context": context, "choices": list(labels), "target": 0}) + "\n" for context in contexts),

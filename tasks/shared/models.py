@@ -151,6 +151,7 @@ def load_tokenizer(path: Path) -> "PreTrainedTokenizerBase":
         raise ModelError(
             str(path), f"its tokenizer cannot be loaded: {error}", "tokenizer files beside the weights"
         ) from error
+    tokenizer.init_kwargs.pop("local_files_only", None)  # of the environment, and it would be saved
     if END_OF_TURN in tokenizer.get_vocab():
         tokenizer.eos_token = END_OF_TURN
         tokenizer.chat_template = CHATML if path.is_file() or not tokenizer.chat_template else tokenizer.chat_template

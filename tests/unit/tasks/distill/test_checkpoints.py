@@ -105,7 +105,9 @@ def killed(inputs: Inputs, out: Path, scratch: Path, step: int = -1, write: int 
     assert done.returncode == -signal.SIGKILL, done.stderr
 
 
-def test_killed_within_an_epoch_and_while_writing_it_ends_the_same(inputs: Inputs, tmp_path: Path) -> None:
+def test_killed_within_an_epoch_and_while_writing_it_ends_the_same(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     expected, curve = whole(inputs, tmp_path)
     out, run = empty_run(tmp_path, "cut")
     killed(inputs, out, run.scratch, step=14)
@@ -117,7 +119,15 @@ def test_killed_within_an_epoch_and_while_writing_it_ends_the_same(inputs: Input
     assert (out / "loss.csv").read_text().splitlines() == curve
     assert digest(out) == expected
     assert len([line for line in curve if line.endswith(",")]) == 15 and len(curve) == 19
-    assert not (run.scratch / "checkpoints").exists()
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("it trains again")
+
+    import transformers
+
+    monkeypatch.setattr(transformers.Trainer, "train", refuse)  # killed before the artifact was in its place
+    SFT(**SETTINGS)(inputs, again := empty_run(tmp_path, "again")[0], run)
+    assert digest(again) == expected
 
 
 class Stop(Exception):

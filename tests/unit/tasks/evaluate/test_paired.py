@@ -1,6 +1,9 @@
 """The whole verdict on tiny models: an equal candidate ships, a broken one does not, leaks and misfits are refused."""
 
 import json
+import signal
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,9 +25,11 @@ from tasks.quantize.rtn import RTN
 from tasks.shared.articles import Article
 from tasks.shared.chat import join_answer
 from tasks.shared.errors import ConfigError, DataError, ModelError, TechniqueError
+from tasks.shared.keys import PROJECT
 from tasks.shared.rows import Message, Row, write_rows
 from tasks.shared.technique import Artifact, Inputs, Kind
 from tasks.shared.verdict import Comparison, Item, Spread, Verdict, read_verdict
+from tests.outputs import fingerprints
 from tests.settings_case import Case, Change, untimed_verdict
 from tests.tiny_llama import build_model, empty_run, save_tiny
 
@@ -205,11 +210,52 @@ def test_a_killed_evaluation_goes_on_at_the_next_model(
         return Reading([gold(make_row(0))], 2.0)
 
     monkeypatch.setattr(asking, "ask", count)
-    plan = asking.Plan([], LABELS, [], 4, 4, 64)
+    plan = asking.Plan(tuned_questions([make_row(0)]), LABELS, [], 4, 4, 64)
     first = asking.ask_once(subject, plan, run.scratch, 1, "cpu")
     assert asking.ask_once(subject, plan, run.scratch, 1, "cpu") == first and len(asked) == 1
-    (run.scratch / "readings" / "tuned.json").write_text('{"replies": [', encoding="utf-8")
-    assert asking.ask_once(subject, plan, run.scratch, 1, "cpu") == first and len(asked) == 2
+    for number, torn in enumerate(('{"replies": [', "", "null", '{"replies": [], "perplexity": 2.0}'), start=2):
+        (run.scratch / "readings" / "tuned.json").write_text(torn, encoding="utf-8")
+        assert asking.ask_once(subject, plan, run.scratch, 1, "cpu") == first and len(asked) == number
+
+
+CHILD = """
+import json, os, signal, sys
+from pathlib import Path
+from tasks.evaluate import asking, paired
+from tasks.shared.technique import Artifact, Inputs, Kind, StepRun
+job, genuine = json.loads(sys.argv[1]), asking.ask
+def ask(subject, *more):
+    if subject.name == "other":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return genuine(subject, *more)
+asking.ask = ask
+ports = {port: tuple(Artifact(name, Kind(kind), Path(path)) for name, kind, path in found) for port, found in job["ports"].items()}
+paired.Paired(**job["settings"])(Inputs(ports), Path(job["out"]), StepRun("step", 0, Path(job["scratch"]), threads=1))
+"""
+
+
+def test_killed_at_the_second_model_it_asks_the_first_no_more_and_ends_the_same(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, corpus: Path
+) -> None:
+    folder, other = save_tiny(tmp_path / "model"), save_tiny(tmp_path / "other", build_model(seed=5))
+    inputs = inputs_of(folder, {"other": other}, corpus)
+    settings: dict[str, Any] = {
+        "max_new_tokens": 4, "perplexity_rows": 6, "speed_tokens": 4, "speed_repeats": 1, "resamples": 200, "limit": 30, "context": 256
+    }  # fmt: skip
+    whole, run = empty_run(tmp_path, "whole")
+    Paired(**settings)(inputs, whole, run)
+    cut, stopped = empty_run(tmp_path, "cut")
+    ports = {port: [(item.name, item.kind, str(item.path)) for item in found] for port, found in inputs.ports.items()}
+    job = {"ports": ports, "settings": settings, "out": str(cut), "scratch": str(stopped.scratch)}
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, json.dumps(job)], cwd=PROJECT, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    asked, genuine = [], asking.ask
+    monkeypatch.setattr(asking, "ask", lambda subject, *more: asked.append(subject.name) or genuine(subject, *more))
+    Paired(**settings)(inputs, cut, stopped)
+    assert asked == ["other"]
+    assert fingerprints(cut) == fingerprints(whole)
 
 
 def test_an_int4_folder_answers(tmp_path: Path, corpus: Path) -> None:

@@ -92,3 +92,14 @@ def test_a_model_without_chat_template_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(ModelError, match="chat template"):
         load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("offline", [True, False])
+def test_a_saved_tokenizer_does_not_tell_whether_the_network_was_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offline: bool
+) -> None:
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", offline)
+    load_tokenizer(save_tiny(tmp_path / "model")).save_pretrained(tmp_path / "saved")
+    assert "local_files_only" not in (tmp_path / "saved" / "tokenizer_config.json").read_text()
