@@ -37,7 +37,9 @@ class StepFailed(StillroomError):
         hint: str = "finished steps are kept; run the same command again",
         passing: bool = False,
     ) -> None:
-        super().__init__(f"step {step}", message, fix=hint, passing=passing)
+        advised = "\n  fix: " in message  # the step's own advice is better than ours
+        text = f"{message}\n  finished steps are kept" if advised else message
+        super().__init__(f"step {step}", text, fix="" if advised else hint, passing=passing)
 
 
 class Stopped(Exception):

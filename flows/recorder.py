@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +61,9 @@ class Recorder:
     def _tell(self, step: StepRecord) -> None:
         self.tracker.step(step)
         if self.notes is not None:
-            self.notes.mkdir(parents=True, exist_ok=True)
-            (self.notes / str(step.manifest["key"])[:SHORT]).touch()
+            with suppress(OSError):  # without the note the next run tells it again, and MLflow knows it
+                self.notes.mkdir(parents=True, exist_ok=True)
+                (self.notes / str(step.manifest["key"])[:SHORT]).touch()
 
     def _dvc(self) -> None:
         """Record all stages that wait, in one go: those that came while the last ones were recorded."""
