@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -187,23 +186,6 @@ def where_to_look(run: "Run", places: "Mapping[str, Place]") -> Iterator[tuple[s
         yield "models", str(session.view("").folder)
     elif models:
         yield "models", str(session.place(models[-1]).folder)
-
-
-def result_markdown(run: "Run") -> str:
-    """The end of a run as Markdown, for Prefect's pages: what the command line prints, and where to look."""
-    outcomes = [run.outcomes[step.name] for step in run.session.plan.steps]
-    places = {outcome.step: outcome.place for outcome in outcomes}
-    with StringIO() as text:
-        console = Console(file=text, width=110, force_terminal=False)
-        console.print(step_table(outcomes))
-        for step in run.session.plan.steps:
-            if step.stage == "evaluate":
-                _show_verdict(places[step.name].out, console)
-        shown = text.getvalue().rstrip()
-    lines = [f"- {label}: `{address}`" for label, address in where_to_look(run, places)]
-    if run.recorder.tracker.run_id:
-        lines.append(f"- MLflow run: `{run.recorder.tracker.run_id}`")
-    return "\n".join([f"```\n{shown}\n```", "", *lines]) + "\n"
 
 
 @dataclass
