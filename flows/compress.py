@@ -60,8 +60,8 @@ def compress(config: DictConfig, overrides: Sequence[str], quiet: bool) -> str |
     quiet: the job of a sweep, whose results are shown together at the end.  Raises StillroomError or KeyboardInterrupt.
     """
     from flows.child import Stopped
-    from flows.config import check_name, read_settings
-    from flows.execute import execute, is_variant
+    from flows.config import check_name, is_variant, read_settings
+    from flows.execute import execute
     from flows.plan import build_plan
     from flows.show import show_plan, show_result
 

@@ -15,6 +15,8 @@ from tasks.shared.errors import ConfigError, ErrorList, StillroomError
 from tasks.shared.keys import PROJECT
 
 CONF = PROJECT / "conf"
+NOT_A_VARIANT = ("recipe=", "runtime.", "runtime=", "tracking", "gate.", "dry_run=")
+"""Overrides that do not change what is made."""
 KEYS = ("name", "seed", "models", "steps", "runtime", "tracking", "gate", "dry_run")
 
 
@@ -133,6 +135,11 @@ def check_name(name: str, overrides: Sequence[str]) -> None:
     if chosen and name not in chosen and not renamed:
         file = next(iter(chosen))
         raise ConfigError("name", f"{name!r} in the file recipe/{file}.yaml", file, f"name: {file}, or rename the file")
+
+
+def is_variant(overrides: Sequence[str]) -> bool:
+    """Whether command line overrides make the run differ from the recipe as written."""
+    return any(not item.lstrip("+~").startswith(NOT_A_VARIANT) for item in overrides)
 
 
 def _unknown_keys(plain: Mapping[str, Any]) -> Iterator[ConfigError]:

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from flows.config import Settings
+from flows.config import Settings, is_variant
 from flows.params import tracked_params
 from flows.plan import Plan, build_plan
 from flows.stage import Session
 from tasks.shared.artifacts import disk_errors
-from tasks.shared.errors import ErrorList, StillroomError
+from tasks.shared.errors import StillroomError
 from tasks.shared.keys import PROJECT, digest_json
 from tasks.shared.tracking import MlflowTracker, NullTracker, Tracker
 
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from flows.runner import Outcome, Run
 
 log = logging.getLogger("stillroom")
-NOT_A_VARIANT = ("recipe=", "runtime.", "runtime=", "tracking", "gate.", "dry_run=")
-"""Overrides that do not change what is made."""
 
 
 @dataclass
@@ -31,11 +29,6 @@ class Execution:
 
     run: "Run"
     outcomes: "list[Outcome]" = field(default_factory=list)
-
-
-def is_variant(overrides: Sequence[str]) -> bool:
-    """Whether command line overrides make the run differ from the recipe as written."""
-    return any(not item.lstrip("+~").startswith(NOT_A_VARIANT) for item in overrides)
 
 
 def execute(settings: Settings, overrides: Sequence[str]) -> Execution:
@@ -135,10 +128,3 @@ def git(*arguments: str) -> str:
         [program, *arguments], cwd=PROJECT, capture_output=True, text=True, timeout=10, check=False, env=dict(os.environ)
     )
     return done.stdout.strip() if done.returncode == 0 else ""
-
-
-def first_line(error: BaseException) -> str:
-    """An error in one line, for a table of jobs."""
-    if isinstance(error, ErrorList):
-        return f"{len(error.errors)} problems: {first_line(error.errors[0])}"
-    return (str(error) or type(error).__name__).splitlines()[0]

@@ -75,7 +75,7 @@ def start_flow(run: Run, overrides: Sequence[str], failed: list[BaseException]) 
 
 def flow_name(recipe: str, overrides: Sequence[str]) -> str:
     """A flow run's name: the recipe, and what of it is made otherwise."""
-    from flows.execute import is_variant
+    from flows.config import is_variant
 
     return " ".join([recipe, *(item for item in overrides if is_variant([item]))])[:200]
 

@@ -3,6 +3,7 @@
 import logging
 import time
 from contextlib import suppress
+from io import StringIO
 from typing import Any
 
 from prefect.artifacts import (
@@ -12,11 +13,15 @@ from prefect.artifacts import (
     create_table_artifact,
     update_progress_artifact,
 )
+from rich.box import MARKDOWN
+from rich.console import Console
+from rich.table import Table
 
 from flows.child import Progress
 from flows.prefect_runs import UNREACHABLE
 from flows.runner import Outcome, Run
 from flows.servers import has_server
+from tasks.report.table import ModelTable, decision_line, model_table
 
 log = logging.getLogger("stillroom")
 
@@ -79,17 +84,17 @@ def show_step(run: Run, outcome: Outcome) -> None:
     create_table_artifact(
         key=artifact_key(run.session.plan.recipe, outcome.step),
         table=[{"what": key, "value": str(value)} for key, value in facts.items()],
-        description=f"{outcome.step}: {outcome.status}, {manifest['kind']}",
+        description=f"{outcome.step}: a {manifest['kind']}, {outcome.status}",
     )
 
 
 def show_result(run: Run) -> None:
     """The steps, the table of models, the verdict and where everything is as Markdown; links to the report and the MLflow run."""
-    from flows.show import result_markdown
-
     run.recorder.settle()  # so that the MLflow run has an id
     recipe = run.session.plan.recipe
-    create_markdown_artifact(result_markdown(run), key=artifact_key(recipe, "result"), description=f"result of {recipe}")
+    create_markdown_artifact(
+        result_markdown(run), key=artifact_key(recipe, "result"), description=f"What became of {recipe}"
+    )
     with suppress(StopIteration):
         step = next(step for step in run.session.plan.steps if step.stage == "report")
         page = run.outcomes[step.name].place.out / "report.html"
@@ -100,3 +105,34 @@ def show_result(run: Run) -> None:
         create_link_artifact(
             link, link_text="MLflow run", key=artifact_key(recipe, "mlflow"), description=f"MLflow run of {recipe}"
         )
+
+
+def result_markdown(run: Run) -> str:
+    """The end of a run: the decision, every model, every step, and where to look."""
+    from flows.show import step_table, where_to_look
+    from tasks.shared.verdict import read_verdict
+
+    outcomes = [run.outcomes[step.name] for step in run.session.plan.steps]
+    places = {outcome.step: outcome.place for outcome in outcomes}
+    parts = []
+    for step in run.session.plan.steps:
+        if step.stage == "evaluate":
+            verdict = read_verdict(places[step.name].out / "verdict.json")
+            parts += [f"**{decision_line(verdict)}**", markdown(model_table(verdict))]
+    parts.append(markdown(step_table(outcomes)))
+    lines = [f"- {label}: `{address}`" for label, address in where_to_look(run, places)]
+    if run.recorder.tracker.run_id:
+        lines.append(f"- MLflow run: `{run.recorder.tracker.run_id}`")
+    return "\n\n".join([*parts, "\n".join(lines)]) + "\n"
+
+
+def markdown(table: Table) -> str:
+    """A table of the command line as a Markdown table."""
+    with StringIO() as text:
+        console = Console(file=text, width=110, force_terminal=False)
+        if isinstance(table, ModelTable):
+            table = table.layout(console, console.options)
+        table.title, table.box, table.padding, table.pad_edge = None, MARKDOWN, (0, 1), True
+        console.width = 1000  # no line may wrap
+        console.print(table)
+        return text.getvalue().strip()

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,7 @@ from flows.estimate import Estimate, estimate_plan
 from flows.plan import Plan, Step
 from flows.stage import Session
 from flows.status import Status, find_status
+from tasks.shared.errors import ErrorList
 from tasks.shared.technique import Kind
 
 if TYPE_CHECKING:
@@ -204,21 +204,11 @@ def where_tracked(tracker: "Tracker") -> str:
     return f"mlflow ui --backend-store-uri {address}   then http://127.0.0.1:5000"
 
 
-def result_markdown(run: "Run") -> str:
-    """The end of a run as Markdown, for Prefect's pages: what the command line prints, and where to look."""
-    outcomes = [run.outcomes[step.name] for step in run.session.plan.steps]
-    places = {outcome.step: outcome.place for outcome in outcomes}
-    with StringIO() as text:
-        console = Console(file=text, width=110, force_terminal=False)
-        console.print(step_table(outcomes))
-        for step in run.session.plan.steps:
-            if step.stage == "evaluate":
-                _show_verdict(places[step.name].out, console)
-        shown = text.getvalue().rstrip()
-    lines = [f"- {label}: `{address}`" for label, address in where_to_look(run, places)]
-    if run.recorder.tracker.run_id:
-        lines.append(f"- MLflow run: `{run.recorder.tracker.run_id}`")
-    return "\n".join([f"```\n{shown}\n```", "", *lines]) + "\n"
+def first_line(error: BaseException) -> str:
+    """An error in one line, for a table of jobs."""
+    if isinstance(error, ErrorList):
+        return f"{len(error.errors)} problems: {first_line(error.errors[0])}"
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 @dataclass
@@ -234,8 +224,6 @@ class Job:
 
 def show_jobs(jobs: "Sequence[Job]", console: Console | None = None) -> None:
     """The jobs of a sweep in one table: what differed, how each ended."""
-    from flows.execute import first_line
-
     console = console or Console()
     table = Table(title=f"{len(jobs)} jobs")
     for name, justify in (("job", "right"), ("overrides", "left"), ("result", "left"), ("time", "right")):

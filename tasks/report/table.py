@@ -111,10 +111,14 @@ class ModelTable(Table):
         self.layouts = layouts
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Yield the first layout whose full width fits, or the narrowest."""
+        """Yield the layout for this width."""
+        yield self.layout(console, options)
+
+    def layout(self, console: Console, options: ConsoleOptions) -> Table:
+        """The first layout whose full width fits, or the narrowest."""
         free = options.update(max_width=10_000)
         fitting = (t for t in self.layouts if Measurement.get(console, free, t).maximum <= options.max_width)
-        yield next(fitting, self.layouts[-1])
+        return next(fitting, self.layouts[-1])
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
         """Measure the layout that would be printed: from the narrowest to the widest."""

@@ -116,8 +116,15 @@ def test_a_killed_flow_leaves_no_process_and_is_swept_by_the_next(shop: Workshop
     assert {state for (state,) in database(shop, "select state_type from task_run")} <= FINAL
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("moment", ["while the server starts", "while a step runs"])
+@pytest.mark.parametrize(
+    ("number", "moment"),
+    [
+        (signal.SIGINT, "while the server starts"),
+        (signal.SIGTERM, "while the server starts"),
+        (signal.SIGTERM, "while a step runs"),
+        pytest.param(signal.SIGINT, "while a step runs", marks=pytest.mark.slow),
+    ],
+)
 def test_an_interrupted_flow_leaves_no_process(shop: Workshop, number: int, moment: str) -> None:
     with started(shop, *background(f"seed={200 + number}", "steps.slim.delay_s=600")) as child:
         if moment == "while a step runs":
@@ -136,7 +143,7 @@ def test_an_interrupted_flow_leaves_no_process(shop: Workshop, number: int, mome
         assert {state for _, state in tasks} <= FINAL
 
 
-@pytest.mark.parametrize("answers", [False, True])
+@pytest.mark.parametrize("answers", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_dead_server_is_one_warning(shop: Workshop, answers: bool) -> None:
     with socket.socket() as mute:
         mute.bind(("127.0.0.1", 0))
@@ -154,8 +161,8 @@ def test_a_dead_server_is_one_warning(shop: Workshop, answers: bool) -> None:
 
 def test_a_run_on_the_pages(shop: Workshop, server: Server) -> None:
     shop.log.unlink(missing_ok=True)
-    settings = ("seed=1", "steps.slim.delay_s=8", "steps.small.delay_s=4", "runtime.parallel=2")
-    name = "toy seed=1 steps.slim.delay_s=8 steps.small.delay_s=4"
+    settings = ("seed=1", "steps.slim.delay_s=6", "steps.small.delay_s=3", "runtime.parallel=2")
+    name = "toy seed=1 steps.slim.delay_s=6 steps.small.delay_s=3"
     seen: set[float] = set()
     over = threading.Event()
 
@@ -222,7 +229,7 @@ def test_steps_on_a_gpu_never_overlap(shop: Workshop, server: Server) -> None:
 
 def test_memory_holds_branches_apart(shop: Workshop) -> None:
     shop.log.unlink(missing_ok=True)
-    arguments = ("steps.slim.delay_s=1", "steps.small.delay_s=1", "runtime.parallel=2", "runtime.memory_gb=0.000001")
+    arguments = ("steps.slim.delay_s=0.5", "steps.small.delay_s=0.5", "runtime.parallel=2", "runtime.memory_gb=0.000001")
     done = shop.compress("+recipe=toy", "seed=4", *arguments, "tracking=none", "runtime.orchestrator=none")
     assert done.returncode == 0, done.stderr
     times = intervals(shop)
@@ -242,7 +249,7 @@ def test_a_cancelled_run_ends_its_step(shop: Workshop, server: Server) -> None:
     assert no_half_artifact(shop, "slim") and not leftovers(shop)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_an_interrupted_run_is_shown_as_crashed(shop: Workshop, server: Server, number: int) -> None:
     run = f"toy seed={60 + number} steps.slim.delay_s=600"
     with started(shop, *background(f"seed={60 + number}", "steps.slim.delay_s=600"), env=server.environment) as child:
