@@ -16,8 +16,9 @@ from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
-from flows.plan import Step
-from flows.stage import RESULT, Session, pick_device, write_job
+from flows.session import Session, pick_device
+from flows.stage import RESULT, write_job
+from flows.steps import Step
 from tasks.shared.errors import StillroomError
 from tasks.shared.keys import PROJECT
 from tasks.shared.progress import REPORT_VARIABLE

@@ -21,8 +21,9 @@ from flows.config import Runtime
 from flows.lockfile import CACHE, lock_fault, recorded, take_back
 from flows.params import tracked_recipe
 from flows.pipeline import split_stage, view_folder
-from flows.plan import Plan, build_plan
-from flows.stage import Session
+from flows.plan import build_plan
+from flows.session import Session
+from flows.steps import Plan
 from flows.sync import locked
 from tasks.shared.artifacts import SHORT, Place, link_or_copy
 from tasks.shared.errors import MachineError, StillroomError

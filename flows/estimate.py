@@ -12,8 +12,8 @@ from typing import Any
 import psutil
 
 from flows.config import Runtime
-from flows.plan import Plan, Step
-from flows.stage import Session
+from flows.session import Session
+from flows.steps import Plan, Step
 from tasks.shared.errors import MachineError
 from tasks.shared.models import parameter_count, weight_bytes
 from tasks.shared.technique import Kind

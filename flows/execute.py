@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from flows.config import Settings, is_variant
 from flows.params import tracked_params
-from flows.plan import Plan, build_plan
-from flows.stage import Session
+from flows.plan import build_plan
+from flows.session import Session
+from flows.steps import Plan
 from tasks.shared.artifacts import disk_errors
 from tasks.shared.errors import StillroomError
 from tasks.shared.keys import PROJECT, digest_json

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from flows.plan import Plan
+from flows.steps import Plan
 from tasks.shared.errors import ConfigError
 from tasks.shared.keys import PROJECT, library_versions
 

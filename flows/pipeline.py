@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flows.plan import Plan, Step
+from flows.steps import Plan, Step
 from tasks.shared.keys import PROJECT, code_files
 
 METRICS = {"evaluate": "metrics.json"}

@@ -10,10 +10,10 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from flows.child import Listener, Progress, Stopped
-from flows.plan import Step
 from flows.runner import Outcome, Run, announcer
 from flows.servers import choose_server, has_server, servers
-from flows.stage import pick_device
+from flows.session import pick_device
+from flows.steps import Step
 from tasks.shared.errors import MachineError, StillroomError
 
 if TYPE_CHECKING:

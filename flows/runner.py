@@ -16,10 +16,10 @@ from flows.child import Listener, StepFailed, Stopped, run_child
 from flows.estimate import estimate_plan
 from flows.lockfile import recorded
 from flows.pipeline import stage_name
-from flows.plan import Step
 from flows.recorder import Recorder
 from flows.schedule import Budget, Ended, run_graph
-from flows.stage import Session
+from flows.session import Session
+from flows.steps import Step
 from tasks.shared.artifacts import Place, disk_errors
 from tasks.shared.errors import ErrorList, StillroomError
 from tasks.shared.tracking import NullTracker, StepRecord

@@ -4,7 +4,7 @@ import queue
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from flows.plan import Step
+from flows.steps import Step
 
 
 @dataclass(frozen=True)

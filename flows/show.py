@@ -12,9 +12,9 @@ from rich.tree import Tree
 
 from flows.config import Runtime
 from flows.estimate import Estimate, estimate_plan
-from flows.plan import Plan, Step
-from flows.stage import Session
+from flows.session import Session
 from flows.status import Status, find_status
+from flows.steps import Plan, Step
 from tasks.shared.errors import ErrorList
 from tasks.shared.technique import Kind
 

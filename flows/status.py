@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from flows.plan import Step
-from flows.stage import Session
+from flows.session import Session
+from flows.steps import Step
 
 
 @dataclass(frozen=True)

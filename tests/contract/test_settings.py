@@ -21,7 +21,8 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.plan import STAGES, Step, find_technique
+from flows.plan import STAGES, find_technique
+from flows.steps import Step
 from tasks.shared.errors import StillroomError
 from tasks.shared.keys import PROJECT, UNKEYED, code_digest, code_files, module_file, step_key
 from tasks.shared.technique import Metrics

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.plan import STAGES, _plain, find_technique
+from flows.plan import STAGES, find_technique
+from flows.steps import plain
 from tasks.shared.keys import PROJECT
 from tasks.shared.technique import Kind, Port, Technique
 
@@ -32,7 +33,7 @@ def test_all_three_files_exist_and_agree(option: Path) -> None:
     assert target.startswith(f"tasks.{stage}.{name}.")
     technique = find_technique("test", target)
     assert isinstance(technique(**content), Technique)
-    assert content == _plain(asdict(technique())), "the YAML's keys and values are the class defaults"
+    assert content == plain(asdict(technique())), "the YAML's keys and values are the class defaults"
     assert (PROJECT / "tests" / "unit" / "tasks" / stage / f"test_{name}.py").is_file()
 
 

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from flows.config import Runtime
-from flows.plan import Plan
 from flows.schedule import Budget, Ended, run_graph
-from flows.stage import Session
+from flows.session import Session
+from flows.steps import Plan
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from flows.child import StepFailed
 from flows.config import Runtime
 from flows.plan import build_plan
 from flows.runner import Run, run_plain
-from flows.stage import Session, make, read_job, write_job
+from flows.session import Session
+from flows.stage import make, read_job, write_job
 from tasks.curate.support import Support
 from tasks.shared.errors import ConfigError, MachineError, ModelError
 from tasks.shared.keys import PROJECT

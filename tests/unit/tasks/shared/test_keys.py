@@ -10,8 +10,9 @@ import pytest
 import yaml
 
 from flows.config import Runtime
-from flows.plan import STAGES, Plan, Step, build_plan, find_technique
-from flows.stage import Session
+from flows.plan import STAGES, build_plan, find_technique
+from flows.session import Session
+from flows.steps import Plan, Step
 from tasks.shared import keys
 from tasks.shared.keys import PROJECT, Digests, code_digest, code_files, digest_json, library_versions, step_key
 
