@@ -148,7 +148,7 @@ def check_tidy(root: Path, recipe: str) -> None:
     assert orphans == []
 
 
-def wreck(chaos: Chaos, base: Path, most_rounds: int = 3) -> None:
+def wreck(chaos: Chaos, base: Path, most_rounds: int = 6) -> None:
     """Kill until KILLS is reached, from the start again if a run came through before; compare each time."""
     chaos.undisturbed(base / "calm")
     expected = outputs(base / "calm", chaos.recipe)
@@ -216,7 +216,7 @@ def test_twenty_kills_of_the_shipped_recipe(tmp_path: Path, seed: int) -> None:
         return words, environment | {"CHAOS": str(root)}
 
     started = time.monotonic()
-    chaos = Chaos("tiny", command, random.Random(seed), wait_s=25, limit_s=1800)
+    chaos = Chaos("tiny", command, random.Random(seed), wait_s=12, limit_s=1800)
     try:
         wreck(chaos, tmp_path)
     finally:
