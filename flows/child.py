@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+import psutil
 from filelock import FileLock, Timeout
 
 from flows.session import Session, pick_device
@@ -71,8 +73,7 @@ def run_child(session: Session, recipe: Mapping[str, Any], step: Step, listener:
 
     Raises StepFailed with the step's message, or Stopped when `listener.stop` was set; the whole group is gone then.
     """
-    with tempfile.TemporaryDirectory(prefix="stillroom-") as name, hold_gpu(session, step, listener.stop) as gpu:
-        folder = Path(name)
+    with job_folder(session) as folder, hold_gpu(session, step, listener.stop) as gpu:
         job = write_job(session, recipe, folder)
         command = [sys.executable, "-m", "flows.stage", session.plan.recipe, step.name, "--job", str(job)]
         child = subprocess.Popen(
@@ -97,6 +98,18 @@ def run_child(session: Session, recipe: Mapping[str, Any], step: Step, listener:
         told = json.loads(error.read_text("utf-8")) if error.is_file() else {}
     if code:
         raise failure(step.name, code, told, listener.stop.is_set())
+
+
+@contextmanager
+def job_folder(session: Session) -> Iterator[Path]:
+    """An empty folder for one step's job; those of flows that were killed are taken away."""
+    base = session.store.home / ".jobs"
+    base.mkdir(parents=True, exist_ok=True)
+    for old in base.glob("*-*"):
+        if not psutil.pid_exists(int(old.name.partition("-")[0])):
+            shutil.rmtree(old, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=f"{os.getpid()}-", dir=base) as name:
+        yield Path(name)
 
 
 def environment(folder: Path) -> dict[str, str]:

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import hydra
@@ -125,8 +126,11 @@ def cli() -> None:
     from flows.servers import servers
     from flows.show import show_jobs
 
-    scratch = tempfile.TemporaryDirectory(prefix="stillroom-")  # Hydra writes a multirun.yaml that nobody reads
-    sys.argv[1:] = flags_first([f"hydra.sweep.dir={scratch.name}", *sys.argv[1:]])
+    scratch = ExitStack()
+    if {"-m", "--multirun"} & set(sys.argv):  # Hydra writes a multirun.yaml that nobody reads
+        folder = scratch.enter_context(tempfile.TemporaryDirectory(prefix="stillroom-"))
+        sys.argv[1:1] = [f"hydra.sweep.dir={folder}"]
+    sys.argv[1:] = flags_first(sys.argv[1:])
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     code = 0
     try:
@@ -139,7 +143,7 @@ def cli() -> None:
         code = EXIT_INTERRUPTED
     finally:
         servers.close()
-        scratch.cleanup()
+        scratch.close()
     if code:
         sys.exit(code)
 

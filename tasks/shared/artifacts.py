@@ -186,13 +186,17 @@ def link_or_copy(source: str, target: str) -> None:
 
 
 def replace_folder(source: Path, target: Path) -> None:
-    """Put a folder in place of another; a reader sees the old one, for a moment none, then the new one, never a mixture."""
+    """Put a folder in place of another; a reader sees the old one, for a moment none, then the new one, never a mixture.
+
+    The caller holds the lock of the target's name.
+    """
     aside = target.parent / f".{target.name}.old.{os.getpid()}"
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists():
         target.rename(aside)
     source.rename(target)
-    shutil.rmtree(aside, ignore_errors=True)
+    for leftover in target.parent.glob(f".{target.name}.*"):  # ours, and those of processes that were killed here
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def sync_tree(folder: Path) -> None:
