@@ -85,7 +85,7 @@ def carry_out(run: "Run", settings: Settings, overrides: Sequence[str]) -> "list
     from flows.prefect_flow import run_prefect
     from flows.runner import run_plain
 
-    run.recorder.start(run.session.plan.recipe, run_tags(settings, overrides))
+    run.tags = run_tags(settings, overrides)
     status = "KILLED"
     try:
         if settings.runtime.orchestrator == "prefect":

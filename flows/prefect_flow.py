@@ -120,7 +120,8 @@ def drive(run: Run) -> list[Outcome]:
     flow_run = str(runtime.flow_run.id)
     servers.enter_context(present(run.session.runtime.folder, flow_run))  # until Prefect has heard of the run's end
     with watched(run, flow_run):
-        outcomes = run.carry_out(lambda step: submit(run, step, futures, announce))
+        ids = {"prefect.flow_run_id": flow_run, "prefect.url": str(runtime.flow_run.ui_url)}
+        outcomes = run.carry_out(lambda step: submit(run, step, futures, announce), ids)
         with suppress(*unreachable()):
             show_result(run)
     return outcomes

@@ -49,6 +49,8 @@ class Run:
     recipe: Mapping[str, Any]
     tracked: bool
     """The recipe stands in params.yaml and runs as written, so DVC records its steps."""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    """What identifies it in MLflow."""
     recorder: Recorder = field(default_factory=lambda: Recorder(NullTracker()))
     board: Board = field(default_factory=Board)
     stop: threading.Event = field(default_factory=threading.Event)
@@ -118,12 +120,14 @@ class Run:
         """Tell the schedule that a step will not be attempted again."""
         self.ended.put(Ended(step.name, step.name in self.outcomes, stop=self.stop.is_set()))
 
-    def carry_out(self, start: Callable[[Step], None]) -> list[Outcome]:
+    def carry_out(self, start: Callable[[Step], None], ids: Mapping[str, str] | None = None) -> list[Outcome]:
         """Let every step run once its inputs are there.  start: begins a step in another thread, which calls `over` at its end.
+        ids: what to note in MLflow beside the run's tags.
 
         Raises what went wrong: one StillroomError, a list of them, or Stopped.
         """
         plan, runtime = self.session.plan, self.session.runtime
+        self.recorder.start(plan.recipe, {**self.tags, **(ids or {})})
         memory = {name: item.memory_bytes for name, item in estimate_plan(plan, runtime).items()}
         budget = Budget(runtime.steps_at_once, runtime.memory_gb * 1e9 or 0.8 * psutil.virtual_memory().total)
         with self.board:

@@ -88,6 +88,21 @@ def test_mlflow_has_a_parent_and_a_child_per_step(home: Path, first: "subprocess
     assert (parents, runs) == (9, 10)
 
 
+def test_mlflow_names_commit_prefect_run_and_key(home: Path, first: "subprocess.CompletedProcess[str]") -> None:
+    import sqlite3
+
+    database = sqlite3.connect(home / "mlflow.db")
+    tags: dict[str, dict[str, str]] = {}
+    for run, key, value in database.execute("select run_uuid, key, value from tags"):
+        tags.setdefault(run, {})[key] = value
+    database.close()
+    parent = next(found for found in tags.values() if "mlflow.parentRunId" not in found and "recipe" in found)
+    assert len(parent["git.commit"]) == 40 and parent["git.dirty"] in {"True", "False"}
+    children = [found for found in tags.values() if "mlflow.parentRunId" in found]
+    assert {found["prefect.flow_run_id"] for found in children} == {parent["prefect.flow_run_id"]}
+    assert all(len(found["stage_key"]) == 64 and found["prefect.task_run_id"] for found in children)
+
+
 def test_the_key_stands_nowhere(home: Path, first: "subprocess.CompletedProcess[str]") -> None:
     assert KEY not in first.stdout + first.stderr
     holders = [file for file in home.rglob("*") if file.is_file() and KEY.encode() in file.read_bytes()]
