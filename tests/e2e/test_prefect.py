@@ -4,6 +4,7 @@ import signal
 import socket
 import sqlite3
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing
@@ -153,6 +154,38 @@ def test_a_dead_server_is_one_warning(shop: Workshop, answers: bool) -> None:
         done = flow(shop, f"seed={300 + answers}", env={"PREFECT_API_URL": url})
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("does not answer") == 1 and is_clean(done), done.stderr
+    assert not leftovers(shop)
+
+
+QUICK_TASKS = """
+import sys
+from pathlib import Path
+from flows.servers import choose_server, servers
+
+choose_server(Path.cwd())
+from prefect import flow, runtime, task
+from prefect.events.worker import EventsWorker
+from flows.prefect_runs import settle
+
+@task(task_run_name="quick")
+def nothing(): ...
+
+@flow
+def many():
+    servers.callback(settle, str(runtime.flow_run.id), lambda: 150)
+    [future.result() for future in [nothing.submit() for _ in range(150)]]
+
+many()
+EventsWorker.drain_all(timeout=10)
+servers.close()
+"""
+
+
+def test_the_states_of_many_quick_tasks_are_kept(shop: Workshop) -> None:
+    done = shop.command(sys.executable, "-c", QUICK_TASKS)
+    assert done.returncode == 0, done.stderr
+    states = database(shop, "select state_type, count(*) from task_run where name = 'quick' group by 1")
+    assert states == [("COMPLETED", 150)]
     assert not leftovers(shop)
 
 
