@@ -262,7 +262,12 @@ def test_steps_on_a_gpu_never_overlap(shop: Workshop, server: Server) -> None:
 
 def test_memory_holds_branches_apart(shop: Workshop) -> None:
     shop.log.unlink(missing_ok=True)
-    arguments = ("steps.slim.delay_s=0.5", "steps.small.delay_s=0.5", "runtime.parallel=2", "runtime.memory_gb=0.000001")
+    arguments = (
+        "steps.slim.delay_s=0.5",
+        "steps.small.delay_s=0.5",
+        "runtime.parallel=2",
+        "runtime.memory_gb=0.000001",
+    )
     done = shop.compress("+recipe=toy", "seed=4", *arguments, "tracking=none", "runtime.orchestrator=none")
     assert done.returncode == 0, done.stderr
     times = intervals(shop)
