@@ -38,7 +38,9 @@ def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     when = parser.add_mutually_exclusive_group()
     when.add_argument("--cron", help='a schedule like "0 3 * * *", in UTC')
     when.add_argument("--interval", type=float, metavar="SECONDS", help="from one start to the next")
-    parser.add_argument("--override", action="append", default=[], metavar="A=B", help="as on the command line of a run")
+    parser.add_argument(
+        "--override", action="append", default=[], metavar="A=B", help="as on the command line of a run"
+    )
     parser.add_argument("--at-once", type=int, default=1, metavar="N", help="runs beside each other; others wait (1)")
     return parser.parse_args(arguments)
 

@@ -109,7 +109,7 @@ def drive(run: Run) -> list[Outcome]:
     from prefect import runtime
 
     from flows.prefect_pages import show_result
-    from flows.prefect_runs import limit_gpus, present, watched
+    from flows.prefect_runs import limit_gpus, present, settle, watched
 
     if has_server() and any(on_gpu(run, step) for step in run.session.plan.steps):
         limit_gpus(GPU)
@@ -119,6 +119,8 @@ def drive(run: Run) -> list[Outcome]:
     futures: dict[str, Any] = {}
     flow_run = str(runtime.flow_run.id)
     servers.enter_context(present(run.session.runtime.folder, flow_run))  # until Prefect has heard of the run's end
+    if not has_server():
+        servers.callback(settle, flow_run, lambda: len(run.outcomes.keys() | run.problems.keys()))
     with watched(run, flow_run):
         ids = {"prefect.flow_run_id": flow_run, "prefect.url": str(runtime.flow_run.ui_url)}
         outcomes = run.carry_out(lambda step: submit(run, step, futures, announce), ids)

@@ -8,7 +8,8 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ log = logging.getLogger("stillroom")
 POLL_S = 2.0
 JOIN_S = 5.0
 SLOT_S = 5.0
+SETTLE_S = 10.0
 UNREACHABLE = (httpx.HTTPError, PrefectException)
 
 
@@ -79,6 +81,21 @@ def crash(client: SyncPrefectClient, flow_run: UUID) -> bool:
             client.set_task_run_state(task.id, gone, force=True)
     client.set_flow_run_state(flow_run, gone, force=True)
     return True
+
+
+def settle(flow_run: str, expected: Callable[[], int]) -> None:
+    """Wait until the server has written down how this many tasks ended.
+
+    Their states reach it as events, which it handles behind its answers; a temporary server that ends at once loses them.
+    """
+    filters = FlowRunFilter(id=FlowRunFilterId(any_=[UUID(flow_run)]))
+    deadline = time.monotonic() + SETTLE_S
+    with suppress(*UNREACHABLE), get_client(sync_client=True) as client:
+        while time.monotonic() < deadline:
+            tasks = client.read_task_runs(flow_run_filter=filters)
+            if sum(task.state is not None and task.state.is_final() for task in tasks) >= expected():
+                return
+            time.sleep(0.1)
 
 
 @contextmanager

@@ -65,7 +65,9 @@ def find_server() -> bool:
     if not url or url in dead:
         return False
     if not server_answers(url):
-        log.warning("Prefect's server %s does not answer; this run uses a temporary one and will not be in that UI", url)
+        log.warning(
+            "Prefect's server %s does not answer; this run uses a temporary one and will not be in that UI", url
+        )
         dead.add(url)
         os.environ.pop(URL, None)
         return False

@@ -90,9 +90,7 @@ def test_the_artifacts_are_listed(site: Site) -> None:
 
 
 def test_the_result_is_a_table(site: Site) -> None:
-    result = next(
-        artifact for artifact in site.server.post("/artifacts/filter") if artifact["key"] == "toy-result"
-    )
+    result = next(artifact for artifact in site.server.post("/artifacts/filter") if artifact["key"] == "toy-result")
     page = site.dom(f"/artifacts/artifact/{result['id']}", "result")
     assert "<table" in page and "Do not ship" in page and "ratio 0.1" in page
 

@@ -4,6 +4,7 @@ import signal
 import socket
 import sqlite3
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing
@@ -156,6 +157,38 @@ def test_a_dead_server_is_one_warning(shop: Workshop, answers: bool) -> None:
     assert not leftovers(shop)
 
 
+QUICK_TASKS = """
+import sys
+from pathlib import Path
+from flows.servers import choose_server, servers
+
+choose_server(Path.cwd())
+from prefect import flow, runtime, task
+from prefect.events.worker import EventsWorker
+from flows.prefect_runs import settle
+
+@task(task_run_name="quick")
+def nothing(): ...
+
+@flow
+def many():
+    servers.callback(settle, str(runtime.flow_run.id), lambda: 150)
+    [future.result() for future in [nothing.submit() for _ in range(150)]]
+
+many()
+EventsWorker.drain_all(timeout=10)
+servers.close()
+"""
+
+
+def test_the_states_of_many_quick_tasks_are_kept(shop: Workshop) -> None:
+    done = shop.command(sys.executable, "-c", QUICK_TASKS)
+    assert done.returncode == 0, done.stderr
+    states = database(shop, "select state_type, count(*) from task_run where name = 'quick' group by 1")
+    assert states == [("COMPLETED", 150)]
+    assert not leftovers(shop)
+
+
 # With a server
 
 
@@ -229,7 +262,12 @@ def test_steps_on_a_gpu_never_overlap(shop: Workshop, server: Server) -> None:
 
 def test_memory_holds_branches_apart(shop: Workshop) -> None:
     shop.log.unlink(missing_ok=True)
-    arguments = ("steps.slim.delay_s=0.5", "steps.small.delay_s=0.5", "runtime.parallel=2", "runtime.memory_gb=0.000001")
+    arguments = (
+        "steps.slim.delay_s=0.5",
+        "steps.small.delay_s=0.5",
+        "runtime.parallel=2",
+        "runtime.memory_gb=0.000001",
+    )
     done = shop.compress("+recipe=toy", "seed=4", *arguments, "tracking=none", "runtime.orchestrator=none")
     assert done.returncode == 0, done.stderr
     times = intervals(shop)

@@ -30,7 +30,9 @@ def test_only_a_run_that_stops_takes_a_signal_for_a_stop(code: int) -> None:
 
 
 def test_a_group_is_taken_down_with_its_children() -> None:
-    script = "import subprocess, sys, time; subprocess.Popen(['sleep', '600']); print('up', flush=True); time.sleep(600)"
+    script = (
+        "import subprocess, sys, time; subprocess.Popen(['sleep', '600']); print('up', flush=True); time.sleep(600)"
+    )
     process = subprocess.Popen([sys.executable, "-c", script], start_new_session=True, stdout=subprocess.PIPE)
     assert process.stdout is not None and process.stdout.readline() == b"up\n"
     grandchildren = psutil.Process(process.pid).children()

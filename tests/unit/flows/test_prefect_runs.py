@@ -61,7 +61,10 @@ def note(folder: Path, server: str = "temporary") -> UUID:
 def test_a_dead_run_and_its_open_tasks_are_crashed(client: Client, tmp_path: Path) -> None:
     dead, ended, unknown = note(tmp_path), note(tmp_path), note(tmp_path)
     client.runs = {dead: False, ended: True}
-    tasks = [SimpleNamespace(id=uuid4(), state=SimpleNamespace(is_final=lambda final=final: final)) for final in (True, False)]
+    tasks = [
+        SimpleNamespace(id=uuid4(), state=SimpleNamespace(is_final=lambda final=final: final))
+        for final in (True, False)
+    ]
     client.tasks = tasks
     prefect_runs.sweep(tmp_path)
     assert client.forced == [tasks[1].id, dead], "neither what had ended nor what is unknown"

@@ -57,7 +57,9 @@ def test_the_environments_server_is_taken(monkeypatch: pytest.MonkeyPatch, url: 
 
 
 def test_the_profiles_server_is_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, url: str) -> None:
-    (tmp_path / "profiles.toml").write_text(f'active = "mine"\n[profiles.mine]\nPREFECT_API_URL = "{url}"\n[profiles.bare]\n')
+    (tmp_path / "profiles.toml").write_text(
+        f'active = "mine"\n[profiles.mine]\nPREFECT_API_URL = "{url}"\n[profiles.bare]\n'
+    )
     monkeypatch.setenv("PREFECT_API_URL", "")
     assert profile_url() == url and find_server() and server_name() == url
     monkeypatch.setenv("PREFECT_PROFILE", "bare")
