@@ -16,7 +16,7 @@ run: setup
 
 test: setup-dev lint types
 	$(BIN)/python -m flows.sync --check
-	$(BIN)/python -m pytest -q -m "not slow and not gpu and not network and not browser"
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not gpu and not network and not browser"
 
 test-all: setup-dev
 	$(BIN)/python -m pytest -q -m "not gpu and not network"
