@@ -287,7 +287,7 @@ def watcher(step: str) -> "TrainerCallback":
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             self.stack = ExitStack()
             self.note = ""
-            self.advance = self.stack.enter_context(progress_bar(step, state.max_steps))
+            self.advance = self.stack.enter_context(progress_bar("training", state.max_steps))
             self.advance(state.global_step)
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
