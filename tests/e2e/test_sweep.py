@@ -1,8 +1,13 @@
 """Sweeps and the command line's corners, as a user types them."""
 
 import os
+import subprocess
+import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.workshop import STEPS, Workshop, add_toy, build_workshop
@@ -139,3 +144,22 @@ def test_the_store_is_shown_and_cleared_of_what_nobody_shows(shop: Workshop) -> 
     again = shop.compress("+recipe=toy")
     assert again.returncode == 0 and shop.executed() == []
     assert shop.python("flows.store", "gc", "--older", "-1").returncode == 2
+
+
+def test_the_jobs_of_a_sweep_share_one_prefect_server_that_ends_with_it(shop: Workshop) -> None:
+    command = [sys.executable, "-m", "flows.compress", "+recipe=toy", "-m", "steps.slim.ratio=0.51,0.52", "tracking=none"]
+    sweep = subprocess.Popen(
+        command, cwd=shop.folder, env=shop.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    servers: set[psutil.Process] = set()
+    while sweep.poll() is None:
+        with suppress(psutil.Error):
+            children = psutil.Process(sweep.pid).children()
+            servers |= {child for child in children if "flows.servers" in child.cmdline()}
+        time.sleep(0.1)
+    assert sweep.stdout is not None
+    said = sweep.stdout.read()
+    sweep.stdout.close()
+    assert sweep.returncode == 0, said
+    assert "2 jobs" in said and len(servers) == 1
+    assert not any(server.is_running() for server in servers)
