@@ -1,5 +1,6 @@
 """A plan being carried out: where every artifact lives, what each step's key is, and why a step has to run."""
 
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,6 +13,8 @@ from tasks.shared.artifacts import Place, Store
 from tasks.shared.errors import ConfigError
 from tasks.shared.keys import PROJECT, code_digest, flatten, step_key
 from tasks.shared.technique import Artifact, Inputs
+
+log = logging.getLogger("stillroom")
 
 
 @dataclass
@@ -77,7 +80,10 @@ class Session:
         if found is not None:
             self.places[step.name] = found
             if not self.variant:
-                self.store.show(found, self.view(step.name))
+                view = self.view(step.name)
+                damaged = (view.read_manifest() or {}).get("key") == key
+                if self.store.show(found, view) and damaged:
+                    log.info("%s: the files in %s were changed; restored from the store", step.name, view.folder)
         return found
 
     def why(self, step: Step, key: str) -> str:

@@ -50,6 +50,19 @@ def test_a_step_is_made_once(tmp_path: Path) -> None:
     assert manifest["settings"]["train_size"] == 48 and manifest["metrics"]
 
 
+def test_a_recipes_folder_that_was_edited_is_restored_with_a_message(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    execute(tmp_path)
+    file = tmp_path / "artifacts/trial/corpus/out/train.jsonl"
+    whole = file.read_bytes()
+    file.unlink()  # as an editor does: another file in its place, the store's stays
+    file.write_text("edited")
+    with caplog.at_level("INFO", "stillroom"):
+        assert execute(tmp_path) == "cached"
+    assert file.read_bytes() == whole and "restored from the store" in caplog.text
+
+
 def test_a_changed_setting_or_seed_makes_it_again(tmp_path: Path) -> None:
     step = session(tmp_path).plan.steps[0]
     keys = {
