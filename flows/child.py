@@ -8,7 +8,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -16,9 +15,8 @@ from pathlib import Path
 from typing import IO, Any
 
 import psutil
-from filelock import FileLock, Timeout
 
-from flows.session import Session, pick_device
+from flows.session import Session
 from flows.stage import RESULT, write_job
 from flows.steps import Step
 from tasks.shared.errors import StillroomError
@@ -68,18 +66,18 @@ class Listener:
     stop: threading.Event = field(default_factory=threading.Event)
 
 
-def run_child(session: Session, recipe: Mapping[str, Any], step: Step, listener: Listener) -> None:
-    """Run one step in a process group of its own and wait for it.
+def run_child(session: Session, recipe: Mapping[str, Any], step: Step, listener: Listener) -> bool:
+    """Run one step in a process group of its own and wait for it; False if another run made the artifact meanwhile.
 
     Raises StepFailed with the step's message, or Stopped when `listener.stop` was set; the whole group is gone then.
     """
-    with job_folder(session) as folder, hold_gpu(session, step, listener.stop) as gpu:
+    with job_folder(session) as folder:
         job = write_job(session, recipe, folder)
         command = [sys.executable, "-m", "flows.stage", session.plan.recipe, step.name, "--job", str(job)]
         child = subprocess.Popen(
             [*command, "--parent", str(os.getpid())],
             start_new_session=True,
-            env=environment(folder) | gpu,
+            env=environment(folder),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
@@ -98,6 +96,7 @@ def run_child(session: Session, recipe: Mapping[str, Any], step: Step, listener:
         told = json.loads(error.read_text("utf-8")) if error.is_file() else {}
     if code:
         raise failure(step.name, code, told, listener.stop.is_set())
+    return bool(told.get("made", True))
 
 
 @contextmanager
@@ -164,34 +163,3 @@ def stop_group(child: "subprocess.Popen[bytes]") -> None:
             child.wait(GRACE_S)
         os.killpg(child.pid, signal.SIGKILL)
     child.wait()
-
-
-@contextmanager
-def hold_gpu(session: Session, step: Step, stop: threading.Event) -> Iterator[dict[str, str]]:
-    """Hold one GPU of this machine for a step that computes on it; yields the environment that shows it that one alone.
-
-    A file lock for each GPU, since Prefect's limits do nothing without a server and can leak with one.
-    """
-    if not (step.accelerated and pick_device(session.runtime.device) == "cuda"):
-        yield {}
-        return
-    locks = [(gpu, FileLock(Path(tempfile.gettempdir()) / f"stillroom-gpu-{gpu}.lock", mode=0o666)) for gpu in gpus()]
-    while True:
-        for gpu, lock in locks:
-            with suppress(Timeout):
-                lock.acquire(timeout=0)
-                try:
-                    yield {"CUDA_VISIBLE_DEVICES": gpu}
-                finally:
-                    lock.release()
-                return
-        if stop.is_set():
-            raise Stopped(step.name)
-        time.sleep(POLL_S)
-
-
-def gpus() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
-    if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
-        return [name for name in visible.split(",") if name]
-    return [path.name.removeprefix("nvidia") for path in sorted(Path("/dev").glob("nvidia[0-9]*"))] or ["0"]

@@ -38,6 +38,7 @@ def main(config: DictConfig) -> None:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
+    from flows.child import Stopped
     from flows.show import Job
 
     prepare_logging()
@@ -52,15 +53,19 @@ def main(config: DictConfig) -> None:
     except StillroomError as error:
         log.error("%s", error)
         job.code, job.error = EXIT_USER, error
+    except Stopped as error:  # cancelled on Prefect's pages; Ctrl-C is a KeyboardInterrupt and ends the whole command
+        if not sweep:
+            raise KeyboardInterrupt from None
+        log.error("cancelled; finished steps are kept")
+        job.code, job.error = EXIT_INTERRUPTED, error
     job.seconds = time.monotonic() - started
 
 
 def compress(config: DictConfig, overrides: Sequence[str], quiet: bool) -> str | None:
     """Run one composed recipe and show the result; returns the decision, if the recipe has a verdict.
 
-    quiet: the job of a sweep, whose results are shown together at the end.  Raises StillroomError or KeyboardInterrupt.
+    quiet: the job of a sweep, whose results are shown together at the end.  Raises StillroomError, Stopped or KeyboardInterrupt.
     """
-    from flows.child import Stopped
     from flows.config import check_name, is_variant, read_settings
     from flows.execute import execute
     from flows.plan import build_plan
@@ -72,10 +77,7 @@ def compress(config: DictConfig, overrides: Sequence[str], quiet: bool) -> str |
     if settings.dry_run:
         show_plan(build_plan(settings.recipe), settings.runtime, is_variant(overrides))
         return None
-    try:
-        execution = execute(settings, overrides)
-    except Stopped:
-        raise KeyboardInterrupt from None
+    execution = execute(settings, overrides)
     decision = show_result(execution.run, execution.outcomes, time.monotonic() - started, brief=quiet)
     if settings.gate.enforce and decision not in {None, "ship"}:
         jobs[-1].code = EXIT_NOT_SHIPPED

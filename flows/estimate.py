@@ -5,7 +5,7 @@ operations per weight and token for training, 2 for reading (Kaplan et al. 2020,
 """
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,9 +129,11 @@ def _memory(step: Step, model: Size) -> float:
     return base + (8 * model.parameters if step.kind in {Kind.MODEL, Kind.ENGINE, Kind.VERDICT} else 2e8)
 
 
-def check_machine(plan: Plan, runtime: Runtime) -> None:
-    """Raise MachineError when the disk or the memory of this machine cannot hold the plan."""
-    estimates = estimate_plan(plan, runtime)
+def check_machine(plan: Plan, runtime: Runtime, done: Collection[str] = ()) -> None:
+    """Raise MachineError when the disk or the memory of this machine cannot hold what is left of the plan.  done: its finished steps."""
+    estimates = {name: item for name, item in estimate_plan(plan, runtime).items() if name not in done}
+    if not estimates:
+        return
     folder = runtime.folder
     wanted = sum(item.disk_bytes for item in estimates.values()) + SPARE_BYTES
     free = shutil.disk_usage(folder).free

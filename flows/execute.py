@@ -13,12 +13,14 @@ from flows.params import tracked_params
 from flows.plan import build_plan
 from flows.session import Session
 from flows.steps import Plan
-from tasks.shared.artifacts import disk_errors
+from tasks.shared.artifacts import SHORT, disk_errors
 from tasks.shared.errors import StillroomError
 from tasks.shared.keys import PROJECT, digest_json
 from tasks.shared.tracking import MlflowTracker, NullTracker, Tracker
+from tasks.shared.tracking.address import sqlite_file
 
 if TYPE_CHECKING:
+    from flows.recorder import Recorder
     from flows.runner import Outcome, Run
 
 log = logging.getLogger("stillroom")
@@ -38,17 +40,18 @@ def execute(settings: Settings, overrides: Sequence[str]) -> Execution:
     Raises StillroomError, or Stopped after a cancellation; finished steps are kept.
     """
     from flows.estimate import check_machine
-    from flows.recorder import Recorder
+    from flows.status import find_status
 
     plan = build_plan(settings.recipe)
     execution = Execution(open_run(settings, plan, overrides))
     run = execution.run
-    run.recorder = Recorder(open_tracker(settings), run.session.store.home / ".tracked")
+    run.recorder = open_recorder(run, settings)
     if not watched_by_server() and (done := run.cached()) is not None:
         log.info("nothing to do: all %d steps are up to date", len(done))
         execution.outcomes = done
         return execution
-    check_machine(plan, settings.runtime)
+    status = find_status(Session(plan, settings.runtime, run.session.variant))
+    check_machine(plan, settings.runtime, [name for name, item in status.items() if item.done])
     execution.outcomes = carry_out(run, settings, overrides)
     return execution
 
@@ -99,6 +102,19 @@ def carry_out(run: "Run", settings: Settings, overrides: Sequence[str]) -> "list
     finally:
         run.recorder.finish(status)
     return outcomes
+
+
+def open_recorder(run: "Run", settings: Settings) -> "Recorder":
+    """The run's recorder, with notes of its own for the recipe as written and for variants of it: what they tell differs."""
+    from flows.recorder import Recorder
+
+    tracker = open_tracker(settings)
+    told = [tracker.address, run.session.plan.recipe, run.session.variant]
+    notes = run.session.store.home / ".tracked" / digest_json(told)[:SHORT]
+    database = sqlite_file(tracker.address)
+    if database is not None and not database.is_file():
+        shutil.rmtree(notes, ignore_errors=True)  # it was deleted, and knows nothing any more
+    return Recorder(tracker, notes if tracker.address else None)
 
 
 def open_tracker(settings: Settings) -> Tracker:

@@ -147,7 +147,7 @@ def submit(run: Run, step: Step, futures: dict[str, Any], announce: Callable[[St
         return not run.stop.is_set() and bool(getattr(run.problems.get(step.name), "passing", False))
 
     def over(_: Any) -> None:
-        if step.name not in run.outcomes and step.name not in run.problems:
+        if step.name not in run.outcomes and step.name not in run.problems and not run.stop.is_set():
             go_on_unwatched(run, step)
         run.over(step)
 

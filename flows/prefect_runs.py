@@ -26,7 +26,8 @@ from prefect.concurrency.sync import concurrency
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound, PrefectException
 from prefect.states import Crashed
 
-from flows.child import Stopped, gpus
+from flows.child import Stopped
+from flows.gpus import gpus
 from flows.runner import Run
 from flows.servers import has_server, server_name
 
@@ -139,7 +140,7 @@ def gpu_slot(name: str, stop: threading.Event) -> Iterator[None]:
     """Hold a slot of the server's limit; the empty name is no limit.
 
     Taken here, since a tag's limit is waited for where nobody can be told to stop.  The lock on the GPU itself is
-    `flows.child.hold_gpu`'s: this one only lets the pages show and steer who waits.  Raises Stopped.
+    `flows.gpus.hold_gpu`'s: this one only lets the pages show and steer who waits.  Raises Stopped.
     """
     with ExitStack() as stack:
         while name and has_server():

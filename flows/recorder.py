@@ -1,6 +1,7 @@
 """Finished steps are told to MLflow and DVC by one thread, beside the next step's work."""
 
 import logging
+import queue
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -9,7 +10,6 @@ from typing import Any
 
 from flows.dvc import record
 from tasks.shared.artifacts import SHORT
-from tasks.shared.keys import digest_json
 from tasks.shared.tracking import StepRecord, Tracker
 
 log = logging.getLogger("stillroom")
@@ -24,9 +24,9 @@ class Recorder:
 
     def __init__(self, tracker: Tracker, notes: Path | None = None) -> None:
         self.tracker = tracker
-        self.notes = notes / digest_json(tracker.address)[:SHORT] if notes and tracker.address else None
+        self.notes = notes
         self.worker = ThreadPoolExecutor(1, thread_name_prefix="recorder")
-        self.waiting: dict[str, str] = {}
+        self.waiting: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
         self.pending: list[Future[Any]] = []
 
     def start(self, name: str, tags: Mapping[str, str]) -> None:
@@ -37,7 +37,7 @@ class Recorder:
         """A step ended well.  stage: its stage in dvc.yaml, if DVC is to record it."""
         self._later(self._tell, step)
         if stage:
-            self.waiting[stage] = str(step.manifest["key"])
+            self.waiting.put((stage, str(step.manifest["key"])))
             self._later(self._dvc)
 
     def told(self, key: str) -> bool:
@@ -67,7 +67,11 @@ class Recorder:
 
     def _dvc(self) -> None:
         """Record all stages that wait, in one go: those that came while the last ones were recorded."""
-        stages, self.waiting = self.waiting, {}
+        stages: dict[str, str] = {}
+        with suppress(queue.Empty):
+            while True:
+                stage, key = self.waiting.get_nowait()
+                stages[stage] = key
         if stages:
             record(stages)
 

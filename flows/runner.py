@@ -60,10 +60,11 @@ class Run:
 
     def cached(self) -> list[Outcome] | None:
         """Every step's outcome if nothing has to run or to be recorded, else None; imports nothing heavy."""
-        outcomes = []
+        outcomes: list[Outcome] = []
         for step in self.session.plan.steps:
-            key = self.session.key(step)
-            place = self.session.find(step, key)
+            with disk_errors(self.session.runtime.folder):
+                key = self.session.key(step)
+                place = self.session.find(step, key)
             if place is None or not self.recorder.told(key):
                 return None
             if self.tracked and not recorded(stage_name(self.session.plan.recipe, step.name), key):
@@ -80,17 +81,16 @@ class Run:
         with disk_errors(self.session.runtime.folder):
             key = self.session.key(step)
             place = self.session.find(step, key)
-            status: Literal["made", "cached"] = "cached" if place else "made"
+            made = False
             if place is None:
                 if reason := self.session.why(step, key):
                     log.info("%s is made again: %s", step.name, reason)
-                self._make(step, listener or Listener(self.board.line, self.board.progress, self.stop))
+                made = self._make(step, key, listener or Listener(self.board.line, self.board.progress, self.stop))
                 place = self.session.find(step, key)
             if place is None:
                 raise StepFailed(step.name, "it ended without an artifact for its key; were files edited while it ran?")
             self.session.store.digests.save()
-        outcome = self.outcomes[step.name] = Outcome(step.name, place, status)
-        made = status == "made"
+        outcome = self.outcomes[step.name] = Outcome(step.name, place, "made" if made else "cached")
         inputs = self.session.inputs(step).ports
         record = StepRecord(
             step.name, step.kind, outcome.manifest, place.folder, made, inputs, ids or {}, self.session.variant
@@ -99,11 +99,20 @@ class Run:
         self.recorder.step(record, stage if self.tracked and not recorded(stage, key) else None)
         return outcome
 
-    def _make(self, step: Step, listener: Listener) -> None:
+    def _make(self, step: Step, key: str, listener: Listener) -> bool:
+        """Run the step's process; whether it made the artifact, which another run may have done meanwhile."""
+        self.session.store.digests.save()  # what was read here need not be read there
         self.board.begin(step.name)
         try:
-            run_child(self.session, self.recipe, step, listener)
+            return run_child(self.session, self.recipe, step, listener)
+        except StepFailed as error:
+            self.session.store.digests.load()
+            if self.session.find(step, key) is None:
+                raise
+            log.warning("%s made its artifact and then ended badly: %s", step.name, error)
+            return True
         finally:
+            self.session.store.digests.load()
             self.board.end(step.name)
 
     def attempt(self, step: Step, listener: Listener | None = None, ids: Mapping[str, str] | None = None) -> Outcome:

@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 
 from tasks.shared.errors import ConfigError, MachineError, StillroomError
 from tasks.shared.keys import PROJECT
+from tasks.shared.tracking.address import mask
 
 log = logging.getLogger("stillroom")
 URL = "PREFECT_API_URL"
@@ -51,7 +52,7 @@ def has_server() -> bool:
 
 def server_name() -> str:
     """The server's URL, or "temporary": temporary servers share a database under changing URLs."""
-    return os.environ[URL] if has_server() else "temporary"
+    return mask(os.environ[URL]) if has_server() else "temporary"
 
 
 def find_server() -> bool:

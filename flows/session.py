@@ -25,6 +25,8 @@ class Session:
     runtime: Runtime
     variant: bool = False
     places: dict[str, Place] = field(default_factory=dict)
+    code: dict[str, str] = field(default_factory=dict)
+    """By step: the digest of the code that this process has imported, where later edits of the files must not count."""
 
     def __post_init__(self) -> None:
         """Open the store."""
@@ -67,7 +69,11 @@ class Session:
         """The step's key; its inputs must be finished."""
         inputs = {port: [[name, self.digest(name)] for name in names] for port, names in step.inputs.items()}
         inputs["files"] = [[str(index), self.store.digests.tree(file)] for index, file in enumerate(step.files())]
-        return step_key(step.identity(self.plan.seed), code_digest(step.module), inputs)
+        return step_key(step.identity(self.plan.seed), self.code_of(step), inputs)
+
+    def code_of(self, step: Step) -> str:
+        """Digest of the code that the step runs."""
+        return self.code.get(step.name) or code_digest(step.module)
 
     def threads(self, step: Step) -> int:
         """CPU threads of a step: all cores, or its share of them if others may run beside it; the same each time it runs."""
@@ -114,7 +120,7 @@ def describe(session: Session, step: Step, key: str) -> dict[str, Any]:
         "kind": str(step.kind),
         "key": key,
         **step.identity(session.plan.seed),
-        "code": code_digest(step.module),
+        "code": session.code_of(step),
         "inputs": {port: {name: session.digest(name) for name in names} for port, names in step.inputs.items()},
         "files": {str(file): session.store.digests.tree(file) for file in step.files()},
     }

@@ -18,17 +18,18 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from flows.config import Runtime
+from flows.gpus import hold_gpu, may_use_gpu
 from flows.params import tracked_recipe
 from flows.plan import build_plan
-from flows.session import Session, describe, pick_device
+from flows.session import Session, changes, describe, pick_device
 from flows.steps import Step
 from tasks.shared.artifacts import MANIFEST, Place, disk_errors
-from tasks.shared.errors import StillroomError
+from tasks.shared.errors import ConfigError, StillroomError
 from tasks.shared.keys import code_digest, code_files, module_name
 from tasks.shared.technique import StepRun
 
@@ -37,27 +38,27 @@ RESULT = "result.json"
 """Beside the job file: a step's message to the flow that waits for it."""
 
 
-def make(session: Session, step: Step, key: str) -> Place:
+def make(session: Session, step: Step, key: str) -> bool:
     """Run the technique and publish its artifact with a manifest.  Nothing half made is ever in place.
 
-    Two runs that need the same artifact at once: the second waits, and takes what the first made.
+    Two runs that need the same artifact at once: the second waits, and takes what the first made; False then.
     """
     work = session.store.work(step.name, key)
     out, scratch = work / "out", work / "scratch"
     with disk_errors(session.runtime.folder), session.store.making(step.name, key):
-        if (made := session.find(step, key)) is not None:
-            return made
+        if session.find(step, key) is not None:
+            return False
         shutil.rmtree(out, ignore_errors=True)
         scratch.mkdir(parents=True, exist_ok=True)
         out.mkdir()
         runtime = session.runtime
         device = pick_device(runtime.device)
         run = StepRun(step.name, session.plan.seed, scratch, session.threads(step), device, runtime.checkpoint_s)
-        account = describe(session, step, key)
         load_code(step.module)
+        account = describe(session, step, key)
         started = time.monotonic()
         metrics = step.technique(session.inputs(step), out, run)
-        check_code(step, account["code"])
+        check_unchanged(session, step, account)
         manifest = account | {
             "output": session.store.digests.tree(out),
             "metrics": metrics,
@@ -71,7 +72,7 @@ def make(session: Session, step: Step, key: str) -> Place:
         if not session.variant:
             session.store.show(entry, session.view(step.name))
     session.store.digests.save()
-    return entry
+    return True
 
 
 def load_code(module: str) -> None:
@@ -81,9 +82,18 @@ def load_code(module: str) -> None:
             importlib.import_module(module_name(file))
 
 
-def check_code(step: Step, digest: str) -> None:
-    """Warn when the code was edited while the step ran: the artifact is that of the code as it was at the start."""
-    if code_digest(step.module) != digest:
+def check_unchanged(session: Session, step: Step, account: Mapping[str, Any]) -> None:
+    """Raise StillroomError if an input is another one than at the start, so that nobody knows which of them was read.
+
+    Code that was edited meanwhile is only told: all of it was imported before the start.
+    """
+    now = describe(session, step, str(account["key"]))
+    if (now["inputs"], now["files"]) != (account["inputs"], account["files"]):
+        moved = ", ".join(changes(account, {**account, "inputs": now["inputs"], "files": now["files"]}))
+        raise StillroomError(
+            f"steps.{step.name}", f"{moved} while it ran", "inputs that stay as they are", "run the same command again"
+        )
+    if code_digest(step.module) != account["code"]:
         log.warning("the code of %s was edited while it ran; what it made belongs to the code as it was", step.name)
 
 
@@ -108,14 +118,64 @@ def offline_environment(threads: int) -> None:
         os.environ.setdefault(name, value)
 
 
-def read_job(recipe: str, job: Path | None) -> tuple[Session, Path | None]:
-    """The session of a job file, or of the recipe's part of params.yaml."""
-    if job is not None:
-        found = json.loads(job.read_text("utf-8"))
-        session = Session(build_plan(found["recipe"]), Runtime(**found["runtime"]), found["variant"])
-        session.places = {name: Place(Path(folder)) for name, folder in found["places"].items()}
-        return session, Path(found["result"])
-    return Session(build_plan(tracked_recipe(recipe)), Runtime()), None
+@dataclass(frozen=True)
+class Job:
+    """What to do: a recipe's step under these circumstances.  result: where the flow that waits looks for a message."""
+
+    recipe: Mapping[str, Any]
+    runtime: Runtime
+    variant: bool = False
+    places: Mapping[str, str] = field(default_factory=dict)
+    result: Path | None = None
+
+    def open(self, step: str) -> Session:
+        """The session, with the step's code imported and its inputs in the store.
+
+        Raises StillroomError: a recipe that cannot be planned, an input that is not whole, or code that is being edited.
+        """
+        node = (self.recipe.get("steps") or {}).get(step)
+        module = str(node.get("_target_", "")).rpartition(".")[0] if isinstance(node, Mapping) else ""
+        digest = code_digest(module) if module.startswith("tasks.") else ""
+        session = Session(build_plan(self.recipe), self.runtime, self.variant)
+        session.places = {name: Place(Path(folder)) for name, folder in self.places.items()}
+        planned = session.plan.step(step)
+        load_code(planned.module)
+        if code_digest(planned.module) != digest:
+            raise StillroomError(
+                f"steps.{step}", "its code was edited while it started", "code that stays as it is", "run it again"
+            )
+        session.code[step] = digest
+        if self.result is None:
+            pin_inputs(session, planned)
+        return session
+
+
+def pin_inputs(session: Session, step: Step) -> None:
+    """Read inputs from the store, where nobody changes them, and not from the recipe's folder, which a flow may replace.
+
+    Raises ConfigError for one that is not whole.
+    """
+    for name in step.needs:
+        manifest = session.view(name).read_manifest() if name not in session.plan.sources else None
+        if manifest is None:
+            continue  # a model source; or not made yet, which the key says
+        place = session.store.find(name, str(manifest.get("key")))
+        if place is None:
+            raise ConfigError(
+                f"steps.{name}",
+                "its files were changed after they were made",
+                "its artifact, whole",
+                f"python -m flows.stage {session.plan.recipe} {name}",
+            )
+        session.places[name] = place
+
+
+def read_job(recipe: str, file: Path | None) -> Job:
+    """The job that a flow wrote, or a tracked recipe as params.yaml has it."""
+    if file is None:
+        return Job(tracked_recipe(recipe), Runtime())
+    found = json.loads(file.read_text("utf-8"))
+    return Job(found["recipe"], Runtime(**found["runtime"]), found["variant"], found["places"], Path(found["result"]))
 
 
 def write_job(session: Session, recipe: Mapping[str, Any], folder: Path) -> Path:
@@ -125,7 +185,7 @@ def write_job(session: Session, recipe: Mapping[str, Any], folder: Path) -> Path
         "recipe": recipe,
         "runtime": asdict(session.runtime),
         "variant": session.variant,
-        "places": {name: str(place.folder) for name, place in session.places.items()},
+        "places": {name: str(place.folder) for name, place in dict(session.places).items()},
         "result": str(folder / RESULT),
     }
     job.write_text(json.dumps(content), "utf-8")
@@ -161,22 +221,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     result: Path | None = None
     try:
-        session, result = read_job(options.recipe, options.job)
-        step = session.plan.step(options.step)
-        offline_environment(session.threads(step))
-        key = session.key(step)
-        if session.find(step, key) is None:
-            if options.job is None and (reason := session.why(step, key)):
-                log.info("%s is made again: %s", step.name, reason)
-            make(session, step, key)
-        elif options.job is None:
-            log.info("%s: unchanged", step.name)
-        session.store.digests.save()
+        job = read_job(options.recipe, options.job)
+        result = job.result
+        with disk_errors(job.runtime.folder):
+            made = find_or_make(job.open(options.step), options.step, told=result is None)
+        if result is not None:
+            result.write_text(json.dumps({"made": made}), "utf-8")
     except StillroomError as error:
         return _fail(error, result)
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def find_or_make(session: Session, name: str, told: bool) -> bool:
+    """Find one step's artifact or make it; whether it was made here.  told: say what happens to a person."""
+    step = session.plan.step(name)
+    offline_environment(session.threads(step))
+    key = session.key(step)
+    made = session.find(step, key) is None
+    if made:
+        if told and (reason := session.why(step, key)):
+            log.info("%s is made again: %s", name, reason)
+        with hold_gpu(step.accelerated and may_use_gpu(session.runtime.device)):
+            made = make(session, step, key)
+    elif told:
+        log.info("%s: unchanged", name)
+    session.store.digests.save()
+    return made
 
 
 def _fail(error: StillroomError, result: Path | None) -> int:

@@ -16,17 +16,18 @@ class Status:
 
 
 def find_status(session: Session) -> dict[str, Status]:
-    """Every step's status, in plan order.  Reads digests, writes nothing."""
+    """Every step's status, in plan order.  Touches no artifact; what had to be read is remembered for the run."""
     found: dict[str, Status] = {}
     for step in session.plan.steps:
         found[step.name] = _status(session, step, found)
+    session.store.digests.save()
     return found
 
 
 def _status(session: Session, step: Step, found: Mapping[str, Status]) -> Status:
     if waiting := [name for name in step.needs if name in found and not found[name].done]:
         return Status(False, f"after {', '.join(waiting)}")
-    if not session.store.holds(step.name):
+    if session.store.is_empty():
         return Status(False, "new")  # without reading a large model only to learn that
     key = session.key(step)
     place = session.store.look_up(step.name, key)

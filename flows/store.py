@@ -7,7 +7,9 @@ python -m flows.store gc --older 30 --dry-run
 
 import argparse
 import logging
+import os
 import shutil
+import stat
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -16,7 +18,7 @@ from pathlib import Path
 
 from filelock import Timeout
 
-from tasks.shared.artifacts import MANIFEST, Place, Store, disk_errors
+from tasks.shared.artifacts import SHORT, Place, Store, disk_errors
 from tasks.shared.errors import ConfigError, StillroomError
 from tasks.shared.keys import PROJECT
 
@@ -39,9 +41,7 @@ class Entry:
 
 def entries(store: Store) -> Iterator[Entry]:
     """Everything in the store and in the work folder."""
-    shown = {
-        str((Place(file.parent).read_manifest() or {}).get("key"))[:16] for file in store.root.glob(f"*/*/{MANIFEST}")
-    }
+    shown = {str((view.read_manifest() or {}).get("key"))[:SHORT] for view in store.views()}
     for folder in sorted(store.home.glob(".store/*/*")):
         key = folder.name.strip(".").partition(".")[0]
         finished = folder.name == key and Place(folder).manifest.is_file()
@@ -53,12 +53,20 @@ def entries(store: Store) -> Iterator[Entry]:
 
 def size(folder: Path) -> int:
     """Bytes below a folder."""
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    return sum(state.st_size for state in map(_state, folder.rglob("*")) if state and stat.S_ISREG(state.st_mode))
 
 
 def used(folder: Path) -> float:
     """When an artifact was last made or found, or a work folder written to."""
-    return max((path.stat().st_mtime for path in [folder, *folder.glob("*")]), default=0.0)
+    return max((state.st_mtime for state in map(_state, [folder, *folder.glob("*")]) if state), default=0.0)
+
+
+def _state(path: Path) -> os.stat_result | None:
+    """A file's state, or None if somebody has just taken it away."""
+    try:
+        return path.stat()
+    except FileNotFoundError:
+        return None
 
 
 def collect(store: Store, days: float, dry_run: bool) -> list[Entry]:
@@ -68,9 +76,11 @@ def collect(store: Store, days: float, dry_run: bool) -> list[Entry]:
         if entry.shown or time.time() - entry.used < days * DAY_S:
             continue
         try:
-            with store.alone(f"{entry.step}-{entry.key}", wait=False):
+            with store.alone(entry.key, wait=False):
+                if used(entry.folder) > entry.used:
+                    continue
                 if not dry_run:
-                    shutil.rmtree(entry.folder)
+                    shutil.rmtree(entry.folder, ignore_errors=True)
         except Timeout:
             continue
         gone.append(entry)

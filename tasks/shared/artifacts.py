@@ -97,8 +97,8 @@ class Store:
 
     @contextmanager
     def making(self, step: str, key: str) -> Iterator[None]:
-        """Hold the only right to make this artifact."""
-        with self.alone(f"{step}-{key[:SHORT]}", f"{step} is being made by another run; waiting for it"):
+        """Hold the only right to make the artifact of this key, whatever the step is called there."""
+        with self.alone(key[:SHORT], f"{step} is being made by another run; waiting for it"):
             yield
 
     def fault(self, place: Place, key: str) -> str | None:
@@ -117,18 +117,23 @@ class Store:
             same = False
         return None if same else "its files were changed, cut short or deleted after it was made"
 
-    def holds(self, step: str) -> bool:
-        """Whether there is any artifact of a step of this name."""
-        places = [*self.home.glob(f".store/{step}/*/{MANIFEST}"), *self.root.glob(f"*/{step}/{MANIFEST}")]
-        return bool(places)
+    def views(self) -> Iterator[Place]:
+        """Every recipe's folder of every step."""
+        for file in sorted(self.root.glob(f"*/*/{MANIFEST}")):
+            if not any(part.startswith(".") for part in file.relative_to(self.root).parts):  # the store, work, what is half linked
+                yield Place(file.parent)
+
+    def is_empty(self) -> bool:
+        """Whether there is no artifact of any step."""
+        return next(self.home.glob(f".store/*/*/{MANIFEST}"), None) is None and next(self.views(), None) is None
 
     def look_up(self, step: str, key: str) -> Place | None:
         """A valid artifact of this key, wherever it is: in the store, or only in some recipe's folder (after `dvc pull`)."""
         entry = self.entry(step, key)
         if self.fault(entry, key) is None:
             return entry
-        others = [*self.home.glob(f".store/*/{key[:SHORT]}"), *(path.parent for path in self.root.glob(f"*/*/{MANIFEST}"))]
-        for place in map(Place, sorted(others)):
+        named_otherwise = map(Place, sorted(self.home.glob(f".store/*/{key[:SHORT]}")))
+        for place in [*named_otherwise, *self.views()]:
             if place != entry and (place.read_manifest() or {}).get("key") == key and self.fault(place, key) is None:
                 return place
         return None
@@ -138,7 +143,9 @@ class Store:
         entry, found = self.entry(step, key), self.look_up(step, key)
         if found is not None and found != entry:
             with self.making(step, key):
-                copy_links(found.folder, entry.folder)
+                if self.fault(entry, key) is not None:
+                    with suppress(FileNotFoundError, shutil.Error):  # taken away meanwhile, by DVC say
+                        copy_links(found.folder, entry.folder)
             found = entry if self.fault(entry, key) is None else None
         if found is not None:
             with suppress(OSError):
@@ -160,6 +167,8 @@ class Store:
     def show(self, entry: Place, view: Place) -> bool:
         """Make a recipe's folder show this artifact, by hard links; False if it did already."""
         manifest = entry.read_manifest() or {}
+        if self.fault(view, str(manifest.get("key"))) is None:
+            return False  # before the lock, which a folder that cannot be written would refuse
         with self.alone(f"{view.folder.parent.name}-{view.folder.name}"):
             if self.fault(view, str(manifest.get("key"))) is None:
                 return False
@@ -226,7 +235,7 @@ def disk_errors(folder: Path) -> Iterator[None]:
                 "free space (python -m flows.store shows what is old), or put artifacts elsewhere: runtime.root=/big/disk; "
                 "finished steps are kept",
             ) from error
-        if error.errno in {errno.EROFS, errno.EACCES, errno.EPERM}:
+        if error.errno in {errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR}:
             raise MachineError(
                 str(folder),
                 f"cannot be written ({error.strerror})",

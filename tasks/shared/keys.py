@@ -11,6 +11,7 @@ import re
 import threading
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -73,13 +74,22 @@ class Digests:
             return
         self.known = self._read() | added
         newest = dict(list(self.known.items())[-REMEMBERED:])
-        self.memory.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.memory.with_suffix(f".{os.getpid()}.{threading.get_ident()}")
-        temporary.write_text(json.dumps(newest), "utf-8")
-        temporary.replace(self.memory)
+        try:
+            self.memory.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(json.dumps(newest), "utf-8")
+            temporary.replace(self.memory)
+        except OSError:  # a full disk, or one that cannot be written: what is forgotten only costs time
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            return
         for name, entry in added.items():
             if self.added.get(name) is entry:
                 del self.added[name]
+
+    def load(self) -> None:
+        """Take over what other processes have added to the memory since."""
+        self.known = self.known | self._read()
 
     def _read(self) -> dict[str, list[Any]]:
         try:

@@ -1,5 +1,7 @@
 """Two commands at once in one checkout: every step is made once, nothing is torn, nobody waits for ever."""
 
+import hashlib
+import json
 import subprocess
 import sys
 import time
@@ -81,3 +83,48 @@ def test_a_flow_and_dvc_repro_at_once(shop: Workshop) -> None:
     assert shop.compress("+recipe=toy").returncode == 0
     assert shop.dvc("repro", *(f"toy-{name}" for name in STEPS)).returncode == 0
     assert shop.executed() == []
+
+
+def test_each_artifact_is_called_made_by_one_run_alone(shop: Workshop) -> None:
+    command = [sys.executable, "-m", "flows.compress", "+recipe=toy", *SLOW, "runtime.orchestrator=none", "tracking=none"]
+    runs = [
+        subprocess.Popen(command, cwd=shop.folder, env=shop.environment, stdout=subprocess.PIPE, text=True) for _ in range(2)
+    ]
+    said = [run.communicate(timeout=180)[0] for run in runs]
+    assert sum(text.count("│ made ") for text in said) == len(STEPS), said
+    assert sum(text.count("│ cached ") for text in said) == len(STEPS)
+
+
+def test_steps_that_differ_in_name_alone_are_made_once(shop: Workshop) -> None:
+    twin = ["+prune@steps.twin=toy", "+steps.twin.inputs={model: tuned}", "steps.twin.ratio=0.75", "steps.small.delay_s=2"]
+    finish(start(shop, "+recipe=toy", *twin, "runtime.parallel=3"))
+    executed = shop.executed()
+    assert executed.count("small") + executed.count("twin") == 1
+
+
+def test_a_recipe_that_changes_beside_dvc_repro_mixes_nothing(shop: Workshop) -> None:
+    """The step that DVC runs was told of one input; the flow puts another into the recipe's folder before it is read."""
+    recipe = shop.folder / "conf/recipe/toy.yaml"
+    text = recipe.read_text()
+    assert shop.compress("+recipe=toy").returncode == 0
+    recipe.write_text(text.replace("data: corpus}}\n  verdict", "data: corpus}, delay_s: 6}\n  verdict").replace("ratio: 0.25", "ratio: 0.26"))
+    assert shop.python("flows.sync").returncode == 0
+    repro = subprocess.Popen(
+        [sys.executable, "-m", "dvc", "repro", "toy-student"],
+        cwd=shop.folder, env=shop.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while "start student" not in shop.log.read_text().rpartition("end slim")[2]:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    recipe.write_text(recipe.read_text().replace("ratio: 0.26", "ratio: 0.27"))
+    finish(start(shop, "+recipe=toy", "runtime.dvc=false"))
+    repro.wait(60)
+    for manifest in shop.folder.glob("artifacts/.store/student/*/manifest.json"):
+        told = json.loads(manifest.read_text())["inputs"]["model"]["slim"]
+        read = dict((name, digest) for _, name, digest in json.loads((manifest.parent / "out/content.json").read_text())["read"])
+        slim = next(
+            place for place in shop.folder.glob("artifacts/.store/slim/*/manifest.json")
+            if json.loads(place.read_text())["output"] == told
+        )  # fmt: skip
+        assert hashlib.sha256((slim.parent / "out/content.json").read_bytes()).hexdigest() == read["slim"]

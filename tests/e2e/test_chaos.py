@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -61,7 +62,7 @@ class Chaos:
             try:
                 alive = self._await_moment(flow, root)
                 if alive:
-                    self._kill(flow)
+                    alive = self._kill(flow)
                 code = flow.wait(60)
             finally:
                 flow.kill()
@@ -87,19 +88,20 @@ class Chaos:
             return True
         return False
 
-    def _kill(self, flow: "subprocess.Popen[bytes]") -> None:
-        """SIGKILL for the flow, or the step that it waits for, or both with all their children."""
+    def _kill(self, flow: "subprocess.Popen[bytes]") -> bool:
+        """SIGKILL for the flow, or the step that it waits for, or both with all their children; False if all had ended."""
         family = psutil.Process(flow.pid).children(recursive=True)
         steps = {process: name for process in family if (name := step_of(process))}
         who = self.draw.choice(["flow", "step", "all"] if steps else ["flow", "all"])
         for name in steps.values() or ["between steps"]:
             self.hits[f"{name} ({who})"] += 1
         victims = {"flow": [psutil.Process(flow.pid)], "step": list(steps), "all": [psutil.Process(flow.pid), *family]}
+        killed = False
         for victim in victims[who]:
-            try:
+            with suppress(psutil.NoSuchProcess):  # it ended by itself meanwhile
                 victim.kill()
-            except psutil.NoSuchProcess:  # it ended by itself meanwhile
-                continue
+                killed = True
+        return killed
 
 
 def step_of(process: psutil.Process) -> str | None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,14 +12,15 @@ from typing import Any
 
 import pytest
 
+from flows import stage as stage_module
 from flows.child import StepFailed
 from flows.config import Runtime
 from flows.plan import build_plan
 from flows.runner import Run, run_plain
 from flows.session import Session
-from flows.stage import make, read_job, write_job
+from flows.stage import make, pin_inputs, read_job, write_job
 from tasks.curate.support import Support
-from tasks.shared.errors import ConfigError, MachineError, ModelError
+from tasks.shared.errors import ConfigError, MachineError, ModelError, StillroomError
 from tasks.shared.keys import PROJECT
 
 
@@ -84,8 +86,6 @@ def test_runtime_is_in_no_key(tmp_path: Path) -> None:
 
 def test_a_users_own_files_are_in_the_key(tmp_path: Path) -> None:
     knowledge = tmp_path / "knowledge"
-    import shutil
-
     shutil.copytree(PROJECT / "tasks/curate/knowledge", knowledge)
     before = session(tmp_path, knowledge=str(knowledge))
     first = before.key(before.plan.steps[0])
@@ -100,8 +100,8 @@ def test_a_variant_leaves_the_recipes_own_artifact_alone(tmp_path: Path) -> None
     before = (tmp_path / "artifacts/trial/corpus/manifest.json").read_bytes()
     opened = session(tmp_path, variant=True, train_size=50)
     step = opened.plan.steps[0]
-    place = make(opened, step, opened.key(step))
-    assert ".store" in place.folder.parts
+    assert make(opened, step, opened.key(step))
+    assert ".store" in opened.place("corpus").folder.parts
     assert (tmp_path / "artifacts/trial/corpus/manifest.json").read_bytes() == before
     assert execute(tmp_path, train_size=50) == "cached", "promoting a variant runs nothing"
 
@@ -141,8 +141,9 @@ def test_a_model_of_another_digest_is_refused(tmp_path: Path) -> None:
 
 def test_a_job_file_carries_the_session(tmp_path: Path) -> None:
     opened = session(tmp_path, variant=True)
-    again, result = read_job("trial", write_job(opened, recipe(), tmp_path))
-    assert again.variant and again.runtime == opened.runtime and result == tmp_path / "result.json"
+    job = read_job("trial", write_job(opened, recipe(), tmp_path))
+    again = job.open("corpus")
+    assert again.variant and again.runtime == opened.runtime and job.result == tmp_path / "result.json"
     assert again.plan.steps == opened.plan.steps
 
 
@@ -230,3 +231,51 @@ def test_a_step_ends_when_the_flow_is_killed(tmp_path: Path) -> None:
         time.sleep(0.2)
     else:
         assert not Path(f"/proc/{pid}").exists()
+
+
+def test_code_that_is_edited_while_a_step_starts_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = read_job("trial", write_job(session(tmp_path), recipe(), tmp_path))
+    digests = iter(["before", "after"])
+    monkeypatch.setattr(stage_module, "code_digest", lambda module: next(digests))
+    with pytest.raises(StillroomError, match="edited while it started"):
+        job.open("corpus")
+
+
+def test_an_input_that_changes_while_a_step_runs_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    knowledge = tmp_path / "knowledge"
+    shutil.copytree(PROJECT / "tasks/curate/knowledge", knowledge)
+    work = Support.__call__
+
+    def edited(self: Support, *arguments: Any) -> Any:
+        figures = work(self, *arguments)
+        file = sorted(knowledge.glob("*.yaml"))[0]
+        file.write_text(file.read_text() + "\n# a remark\n")
+        return figures
+
+    monkeypatch.setattr(Support, "__call__", edited)
+    opened = session(tmp_path, knowledge=str(knowledge))
+    step = opened.plan.steps[0]
+    with pytest.raises(StillroomError, match="its files changed while it ran"):
+        make(opened, step, opened.key(step))
+    assert not list(tmp_path.glob("artifacts/.store/*/*"))
+
+
+def test_what_is_there_is_found_where_nothing_can_be_written(tmp_path: Path) -> None:
+    execute(tmp_path)
+    shutil.rmtree(tmp_path / "artifacts/.locks")
+    (tmp_path / "artifacts/.locks").write_text("no folder")
+    opened = session(tmp_path)
+    assert Run(opened, recipe(), tracked=False).cached() is not None
+    with pytest.raises(StillroomError, match="cannot be written"):
+        execute(tmp_path, train_size=50)
+
+
+def test_dvc_is_refused_an_input_that_was_edited(tmp_path: Path) -> None:
+    execute(tmp_path)
+    opened = session(tmp_path)
+    file = opened.view("corpus").out / "train.jsonl"
+    file.chmod(0o644)
+    file.write_text("edited")
+    reader: Any = type("Reader", (), {"needs": ("corpus",)})()
+    with pytest.raises(ConfigError, match="flows.stage trial corpus"):
+        pin_inputs(opened, reader)

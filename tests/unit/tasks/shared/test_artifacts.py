@@ -88,6 +88,15 @@ def test_what_only_a_recipes_folder_has_is_taken_into_the_store(tmp_path: Path) 
     assert store.find("slim", "other") is None
 
 
+def test_work_that_was_never_published_is_no_artifact(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    work = made(store, "k" * 64)
+    assert (work / MANIFEST).is_file()
+    half_linked = tmp_path / "artifacts/trial/.slim.4711"
+    shutil.copytree(work, half_linked)
+    assert store.find("slim", "k" * 64) is None and not list(store.views()) and store.is_empty()
+
+
 def test_artifacts_cannot_be_written_to_by_accident(tmp_path: Path) -> None:
     modes = {path.stat().st_mode & 0o777 for path in published(Store(tmp_path)).folder.rglob("*") if path.is_file()}
     assert modes == {0o444}

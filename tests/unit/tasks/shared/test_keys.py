@@ -100,6 +100,13 @@ def test_without_trust_a_change_that_keeps_its_times_is_found(tmp_path: Path) ->
     assert Digests(tmp_path / "memory.json", trust=False).file(file) != before
 
 
+def test_a_memory_that_cannot_be_written_stops_nobody(tmp_path: Path) -> None:
+    (tmp_path / "folder").write_text("a file in its place")
+    digests = Digests(tmp_path / "folder" / "memory.json")
+    assert digests.file(old_file(tmp_path / "file"))
+    digests.save()
+
+
 def test_two_that_save_at_once_keep_both_news(tmp_path: Path) -> None:
     first, second = (Digests(tmp_path / "memory.json") for _ in range(2))
     first.file(old_file(tmp_path / "a", "a"))
