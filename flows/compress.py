@@ -113,7 +113,7 @@ def flags_first(arguments: Sequence[str]) -> list[str]:
     flags: list[str] = []
     overrides: list[str] = []
     value_follows = False
-    following = [*arguments[1:], ""]
+    following = [*arguments[1:], ""][: len(arguments)]
     for item, after in zip(arguments, following, strict=True):
         if item in {"--info", "-i"} and after not in INFO:
             item = "--info=all"  # an optional value: the next override would be taken for it

@@ -2,6 +2,7 @@
 
 import pytest
 
+from flows.compress import flags_first
 from flows.config import Runtime, compose_recipe, recipe_names
 from flows.plan import build_plan
 from tasks.shared.errors import ConfigError, StillroomError
@@ -55,3 +56,18 @@ def test_removing_a_technique_but_not_its_settings_is_explained() -> None:
 
 def test_root_defaults_to_the_project() -> None:
     assert (Runtime().folder / "conf" / "config.yaml").is_file()
+
+
+@pytest.mark.parametrize(
+    ("typed", "wanted"),
+    [
+        ([], []),
+        (["+recipe=x", "--multirun", "a=1,2"], ["--multirun", "+recipe=x", "a=1,2"]),
+        (["--config-dir", "a=b", "+recipe=x"], ["--config-dir", "a=b", "+recipe=x"]),
+        (["+recipe=x", "--info", "seed=1"], ["--info=all", "+recipe=x", "seed=1"]),
+        (["+recipe=x", "--info", "plugins"], ["--info", "plugins", "+recipe=x"]),
+        (["~steps.verdict", "-m"], ["-m", "~steps.verdict"]),
+    ],
+)
+def test_flags_come_first_and_keep_their_values(typed: list[str], wanted: list[str]) -> None:
+    assert flags_first(typed) == wanted
