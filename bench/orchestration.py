@@ -1,33 +1,32 @@
-"""What orchestration costs: a chain of ten steps that do no work, by every way to run it, in one go.
+"""What orchestration costs: chains of steps that do no work, by every way to run them, in one go.
 
-python -m bench.orchestration                     three rounds, about ten minutes on two cores
+python -m bench.orchestration                     three rounds, about five minutes on two cores
 python -m bench.orchestration --rounds 1
 
-Each round changes a setting of the first step, so that all ten steps run again; then the same command runs with nothing to do.
+Each round changes a setting of the first step, so that every step runs again; then the same command runs with nothing to do.
+Two lengths tell what a step costs from what a command costs.
 """
 
 import argparse
 import os
 import platform
-import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import httpx
 from rich.console import Console
 from rich.table import Table
 
-from flows.servers import free_port
+from tests.e2e.prefect_server import run_server
 from tests.workshop import Workshop, build_workshop
 
-STEPS = 10
+SHORT, LONG = 2, 12
+"""Steps of the two chains."""
 RECIPE = """# @package _global_
 defaults:
   - /curate@steps.s0: toy
@@ -49,7 +48,7 @@ from tasks.prune.toy import Toy as Prune
 root = Path(tempfile.mkdtemp())
 started = time.perf_counter()
 inputs, port = Inputs({}), "data"
-for number, technique in enumerate([Curate(), Distill(), *[Prune() for _ in range(8)]]):
+for number, technique in enumerate([Curate(), Distill(), *[Prune() for _ in range(10)]]):
     out = root / str(number)
     out.mkdir()
     technique(inputs, out, StepRun(f"s{number}", 0, root))
@@ -60,15 +59,20 @@ print(time.perf_counter() - started)
 
 @dataclass
 class Figures:
-    """Seconds of one way to run the chain, by round."""
+    """Seconds of one way to run the chains, by round.  again: the long one with nothing to do."""
 
-    first: list[float] = field(default_factory=list)
+    short: list[float] = field(default_factory=list)
+    long: list[float] = field(default_factory=list)
     again: list[float] = field(default_factory=list)
 
+    def per_step(self) -> list[float]:
+        """Seconds that a step more costs."""
+        return [(long - short) / (LONG - SHORT) for short, long in zip(self.short, self.long, strict=True)]
 
-def write_recipe(shop: Workshop, number: int) -> None:
-    """The chain, with a setting that no earlier round had."""
-    names = [f"s{index}" for index in range(STEPS)]
+
+def write_recipe(shop: Workshop, number: int, length: int) -> None:
+    """A chain, with a setting that no earlier round had."""
+    names = [f"s{index}" for index in range(length)]
     defaults = ["  - /distill@steps.s1: toy", *(f"  - /prune@steps.{name}: toy" for name in names[2:])]
     steps = [f"  {name}: {{inputs: {{model: {before}}}}}" for before, name in zip(names[1:], names[2:], strict=False)]
     text = RECIPE.format(defaults="\n".join(defaults), steps="\n".join(steps), number=number)
@@ -85,29 +89,6 @@ def timed(run: Callable[[], "subprocess.CompletedProcess[str]"]) -> float:
     return seconds
 
 
-@contextmanager
-def prefect_server(home: Path):  # type: ignore[no-untyped-def]
-    """A server as `make ui` starts it; yields the API's URL."""
-    port = free_port()
-    url = f"http://127.0.0.1:{port}/api"
-    environment = os.environ | {"PREFECT_HOME": str(home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "PREFECT_API_URL": url}
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    server = subprocess.Popen(
-        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
-    try:
-        for _ in range(1200):
-            try:
-                if httpx.get(f"{url}/health").is_success:
-                    break
-            except httpx.HTTPError:
-                time.sleep(0.1)
-        yield url
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait()
-
-
 def ways(shop: Workshop, url: str) -> dict[str, Callable[[], "subprocess.CompletedProcess[str]"]]:
     """Every way to run the chain, by what it is called in the table."""
     plain = ["+recipe=chain", "runtime.orchestrator=none"]
@@ -121,7 +102,7 @@ def ways(shop: Workshop, url: str) -> dict[str, Callable[[], "subprocess.Complet
         "Prefect (running server), DVC, MLflow": lambda: shop.compress(
             "+recipe=chain", "runtime.orchestrator=prefect", "tracking=mlflow", env={"PREFECT_API_URL": url}
         ),
-        "dvc repro": lambda: shop.dvc("repro", *(f"chain-s{index}" for index in range(STEPS))),
+        "dvc repro": lambda: shop.dvc("repro"),
     }
 
 
@@ -131,17 +112,18 @@ def measure(shop: Workshop, url: str, rounds: int) -> dict[str, Figures]:
     number = 0
     for _ in range(rounds):
         calls = shop.command(sys.executable, "-c", CALLS)
-        figures.setdefault("bare function calls", Figures()).first.append(float(calls.stdout))
+        figures.setdefault("bare function calls", Figures()).long.append(float(calls.stdout))
         for name, run in ways(shop, url).items():
-            number += 1
-            write_recipe(shop, number)
-            if shop.python("flows.sync", "chain").returncode:
-                sys.exit("flows.sync failed")
             found = figures.setdefault(name, Figures())
-            shop.executed()
-            found.first.append(timed(run))
-            if len(shop.executed()) != STEPS:
-                sys.exit(f"{name}: not every step ran")
+            for length, seconds in ((SHORT, found.short), (LONG, found.long)):
+                number += 1
+                write_recipe(shop, number, length)
+                if shop.python("flows.sync", "chain").returncode:
+                    sys.exit("flows.sync failed")
+                shop.executed()
+                seconds.append(timed(run))
+                if len(shop.executed()) != length:
+                    sys.exit(f"{name}: not every step ran")
             found.again.append(timed(run))
             if shop.executed():
                 sys.exit(f"{name}: a step ran again")
@@ -161,13 +143,17 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         shop = build_workshop(Path(name) / "shop")
-        with prefect_server(Path(name) / "prefect") as url:
-            figures = measure(shop, url, options.rounds)
-    table = Table(title=f"{STEPS} steps without work, seconds: median (range) of {options.rounds} rounds")
-    for column in ("way", "all steps run", "per step", "nothing to do"):
+        write_recipe(shop, 0, SHORT)
+        if shop.python("flows.sync", "chain", "--remove", "toy", "--remove", "toy_too").returncode:
+            sys.exit("flows.sync failed")
+        with run_server(shop, Path(name) / "prefect") as server:
+            figures = measure(shop, server.url, options.rounds)
+    table = Table(title=f"steps without work, seconds: median (range) of {options.rounds} rounds")
+    for column in ("way", f"{LONG} steps", "a step more", f"nothing to do, {LONG} steps"):
         table.add_column(column, justify="left" if column == "way" else "right")
     for way, found in figures.items():
-        table.add_row(way, spread(found.first), spread([value / STEPS for value in found.first]), spread(found.again))
+        per_step = found.per_step() if found.short else [value / LONG for value in found.long]
+        table.add_row(way, spread(found.long), spread(per_step), spread(found.again))
     console = Console()
     console.print(table)
     console.print(f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, Python {platform.python_version()}")

@@ -4,15 +4,16 @@ import difflib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
 from tasks.shared.errors import ConfigError, ErrorList, StillroomError
 from tasks.shared.keys import PROJECT
+
+if TYPE_CHECKING:  # every step's process imports this module, and needs no Hydra
+    from omegaconf import DictConfig
 
 CONF = PROJECT / "conf"
 NOT_A_VARIANT = ("recipe=", "runtime.", "runtime=", "tracking", "gate.", "dry_run=")
@@ -92,8 +93,11 @@ class Settings:
     dry_run: bool
 
 
-def read_settings(config: DictConfig) -> Settings:
+def read_settings(config: "DictConfig") -> Settings:
     """Plain, checked settings from Hydra's composed config.  Raises ErrorList or ConfigError."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
     if OmegaConf.is_missing(config, "name"):
         raise ConfigError(
             "recipe",

@@ -46,10 +46,12 @@ def execute(settings: Settings, overrides: Sequence[str]) -> Execution:
     execution = Execution(open_run(settings, plan, overrides))
     run = execution.run
     run.recorder = open_recorder(run, settings)
-    if not watched_by_server() and (done := run.cached()) is not None:
+    if (done := run.cached()) is not None:
         log.info("nothing to do: all %d steps are up to date", len(done))
-        execution.outcomes = done
-        return execution
+        if not watched_by_server():
+            execution.outcomes = done
+            return execution
+        run.recorder.tracker = NullTracker()  # Prefect's pages show what was found; MLflow has its runs already
     status = find_status(Session(plan, settings.runtime, run.session.variant))
     check_machine(plan, settings.runtime, [name for name, item in status.items() if item.done])
     execution.outcomes = carry_out(run, settings, overrides)

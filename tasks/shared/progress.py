@@ -10,10 +10,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+if TYPE_CHECKING:  # a step under a flow draws nothing, and its process starts faster without
+    from rich.console import Console
+    from rich.progress import Progress
 
 Item = TypeVar("Item")
 LINE_EVERY_S = 20.0
@@ -30,6 +31,8 @@ def progress_bar(description: str, total: int) -> Iterator[Callable[..., None]]:
     if report := os.environ.get(REPORT_VARIABLE):
         yield _reporter(Path(report), description, total)
         return
+    from rich.console import Console
+
     console = Console(stderr=True)
     if not console.is_terminal:
         yield _line_writer(console, description, total)
@@ -45,8 +48,17 @@ def progress_bar(description: str, total: int) -> Iterator[Callable[..., None]]:
         yield advance
 
 
-def bars(console: Console) -> Progress:
+def bars(console: "Console") -> "Progress":
     """The look of every bar."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -77,7 +89,7 @@ def _reporter(file: Path, description: str, total: int) -> Callable[..., None]:
     return advance
 
 
-def _line_writer(console: Console, description: str, total: int) -> Callable[..., None]:
+def _line_writer(console: "Console", description: str, total: int) -> Callable[..., None]:
     started = last = time.monotonic()
     done = 0
 
