@@ -107,14 +107,16 @@ def as_state(work: Callable[[], list[Outcome]], failed: list[BaseException]) -> 
 def drive(run: Run) -> list[Outcome]:
     """The body of a flow: every step a task."""
     from prefect import runtime
+    from prefect.utilities.urls import url_for
 
     from flows.prefect_pages import show_result
     from flows.prefect_runs import limit_gpus, present, settle, watched
 
+    page = str(url_for("flow-run", obj_id=runtime.flow_run.id))  # runtime.flow_run.ui_url is the former pages' (3.8)
     if has_server() and any(on_gpu(run, step) for step in run.session.plan.steps):
         limit_gpus(GPU)
     if has_server():
-        log.info("watch it at %s", runtime.flow_run.ui_url)
+        log.info("watch it at %s", page)
     announce = announcer(run)
     futures: dict[str, Any] = {}
     flow_run = str(runtime.flow_run.id)
@@ -122,7 +124,7 @@ def drive(run: Run) -> list[Outcome]:
     if not has_server():
         servers.callback(settle, flow_run, lambda: len(run.outcomes.keys() | run.problems.keys()))
     with watched(run, flow_run):
-        ids = {"prefect.flow_run_id": flow_run, "prefect.url": str(runtime.flow_run.ui_url)}
+        ids = {"prefect.flow_run_id": flow_run, "prefect.url": page}
         outcomes = run.carry_out(lambda step: submit(run, step, futures, announce), ids)
         with suppress(*unreachable()):
             show_result(run)
