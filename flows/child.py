@@ -121,7 +121,7 @@ def failure(step: str, code: int, told: Mapping[str, Any], stopping: bool) -> Ex
     """What a child's exit code means."""
     if stopping:
         return Stopped(step)
-    if told:
+    if "error" in told:
         return StepFailed(step, told["error"], passing=bool(told["passing"]))
     if code == -signal.SIGKILL:
         return StepFailed(

@@ -13,6 +13,10 @@ def test_a_step_that_says_what_is_wrong_is_quoted() -> None:
     assert "steps.slim: bad" in str(error) and getattr(error, "passing", False)
 
 
+def test_a_kill_after_the_work_was_done_is_still_a_kill() -> None:
+    assert "signal 9" in str(failure("slim", -signal.SIGKILL, {"made": True}, stopping=False))
+
+
 def test_a_kill_is_explained() -> None:
     assert "memory" in str(failure("slim", -signal.SIGKILL, {}, stopping=False))
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from flows import runner
 from flows import stage as stage_module
 from flows.child import StepFailed
 from flows.config import Runtime
@@ -231,6 +232,19 @@ def test_a_step_ends_when_the_flow_is_killed(tmp_path: Path) -> None:
         time.sleep(0.2)
     else:
         assert not Path(f"/proc/{pid}").exists()
+
+
+def test_a_step_that_is_killed_when_its_artifact_is_in_place_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = runner.run_child
+
+    def killed_late(*arguments: Any) -> bool:
+        real(*arguments)
+        raise StepFailed("corpus", "it was killed (signal 9)")
+
+    monkeypatch.setattr(runner, "run_child", killed_late)
+    assert execute(tmp_path) == "made"
 
 
 def test_code_that_is_edited_while_a_step_starts_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
