@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,12 @@ class Session:
 
     def inputs(self, step: Step) -> Inputs:
         """The step's inputs as its technique receives them."""
-        return Inputs({port: tuple(self.artifact(name) for name in names) for port, names in step.inputs.items()})
+        return Inputs(
+            {
+                port: tuple(replace(self.artifact(name), digest=self.digest(name)) for name in names)
+                for port, names in step.inputs.items()
+            }
+        )
 
     def key(self, step: Step) -> str:
         """The step's key; its inputs must be finished."""

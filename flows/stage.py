@@ -53,9 +53,12 @@ def make(session: Session, step: Step, key: str) -> bool:
         out.mkdir()
         runtime = session.runtime
         device = pick_device(runtime.device)
-        run = StepRun(step.name, session.plan.seed, scratch, session.threads(step), device, runtime.checkpoint_s)
         load_code(step.module)
         account = describe(session, step, key)
+        run = StepRun(
+            step.name, session.plan.seed, scratch, session.threads(step), device, runtime.checkpoint_s,
+            session.store.memo(step.target, account["code"], account["versions"], device),
+        )  # fmt: skip
         started = time.monotonic()
         metrics = step.technique(session.inputs(step), out, run)
         check_unchanged(session, step, account)

@@ -2,16 +2,16 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from tasks.shared.articles import Article, question_of, with_article
-from tasks.shared.errors import ModelError
+from tasks.shared.errors import ConfigError, ModelError
 from tasks.shared.rows import Row
-from tasks.shared.technique import Artifact, Kind
+from tasks.shared.scores import Role
+from tasks.shared.technique import Artifact, Inputs, Kind, Port
 
-Role = Literal["baseline", "candidate", "reference"]
 Engine = Literal["transformers", "llama.cpp"]
 Messages = list[dict[str, str]]
 
@@ -20,11 +20,25 @@ REFERENCE_SYSTEM = (
     "If the question is not about the shop, or asks for advice that a shop must not give, say: I can't help with that."
 )
 REFERENCE_LABELS = "You sort messages to a shop by topic. Answer with one of these topics and nothing else: {labels}."
+WEIGHTS = (Kind.MODEL, Kind.ENGINE)
+MODEL_PORTS: Mapping[str, Port] = {
+    "baseline": Port(WEIGHTS),
+    "candidates": Port(WEIGHTS, many=True, optional=True),
+    "repeats": Port(WEIGHTS, many=True, optional=True),
+    "reference": Port((Kind.MODEL,), optional=True),
+}
+"""What every measuring technique takes, so that all of them and the verdict speak of the same models.  repeats: the baseline made
+again with another seed: how far it lies from the baseline is noise."""
+BARE = " without article"
+"""Added to the reference's name where it has only what its own weights know: the floor that training must beat."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """One model to measure.  weights: a folder with safetensors or a .gguf file."""
+    """One model to measure.  weights: a folder with safetensors or a .gguf file.  digest: of its content, where it is known.
+
+    again: how often it was asked before (the baseline, for the noise floor).
+    """
 
     name: str
     role: Role
@@ -32,6 +46,8 @@ class Subject:
     weights: Path
     engine: Engine
     format: str
+    digest: str = ""
+    again: int = 0
     sees_article: bool = False
     """Asked with the row's article in the prompt (a reference only)."""
 
@@ -45,6 +61,27 @@ class Question:
     answer: Messages
 
 
+def list_subjects(inputs: Inputs, again: int = 0, bare_reference: bool = False) -> list[Subject]:
+    """Baseline, candidates, repeats (the baseline `again` times, then the models of that port), reference.
+
+    bare_reference: the reference twice, with and without the article.  Raises ConfigError for a name that stands twice.
+    """
+    baseline = open_subject(inputs.one("baseline"), "baseline")
+    found = [baseline, *(open_subject(artifact, "candidate") for artifact in inputs.many("candidates"))]
+    found += [
+        replace(baseline, name=f"{baseline.name} again {count}" if again > 1 else f"{baseline.name} again", role="repeat", again=count)
+        for count in range(1, again + 1)
+    ]
+    found += [open_subject(artifact, "repeat") for artifact in inputs.many("repeats")]
+    if artifact := inputs.get("reference"):
+        reference = open_subject(artifact, "reference")
+        found += [replace(reference, sees_article=True), replace(reference, name=reference.name + BARE)] if bare_reference else [reference]
+    names = [subject.name for subject in found]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError("inputs", f"{', '.join(twice)} stands twice among the models", "every model once")
+    return found
+
+
 def open_subject(artifact: Artifact, role: Role) -> Subject:
     """Look at an artifact without loading it.  Raises ModelError if it holds no weights."""
     path = artifact.path
@@ -55,10 +92,10 @@ def open_subject(artifact: Artifact, role: Role) -> Subject:
     if files and (path.is_file() or artifact.kind is Kind.ENGINE):
         if len(files) > 1:
             raise ModelError(f"{role} {artifact.name} ({path})", f"{len(files)} GGUF files", "one")
-        return Subject(artifact.name, role, kind, files[0], "llama.cpp", f"GGUF {gguf_type(files[0])}")
+        return Subject(artifact.name, role, kind, files[0], "llama.cpp", f"GGUF {gguf_type(files[0])}", artifact.digest)
     if not any(path.glob("*.safetensors")):
         raise ModelError(f"{role} {artifact.name} ({path})", "no *.safetensors and no *.gguf", "a folder with weights")
-    return Subject(artifact.name, role, kind, path, "transformers", folder_format(path))
+    return Subject(artifact.name, role, kind, path, "transformers", folder_format(path), artifact.digest)
 
 
 def gguf_type(file: Path) -> str:

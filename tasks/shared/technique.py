@@ -20,6 +20,8 @@ class Kind(StrEnum):
     """Weights that transformers loads: a folder with safetensors, or a GGUF file."""
     ENGINE = "engine"
     """A file for one serving engine, such as a llama.cpp GGUF."""
+    SCORES = "scores"
+    """Values of some measures, item by item, for every model (`tasks/shared/scores.py`)."""
     VERDICT = "verdict"
     """Measures of every candidate against the baseline, and the decision."""
     REPORT = "report"
@@ -40,11 +42,13 @@ class Artifact:
     """One input as a technique receives it.
 
     name: the step or model name in the recipe.  path: a step's output folder, or a model source's file or folder.
+    digest: of its content; empty where nobody took it (unit tests).
     """
 
     name: str
     kind: Kind
     path: Path
+    digest: str = ""
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,8 @@ class StepRun:
     scratch: a folder that survives a kill and is the same for the same key; resumable work goes there.
     threads: CPU threads to use.  device: "cpu" or "cuda".
     checkpoint_s: seconds of work that a kill may cost; techniques that can, save their state that often.
+    memo: a folder that all runs of the same code and library versions share, for partial results that are filed under the
+    content of all that they were made from; None: there is none, and scratch serves.
     """
 
     step: str
@@ -85,6 +91,7 @@ class StepRun:
     threads: int = 2
     device: str = "cpu"
     checkpoint_s: float = 600.0
+    memo: Path | None = None
 
 
 Metrics = dict[str, float | int | str]
