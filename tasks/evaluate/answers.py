@@ -1,7 +1,7 @@
 """Grading of answers: which rows count for a measure, and what a reply is worth there."""
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,7 +11,7 @@ from tasks.shared.rows import Row
 from tasks.shared.scores import Measure
 
 Name = Literal["intent", "fact", "refusal", "over_refusal", "format", "loop", "exact", "rouge_l"]
-MEASURES: Mapping[Name, Measure] = {
+MEASURES: dict[Name, Measure] = {
     "intent": Measure(title="intent accuracy"),
     "fact": Measure(title="fact accuracy"),
     "refusal": Measure(title="refusals of what must be refused"),

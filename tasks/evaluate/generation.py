@@ -17,7 +17,7 @@ from tasks.evaluate.subjects import MODEL_PORTS, Subject, list_subjects, referen
 from tasks.shared.apart import Failure
 from tasks.shared.articles import read_articles
 from tasks.shared.rows import Row, read_rows
-from tasks.shared.scores import ItemScore, write_scores
+from tasks.shared.scores import ItemScore, Measure, write_scores
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun
 
 log = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ class Generation:
         }
         items = list(self._items(rows, tags, replies, labels))
         taken = {item.measure for item in items}
-        measures = {name: measure for name, measure in MEASURES.items() if name in taken}
+        measures: dict[str, Measure] = {name: measure for name, measure in MEASURES.items() if name in taken}
         notes = [*self._notes(subjects, taken), *repeat_notes(subjects, plans), *template_notes(subjects)]
         write_scores(out, make_sheet(subjects, readings, measures, run, self.libraries, notes), items)
         means = mean_values(items, [subject.name for subject in subjects if subject.role in ("baseline", "candidate")])

@@ -323,7 +323,11 @@ def settings_case(folder: Path) -> Iterator[Case]:
     corpus = write_corpus(folder / "corpus", 9)
     first, second = (save_tiny(folder / name, build_model(seed, num_hidden_layers=1)) for name, seed in (("first", 0), ("second", 5)))
     write_gguf(first, folder / "first.gguf", "f16")
-    settings = {"limit": 9, "reference_limit": 2, "max_new_tokens": 2, "batch_size": 4, "context": 256}
+    long = make_row(0)
+    asked = Message(role="user", content="How many days for returns of a kettle? " * 20)  # 300 tokens: more than the smallest context
+    rows = [long.model_copy(update={"messages": (asked, long.messages[-1])}), *(make_row(index) for index in range(1, 9))]
+    write_rows(corpus / "test.jsonl", rows)
+    settings = {"limit": 9, "reference_limit": 2, "max_new_tokens": 2, "batch_size": 4, "context": 512}
     inputs, more = (inputs_of(first, {"other": second}, corpus, reference) for reference in (None, second))
     engine = inputs_of(folder / "first.gguf", {}, corpus)
     yield Case(folder, inputs, settings, more={"with_reference": more, "engine": engine})
