@@ -15,7 +15,7 @@ from flows.steps import Plan, Source, Step
 from tasks.shared.errors import ConfigError, ErrorList, StillroomError
 from tasks.shared.keys import module_file
 from tasks.shared.sources import ModelSource
-from tasks.shared.technique import Port, ReadsFiles
+from tasks.shared.technique import ChecksPlan, Port, ReadsFiles, Upstream
 
 STAGES = ("curate", "traces", "distill", "prune", "quantize", "export", "evaluate", "report")
 NAME_PATTERN = r"[a-z][a-z0-9_]{0,40}"
@@ -47,8 +47,11 @@ def build_plan(config: Mapping[str, Any]) -> Plan:
                     "rename it",
                 )
             )
+    upstream = {key: Upstream(step.technique, step.inputs) for key, step in steps.items()}
     for step in steps.values():
         problems.extend(_input_problems(step, steps, sources, set(nodes)))
+        if isinstance(step.technique, ChecksPlan):
+            problems.extend(step.technique.plan_problems(f"steps.{step.name}", step.inputs, upstream))
     order = _order(steps, problems)
     if problems:
         raise ErrorList(problems)

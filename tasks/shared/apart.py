@@ -49,7 +49,12 @@ def _guarded(work: Callable[..., Result], arguments: tuple[Any, ...]) -> Result 
         return Failure(" ".join(str(error).split()))
     except MemoryError:
         return Failure("out of memory")
-    except (RuntimeError, ValueError, KeyError, OSError) as error:  # torch and transformers raise these for a model that is broken
+    except (
+        RuntimeError,
+        ValueError,
+        KeyError,
+        OSError,
+    ) as error:  # torch and transformers raise these for a model that is broken
         return Failure(" ".join(f"{type(error).__name__}: {error}".split())[:300])
 
 
