@@ -23,6 +23,7 @@ PAGES = (
     "report.html",
     "report.json",
     "verdict.json",
+    "scores.json",
     "metrics.json",
     "card.json",
     "usage.json",
