@@ -33,7 +33,10 @@ def flipped(values: Sequence[float], to_wrong: int, to_right: int) -> list[float
 
 
 def items_of(
-    measure: str, values: Mapping[str, Sequence[float]], tags: Sequence[Mapping[str, str]] | None = None, weights: Sequence[float] | None = None
+    measure: str,
+    values: Mapping[str, Sequence[float]],
+    tags: Sequence[Mapping[str, str]] | None = None,
+    weights: Sequence[float] | None = None,
 ) -> list[ItemScore]:
     """Items of one measure: values by model, all of one length."""
     count = len(next(iter(values.values())))
@@ -48,7 +51,11 @@ def items_of(
 
 
 def write_sheet(
-    folder: Path, measures: Mapping[str, Measure], items: Sequence[ItemScore], baseline: str = "tuned", **models: Mapping[str, Any]
+    folder: Path,
+    measures: Mapping[str, Measure],
+    items: Sequence[ItemScore],
+    baseline: str = "tuned",
+    **models: Mapping[str, Any],
 ) -> Artifact:
     """Scores on disk.  Models are those of the items (the first is the baseline); `models` adds to or changes their entries."""
     folder.mkdir(parents=True)
@@ -58,7 +65,11 @@ def write_sheet(
         for name in names
     }  # fmt: skip
     machine = Machine(cpu="Example CPU", cores=2, memory_bytes=8_000_000_000, platform="Linux")
-    write_scores(folder, Sheet(step=folder.name, measures=dict(measures), models=entries, machine=machine, versions={"torch": "2.13.0"}), items)
+    write_scores(
+        folder,
+        Sheet(step=folder.name, measures=dict(measures), models=entries, machine=machine, versions={"torch": "2.13.0"}),
+        items,
+    )
     return Artifact(folder.name, Kind.SCORES, folder)
 
 
@@ -68,4 +79,10 @@ def verdict_inputs(folder: Path, candidates: Sequence[str], *scores: Artifact, *
     if not weights.exists():
         save_tiny(weights)
     named = {"baseline": ["tuned"], "candidates": candidates, **ports}
-    return Inputs({port: tuple(Artifact(name, Kind.MODEL, weights, f"digest of {name}") for name in names) for port, names in named.items()} | {"scores": scores})
+    return Inputs(
+        {
+            port: tuple(Artifact(name, Kind.MODEL, weights, f"digest of {name}") for name in names)
+            for port, names in named.items()
+        }
+        | {"scores": scores}
+    )

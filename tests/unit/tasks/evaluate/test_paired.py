@@ -23,7 +23,9 @@ from tests.tiny_llama import empty_run
 MARGINS = {"fact": 0.05}
 
 
-def judge(folder: Path, scores: Sequence[Artifact], candidates: Sequence[str], margins: Any = None, **settings: Any) -> Verdict:
+def judge(
+    folder: Path, scores: Sequence[Artifact], candidates: Sequence[str], margins: Any = None, **settings: Any
+) -> Verdict:
     out, run = empty_run(folder)
     ports = settings.pop("ports", {})
     technique = Paired(margins=MARGINS if margins is None else margins, resamples=500, **settings)
@@ -41,7 +43,14 @@ def test_an_identical_model_ships_with_nothing_flipped(tmp_path: Path) -> None:
     verdict = judge_facts(tmp_path, {"tuned": right, "same": right})
     found = verdict.comparisons["same"].measures["fact"]
     assert (verdict.decision, verdict.shipped) == ("ship", "same")
-    assert (found.to_wrong, found.to_right, found.flip_rate, found.difference, found.p, found.effect) == (0, 0, 0.0, 0.0, 1.0, 0.0)
+    assert (found.to_wrong, found.to_right, found.flip_rate, found.difference, found.p, found.effect) == (
+        0,
+        0,
+        0.0,
+        0.0,
+        1.0,
+        0.0,
+    )
     assert found.retention == found.retention_low == found.retention_high == 1.0
     assert not verdict.flips and not verdict.comparisons["same"].reasons
 
@@ -132,7 +141,11 @@ def test_amounts_weigh_items_and_a_relative_margin_follows_the_baseline(tmp_path
     draw = random.Random(0)
     bits = [draw.uniform(0.8, 1.2) for _ in range(200)]
     weights = [draw.choice([10.0, 1000.0]) for _ in bits]
-    items = items_of("bits_per_byte", {"tuned": bits, "close": [value * 1.02 for value in bits], "far": [value * 1.3 for value in bits]}, weights=weights)
+    items = items_of(
+        "bits_per_byte",
+        {"tuned": bits, "close": [value * 1.02 for value in bits], "far": [value * 1.3 for value in bits]},
+        weights=weights,
+    )
     sheet = write_sheet(tmp_path / "likelihood", {"bits_per_byte": BITS}, items)
     verdict = judge(tmp_path, [sheet], ["close", "far"], {}, relative_margins={"bits_per_byte": 0.05})
     close, far = (verdict.comparisons[name].measures["bits_per_byte"] for name in ("close", "far"))
@@ -147,7 +160,10 @@ def test_amounts_weigh_items_and_a_relative_margin_follows_the_baseline(tmp_path
 def test_a_candidate_that_failed_is_not_enough_data_and_the_others_are_judged(tmp_path: Path) -> None:
     right = some_right(500, 0.8)
     sheet = write_sheet(
-        tmp_path / "answers", {"fact": FACT}, items_of("fact", {"tuned": right, "same": right}), huge={"failure": "out of memory"}
+        tmp_path / "answers",
+        {"fact": FACT},
+        items_of("fact", {"tuned": right, "same": right}),
+        huge={"failure": "out of memory"},
     )
     verdict = judge(tmp_path, [sheet], ["huge", "same"])
     assert (verdict.decision, verdict.shipped) == ("ship", "same")
@@ -185,7 +201,9 @@ def test_steps_are_put_together_and_must_fit(tmp_path: Path) -> None:
     again = write_sheet(tmp_path / "again", {"fact": FACT}, items_of("fact", {"tuned": right, "a": right}))
     with pytest.raises(DataError, match="'fact', which step answers has as well"):
         judge(tmp_path / "2", [facts, again], ["a"])
-    other = write_sheet(tmp_path / "other", {"loop": LOOP}, items_of("loop", {"raw": [0.0] * 9, "a": [0.0] * 9}), baseline="raw")
+    other = write_sheet(
+        tmp_path / "other", {"loop": LOOP}, items_of("loop", {"raw": [0.0] * 9, "a": [0.0] * 9}), baseline="raw"
+    )
     with pytest.raises(DataError, match="one baseline"):
         judge(tmp_path / "3", [facts, other], ["a"])
 
@@ -198,13 +216,18 @@ def test_a_margin_of_what_nobody_measured_is_refused(tmp_path: Path) -> None:
 
 def test_a_measure_without_items_cannot_be_decided(tmp_path: Path) -> None:
     right = some_right(500, 0.8)
-    sheet = write_sheet(tmp_path / "answers", {"fact": FACT, "loop": LOOP}, items_of("fact", {"tuned": right, "a": right}))
+    sheet = write_sheet(
+        tmp_path / "answers", {"fact": FACT, "loop": LOOP}, items_of("fact", {"tuned": right, "a": right})
+    )
     verdict = judge(tmp_path, [sheet], ["a"], {"fact": 0.05, "loop": 0.05})
     assert verdict.decision == "not enough data" and "loop: no items, so it cannot be decided." in verdict.notes
 
 
 def test_items_answered_by_one_model_only_are_refused() -> None:
-    items = [ItemScore(measure="fact", id="1", values={"tuned": 1.0}), ItemScore(measure="fact", id="2", values={"tuned": 1.0, "a": 1.0})]
+    items = [
+        ItemScore(measure="fact", id="1", values={"tuned": 1.0}),
+        ItemScore(measure="fact", id="2", values={"tuned": 1.0, "a": 1.0}),
+    ]
     with pytest.raises(TechniqueError, match="1 items answered by one model only"):
         pair(FACT, items, "tuned", "a")
 
@@ -219,12 +242,19 @@ def test_problems_known_from_the_recipe_alone() -> None:
 
     assert len(problems(Paired(margins=MARGINS))) == 1 and "b not measured" in problems(Paired(margins=MARGINS))[0]
     assert any("nothing would decide" in line for line in problems(Paired()))
-    assert any("also in relative_margins" in line for line in problems(Paired(margins=MARGINS, relative_margins=MARGINS)))
-    assert any("candidates: none" in line for line in problems(Paired(margins=MARGINS), {"baseline": ("tuned",), "scores": ("answers",)}))
+    assert any(
+        "also in relative_margins" in line for line in problems(Paired(margins=MARGINS, relative_margins=MARGINS))
+    )
+    assert any(
+        "candidates: none" in line
+        for line in problems(Paired(margins=MARGINS), {"baseline": ("tuned",), "scores": ("answers",)})
+    )
 
 
 def test_smallest_of_those_that_ship_and_the_decision_of_all() -> None:
-    ship, lost, unknown = (Comparison(decision=decision, measures={}) for decision in ("ship", "do not ship", "not enough data"))
+    ship, lost, unknown = (
+        Comparison(decision=decision, measures={}) for decision in ("ship", "do not ship", "not enough data")
+    )
     sizes = {"big": 9, "small": 3, "tiny": 1}
     assert choose_shipped({"big": ship, "small": ship, "tiny": lost}, sizes) == "small"
     assert choose_shipped({"tiny": lost}, sizes) is None
@@ -272,8 +302,14 @@ def settings_case(folder: Path) -> Iterator[Case]:
     models = {"tuned": 0, "a": 4}
     items = (
         items_of("fact", {name: flipped(right, flips, 1) for name, flips in models.items()}, tags)
-        + items_of("loop", {name: [float(index < flips) for index in range(40)] for name, flips in models.items()}, tags)
-        + items_of("bits_per_byte", {name: [value + draw.gauss(0.01, 0.1) * flips for value in bits] for name, flips in models.items()}, tags)
+        + items_of(
+            "loop", {name: [float(index < flips) for index in range(40)] for name, flips in models.items()}, tags
+        )
+        + items_of(
+            "bits_per_byte",
+            {name: [value + draw.gauss(0.01, 0.1) * flips for value in bits] for name, flips in models.items()},
+            tags,
+        )
     )
     sheet = write_sheet(folder / "answers", {"fact": FACT, "loop": LOOP, "bits_per_byte": BITS}, items)
     settings = {"margins": {"fact": 0.1}, "relative_margins": {"bits_per_byte": 0.3}, "resamples": 200}
