@@ -131,7 +131,7 @@ class Paired:
             noise=self._noise(baseline, evidence, gates),
             flips=[flip for name in candidates for measure, gate in gates.items() if gate.margin is not None
                    for flip in list_flips(gate.measure, evidence.of(measure), baseline, name)],
-            machine=describe_machine(), versions=evidence.versions | {name: version(name) for name in self.libraries},
+            machine=describe_machine(), versions={**evidence.versions, **{name: version(name) for name in self.libraries}},
             notes=[*self._power_notes(counts, gates), *evidence.notes],
         )  # fmt: skip
 
