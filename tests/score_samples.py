@@ -60,10 +60,11 @@ def write_sheet(
     """Scores on disk.  Models are those of the items (the first is the baseline); `models` adds to or changes their entries."""
     folder.mkdir(parents=True)
     names = dict.fromkeys([baseline, *(name for item in items for name in item.values), *models])
+    plain = {"engine": "transformers", "format": "float32"}
     entries = {
-        name: Measured(**({"role": "baseline" if name == baseline else "candidate", "engine": "transformers", "format": "float32"} | dict(models.get(name, {}))))
+        name: Measured(**{"role": "baseline" if name == baseline else "candidate", **plain, **models.get(name, {})})
         for name in names
-    }  # fmt: skip
+    }
     machine = Machine(cpu="Example CPU", cores=2, memory_bytes=8_000_000_000, platform="Linux")
     write_scores(
         folder,
