@@ -5,15 +5,45 @@ from pathlib import Path
 from typing import Any
 
 from tasks.report.html import Html
+from tasks.shared.records import Figure, Machine
+from tasks.shared.scores import Measure
 from tasks.shared.technique import Artifact, Inputs, Kind, StepRun
-from tasks.shared.verdict import Comparison, Flip, Machine, MeasureComparison, ModelMeasures, Score, Spread, Verdict
+from tasks.shared.verdict import (
+    Answer,
+    Comparison,
+    Flip,
+    Gate,
+    MeasureComparison,
+    ModelMeasures,
+    NoiseFloor,
+    Score,
+    SliceComparison,
+    Verdict,
+)
 from tasks.shared.verdict import TestSplit as Split
 
 EVIL = '<script>alert("x")</script><img src="http://evil.example/p.png">'
 
 
+GATES = {
+    "intent": Gate(measure=Measure(title="intent accuracy"), step="answers", margin=0.05),
+    "fact": Gate(measure=Measure(title="fact accuracy"), step="answers", margin=0.05),
+    "refusal": Gate(measure=Measure(title="correct refusals"), step="answers", margin=0.05),
+    "over_refusal": Gate(measure=Measure(title="over-refusal", better="lower"), step="answers"),
+}
+CODE_LENGTH = Gate(
+    measure=Measure(title="code length", unit="bits per byte", better="lower", binary=False),
+    step="likelihood",
+    margin=0.05,
+)
+
+
 def score(value: float, n: int = 200) -> Score:
     return Score(value=value, low=max(0.0, value - 0.05), high=min(1.0, value + 0.05), n=n)
+
+
+def spread(median: float, low: float, high: float, unit: str) -> Figure:
+    return Figure(value=median, low=low, high=high, bounds="range of 3 repeats", unit=unit)
 
 
 def measures(role: Any, size: float, speed: float, fact: float, **changes: Any) -> ModelMeasures:
@@ -30,50 +60,92 @@ def measures(role: Any, size: float, speed: float, fact: float, **changes: Any) 
         "engine": "transformers",
         "parameters": 134_515_008,
         "size_bytes": int(size * 1e6),
-        "peak_memory_bytes": int(size * 1.4e6),
-        "time_to_first_token_s": Spread(median=0.21, low=0.19, high=0.3),
-        "tokens_per_second": Spread(median=speed, low=speed * 0.93, high=speed * 1.05),
-        "speed_engine": "llama.cpp (f16 GGUF)",
-        "perplexity": 4.21,
         "scores": scores,
-        "by_kind": {
-            "faq": {"fact": score(fact, 90), "intent": score(fact, 120)},
-            "grounded": {"fact": score(fact, 40)},
+        "slices": {
+            "kind": {
+                "faq": {"fact": score(fact, 90), "intent": score(fact, 120)},
+                "grounded": {"fact": score(fact, 40)},
+            }
         },
+        "figures": figures(size, speed),
     }
     return ModelMeasures(**(values | changes))
 
 
-def measured(baseline: float, difference: float, half: float, margin: float = 0.05) -> MeasureComparison:
+def figures(size: float, speed: float) -> dict[str, Figure]:
+    return {
+        "tokens_per_second": spread(speed, speed * 0.93, speed * 1.05, "tokens/s"),
+        "time_to_first_token_s": spread(0.21, 0.19, 0.3, "s"),
+        "peak_memory_bytes": Figure(value=int(size * 1.4e6), unit="bytes", better="lower"),
+        "perplexity": Figure(value=4.21, better="lower"),
+    }
+
+
+def measured(
+    baseline: float, difference: float, half: float, margin: float | None = 0.05, **changes: Any
+) -> MeasureComparison:
+    """difference: in favour of the candidate, of shares whose higher values are better."""
     low, high = difference - half, difference + half
-    return MeasureComparison(
-        n=190,
-        baseline=baseline,
-        candidate=max(0.0, baseline + difference),
-        difference=difference,
-        low=low,
-        high=high,
-        p_mcnemar=0.0004,
-        to_wrong=14,
-        to_right=3,
-        flip_rate=17 / 190,
-        retention=(baseline + difference) / baseline,
-        retention_low=(baseline + low) / baseline,
-        retention_high=(baseline + high) / baseline,
-        margin=margin,
-        non_inferior=low > -margin,
-    )
+    answer: Answer = "yes" if margin is None or low > -margin else "no" if difference <= -margin else "unknown"
+    values: dict[str, Any] = {
+        "n": 190,
+        "baseline": baseline,
+        "candidate": max(0.0, baseline + difference),
+        "difference": difference,
+        "low": low,
+        "high": high,
+        "p": 0.0004,
+        "p_holm": 0.0012,
+        "effect": 0.32,
+        "to_wrong": 14,
+        "to_right": 3,
+        "flip_rate": 17 / 190,
+        "retention": (baseline + difference) / baseline,
+        "retention_low": (baseline + low) / baseline,
+        "retention_high": (baseline + high) / baseline,
+        "margin": margin,
+        "detectable": 0.034,
+        "answer": answer,
+    }
+    return MeasureComparison(**(values | changes))
 
 
-def compared(fact: float, half: float = 0.022) -> Comparison:
+def in_slice(
+    dimension: str, value: str, measure: str, difference: float, n: int = 60, **changes: Any
+) -> SliceComparison:
+    values: dict[str, Any] = {
+        "dimension": dimension,
+        "value": value,
+        "measure": measure,
+        "n": n,
+        "baseline": 0.8,
+        "candidate": max(0.0, 0.8 + difference),
+        "difference": difference,
+        "low": difference - 0.06,
+        "high": difference + 0.06,
+        "p": 0.01 if difference < -0.12 else 0.4,
+        "p_holm": 0.03 if difference < -0.12 else 1.0,
+        "margin": 0.1,
+        "detectable": 0.09 if n >= 40 else 0.22,
+        "harmed": difference < -0.16,
+    }
+    return SliceComparison(**(values | changes))
+
+
+def compared(fact: float, half: float = 0.022, **changes: Any) -> Comparison:
     results = {
         "intent": measured(0.88, fact / 3, half),
         "fact": measured(0.81, fact, half),
         "refusal": measured(0.93, 0.0, 0.04),
+        "over_refusal": measured(0.02, 0.0, 0.01, margin=None, retention=None, retention_low=None, retention_high=None),
     }
-    return Comparison(
-        decision="ship" if all(m.non_inferior for m in results.values()) else "do not ship", measures=results
-    )
+    answers = {result.answer for result in results.values()}
+    values: dict[str, Any] = {
+        "decision": "do not ship" if "no" in answers else "not enough data" if "unknown" in answers else "ship",
+        "reasons": [f"{name}: {result.answer}" for name, result in results.items() if result.answer != "yes"],
+        "measures": results,
+    }
+    return Comparison(**(values | changes))
 
 
 def flip(candidate: str, number: int, direction: Any = "to_wrong", **changes: str) -> Flip:
@@ -95,20 +167,12 @@ def flip(candidate: str, number: int, direction: Any = "to_wrong", **changes: st
 
 
 def a_verdict(**changes: Any) -> Verdict:
-    engine = {
-        "kind": "engine",
-        "format": "GGUF Q4_0",
-        "engine": "llama.cpp",
-        "perplexity": None,
-        "speed_engine": "llama.cpp",
-    }
+    engine = {"kind": "engine", "format": "GGUF Q4_0", "engine": "llama.cpp"}
     models = {
         "tuned": measures("baseline", 269, 46, 0.81),
         "slim": measures("candidate", 184, 66, 0.02, parameters=92_000_000),
         "student": measures("candidate", 184, 66, 0.749, parameters=92_000_000),
-        "int4": measures(
-            "candidate", 121, 64, 0.72, tokens_per_second=None, time_to_first_token_s=None, parameters=92_000_000
-        ),
+        "int4": measures("candidate", 121, 64, 0.72, parameters=92_000_000, figures={}),
         "gguf": measures("candidate", 66, 131, 0.74, parameters=92_000_000, **engine),
         "teacher": measures("reference", 98.4, 95, 0.44, **(engine | {"format": "GGUF Q4_1"})),
     }
@@ -125,11 +189,15 @@ def a_verdict(**changes: Any) -> Verdict:
         "reference": "teacher",
         "decision": "do not ship",
         "shipped": None,
-        "margin": {"intent": 0.05, "fact": 0.05, "refusal": 0.05},
+        "gates": GATES,
         "alpha": 0.05,
-        "test": Split(items=300, intent=300, fact=190, refusal=60, minimum_detectable={"intent": 0.042, "fact": 0.061}),
+        "power": 0.8,
+        "test": Split(
+            items={"intent": 300, "fact": 190, "refusal": 60}, minimum_detectable={"intent": 0.042, "fact": 0.061}
+        ),
         "models": models,
         "comparisons": comparisons,
+        "noise": {"fact": [NoiseFloor(model="tuned again", n=190, difference=0.0053, flip_rate=0.021)]},
         "flips": flips,
         "machine": Machine(cpu="Example CPU at 2.1 GHz", cores=2, memory_bytes=8_000_000_000, platform="Linux x86_64"),
         "versions": {"python": "3.11.9", "torch": "2.13.0", "transformers": "5.17.0"},

@@ -74,7 +74,7 @@ class Generation:
         }
         items = list(self._items(rows, tags, replies, labels))
         taken = {item.measure for item in items}
-        measures: dict[str, Measure] = {name: measure for name, measure in MEASURES.items() if name in taken}
+        measures: dict[str, Measure] = {name: measure for name, measure in MEASURES.items() if name in self.measures}
         notes = [*self._notes(subjects, taken), *repeat_notes(subjects, plans), *template_notes(subjects)]
         write_scores(out, make_sheet(subjects, readings, measures, run, self.libraries, notes), items)
         means = mean_values(items, [subject.name for subject in subjects if subject.role in ("baseline", "candidate")])

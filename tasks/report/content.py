@@ -2,23 +2,32 @@
 
 from collections.abc import Sequence
 from itertools import zip_longest
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from tasks.report.cards import Block
 from tasks.report.curves import Curve, Layer
 from tasks.report.wording import (
-    Answer,
     candidate_line,
     decision_line,
     lowest_retention,
     nearest_candidate,
-    non_inferior,
     times_faster,
     times_smaller,
 )
-from tasks.shared.verdict import Decision, Flip, Machine, MeasureComparison, ModelMeasures, Verdict
+from tasks.shared.records import Machine
+from tasks.shared.scores import Role
+from tasks.shared.verdict import (
+    Decision,
+    Flip,
+    Gate,
+    MeasureComparison,
+    ModelMeasures,
+    NoiseFloor,
+    SliceComparison,
+    Verdict,
+)
 from tasks.shared.verdict import TestSplit as Split
 
 
@@ -39,9 +48,11 @@ class ModelRow(Part):
     """One model with its ratios to the baseline; None is "not measured"."""
 
     name: str
-    role: Literal["baseline", "candidate", "reference"]
+    role: Role
     decision: Decision | None
     sentence: str
+    reasons: list[str]
+    """What stands in its way, as the evaluation says it."""
     times_smaller: float | None
     times_faster: float | None
     lowest_retention: Retention | None
@@ -49,12 +60,18 @@ class ModelRow(Part):
 
 
 class ComparisonRow(Part):
-    """One measure of one candidate; answer says whether it is non-inferior."""
+    """One measure of one candidate."""
 
     candidate: str
     measure: str
-    answer: Answer
     result: MeasureComparison
+
+
+class SliceRow(Part):
+    """One measure of one candidate within one slice."""
+
+    candidate: str
+    result: SliceComparison
 
 
 class FlipGroup(Part):
@@ -106,11 +123,14 @@ class Report(Part):
     sentence: str
     baseline: str
     reference: str | None
-    margin: dict[str, float]
+    gates: dict[str, Gate]
     alpha: float
+    power: float
     test: Split
     models: list[ModelRow]
     comparisons: list[ComparisonRow]
+    slices: list[SliceRow]
+    noise: dict[str, list[NoiseFloor]]
     flips: list[FlipGroup]
     flips_total: int
     training: list[Training]
@@ -123,19 +143,15 @@ class Report(Part):
     notes: list[str]
     reproduce: Reproduce
 
-    def kinds_of(self, measure: str) -> dict[str, int]:
-        """Row kinds that any model has this measure for, with the number of items."""
-        kinds: dict[str, int] = {}
-        for row in self.models:
-            for kind, scores in row.measured.by_kind.items():
-                if measure in scores:
-                    kinds.setdefault(kind, scores[measure].n)
-        return kinds
+    @property
+    def deciding(self) -> list[tuple[str, Gate]]:
+        """The measures that decide."""
+        return [(name, gate) for name, gate in self.gates.items() if gate.margin is not None]
 
 
 def model_rows(verdict: Verdict) -> list[ModelRow]:
-    """Every model: the baseline first, then the candidates, then the reference; the verdict's order within each."""
-    order = {"baseline": 0, "candidate": 1, "reference": 2}
+    """Every model: the baseline first, then the candidates, the repeats, the reference; the verdict's order within each."""
+    order = {"baseline": 0, "candidate": 1, "repeat": 2, "reference": 3}
     rows = []
     for name, measured in sorted(verdict.models.items(), key=lambda pair: order[pair[1].role]):
         comparison = verdict.comparisons.get(name)
@@ -146,6 +162,7 @@ def model_rows(verdict: Verdict) -> list[ModelRow]:
                 role=measured.role,
                 decision=comparison.decision if comparison else None,
                 sentence=candidate_line(verdict, name) if comparison else "",
+                reasons=comparison.reasons if comparison else [],
                 times_smaller=times_smaller(verdict, name),
                 times_faster=times_faster(verdict, name),
                 lowest_retention=Retention(measure=lowest[0], share=lowest[1]) if lowest else None,
@@ -158,7 +175,7 @@ def model_rows(verdict: Verdict) -> list[ModelRow]:
 def comparison_rows(verdict: Verdict) -> list[ComparisonRow]:
     """Every measure of every candidate, in the verdict's order."""
     return [
-        ComparisonRow(candidate=name, measure=measure, answer=non_inferior(result), result=result)
+        ComparisonRow(candidate=name, measure=measure, result=result)
         for name, comparison in verdict.comparisons.items()
         for measure, result in comparison.measures.items()
     ]
@@ -198,11 +215,18 @@ def from_verdict(verdict: Verdict, title: str, max_flips: int, reproduce: Reprod
         sentence=decision_line(verdict),
         baseline=verdict.baseline,
         reference=verdict.reference,
-        margin=verdict.margin,
+        gates=verdict.gates,
         alpha=verdict.alpha,
+        power=verdict.power,
         test=verdict.test,
         models=model_rows(verdict),
         comparisons=comparison_rows(verdict),
+        slices=[
+            SliceRow(candidate=name, result=part)
+            for name, found in verdict.comparisons.items()
+            for part in found.slices
+        ],
+        noise=verdict.noise,
         flips=flip_groups(verdict, max_flips),
         flips_total=len(verdict.flips),
         machine=verdict.machine,

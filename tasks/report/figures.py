@@ -1,6 +1,6 @@
 """The figures of a report as inline SVG.  Colours and type come from the page's style sheet, so they follow its theme."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
@@ -8,23 +8,25 @@ from markupsafe import Markup
 from tasks.report.content import ComparisonRow, ModelRow, Pruning, Report, Training
 from tasks.report.numbers import (
     MINUS,
+    SHARE,
+    amount,
     byte_size,
     count,
+    gap,
+    gap_unit,
     interval,
     percent,
-    points,
     quantity,
     round_size,
     score_interval,
     times,
 )
 from tasks.report.svg import Scale, element, line, linear_ticks, log_ticks, marker, place_labels, polyline, short, text
-from tasks.report.wording import measure_name
-from tasks.shared.verdict import MEASURES, MeasureComparison
+from tasks.shared.verdict import Gate, MeasureComparison
 
 WIDTH = 440
 """Width of every figure's drawing; it is shown at most 1.25 times as wide, and at 0.8 on a phone."""
-SHAPES = {"baseline": "square", "candidate": "disc", "reference": "diamond"}
+SHAPES = {"baseline": "square", "candidate": "disc", "repeat": "ring", "reference": "diamond"}
 ANSWER_SHAPES = {"yes": "disc", "unknown": "ring", "no": "cross"}
 
 
@@ -89,13 +91,14 @@ def spread_apart(places: list[float], gap: float = 9) -> list[float]:
     return result
 
 
-def quality_figure(rows: Sequence[ModelRow], measure: str) -> Figure | None:
+def quality_figure(rows: Sequence[ModelRow], measure: str, gate: Gate) -> Figure | None:
     """Score with its interval against size (logarithmic); None when no model has a size and this score."""
     known = [row for row in rows if measure in row.measured.scores and row.measured.size_bytes > 0]
     if not known:
         return None
-    x, y, bottom = size_scale(known), Scale(0, 1, 232, 16), 232
-    parts = y_axis(y, x.start, x.end, [(v / 4, f"{25 * v} %") for v in range(5)])
+    unit = gate.measure.unit
+    x, y, bottom = size_scale(known), value_scale(known, measure, unit), 232
+    parts = y_axis(y, x.start, x.end, [(v, tick(v, unit)) for v in linear_ticks(y.low, y.high, 4)])
     parts += x_axis(x, bottom, [(v, round_size(v)) for v in log_ticks(x.low, x.high)], "size on disk (log scale)")
     places = spread_apart([x(row.measured.size_bytes) for row in known])
     dots, boxes, told = [], [], []
@@ -104,16 +107,33 @@ def quality_figure(rows: Sequence[ModelRow], measure: str) -> Figure | None:
         parts.append(line(place, y(score.low), place, y(score.high), f"interval {row.role}"))
         boxes.append((place - 2, y(score.high), place + 2, y(score.low)))
         dots.append((place, y(score.value), short(row.name)))
-        told.append(f"{row.name}, {byte_size(row.measured.size_bytes)}: {percent(score.value)} {score_interval(score)}")
+        told.append(
+            f"{row.name}, {byte_size(row.measured.size_bytes)}: {amount(score.value, unit)} {score_interval(score, unit)}"
+        )
     parts += [
         element("g", marker(px, py, SHAPES[row.role]), class_=row.role)
         for row, (px, py, _) in zip(known, dots, strict=True)
     ]
     spots = place_labels(dots, (x.start, 8, WIDTH, bottom), boxes)
     parts += [text(left, base, dot[2]) for (left, base), dot in zip(spots, dots, strict=True)]
-    title = f"{measure_name(measure).capitalize()} against size"
+    title = f"{gate.measure.title[:1].upper()}{gate.measure.title[1:]} against size"
     caption = f"{title}. Bars: 95 % intervals. Square: baseline; discs: candidates; diamond: reference. Equal sizes stand side by side."
     return Figure(title, drawing(f"quality-{measure}", title, "; ".join(told) + ".", 272, *parts), caption)
+
+
+def value_scale(rows: Sequence[ModelRow], measure: str, unit: str) -> Scale:
+    """An axis for a measure's values: shares from 0 to 1, anything else over its intervals with room at both ends."""
+    if unit == SHARE:
+        return Scale(0, 1, 232, 16)
+    scores = [row.measured.scores[measure] for row in rows]
+    low, high = min(score.low for score in scores), max(score.high for score in scores)
+    room = 0.08 * (high - low) or 0.1 * abs(high) or 1.0
+    return Scale(low - room, high + room, 232, 16)
+
+
+def tick(value: float, unit: str) -> str:
+    """A value at a tick of an axis."""
+    return f"{100 * value:g} %" if unit == SHARE else f"{value:g}".replace("-", MINUS)
 
 
 def speed_figure(rows: Sequence[ModelRow]) -> Figure | None:
@@ -148,68 +168,73 @@ def speed_figure(rows: Sequence[ModelRow]) -> Figure | None:
         told.append(
             f"{row.name} {quantity(spread.median)} tokens per second{ratio}, range {quantity(spread.low)} to {quantity(spread.high)}"
         )
-    engines = sorted({row.measured.speed_engine for row, _ in known})
-    caption = f"Decode speed: median, with the range over repeats as a line; in brackets, against the baseline. Measured in {', '.join(engines)}."
+    caption = "Decode speed: median, with the range over repeats as a line; in brackets, against the baseline."
     return Figure("Speed", drawing("speed", "Decode speed", "; ".join(told) + ".", bottom + 42, *parts), caption)
 
 
-def forest_figure(comparisons: Sequence[ComparisonRow], confidence: float) -> Figure | None:
-    """Difference with interval of every candidate and measure against the margin; None when nothing was compared."""
-    if not comparisons:
+def forest_figure(comparisons: Sequence[ComparisonRow], gates: Mapping[str, Gate], confidence: float) -> Figure | None:
+    """Difference with interval of every candidate and measure that decides, in margins; None when nothing was compared.
+
+    Counted in margins, measures of any unit share one axis, and the limit is the same upright line for all.
+    """
+    deciding = [(row, margin) for row in comparisons if (margin := row.result.margin)]
+    if not deciding:
         return None
-    x = forest_scale([row.result for row in comparisons])
+    x = forest_scale([(row.result, margin) for row, margin in deciding])
     y, parts, told, previous = 6.0, [], [], None
-    for row in comparisons:
+    for row, margin in deciding:
         if row.candidate != previous:
             y, previous = y + (28 if previous else 12), row.candidate
             parts.append(text(6, y, short(row.candidate, 40), class_="group"))
         y += 22
-        parts += forest_row(row, x, y)
-        bounds = interval(row.result.low, row.result.high)
+        unit = gates[row.measure].measure.unit
+        parts += forest_row(row, margin, unit, x, y)
         told.append(
-            f"{row.candidate} {measure_name(row.measure)} {points(row.result.difference)} points {bounds}: non-inferior {row.answer}"
+            f"{row.candidate} {gates[row.measure].measure.title} {gap(row.result.difference, unit)} {gap_unit(unit)} "
+            f"{interval(row.result.low, row.result.high, unit)}: non-inferior {row.result.answer}"
         )
     bottom = y + 16
-    ticks = [(v, f"{100 * v:+.4g}".replace("-", MINUS) if v else "0") for v in linear_ticks(x.low, x.high)]
-    parts = [line(x(0), 6, x(0), bottom, "zero"), *parts, *x_axis(x, bottom, ticks, "points, candidate minus baseline")]
+    ticks = [(v, f"{v:+.4g}".replace("-", MINUS) if v else "0") for v in linear_ticks(x.low, x.high)]
+    limits = [line(x(0), 6, x(0), bottom, "zero"), line(x(-1), 6, x(-1), bottom, "margin")]
+    axis = x_axis(x, bottom, ticks, "difference from the baseline, in margins")
     caption = (
-        f"Difference from the baseline on the same items, with {percent(confidence, 0)} intervals. The upright tick on each row is its margin: "
-        "disc, the whole interval is right of it (non-inferior); ring, it crosses it (unknown); cross, it lies left of it (worse); "
-        "an arrow points to an interval beyond the axis."
+        f"Difference from the baseline on the same items with {percent(confidence, 0)} intervals, counted in margins: "
+        f"the coloured line at {MINUS}1 is the limit. "
+        "Disc: the whole interval is right of it (non-inferior); ring: it crosses it (unknown); cross: it lies left of it (worse); "
+        "an arrow points to an interval beyond the axis. At the right, the difference in points or in the measure's unit."
     )
     return Figure(
         "Differences against the margin",
-        drawing("forest", "Differences against the margin", "; ".join(told) + ".", bottom + 42, *parts),
+        drawing("forest", "Differences against the margin", "; ".join(told) + ".", bottom + 42, *limits, *parts, *axis),
         caption,
     )
 
 
-def forest_scale(results: Sequence[MeasureComparison]) -> Scale:
+def forest_scale(results: Sequence[tuple[MeasureComparison, float]]) -> Scale:
     """An axis over all intervals, but at most six margins to either side, so that one ruined model does not flatten the rest."""
-    margin = max(max(r.margin for r in results), 0.01)
-    low = max(-6 * margin, min(-1.4 * margin, *(r.low for r in results)))
-    high = min(6 * margin, max(margin, *(r.high for r in results)))
+    low = max(-6.0, min(-1.4, *(result.low / margin for result, margin in results)))
+    high = min(6.0, max(1.0, *(result.high / margin for result, margin in results)))
     room = 0.04 * (high - low)
-    return Scale(low - room, high + room, 118, WIDTH - 14)
+    return Scale(low - room, high + room, 118, WIDTH - 58)
 
 
-def forest_row(row: ComparisonRow, x: Scale, y: float) -> list[Markup]:
-    """One interval with its mark and its margin."""
+def forest_row(row: ComparisonRow, margin: float, unit: str, x: Scale, y: float) -> list[Markup]:
+    """One interval with its mark, and its difference as a number."""
     result = row.result
-    if result.difference < x.low or result.difference > x.high:
-        left = result.difference < x.low
-        tip, back = (x.start, 9) if left else (x.end, -9)
-        arrow = element(
-            "path", d=f"M{tip + back:g} {y - 5:g}L{tip:g} {y:g}l{back:g} 5M{tip:g} {y:g}h{3 * back}", class_="arrow"
-        )
-        inside = [arrow, text(tip + 3.6 * back, y + 4, points(result.difference), "start" if left else "end", "value")]
+    place = result.difference / margin
+    if place < x.low or place > x.high:
+        tip, back = (x.start, 9) if place < x.low else (x.end, -9)
+        path = f"M{tip + back:g} {y - 5:g}L{tip:g} {y:g}l{back:g} 5M{tip:g} {y:g}h{3 * back}"
+        inside = [element("path", d=path, class_="arrow")]
     else:
-        whisker = line(x(result.low), y, x(result.high), y, "whisker")
-        inside = [whisker, marker(x(result.difference), y, ANSWER_SHAPES[row.answer])]
+        inside = [
+            line(x(result.low / margin), y, x(result.high / margin), y, "whisker"),
+            marker(x(place), y, ANSWER_SHAPES[result.answer]),
+        ]
     return [
-        text(x.start - 8, y + 4, row.measure.replace("_", " "), "end"),
-        line(x(-result.margin), y - 11, x(-result.margin), y + 11, "margin"),
-        element("g", *inside, class_=row.answer),
+        text(x.start - 8, y + 4, short(row.measure.replace("_", " "), 15), "end"),
+        element("g", *inside, class_=result.answer),
+        text(WIDTH - 2, y + 4, gap(result.difference, unit), "end", "value"),
     ]
 
 
@@ -279,9 +304,11 @@ def influence_figure(pruning: Pruning, index: int) -> Figure | None:
 def all_figures(report: Report) -> dict[str, list[Figure]]:
     """Figures by section of the page; a section without data has none."""
     found: dict[str, list[Figure | None]] = {
-        "quality": [quality_figure(report.models, measure) for measure in MEASURES],
+        "quality": [
+            quality_figure(report.models, name, gate) for name, gate in report.gates.items() if gate.margin is not None
+        ],
         "speed": [speed_figure(report.models)],
-        "forest": [forest_figure(report.comparisons, 1 - 2 * report.alpha)],
+        "forest": [forest_figure(report.comparisons, report.gates, 1 - 2 * report.alpha)],
         "training": [loss_figure(training, i) for i, training in enumerate(report.training)],
         "pruning": [influence_figure(pruning, i) for i, pruning in enumerate(report.pruning)],
     }

@@ -11,7 +11,7 @@ from tasks.report import numbers
 from tasks.report.cards import as_blocks, brief, read_card
 from tasks.report.content import Card, Pruning, Report, Reproduce, Training, from_verdict
 from tasks.report.curves import read_influence, read_loss
-from tasks.report.wording import measure_name, reason
+from tasks.report.wording import reason
 from tasks.shared.technique import Artifact, Inputs, Kind, Metrics, Port, StepRun
 from tasks.shared.verdict import read_verdict
 
@@ -89,12 +89,14 @@ def render(report: Report, theme: Theme = "auto") -> str:
         "parameters",
         "times",
         "percent",
-        "points",
-        "margin_points",
+        "amount",
+        "gap",
+        "gap_unit",
+        "margin",
         "seconds",
         "p_value",
     )
     environment.filters |= {name: getattr(numbers, name) for name in names}
-    environment.filters |= {"measure": measure_name, "score_interval": numbers.score_interval, "reason": reason}
+    environment.filters |= {"score_interval": numbers.score_interval, "reason": reason}
     environment.globals |= {"interval": numbers.interval, "missing": numbers.MISSING}
     return environment.get_template("html.jinja").render(report=report, figures=all_figures(report), theme=theme)

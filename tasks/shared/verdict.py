@@ -242,8 +242,6 @@ class Verdict(Record):
         return {name: gate.margin for name, gate in self.gates.items() if gate.margin is not None}
 
 
-
-
 def read_verdict(path: Path) -> Verdict:
     """Read verdict.json.  Raises DataError that names the file and the first bad key."""
     if not path.is_file():

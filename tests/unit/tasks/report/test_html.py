@@ -80,7 +80,7 @@ def test_every_model_comparison_and_flip_is_there(tmp_path: Path) -> None:
         assert flipped.id in text
     for name, model in verdict.models.items():
         assert name in text and model.format in text
-    assert len(data["comparisons"]) == 12
+    assert len(data["comparisons"]) == 16
     assert [row["name"] for row in data["models"]] == ["tuned", "slim", "student", "int4", "gguf", "teacher"]
     text = text.replace("\N{NARROW NO-BREAK SPACE}", " ")
     for shown in (
@@ -118,10 +118,10 @@ def test_theme_is_on_the_page(tmp_path: Path, theme: str) -> None:
 
 
 def test_missing_parts_say_so(tmp_path: Path) -> None:
-    bare = {"scores": {}, "by_kind": {}, "perplexity": None, "tokens_per_second": None, "time_to_first_token_s": None}
+    bare = {"scores": {}, "slices": {}, "figures": {}}
     models = {
-        "tuned": measures("baseline", 269, 46, 0.8, **bare, parameters=None, peak_memory_bytes=None),
-        "tiny": measures("candidate", 20, 46, 0.8, **bare, parameters=None, peak_memory_bytes=None),
+        "tuned": measures("baseline", 269, 46, 0.8, **bare, parameters=None),
+        "tiny": measures("candidate", 20, 46, 0.8, **bare, parameters=None),
     }
     comparison = Comparison(decision="do not ship", measures={})
     verdict = a_verdict(
@@ -219,7 +219,7 @@ def test_extreme_figures_draw(tmp_path: Path, figure: float) -> None:
         name: measures("baseline" if name == "tuned" else "candidate", 100, 1e-9, figure)
         for name in ("tuned", "x" * 60)
     }
-    result = measured(0.9, figure - 0.9, 0.0, margin=0.0)
+    result = measured(0.9, figure - 0.9, 0.0, margin=0.001)
     compared_all = {"x" * 60: Comparison(decision="do not ship", measures={"fact": result})}
     inputs = all_inputs(tmp_path, a_verdict(models=same, comparisons=compared_all))
     (tmp_path / "tuned" / "loss.csv").write_text("step,epoch,train_loss,validation_loss\n1,,2.0,\n")
