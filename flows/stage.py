@@ -57,7 +57,7 @@ def make(session: Session, step: Step, key: str) -> bool:
         load_code(step.module)
         account = describe(session, step, key)
         run = StepRun(
-            step.name, session.plan.seed, scratch, session.threads(step), device, runtime.checkpoint_s,
+            step.name, session.plan.seed_of(step), scratch, session.threads(step), device, runtime.checkpoint_s,
             session.store.memo(step.target, account["code"], account["versions"], device),
         )  # fmt: skip
         started = time.monotonic()

@@ -9,7 +9,6 @@ from tasks.shared.errors import DataError
 from tasks.shared.records import Figure, Machine, Record, Share
 from tasks.shared.scores import Measure, Role
 
-
 Decision = Literal["ship", "do not ship", "not enough data"]
 Answer = Literal["yes", "no", "unknown"]
 """Whether a candidate is non-inferior.  yes: shown.  no: shown not to be, or the data would have shown it.  unknown: too few items."""
@@ -241,8 +240,6 @@ class Verdict(Record):
     def margin(self) -> dict[str, float]:
         """The margins of the measures that decide."""
         return {name: gate.margin for name, gate in self.gates.items() if gate.margin is not None}
-
-
 
 
 def read_verdict(path: Path) -> Verdict:

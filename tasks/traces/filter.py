@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from tasks.shared.chat import normalise, refuses, states_fact
+from tasks.shared.repetition import repeats
 
 ACCEPTED = ""
 MARKUP = re.compile(
@@ -145,14 +146,6 @@ def _trim(number: str) -> str:
 def invented_numbers(text: str, sources: str) -> set[str]:
     """Numbers of the answer that no source gives ("one" and "zero" in words pass)."""
     return numbers(text) - numbers(sources) - (LOOSE - set(NUMBER.findall(text)))
-
-
-def repeats(text: str) -> bool:
-    """Whether the answer loops: five words in a row twice, or one word three times running."""
-    words = re.findall(r"\w+", normalise(text))
-    fives = [tuple(words[start : start + 5]) for start in range(len(words) - 4)]
-    threes = zip(words, words[1:], words[2:], strict=False)
-    return len(fives) != len(set(fives)) or any(len(set(three)) == 1 for three in threes)
 
 
 def support(text: str, sources: str) -> float:

@@ -23,6 +23,7 @@ PAGES = (
     "report.html",
     "report.json",
     "verdict.json",
+    "scores.json",
     "metrics.json",
     "card.json",
     "usage.json",
@@ -81,7 +82,9 @@ class Runs:
     def _step(self, event: Event, parent: str, late: bool) -> None:
         content, manifest = event.content, event.content["manifest"]
         maker = "" if content["executed"] else self._maker(event)
-        child = None if maker else self._child(event, parent)  # also what `dvc repro` made, or a run that died too soon to tell
+        child = (
+            None if maker else self._child(event, parent)
+        )  # also what `dvc repro` made, or a run that died too soon to tell
         if child is not None and child.info.status == "FINISHED":
             return  # closing the child is the last thing that is done
         tags: dict[str, str] = {}
@@ -179,7 +182,10 @@ class Runs:
         if found is None:
             every = [item.experiment_id for item in self.server.client.search_experiments()]
             found = self.server.find_run(every, key)
-        if found is None or (found.data.tags.get(RUN), found.data.tags.get(EVENT)) == (event.header.run, event.identity):
+        if found is None or (found.data.tags.get(RUN), found.data.tags.get(EVENT)) == (
+            event.header.run,
+            event.identity,
+        ):
             return ""
         return str(found.info.run_id)
 

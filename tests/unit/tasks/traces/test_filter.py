@@ -1,6 +1,6 @@
 import pytest
 
-from tasks.traces.filter import Evidence, Limits, close_sentence, invented_numbers, judge, numbers, repeats, support
+from tasks.traces.filter import Evidence, Limits, close_sentence, invented_numbers, judge, numbers, support
 
 ARTICLE = "Returns\nYou have 45 days to return an unused kettle. The courier collects it, return postage costs £3.50, and repairs take 9 weeks."
 NARROW = "how long for a return, and what is the postage?\nReturn an unused kettle within 45 days; postage costs £3.50.\n45 days\nforty-five days"
@@ -96,10 +96,6 @@ def test_support_is_one_for_a_copy_and_zero_for_other_words():
     assert support(SOURCES, SOURCES) == 1.0
     assert support("Wizards levitate", SOURCES) == 0.0
     assert support("", SOURCES) == 1.0
-
-
-def test_a_plain_sentence_does_not_repeat():
-    assert not repeats("Send us a photo of the label and we send the piece.")
 
 
 def test_a_swallowed_full_stop_comes_back():
