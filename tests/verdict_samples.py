@@ -1,6 +1,9 @@
 """A verdict and the artifacts around it, built in code: what report tests draw."""
 
+import hashlib
 import json
+from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +135,21 @@ def in_slice(
     return SliceComparison(**(values | changes))
 
 
+def some_slices(fact: float) -> list[SliceComparison]:
+    values = {
+        "kind": {"faq": 120, "troubleshoot": 52, "edge": 14},
+        "language": {"en": 150, "et": 34, "fi": 8},
+        "frequency": {"head": 96, "tail": 94},
+    }
+    shift = {"edge": -0.05, "et": -0.12, "tail": -0.03, "fi": 0.04, "head": 0.02}
+    return [
+        in_slice(dimension, value, measure, max(-0.8, (fact + shift.get(value, 0)) * part), n=n)
+        for dimension, found in values.items()
+        for value, n in found.items()
+        for measure, part in (("intent", 0.3), ("fact", 1.0))
+    ]
+
+
 def compared(fact: float, half: float = 0.022, **changes: Any) -> Comparison:
     results = {
         "intent": measured(0.88, fact / 3, half),
@@ -144,6 +162,7 @@ def compared(fact: float, half: float = 0.022, **changes: Any) -> Comparison:
         "decision": "do not ship" if "no" in answers else "not enough data" if "unknown" in answers else "ship",
         "reasons": [f"{name}: {result.answer}" for name, result in results.items() if result.answer != "yes"],
         "measures": results,
+        "slices": some_slices(fact),
     }
     return Comparison(**(values | changes))
 
@@ -236,21 +255,75 @@ def all_inputs(root: Path, verdict: Verdict) -> Inputs:
     traces = {"accepted": 610, "dropped": {"no_fact": 201, "invented": 33}}
     usage = {"prompt_tokens": 481_220, "completion_tokens": 40_114, "cost_usd": 0.0}
 
-    def artifact(name: str, kind: Kind, files: dict[str, Any]) -> Artifact:
-        return Artifact(name, kind, write(root / name, files))
+    made: dict[str, Artifact] = {}
 
-    return Inputs(
-        {
-            "verdict": (artifact("verdict", Kind.VERDICT, {"verdict.json": verdict.model_dump_json()}),),
-            "models": (
-                artifact("tuned", Kind.MODEL, {"loss.csv": loss}),
-                artifact("slim", Kind.MODEL, {"influence.csv": influence}),
-                artifact("gguf", Kind.ENGINE, {"parity.json": {"top1_agreement": 0.971, "kl": 0.0123, "prompts": 32}}),
-            ),
-            "corpus": (artifact("corpus", Kind.CORPUS, {"card.json": corpus}),),
-            "traces": (artifact("traces", Kind.TRACES, {"card.json": traces, "usage.json": usage}),),
-        }
+    def artifact(name: str, kind: Kind, files: dict[str, Any], **manifest: Any) -> Artifact:
+        made[name] = an_artifact(root, name, kind, files, made, **manifest)
+        return made[name]
+
+    prepared = artifact("corpus", Kind.CORPUS, {"card.json": corpus}, technique="tasks.curate.support.Support")
+    asked = artifact(
+        "traces", Kind.TRACES, {"card.json": traces, "usage.json": usage}, technique="tasks.traces.openai.Openai",
+        inputs={"teacher": ["models.teacher"], "prompts": ["corpus"]},
+    )  # fmt: skip
+    weights = {"model.safetensors": "weights of it", "config.json": {}}
+    tuned = artifact(
+        "tuned", Kind.MODEL, weights | {"loss.csv": loss}, technique="tasks.distill.sft.Sft",
+        inputs={"model": ["models.teacher"], "data": ["traces"]}, settings={"epochs": 4, "learning_rate": 0.0003},
+    )  # fmt: skip
+    slim = artifact(
+        "slim", Kind.MODEL, weights | {"influence.csv": influence}, technique="tasks.prune.depth.Depth",
+        inputs={"model": ["tuned"], "calibration": ["corpus"]}, settings={"ratio": 0.3},
+    )  # fmt: skip
+    student = artifact(
+        "student",
+        Kind.MODEL,
+        weights,
+        technique="tasks.distill.sft.Sft",
+        inputs={"data": ["traces"], "model": ["slim"]},
     )
+    int4 = artifact(
+        "int4", Kind.MODEL, weights, technique="tasks.quantize.gptq.Gptq",
+        inputs={"model": ["student"], "calibration": ["corpus"]}, settings={"group_size": 32, "observer": {"kind": "mse"}},
+    )  # fmt: skip
+    parity = {"top1_agreement": 0.971, "kl": 0.0123, "prompts": 32}
+    gguf = artifact(
+        "gguf", Kind.ENGINE, {"model.gguf": "GGUF weights", "parity.json": parity}, technique="tasks.export.gguf.Gguf",
+        inputs={"model": ["int4"], "calibration": ["corpus"]}, settings={"scheme": "q4_0"},
+    )  # fmt: skip
+    models = (tuned, slim, student, int4, gguf)
+    compared = {"baseline": ["tuned"], "candidates": [model.name for model in models[1:]]}
+    scores = artifact("answers", Kind.SCORES, {}, technique="tasks.evaluate.answers.Answers", inputs=compared)
+    judged = artifact(
+        "verdict", Kind.VERDICT, {"verdict.json": verdict.model_dump_json()}, technique="tasks.evaluate.paired.Paired",
+        inputs={"scores": ["answers"], **compared},
+    )  # fmt: skip
+    ports = {"verdict": (judged,), "models": models, "scores": (scores,), "corpus": (prepared,), "traces": (asked,)}
+    return Inputs(ports)
+
+
+def digest_of(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()
+
+
+def an_artifact(
+    root: Path, name: str, kind: Kind, files: dict[str, Any], others: Mapping[str, Artifact], **manifest: Any
+) -> Artifact:
+    """An artifact as the store has it: sealed, with its manifest beside it.  inputs: names by port."""
+    out = write(root / name / "out", files)
+    for file in out.iterdir():
+        file.chmod(0o444)
+    ports = {
+        port: {needed: digest_of(needed) for needed in names} for port, names in manifest.pop("inputs", {}).items()
+    }
+    account = {
+        "recipe": "trial", "step": name, "kind": str(kind), "key": digest_of(f"key of {name}"), "technique": "", "settings": {}, "seed": 7,
+        "versions": {"jinja2": version("jinja2"), "torch": "2.13.0"}, "code": digest_of(f"code of {name}"), "files": {}, "inputs": ports,
+        "output": digest_of(name), "metrics": {"rows": 12}, "duration_s": 7.5 * (len(others) + 1), "peak_memory_bytes": 812_000_000,
+        "made": f"2026-11-26T08:{len(others):02}:30+00:00",
+    }  # fmt: skip
+    (root / name / "manifest.json").write_text(json.dumps(account | manifest), encoding="utf-8")
+    return Artifact(name, kind, out)
 
 
 def only_verdict(root: Path, verdict: Verdict) -> Inputs:

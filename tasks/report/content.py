@@ -1,13 +1,15 @@
 """Everything that a report shows, gathered in one typed record: the page is drawn from it and report.json is it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
+from pydantic.dataclasses import dataclass
 
 from tasks.report.cards import Block
 from tasks.report.curves import Curve, Layer
+from tasks.report.provenance import Origin, measured_parent
 from tasks.report.wording import (
     candidate_line,
     decision_line,
@@ -49,6 +51,11 @@ class ModelRow(Part):
 
     name: str
     role: Role
+    digest: str
+    parent: str
+    """The measured model that it was made from; empty for the baseline, or where nobody knows."""
+    technique: str
+    """What made it, such as quantize/gptq; empty where nobody knows."""
     decision: Decision | None
     sentence: str
     reasons: list[str]
@@ -105,17 +112,31 @@ class Card(Part):
     raw: Any
 
 
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class Licences:
+    """Licences and terms that no file of a model or a corpus states.  Empty: "not stated"."""
+
+    model: str = ""
+    """Of the model that the recipe starts from; an SPDX identifier where there is one."""
+    data: str = ""
+    """Of the corpus."""
+    teacher: str = ""
+    """Under which the teacher's answers may be trained on."""
+
+
 class Reproduce(Part):
-    """How to get the same figures again."""
+    """How to get the same figures again.  made: when the verdict was made (UTC), as its manifest says; empty if it does not."""
 
     command: str
     seed: int
+    recipe: str
+    made: str
 
 
 class Report(Part):
     """The whole report."""
 
-    version: int = 1
+    version: int = 2
     title: str
     decision: Decision
     shipped: str | None
@@ -141,6 +162,12 @@ class Report(Part):
     machine: Machine
     versions: dict[str, str]
     notes: list[str]
+    origins: dict[str, Origin]
+    """Every artifact that the report was given, by name."""
+    base_model: str
+    licences: Licences
+    packed: str
+    """The folder beside the page that holds the shipped model; empty when there is none."""
     reproduce: Reproduce
 
     @property
@@ -148,28 +175,43 @@ class Report(Part):
         """The measures that decide."""
         return [(name, gate) for name, gate in self.gates.items() if gate.margin is not None]
 
+    @property
+    def candidates(self) -> list[str]:
+        """Names of the compared models, in the verdict's order."""
+        return [row.name for row in self.models if row.decision is not None]
 
-def model_rows(verdict: Verdict) -> list[ModelRow]:
+    def model(self, name: str) -> ModelRow:
+        """The model of that name."""
+        return next(row for row in self.models if row.name == name)
+
+
+def model_rows(verdict: Verdict, origins: Mapping[str, Origin]) -> list[ModelRow]:
     """Every model: the baseline first, then the candidates, the repeats, the reference; the verdict's order within each."""
     order = {"baseline": 0, "candidate": 1, "repeat": 2, "reference": 3}
-    rows = []
-    for name, measured in sorted(verdict.models.items(), key=lambda pair: order[pair[1].role]):
-        comparison = verdict.comparisons.get(name)
-        lowest = lowest_retention(comparison)
-        rows.append(
-            ModelRow(
-                name=name,
-                role=measured.role,
-                decision=comparison.decision if comparison else None,
-                sentence=candidate_line(verdict, name) if comparison else "",
-                reasons=comparison.reasons if comparison else [],
-                times_smaller=times_smaller(verdict, name),
-                times_faster=times_faster(verdict, name),
-                lowest_retention=Retention(measure=lowest[0], share=lowest[1]) if lowest else None,
-                measured=measured,
-            )
-        )
-    return rows
+    return [
+        model_row(verdict, origins, name)
+        for name, measured in sorted(verdict.models.items(), key=lambda pair: order[pair[1].role])
+    ]
+
+
+def model_row(verdict: Verdict, origins: Mapping[str, Origin], name: str) -> ModelRow:
+    """One model."""
+    measured, comparison, origin = verdict.models[name], verdict.comparisons.get(name), origins.get(name)
+    lowest = lowest_retention(comparison)
+    return ModelRow(
+        name=name,
+        role=measured.role,
+        digest=measured.digest or (origin.digest if origin else ""),
+        parent=measured.made_from or measured_parent(origins, name, verdict.models),
+        technique=origin.technique if origin else "",
+        decision=comparison.decision if comparison else None,
+        sentence=candidate_line(verdict, name) if comparison else "",
+        reasons=comparison.reasons if comparison else [],
+        times_smaller=times_smaller(verdict, name),
+        times_faster=times_faster(verdict, name),
+        lowest_retention=Retention(measure=lowest[0], share=lowest[1]) if lowest else None,
+        measured=measured,
+    )
 
 
 def comparison_rows(verdict: Verdict) -> list[ComparisonRow]:
@@ -204,11 +246,12 @@ def flip_groups(verdict: Verdict, most: int) -> list[FlipGroup]:
     return [group for group in groups if group.to_wrong or group.to_right]
 
 
-def from_verdict(verdict: Verdict, title: str, max_flips: int, reproduce: Reproduce, **cards: Any) -> Report:
-    """The report of a verdict.  cards: training, pruning, parity, corpus and traces, as far as they exist."""
+def from_verdict(
+    verdict: Verdict, origins: Mapping[str, Origin], max_flips: int, reproduce: Reproduce, **other: Any
+) -> Report:
+    """The report of a verdict.  other: title, terms and cards, the cards as far as they exist."""
     empty: dict[str, Any] = {"training": [], "pruning": [], "parity": [], "corpus": [], "traces": []}
     return Report(
-        title=title,
         decision=verdict.decision,
         shipped=verdict.shipped,
         nearest=nearest_candidate(verdict),
@@ -219,7 +262,7 @@ def from_verdict(verdict: Verdict, title: str, max_flips: int, reproduce: Reprod
         alpha=verdict.alpha,
         power=verdict.power,
         test=verdict.test,
-        models=model_rows(verdict),
+        models=model_rows(verdict, origins),
         comparisons=comparison_rows(verdict),
         slices=[
             SliceRow(candidate=name, result=part)
@@ -232,6 +275,7 @@ def from_verdict(verdict: Verdict, title: str, max_flips: int, reproduce: Reprod
         machine=verdict.machine,
         versions=verdict.versions,
         notes=verdict.notes,
+        origins=dict(origins),
         reproduce=reproduce,
-        **(empty | cards),
+        **(empty | other),
     )

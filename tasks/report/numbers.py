@@ -55,6 +55,16 @@ def times(value: float | None) -> str:
     return f"{value:.2f}x" if value < 0.95 else f"{value:.1f}x"
 
 
+def smaller(ratio: float | None, other: str = "") -> str:
+    """How a size compares: "4.1x smaller", "same size", "1.3x larger", each with the other's name if it is given."""
+    if ratio is None or ratio <= 0:
+        return MISSING
+    if 0.95 <= ratio < 1.05:
+        return f"same size as {other}" if other else "same size"
+    words = f"{times(ratio)} smaller" if ratio > 1 else f"{times(1 / ratio)} larger"
+    return f"{words} than {other}" if other else words
+
+
 def percent(value: float | None, places: int = 1) -> str:
     """A share of 1 as a percentage."""
     return MISSING if value is None else f"{100 * value:.{places}f} %"
@@ -111,11 +121,20 @@ def score_interval(score: Score | None, unit: str = SHARE) -> str:
     return f"[{amount(score.low, unit)}, {amount(score.high, unit)}]"
 
 
-def seconds(spread: Spread | None) -> str:
-    """Median of a time; milliseconds below one second."""
-    if spread is None:
+def duration(value: float | None) -> str:
+    """Seconds as people read them: milliseconds below one, minutes from two on, hours from two on."""
+    if value is None:
         return MISSING
-    return f"{quantity(1e3 * spread.median)} ms" if spread.median < 1 else f"{quantity(spread.median)} s"
+    if value < 1:
+        return f"{quantity(1e3 * value)} ms"
+    if value < 120:
+        return f"{quantity(value)} s"
+    return f"{value / 60:.0f} min" if value < 7200 else f"{value / 3600:.1f} h"
+
+
+def seconds(spread: Spread | None) -> str:
+    """Median of a time."""
+    return MISSING if spread is None else duration(spread.median)
 
 
 def p_value(value: float | None) -> str:
