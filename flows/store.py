@@ -28,7 +28,10 @@ DAY_S = 86_400
 
 @dataclass(frozen=True)
 class Entry:
-    """A folder of the store, of unfinished work, or of a technique's partial results.  shown: some recipe's folder shows it.  used: unix time of its last use."""
+    """A folder of the store, of unfinished work, or of a technique's partial results.
+
+    shown: some recipe's folder shows it.  used: unix time of its last use.
+    """
 
     step: str
     key: str

@@ -113,7 +113,9 @@ def check_logits(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase",
     with torch.inference_mode():
         logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     if not torch.isfinite(logits).all():
-        raise ModelError("logits", "not finite (NaN or infinity)", "numbers", "this model is broken: look at the step that made it")
+        raise ModelError(
+            "logits", "not finite (NaN or infinity)", "numbers", "this model is broken: look at the step that made it"
+        )
 
 
 def _ask_llama(subject: Subject, plan: Plan, desk: Desk) -> tuple[list[str], list[Written]]:
@@ -135,7 +137,12 @@ def check_llama_logits(client: LlamaClient, prompt: str) -> None:
     found = (client.complete(prompt, 1, logprobs=1).get("logprobs") or {}).get("content") or [{}]
     value = found[0].get("logprob")
     if not isinstance(value, int | float) or not math.isfinite(value):
-        raise ModelError("log-probability of a token in llama.cpp", f"{value}", "a number", "this model is broken: look at the step that made it")
+        raise ModelError(
+            "log-probability of a token in llama.cpp",
+            f"{value}",
+            "a number",
+            "this model is broken: look at the step that made it",
+        )
 
 
 def _in_article_order(client: LlamaClient, prompts: Sequence[str], plan: Plan) -> list[Written]:

@@ -12,8 +12,9 @@ from tasks.evaluate.sittings import Desk
 from tasks.evaluate.subjects import Messages, Subject
 from tasks.shared.agreement import token_agreement
 from tasks.shared.errors import ModelError
-from tasks.shared.models import Dtype, generate, load_tokenizer, render
+from tasks.shared.models import Dtype, load_tokenizer, render
 from tasks.shared.progress import track
+from tasks.shared.writing import write_answers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -72,7 +73,8 @@ def choose_texts(subject: Subject, plan: TextPlan, desk: Desk) -> Texts:
     answers = list(plan.answers)
     if not answers:
         rendered = [render(tokenizer, prompt) for prompt in plan.prompts]
-        answers = generate(model, tokenizer, rendered, plan.max_new_tokens, TOGETHER)
+        written = write_answers(model, tokenizer, rendered, plan.max_new_tokens, TOGETHER)
+        answers = [answer.text for answer in written]
     return Texts(answers, [len(text_ids(tokenizer, answer)) + 1 for answer in answers])
 
 

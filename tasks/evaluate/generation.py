@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Annotated, ClassVar
 
 from pydantic import ConfigDict, Field
@@ -11,6 +10,7 @@ from pydantic.dataclasses import dataclass
 
 from tasks.evaluate.answers import MEASURES, Name, Reply, counts_for, shown, value_of, wanted
 from tasks.evaluate.asking import Plan, Reading, ask, template_notes
+from tasks.evaluate.means import mean_values
 from tasks.evaluate.sittings import ask_each, make_sheet
 from tasks.evaluate.split import last_question, read_labels, read_test_rows, spread_rows, tag_rows
 from tasks.evaluate.subjects import MODEL_PORTS, Subject, list_subjects, reference_questions, tuned_questions
@@ -65,10 +65,14 @@ class Generation:
         test = read_test_rows(corpus)
         rows, tags = spread_rows(test, self.limit), tag_rows(test, read_rows(corpus / "train.jsonl"))
         labels = read_labels(corpus, rows)
-        plans = {subject.name: self._plan(subject, self._rows_for(subject, rows), labels, corpus) for subject in subjects}
+        plans = {
+            subject.name: self._plan(subject, self._rows_for(subject, rows), labels, corpus) for subject in subjects
+        }
         readings = ask_each(subjects, plans, ask, Reading, run)
         replies = {
-            subject.name: {row.id: reply for row, reply in zip(self._rows_for(subject, rows), reading.replies, strict=True)}
+            subject.name: {
+                row.id: reply for row, reply in zip(self._rows_for(subject, rows), reading.replies, strict=True)
+            }
             for subject in subjects
             if not isinstance(reading := readings[subject.name], Failure)
         }
@@ -77,8 +81,7 @@ class Generation:
         measures: dict[str, Measure] = {name: measure for name, measure in MEASURES.items() if name in self.measures}
         notes = [*self._notes(subjects, taken), *repeat_notes(subjects, plans), *template_notes(subjects)]
         write_scores(out, make_sheet(subjects, readings, measures, run, self.libraries, notes), items)
-        means = mean_values(items, [subject.name for subject in subjects if subject.role in ("baseline", "candidate")])
-        return {"items": len(rows), **means}
+        return {"items": len(rows), **mean_values(items, subjects)}
 
     def _rows_for(self, subject: Subject, rows: Sequence[Row]) -> list[Row]:
         return spread_rows(rows, self.reference_limit if subject.role == "reference" else 0)
@@ -108,7 +111,9 @@ class Generation:
                 )  # fmt: skip
 
     def _notes(self, subjects: Sequence[Subject], taken: set[str]) -> list[str]:
-        notes = [f"{name}: no items in the test split." for name in MEASURES if name in self.measures and name not in taken]
+        notes = [
+            f"{name}: no items in the test split." for name in MEASURES if name in self.measures and name not in taken
+        ]
         if "intent" in taken and any(subject.engine == "llama.cpp" for subject in subjects):
             notes.append(
                 "Intent: log-likelihood of every label in transformers (lm-evaluation-harness); the likeliest label's token in llama.cpp."
@@ -135,16 +140,8 @@ def repeat_notes(subjects: Sequence[Subject], plans: Mapping[str, Plan]) -> list
         if subject.again:
             size, before = plans[subject.name].batch_size, plans[subjects[0].name].batch_size
             order = "reverse" if plans[subject.name].backwards else "the same"
-            how = f"in batches of {size} instead of {before}" if subject.engine == "transformers" else f"in {order} order"
+            how = (
+                f"in batches of {size} instead of {before}" if subject.engine == "transformers" else f"in {order} order"
+            )
             notes.append(f"{subject.name}: the baseline, asked {how}; what differs is noise.")
     return notes
-
-
-def mean_values(items: Sequence[ItemScore], names: Sequence[str]) -> dict[str, float]:
-    """Mean by "model.measure", for the models that have values."""
-    found: dict[str, list[float]] = {}
-    for item in items:
-        for name in names:
-            if name in item.values:
-                found.setdefault(f"{name}.{item.measure}", []).append(item.values[name])
-    return {name: round(fmean(values), 4) for name, values in found.items()}

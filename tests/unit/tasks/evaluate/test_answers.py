@@ -9,9 +9,13 @@ from tasks.shared.rows import Message, Row
 LABELS = ("returns", "warranty", "other")
 
 
-def make_row(text: str = "That is 45 days.", kind: str = "faq", accept: tuple[tuple[str, ...], ...] = (("45 days",),)) -> Row:
+def make_row(
+    text: str = "That is 45 days.", kind: str = "faq", accept: tuple[tuple[str, ...], ...] = (("45 days",),)
+) -> Row:
     turns = (Message(role="user", content="How long?"), Message(role="assistant", content=join_answer("returns", text)))
-    return Row.model_validate({"id": "a", "kind": kind, "intent": "returns", "group": "g", "accept": accept, "messages": turns})
+    return Row.model_validate(
+        {"id": "a", "kind": kind, "intent": "returns", "group": "g", "accept": accept, "messages": turns}
+    )
 
 
 def value(measure: str, words: str, row: Row | None = None, choice: str = "returns", **more: bool) -> float | None:

@@ -90,7 +90,11 @@ def plain(row: Row) -> Reply:
 
 
 def measure(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, corpus: Path, makers: Mapping[str, Callable[[Row], Reply]], **settings: Any
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    corpus: Path,
+    makers: Mapping[str, Callable[[Row], Reply]],
+    **settings: Any,
 ) -> Scores:
     """Run with models whose replies are given; one without a maker fails."""
     folder = save_tiny(tmp_path / "model")
@@ -119,7 +123,9 @@ def by_measure(scores: Scores, name: str) -> dict[str, list[float]]:
     return found
 
 
-def test_values_answers_and_failures_stand_by_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, corpus: Path) -> None:
+def test_values_answers_and_failures_stand_by_model(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, corpus: Path
+) -> None:
     scores = measure(monkeypatch, tmp_path, corpus, {"tuned": gold, "equal": gold, "broken": broken})
     counts = {name: len(values) for name, values in by_measure(scores, "tuned").items()}
     assert counts == {
@@ -127,7 +133,14 @@ def test_values_answers_and_failures_stand_by_model(monkeypatch: pytest.MonkeyPa
     }  # fmt: skip
     right, wrong = by_measure(scores, "tuned"), by_measure(scores, "broken")
     assert by_measure(scores, "equal") == right
-    assert {name for name, values in right.items() if set(values) == {1.0}} == {"intent", "fact", "refusal", "format", "exact", "rouge_l"}
+    assert {name for name, values in right.items() if set(values) == {1.0}} == {
+        "intent",
+        "fact",
+        "refusal",
+        "format",
+        "exact",
+        "rouge_l",
+    }
     assert {name for name, values in wrong.items() if set(values) == {0.0}} >= {"intent", "fact", "refusal", "exact"}
     assert scores.sheet.models["dead"].failure == "it broke" and not by_measure(scores, "dead")
     item = next(item for item in scores.items if item.measure == "fact")
@@ -182,7 +195,12 @@ def test_killed_at_the_second_model_it_asks_the_first_no_more_and_ends_the_same(
     ports = {port: [(item.name, item.kind, str(item.path)) for item in found] for port, found in inputs.ports.items()}
     job = {"ports": ports, "settings": SMALL, "out": str(cut), "scratch": str(stopped.scratch), "memo": str(memo)}
     done = subprocess.run(
-        [sys.executable, "-c", CHILD, json.dumps(job)], cwd=PROJECT, capture_output=True, text=True, timeout=240, check=False
+        [sys.executable, "-c", CHILD, json.dumps(job)],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert len(list(memo.glob("*.json"))) == 1
@@ -204,7 +222,9 @@ def test_killed_at_the_second_model_it_asks_the_first_no_more_and_ends_the_same(
         assert fingerprints(again) == fingerprints(whole)
 
 
-def test_models_of_other_formats_and_engines_answer_side_by_side_and_a_broken_one_fails_alone(tmp_path: Path, corpus: Path) -> None:
+def test_models_of_other_formats_and_engines_answer_side_by_side_and_a_broken_one_fails_alone(
+    tmp_path: Path, corpus: Path
+) -> None:
     import torch
 
     from tasks.shared.gguf import write_gguf
@@ -223,7 +243,11 @@ def test_models_of_other_formats_and_engines_answer_side_by_side_and_a_broken_on
     figures = Generation(**SMALL, again=1)(inputs_of(folder, candidates, corpus), out, run)
     scores = read_scores(out)
     found = scores.sheet.models
-    assert (found["int4"].format.split()[0], found["gguf"].engine, found["tuned again"].role) == ("int4", "llama.cpp", "repeat")
+    assert (found["int4"].format.split()[0], found["gguf"].engine, found["tuned again"].role) == (
+        "int4",
+        "llama.cpp",
+        "repeat",
+    )
     assert [name for name, model in found.items() if model.failure] == ["slim", "bad gguf"]
     assert "not finite" in found["slim"].failure and "broken" in found["bad gguf"].failure
     for item in scores.items:
@@ -309,7 +333,9 @@ CHANGES = {
     "limit": Change(6),
     "reference_limit": Change(3, inputs="with_reference"),
     "max_new_tokens": Change(4),
-    "batch_size": Change(2, {"again": 1}),  # other sums: an answer or a choice may differ; here the note on repeats does
+    "batch_size": Change(
+        2, {"again": 1}
+    ),  # other sums: an answer or a choice may differ; here the note on repeats does
     "context": Change(64, inputs="engine", refused="baseline tuned"),
     "again": Change(1),
 }
@@ -321,11 +347,18 @@ def settings_case(folder: Path) -> Iterator[Case]:
     from tasks.shared.gguf import write_gguf
 
     corpus = write_corpus(folder / "corpus", 9)
-    first, second = (save_tiny(folder / name, build_model(seed, num_hidden_layers=1)) for name, seed in (("first", 0), ("second", 5)))
+    first, second = (
+        save_tiny(folder / name, build_model(seed, num_hidden_layers=1)) for name, seed in (("first", 0), ("second", 5))
+    )
     write_gguf(first, folder / "first.gguf", "f16")
     long = make_row(0)
-    asked = Message(role="user", content="How many days for returns of a kettle? " * 20)  # 300 tokens: more than the smallest context
-    rows = [long.model_copy(update={"messages": (asked, long.messages[-1])}), *(make_row(index) for index in range(1, 9))]
+    asked = Message(
+        role="user", content="How many days for returns of a kettle? " * 20
+    )  # 300 tokens: more than the smallest context
+    rows = [
+        long.model_copy(update={"messages": (asked, long.messages[-1])}),
+        *(make_row(index) for index in range(1, 9)),
+    ]
     write_rows(corpus / "test.jsonl", rows)
     settings = {"limit": 9, "reference_limit": 2, "max_new_tokens": 2, "batch_size": 4, "context": 512}
     inputs, more = (inputs_of(first, {"other": second}, corpus, reference) for reference in (None, second))

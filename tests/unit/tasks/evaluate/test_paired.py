@@ -13,6 +13,7 @@ from tasks.evaluate.comparison import pair, weighted_mean
 from tasks.evaluate.decision import choose_shipped, overall_decision
 from tasks.evaluate.paired import Paired
 from tasks.shared.errors import ConfigError, DataError, TechniqueError
+from tasks.shared.records import Figure
 from tasks.shared.scores import ItemScore, read_scores
 from tasks.shared.technique import Artifact, Upstream
 from tasks.shared.verdict import Comparison, Verdict, read_verdict
@@ -184,6 +185,17 @@ def test_noise_is_how_far_the_baseline_lies_from_itself(tmp_path: Path) -> None:
     assert list(verdict.models) == ["tuned", "same"], "asked again, it is the same model"
 
 
+def test_costs_stand_beside_the_quality_that_they_buy(tmp_path: Path) -> None:
+    right = some_right(500, 0.8)
+    models = {"tuned": {"figures": {"end_to_end_s": Figure(value=2.0)}}, "a": {"figures": {"end_to_end_s": Figure(value=1.0)}}}
+    sheet = write_sheet(tmp_path / "answers", {"fact": FACT}, items_of("fact", {"tuned": right, "a": flipped(right, 20, 0)}), **models)
+    verdict = judge(tmp_path, [sheet], ["a"], prices={"machine_per_hour": 3.6})
+    figures = verdict.models["a"].figures
+    assert figures["cost_per_1000"].value == pytest.approx(1.0) and verdict.models["tuned"].figures["cost_per_1000"].value == pytest.approx(2.0)
+    assert figures["cost_per_point"].value == pytest.approx(1 / 76) and figures["price_of_point"].value == pytest.approx(1 / 4)
+    assert "cost_per_1000" not in judge(tmp_path / "free", [sheet], ["a"]).models["a"].figures
+
+
 def test_watched_measures_decide_nothing(tmp_path: Path) -> None:
     right, quiet = some_right(500, 0.8), [0.0] * 500
     items = items_of("fact", {"tuned": right, "a": right}) + items_of("loop", {"tuned": quiet, "a": [1.0] * 500})
@@ -290,6 +302,10 @@ CHANGES = {
     "slices.by": Change(("intent",)),
     "slices.margin": Change(0.3),
     "slices.min_items": Change(12),
+    "prices.machine_per_hour": Change(3.6),
+    "prices.batch": Change(8, {"prices.machine_per_hour": 3.6}),
+    "prices.endpoints": Change({"a": {"input": 1.0, "output": 2.0}}),
+    "prices.currency": Change("EUR", {"prices.machine_per_hour": 3.6}),
 }
 
 
@@ -311,7 +327,11 @@ def settings_case(folder: Path) -> Iterator[Case]:
             tags,
         )
     )
-    sheet = write_sheet(folder / "answers", {"fact": FACT, "loop": LOOP, "bits_per_byte": BITS}, items)
+    timed = {
+        "end_to_end_s": Figure(value=1.5), "end_to_end_s_batch_8": Figure(value=4.0), "prompt_tokens": Figure(value=80), "answer_tokens": Figure(value=30)
+    }  # fmt: skip
+    entries = {"tuned": {"figures": timed}, "a": {"figures": timed}}
+    sheet = write_sheet(folder / "answers", {"fact": FACT, "loop": LOOP, "bits_per_byte": BITS}, items, **entries)
     settings = {"margins": {"fact": 0.1}, "relative_margins": {"bits_per_byte": 0.3}, "resamples": 200}
     yield Case(folder, verdict_inputs(folder, ["a"], sheet), settings, result=whole)
 

@@ -12,7 +12,9 @@ from tasks.shared.rows import Message, Row, write_rows
 
 def make_row(name: str, intent: str = "returns", question: str = "How long?", **more: object) -> Row:
     turns = (Message(role="user", content=question), Message(role="assistant", content=f"{intent}\nThat is 45 days."))
-    return Row.model_validate({"id": name, "kind": "faq", "intent": intent, "group": f"g-{name}", "messages": turns} | more)
+    return Row.model_validate(
+        {"id": name, "kind": "faq", "intent": intent, "group": f"g-{name}", "messages": turns} | more
+    )
 
 
 def write_split(folder: Path, test: list[Row], train: list[Row]) -> Path:
@@ -55,12 +57,16 @@ def test_rows_are_spread_evenly() -> None:
 
 
 def test_tags_tell_rare_intents_long_questions_and_articles_in_the_prompt() -> None:
-    article = Article(id="a1", title="Times", intent="returns", text="Forty-five days it is, and not a day more or less than that.")
+    article = Article(
+        id="a1", title="Times", intent="returns", text="Forty-five days it is, and not a day more or less than that."
+    )
     rows = [
         make_row("a"), make_row("b", "warranty", with_article("How long?", article), grounded=True),
         make_row("c", "other", "And how long would that be for a kettle?"),
     ]  # fmt: skip
-    train = [make_row(f"t{index}", intent) for index, intent in enumerate(["returns"] * 3 + ["warranty"] * 2 + ["other"])]
+    train = [
+        make_row(f"t{index}", intent) for index, intent in enumerate(["returns"] * 3 + ["warranty"] * 2 + ["other"])
+    ]
     tags = tag_rows(rows, train)
     assert [tags[name]["frequency"] for name in "abc"] == ["head", "head", "tail"]
     assert [tags[name]["length"] for name in "abc"] == ["short", "short", "long"]

@@ -85,7 +85,10 @@ def test_an_answer_ends_by_itself_or_at_the_limit(tmp_path: Path) -> None:
     (cut,) = write_answers(model, tokenizer, [prompt], 3)
     assert not cut.ended
     first = int(model(**tokenizer(prompt, return_tensors="pt", add_special_tokens=False)).logits[0, -1].argmax())
-    model.generation_config.eos_token_id = [tokenizer.eos_token_id, first]  # as models do that end a turn otherwise than a text
+    model.generation_config.eos_token_id = [
+        tokenizer.eos_token_id,
+        first,
+    ]  # as models do that end a turn otherwise than a text
     (ended,) = write_answers(model, tokenizer, [prompt], 3)
     assert ended.ended
 

@@ -6,7 +6,8 @@ from tasks.shared.repetition import repeats
 
 
 @pytest.mark.parametrize(
-    "text", ["return, return, return it", "You have 45 days to return it and you have 45 days to return it.", "no No NO way"]
+    "text",
+    ["return, return, return it", "You have 45 days to return it and you have 45 days to return it.", "no No NO way"],
 )
 def test_a_loop_is_seen(text: str) -> None:
     assert repeats(text)
