@@ -12,7 +12,7 @@ from tasks.report.content import Card, Licences, Pruning, Report, Reproduce, Tra
 from tasks.report.curves import read_influence, read_loss
 from tasks.report.pack import PACKED, pack_model, write_cards, write_logs
 from tasks.report.page import render
-from tasks.report.provenance import read_origins
+from tasks.report.provenance import WEIGHTS, read_origins
 from tasks.shared.technique import Artifact, Inputs, Kind, Metrics, Port, StepRun
 from tasks.shared.verdict import Verdict, read_verdict
 
@@ -22,8 +22,8 @@ class Html:
     """Write the evidence of one verdict, everything in it traced to digests.
 
     report.html (no network, no script, no other file), report.json (everything shown), performance.json and .md (what was modified
-    and what that changed), materials.json (CycloneDX) and .md, models/<name>/README.md for each candidate; if one ships, model/ with
-    its files and card.
+    and what that changed), materials.json (CycloneDX) and .md, models/<name>/README.md for each candidate; if one ships that a step
+    made, model/ with its files and card.
     """
 
     title: Annotated[str, Field(min_length=1)] = "Compression report"
@@ -52,13 +52,13 @@ class Html:
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Gather, then write every part.  Raises DataError for a broken verdict, manifest, card or curve."""
         verdict = read_verdict(inputs.one("verdict").path / "verdict.json")
-        shipped = next((model for model in inputs.many("models") if model.name == verdict.shipped), None)
-        report = self._gather(verdict, inputs, PACKED if shipped else "", run.seed)
+        report = self._gather(verdict, inputs, run.seed)
         (out / "report.json").write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
         page = render(report, self.theme)
         (out / "report.html").write_text(page, encoding="utf-8")
         write_logs(report, out)
-        packed = pack_model(shipped, out) if shipped else 0
+        shipped = [model for model in inputs.many("models") if report.packed and model.name == verdict.shipped]
+        packed = sum(pack_model(model, out) for model in shipped)
         write_cards(report, out)
         shown = sum(len(group.shown) for group in report.flips)
         return {
@@ -68,11 +68,12 @@ class Html:
             "packed_bytes": packed,
         }
 
-    def _gather(self, verdict: Verdict, inputs: Inputs, packed: str, seed: int) -> Report:
+    def _gather(self, verdict: Verdict, inputs: Inputs, seed: int) -> Report:
         models = inputs.many("models")
         ports = ("corpus", "traces", "models", "scores", "verdict")
         origins = read_origins(artifact for port in ports for artifact in inputs.many(port))
         judged = origins[inputs.one("verdict").name].manifest
+        made = {name for name, origin in origins.items() if origin.manifest and origin.kind in WEIGHTS}
         again = Reproduce(
             command=self.command, seed=seed, recipe=judged.recipe if judged else "", made=judged.made if judged else ""
         )
@@ -84,7 +85,7 @@ class Html:
             title=self.title,
             base_model=self.base_model,
             licences=self.licences,
-            packed=packed,
+            packed=PACKED if verdict.shipped in made else "",
             training=[Training(model=m.name, points=p) for m in models if (p := read_loss(m.path))],
             pruning=[Pruning(model=m.name, layers=found) for m in models if (found := read_influence(m.path))],
             parity=[card for model in models for card in cards(model, "parity.json")],

@@ -2,8 +2,6 @@
 
 import json
 import re
-import shutil
-import stat
 from pathlib import Path
 
 from tasks.report.card import model_card
@@ -53,28 +51,17 @@ def folder_name(name: str, taken: set[str]) -> str:
 
 
 def pack_model(artifact: Artifact, out: Path) -> int:
-    """The model's files below out/model, without a README of its own; returns their bytes.
+    """The files of a step's model below out/model, by hard links where the file system has them; returns their bytes.
 
-    What the store has sealed (no write permission) is linked and takes no room; anything else is copied, for the pack will be
-    sealed too, and a user's own file must stay as it is.
+    A README of its own gives way to the card.
     """
-    source = artifact.path
-    files = [source] if source.is_file() else sorted(file for file in source.rglob("*") if file.is_file())
     total = 0
-    for file in files:
-        name = file.name if source.is_file() else file.relative_to(source).as_posix()
-        if name == CARD:
+    for file in sorted(file for file in artifact.path.rglob("*") if file.is_file()):
+        name = file.relative_to(artifact.path)
+        if name.as_posix() == CARD:
             continue
         target = out / PACKED / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        place_file(file, target)
+        link_or_copy(str(file.resolve()), str(target))
         total += file.stat().st_size
     return total
-
-
-def place_file(source: Path, target: Path) -> None:
-    """A link to a sealed file, a copy of any other."""
-    if source.stat().st_mode & (stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH):
-        shutil.copyfile(source, target)
-    else:
-        link_or_copy(str(source.resolve()), str(target))

@@ -112,12 +112,12 @@ def obstacle(verdict: Verdict, name: str) -> str:
     """What keeps a candidate from shipping, as the rest of a sentence about it."""
     comparison, model = verdict.comparisons[name], verdict.models.get(name)
     closest = closest_measure(comparison)
-    if closest is not None and closest[1].answer != "yes":
-        return change(verdict.gates[closest[0]], closest[1])
     harmed = [part for part in comparison.slices if part.harmed]
-    if harmed:
+    if harmed and (closest is None or closest[1].answer != "no"):
         worst = min(harmed, key=lambda part: part.difference / max(part.margin, 1e-9))
         return slice_change(verdict.gates[worst.measure], worst)
+    if closest is not None and closest[1].answer != "yes":
+        return change(verdict.gates[closest[0]], closest[1])
     if model is not None and model.failures:
         step, why = next(iter(model.failures.items()))
         return f"could not be measured in {step} ({why.rstrip('.')})"

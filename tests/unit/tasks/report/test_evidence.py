@@ -11,7 +11,7 @@ from verdict_samples import EVIL, a_verdict, all_inputs, compared, digest_of, ma
 
 from tasks.report.markdown import code, escape, table
 from tasks.report.materials import library_licence, licence_entry
-from tasks.report.pack import folder_name, place_file
+from tasks.report.pack import folder_name
 from tasks.report.performance import PerformanceLog
 from tasks.report.provenance import ancestors, changes_since, parent_of, read_origin, read_origins
 from tasks.shared.errors import DataError
@@ -125,20 +125,20 @@ def test_nothing_is_packed_without_a_ship(tmp_path: Path) -> None:
 
 def test_a_shipped_model_that_was_not_given_is_told(tmp_path: Path) -> None:
     page, data = make(tmp_path, only_verdict(tmp_path, shipping()))
-    assert data["packed"] == "" and "it was not among this step" in page
+    assert (
+        data["packed"] == ""
+        and "it was not among this step" in page
+        and (tmp_path / "out" / "performance.json").is_file()
+    )
     assert (tmp_path / "out" / "models" / "gguf" / "README.md").is_file()
 
 
-def test_a_users_own_file_is_copied_not_linked(tmp_path: Path) -> None:
+def test_a_users_own_model_stays_where_it_is(tmp_path: Path) -> None:
     own = write(tmp_path / "own", {"model.gguf": "weights"}) / "model.gguf"
-    place_file(own, tmp_path / "copy")
-    assert not own.samefile(tmp_path / "copy") and (tmp_path / "copy").read_text() == "weights"
-    make(
-        tmp_path,
-        Inputs(only_verdict(tmp_path, shipping()).ports | {"models": (Artifact("gguf", Kind.MODEL, own, "digest"),)}),
-    )
-    packed = tmp_path / "out" / "model" / "model.gguf"
-    assert packed.read_text() == "weights" and not own.samefile(packed)
+    given = only_verdict(tmp_path, shipping()).ports | {"models": (Artifact("gguf", Kind.MODEL, own, "digest"),)}
+    _, data = make(tmp_path, Inputs(given))
+    assert data["packed"] == "" and not (tmp_path / "out" / "model").exists()
+    assert own.stat().st_nlink == 1 and "digest" in (tmp_path / "out" / "models" / "gguf" / "README.md").read_text()
 
 
 def test_folder_names_are_plain_and_apart() -> None:
