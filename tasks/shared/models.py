@@ -134,8 +134,8 @@ def forget_quantization(model: "PreTrainedModel") -> None:
         setattr(model, name, value)
 
 
-def load_tokenizer(path: Path) -> "PreTrainedTokenizerBase":
-    """The tokenizer with a pad token, the real end of turn as eos, and a chat template.
+def load_tokenizer(path: Path, chat: bool = True) -> "PreTrainedTokenizerBase":
+    """The tokenizer with a pad token, the real end of turn as eos, and a chat template, unless `chat` says that none is needed.
 
     A GGUF's special-token map may name the start of a turn as bos and eos (SmolLM2's does), with which generation never stops.
     """
@@ -155,7 +155,7 @@ def load_tokenizer(path: Path) -> "PreTrainedTokenizerBase":
     if END_OF_TURN in tokenizer.get_vocab():
         tokenizer.eos_token = END_OF_TURN
         tokenizer.chat_template = CHATML if path.is_file() or not tokenizer.chat_template else tokenizer.chat_template
-    if tokenizer.chat_template is None:
+    if chat and tokenizer.chat_template is None:
         raise ModelError(
             str(path), "no chat template", "an instruction-tuned model, or a chat_template.jinja in its folder"
         )
