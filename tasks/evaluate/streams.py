@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import httpx
 
@@ -14,7 +15,7 @@ from tasks.shared.errors import EndpointError
 
 @dataclass(frozen=True)
 class Streamed:
-    """One answer.  arrivals: seconds from the request to each piece of text, at least two.  end_s: until all was there.
+    """One answer.  arrivals: seconds from the request to each piece, the first and the last token at least.  end_s: until all was there.
 
     tokens, prompt_tokens: as the engine counts them.  A piece is a token, or several where the text of one alone is no character.
     """
@@ -39,13 +40,13 @@ def stream_answer(
     Raises EndpointError for a refusal, no answer, or an answer of another length.
     """
     body = {
-        "model": model, "messages": messages, "max_tokens": tokens, "temperature": 0.0, "ignore_eos": True, "stream": True,
-        "stream_options": {"include_usage": True},
-        "cache_prompt": False, "reasoning_format": "none",  # llama.cpp's; others ignore them
+        "model": model, "messages": messages, "max_tokens": tokens, "temperature": 0.0, "stream": True,
+        "stream_options": {"include_usage": True}, "ignore_eos": True,
+        "cache_prompt": False, "reasoning_format": "none",  # llama.cpp's; vLLM ignores them
+        "min_tokens": tokens, "skip_special_tokens": False,  # vLLM's; llama.cpp ignores them
     }  # fmt: skip
     started = started or time.perf_counter()
-    arrivals: list[float] = []
-    usage: dict[str, int] = {}
+    events: list[tuple[float, dict[str, Any]]] = []
     try:
         with (
             httpx.Client(timeout=limit, trust_env=False) as client,  # no proxy between us and loopback
@@ -55,17 +56,29 @@ def stream_answer(
                 said = response.read()[:400].decode(errors="replace")
                 raise EndpointError(url, f"{response.status_code}: {said}", "a streamed answer")
             for line in response.iter_lines():
-                now = time.perf_counter() - started
-                event = json.loads(line[6:]) if line.startswith("data: {") else {}
-                usage = event.get("usage") or usage
-                arrivals += [now for choice in event.get("choices", ()) if _text(choice.get("delta") or {})]
+                if line.startswith("data: {"):
+                    events.append((time.perf_counter() - started, json.loads(line[6:])))
     except (httpx.HTTPError, ValueError) as error:
         raise EndpointError(url, f"no answer: {type(error).__name__} {error}", f"{tokens} streamed tokens") from error
-    end_s, counted = time.perf_counter() - started, int(usage.get("completion_tokens", 0))
+    end_s, arrivals = time.perf_counter() - started, arrivals_of(events)
+    usage: dict[str, int] = next((event["usage"] for _, event in reversed(events) if event.get("usage")), {})
+    counted = int(usage.get("completion_tokens", 0))
     if counted != tokens or len(arrivals) < 2:
-        got = f"{counted} tokens in {len(arrivals)} pieces of text"
+        got = f"{counted} tokens in {len(arrivals)} pieces"
         raise EndpointError(url, got, f"{tokens} tokens, streamed one by one, and their number in `usage`")
     return Streamed(arrivals, end_s, counted, int(usage.get("prompt_tokens", 0)))
+
+
+def arrivals_of(events: Sequence[tuple[float, dict[str, Any]]]) -> list[float]:
+    """When each piece came, from the stream's events with their times; none for a stream that was cut off.
+
+    The first event comes with the first token and the one that tells why it ends with the last, whether or not these have a
+    text of their own; in between only text tells of a token.
+    """
+    choices = [(moment, choice) for moment, event in events for choice in event.get("choices", ())]
+    pieces = [moment for moment, choice in choices if _text(choice.get("delta") or {})]
+    ends = [moment for moment, choice in choices if choice.get("finish_reason")]
+    return [choices[0][0], *pieces[1:-1], ends[-1]] if ends else []
 
 
 def stream_together(
@@ -91,6 +104,6 @@ def joint_speed(answers: Sequence[Streamed]) -> float:
     return tokens / (end - begin)
 
 
-def _text(delta: dict[str, str | None]) -> str:
+def _text(delta: dict[str, Any]) -> Any:
     """The piece of text in a delta; a reasoning model's thoughts come under another name."""
     return delta.get("content") or delta.get("reasoning_content") or delta.get("reasoning") or ""

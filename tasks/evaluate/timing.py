@@ -134,6 +134,7 @@ def _in_transformers(probe: Probe, effort: Effort) -> Sample:
             process.stdout.readline()
             load_s = time.perf_counter() - begun
             last = process.stdout.read()
+            process.wait()
         finally:
             timer.cancel()
             process.kill()
