@@ -165,10 +165,9 @@ def evaluation_of(recipe: Mapping[str, Any], contestants: Sequence[Contestant]) 
         waiting += _others(plan.step(name))
     steps = {name: _with_models(nodes[name], plan.step(name), contestants) for name in nodes if name in wanted}
     steps["report"] = {
-        "_target_": "tasks.report.html.Html",
-        "inputs": {"verdict": verdicts[0].name, "models": [f"models.{one.name}" for one in contestants]},
-        "title": "Comparison",
-    }
+        "_target_": "tasks.report.html.Html", "title": "Comparison",
+        "inputs": {"verdict": verdicts[0].name, "scores": [step.name for step in judged], "models": [f"models.{one.name}" for one in contestants]},
+    }  # fmt: skip
     models = {one.name: {"path": str(one.path)} for one in contestants}
     return {"name": "compare", "seed": recipe["seed"], "models": models | _needed(recipe, plan, steps), "steps": steps}
 

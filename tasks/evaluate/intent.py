@@ -38,7 +38,9 @@ def harness_choices(
     """The likeliest label after each rendered context, by lm-evaluation-harness, in order.
 
     The harness moves a context's trailing line break into the continuation; all labels of a context then still share every token
-    but the last, and one forward pass scores them all.  Raises ModelError if a log-likelihood is not a number.
+    but the last, and one forward pass scores them all.  That holds for labels of one token each; in a vocabulary that cuts them into
+    more, every label costs a pass of its own, and the label's log-likelihood is the sum over its tokens.
+    Raises ModelError if a log-likelihood is not a number.
     """
     write_task(scratch, contexts, labels)
     with quiet_harness():
