@@ -15,8 +15,8 @@ from tasks.evaluate.decision import candidate_decision, choose_shipped, overall_
 from tasks.evaluate.description import describe_models, with_costs
 from tasks.evaluate.evidence import Evidence, gather
 from tasks.evaluate.machine import describe_machine
+from tasks.evaluate.power import minimum_detectable
 from tasks.evaluate.slices import Slices, compare_slice, correct_slices, slices_of
-from tasks.evaluate.statistics import minimum_detectable
 from tasks.evaluate.subjects import MODEL_PORTS, Subject, list_subjects
 from tasks.shared.errors import ConfigError
 from tasks.shared.scores import ItemScore, read_scores

@@ -27,6 +27,7 @@ MARGINS = {"fact": 0.05}
 def judge(
     folder: Path, scores: Sequence[Artifact], candidates: Sequence[str], margins: Any = None, **settings: Any
 ) -> Verdict:
+    folder.mkdir(exist_ok=True)
     out, run = empty_run(folder)
     ports = settings.pop("ports", {})
     technique = Paired(margins=MARGINS if margins is None else margins, resamples=500, **settings)
@@ -52,7 +53,7 @@ def test_an_identical_model_ships_with_nothing_flipped(tmp_path: Path) -> None:
         1.0,
         0.0,
     )
-    assert found.retention == found.retention_low == found.retention_high == 1.0
+    assert found.retention == 1.0 and found.retention_low is not None and 0.98 < found.retention_low < 1.0, "500 items do not show 100 %"
     assert not verdict.flips and not verdict.comparisons["same"].reasons
 
 
@@ -339,5 +340,5 @@ def settings_case(folder: Path) -> Iterator[Case]:
 def test_metrics_are_figures_by_model(tmp_path: Path) -> None:
     right = some_right(50, 0.8)
     judge_facts(tmp_path, {"tuned": right, "a": right})
-    figures = json.loads((tmp_path / "out" / "metrics.json").read_text("utf-8"))
+    figures = json.loads((tmp_path / "step-out" / "metrics.json").read_text("utf-8"))
     assert figures["a"]["fact"] == 0.8 and figures["tuned"]["size_bytes"] > 0
