@@ -55,7 +55,7 @@ class Hallucination:
     (it counts as an invention, but for the fact asked for: `memory_counts`), and a paraphrase in rare words looks like an invention.
     So compare rates of two models on the same rows; do not read one alone as the share of false answers.
     Measured on the built-in test split with the default support: of 800 gold answers held against their article alone none is found
-    (25 at 0.6, 130 at 0.8); of as many gold answers of another fact of the same intent 82 % are; of refusals none.
+    (25 at 0.6, 119 at 0.8); of as many gold answers of another fact of the same intent 82 % are; of refusals none.
     """
 
     limit: Annotated[int, Field(ge=0)] = 0
