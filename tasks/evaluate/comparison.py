@@ -3,22 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tasks.evaluate.statistics import (
-    Interval,
-    count_flips,
-    decide,
-    detectable_mean,
-    difference_bounds,
-    effect_size,
-    holm,
-    mcnemar_p,
-    mean_bounds,
-    mean_effect,
-    minimum_detectable,
-    retention_bounds,
-    score_bounds,
-    sign_flip_p,
-)
+from tasks.evaluate.exact_bounds import Interval
+from tasks.evaluate.intervals import grouped_bounds, mean_bounds, retention_bounds, score_bounds
+from tasks.evaluate.paired_tests import count_flips, effect_size, holm, mcnemar_p, sign_flip_p, weighted_spread
+from tasks.evaluate.power import decide, detectable_mean, minimum_detectable
 from tasks.shared.errors import TechniqueError
 from tasks.shared.scores import ItemScore, Measure
 from tasks.shared.verdict import Flip, Gate, MeasureComparison, NoiseFloor, Score
@@ -40,12 +28,13 @@ class Rules:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Values of baseline and candidate on the same items, aligned, with the items' weights.  sign: +1 where higher is better."""
+    """Values of baseline and candidate on the same items, aligned, with the items' weights and clusters."""
 
     measure: Measure
     baseline: Sequence[float]
     candidate: Sequence[float]
     weights: Sequence[float]
+    clusters: Sequence[str]
 
     @property
     def sign(self) -> float:
@@ -75,8 +64,12 @@ def pair(measure: Measure, items: Sequence[ItemScore], baseline: str, candidate:
         )
     both = [item for item in items if baseline in item.values]
     return Pairs(
-        measure, [item.values[baseline] for item in both], [item.values[candidate] for item in both], [item.weight for item in both]
-    )  # fmt: skip
+        measure,
+        [item.values[baseline] for item in both],
+        [item.values[candidate] for item in both],
+        [item.weight for item in both],
+        [item.cluster or item.id for item in both],
+    )
 
 
 def weighted_mean(values: Sequence[float], weights: Sequence[float]) -> float:
@@ -94,16 +87,16 @@ def compare_measure(pairs: Pairs, gate: Gate, rules: Rules) -> MeasureComparison
     """All that is said of one measure; its `p_holm` is set once all measures are known (`correct`)."""
     baseline = weighted_mean(pairs.baseline, pairs.weights)
     margin = None if gate.margin is None else gate.margin * (abs(baseline) if gate.relative else 1.0)
-    test = _flip_test(pairs, rules) if pairs.measure.binary else _amount_test(pairs, rules)
+    test, bounds = _test(pairs, rules), change_bounds(pairs, rules)
     retention = (
         retention_bounds(pairs.baseline, pairs.candidate, pairs.weights, rules.alpha, rules.resamples, rules.seed)
         if pairs.measure.better == "higher"
         else None
     )
-    bounds = test.bounds
     return MeasureComparison(
         n=len(pairs.baseline), baseline=baseline, candidate=weighted_mean(pairs.candidate, pairs.weights),
-        difference=bounds.value, low=bounds.low, high=bounds.high, p=test.p, p_holm=test.p, effect=test.effect,
+        difference=bounds.value, low=bounds.low, high=bounds.high, p=test.p, p_holm=test.p,
+        effect=effect_size(pairs.gains, pairs.weights, pairs.measure.binary),
         to_wrong=sum(gain < 0 for gain in pairs.gains), to_right=sum(gain > 0 for gain in pairs.gains),
         flip_rate=sum(gain != 0 for gain in pairs.gains) / len(pairs.gains),
         retention=retention.value if retention else None,
@@ -112,29 +105,29 @@ def compare_measure(pairs: Pairs, gate: Gate, rules: Rules) -> MeasureComparison
     )  # fmt: skip
 
 
+def change_bounds(pairs: Pairs, rules: Rules) -> Interval:
+    """The mean gain of the candidate; each bound is a one-sided 1 - alpha bound: exact for right/wrong answers, else by bootstrap."""
+    if pairs.measure.binary:
+        return grouped_bounds(*pairs.right, pairs.clusters, rules.alpha, rules.resamples, rules.seed)
+    seen = [*pairs.baseline, *pairs.candidate]
+    reach = 1.0 if pairs.measure.unit == "share" else max(seen) - min(seen)
+    return mean_bounds(pairs.gains, pairs.weights, rules.alpha, rules.resamples, rules.seed, reach)
+
+
 @dataclass(frozen=True)
 class _Test:
-    bounds: Interval
     p: float
-    effect: float
     detectable: float
 
 
-def _flip_test(pairs: Pairs, rules: Rules) -> _Test:
-    before, after = pairs.right
-    flips = count_flips(before, after)
-    detectable = minimum_detectable(flips.items, flips.rate, rules.alpha, rules.power)
-    return _Test(difference_bounds(before, after, rules.alpha), mcnemar_p(flips), effect_size(flips), detectable)
-
-
-def _amount_test(pairs: Pairs, rules: Rules) -> _Test:
-    gains = pairs.gains
-    return _Test(
-        mean_bounds(gains, pairs.weights, rules.alpha, rules.resamples, rules.seed),
-        sign_flip_p(gains, pairs.weights, rules.resamples, rules.seed),
-        mean_effect(gains),
-        detectable_mean(gains, pairs.weights, rules.alpha, rules.power),
-    )
+def _test(pairs: Pairs, rules: Rules) -> _Test:
+    """Whether there is any difference, and the smallest margin that an equal candidate would pass on items like these."""
+    if pairs.measure.binary:
+        flips = count_flips(*pairs.right)
+        return _Test(mcnemar_p(flips), minimum_detectable(flips.items, flips.rate, rules.alpha, rules.power))
+    spread = weighted_spread(pairs.gains, pairs.weights)
+    detectable = detectable_mean(spread.deviation, spread.items, rules.alpha, rules.power)
+    return _Test(sign_flip_p(pairs.gains, pairs.weights, rules.resamples, rules.seed), detectable)
 
 
 def correct(comparisons: Mapping[str, MeasureComparison]) -> dict[str, MeasureComparison]:

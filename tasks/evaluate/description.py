@@ -1,13 +1,16 @@
 """Each model's part of the verdict: what it is, its scores, in all and by slice, and its figures."""
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 
 from tasks.evaluate.comparison import score
+from tasks.evaluate.cost import Prices, compare_costs, cost_per_1000
 from tasks.evaluate.evidence import Evidence
 from tasks.evaluate.slices import slices_of
 from tasks.evaluate.subjects import BARE, MODEL_PORTS, Subject
 from tasks.shared.lineage import made_from
 from tasks.shared.models import parameter_count, weight_bytes
+from tasks.shared.records import Figure
 from tasks.shared.scores import ItemScore, Measure
 from tasks.shared.technique import Inputs
 from tasks.shared.verdict import ModelMeasures, Score
@@ -38,6 +41,34 @@ def describe_models(
             size_bytes=weight_bytes(subject.weights), scores=_scores(name, evidence, seed),
             slices=_slices(name, evidence, dimensions, gated, seed), figures=evidence.figures(name), failures=evidence.failures(name),
         )  # fmt: skip
+    return found
+
+
+def with_costs(
+    models: Mapping[str, ModelMeasures], baseline: str, measures: Sequence[str], prices: Prices
+) -> dict[str, ModelMeasures]:
+    """The same with what 1,000 answers cost, and what a quality point costs, as far as prices and times are known.
+
+    measures: shares that count what is good; a model's quality is their mean.
+    """
+    costs = {name: cost_per_1000(name, model.figures, prices) for name, model in models.items()}
+    quality = {
+        name: fmean(model.scores[measure].value for measure in measures)
+        for name, model in models.items()
+        if measures and model.scores.keys() >= set(measures)
+    }
+    found = dict(models)
+    for name, cost in costs.items():
+        if cost is None:
+            continue
+        figures = {**models[name].figures, "cost_per_1000": cost}
+        before = costs.get(baseline)
+        if before is not None and {name, baseline} <= quality.keys():
+            traded = compare_costs(cost.value, before.value, quality[name], quality[baseline])
+            for figure, value in (("cost_per_point", traded.cost_per_point), ("price_of_point", traded.price_of_point)):
+                if value is not None:
+                    figures[figure] = Figure(value=value, unit=prices.currency, better="lower" if figure == "cost_per_point" else None)
+        found[name] = models[name].model_copy(update={"figures": figures})
     return found
 
 

@@ -10,12 +10,13 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from tasks.evaluate.comparison import Rules, compare_measure, correct, list_flips, noise_floor, pair
+from tasks.evaluate.cost import Prices
 from tasks.evaluate.decision import candidate_decision, choose_shipped, overall_decision
-from tasks.evaluate.description import describe_models
+from tasks.evaluate.description import describe_models, with_costs
 from tasks.evaluate.evidence import Evidence, gather
 from tasks.evaluate.machine import describe_machine
+from tasks.evaluate.power import minimum_detectable
 from tasks.evaluate.slices import Slices, compare_slice, correct_slices, slices_of
-from tasks.evaluate.statistics import minimum_detectable
 from tasks.evaluate.subjects import MODEL_PORTS, Subject, list_subjects
 from tasks.shared.errors import ConfigError
 from tasks.shared.scores import ItemScore, read_scores
@@ -49,6 +50,8 @@ class Paired:
     """For planning: share of items expected to flip between equally good models, half of them each way."""
     slices: Slices = Field(default_factory=Slices)
     """Which slices are looked at."""
+    prices: Prices = Field(default_factory=Prices)
+    """What answers are paid with, for the cost of 1,000 of them."""
 
     ports: ClassVar[Mapping[str, Port]] = {**MODEL_PORTS, "scores": Port((Kind.SCORES,), many=True)}
     produces: ClassVar[Kind] = Kind.VERDICT
@@ -120,7 +123,8 @@ class Paired:
         baseline = subjects[0].name
         candidates = [subject.name for subject in subjects if subject.role == "candidate"]
         gated = frozenset(name for name, gate in gates.items() if gate.margin is not None)
-        models = describe_models(subjects, inputs, evidence, self.slices.by, gated, run.seed)
+        described = describe_models(subjects, inputs, evidence, self.slices.by, gated, run.seed)
+        models = with_costs(described, baseline, quality_measures(gates), self.prices)
         comparisons = {name: self._compare(baseline, name, evidence, gates, rules) for name in candidates}
         shipped = choose_shipped(comparisons, {name: models[name].size_bytes for name in comparisons})
         counts = {name: len(evidence.of(name)) for name in gates}
@@ -131,7 +135,7 @@ class Paired:
             noise=self._noise(baseline, evidence, gates),
             flips=[flip for name in candidates for measure, gate in gates.items() if gate.margin is not None
                    for flip in list_flips(gate.measure, evidence.of(measure), baseline, name)],
-            machine=describe_machine(), versions=evidence.versions | {name: version(name) for name in self.libraries},
+            machine=describe_machine(), versions={**evidence.versions, **{name: version(name) for name in self.libraries}},
             notes=[*self._power_notes(counts, gates), *evidence.notes],
         )  # fmt: skip
 
@@ -198,6 +202,15 @@ class Paired:
             if floors:
                 found[name] = floors
         return found
+
+
+def quality_measures(gates: Mapping[str, Gate]) -> list[str]:
+    """The measures whose mean is called quality: shares that decide and count what is good."""
+    return [
+        name
+        for name, gate in gates.items()
+        if gate.margin is not None and gate.measure.unit == "share" and gate.measure.better == "higher"
+    ]
 
 
 def nested_metrics(verdict: Verdict) -> dict[str, dict[str, float]]:

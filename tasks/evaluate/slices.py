@@ -11,17 +11,9 @@ from typing import Annotated
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from tasks.evaluate.comparison import Pairs, Rules, weighted_mean
-from tasks.evaluate.statistics import (
-    count_flips,
-    detectable_loss,
-    detectable_mean,
-    difference_bounds,
-    harm_p,
-    holm,
-    mean_bounds,
-    mean_harm_p,
-)
+from tasks.evaluate.comparison import Pairs, Rules, change_bounds, weighted_mean
+from tasks.evaluate.paired_tests import count_flips, harm_p, holm, mean_harm_p, weighted_spread
+from tasks.evaluate.power import detectable_loss, detectable_mean
 from tasks.shared.scores import ItemScore
 from tasks.shared.verdict import SliceComparison
 
@@ -54,16 +46,13 @@ def compare_slice(
     dimension: str, value: str, measure: str, pairs: Pairs, margin: float, rules: Rules
 ) -> SliceComparison:
     """One measure within one slice; `p_holm` and `harmed` are set once all slices are known (`correct_slices`)."""
+    bounds = change_bounds(pairs, rules)
     if pairs.measure.binary:
-        before, after = pairs.right
-        flips = count_flips(before, after)
-        bounds, p = difference_bounds(before, after, rules.alpha), harm_p(flips)
+        flips, p = count_flips(*pairs.right), harm_p(*pairs.right)
         detectable = detectable_loss(flips.items, flips.rate, rules.alpha, rules.power)
     else:
-        gains = pairs.gains
-        bounds = mean_bounds(gains, pairs.weights, rules.alpha, rules.resamples, rules.seed)
-        p = mean_harm_p(gains, pairs.weights, rules.resamples, rules.seed)
-        detectable = detectable_mean(gains, pairs.weights, rules.alpha, rules.power)
+        spread, p = weighted_spread(pairs.gains, pairs.weights), mean_harm_p(pairs.gains, pairs.weights, rules.resamples, rules.seed)
+        detectable = detectable_mean(spread.deviation, spread.items, rules.alpha, rules.power)
     return SliceComparison(
         dimension=dimension, value=value, measure=measure, n=len(pairs.baseline),
         baseline=weighted_mean(pairs.baseline, pairs.weights), candidate=weighted_mean(pairs.candidate, pairs.weights),

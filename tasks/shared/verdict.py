@@ -95,6 +95,8 @@ FIGURES = {
     "peak_memory_bytes": "peak memory",
     "energy_wh_per_1000": "energy for 1,000 answers",
     "cost_per_1000": "cost of 1,000 answers",
+    "cost_per_point": "cost of 1,000 answers over each quality point that it has",
+    "price_of_point": "saved on 1,000 answers by each quality point that it lost, or paid for each that it gained",
 }
 """Names that figures have, and what they are in words; others may stand beside them."""
 

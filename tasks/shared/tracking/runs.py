@@ -22,7 +22,10 @@ SKIPPED = "files.skipped"
 PAGES = (
     "report.html",
     "report.json",
+    "performance.json",
+    "materials.json",
     "verdict.json",
+    "scores.json",
     "metrics.json",
     "card.json",
     "usage.json",
@@ -31,7 +34,7 @@ PAGES = (
     "influence.csv",
 )
 """Small files of a step's output that are logged as artifacts; weights stay where they are, named by path and digest."""
-SHOWN = ("report.html", "report.json", "verdict.json")
+SHOWN = ("report.html", "report.json", "performance.json", "materials.json", "verdict.json")
 """Those of them that the flow's run shows as well."""
 
 
