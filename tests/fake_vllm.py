@@ -29,7 +29,7 @@ class Handler(BaseHTTPRequestHandler):
         server: Any = self.server
         server.checks += 1
         late = self.path == "/health" and (server.fault == "never-ready" or server.checks < 3)
-        self._send(503 if late else 200, json.dumps({"version": "0.0-fake"}).encode())
+        self._send(503 if late else 200, b"")
 
     def do_POST(self) -> None:
         server: Any = self.server

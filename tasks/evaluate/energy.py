@@ -72,16 +72,21 @@ class CodeCarbon:
         return float(self.tracker.stop_task().energy_consumed) * JOULES_PER_KWH
 
 
+def check_source(source: Source) -> None:
+    """Raises ConfigError for codecarbon where it is not installed."""
+    if source == "codecarbon" and find_spec("codecarbon") is None:
+        got, fix = "codecarbon is not installed", "pip install codecarbon, or energy: counters"
+        raise ConfigError("energy", got, "counters, off, or codecarbon installed", fix)
+
+
 def open_meter(source: Source, device: str, powercap: Path = POWERCAP) -> Meter | None:
     """A meter, or None where this user can read no counter of this machine, or nobody asked.
 
     device: "cuda" asks for the GPU's counter too, and without it there is no figure, for that would leave out the most.
     Raises ConfigError for codecarbon where it is not installed.
     """
+    check_source(source)
     if source == "codecarbon":
-        if find_spec("codecarbon") is None:
-            got, fix = "codecarbon is not installed", "pip install codecarbon, or energy: counters"
-            raise ConfigError("energy", got, "counters, off, or codecarbon installed", fix)
         return CodeCarbon()
     zones = _zones(powercap) if source == "counters" else {}
     if not zones or device == "cpu":

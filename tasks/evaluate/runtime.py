@@ -14,21 +14,21 @@ from typing import Annotated, ClassVar, Literal, get_args
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from tasks.evaluate.energy import Source, open_meter
+from tasks.evaluate.energy import Source, check_source, open_meter
 from tasks.evaluate.rounds import Timed, in_engine, of_engine, of_model, ratios, slower, summarise, time_in_rounds
 from tasks.evaluate.sittings import make_sheet
 from tasks.evaluate.subjects import MODEL_PORTS, Messages, Subject, list_subjects, reference_questions
 from tasks.evaluate.timing import Effort, Engine, Probe, take_sample
-from tasks.evaluate.vllm_server import find_vllm
+from tasks.evaluate.vllm_server import find_vllm, vllm_version
 from tasks.shared.apart import Failure, run_apart
 from tasks.shared.articles import read_articles
-from tasks.shared.errors import ModelError, TechniqueError
+from tasks.shared.errors import ConfigError, ModelError, TechniqueError
 from tasks.shared.lineage import made_from
 from tasks.shared.models import is_quantized, weight_bytes
 from tasks.shared.records import Figure
 from tasks.shared.rows import Row, read_rows
 from tasks.shared.scores import Sheet, write_scores
-from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun
+from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun, Upstream
 
 Choice = Literal["auto", "transformers", "llama.cpp", "vllm"]
 Streams = Annotated[int, Field(ge=2, le=256)]
@@ -67,7 +67,7 @@ class Runtime:
     vllm_command: str = ""
     """The `vllm` executable of the environment in which vLLM is installed, for engines: [vllm]."""
     limit_s: Annotated[float, Field(gt=0)] = 300.0
-    """Seconds that a model may take to load, and to answer; one that takes longer counts as failed."""
+    """Seconds that a model may take to load, and let pass without news (in transformers: for all of a repeat); else it counts as failed."""
 
     ports: ClassVar[Mapping[str, Port]] = {**MODEL_PORTS, "data": Port((Kind.CORPUS,), optional=True)}
     produces: ClassVar[Kind] = Kind.SCORES
@@ -76,18 +76,31 @@ class Runtime:
         "torch", "transformers", "tokenizers", "compressed-tensors", "auto-round", "gguf", "xllamacpp",
     )  # fmt: skip
 
+    def plan_problems(
+        self, where: str, inputs: Mapping[str, tuple[str, ...]], upstream: Mapping[str, Upstream]
+    ) -> Iterator[ConfigError]:
+        """An engine or a meter that is asked for and not there."""
+        try:
+            self._check_tools()
+        except ConfigError as error:
+            yield ConfigError(f"{where}.{error.where}", error.got, error.wanted, error.fix)
+
+    def _check_tools(self) -> None:
+        if "vllm" in self.engines:
+            find_vllm(self.vllm_command)
+        check_source(self.energy)
+
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Time all models; writes scores.json, and an items.jsonl without items.
 
         A candidate that cannot be timed is named as failed.  Raises ModelError if that is the baseline, ConfigError for an engine
         or a meter that is not there.
         """
-        if "vllm" in self.engines:
-            find_vllm(self.vllm_command)
+        self._check_tools()
         meter = open_meter(self.energy, run.device)
         subjects = [subject for subject in list_subjects(inputs) if subject.role != "reference" or self.time_reference]
         baseline, asked = subjects[0].name, self._conversations(subjects, inputs)
-        notes = [*self._general_notes(asked[baseline], meter is None), *busy_notes()]
+        notes = [*self._general_notes(asked[baseline], meter is None, run.device), *busy_notes()]
         plans = {subject.name: self._probes(subject, asked[subject.name], run.scratch) for subject in subjects}
         if not plans[baseline][0]:
             raise ModelError(f"baseline {baseline}", " ".join(plans[baseline][1]), "a model that can be timed")
@@ -97,6 +110,8 @@ class Runtime:
         readings = {name: failure_of(name, timed, said) for name, (_, said) in plans.items()}
         notes += [note for _, said in plans.values() for note in said]
         sheet = make_sheet(subjects, readings, {}, run, self.libraries, notes)
+        if "vllm" in self.engines:
+            sheet = sheet.model_copy(update={"versions": {**sheet.versions, "vllm": vllm_version(self.vllm_command)}})
         sheet = with_figures(sheet, subjects, timed, parents_of(subjects, inputs))
         write_scores(out, sheet, [])
         return flat_metrics(sheet)
@@ -129,13 +144,15 @@ class Runtime:
                 found.setdefault(probe.engine, replace(probe, first=not found))
         return list(found.values()), list(dict.fromkeys(notes))
 
-    def _general_notes(self, messages: Messages, no_energy: bool) -> Iterator[str]:
+    def _general_notes(self, messages: Messages, no_energy: bool, device: str) -> Iterator[str]:
         length = sum(len(message["content"]) for message in messages)
         yield (
             f"Timed in {self.repeats} rounds over all models, every time a fresh process and {self.warm_up_tokens} tokens of warm-up, "
             f"with answers of {self.tokens} tokens to a prompt of {length} characters. "
             f"The range of {self.repeats} repeats holds the true median with a chance of {1 - 2 ** (1 - self.repeats):.0%}."
         )
+        if device != "cpu":
+            yield f"transformers runs on {device} here, llama.cpp on the processor: compare models within one engine."
         if self.energy == "codecarbon":
             yield "Energy: of the whole machine by codecarbon, which estimates what it cannot read."
         elif self.energy == "counters" and no_energy:

@@ -27,11 +27,10 @@ OURS = {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"}
 
 @dataclass(frozen=True)
 class VllmServer:
-    """A running server.  url: base URL that ends in /v1.  pid: its process, the parent of its workers.  version: of vLLM."""
+    """A running server.  url: base URL that ends in /v1.  pid: its process, the parent of its workers."""
 
     url: str
     pid: int
-    version: str
 
 
 def find_vllm(command: str) -> str:
@@ -42,6 +41,12 @@ def find_vllm(command: str) -> str:
         fix = "vllm_command: /path/to/its/environment/bin/vllm"
         raise ConfigError("vllm_command", got, "the `vllm` of an environment in which vLLM is installed", fix)
     return found
+
+
+def vllm_version(command: str) -> str:
+    """The version that the executable's environment holds, read from its packages' folder; "unknown" where there is none."""
+    packages = Path(find_vllm(command)).resolve().parents[1].glob("lib/python*/site-packages/vllm-*.dist-info")
+    return next((folder.name.removeprefix("vllm-").removesuffix(".dist-info") for folder in packages), "unknown")
 
 
 @contextmanager
@@ -64,7 +69,7 @@ def serve_vllm(command: str, model: Path, context: int, limit: float) -> Iterato
         try:
             root = f"http://127.0.0.1:{port}"
             _await_ready(process, root, model, limit, log)
-            yield VllmServer(f"{root}/v1", process.pid, _version(root))
+            yield VllmServer(f"{root}/v1", process.pid)
         finally:
             _stop(process.pid)
             process.wait()
@@ -88,12 +93,6 @@ def _await_ready(process: subprocess.Popen[bytes], root: str, model: Path, limit
                 return
         time.sleep(POLL_S)
     raise MachineError(str(model), f"vLLM was not ready after {limit:.0f} s", "", "raise limit_s, or free memory")
-
-
-def _version(root: str) -> str:
-    with suppress(httpx.HTTPError, ValueError, KeyError):
-        return str(httpx.get(f"{root}/version", timeout=5, trust_env=False).json()["version"])
-    return "unknown"
 
 
 def _stop(pid: int) -> None:

@@ -237,6 +237,7 @@ def test_vllm_where_it_is_given(models: dict[str, Artifact], tmp_path: Path) -> 
     settings(inputs_of(models, "tuned", "int4", "gguf"), out, run)
     scores = read_scores(out)
     int4 = values(scores, "int4")
+    assert scores.sheet.versions["vllm"] == "unknown"
     assert scores.sheet.models["int4"].engine == "vllm" and int4["prompt_tokens"] == 7
     assert 20 < int4["tokens_per_second"] < 110 and int4["tokens_per_second_batch_4"] > int4["tokens_per_second"]
     assert "not what serves a GGUF file" in scores.sheet.models["gguf"].failure
@@ -246,6 +247,10 @@ def test_what_cannot_be_asked_for_is_refused(models: dict[str, Artifact], tmp_pa
     out, run = empty_run(tmp_path)
     with pytest.raises(ConfigError, match="vllm_command"):
         Runtime(engines=("auto", "vllm"))(inputs_of(models, "tuned"), out, run)
+    assert [problem.where for problem in Runtime(engines=("vllm",)).plan_problems("steps.runtime", {}, {})] == [
+        "steps.runtime.vllm_command"
+    ]
+    assert not list(Runtime().plan_problems("steps.runtime", {}, {}))
     for wrong in ({"engines": ()}, {"engines": ("onnx",)}, {"batch_sizes": (1,)}, {"tokens": 1}, {"repeats": 0}):
         with pytest.raises(ValidationError):
             Runtime(**wrong)

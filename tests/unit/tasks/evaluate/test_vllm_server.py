@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from tasks.evaluate.streams import stream_answer
-from tasks.evaluate.vllm_server import NAME, find_vllm, serve_vllm
+from tasks.evaluate.vllm_server import NAME, find_vllm, serve_vllm, vllm_version
 from tasks.shared.errors import ConfigError, MachineError, ModelError
 from tests.fake_vllm import write_command
 
@@ -20,7 +20,6 @@ def test_it_answers_on_loopback_without_its_cache_and_ends_with_the_block(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     command = str(write_command(tmp_path))
     with serve_vllm(command, tmp_path / "folder", 256, 20) as server:
-        assert server.version == "0.0-fake"
         assert stream_answer(server.url, NAME, [{"role": "user", "content": "Hello?"}], 3, 5).tokens == 3
     assert not psutil.pid_exists(server.pid)
     started = json.loads((tmp_path / "log").read_text("utf-8"))
@@ -47,6 +46,14 @@ def test_one_that_is_never_ready_is_ended(tmp_path: Path, monkeypatch: pytest.Mo
     assert not [
         child for child in psutil.Process().children(recursive=True) if "fake_vllm" in " ".join(child.cmdline())
     ]
+
+
+def test_its_version_is_read_from_its_own_environment(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    command = str(write_command(tmp_path / "bin"))
+    assert vllm_version(command) == "unknown"
+    (tmp_path / "lib" / "python3.12" / "site-packages" / "vllm-0.21.0.dist-info").mkdir(parents=True)
+    assert vllm_version(command) == "0.21.0"
 
 
 @pytest.mark.parametrize(("command", "said"), [("", "empty"), ("/nowhere/bin/vllm", "no executable file")])
