@@ -10,11 +10,11 @@ from pydantic.dataclasses import dataclass
 from tasks.evaluate.following import Distances, FollowPlan, TextPlan, Texts, choose_texts, follow
 from tasks.evaluate.likelihood import expanded_notes, in_transformers, weighted_mean
 from tasks.evaluate.sittings import ask_each, make_sheet
-from tasks.evaluate.split import last_question, read_test_rows, spread_rows, tag_rows
+from tasks.evaluate.split import last_question, read_test_rows, tag_rows
 from tasks.evaluate.subjects import MODEL_PORTS, Subject, list_subjects
 from tasks.shared.apart import Failure
 from tasks.shared.models import Dtype
-from tasks.shared.rows import Row, read_rows
+from tasks.shared.rows import Row, read_rows, spread
 from tasks.shared.scores import ItemScore, Measure, write_scores
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun
 
@@ -54,7 +54,7 @@ class Divergence:
         """
         corpus = inputs.one("data").path
         test = read_test_rows(corpus)
-        rows, tags = spread_rows(test, self.limit), tag_rows(test, read_rows(corpus / "train.jsonl"))
+        rows, tags = spread(test, self.limit), tag_rows(test, read_rows(corpus / "train.jsonl"))
         baseline, *others = in_transformers(list_subjects(inputs))
         texts = self._texts(baseline, rows, run)
         content = baseline.digest or str(baseline.weights)
@@ -96,7 +96,7 @@ class Divergence:
                     for name, reading in readings.items()
                 }
                 found.append(ItemScore(
-                    measure=measure, id=row.id, tags=tags[row.id], weight=texts.positions[index], question=last_question(row),
+                    measure=measure, id=row.id, cluster=row.group, tags=tags[row.id], weight=texts.positions[index], question=last_question(row),
                     wanted=row.answer, values=values, answers={} if self.text == "gold" else {baseline: texts.answers[index]},
                 ))  # fmt: skip
         return found

@@ -106,7 +106,7 @@ class Generation:
                 values = {name: value_of(row, reply, measure, labels) for name, reply in told.items()}
                 known = {name: value for name, value in values.items() if value is not None}
                 yield ItemScore(
-                    measure=measure, id=row.id, tags=tags[row.id], question=last_question(row), wanted=wanted(row, measure),
+                    measure=measure, id=row.id, cluster=row.group, tags=tags[row.id], question=last_question(row), wanted=wanted(row, measure),
                     values=known, answers={name: shown(told[name], measure) for name in known},
                 )  # fmt: skip
 

@@ -180,7 +180,7 @@ def make_items(
         findings = {name: told[place] for name, told in found.items()}
         general = "(a refusal, or nothing specific: the article lacks the answer)"
         yield ItemScore(
-            measure=case.measure, id=case.row.id, question=last_question(case.row),
+            measure=case.measure, id=case.row.id, cluster=case.row.group, question=last_question(case.row),
             tags=tags[case.row.id] | {"grounded": "yes", "trained": "no" if case.article.held_out else "yes"},
             wanted=gold_text(case.row) if case.measure == WITH else general,
             values={name: float(finding.invented) for name, finding in findings.items()},

@@ -211,7 +211,7 @@ def make_items(items: Sequence[ItemScore], baseline: str, found: Judgements) -> 
     for item in items:
         values = {baseline: 0.5} | {name: judged[item.id].value for name, judged in found.items() if item.id in judged}
         yield ItemScore(
-            measure=JUDGED, id=item.id, tags=item.tags, question=item.question, wanted=item.wanted,
+            measure=JUDGED, id=item.id, cluster=item.cluster, tags=item.tags, question=item.question, wanted=item.wanted,
             values=values, answers={name: item.answers[name] for name in values},
         )  # fmt: skip
 

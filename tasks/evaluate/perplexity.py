@@ -12,13 +12,13 @@ from tasks.evaluate.documents import Document, answers_of, read_texts
 from tasks.evaluate.likelihood import expanded_notes, in_transformers, weighted_mean
 from tasks.evaluate.sittings import ask_each, make_sheet
 from tasks.evaluate.sliding import Loss, Plan, Reading, score_documents
-from tasks.evaluate.split import read_test_rows, spread_rows, tag_rows
+from tasks.evaluate.split import read_test_rows, tag_rows
 from tasks.evaluate.subjects import MODEL_PORTS, list_subjects
 from tasks.shared.apart import Failure
 from tasks.shared.errors import ConfigError, DataError
 from tasks.shared.models import Dtype
 from tasks.shared.records import Figure
-from tasks.shared.rows import read_rows
+from tasks.shared.rows import read_rows, spread
 from tasks.shared.scores import ItemScore, Measure, write_scores
 from tasks.shared.sources import user_path
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun, Upstream
@@ -80,7 +80,7 @@ class Perplexity:
         Raises ConfigError if there is nothing to score, DataError for a text or test split that cannot be read or is empty,
         ModelError if the baseline fails.
         """
-        documents = spread_rows(self._documents(inputs, run.step), self.limit)
+        documents = spread(self._documents(inputs, run.step), self.limit)
         subjects = in_transformers(list_subjects(inputs))
         texts, prompts = [document.text for document in documents], [document.prompt for document in documents]
         plan = Plan(texts, prompts, self.context, self.stride, self.dtype)
