@@ -24,10 +24,10 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import binom, norm
 
-from tasks.evaluate.exact_bounds import difference_bounds, rarity, score_bound
-from tasks.evaluate.intervals import grouped_bounds, mean_bounds, ratio_bounds, unseen_share
-from tasks.evaluate.paired_tests import harm_p, mean_harm_p
-from tasks.evaluate.power import decide, detectable_loss, detectable_mean, minimum_detectable
+from tasks.evaluate.judging.exact_bounds import difference_bounds, rarity, score_bound
+from tasks.evaluate.judging.intervals import grouped_bounds, mean_bounds, ratio_bounds, unseen_share
+from tasks.evaluate.judging.paired_tests import harm_p, mean_harm_p
+from tasks.evaluate.judging.power import decide, detectable_loss, detectable_mean, minimum_detectable
 
 ALPHA, POWER = 0.05, 0.8
 ITEMS = (30, 48, 100, 192, 240, 500, 1000)

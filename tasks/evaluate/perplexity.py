@@ -8,12 +8,12 @@ from typing import Annotated, ClassVar
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from tasks.evaluate.documents import Document, answers_of, read_texts
-from tasks.evaluate.likelihood import expanded_notes, in_transformers, weighted_mean
-from tasks.evaluate.sittings import ask_each, make_sheet
-from tasks.evaluate.sliding import Loss, Plan, Reading, score_documents
-from tasks.evaluate.split import read_test_rows, tag_rows
-from tasks.evaluate.subjects import MODEL_PORTS, list_subjects
+from tasks.evaluate.asking.sittings import ask_each, make_sheet
+from tasks.evaluate.asking.split import read_test_rows, tag_rows
+from tasks.evaluate.asking.subjects import MODEL_PORTS, list_subjects
+from tasks.evaluate.likelihoods.documents import Document, answers_of, read_texts
+from tasks.evaluate.likelihoods.logits import expanded_notes, in_transformers, weighted_mean
+from tasks.evaluate.likelihoods.sliding import Loss, Plan, Reading, score_documents
 from tasks.shared.apart import Failure
 from tasks.shared.errors import ConfigError, DataError
 from tasks.shared.models import Dtype
@@ -30,7 +30,7 @@ Readings = Mapping[str, Reading]
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Perplexity:
-    """Likelihood of texts under each model (see tasks/evaluate/sliding.py).
+    """Likelihood of texts under each model (see tasks/evaluate/likelihoods/sliding.py).
 
     Scored are the test split's answers, each given its prompt, or, where `text` names one, a text of the user's.
     An item is an answer or a piece of text; its value is the bits that the model needs for it, over its bytes in UTF-8.

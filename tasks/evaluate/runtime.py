@@ -14,12 +14,21 @@ from typing import Annotated, ClassVar, Literal, get_args
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from tasks.evaluate.energy import Source, check_source, open_meter
-from tasks.evaluate.rounds import Timed, in_engine, of_engine, of_model, ratios, slower, summarise, time_in_rounds
-from tasks.evaluate.sittings import make_sheet
-from tasks.evaluate.subjects import MODEL_PORTS, Messages, Subject, list_subjects, reference_questions
-from tasks.evaluate.timing import Effort, Engine, Probe, take_sample
-from tasks.evaluate.vllm_server import find_vllm, vllm_version
+from tasks.evaluate.asking.sittings import make_sheet
+from tasks.evaluate.asking.subjects import MODEL_PORTS, Messages, Subject, list_subjects, reference_questions
+from tasks.evaluate.timing.energy import Source, check_source, open_meter
+from tasks.evaluate.timing.engines import Effort, Engine, Probe, take_sample
+from tasks.evaluate.timing.rounds import (
+    Timed,
+    in_engine,
+    of_engine,
+    of_model,
+    ratios,
+    slower,
+    summarise,
+    time_in_rounds,
+)
+from tasks.evaluate.timing.vllm_server import find_vllm, vllm_version
 from tasks.shared.apart import Failure, run_apart
 from tasks.shared.articles import read_articles
 from tasks.shared.errors import ConfigError, ModelError, TechniqueError

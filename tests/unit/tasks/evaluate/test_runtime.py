@@ -11,9 +11,9 @@ import pytest
 from pydantic import ValidationError
 
 from tasks.evaluate import runtime
+from tasks.evaluate.asking.subjects import open_subject
 from tasks.evaluate.runtime import Runtime, make_probe, typical_row
-from tasks.evaluate.subjects import open_subject
-from tasks.evaluate.timing import Effort, Probe, Sample, peak_memory
+from tasks.evaluate.timing.engines import Effort, Probe, Sample, peak_memory
 from tasks.quantize.rtn import RTN
 from tasks.shared.apart import Failure
 from tasks.shared.errors import ConfigError, EndpointError, ModelError
