@@ -109,9 +109,12 @@ def _seconds(step: Step, model: Size, rows: Rows, runtime: Runtime) -> float:
             return 15 + 3 * reading * float(settings.get("epochs", 1))
         case "quantize":
             return 15 + 5e-7 * model.parameters
+        case "evaluate" if step.kind is Kind.VERDICT:
+            return 10
         case "evaluate":
             row = TOKENS_PER_ROW + ANSWERING_TOKENS * ANSWER_TOKENS
-            return len(step.needs) * (15 + rows.test * row * token)
+            asked = min(int(settings.get("limit") or rows.test), rows.test)
+            return len(step.needs) * (15 + asked * row * token)
         case "export":
             return 15 + 1e-7 * model.parameters
         case _:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from tasks.shared.scores import read_scores
 from tasks.shared.sources import sha256_file
 from tasks.shared.technique import Inputs, Metrics, StepRun
 from tasks.shared.verdict import Verdict
@@ -128,6 +129,25 @@ def untimed_verdict(out: Path, metrics: Metrics) -> Result:
             del model[measured]
     flat = {name: value for name, value in metrics.items() if not name.endswith(".tokens_per_second")}
     return {"verdict": verdict, "items": (out / "items.jsonl").read_text("utf-8"), "metrics": flat}
+
+
+CLOCKED = (
+    "tokens_per_second", "time_", "end_to_end_s", "load_s", "peak_", "energy_", "speed_ratio", "parent_ratio", "prompt_tokens", "answer_tokens",
+)  # fmt: skip
+"""How names of figures begin that a clock, a meter or an engine's count gives."""
+CIRCUMSTANCES = ("Other programs used", " is slower than ", "Energy: ")
+"""In notes that depend on how a run went."""
+
+
+def untimed_scores(out: Path, metrics: Metrics) -> Result:
+    """Scores without what a clock or a meter gave: everything else must be the same twice."""
+    scores = read_scores(out)
+    sheet = scores.sheet.model_dump(mode="json")
+    for model in sheet["models"].values():
+        model["figures"] = {name: figure for name, figure in model["figures"].items() if not name.startswith(CLOCKED)}
+    sheet["notes"] = [note for note in sheet["notes"] if not any(words in note for words in CIRCUMSTANCES)]
+    flat = {name: value for name, value in metrics.items() if not name.partition(".")[2].startswith(CLOCKED)}
+    return {"sheet": sheet, "items": [item.model_dump(mode="json") for item in scores.items], "metrics": flat}
 
 
 EFFORT = {"seconds", "tokens_per_second", "retries", "reused"}

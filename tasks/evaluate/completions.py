@@ -1,7 +1,6 @@
 """A small client for llama.cpp's server: requests by JSON over loopback, a few at once, with time limits."""
 
 import json
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
@@ -62,24 +61,3 @@ class LlamaClient:
         if not choices:
             raise EndpointError(self.root, "an answer without choices", "a completion")
         return dict(choices[0])
-
-    def arrival_times(self, prompt: str, tokens: int) -> tuple[float, float]:
-        """Seconds to the first and to the last of exactly `tokens` streamed tokens, prompt read anew (nothing cached)."""
-        body = {
-            "prompt": prompt,
-            "max_tokens": tokens,
-            "temperature": 0.0,
-            "cache_prompt": False,
-            "ignore_eos": True,
-            "stream": True,
-        }
-        first = last = 0.0
-        started = time.perf_counter()
-        with self._open("/v1/completions", body) as response:
-            for line in response:
-                if line.startswith(b"data: {") and b'"finish_reason":null' in line:
-                    last = time.perf_counter() - started
-                    first = first or last
-        if not first:
-            raise EndpointError(self.root, "a stream without tokens", "one chunk per token")
-        return first, last

@@ -8,17 +8,14 @@ In llama.cpp, whose server gives no log-probabilities of a prompt, one of two ro
   can differ from the likeliest whole label.
 """
 
-import contextlib
-import io
 import json
-import logging
-import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tasks.evaluate.completions import LlamaClient
+from tasks.evaluate.harness import quiet_harness
 from tasks.shared.errors import ModelError
 from tasks.shared.progress import track
 
@@ -41,7 +38,9 @@ def harness_choices(
     """The likeliest label after each rendered context, by lm-evaluation-harness, in order.
 
     The harness moves a context's trailing line break into the continuation; all labels of a context then still share every token
-    but the last, and one forward pass scores them all.  Raises ModelError if a log-likelihood is not a number.
+    but the last, and one forward pass scores them all.  That holds for labels of one token each; in a vocabulary that cuts them into
+    more, every label costs a pass of its own, and the label's log-likelihood is the sum over its tokens.
+    Raises ModelError if a log-likelihood is not a number.
     """
     write_task(scratch, contexts, labels)
     with quiet_harness():
@@ -86,24 +85,6 @@ def write_task(folder: Path, contexts: Sequence[str], labels: Sequence[str]) -> 
         "target_delimiter": "", "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}], "metadata": {"version": 1},
     }  # fmt: skip
     (folder / f"{TASK}.yaml").write_text(json.dumps(task), encoding="utf-8")
-
-
-@contextlib.contextmanager
-def quiet_harness() -> Iterator[None]:
-    """No network, no bars, no notes from the harness and from datasets.  Errors still propagate."""
-    os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    import datasets
-
-    datasets.disable_progress_bars()
-    harness = logging.getLogger("lm_eval")
-    before, harness.disabled = harness.level, False
-    harness.setLevel(logging.ERROR)
-    try:
-        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        harness.setLevel(before)
 
 
 def label_tokens(client: LlamaClient, labels: Sequence[str]) -> list[int] | None:

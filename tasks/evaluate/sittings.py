@@ -49,17 +49,20 @@ def ask_each(
     """
     found: dict[str, Reading | Failure] = {}
     for subject in track(subjects, "models", len(subjects)):
-        kept = _kept(subject, plans[subject.name], form, run)
-        reading = _read(kept, form)
-        if reading is None:
-            log.info("%s %s in %s", subject.role, subject.name, subject.engine)
-            scratch = run.scratch / "desks" / subject.name.replace(" ", "_")
-            scratch.mkdir(parents=True, exist_ok=True)
-            reading = run_apart(ask, subject, plans[subject.name], Desk(scratch, run.threads, run.device))
-            if isinstance(reading, Failure):
-                _refuse(subject, reading)
-            else:
-                _keep(kept, form, reading)
+        plan = plans[subject.name]
+        kept = _kept(subject, plan, form, run)
+        known = _read(kept, form)
+        if known is not None:
+            found[subject.name] = known
+            continue
+        log.info("%s %s in %s", subject.role, subject.name, subject.engine)
+        scratch = run.scratch / "desks" / subject.name.replace(" ", "_")
+        scratch.mkdir(parents=True, exist_ok=True)
+        reading = run_apart(ask, subject, plan, Desk(scratch, run.threads, run.device))
+        if isinstance(reading, Failure):
+            _refuse(subject, reading)
+        else:
+            _keep(kept, form, reading)
         found[subject.name] = reading
     return found
 

@@ -69,13 +69,22 @@ def list_subjects(inputs: Inputs, again: int = 0, bare_reference: bool = False) 
     baseline = open_subject(inputs.one("baseline"), "baseline")
     found = [baseline, *(open_subject(artifact, "candidate") for artifact in inputs.many("candidates"))]
     found += [
-        replace(baseline, name=f"{baseline.name} again {count}" if again > 1 else f"{baseline.name} again", role="repeat", again=count)
+        replace(
+            baseline,
+            name=f"{baseline.name} again {count}" if again > 1 else f"{baseline.name} again",
+            role="repeat",
+            again=count,
+        )
         for count in range(1, again + 1)
     ]
     found += [open_subject(artifact, "repeat") for artifact in inputs.many("repeats")]
     if artifact := inputs.get("reference"):
         reference = open_subject(artifact, "reference")
-        found += [replace(reference, sees_article=True), replace(reference, name=reference.name + BARE)] if bare_reference else [reference]
+        found += (
+            [replace(reference, sees_article=True), replace(reference, name=reference.name + BARE)]
+            if bare_reference
+            else [reference]
+        )
     names = [subject.name for subject in found]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError("inputs", f"{', '.join(twice)} stands twice among the models", "every model once")

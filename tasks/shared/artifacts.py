@@ -127,7 +127,9 @@ class Store:
     def views(self) -> Iterator[Place]:
         """Every recipe's folder of every step."""
         for file in sorted(self.root.glob(f"*/*/{MANIFEST}")):
-            if not any(part.startswith(".") for part in file.relative_to(self.root).parts):  # the store, work, what is half linked
+            if not any(
+                part.startswith(".") for part in file.relative_to(self.root).parts
+            ):  # the store, work, what is half linked
                 yield Place(file.parent)
 
     def is_empty(self) -> bool:

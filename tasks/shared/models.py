@@ -1,4 +1,4 @@
-"""Load, render, generate, save: the one way in and out of transformers.
+"""Load, render, save: the one way in and out of transformers.
 
 A model is a Hugging Face folder with safetensors, or a llama.cpp GGUF file that transformers dequantises.
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tasks.shared.errors import ModelError
-from tasks.shared.progress import no_foreign_bars, progress_bar
+from tasks.shared.progress import no_foreign_bars
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -134,8 +134,8 @@ def forget_quantization(model: "PreTrainedModel") -> None:
         setattr(model, name, value)
 
 
-def load_tokenizer(path: Path) -> "PreTrainedTokenizerBase":
-    """The tokenizer with a pad token, the real end of turn as eos, and a chat template.
+def load_tokenizer(path: Path, chat: bool = True) -> "PreTrainedTokenizerBase":
+    """The tokenizer with a pad token, the real end of turn as eos, and a chat template, unless `chat` says that none is needed.
 
     A GGUF's special-token map may name the start of a turn as bos and eos (SmolLM2's does), with which generation never stops.
     """
@@ -155,7 +155,7 @@ def load_tokenizer(path: Path) -> "PreTrainedTokenizerBase":
     if END_OF_TURN in tokenizer.get_vocab():
         tokenizer.eos_token = END_OF_TURN
         tokenizer.chat_template = CHATML if path.is_file() or not tokenizer.chat_template else tokenizer.chat_template
-    if tokenizer.chat_template is None:
+    if chat and tokenizer.chat_template is None:
         raise ModelError(
             str(path), "no chat template", "an instruction-tuned model, or a chat_template.jinja in its folder"
         )
@@ -186,10 +186,16 @@ def save_model(
 def render(
     tokenizer: "PreTrainedTokenizerBase", messages: Sequence[dict[str, str]], add_generation_prompt: bool = True
 ) -> str:
-    """The conversation as text in the model's own chat format."""
-    return str(
-        tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=add_generation_prompt)
-    )
+    """The conversation as text in the model's own chat format.  Raises ModelError if its template refuses it (a system turn, say)."""
+    from jinja2 import TemplateError
+
+    try:
+        return str(
+            tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=add_generation_prompt)
+        )
+    except TemplateError as error:
+        roles = ", ".join(message["role"] for message in messages)
+        raise ModelError("chat template", f"it refuses turns of {roles}: {error}", "a template that takes them") from error
 
 
 def weight_files(path: Path) -> list[Path]:
@@ -235,44 +241,3 @@ def _safetensors_parameters(file: Path) -> int:
             elements *= length
         count += elements * 8 if name in packed else elements  # eight 4-bit weights in one 32-bit word
     return count
-
-
-def generate(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    prompts: Sequence[str],
-    max_new_tokens: int,
-    batch_size: int = 32,
-) -> list[str]:
-    """Greedy continuations of rendered prompts, without special tokens, in the order given.
-
-    Batches hold prompts of similar length and are padded on the left, so that every row ends at its own last token.
-    """
-    import torch
-
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    texts = [""] * len(prompts)
-    generating: Any = model
-    with progress_bar("answers", len(prompts)) as advance, torch.inference_mode():
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            batch = tokenizer(
-                [prompts[index] for index in chosen],
-                return_tensors="pt",
-                padding=True,
-                padding_side="left",
-                add_special_tokens=False,
-            ).to(model.device)
-            output = generating.generate(
-                input_ids=batch["input_ids"],
-                attention_mask=batch["attention_mask"],
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id,
-            )  # (batch, prompt + new)
-            answers = tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-            for index, answer in zip(chosen, answers, strict=True):
-                texts[index] = answer.strip()
-            advance(len(chosen))
-    return texts

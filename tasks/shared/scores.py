@@ -54,6 +54,8 @@ class ItemScore(Record):
     """What slices are made by: {"kind": "faq", "language": "et"}."""
     weight: Annotated[float, Field(gt=0)] = 1.0
     """Of the item in the mean, the same for all models (bytes of a text)."""
+    cluster: str = ""
+    """Items that belong together (wordings of one question) and so are no independent evidence; empty: on its own."""
     question: str = ""
     wanted: str = ""
     values: dict[str, float]

@@ -1,12 +1,12 @@
 """What a technique is: frozen settings, declared ports, and one call from input artifacts to an output folder."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import ClassVar, Protocol, runtime_checkable
 
-from tasks.shared.errors import TechniqueError
+from tasks.shared.errors import StillroomError, TechniqueError
 
 
 class Kind(StrEnum):
@@ -123,4 +123,23 @@ class ReadsFiles(Protocol):
 
     def sources(self) -> tuple[Path, ...]:
         """Those files and folders: they must exist at plan time, and their content is in the key."""
+        ...
+
+
+@dataclass(frozen=True)
+class Upstream:
+    """A step as the steps after it see it at plan time."""
+
+    technique: Technique
+    inputs: Mapping[str, tuple[str, ...]]
+
+
+@runtime_checkable
+class ChecksPlan(Protocol):
+    """A technique that can tell from the recipe alone that it would fail, or that what is before it does not fit."""
+
+    def plan_problems(
+        self, where: str, inputs: Mapping[str, tuple[str, ...]], upstream: Mapping[str, Upstream]
+    ) -> Iterator[StillroomError]:
+        """Every problem.  where: the step's place in the recipe.  inputs: names by port.  upstream: all steps that were built, by name."""
         ...

@@ -9,7 +9,6 @@ from tasks.shared.errors import DataError
 from tasks.shared.records import Figure, Machine, Record, Share
 from tasks.shared.scores import Measure, Role
 
-
 Decision = Literal["ship", "do not ship", "not enough data"]
 Answer = Literal["yes", "no", "unknown"]
 """Whether a candidate is non-inferior.  yes: shown.  no: shown not to be, or the data would have shown it.  unknown: too few items."""
@@ -96,6 +95,8 @@ FIGURES = {
     "peak_memory_bytes": "peak memory",
     "energy_wh_per_1000": "energy for 1,000 answers",
     "cost_per_1000": "cost of 1,000 answers",
+    "cost_per_point": "cost of 1,000 answers over each quality point that it has",
+    "price_of_point": "saved on 1,000 answers by each quality point that it lost, or paid for each that it gained",
 }
 """Names that figures have, and what they are in words; others may stand beside them."""
 
@@ -241,8 +242,6 @@ class Verdict(Record):
     def margin(self) -> dict[str, float]:
         """The margins of the measures that decide."""
         return {name: gate.margin for name, gate in self.gates.items() if gate.margin is not None}
-
-
 
 
 def read_verdict(path: Path) -> Verdict:

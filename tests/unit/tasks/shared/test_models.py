@@ -7,13 +7,13 @@ import pytest
 from tasks.shared.errors import ModelError
 from tasks.shared.models import (
     check_source,
-    generate,
     load_model,
     load_tokenizer,
     parameter_count,
     render,
     weight_bytes,
 )
+from tasks.shared.writing import write_answers
 from tests.tiny_llama import build_model, save_tiny
 
 
@@ -75,8 +75,29 @@ def test_batched_generation_equals_one_by_one(tmp_path: Path) -> None:
         render(tokenizer, [{"role": "user", "content": text}])
         for text in ("postage", "returns are accepted within 45 days", "kettle's")
     ]
-    together = generate(model, tokenizer, prompts, 8, batch_size=3)
-    assert together == [generate(model, tokenizer, [prompt], 8)[0] for prompt in prompts]
+    together = write_answers(model, tokenizer, prompts, 8, batch_size=3)
+    assert together == [write_answers(model, tokenizer, [prompt], 8)[0] for prompt in prompts]
+
+
+def test_an_answer_ends_by_itself_or_at_the_limit(tmp_path: Path) -> None:
+    model, tokenizer = load_model(save_tiny(tmp_path)), load_tokenizer(tmp_path)
+    prompt = render(tokenizer, [{"role": "user", "content": "postage"}])
+    (cut,) = write_answers(model, tokenizer, [prompt], 3)
+    assert not cut.ended
+    first = int(model(**tokenizer(prompt, return_tensors="pt", add_special_tokens=False)).logits[0, -1].argmax())
+    model.generation_config.eos_token_id = [
+        tokenizer.eos_token_id,
+        first,
+    ]  # as models do that end a turn otherwise than a text
+    (ended,) = write_answers(model, tokenizer, [prompt], 3)
+    assert ended.ended
+
+
+def test_a_template_that_takes_no_system_turn_is_an_error_of_the_model(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(save_tiny(tmp_path))
+    tokenizer.chat_template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    with pytest.raises(ModelError, match="turns of system, user: no system role"):
+        render(tokenizer, [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}])
 
 
 def test_a_model_without_chat_template_is_refused(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The teacher's answers as they come in: one JSON line each, so that a killed run goes on where it stopped."""
+"""Answers of an endpoint as they come in: one JSON line each, so that a killed run goes on where it stopped."""
 
 import json
 import os
@@ -13,7 +13,10 @@ FLUSH_EVERY = 8
 
 
 class Sample(BaseModel):
-    """One answer of the teacher.  digest: of everything that asked for it.  fate: "" if accepted, else the reason.  hinted: it was told the fact."""
+    """One answer.  row, sample: what it answers, and which try.  digest: of everything that asked for it.
+
+    fate: "" if accepted, else the reason.  hinted: the teacher was told the fact.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     row: str

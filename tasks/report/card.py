@@ -1,0 +1,225 @@
+"""The model card: a README.md that goes with the weights, with the front matter of the Hugging Face Hub."""
+
+from typing import TYPE_CHECKING
+
+from tasks.report.content import ModelRow, Report
+from tasks.report.markdown import bullets, code, escape, table
+from tasks.report.numbers import SHARE, amount, byte_size, gap, gap_unit, interval, margin, quantity, seconds, smaller
+from tasks.report.performance import Modified, limits, modified
+from tasks.report.performance_page import changes_table
+from tasks.shared.technique import Kind
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult, ModelCardData
+
+HUB_LICENCES = frozenset(
+    {
+        *(
+            "apache-2.0",
+            "mit",
+            "bsd-2-clause",
+            "bsd-3-clause",
+            "gpl-3.0",
+            "lgpl-3.0",
+            "agpl-3.0",
+            "mpl-2.0",
+            "openrail",
+        ),
+        *("cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0"),
+        *("gemma", "llama2", "llama3", "llama3.1", "llama3.2", "llama3.3"),
+    }
+)
+"""Identifiers that the Hub knows; another licence is "other" with its name."""
+
+
+def model_card(report: Report, row: ModelRow) -> str:
+    """The card of one candidate.  Raises ValueError if the Hub's own reader refuses it."""
+    from huggingface_hub import ModelCard
+
+    body = "\n\n".join(part for part in card_parts(report, row) if part)
+    card = ModelCard(f"---\n{card_data(report, row).to_yaml()}\n---\n\n{body}\n")
+    return str(card)
+
+
+def card_data(report: Report, row: ModelRow) -> "ModelCardData":
+    """The front matter."""
+    from huggingface_hub import ModelCardData
+
+    licence = report.licences.model
+    known = licence.lower() in HUB_LICENCES
+    return ModelCardData(
+        base_model=report.base_model or None,
+        license=(licence.lower() if known else "other") if licence else None,
+        license_name=None if known or not licence else licence,
+        library_name="transformers" if row.measured.kind == "model" else "gguf",
+        pipeline_tag="text-generation",
+        tags=["compressed", *([] if row.decision == "ship" else ["not-cleared-to-ship"])],
+        model_name=row.name,
+        eval_results=list(eval_results(report, row)) or None,
+    )
+
+
+def eval_results(report: Report, row: ModelRow) -> "list[EvalResult]":
+    """One entry per measure, on the recipe's own test items."""
+    from huggingface_hub import EvalResult
+
+    corpus = next((origin for origin in report.origins.values() if origin.kind is Kind.CORPUS), None)
+    return [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=corpus.name if corpus else "own",
+            dataset_name=f"test split of {corpus.name}" if corpus else "the recipe's own test items",
+            dataset_split="test",
+            dataset_revision=corpus.digest or None if corpus else None,
+            metric_type=name,
+            metric_name=report.gates[name].measure.title if name in report.gates else name,
+            metric_value=round(score.value, 6),
+        )
+        for name, score in row.measured.scores.items()
+    ]
+
+
+def card_parts(report: Report, row: ModelRow) -> list[str]:
+    """The card's text, part by part; empty ones are left out."""
+    found = modified(report, row)
+    return [
+        f"# {escape(row.name)}",
+        banner(row),
+        summary(report, row),
+        "## How it was made",
+        making(report, found),
+        "## What that cost in quality",
+        f"Against {escape(report.baseline)} on the same items; differences are in favour of this model, with {100 * (1 - 2 * report.alpha):g} % intervals.",
+        table(["measure", "items", "this model", "difference", "margin", "non-inferior"], quality_rows(report, found)),
+        harm(report, found),
+        "## Speed and memory",
+        speed(report, row),
+        "## Use",
+        use(row),
+        "## Data",
+        data_line(report),
+        "## Limits",
+        "It was tested on what is listed above and on nothing else; any other use needs a test of its own.",
+        bullets(limits(report)),
+        "## Licence and terms",
+        bullets([f"{name}: {value or 'not stated'}" for name, value in terms(report).items()]),
+        "## Evidence",
+        evidence(report, row),
+    ]
+
+
+def banner(row: ModelRow) -> str:
+    """The decision."""
+    if row.decision == "ship":
+        return f"**Cleared to ship.** {escape(row.sentence)}"
+    return f"> **Not cleared to ship ({escape(row.decision or 'not compared')}).** {escape(row.sentence)}"
+
+
+def summary(report: Report, row: ModelRow) -> str:
+    """What it is, in a sentence or two."""
+    source = f" Its source is {escape(report.base_model)}." if report.base_model else ""
+    size = (
+        ""
+        if row.times_smaller is None or row.role == "baseline"
+        else f", {escape(smaller(row.times_smaller, report.baseline))}"
+    )
+    return f"A compressed causal language model: {escape(row.measured.format)}, {byte_size(row.measured.size_bytes)}{size}.{source}"
+
+
+def making(report: Report, found: Modified) -> str:
+    """The steps from the baseline to this model."""
+    if not found.changes:
+        return "The steps are not known: no manifest was given."
+    start = f"Starting from {escape(report.baseline)}:" if found.traced else "As far as the manifests lead back:"
+    return f"{start}\n\n{changes_table(found.changes)}"
+
+
+def quality_rows(report: Report, found: Modified) -> list[list[str]]:
+    """One row per measure."""
+    rows = []
+    for name, result in found.measures.items():
+        gate = report.gates[name]
+        unit = gate.measure.unit
+        suffix = "" if unit == SHARE else f" {unit}"
+        difference = f"{gap(result.difference, unit)} {gap_unit(unit)} {interval(result.low, result.high, unit)}"
+        answer = "watched" if result.margin is None else result.answer
+        rows.append(
+            [
+                gate.measure.title,
+                str(result.n),
+                amount(result.candidate, unit) + suffix,
+                difference,
+                margin(result.margin, unit),
+                answer,
+            ]
+        )
+    return rows
+
+
+def harm(report: Report, found: Modified) -> str:
+    """Slices in which it is worse."""
+    harmed = [part for part in found.slices if part.harmed]
+    if not found.slices:
+        return "No slices were compared."
+    if not harmed:
+        return f"A loss was shown in none of {len(found.slices)} comparisons by slice."
+    lines = [
+        f"{part.dimension} {part.value}: {gap(part.difference, unit)} {gap_unit(unit)} of {report.gates[part.measure].measure.title} ({part.n} items)"
+        for part in harmed
+        for unit in [report.gates[part.measure].measure.unit]
+    ]
+    return f"Shown to be worse in {len(harmed)} of {len(found.slices)} comparisons by slice:\n\n{bullets(lines)}"
+
+
+def speed(report: Report, row: ModelRow) -> str:
+    """What was measured, and where."""
+    measured = row.measured
+    rows = [
+        [
+            "decode speed, tokens/s",
+            quantity(measured.tokens_per_second.median) if measured.tokens_per_second else "not measured",
+        ],
+        ["time to first token", seconds(measured.time_to_first_token_s)],
+        ["peak memory", byte_size(measured.peak_memory_bytes)],
+    ]
+    machine = report.machine
+    place = f"On {machine.cpu}, {machine.cores} cores{', ' + machine.accelerator if machine.accelerator else ''}, in {measured.engine}."
+    return f"{table(['figure', 'value'], rows)}\n\n{escape(place)}"
+
+
+def use(row: ModelRow) -> str:
+    """How to load it."""
+    if row.measured.kind == "engine":
+        return "Load the .gguf file in llama.cpp (`llama-server -m <file>.gguf`) or in any engine that reads GGUF; the chat template is inside."
+    return '`AutoModelForCausalLM.from_pretrained("<this folder>")` in transformers; safetensors, no remote code.'
+
+
+def data_line(report: Report) -> str:
+    """What it was trained and tested on."""
+    rows = [
+        [origin.name, str(origin.kind), origin.technique, code(origin.digest[:16])]
+        for origin in report.origins.values()
+        if origin.kind in (Kind.CORPUS, Kind.TRACES)
+    ]
+    return table(["data", "kind", "made by", "digest"], rows) if rows else "Not stated."
+
+
+def terms(report: Report) -> dict[str, str]:
+    """Licences and terms as the recipe states them."""
+    return {
+        "source model": report.licences.model,
+        "data": report.licences.data,
+        "answers of the teacher": report.licences.teacher,
+    }
+
+
+def evidence(report: Report, row: ModelRow) -> str:
+    """Digests that tie the card to what was measured."""
+    lines = {
+        "this model": row.digest,
+        **{f"{name} (verdict)": o.digest for name, o in report.origins.items() if o.kind is Kind.VERDICT},
+    }
+    known = "\n".join(f"- {escape(name)}: {code(digest) or 'not known'}" for name, digest in lines.items())
+    return (
+        f"{known}\n\nThe evidence pack's performance.json has every figure, materials.json every version and licence."
+    )
