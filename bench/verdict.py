@@ -211,7 +211,7 @@ def power(items: Sequence[int]) -> None:
             )
             half = discordance / 2
             pairs = [drawn_pair(draw, n, half, half) for _ in range(TRIALS)]
-            passed = np.mean([decide(difference_bounds(*pair, ALPHA), margin + 1e-9, 1.0) == "yes" for pair in pairs])
+            passed = np.mean([decide(difference_bounds(*pair, ALPHA), margin, 1.0) == "yes" for pair in pairs])
             pairs = [drawn_pair(draw, n, half + loss, half) for _ in range(TRIALS)] if loss < 1 else []
             found = np.mean([harm_p(*pair) <= ALPHA for pair in pairs]) if pairs else math.nan
             table.add_row(str(n), f"{discordance:g}", f"{margin:.4f}", f"{passed:.3f}", f"{loss:.4f}", f"{found:.3f}")
