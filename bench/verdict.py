@@ -1,14 +1,13 @@
-"""Whether a verdict can be trusted: error rates of the bounds and of the answer, counted exactly where that is possible.
+"""Whether a verdict on right/wrong answers can be trusted: error rates of its bound and of its answer, counted over all tables.
 
-python -m bench.verdict                          everything; about twenty minutes on two cores
+python -m bench.verdict                          everything; about fifteen minutes on two idle cores
 python -m bench.verdict size power               only these tables (see TABLES)
 python -m bench.verdict size --items 30 100      for these numbers of items
 
 size      false-ship rate at the margin, at the worst of all discordances, by method
 answers   how often yes, no, unknown, by true loss
 power     predicted and simulated: equal candidates that pass, losses that are found
-amounts   false-ship rate at the margin for amounts, simulated
-groups    what becomes of it when items come in groups
+controls  the baseline against itself, and against its own answers shuffled
 """
 
 import argparse
@@ -24,20 +23,17 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import binom, norm
 
-from tasks.evaluate.judging.exact_bounds import difference_bounds, rarity, score_bound
-from tasks.evaluate.judging.intervals import grouped_bounds, mean_bounds, ratio_bounds, unseen_share
-from tasks.evaluate.judging.paired_tests import harm_p, mean_harm_p
-from tasks.evaluate.judging.power import decide, detectable_loss, detectable_mean, minimum_detectable
+from tasks.evaluate.judging.exact_bounds import difference_bounds, flip_bounds, rarity, score_bound
+from tasks.evaluate.judging.intervals import unseen_share
+from tasks.evaluate.judging.paired_tests import count_flips, harm_p, mcnemar_p
+from tasks.evaluate.judging.power import decide, detectable_loss, minimum_detectable
 
 ALPHA, POWER = 0.05, 0.8
 ITEMS = (30, 48, 100, 192, 240, 500, 1000)
 MARGINS = (0.02, 0.05, 0.1)
 DISCORDANCES = (0.03, 0.06, 0.1, 0.2)
-TRIALS = 2000
+TRIALS = 1000
 console = Console(width=150)
-
-Low = Callable[[int, int, int], float]
-"""Lower bound of the difference, from items lost, gained, and all items."""
 
 
 def exact_passes(lost: int, gained: int, items: int, margin: float) -> bool:
@@ -165,7 +161,7 @@ class Rule:
         fits, fails = -1, most + 1
         while fails - fits > 1:
             middle = (fits + fails) // 2
-            enough = minimum_detectable(self.items, middle / self.items, ALPHA, POWER) <= self.margin
+            enough = detectable_at(self.items, middle) <= self.margin
             fits, fails = (middle, fails) if enough else (fits, middle)
         return fits
 
@@ -204,7 +200,7 @@ def power(items: Sequence[int]) -> None:
         title=f"power, {TRIALS} simulated candidates per figure (standard error {math.sqrt(0.16 / TRIALS):.3f}); {POWER:g} was asked for"
     )
     columns = ("items", "flips", "detectable margin", "equal ones that pass", "detectable loss", "losses found")
-    for column in (*columns, "detectable margin, amounts", "equal ones that pass"):
+    for column in columns:
         table.add_column(column, justify="right")
     for n in items:
         for discordance in DISCORDANCES:
@@ -215,94 +211,53 @@ def power(items: Sequence[int]) -> None:
             )
             half = discordance / 2
             pairs = [drawn_pair(draw, n, half, half) for _ in range(TRIALS)]
-            passed = np.mean([decide(difference_bounds(*pair, ALPHA), margin + 1e-9, 1.0) == "yes" for pair in pairs])
+            passed = np.mean([decide(difference_bounds(*pair, ALPHA), margin, 1.0) == "yes" for pair in pairs])
             pairs = [drawn_pair(draw, n, half + loss, half) for _ in range(TRIALS)] if loss < 1 else []
             found = np.mean([harm_p(*pair) <= ALPHA for pair in pairs]) if pairs else math.nan
-            amount, ones = detectable_mean(1.0, n, ALPHA, POWER), np.ones(n)
-            lows = [mean_bounds(draw.normal(size=n), ones, ALPHA, 500, trial, 9.0).low for trial in range(TRIALS // 4)]
-            table.add_row(
-                str(n), f"{discordance:g}", f"{margin:.4f}", f"{passed:.3f}", f"{loss:.4f}", f"{found:.3f}",
-                f"{amount:.3f} sd", f"{np.mean(np.array(lows) > -amount):.3f}",
-            )  # fmt: skip
+            table.add_row(str(n), f"{discordance:g}", f"{margin:.4f}", f"{passed:.3f}", f"{loss:.4f}", f"{found:.3f}")
     console.print(table)
 
 
-AMOUNTS: dict[str, tuple[Callable[[np.random.Generator, int], np.ndarray], float]] = {
-    "normal": (lambda draw, n: draw.normal(size=n), 0.0),
-    "heavy tails (t, 3 df)": (lambda draw, n: draw.standard_t(3, n), 0.0),
-    "losses log-normal, sigma 1": (lambda draw, n: -draw.lognormal(0, 1, n), -math.exp(0.5)),
-    "losses log-normal, sigma 1.5": (lambda draw, n: -draw.lognormal(0, 1.5, n), -math.exp(1.125)),
-    "a loss on 1 item in 10": (lambda draw, n: -draw.lognormal(0, 1, n) * (draw.random(n) < 0.1), -0.1 * math.exp(0.5)),
-    "gains and larger losses": (lambda draw, n: draw.lognormal(0, 1, n) - draw.lognormal(0, 1.2, n), math.exp(0.5) - math.exp(0.72)),
-}  # fmt: skip
-
-
-def amounts(items: Sequence[int]) -> None:
-    trials = TRIALS // 2
+def controls(items: Sequence[int]) -> None:
+    trials = TRIALS // 10
     table = Table(
-        title=f"false ships at the margin for amounts, {trials} simulated candidates (standard error {math.sqrt(0.0475 / trials):.3f})"
+        title=f"controls: the baseline against itself, and against its own answers shuffled ({trials} times, 70 % right)"
     )
     for column in (
-        "differences",
-        "weights",
         "items",
-        "t",
-        "BCa",
-        "studentised",
-        "farthest",
-        "gains called shown",
-        "harm by sign flips, none there",
+        "margin",
+        "itself: low",
+        "itself: p",
+        "itself: answer",
+        "shuffled: flips",
+        "shuffled: yes / no / unknown",
     ):
         table.add_column(column, justify="right")
-    for name, (make, mean) in AMOUNTS.items():
-        for weighted in (False, True):
-            for n in (count for count in items if count <= 500):
-                draw, misses, harmed = np.random.default_rng(n), np.zeros(5), 0
-                for trial in range(trials):
-                    weights = draw.lognormal(0, 0.5, n) if weighted else np.ones(n)
-                    drawn = make(draw, n)
-                    bounds = ratio_bounds(weights * drawn, weights, ALPHA, 1000, trial)
-                    low, high = min(low for low, _ in bounds), max(high for _, high in bounds)
-                    misses += [*(bound[0] > mean for bound in bounds), low > mean, high < mean]
-                    harmed += mean_harm_p(drawn - mean, weights, 500, trial) <= ALPHA if trial < trials // 4 else 0
-                shares = (f"{share:.3f}" for share in misses / trials)
-                table.add_row(
-                    name, "log-normal" if weighted else "one", str(n), *shares, f"{harmed / (trials // 4):.3f}"
-                )
+    for n in items:
+        draw, right = np.random.default_rng(n), np.arange(n) < 0.7 * n
+        shuffled = [draw.permutation(right) for _ in range(trials)]
+        same = count_flips(right, right)
+        for margin in MARGINS:
+            own = answer(right, right, margin)
+            given = [answer(right, other, margin) for other in shuffled]
+            shares = " / ".join(f"{given.count(kind) / trials:.2f}" for kind in ("yes", "no", "unknown"))
+            flips = np.mean([count_flips(right, other).rate for other in shuffled])
+            low = difference_bounds(right, right, ALPHA).low
+            table.add_row(str(n), f"{margin:g}", f"{low:.4f}", f"{mcnemar_p(same):g}", own, f"{flips:.2f}", shares)
     console.print(table)
 
 
-def groups(items: Sequence[int]) -> None:
-    margin, discordance, trials = 0.05, 0.1, TRIALS
-    table = Table(
-        title=f"false ships at a margin of {margin:g}, {discordance:g} flips, when items flip in groups: by items / by groups"
-    )
-    for column in ("items", "in groups of", "none together", "half together", "all together"):
-        table.add_column(column, justify="right")
-    for n in (count for count in items if 100 <= count <= 500):
-        for together in (2, 4, 8):
-            cells = [grouped_rates(n, together, share, margin, discordance, trials) for share in (0.0, 0.5, 1.0)]
-            table.add_row(str(n), str(together), *(f"{alone:.3f} / {whole:.3f}" for alone, whole in cells))
-    console.print(table)
+def answer(baseline: np.ndarray, candidate: np.ndarray, margin: float) -> str:
+    flips = count_flips(baseline, candidate)
+    return decide(flip_bounds(flips, ALPHA), margin, detectable_at(flips.items, flips.to_wrong + flips.to_right))
 
 
-def grouped_rates(
-    n: int, together: int, share: float, margin: float, discordance: float, trials: int
-) -> tuple[float, float]:
-    """How often the margin is passed, taking items, and taking groups, for independent; share: of groups that flip as one."""
-    draw, passed = np.random.default_rng(n), np.zeros(2)
-    chances = [1 - discordance, (discordance + margin) / 2, (discordance - margin) / 2]
-    whole = -(-n // together)
-    names = [str(number // together) for number in range(n)]
-    for trial in range(trials):
-        own, common = draw.choice(3, size=n, p=chances), np.repeat(draw.choice(3, size=whole, p=chances), together)[:n]
-        kind = np.where(np.repeat(draw.random(whole) < share, together)[:n], common, own)
-        alone = int((kind == 1).sum()) <= most_lost("exact", n, margin, int((kind > 0).sum()))
-        passed += alone, alone and grouped_bounds(kind == 1, kind == 2, names, ALPHA, 500, trial).low > -margin
-    return float(passed[0]) / trials, float(passed[1]) / trials
+@cache
+def detectable_at(items: int, flips: int) -> float:
+    return minimum_detectable(items, flips / items, ALPHA, POWER)
 
 
-TABLES = {"size": size, "answers": answers, "power": power, "amounts": amounts, "groups": groups}
+TABLES = {"size": size, "answers": answers, "power": power, "controls": controls}
 
 
 def main() -> None:

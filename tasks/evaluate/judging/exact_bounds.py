@@ -163,7 +163,7 @@ def score_statistic(
 
 
 def score_bound(lost: "npt.ArrayLike", gained: "npt.ArrayLike", items: int, alpha: float) -> "np.ndarray":
-    """Tango's one-sided bound from below: fast, and up to 2 points too generous with few items.  Vectorised; puts tables in order."""
+    """Tango's one-sided bound from below, vectorised.  It puts tables in order; by itself it errs too often (7.1 % of 30 items, alpha 5 %)."""
     import numpy as np
 
     lost, gained = np.asarray(lost, dtype=float), np.asarray(gained, dtype=float)

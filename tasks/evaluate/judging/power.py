@@ -9,6 +9,8 @@ from tasks.evaluate.judging.intervals import unseen_share
 Answer = Literal["yes", "no", "unknown"]
 PRECISION = 1e-6
 """Of a difference that is searched for."""
+SLACK = 1e-5
+"""Added to a detectable margin, so that no bound's rounding error decides whether it is passed."""
 MANY = 0.95
 """Quantile of the number of flips with which a detectable margin is computed; with fewer the bound is the same or closer."""
 
@@ -29,7 +31,7 @@ def minimum_detectable(items: int, discordance: float, alpha: float, power: floa
     if passes(worst) >= 0.0:
         order = float(bisect(passes, worst, best, xtol=PRECISION))
     many = float(binom.isf(1.0 - MANY, items, discordance))
-    return -lowest_difference(order - PRECISION, many, items, alpha, 0.0)
+    return min(1.0, SLACK - lowest_difference(order - PRECISION, many, items, alpha, 0.0))
 
 
 def _at_least(order: float, items: int, alpha: float, chance: float) -> float:
