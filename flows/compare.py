@@ -222,7 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("models", nargs="+", metavar="MODEL", help="at least two; the first is the baseline")
     parser.add_argument("--recipe", default="", help="whose test data, measures and margins to use")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     overrides = [item for item in options.models if "=" in item and not Path(item).exists()]
     models = [item for item in options.models if item not in overrides]
     prepare_logging()

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tasks.evaluate.exact_bounds import Interval
-from tasks.evaluate.intervals import grouped_bounds, mean_bounds, retention_bounds, score_bounds
+from tasks.evaluate.intervals import by_group, grouped_bounds, mean_bounds, retention_bounds, score_bounds
 from tasks.evaluate.paired_tests import count_flips, effect_size, holm, mcnemar_p, sign_flip_p, weighted_spread
 from tasks.evaluate.power import decide, detectable_mean, minimum_detectable
 from tasks.shared.errors import TechniqueError
@@ -111,7 +111,8 @@ def change_bounds(pairs: Pairs, rules: Rules) -> Interval:
         return grouped_bounds(*pairs.right, pairs.clusters, rules.alpha, rules.resamples, rules.seed)
     seen = [*pairs.baseline, *pairs.candidate]
     reach = 1.0 if pairs.measure.unit == "share" else max(seen) - min(seen)
-    return mean_bounds(pairs.gains, pairs.weights, rules.alpha, rules.resamples, rules.seed, reach)
+    gains, weights = by_group(pairs.gains, pairs.weights, pairs.clusters)
+    return mean_bounds(gains, weights, rules.alpha, rules.resamples, rules.seed, reach)
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,12 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from tasks.evaluate.documents import row_tags
 from tasks.evaluate.following import Distances, FollowPlan, TextPlan, Texts, choose_texts, follow
 from tasks.evaluate.likelihood import expanded_notes, in_transformers, weighted_mean
 from tasks.evaluate.sittings import ask_each, make_sheet
+from tasks.evaluate.split import last_question, read_test_rows, tag_rows
 from tasks.evaluate.subjects import MODEL_PORTS, Subject, list_subjects
 from tasks.shared.apart import Failure
-from tasks.shared.articles import question_of
 from tasks.shared.models import Dtype
 from tasks.shared.rows import Row, read_rows, spread
 from tasks.shared.scores import ItemScore, Measure, write_scores
@@ -53,7 +52,9 @@ class Divergence:
 
         Raises DataError for an empty test split, ModelError if the baseline fails.  A model of another vocabulary has no values.
         """
-        rows = spread(read_rows(inputs.one("data").path / "test.jsonl"), self.limit)
+        corpus = inputs.one("data").path
+        test = read_test_rows(corpus)
+        rows, tags = spread(test, self.limit), tag_rows(test, read_rows(corpus / "train.jsonl"))
         baseline, *others = in_transformers(list_subjects(inputs))
         texts = self._texts(baseline, rows, run)
         content = baseline.digest or str(baseline.weights)
@@ -68,7 +69,7 @@ class Divergence:
             self._notes([baseline, *others], found),
         )
         sound = {name: reading for name, reading in found.items() if not isinstance(reading, Failure)}
-        items = self._items(rows, texts, baseline.name, sound)
+        items = self._items(rows, tags, texts, baseline.name, sound)
         write_scores(out, sheet, items)
         return flat_metrics(items, [baseline.name, *sound])
 
@@ -80,7 +81,12 @@ class Divergence:
         return found
 
     def _items(
-        self, rows: Sequence[Row], texts: Texts, baseline: str, readings: Mapping[str, Distances]
+        self,
+        rows: Sequence[Row],
+        tags: Mapping[str, dict[str, str]],
+        texts: Texts,
+        baseline: str,
+        readings: Mapping[str, Distances],
     ) -> list[ItemScore]:
         found = []
         for measure, own in ITSELF.items():
@@ -90,7 +96,7 @@ class Divergence:
                     for name, reading in readings.items()
                 }
                 found.append(ItemScore(
-                    measure=measure, id=row.id, tags=row_tags(row), weight=texts.positions[index], question=question_of(row.messages[-2].content),
+                    measure=measure, id=row.id, cluster=row.group, tags=tags[row.id], weight=texts.positions[index], question=last_question(row),
                     wanted=row.answer, values=values, answers={} if self.text == "gold" else {baseline: texts.answers[index]},
                 ))  # fmt: skip
         return found

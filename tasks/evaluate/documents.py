@@ -1,13 +1,13 @@
 """What perplexity is taken over: the test rows' answers, or a user's own texts in pieces."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from tasks.shared.articles import question_of
+from tasks.evaluate.split import last_question
 from tasks.shared.errors import DataError
 from tasks.shared.rows import Row, parse_lines
 
@@ -38,16 +38,9 @@ class Passage(BaseModel):
     text: str
 
 
-def answers_of(rows: Sequence[Row]) -> list[Document]:
-    """The answer of each row, after its prompt."""
-    return [
-        Document(row.id, row.answer, row.prompt, question_of(row.messages[-2].content), row_tags(row)) for row in rows
-    ]
-
-
-def row_tags(row: Row) -> dict[str, str]:
-    """What rows can be told apart by in slices."""
-    return {"kind": row.kind, "intent": row.intent.lower(), "grounded": "yes" if row.grounded else "no"}
+def answers_of(rows: Sequence[Row], tags: Mapping[str, dict[str, str]]) -> list[Document]:
+    """The answer of each row, after its prompt.  tags: by row id."""
+    return [Document(row.id, row.answer, row.prompt, last_question(row), tags[row.id]) for row in rows]
 
 
 def read_texts(path: Path, size: int) -> list[Document]:

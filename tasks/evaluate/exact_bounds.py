@@ -13,12 +13,13 @@ from tasks.evaluate.paired_tests import Flips, count_flips
 
 if TYPE_CHECKING:
     import numpy as np
+    import numpy.typing as npt
 
 NUISANCE = 500
 """1 / NUISANCE of alpha pays for looking only at discordances that the data allow (Berger and Boos 1994)."""
 POINTS, FEWEST_POINTS = 4, 64
 """Discordances looked at: per standard error of the share of flips, and in any case."""
-BETWEEN = 1e-5
+BETWEEN = 1e-6
 """More probability than is found at these points is nowhere between them."""
 PRECISION = 1e-6
 """Of a bound, which errs to the outside."""
@@ -88,9 +89,7 @@ def lowest_difference(order: float, flipped: float, items: int, alpha: float, ex
     return found
 
 
-def rarity(
-    order: float, flipped: float, items: int, alpha: float, largest: float = 1.0
-) -> Callable[[float], float]:
+def rarity(order: float, flipped: float, items: int, alpha: float, largest: float = 1.0) -> Callable[[float], float]:
     """The exact p-value of "the difference is at most d", as a function of d up to `largest`, for tables with this score bound.
 
     It is the probability of that score bound or a better one, at the worst of the discordances that `flipped` allows at confidence
@@ -117,7 +116,8 @@ def _most_probable(limits: "np.ndarray", items: int, difference: float, fewest: 
     fewest = max(fewest, abs(difference))
     if fewest > most:
         return 0.0
-    first, last = np.arcsin(fewest**0.5), np.arcsin(most**0.5)  # on this scale chance moves shares equally far everywhere
+    # on this scale chance moves every share equally far
+    first, last = np.arcsin(fewest**0.5), np.arcsin(most**0.5)
     angles = np.linspace(first, last, max(FEWEST_POINTS, int(POINTS * 2.0 * items**0.5 * (last - first))))
     discordance = np.clip(np.sin(angles) ** 2, fewest, most)
     p_gained, p_lost = (discordance + difference) / 2.0, (discordance - difference) / 2.0
@@ -125,7 +125,13 @@ def _most_probable(limits: "np.ndarray", items: int, difference: float, fewest: 
     gained = np.arange(max(0, least), min(largest + 1, len(limits)))  # (gained,)
     left = np.maximum(1.0 - p_gained, np.finfo(float).tiny)
     below = binom.cdf(limits[gained], items - gained, np.minimum(1.0, p_lost / left)[:, None])
-    return float((binom.pmf(gained, items, p_gained[:, None]) * below).sum(axis=1).max())
+    chances = (binom.pmf(gained, items, p_gained[:, None]) * below).sum(axis=1)  # (discordances,)
+    best = int(chances.argmax())
+    top = float(chances[best])
+    if 0 < best < len(chances) - 1:  # the peak of the parabola through the largest and its neighbours
+        before, after = float(chances[best - 1]), float(chances[best + 1])
+        top += (after - before) ** 2 / max(8.0 * (2.0 * top - before - after), TAIL)
+    return top
 
 
 def largest_losses(order: float, items: int, alpha: float, reach: int) -> "np.ndarray":
@@ -142,11 +148,13 @@ def largest_losses(order: float, items: int, alpha: float, reach: int) -> "np.nd
     return fits
 
 
-def score_statistic(lost: "np.typing.ArrayLike", gained: "np.typing.ArrayLike", items: int, difference: float) -> "np.ndarray":
-    """How far the data lie above `difference`, in standard errors as they would be under it (Tango 1998, Stat. Med. 17:891, section 3)."""
+def score_statistic(
+    lost: "npt.ArrayLike", gained: "npt.ArrayLike", items: int, difference: "npt.ArrayLike"
+) -> "np.ndarray":
+    """How far the data lie above `difference`, in standard errors as they would be under it (Tango 1998, Stat. Med. 17:891)."""
     import numpy as np
 
-    lost, gained = np.asarray(lost, dtype=float), np.asarray(gained, dtype=float)
+    lost, gained, difference = (np.asarray(part, dtype=float) for part in (lost, gained, difference))
     linear = (2 * items - gained + lost) * difference - lost - gained
     constant = -lost * difference * (1.0 - difference)
     p_lost = (np.sqrt(np.maximum(linear**2 - 8.0 * items * constant, 0.0)) - linear) / (4.0 * items)
@@ -154,7 +162,7 @@ def score_statistic(lost: "np.typing.ArrayLike", gained: "np.typing.ArrayLike", 
     return (gained - lost - items * difference) / np.sqrt(np.maximum(variance, np.finfo(float).tiny))
 
 
-def score_bound(lost: "np.typing.ArrayLike", gained: "np.typing.ArrayLike", items: int, alpha: float) -> "np.ndarray":
+def score_bound(lost: "npt.ArrayLike", gained: "npt.ArrayLike", items: int, alpha: float) -> "np.ndarray":
     """Tango's one-sided bound from below: fast, and up to 2 points too generous with few items.  Vectorised; puts tables in order."""
     import numpy as np
 

@@ -16,6 +16,11 @@ address: a mail or web address that is nowhere.  number: a number that is nowher
 quantity of its kind, wherever it comes from.  unsupported: too few of the content words are anywhere.
 remembered: the right fact, where the prompt lacks it: from training.
 """
+COURTESY = (
+    "sorry apologise apologize apologies confusion understand hear happy glad welcome hope feel free know question answer article information "
+    "policy customer service support team contact details anything further looking"
+)
+"""Words that say nothing about the matter."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ def find_invention(
         return Finding("number", ", ".join(found), True)
     if wrong := contradictions(text, row.accept, user_text(row)):
         return Finding("contradiction", ", ".join(wrong), True)
-    share, strange = content_words(text, f"{sources}\n{DECLINING}" if refuses(text) else sources)
+    share, strange = content_words(text, f"{sources}\n{COURTESY}" + (f"\n{DECLINING}" if refuses(text) else ""))
     if share < support:
         return Finding("unsupported", ", ".join(strange), True)
     if not answer_given and states_fact(text, row.accept):

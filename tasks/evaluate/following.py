@@ -68,7 +68,7 @@ def choose_texts(subject: Subject, plan: TextPlan, desk: Desk) -> Texts:
     """Ask the baseline for its answers, or take the gold ones; a first pass tells whether it works at all."""
     where = called(subject)
     model, tokenizer = open_model(subject, plan.dtype, desk)
-    before = [prompt_ids(tokenizer, prompt, where) for prompt in plan.prompts]
+    before = [prompt_ids(tokenizer, prompt) for prompt in plan.prompts]
     next_logits(model, before[0], 1, where)
     answers = list(plan.answers)
     if not answers:
@@ -89,7 +89,7 @@ def follow(subject: Subject, plan: FollowPlan, desk: Desk) -> Distances:
     check_vocabulary(
         tokenizers[0].get_vocab(), tokenizers[1].get_vocab(), where
     )  # before the weights, which take longer
-    before = [[prompt_ids(tokenizer, prompt, where) for prompt in plan.prompts] for tokenizer in tokenizers]
+    before = [[prompt_ids(tokenizer, prompt) for prompt in plan.prompts] for tokenizer in tokenizers]
     answers = same_tokens(tokenizers, plan.answers, where)
     if before[0] != before[1]:
         notes.append("reads the prompts in a chat format of its own")

@@ -12,11 +12,11 @@ from tasks.evaluate.answers import MEASURES, Name, Reply, counts_for, shown, val
 from tasks.evaluate.asking import Plan, Reading, ask, template_notes
 from tasks.evaluate.means import mean_values
 from tasks.evaluate.sittings import ask_each, make_sheet
-from tasks.evaluate.split import last_question, read_labels, read_test_rows, spread_rows, tag_rows
+from tasks.evaluate.split import last_question, read_labels, read_test_rows, tag_rows
 from tasks.evaluate.subjects import MODEL_PORTS, Subject, list_subjects, reference_questions, tuned_questions
 from tasks.shared.apart import Failure
 from tasks.shared.articles import read_articles
-from tasks.shared.rows import Row, read_rows
+from tasks.shared.rows import Row, read_rows, spread
 from tasks.shared.scores import ItemScore, Measure, write_scores
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun
 
@@ -63,7 +63,7 @@ class Generation:
         subjects = list_subjects(inputs, self.again, bare_reference=True)
         corpus = inputs.one("data").path
         test = read_test_rows(corpus)
-        rows, tags = spread_rows(test, self.limit), tag_rows(test, read_rows(corpus / "train.jsonl"))
+        rows, tags = spread(test, self.limit), tag_rows(test, read_rows(corpus / "train.jsonl"))
         labels = read_labels(corpus, rows)
         plans = {
             subject.name: self._plan(subject, self._rows_for(subject, rows), labels, corpus) for subject in subjects
@@ -84,7 +84,7 @@ class Generation:
         return {"items": len(rows), **mean_values(items, subjects)}
 
     def _rows_for(self, subject: Subject, rows: Sequence[Row]) -> list[Row]:
-        return spread_rows(rows, self.reference_limit if subject.role == "reference" else 0)
+        return spread(rows, self.reference_limit if subject.role == "reference" else 0)
 
     def _plan(self, subject: Subject, rows: Sequence[Row], labels: Sequence[str], corpus: Path) -> Plan:
         own = subject.role != "reference"
@@ -106,7 +106,7 @@ class Generation:
                 values = {name: value_of(row, reply, measure, labels) for name, reply in told.items()}
                 known = {name: value for name, value in values.items() if value is not None}
                 yield ItemScore(
-                    measure=measure, id=row.id, tags=tags[row.id], question=last_question(row), wanted=wanted(row, measure),
+                    measure=measure, id=row.id, cluster=row.group, tags=tags[row.id], question=last_question(row), wanted=wanted(row, measure),
                     values=known, answers={name: shown(told[name], measure) for name in known},
                 )  # fmt: skip
 

@@ -14,14 +14,14 @@ from tasks.evaluate.asking import Plan, Reading, ask, template_notes
 from tasks.evaluate.findings import FINDINGS, Finding, find_invention
 from tasks.evaluate.means import mean_values
 from tasks.evaluate.sittings import ask_each, make_sheet
-from tasks.evaluate.split import last_question, read_test_rows, spread_rows, tag_rows
+from tasks.evaluate.split import last_question, read_test_rows, tag_rows
 from tasks.evaluate.subjects import MODEL_PORTS, Question, Subject, list_subjects, reference_questions
 from tasks.shared.apart import Failure
 from tasks.shared.articles import Article, question_of, read_articles, with_article
 from tasks.shared.chat import contains, states_fact
 from tasks.shared.errors import DataError
 from tasks.shared.records import Figure
-from tasks.shared.rows import Row, read_rows
+from tasks.shared.rows import Row, read_rows, spread
 from tasks.shared.scores import ItemScore, Measure, write_scores
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun
 
@@ -55,7 +55,7 @@ class Hallucination:
     (it counts as an invention, but for the fact asked for: `memory_counts`), and a paraphrase in rare words looks like an invention.
     So compare rates of two models on the same rows; do not read one alone as the share of false answers.
     Measured on the built-in test split with the default support: of 800 gold answers held against their article alone none is found
-    (25 at 0.6, 130 at 0.8); of as many gold answers of another fact of the same intent 82 % are; of refusals none.
+    (25 at 0.6, 119 at 0.8); of as many gold answers of another fact of the same intent 82 % are; of refusals none.
     """
 
     limit: Annotated[int, Field(ge=0)] = 0
@@ -110,7 +110,7 @@ class Hallucination:
         if not fit:
             got = f"none of {len(test)} rows has a fact (`accept`) and an article"
             raise DataError(str(corpus / "test.jsonl"), got, "at least one", "leave this step out for such a corpus")
-        rows = spread_rows(fit, self.limit)
+        rows = spread(fit, self.limit)
         cases = [Case(row, articles[row.article], WITH) for row in rows]
         return cases + [
             Case(row, cut, WITHOUT) for row in rows if (cut := without_answer(row, articles[row.article])) is not None
@@ -180,7 +180,7 @@ def make_items(
         findings = {name: told[place] for name, told in found.items()}
         general = "(a refusal, or nothing specific: the article lacks the answer)"
         yield ItemScore(
-            measure=case.measure, id=case.row.id, question=last_question(case.row),
+            measure=case.measure, id=case.row.id, cluster=case.row.group, question=last_question(case.row),
             tags=tags[case.row.id] | {"grounded": "yes", "trained": "no" if case.article.held_out else "yes"},
             wanted=gold_text(case.row) if case.measure == WITH else general,
             values={name: float(finding.invented) for name, finding in findings.items()},

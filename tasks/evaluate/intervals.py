@@ -44,7 +44,9 @@ def score_bounds(
     return Interval(centre + found.value, centre + found.low, centre + found.high)
 
 
-def mean_bounds(differences: Values, weights: Values, alpha: float, resamples: int, seed: int, reach: float) -> Interval:
+def mean_bounds(
+    differences: Values, weights: Values, alpha: float, resamples: int, seed: int, reach: float
+) -> Interval:
     """Weighted mean of (n,) paired differences; each bound is a one-sided 1 - alpha bound.
 
     The farthest of three bounds: Student's t, the bootstrap's BCa (Efron 1987) and the studentised bootstrap (Hall 1988), items
@@ -114,7 +116,7 @@ def retention_bounds(
     low, high = _widest(ratio_bounds(weight * after, weight * before, alpha, resamples, seed)[:2])
     binary = np.isin(before, (0.0, 1.0)).all() and np.isin(after, (0.0, 1.0)).all()
     if binary and (weight == weight[0]).all():
-        exact, share = difference_bounds(before > 0.5, after > 0.5, alpha), float(before.mean())
+        exact, share = difference_bounds(baseline, candidate, alpha), float(before.mean())  # type: ignore[arg-type]
         low, high = min(low, 1.0 + exact.low / share), max(high, 1.0 + exact.high / share)
     return Interval(value, max(0.0, low) if value >= 0.0 else low, high)
 
@@ -140,7 +142,7 @@ def ratio_bounds(
 
     items, total = len(numerator), float(denominator.sum())
     value = float(numerator.sum()) / total
-    rest = numerator - value * denominator  # (n,), sums to zero: less is lost to rounding than with the numerator itself
+    rest = numerator - value * denominator  # (n,), about zero, so that little is lost to rounding
     error = float(_ratio(_moments(rest, denominator).sum(axis=0), items)[1]) if items > 1 else 0.0
     if error <= ROUNDING * abs(value):
         return ((value, value),) * 3

@@ -13,12 +13,12 @@ from pydantic.dataclasses import dataclass
 
 from tasks.evaluate.machine import describe_machine
 from tasks.evaluate.preference import INSTRUCTIONS, Judgement, Pair, agreement, first_share, read_opinion
-from tasks.evaluate.split import spread_rows
 from tasks.shared.chat import normalise
 from tasks.shared.endpoint import Endpoint, check_url, connect, for_each, read_key
 from tasks.shared.errors import ConfigError, DataError, EndpointError
 from tasks.shared.progress import progress_bar
 from tasks.shared.records import Figure
+from tasks.shared.rows import spread
 from tasks.shared.samples import Sample, SampleStore, request_digest
 from tasks.shared.scores import ItemScore, Measure, Measured, Scores, Sheet, read_scores, write_scores
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun, Upstream
@@ -91,7 +91,7 @@ class Judge:
             raise no_url("base_url")
         answers = read_scores(inputs.one("answers").path)
         baseline = baseline_of(answers.sheet)
-        items = spread_rows(self._items(answers, baseline), self.limit)
+        items = spread(self._items(answers, baseline), self.limit)
         rivals = [
             name
             for name, model in answers.sheet.models.items()
@@ -211,7 +211,7 @@ def make_items(items: Sequence[ItemScore], baseline: str, found: Judgements) -> 
     for item in items:
         values = {baseline: 0.5} | {name: judged[item.id].value for name, judged in found.items() if item.id in judged}
         yield ItemScore(
-            measure=JUDGED, id=item.id, tags=item.tags, question=item.question, wanted=item.wanted,
+            measure=JUDGED, id=item.id, cluster=item.cluster, tags=item.tags, question=item.question, wanted=item.wanted,
             values=values, answers={name: item.answers[name] for name in values},
         )  # fmt: skip
 

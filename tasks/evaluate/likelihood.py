@@ -56,20 +56,9 @@ def open_model(subject: Subject, dtype: Dtype, desk: Desk) -> tuple["PreTrainedM
         raise ModelError(called(subject), error.got, error.wanted, error.fix) from error
 
 
-def prompt_ids(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[dict[str, str]], where: str) -> list[int]:
-    """Tokens of a conversation in the model's own chat format, up to where its answer begins.
-
-    Raises ModelError if its chat template refuses the conversation, as some do with a system message.
-    """
-    from jinja2 import TemplateError
-
-    try:
-        text = render(tokenizer, messages)
-    except TemplateError as error:
-        roles = ", ".join(message["role"] for message in messages)
-        got = f"its chat template refuses a conversation ({roles}): {error}"
-        raise ModelError(where, got, "a template that takes these roles") from error
-    return text_ids(tokenizer, text)
+def prompt_ids(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[dict[str, str]]) -> list[int]:
+    """Tokens of a conversation in the model's own chat format, up to where its answer begins."""
+    return text_ids(tokenizer, render(tokenizer, messages))
 
 
 def text_ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:

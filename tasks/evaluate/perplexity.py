@@ -8,13 +8,11 @@ from typing import Annotated, ClassVar
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from tasks.evaluate.answer_perplexity import llama_perplexity as llama_perplexity
-from tasks.evaluate.answer_perplexity import token_losses as token_losses
-from tasks.evaluate.answer_perplexity import transformers_perplexity as transformers_perplexity
 from tasks.evaluate.documents import Document, answers_of, read_texts
 from tasks.evaluate.likelihood import expanded_notes, in_transformers, weighted_mean
 from tasks.evaluate.sittings import ask_each, make_sheet
 from tasks.evaluate.sliding import Loss, Plan, Reading, score_documents
+from tasks.evaluate.split import read_test_rows, tag_rows
 from tasks.evaluate.subjects import MODEL_PORTS, list_subjects
 from tasks.shared.apart import Failure
 from tasks.shared.errors import ConfigError, DataError
@@ -25,7 +23,6 @@ from tasks.shared.scores import ItemScore, Measure, write_scores
 from tasks.shared.sources import user_path
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun, Upstream
 
-spread_rows = spread
 LARGEST = 700.0
 """Nats a token beyond which exp overflows."""
 Readings = Mapping[str, Reading]
@@ -115,7 +112,8 @@ class Perplexity:
         corpus = inputs.get("data")
         if corpus is None:
             raise nothing_to_score(f"steps.{step}")
-        return answers_of(read_rows(corpus.path / "test.jsonl"))
+        rows = read_test_rows(corpus.path)
+        return answers_of(rows, tag_rows(rows, read_rows(corpus.path / "train.jsonl")))
 
     def _item(self, measure: str, document: Document, losses: Mapping[str, Loss]) -> ItemScore:
         return ItemScore(

@@ -1,8 +1,10 @@
 """What n items can tell: the smallest differences that a test finds, and the answer that an interval gives."""
 
+import math
 from typing import Literal
 
 from tasks.evaluate.exact_bounds import TAIL, Interval, largest_losses, lowest_difference
+from tasks.evaluate.intervals import unseen_share
 
 Answer = Literal["yes", "no", "unknown"]
 PRECISION = 1e-6
@@ -23,7 +25,9 @@ def minimum_detectable(items: int, discordance: float, alpha: float, power: floa
     def passes(order: float) -> float:
         return _at_least(order, items, alpha, discordance / 2.0) - power
 
-    order = -1.0 if passes(PRECISION - 1.0) < 0.0 else float(bisect(passes, PRECISION - 1.0, 1.0 - PRECISION, xtol=PRECISION))
+    order, worst, best = -1.0, PRECISION - 1.0, 1.0 - PRECISION
+    if passes(worst) >= 0.0:
+        order = float(bisect(passes, worst, best, xtol=PRECISION))
     many = float(binom.isf(1.0 - MANY, items, discordance))
     return -lowest_difference(order - PRECISION, many, items, alpha, 0.0)
 
@@ -67,20 +71,21 @@ def harm_power(items: int, p_lost: float, p_gained: float, alpha: float) -> floa
     return float((binom.pmf(flips, items, p_lost + p_gained) * found).sum())
 
 
-def detectable_mean(deviation: float, items: float, alpha: float, power: float) -> float:
-    """For amounts: smallest margin that an equally good candidate passes with probability `power`, and smallest loss that is found.
+def detectable_mean(deviation: float, items: float, alpha: float, power: float, reach: float = math.inf) -> float:
+    """For amounts: smallest margin that an equal candidate passes with probability `power`, and smallest loss that is found.
 
-    deviation, items: of the paired differences, as `weighted_spread` gives them.  Student's t with normal differences; skewed ones
-    need more, for the deciding bound is then wider.  infinite for fewer than two items.
+    deviation, items: of the paired differences, as `weighted_spread` gives them.  reach: the most that one item can change, and the
+    answer for fewer than two items.  Student's t with normal differences; rare large ones need more, for the deciding bound is then
+    wider.  Where nothing differs it is what so many items can miss.
     """
     from statsmodels.stats.power import TTestPower
 
-    if items <= 1.0:
-        return float("inf")
+    if items < 2.0:
+        return reach
     if deviation == 0.0:
-        return 0.0
+        return min(reach, unseen_share(items, alpha) * reach)
     effect = TTestPower().solve_power(nobs=items, alpha=alpha, power=power, alternative="larger")
-    return float(effect) * deviation
+    return min(reach, float(effect) * deviation)
 
 
 def decide(interval: Interval, margin: float, detectable: float) -> Answer:

@@ -118,7 +118,7 @@ def score_documents(subject: Subject, plan: Plan, desk: Desk) -> Reading:
     model, tokenizer = open_model(subject, plan.dtype, desk)
     opening, digest, losses, cut = opening_ids(tokenizer), hashlib.sha256(), [], 0
     for text, prompt in track(zip(plan.texts, plan.prompts, strict=True), subject.name, len(plan.texts)):
-        before = prompt_ids(tokenizer, prompt, where) if prompt else []
+        before = prompt_ids(tokenizer, prompt) if prompt else []
         ids = text_ids(tokenizer, text)
         digest.update(f"{ids}\n".encode())
         head = [] if prompt else opening

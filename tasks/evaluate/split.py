@@ -1,17 +1,15 @@
-"""The test split as it is measured: checked against training, thinned to a limit, and each row with the tags that slices are made by."""
+"""The test split as it is measured: checked against training, and each row with the tags that slices are made by."""
 
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import median
-from typing import TypeVar
 
 from tasks.shared.articles import question_of
 from tasks.shared.errors import DataError
 from tasks.shared.rows import Row, read_rows
 
-Item = TypeVar("Item")
 SHOWN = 5
 
 
@@ -45,13 +43,6 @@ def read_labels(corpus: Path, rows: Iterable[Row]) -> list[str]:
     card = corpus / "card.json"
     listed = json.loads(card.read_text(encoding="utf-8")).get("intents", []) if card.is_file() else []
     return sorted({*map(str, listed), *(row.intent for row in rows)})
-
-
-def spread_rows(rows: Sequence[Item], count: int) -> list[Item]:
-    """`count` rows spread evenly over the split; all of them for 0 or when there are fewer."""
-    if count == 0 or len(rows) <= count:
-        return list(rows)
-    return [rows[index * len(rows) // count] for index in range(count)]
 
 
 def last_question(row: Row) -> str:

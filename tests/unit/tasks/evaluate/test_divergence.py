@@ -86,7 +86,7 @@ def test_more_noise_more_divergence(folder: Path, corpus: Path, tmp_path: Path) 
     tokenizer = load_tokenizer(folder)
     lengths = {row.id: len(text_ids(tokenizer, row.answer)) + 1 for row in read_rows(corpus / "test.jsonl")}
     assert all(item.weight == lengths[item.id] for item in scores.items), "the answer's tokens and its end"
-    assert scores.items[0].tags == {"kind": "faq", "intent": "returns", "grounded": "no"}
+    assert scores.items[0].tags.items() >= {"kind": "faq", "intent": "returns", "grounded": "no"}.items()
 
 
 def test_kl_is_scipys_at_every_position_of_the_answer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

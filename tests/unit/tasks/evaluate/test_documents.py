@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tasks.evaluate.documents import answers_of, cut, read_texts
 from tasks.shared.errors import DataError
-from tasks.shared.rows import Message, Row, spread
+from tasks.shared.rows import Message, Row
 
 
 @given(st.text("ab é\n", max_size=200), st.integers(1, 40))
@@ -84,11 +84,6 @@ def test_answers_stand_after_their_prompt() -> None:
         Message(role="assistant", content="returns\nSo."),
     )
     row = Row(id="r", kind="faq", intent="Returns", group="g", grounded=True, messages=talk)
-    document = answers_of([row])[0]
+    document = answers_of([row], {"r": {"kind": "faq"}})[0]
     assert (document.text, document.question, document.prompt[0]["role"]) == ("returns\nSo.", "How?", "user")
-    assert document.tags == {"kind": "faq", "intent": "returns", "grounded": "yes"}
-
-
-def test_items_are_spread_evenly() -> None:
-    assert spread(range(10), 5) == [0, 2, 4, 6, 8]
-    assert spread(range(10), 0) == spread(range(10), 99) == list(range(10))
+    assert document.tags == {"kind": "faq"}

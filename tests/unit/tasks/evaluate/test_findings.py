@@ -39,7 +39,7 @@ def test_what_is_nowhere_in_the_prompt_is_an_invention(text: str, name: str, det
     "text",
     [
         "You can send it back within 45 days.", "Within forty-five days of unused kettles.", "After 3 weeks you still can: send the kettle back.",
-        "Mail help@shop.example.", "Sorry, I can't help with that.", "",
+        "Mail help@shop.example.", "I'm sorry for the confusion.", "Sorry, I can't help with that.", "",
     ],
 )  # fmt: skip
 def test_what_the_prompt_holds_is_not(text: str) -> None:

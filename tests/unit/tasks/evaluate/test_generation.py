@@ -25,12 +25,13 @@ from tasks.shared.articles import Article
 from tasks.shared.chat import join_answer
 from tasks.shared.errors import ConfigError, DataError, ModelError
 from tasks.shared.keys import PROJECT
+from tasks.shared.models import save_model
 from tasks.shared.rows import Message, Row, write_rows
 from tasks.shared.scores import Scores, read_scores
 from tasks.shared.technique import Artifact, Inputs, Kind
 from tests.outputs import fingerprints
 from tests.settings_case import Case, Change
-from tests.tiny_llama import build_model, empty_run, save_tiny
+from tests.tiny_llama import build_model, build_tokenizer, empty_run, save_tiny
 
 LABELS = ("returns", "warranty", "other")
 ITEMS = 66
@@ -239,7 +240,9 @@ def test_models_of_other_formats_and_engines_answer_side_by_side_and_a_broken_on
     write_gguf(folder, gguf, "f16")
     write_gguf(bad, bad_gguf, "f16")
     out, run = empty_run(tmp_path)
-    candidates = {"copy": folder, "int4": int4, "slim": bad, "gguf": gguf, "bad gguf": bad_gguf}
+    foreign = tmp_path / "foreign"
+    save_model(build_model(vocab_size=400), build_tokenizer(400), foreign, "float32")
+    candidates = {"copy": folder, "int4": int4, "slim": bad, "gguf": gguf, "bad gguf": bad_gguf, "foreign": foreign}
     figures = Generation(**SMALL, again=1)(inputs_of(folder, candidates, corpus), out, run)
     scores = read_scores(out)
     found = scores.sheet.models
@@ -251,7 +254,7 @@ def test_models_of_other_formats_and_engines_answer_side_by_side_and_a_broken_on
     assert [name for name, model in found.items() if model.failure] == ["slim", "bad gguf"]
     assert "not finite" in found["slim"].failure and "broken" in found["bad gguf"].failure
     for item in scores.items:
-        assert set(item.values) == {"tuned", "copy", "int4", "gguf", "tuned again"}
+        assert set(item.values) == {"tuned", "copy", "int4", "gguf", "foreign", "tuned again"}
         assert (item.values["copy"], item.answers["copy"]) == (item.values["tuned"], item.answers["tuned"])
     assert figures["items"] == 12 and figures["copy.intent"] == figures["tuned.intent"]
     assert not any(name.startswith(("slim", "tuned again")) for name in figures)
@@ -290,6 +293,19 @@ def test_each_model_is_asked_in_its_own_template_and_one_without_fails(tmp_path:
         (folder / name).write_text(text, encoding="utf-8")
     with pytest.raises(ModelError, match="no chat template"):
         ask(subject, plan, desk)
+
+
+def test_llama_takes_chatml_for_a_file_without_a_template_and_that_is_told(tmp_path: Path) -> None:
+    from tasks.shared.gguf import write_gguf
+
+    whole, bare = tmp_path / "whole.gguf", tmp_path / "bare.gguf"
+    write_gguf(save_tiny(tmp_path / "model"), whole, "f16")
+    bare.write_bytes(whole.read_bytes().replace(b"tokenizer.chat_template", b"tokenizer.chat_leftover"))
+    subjects = [open_subject(Artifact(file.stem, Kind.ENGINE, file), "candidate") for file in (whole, bare)]
+    assert template_notes(subjects) == ["bare brings no chat template and is asked in ChatML."]
+    plan = Plan(tuned_questions([make_row(0)]), [], True, 3, 4, 256)
+    told = [ask(subject, plan, Desk(tmp_path, 1, "cpu")).replies for subject in subjects]
+    assert told[0] == told[1], "the tiny models' own template is ChatML"
 
 
 def test_asked_again_the_batches_differ() -> None:

@@ -1,6 +1,5 @@
-"""Intent by the harness and in llama.cpp, and perplexity in both: the same model must give the same figures."""
+"""Intent by the harness and in llama.cpp: the same model must give the same labels."""
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +7,8 @@ import pytest
 
 from tasks.evaluate.completions import LlamaClient
 from tasks.evaluate.intent import grammar_of, harness_choices, label_tokens, llama_choices
-from tasks.evaluate.perplexity import llama_perplexity, spread_rows, token_losses, transformers_perplexity
-from tasks.shared.chat import join_answer
 from tasks.shared.errors import ModelError
 from tasks.shared.models import load_model, load_tokenizer, render
-from tasks.shared.rows import Message, Row
 from tests.tiny_llama import save_tiny
 
 LABELS = list("abcdefgh")  # one byte is one token in any byte-level vocabulary
@@ -83,19 +79,6 @@ def test_llama_agrees_with_transformers(folder: Path, loaded: tuple[Any, Any], t
     write_gguf(folder, file, "f16")
     talks = [conversation(index) for index in range(ITEMS)]
     contexts = varied_contexts(tokenizer)
-    rows = [
-        Row(
-            id=f"r{index}",
-            kind="faq",
-            intent="a",
-            group=f"g{index}",
-            messages=(
-                *(Message.model_validate(turn) for turn in talk),
-                Message(role="assistant", content=join_answer("a", "45 days.")),
-            ),
-        )
-        for index, talk in enumerate(talks[:4])
-    ]
     with serve(file, threads=2, parallel=2, context=512) as url:
         client = LlamaClient(url, 2)
         assert [client.render(talk) for talk in talks] == [render(tokenizer, talk) for talk in talks]
@@ -104,27 +87,11 @@ def test_llama_agrees_with_transformers(folder: Path, loaded: tuple[Any, Any], t
         with pytest.raises(ModelError, match="labels"):
             llama_choices(client, contexts, ["warranty-and-repair", "a"], "bias")
         assert set(llama_choices(client, contexts[:3], ["warranty-and-repair", "a"])) <= {"warranty-and-repair", "a"}
-        found = llama_perplexity(client, rows)
     wanted = [likeliest(model, tokenizer, text) for text in contexts]
     assert biased == ruled
     assert (
         sum(ours == theirs for ours, theirs in zip(biased, wanted, strict=True)) >= ITEMS - 1
     )  # f16 may turn a near tie
-    assert found == pytest.approx(transformers_perplexity(model, tokenizer, rows, 2), rel=0.02)
-
-
-def test_perplexity_covers_the_answer_only() -> None:
-    import torch
-
-    logits = torch.zeros(1, 4, 10)
-    logits[0, 0, 3] = 50.0  # the prompt's own tokens must not count
-    ids, mask = torch.tensor([[1, 3, 5, 7]]), torch.tensor([[0, 0, 1, 1]])
-    assert token_losses(logits, ids, mask).tolist() == pytest.approx([math.log(10)] * 2)
-
-
-def test_rows_are_spread_evenly() -> None:
-    assert spread_rows(list(range(10)), 5) == [0, 2, 4, 6, 8]  # type: ignore[arg-type, comparison-overlap]
-    assert len(spread_rows(list(range(10)), 0)) == 10  # type: ignore[arg-type]
 
 
 def test_grammar_quotes_labels() -> None:

@@ -342,3 +342,17 @@ def test_metrics_are_figures_by_model(tmp_path: Path) -> None:
     judge_facts(tmp_path, {"tuned": right, "a": right})
     figures = json.loads((tmp_path / "step-out" / "metrics.json").read_text("utf-8"))
     assert figures["a"]["fact"] == 0.8 and figures["tuned"]["size_bytes"] > 0
+
+
+def test_wordings_of_one_question_are_no_independent_evidence(tmp_path: Path) -> None:
+    """500 answers that flip ten at a time say as much as 50."""
+    right = some_right(500, 0.8)
+    lost = {"tuned": right, "worse": [0.0 if index // 10 in (3, 9) else value for index, value in enumerate(right)]}
+    alone = items_of("fact", lost)
+    together = [item.model_copy(update={"cluster": str(index // 10)}) for index, item in enumerate(alone)]
+    found = [
+        judge(tmp_path / name, [write_sheet(tmp_path / name / "answers", {"fact": FACT}, items)], ["worse"]).comparisons["worse"].measures["fact"]
+        for name, items in (("alone", alone), ("together", together))
+    ]
+    assert found[0].difference == found[1].difference
+    assert found[1].low < found[0].low - 0.01 and found[1].high >= found[0].high

@@ -21,7 +21,7 @@ from tasks.shared import apart
 from tasks.shared.errors import ConfigError, DataError, ModelError
 from tasks.shared.gguf import write_gguf
 from tasks.shared.models import load_model, load_tokenizer, save_model
-from tasks.shared.rows import read_rows
+from tasks.shared.rows import read_rows, write_rows
 from tasks.shared.scores import Scores, read_scores
 from tasks.shared.technique import Artifact, Inputs, Kind
 from tests.settings_case import Case, Change
@@ -45,9 +45,12 @@ def here() -> Iterator[None]:
 
 
 def write_test(folder: Path, rows: int = 12) -> Path:
-    """A corpus with a test split alone."""
-    write_corpus(folder, rows)
-    (folder / "calibration.jsonl").rename(folder / "test.jsonl")
+    """A corpus of test and train split."""
+    write_corpus(folder, rows + 3)
+    made = read_rows(folder / "calibration.jsonl")
+    write_rows(folder / "test.jsonl", made[:rows])
+    write_rows(folder / "train.jsonl", made[rows:])
+    (folder / "calibration.jsonl").unlink()
     return folder
 
 
@@ -124,7 +127,7 @@ def test_a_stride_of_the_context_is_disjoint_windows(loaded: tuple[Any, Any]) ->
 def test_only_the_answer_counts(folder: Path, loaded: tuple[Any, Any], tmp_path: Path) -> None:
     model, tokenizer = loaded
     row = read_rows(write_test(tmp_path / "corpus", 1) / "test.jsonl")[0]
-    before, answer = prompt_ids(tokenizer, row.prompt, "it"), text_ids(tokenizer, row.answer)
+    before, answer = prompt_ids(tokenizer, row.prompt), text_ids(tokenizer, row.answer)
     subject = open_subject(Artifact("m", Kind.MODEL, folder), "candidate")
     found = score_documents(subject, Plan([row.answer], [row.prompt], 512, 256, "float32"), DESK)
     wanted = losses_in_one_pass(model, [*before, *answer])[len(before) - 1 :]
@@ -246,7 +249,7 @@ def test_models_that_cannot_be_asked_are_refused(folder: Path, tmp_path: Path) -
     silent = build_tokenizer()
     silent.chat_template = "{{ raise_exception('System role not supported') }}"
     save_model(build_model(), silent, tmp_path / "silent", "float32")
-    with pytest.raises(ModelError, match="chat template refuses"):
+    with pytest.raises(ModelError, match="baseline tuned .*chat template: it refuses"):
         measure(tmp_path, models_of(tmp_path / "silent", {}, corpus))
     save_model(build_model(vocab_size=300), build_tokenizer(), tmp_path / "torn", "float32")
     save_model(build_model(max_position_embeddings=16), build_tokenizer(), tmp_path / "short", "float32")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.evaluate.split import read_labels, read_test_rows, spread_rows, tag_rows
+from tasks.evaluate.split import read_labels, read_test_rows, tag_rows
 from tasks.shared.articles import Article, with_article
 from tasks.shared.errors import DataError
 from tasks.shared.rows import Message, Row, write_rows
@@ -49,11 +49,6 @@ def test_an_empty_split_and_an_id_that_stands_twice_are_refused(tmp_path: Path) 
         read_test_rows(write_split(tmp_path, [], [make_row("c")]))
     with pytest.raises(DataError, match="1 ids stand twice: a"):
         read_test_rows(write_split(tmp_path, [make_row("a"), make_row("a")], [make_row("c")]))
-
-
-def test_rows_are_spread_evenly() -> None:
-    assert spread_rows(list(range(10)), 5) == [0, 2, 4, 6, 8]
-    assert spread_rows(list(range(10)), 0) == list(range(10))
 
 
 def test_tags_tell_rare_intents_long_questions_and_articles_in_the_prompt() -> None:
