@@ -62,7 +62,7 @@ def score_alone(job: dict[str, Any]) -> dict[str, float]:
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    from tasks.evaluate.benchmarks import BENCHMARKS, task_config
+    from tasks.evaluate.benchmark.benchmarks import BENCHMARKS, task_config
 
     torch.set_num_threads(job["threads"])
     found = {}
@@ -80,7 +80,7 @@ def score_alone(job: dict[str, Any]) -> dict[str, float]:
 
 def score_ours(job: dict[str, Any]) -> dict[str, float]:
     """The measuring step and the verdict over it, called as the flow calls them."""
-    from tasks.evaluate.benchmarks import BENCHMARKS
+    from tasks.evaluate.benchmark.benchmarks import BENCHMARKS
     from tasks.evaluate.lm_eval import LmEval
     from tasks.shared.scores import read_scores
     from tasks.shared.sources import sha256_file
@@ -163,7 +163,7 @@ def main() -> None:
         job = json.loads(options.job)
         print(json.dumps(score_alone(job) if options.arm == "alone" else score_ours(job)))
         return
-    from tasks.evaluate.machine import describe_machine
+    from tasks.evaluate.asking.machine import describe_machine
     from tasks.shared.models import has_cpu_bfloat16
     from tests.benchmark_data import write_benchmark_data
 
