@@ -24,6 +24,8 @@ class Document:
     prompt: list[dict[str, str]] = field(default_factory=list)
     question: str = ""
     tags: dict[str, str] = field(default_factory=dict)
+    cluster: str = ""
+    """Phrasing group of a row."""
 
     @property
     def bytes(self) -> int:
@@ -40,7 +42,7 @@ class Passage(BaseModel):
 
 def answers_of(rows: Sequence[Row], tags: Mapping[str, dict[str, str]]) -> list[Document]:
     """The answer of each row, after its prompt.  tags: by row id."""
-    return [Document(row.id, row.answer, row.prompt, last_question(row), tags[row.id]) for row in rows]
+    return [Document(row.id, row.answer, row.prompt, last_question(row), tags[row.id], row.group) for row in rows]
 
 
 def read_texts(path: Path, size: int) -> list[Document]:
