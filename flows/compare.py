@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from flows.child import Stopped
 from flows.compress import EXIT_DECISIONS, EXIT_INTERRUPTED, EXIT_USER, prepare_logging
 from flows.config import Settings, compose_recipe, recipe_names
 from flows.plan import NAME_PATTERN, build_plan
@@ -64,14 +65,22 @@ def find_contestant(text: str, root: Path, tracking: str) -> Contestant:
 
 
 def at_path(path: Path, root: Path) -> Contestant:
-    """A model on disk; a step's folder means what the step made."""
+    """A model on disk; a step's folder means what the step made.  In a recipe's folder the recipe is that one, whoever made it first."""
     place = Place(path.parent if path.name == "out" else path)
-    manifest = place.read_manifest()
-    if manifest is None:
+    manifest = place.read_manifest() or {}
+    if not (place.out.is_dir() and {"step", "kind", "key"} <= manifest.keys()):
         return Contestant(as_name(path.stem if path.is_file() else path.name), path)
-    if manifest.get("kind") not in {Kind.MODEL, Kind.ENGINE}:
-        raise ConfigError(f"model {path}", f"a {manifest.get('kind')}", "a model or an engine")
-    return Contestant(as_name(str(manifest["step"])), place.out, str(manifest.get("recipe", "")))
+    if manifest["kind"] not in {Kind.MODEL, Kind.ENGINE}:
+        raise ConfigError(f"model {path}", f"a {manifest['kind']}", "a model or an engine")
+    shown = place.folder.parent
+    recipe = shown.name if shown.parent == Store(root).root and not shown.name.startswith(".") else str(manifest.get("recipe", ""))
+    return Contestant(as_name(str(manifest["step"])), weights_in(place.out), recipe)
+
+
+def weights_in(out: Path) -> Path:
+    """A step's model folder, or the one file that an export made."""
+    files = sorted(out.glob("*.gguf")) if out.is_dir() else []
+    return files[0] if len(files) == 1 else out
 
 
 def finished(store: Store, recipe: str) -> Contestant | None:
@@ -81,7 +90,7 @@ def finished(store: Store, recipe: str) -> Contestant | None:
 
     for view in store.views():
         manifest = view.read_manifest() or {}
-        if manifest.get("recipe") != recipe or manifest.get("kind") != Kind.VERDICT:
+        if view.folder.parent.name != recipe or manifest.get("kind") != Kind.VERDICT:
             continue
         verdict = read_verdict(view.out / "verdict.json")
         name = verdict.shipped or nearest_candidate(verdict)
@@ -92,7 +101,7 @@ def finished(store: Store, recipe: str) -> Contestant | None:
                 name,
                 "which it ships" if verdict.shipped else "the candidate that came nearest to shipping",
             )
-            return Contestant(recipe, place.out, recipe)
+            return Contestant(recipe, weights_in(place.out), recipe)
     return None
 
 
@@ -101,15 +110,15 @@ def find_champion(recipe: str, root: Path, tracking: str) -> Contestant:
     from tasks.shared.tracking.champion import read_champion
 
     found = read_champion(tracking, root, recipe)
-    path = Path(found["path"])
-    if not path.exists():
+    path = Path(found.get("path", ""))
+    if not found.get("path") or not path.exists():
         raise ConfigError(
             f"{CHAMPION}{recipe}",
             f"its files are gone: {path}",
             "the champion's files",
             "run its recipe again, or dvc pull",
         )
-    return Contestant("champion", path, recipe)
+    return Contestant("champion", weights_in(path), recipe)
 
 
 def known(store: Store) -> list[str]:
@@ -134,11 +143,15 @@ def tell_apart(contestants: Sequence[Contestant]) -> list[Contestant]:
     longer = [
         replace(one, name=as_name(f"{one.recipe}_{one.name}")) if one.recipe and names.count(one.name) > 1 else one for one in contestants
     ]  # fmt: skip
-    seen: dict[str, int] = {}
+    taken: set[str] = set()
     result = []
     for one in longer:
-        seen[one.name] = seen.get(one.name, 0) + 1
-        result.append(one if seen[one.name] == 1 else replace(one, name=f"{one.name}_{seen[one.name]}"))
+        name, number = one.name, 1
+        while name in taken:
+            number += 1
+            name = f"{one.name}_{number}"
+        taken.add(name)
+        result.append(replace(one, name=name))
     return result
 
 
@@ -169,7 +182,7 @@ def evaluation_of(recipe: Mapping[str, Any], contestants: Sequence[Contestant]) 
         "inputs": {"verdict": verdicts[0].name, "scores": [step.name for step in judged], "models": [f"models.{one.name}" for one in contestants]},
     }  # fmt: skip
     models = {one.name: {"path": str(one.path)} for one in contestants}
-    return {"name": "compare", "seed": recipe["seed"], "models": models | _needed(recipe, plan, steps), "steps": steps}
+    return {"name": "compare", "seed": recipe["seed"], "models": _needed(recipe, plan, steps) | models, "steps": steps}
 
 
 def _others(step: Step) -> list[str]:
@@ -197,11 +210,10 @@ def compare(texts: Sequence[str], recipe: str, overrides: Sequence[str]) -> str:
     from flows.show import show_result
 
     started = time.monotonic()
-    wanted = compose_recipe(recipe or DEFAULT_RECIPE, overrides)
-    contestants = [find_contestant(text, wanted.runtime.folder, wanted.tracking.uri) for text in texts]
-    own = next((one.recipe for one in contestants if one.recipe in recipe_names()), "")
-    if not recipe and own and own != DEFAULT_RECIPE:
-        wanted = compose_recipe(own, overrides)
+    general = compose_recipe(recipe or DEFAULT_RECIPE, [item for item in overrides if item.startswith(("runtime.", "tracking."))])
+    contestants = [find_contestant(text, general.runtime.folder, general.tracking.uri) for text in texts]
+    own = next((one.recipe for one in contestants if one.recipe in recipe_names()), DEFAULT_RECIPE)
+    wanted = compose_recipe(recipe or own, overrides)
     contestants = tell_apart(contestants)
     log.info("baseline %s; measures and margins of %s", contestants[0].name, wanted.recipe["name"])
     settings = Settings(
@@ -223,7 +235,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("models", nargs="+", metavar="MODEL", help="at least two; the first is the baseline")
     parser.add_argument("--recipe", default="", help="whose test data, measures and margins to use")
     options = parser.parse_intermixed_args(arguments)
-    overrides = [item for item in options.models if "=" in item and not Path(item).exists()]
+    overrides = [item for item in options.models if item.startswith("~") or ("=" in item and not Path(item).exists())]
     models = [item for item in options.models if item not in overrides]
     prepare_logging()
     if len(models) < 2:
@@ -237,7 +249,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except StillroomError as error:
         log.error("%s", error)
         return EXIT_USER
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Stopped):
         log.error("interrupted; what was measured is kept, run the same command again to go on")
         return EXIT_INTERRUPTED
 

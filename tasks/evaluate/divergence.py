@@ -19,8 +19,8 @@ from tasks.shared.scores import ItemScore, Measure, write_scores
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun
 
 MEASURES = {
-    "kl": Measure(title="KL divergence from the baseline", unit="nats per token", better="lower", binary=False),
-    "same_top": Measure(title="same top token as the baseline", binary=False),
+    "kl": Measure(title="KL divergence from the baseline", unit="nats per token", better="lower", binary=False, against_baseline=True),
+    "same_top": Measure(title="same top token as the baseline", binary=False, against_baseline=True),
 }
 ITSELF = {"kl": 0.0, "same_top": 1.0}
 """The baseline's values, by definition."""

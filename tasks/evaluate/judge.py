@@ -24,7 +24,7 @@ from tasks.shared.scores import ItemScore, Measure, Measured, Scores, Sheet, rea
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun, Upstream
 
 JUDGED = "judged"
-MEASURE = Measure(title="preference of the judge over the baseline", binary=False)
+MEASURE = Measure(title="preference of the judge over the baseline", binary=False, against_baseline=True)
 ORDERS = (False, True)
 log = logging.getLogger(__name__)
 Judgements = Mapping[str, Mapping[str, Judgement]]

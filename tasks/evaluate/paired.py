@@ -19,10 +19,11 @@ from tasks.evaluate.judging.evidence import Evidence, gather
 from tasks.evaluate.judging.power import minimum_detectable
 from tasks.evaluate.slices import Slices, compare_slice, correct_slices, slices_of
 from tasks.shared.errors import ConfigError
-from tasks.shared.scores import ItemScore, read_scores
+from tasks.shared.scores import read_scores
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun, Upstream
 from tasks.shared.verdict import Comparison, Gate, NoiseFloor, SliceComparison, TestSplit, Verdict
 
+SHOWN = 6
 Share = Annotated[float, Field(gt=0, lt=1)]
 Allowed = Annotated[float, Field(gt=0)]
 
@@ -33,7 +34,8 @@ class Paired:
 
     A candidate ships if, on each measure with a margin, it is shown to lose less than the margin, and in no slice a loss beyond
     the slices' margin is shown.  Asking for all of them at once needs no correction (intersection-union test, Berger 1982): the
-    chance of shipping one that truly loses the margin on any measure is at most alpha.  Of those that ship, the smallest is chosen.
+    chance of shipping one that truly loses the margin on any measure is at most alpha.  Of those that ship, the smallest is chosen;
+    with several candidates each has that chance of its own, unless `familywise` shares alpha among them (Bonferroni).
     """
 
     margins: dict[str, Allowed] = Field(default_factory=dict)
@@ -42,6 +44,8 @@ class Paired:
     """The same as a share of the baseline's value (0.05: five per cent more bits per byte)."""
     alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
     """Chance, per measure, of shipping a candidate whose true loss is exactly the margin."""
+    familywise: bool = False
+    """Share alpha among the candidates: then the chance that any of them is shipped wrongly is at most alpha."""
     power: Annotated[float, Field(gt=0.5, lt=1)] = 0.8
     """Chance to pass of an equal candidate that the data must offer before a failure to pass counts against it."""
     resamples: Annotated[int, Field(ge=100)] = 5000
@@ -74,6 +78,9 @@ class Paired:
         for step in inputs.get("scores", ()):
             if step not in upstream or "candidates" not in upstream[step].technique.ports:
                 continue
+            if (own := upstream[step].inputs.get("baseline")) != inputs.get("baseline"):
+                where_, fix = f"steps.{step}.inputs.baseline", f"the same as {where}.inputs.baseline"
+                yield ConfigError(where_, ", ".join(own or ("none",)), ", ".join(inputs.get("baseline", ())), fix)
             measured = {name for port in ("baseline", "candidates") for name in upstream[step].inputs.get(port, ())}
             if absent := [name for name in compared if name not in measured]:
                 got = f"{', '.join(absent)} not measured, which {where} compares"
@@ -92,6 +99,7 @@ class Paired:
         subjects = list_subjects(inputs)
         evidence = gather([(artifact.name, read_scores(artifact.path)) for artifact in inputs.many("scores")])
         gates = self._gates(evidence)
+        check_baseline(evidence, subjects[0].name)
         verdict = self._judge(subjects, inputs, evidence, gates, run)
         (out / "items.jsonl").write_text(
             "".join(item.model_dump_json() + "\n" for item in evidence.items), encoding="utf-8"
@@ -119,9 +127,10 @@ class Paired:
     def _judge(
         self, subjects: Sequence[Subject], inputs: Inputs, evidence: Evidence, gates: Mapping[str, Gate], run: StepRun
     ) -> Verdict:
-        rules = Rules(self.alpha, self.power, self.resamples, run.seed)
         baseline = subjects[0].name
         candidates = [subject.name for subject in subjects if subject.role == "candidate"]
+        alpha = self.alpha / len(candidates) if self.familywise and candidates else self.alpha
+        rules = Rules(alpha, self.power, self.resamples, run.seed)
         gated = frozenset(name for name, gate in gates.items() if gate.margin is not None)
         described = describe_models(subjects, inputs, evidence, self.slices.by, gated, run.seed)
         models = with_costs(described, baseline, quality_measures(gates), self.prices)
@@ -130,13 +139,13 @@ class Paired:
         counts = {name: len(evidence.of(name)) for name in gates}
         return Verdict(
             baseline=baseline, reference=next((subject.name for subject in subjects if subject.role == "reference"), None),
-            decision=overall_decision(comparisons), shipped=shipped, gates=dict(gates), alpha=self.alpha, power=self.power,
+            decision=overall_decision(comparisons), shipped=shipped, gates=dict(gates), alpha=alpha, power=self.power,
             test=TestSplit(items=counts, minimum_detectable=self._planned(counts, gates)), models=models, comparisons=comparisons,
             noise=self._noise(baseline, evidence, gates),
             flips=[flip for name in candidates for measure, gate in gates.items() if gate.margin is not None
                    for flip in list_flips(gate.measure, evidence.of(measure), baseline, name)],
             machine=describe_machine(), versions={**evidence.versions, **{name: version(name) for name in self.libraries}},
-            notes=[*self._power_notes(counts, gates), *evidence.notes],
+            notes=[*self._power_notes(counts, gates), *self._slice_notes(evidence, gates), *several_notes(candidates, alpha, self.familywise), *evidence.notes],
         )  # fmt: skip
 
     def _planned(self, counts: Mapping[str, int], gates: Mapping[str, Gate]) -> dict[str, float]:
@@ -161,30 +170,45 @@ class Paired:
     def _compare(
         self, baseline: str, candidate: str, evidence: Evidence, gates: Mapping[str, Gate], rules: Rules
     ) -> Comparison:
-        found, slices, failures = {}, [], evidence.failures(candidate)
+        found, failures = {}, evidence.failures(candidate)
         for measure, gate in gates.items():
-            if gate.step in failures:
+            if gate.step in failures or candidate not in evidence.models[gate.step]:
                 continue
-            items = evidence.of(measure)
-            pairs = pair(gate.measure, items, baseline, candidate)
-            if not pairs.baseline:
-                continue
-            found[measure] = compare_measure(pairs, gate, rules)
-            if gate.margin is not None:
-                slices += self._slices(measure, items, gate, baseline, candidate, rules)
-        measures, checked = correct(found), correct_slices(slices, self.alpha)
+            pairs = pair(gate.measure, evidence.of(measure), baseline, candidate)
+            if pairs.baseline:
+                found[measure] = compare_measure(pairs, gate, rules)
+        measures = correct(found)
+        checked = self._slices(baseline, candidate, evidence, {name: gates[name] for name in found}, rules)
         decision, reasons = candidate_decision(measures, checked, gates, failures)
         return Comparison(decision=decision, reasons=reasons, measures=measures, slices=checked)
 
     def _slices(
-        self, measure: str, items: Sequence[ItemScore], gate: Gate, baseline: str, candidate: str, rules: Rules
+        self, baseline: str, candidate: str, evidence: Evidence, gates: Mapping[str, Gate], rules: Rules
     ) -> list[SliceComparison]:
-        found = []
-        for dimension, value, members in slices_of(items, self.slices.by):
-            pairs = pair(gate.measure, members, baseline, candidate)
-            if len(pairs.baseline) >= self.slices.min_items:
-                found.append(compare_slice(dimension, value, measure, pairs, self.slices.margin, rules))
-        return found
+        """Every slice that is large enough, of the measures that decide."""
+        large = [
+            (dimension, value, name, pairs)
+            for name, gate in gates.items()
+            if gate.margin is not None
+            for dimension, value, members in slices_of(evidence.of(name), self.slices.by)
+            if len((pairs := pair(gate.measure, members, baseline, candidate)).baseline) >= self.slices.min_items
+        ]
+        found = [compare_slice(*one, self.slices.margin, rules, len(large)) for one in large]
+        return correct_slices(found, self.alpha)
+
+    def _slice_notes(self, evidence: Evidence, gates: Mapping[str, Gate]) -> Iterator[str]:
+        """Slices that were too small to be looked at: nothing is known of them."""
+        for dimension in self.slices.by:
+            small = sorted({
+                value
+                for name, gate in gates.items()
+                if gate.margin is not None
+                for found, value, members in slices_of(evidence.of(name), [dimension])
+                if len(members) < self.slices.min_items
+            })  # fmt: skip
+            if small:
+                shown = ", ".join(small[:SHOWN]) + (f" and {len(small) - SHOWN} more" if len(small) > SHOWN else "")
+                yield f"Slices by {dimension} with fewer than {self.slices.min_items} items, of which nothing is said: {shown}."
 
     def _noise(self, baseline: str, evidence: Evidence, gates: Mapping[str, Gate]) -> dict[str, list[NoiseFloor]]:
         found: dict[str, list[NoiseFloor]] = {}
@@ -202,6 +226,24 @@ class Paired:
             if floors:
                 found[name] = floors
         return found
+
+
+def check_baseline(evidence: Evidence, name: str) -> None:
+    """Raise ConfigError unless every step measured the verdict's own baseline as such: KL and the like are relative to it."""
+    for step, found in evidence.models.items():
+        roles = {model: measured.role for model, measured in found.items()}
+        if roles.get(name) != "baseline":
+            own = next((model for model, role in roles.items() if role == "baseline"), "none")
+            raise ConfigError(f"steps.{step}.inputs.baseline", own, name, f"steps.{step}.inputs.baseline={name}")
+
+
+def several_notes(candidates: Sequence[str], alpha: float, shared: bool) -> Iterator[str]:
+    """What several candidates do to the chance of a wrong decision."""
+    if len(candidates) > 1 and not shared:
+        yield (
+            f"Each of {len(candidates)} candidates has its own {alpha:.0%} chance to ship with a loss of exactly the margin, so one of them "
+            f"has up to {min(1.0, alpha * len(candidates)):.0%}; familywise: true shares {alpha:.0%} among them."
+        )
 
 
 def quality_measures(gates: Mapping[str, Gate]) -> list[str]:

@@ -223,7 +223,7 @@ def failure_of(name: str, timed: Sequence[Timed], notes: Sequence[str]) -> Failu
 
 def parents_of(subjects: Sequence[Subject], inputs: Inputs) -> dict[str, str]:
     """The model that each was made from, among those timed; "" where nobody knows."""
-    names = [subject.name for subject in subjects]
+    names = {subject.name: subject.digest for subject in subjects}
     artifacts = {artifact.name: artifact for port in MODEL_PORTS for artifact in inputs.many(port)}
     return {name: made_from(artifacts[name], names) for name in names}
 

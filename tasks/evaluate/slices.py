@@ -22,8 +22,8 @@ from tasks.shared.verdict import SliceComparison
 class Slices:
     """Which slices are looked at, and the loss that stops a candidate in one of them."""
 
-    by: tuple[str, ...] = ("kind", "frequency", "length", "language", "group", "grounded")
-    """Tags of the items to slice by; those that no item has are passed over."""
+    by: tuple[str, ...] = ("kind", "frequency", "length", "language", "group", "grounded", "category", "subject", "domain")
+    """Tags of the items to slice by; those that no item has are passed over.  Each one more makes harm harder to show in all."""
     margin: Annotated[float, Field(gt=0)] = 0.1
     """Loss allowed within a slice, as a multiple of one (a share) or in the measure's unit; a larger one that is shown stops the candidate."""
     min_items: Annotated[int, Field(ge=2)] = 10
@@ -43,16 +43,20 @@ def slices_of(items: Sequence[ItemScore], dimensions: Sequence[str]) -> Iterator
 
 
 def compare_slice(
-    dimension: str, value: str, measure: str, pairs: Pairs, margin: float, rules: Rules
+    dimension: str, value: str, measure: str, pairs: Pairs, margin: float, rules: Rules, looked_at: int
 ) -> SliceComparison:
-    """One measure within one slice; `p_holm` and `harmed` are set once all slices are known (`correct_slices`)."""
+    """One measure within one slice; `p_holm` and `harmed` are set once all slices are known (`correct_slices`).
+
+    looked_at: how many slices are looked at; what one of them can show after the correction shrinks with it.
+    """
     bounds = change_bounds(pairs, rules)
-    if pairs.measure.binary:
+    if pairs.measure.binary and not pairs.clustered:
         flips, p = count_flips(*pairs.right), harm_p(*pairs.right)
-        detectable = detectable_loss(flips.items, flips.rate, rules.alpha, rules.power)
+        detectable = detectable_loss(flips.items, flips.rate, rules.alpha / looked_at, rules.power)
     else:
-        spread, p = weighted_spread(pairs.gains, pairs.weights), mean_harm_p(pairs.gains, pairs.weights, rules.resamples, rules.seed)
-        detectable = detectable_mean(spread.deviation, spread.items, rules.alpha, rules.power)
+        gains, weights = pairs.grouped(pairs.gains)
+        spread, p = weighted_spread(gains, weights), mean_harm_p(gains, weights, rules.resamples, rules.seed)
+        detectable = detectable_mean(spread.deviation, spread.items, rules.alpha / looked_at, rules.power, pairs.reach)
     return SliceComparison(
         dimension=dimension, value=value, measure=measure, n=len(pairs.baseline),
         baseline=weighted_mean(pairs.baseline, pairs.weights), candidate=weighted_mean(pairs.candidate, pairs.weights),

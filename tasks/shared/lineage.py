@@ -1,7 +1,7 @@
 """Which model was made from which: read from the manifests that lie beside the artifacts."""
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,13 @@ WEIGHTS = "model"
 KINDS = {str(Kind.MODEL), str(Kind.ENGINE)}
 
 
-def made_from(artifact: Artifact, names: Collection[str]) -> str:
+def made_from(artifact: Artifact, names: Mapping[str, str]) -> str:
     """The nearest of `names` that the artifact's weights come from; empty for a source, or where no manifest tells.
 
     Follows weights only: a model is not made from the teacher whose answers it was trained on.  Of a technique without a port
     `model`, every input that is a model counts.  The manifest of an input is the one of that name, in the store or in the same
     recipe's folder, whose output has the digest that was read; one that has been cleared away ends the search on that path.
+    names: with the digest that each has ("" where it is not known): a model of another run may bear the same name.
     """
     waiting, seen = [artifact.path.parent], set[Path]()
     while waiting:
@@ -30,7 +31,7 @@ def made_from(artifact: Artifact, names: Collection[str]) -> str:
             continue
         seen.add(place)
         for name, digest in _weights(_read(place / MANIFEST)):
-            if name in names and name != artifact.name:
+            if name in names and name != artifact.name and names[name] in ("", digest):
                 return name
             if found := _place(place, name, digest):
                 waiting.append(found)

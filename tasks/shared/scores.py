@@ -31,6 +31,8 @@ class Measure(Record):
     better: Better = "higher"
     binary: bool = True
     """Every value is 0 or 1, so that items flip."""
+    against_baseline: bool = False
+    """Values are a distance from the baseline, so that those of two verdicts with other baselines do not compare."""
 
 
 class Measured(Record):

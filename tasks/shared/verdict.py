@@ -130,7 +130,7 @@ class MeasureComparison(Record):
     p: Share
     """That there is no difference, two-sided: McNemar's exact test of flips, or sign flips of the items' differences."""
     p_holm: Share
-    """The same after Holm's correction over all measures and slices of this candidate."""
+    """The same after Holm's correction over all measures of this candidate; its slices are corrected among themselves."""
     effect: float
     """Cohen's g of the flips (0.5 is: all one way); for amounts, mean over standard deviation of the differences."""
     to_wrong: int

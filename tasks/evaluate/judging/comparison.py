@@ -1,15 +1,15 @@
 """From items to comparisons: one measure of one candidate against the baseline, over all items and within slices."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tasks.evaluate.judging.exact_bounds import Interval
 from tasks.evaluate.judging.intervals import by_group, grouped_bounds, mean_bounds, retention_bounds, score_bounds
 from tasks.evaluate.judging.paired_tests import count_flips, effect_size, holm, mcnemar_p, sign_flip_p, weighted_spread
 from tasks.evaluate.judging.power import decide, detectable_mean, minimum_detectable
-from tasks.shared.errors import TechniqueError
+from tasks.shared.errors import ConfigError, TechniqueError
 from tasks.shared.scores import ItemScore, Measure
-from tasks.shared.verdict import Flip, Gate, MeasureComparison, NoiseFloor, Score
+from tasks.shared.verdict import Answer, Flip, Gate, MeasureComparison, NoiseFloor, Score
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,21 @@ class Pairs:
         """Differences by item, in favour of the candidate."""
         return [self.sign * (after - before) for before, after in zip(self.baseline, self.candidate, strict=True)]
 
+    @property
+    def clustered(self) -> bool:
+        """Whether some items belong together, so that they are fewer pieces of evidence than items."""
+        return len(set(self.clusters)) < len(self.clusters)
+
+    @property
+    def reach(self) -> float:
+        """The most that one item can change: 1 for a share, or the range of what was seen where that is more."""
+        seen = [*self.baseline, *self.candidate]
+        return max(max(seen) - min(seen), 1.0 if self.measure.unit == "share" else 0.0)
+
+    def grouped(self, changes: Sequence[float]) -> tuple[list[float], list[float]]:
+        """Means and weights of the clusters, from one value per item: what is resampled."""
+        return by_group(changes, self.weights, self.clusters)
+
 
 def pair(measure: Measure, items: Sequence[ItemScore], baseline: str, candidate: str) -> Pairs:
     """The items of one measure that both models have.  Raises TechniqueError if one model has items that the other lacks."""
@@ -86,8 +101,10 @@ def score(measure: Measure, values: Sequence[float], weights: Sequence[float], s
 def compare_measure(pairs: Pairs, gate: Gate, rules: Rules) -> MeasureComparison:
     """All that is said of one measure; its `p_holm` is set once all measures are known (`correct`)."""
     baseline = weighted_mean(pairs.baseline, pairs.weights)
+    if gate.relative and not baseline:
+        raise ConfigError("relative_margins", "the baseline's own value is 0", "an absolute margin", "put the measure under margins")
     margin = None if gate.margin is None else gate.margin * (abs(baseline) if gate.relative else 1.0)
-    test, bounds = _test(pairs, rules), change_bounds(pairs, rules)
+    bounds, detectable = change_bounds(pairs, rules), passing_margin(pairs, rules)
     retention = (
         retention_bounds(pairs.baseline, pairs.candidate, pairs.weights, rules.alpha, rules.resamples, rules.seed)
         if pairs.measure.better == "higher"
@@ -95,40 +112,49 @@ def compare_measure(pairs: Pairs, gate: Gate, rules: Rules) -> MeasureComparison
     )
     return MeasureComparison(
         n=len(pairs.baseline), baseline=baseline, candidate=weighted_mean(pairs.candidate, pairs.weights),
-        difference=bounds.value, low=bounds.low, high=bounds.high, p=test.p, p_holm=test.p,
+        difference=bounds.value, low=bounds.low, high=bounds.high, p=(p := difference_p(pairs, rules)), p_holm=p,
         effect=effect_size(pairs.gains, pairs.weights, pairs.measure.binary),
         to_wrong=sum(gain < 0 for gain in pairs.gains), to_right=sum(gain > 0 for gain in pairs.gains),
         flip_rate=sum(gain != 0 for gain in pairs.gains) / len(pairs.gains),
         retention=retention.value if retention else None,
         retention_low=retention.low if retention else None, retention_high=retention.high if retention else None,
-        margin=margin, detectable=test.detectable, answer="yes" if margin is None else decide(bounds, margin, test.detectable),
+        margin=margin, detectable=detectable, answer=_answer(pairs, gate, margin, bounds, detectable, rules),
     )  # fmt: skip
+
+
+def _answer(pairs: Pairs, gate: Gate, margin: float | None, bounds: Interval, detectable: float, rules: Rules) -> Answer:
+    if margin is None:
+        return "yes"
+    if not gate.relative or gate.margin is None:
+        return decide(bounds, margin, detectable)
+    # The baseline's value, of which the margin is a share, is an estimate from the same items: bound gain + share x baseline as one mean.
+    share = gate.margin
+    kept = [gain + share * abs(before) for gain, before in zip(pairs.gains, pairs.baseline, strict=True)]
+    found = mean_bounds(*pairs.grouped(kept), rules.alpha, rules.resamples, rules.seed, (1.0 + share) * max(pairs.reach, 1e-12))
+    return decide(replace(bounds, low=found.low - margin), margin, detectable)
 
 
 def change_bounds(pairs: Pairs, rules: Rules) -> Interval:
     """The mean gain of the candidate; each bound is a one-sided 1 - alpha bound: exact for right/wrong answers, else by bootstrap."""
     if pairs.measure.binary:
         return grouped_bounds(*pairs.right, pairs.clusters, rules.alpha, rules.resamples, rules.seed)
-    seen = [*pairs.baseline, *pairs.candidate]
-    reach = 1.0 if pairs.measure.unit == "share" else max(seen) - min(seen)
-    gains, weights = by_group(pairs.gains, pairs.weights, pairs.clusters)
-    return mean_bounds(gains, weights, rules.alpha, rules.resamples, rules.seed, reach)
+    return mean_bounds(*pairs.grouped(pairs.gains), rules.alpha, rules.resamples, rules.seed, pairs.reach)
 
 
-@dataclass(frozen=True)
-class _Test:
-    p: float
-    detectable: float
+def difference_p(pairs: Pairs, rules: Rules) -> float:
+    """That there is no difference: McNemar's exact test of independent flips, else sign flips of the clusters' means."""
+    if pairs.measure.binary and not pairs.clustered:
+        return mcnemar_p(count_flips(*pairs.right))
+    return sign_flip_p(*pairs.grouped(pairs.gains), rules.resamples, rules.seed)
 
 
-def _test(pairs: Pairs, rules: Rules) -> _Test:
-    """Whether there is any difference, and the smallest margin that an equal candidate would pass on items like these."""
-    if pairs.measure.binary:
+def passing_margin(pairs: Pairs, rules: Rules) -> float:
+    """The smallest margin that an equal candidate would pass on items like these."""
+    if pairs.measure.binary and not pairs.clustered:
         flips = count_flips(*pairs.right)
-        return _Test(mcnemar_p(flips), minimum_detectable(flips.items, flips.rate, rules.alpha, rules.power))
-    spread = weighted_spread(pairs.gains, pairs.weights)
-    detectable = detectable_mean(spread.deviation, spread.items, rules.alpha, rules.power)
-    return _Test(sign_flip_p(pairs.gains, pairs.weights, rules.resamples, rules.seed), detectable)
+        return minimum_detectable(flips.items, flips.rate, rules.alpha, rules.power)
+    spread = weighted_spread(*pairs.grouped(pairs.gains))
+    return detectable_mean(spread.deviation, spread.items, rules.alpha, rules.power, pairs.reach)
 
 
 def correct(comparisons: Mapping[str, MeasureComparison]) -> dict[str, MeasureComparison]:

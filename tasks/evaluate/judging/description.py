@@ -34,7 +34,7 @@ def describe_models(
     found = {}
     for name in names:
         subject = known[name.removesuffix(BARE)]
-        others = [other for other in known if other != subject.name]
+        others = {other.name: other.digest for other in known.values() if other.name != subject.name}
         found[name] = ModelMeasures(
             role=subject.role, kind=subject.kind, format=subject.format, engine=evidence.engines(name, gated), digest=subject.digest,
             made_from=made_from(artifacts[subject.name], others), parameters=parameter_count(subject.weights),

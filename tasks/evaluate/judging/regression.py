@@ -50,7 +50,7 @@ def compare_with_champion(verdict: Path, shipped: str, before: Path, champion: s
     measures = {}
     for name, gate in found.gates.items():
         shared = shared_items(name, now, shipped, then, champion)
-        if gate.margin is not None and shared:
+        if gate.margin is not None and shared and not gate.measure.against_baseline:
             measures[name] = _compare(gate, shared, found.alpha, found.power)
     return Regression(measures, "" if measures else "not compared with the champion: the two verdicts share no item")
 

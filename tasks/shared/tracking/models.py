@@ -9,7 +9,7 @@ from typing import Any
 from tasks.shared.artifacts import SHORT
 from tasks.shared.outbox import Event
 from tasks.shared.tracking.address import sqlite_file
-from tasks.shared.tracking.server import EXISTS, Server
+from tasks.shared.tracking.server import EXISTS, Server, clean
 
 log = logging.getLogger(__name__)
 ALIAS = "champion"
@@ -75,7 +75,7 @@ class Models:
         model = self.find(digest)
         if model is None or not model.source_run_id:
             return
-        points = [Metric(key, value, at, 0, model_id=model.model_id) for key, value in figures.items()]
+        points = [Metric(clean(key), value, at, 0, model_id=model.model_id) for key, value in figures.items()]
         self.server.log(model.source_run_id, points)
 
     def promote(self, event: Event, weights: Weights, run: str, late: bool) -> None:

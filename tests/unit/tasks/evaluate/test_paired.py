@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from tasks.evaluate.judging.comparison import pair, weighted_mean
+from tasks.evaluate.judging.comparison import Pairs, Rules, compare_measure, pair, weighted_mean
 from tasks.evaluate.judging.decision import choose_shipped, overall_decision
 from tasks.evaluate.paired import Paired
 from tasks.shared.errors import ConfigError, DataError, TechniqueError
 from tasks.shared.records import Figure
-from tasks.shared.scores import ItemScore, read_scores
+from tasks.shared.scores import ItemScore, Measure, read_scores
 from tasks.shared.technique import Artifact, Upstream
-from tasks.shared.verdict import Comparison, Verdict, read_verdict
+from tasks.shared.verdict import Comparison, Gate, Verdict, read_verdict
 from tests.score_samples import BITS, FACT, LOOP, flipped, items_of, some_right, verdict_inputs, write_sheet
 from tests.settings_case import Case, Change, whole
 from tests.tiny_llama import empty_run
@@ -36,6 +36,7 @@ def judge(
 
 
 def judge_facts(folder: Path, values: dict[str, Sequence[float]], tags: Any = None, **settings: Any) -> Verdict:
+    folder.mkdir(exist_ok=True)
     sheet = write_sheet(folder / "answers", {"fact": FACT}, items_of("fact", values, tags))
     return judge(folder, [sheet], [name for name in values if name != "tuned"], **settings)
 
@@ -53,7 +54,9 @@ def test_an_identical_model_ships_with_nothing_flipped(tmp_path: Path) -> None:
         1.0,
         0.0,
     )
-    assert found.retention == 1.0 and found.retention_low is not None and 0.98 < found.retention_low < 1.0, "500 items do not show 100 %"
+    assert found.retention == 1.0 and found.retention_low is not None and 0.98 < found.retention_low < 1.0, (
+        "500 items do not show 100 %"
+    )
     assert not verdict.flips and not verdict.comparisons["same"].reasons
 
 
@@ -188,12 +191,21 @@ def test_noise_is_how_far_the_baseline_lies_from_itself(tmp_path: Path) -> None:
 
 def test_costs_stand_beside_the_quality_that_they_buy(tmp_path: Path) -> None:
     right = some_right(500, 0.8)
-    models = {"tuned": {"figures": {"end_to_end_s": Figure(value=2.0)}}, "a": {"figures": {"end_to_end_s": Figure(value=1.0)}}}
-    sheet = write_sheet(tmp_path / "answers", {"fact": FACT}, items_of("fact", {"tuned": right, "a": flipped(right, 20, 0)}), **models)
+    models = {
+        "tuned": {"figures": {"end_to_end_s": Figure(value=2.0)}},
+        "a": {"figures": {"end_to_end_s": Figure(value=1.0)}},
+    }
+    sheet = write_sheet(
+        tmp_path / "answers", {"fact": FACT}, items_of("fact", {"tuned": right, "a": flipped(right, 20, 0)}), **models
+    )
     verdict = judge(tmp_path, [sheet], ["a"], prices={"machine_per_hour": 3.6})
     figures = verdict.models["a"].figures
-    assert figures["cost_per_1000"].value == pytest.approx(1.0) and verdict.models["tuned"].figures["cost_per_1000"].value == pytest.approx(2.0)
-    assert figures["cost_per_point"].value == pytest.approx(1 / 76) and figures["price_of_point"].value == pytest.approx(1 / 4)
+    assert figures["cost_per_1000"].value == pytest.approx(1.0) and verdict.models["tuned"].figures[
+        "cost_per_1000"
+    ].value == pytest.approx(2.0)
+    assert figures["cost_per_point"].value == pytest.approx(1 / 76) and figures[
+        "price_of_point"
+    ].value == pytest.approx(1 / 4)
     assert "cost_per_1000" not in judge(tmp_path / "free", [sheet], ["a"]).models["a"].figures
 
 
@@ -297,6 +309,7 @@ CHANGES = {
     "margins": Change({"fact": 0.3, "loop": 0.2}),
     "relative_margins": Change({"bits_per_byte": 0.5}),
     "alpha": Change(0.2),
+    "familywise": Change(True, inputs="two"),
     "power": Change(0.9),
     "resamples": Change(300),
     "discordance": Change(0.2),
@@ -316,7 +329,7 @@ def settings_case(folder: Path) -> Iterator[Case]:
     draw = random.Random(0)
     right, bits = some_right(40, 0.8), [draw.uniform(0.8, 1.2) for _ in range(40)]
     tags = [{"kind": "faq" if index < 30 else "edge", "intent": f"i{index % 2}"} for index in range(40)]
-    models = {"tuned": 0, "a": 4}
+    models = {"tuned": 0, "a": 4, "b": 2}
     items = (
         items_of("fact", {name: flipped(right, flips, 1) for name, flips in models.items()}, tags)
         + items_of(
@@ -334,7 +347,8 @@ def settings_case(folder: Path) -> Iterator[Case]:
     entries = {"tuned": {"figures": timed}, "a": {"figures": timed}}
     sheet = write_sheet(folder / "answers", {"fact": FACT, "loop": LOOP, "bits_per_byte": BITS}, items, **entries)
     settings = {"margins": {"fact": 0.1}, "relative_margins": {"bits_per_byte": 0.3}, "resamples": 200}
-    yield Case(folder, verdict_inputs(folder, ["a"], sheet), settings, result=whole)
+    more = {"two": verdict_inputs(folder, ["a", "b"], sheet)}
+    yield Case(folder, verdict_inputs(folder, ["a"], sheet), settings, result=whole, more=more)
 
 
 def test_metrics_are_figures_by_model(tmp_path: Path) -> None:
@@ -344,6 +358,64 @@ def test_metrics_are_figures_by_model(tmp_path: Path) -> None:
     assert figures["a"]["fact"] == 0.8 and figures["tuned"]["size_bytes"] > 0
 
 
+def test_a_candidate_equal_to_the_baseline_on_amounts_is_judged(tmp_path: Path) -> None:
+    near = Measure(title="ROUGE-L", binary=False)
+    items = items_of("rouge_l", {"tuned": [0.5] * 60, "same": [0.5] * 60}) + items_of(
+        "one", {"tuned": [0.5], "same": [0.5]}
+    )
+    sheet = write_sheet(tmp_path / "answers", {"rouge_l": near, "one": near}, items)
+    found = judge(tmp_path, [sheet], ["same"], {"rouge_l": 0.2}).comparisons["same"]
+    assert found.decision == "ship" and found.measures["rouge_l"].p == 1.0
+    assert found.measures["one"].detectable == 1.0, "one item shows nothing"
+
+
+def test_a_relative_margin_counts_that_the_baseline_is_estimated(tmp_path: Path) -> None:
+    """Every text loses exactly the margin: shipping that is the error that alpha is about, whatever the spread of the texts."""
+    draw, shipped = random.Random(0), 0
+    for trial in range(40):
+        bits = [draw.lognormvariate(0, 0.5) for _ in range(60)]
+        lost = [value * (1.05 + draw.gauss(0, 0.02)) for value in bits]
+        pairs = Pairs(BITS, bits, lost, [1.0] * 60, [str(index) for index in range(60)])
+        gate = Gate(measure=BITS, step="x", margin=0.05, relative=True)
+        shipped += compare_measure(pairs, gate, Rules(0.05, 0.8, 300, trial)).answer == "yes"
+    assert shipped <= 5, "6 of 40 has a chance of 1 % at alpha = 5 %"
+
+
+def test_a_relative_margin_of_nothing_is_refused(tmp_path: Path) -> None:
+    sheet = write_sheet(tmp_path / "answers", {"kl": BITS}, items_of("kl", {"tuned": [0.0] * 9, "a": [0.1] * 9}))
+    with pytest.raises(ConfigError, match="the baseline's own value is 0"):
+        judge(tmp_path, [sheet], ["a"], {}, relative_margins={"kl": 0.05})
+
+
+def test_scores_of_another_baseline_are_refused(tmp_path: Path) -> None:
+    sheet = write_sheet(
+        tmp_path / "answers", {"fact": FACT}, items_of("fact", {"a": [1.0] * 9, "tuned": [1.0] * 9}), baseline="a"
+    )
+    with pytest.raises(ConfigError, match="answers.inputs.baseline"):
+        judge(tmp_path, [sheet], ["a"])
+
+
+def test_one_cluster_that_is_lost_is_one_piece_of_evidence(tmp_path: Path) -> None:
+    right = some_right(60, 1.0)
+    lost = [0.0 if index < 15 else 1.0 for index in range(60)]
+    tags = [{"kind": "edge" if index < 15 else "faq"} for index in range(60)]
+    items = [
+        item.model_copy(update={"cluster": "one" if index < 15 else str(index)})
+        for index, item in enumerate(items_of("fact", {"tuned": right, "a": lost}, tags))
+    ]
+    sheet = write_sheet(tmp_path / "answers", {"fact": FACT}, items)
+    found = judge(tmp_path, [sheet], ["a"]).comparisons["a"]
+    assert not any(item.harmed for item in found.slices)
+
+
+def test_candidates_may_share_alpha(tmp_path: Path) -> None:
+    right = some_right(500, 0.8)
+    models = {"tuned": right, "a": right, "b": right}
+    assert any("own 5% chance" in note for note in judge_facts(tmp_path / "1", models).notes)
+    shared = judge_facts(tmp_path / "2", models, familywise=True)
+    assert shared.alpha == 0.025 and not any("chance to ship" in note for note in shared.notes)
+
+
 def test_wordings_of_one_question_are_no_independent_evidence(tmp_path: Path) -> None:
     """500 answers that flip ten at a time say as much as 50."""
     right = some_right(500, 0.8)
@@ -351,7 +423,9 @@ def test_wordings_of_one_question_are_no_independent_evidence(tmp_path: Path) ->
     alone = items_of("fact", lost)
     together = [item.model_copy(update={"cluster": str(index // 10)}) for index, item in enumerate(alone)]
     found = [
-        judge(tmp_path / name, [write_sheet(tmp_path / name / "answers", {"fact": FACT}, items)], ["worse"]).comparisons["worse"].measures["fact"]
+        judge(tmp_path / name, [write_sheet(tmp_path / name / "answers", {"fact": FACT}, items)], ["worse"])
+        .comparisons["worse"]
+        .measures["fact"]
         for name, items in (("alone", alone), ("together", together))
     ]
     assert found[0].difference == found[1].difference

@@ -39,37 +39,42 @@ def artifact(root: Path, step: str) -> Artifact:
 
 
 def test_a_direct_parent_is_named(root: Path) -> None:
-    assert {step: made_from(artifact(root, step), NAMES) for step in ("tuned", "slim", "student", "gguf")} == {
+    assert {step: made_from(artifact(root, step), dict.fromkeys(NAMES, "")) for step in ("tuned", "slim", "student", "gguf")} == {
         "tuned": "teacher", "slim": "tuned", "student": "slim", "gguf": "student",
     }  # fmt: skip
 
 
 def test_a_parent_that_is_not_asked_for_is_passed_over(root: Path) -> None:
-    assert made_from(artifact(root, "gguf"), ("tuned", "gguf")) == "tuned"
-    assert made_from(artifact(root, "gguf"), ("gguf",)) == ""
+    assert made_from(artifact(root, "gguf"), {"tuned": "", "gguf": ""}) == "tuned"
+    assert made_from(artifact(root, "gguf"), {"gguf": ""}) == ""
 
 
 def test_a_model_is_not_made_from_the_teacher_that_answered_its_prompts(root: Path) -> None:
-    assert made_from(artifact(root, "student"), ("teacher",)) == "teacher", "through slim and tuned, not through traces"
+    assert made_from(artifact(root, "student"), {"teacher": ""}) == "teacher", "through slim and tuned, not through traces"
     tuned = next(root.glob("**/tuned/**/manifest.json"))
     tuned.write_text(tuned.read_text("utf-8").replace("models.teacher", "models.base"), "utf-8")
-    assert made_from(artifact(root, "student"), ("teacher",)) == ""
+    assert made_from(artifact(root, "student"), {"teacher": ""}) == ""
+
+
+def test_a_model_of_another_run_that_bears_the_name_is_no_parent(root: Path) -> None:
+    assert made_from(artifact(root, "gguf"), {"student": "d-student"}) == "student"
+    assert made_from(artifact(root, "gguf"), {"student": "of another run", "slim": "d-slim"}) == "slim"
 
 
 def test_without_a_port_for_weights_every_model_counts(root: Path) -> None:
-    assert made_from(artifact(root, "mixed"), ("tuned",)) == "tuned"
-    assert made_from(artifact(root, "mixed"), ("student",)) == "student"
+    assert made_from(artifact(root, "mixed"), {"tuned": ""}) == "tuned"
+    assert made_from(artifact(root, "mixed"), {"student": ""}) == "student"
 
 
 def test_another_artifact_of_the_parent_s_name_is_not_taken_for_it(root: Path) -> None:
     student = next(root.glob("**/student/**/manifest.json"))
     student.write_text(student.read_text("utf-8").replace('"output": "d-student"', '"output": "made again"'), "utf-8")
-    assert made_from(artifact(root, "gguf"), ("student",)) == "student", "its name is known from the child"
-    assert made_from(artifact(root, "gguf"), ("slim",)) == "", "and nothing of what came before"
+    assert made_from(artifact(root, "gguf"), {"student": ""}) == "student", "its name is known from the child"
+    assert made_from(artifact(root, "gguf"), {"slim": ""}) == "", "and nothing of what came before"
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"inputs": [1]}', '{"inputs": {"model": "x"}}'])
 def test_a_source_and_a_foreign_manifest_tell_nothing(tmp_path: Path, content: str) -> None:
-    assert made_from(Artifact("base", Kind.MODEL, tmp_path / "model.gguf"), NAMES) == ""
+    assert made_from(Artifact("base", Kind.MODEL, tmp_path / "model.gguf"), dict.fromkeys(NAMES, "")) == ""
     (tmp_path / "manifest.json").write_text(content, "utf-8")
-    assert made_from(Artifact("base", Kind.MODEL, tmp_path / "model.gguf"), NAMES) == ""
+    assert made_from(Artifact("base", Kind.MODEL, tmp_path / "model.gguf"), dict.fromkeys(NAMES, "")) == ""
