@@ -18,10 +18,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from tasks.evaluate.exact_bounds import lower_bound
-from tasks.evaluate.intervals import grouped_bounds, mean_bounds, ratio_bounds
-from tasks.evaluate.paired_tests import mean_harm_p
-from tasks.evaluate.power import detectable_mean
+from tasks.evaluate.judging.exact_bounds import lower_bound
+from tasks.evaluate.judging.intervals import grouped_bounds, mean_bounds, ratio_bounds
+from tasks.evaluate.judging.paired_tests import mean_harm_p
+from tasks.evaluate.judging.power import detectable_mean
 
 ALPHA, POWER = 0.05, 0.8
 ITEMS = (10, 20, 50, 100, 240, 500)

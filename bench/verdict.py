@@ -23,10 +23,10 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import binom, norm
 
-from tasks.evaluate.exact_bounds import difference_bounds, flip_bounds, rarity, score_bound
-from tasks.evaluate.intervals import unseen_share
-from tasks.evaluate.paired_tests import count_flips, harm_p, mcnemar_p
-from tasks.evaluate.power import decide, detectable_loss, minimum_detectable
+from tasks.evaluate.judging.exact_bounds import difference_bounds, flip_bounds, rarity, score_bound
+from tasks.evaluate.judging.intervals import unseen_share
+from tasks.evaluate.judging.paired_tests import count_flips, harm_p, mcnemar_p
+from tasks.evaluate.judging.power import decide, detectable_loss, minimum_detectable
 
 ALPHA, POWER = 0.05, 0.8
 ITEMS = (30, 48, 100, 192, 240, 500, 1000)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tasks.evaluate.benchmarks import LINKS
+from tasks.evaluate.benchmark.benchmarks import LINKS
 from tests.tiny_llama import sentences
 
 COUNT = 12

@@ -7,11 +7,11 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from tasks.evaluate.following import Distances, FollowPlan, TextPlan, Texts, choose_texts, follow
-from tasks.evaluate.likelihood import expanded_notes, in_transformers, weighted_mean
-from tasks.evaluate.sittings import ask_each, make_sheet
-from tasks.evaluate.split import last_question, read_test_rows, tag_rows
-from tasks.evaluate.subjects import MODEL_PORTS, Subject, list_subjects
+from tasks.evaluate.asking.sittings import ask_each, make_sheet
+from tasks.evaluate.asking.split import last_question, read_test_rows, tag_rows
+from tasks.evaluate.asking.subjects import MODEL_PORTS, Subject, list_subjects
+from tasks.evaluate.likelihoods.following import Distances, FollowPlan, TextPlan, Texts, choose_texts, follow
+from tasks.evaluate.likelihoods.logits import expanded_notes, in_transformers, weighted_mean
 from tasks.shared.apart import Failure
 from tasks.shared.models import Dtype
 from tasks.shared.rows import Row, read_rows, spread

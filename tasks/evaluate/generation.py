@@ -8,12 +8,12 @@ from typing import Annotated, ClassVar
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from tasks.evaluate.answers import MEASURES, Name, Reply, counts_for, shown, value_of, wanted
-from tasks.evaluate.asking import Plan, Reading, ask, template_notes
-from tasks.evaluate.means import mean_values
-from tasks.evaluate.sittings import ask_each, make_sheet
-from tasks.evaluate.split import last_question, read_labels, read_test_rows, tag_rows
-from tasks.evaluate.subjects import MODEL_PORTS, Subject, list_subjects, reference_questions, tuned_questions
+from tasks.evaluate.asking.answers import MEASURES, Name, Reply, counts_for, shown, value_of, wanted
+from tasks.evaluate.asking.ask import Plan, Reading, ask, template_notes
+from tasks.evaluate.asking.means import mean_values
+from tasks.evaluate.asking.sittings import ask_each, make_sheet
+from tasks.evaluate.asking.split import last_question, read_labels, read_test_rows, tag_rows
+from tasks.evaluate.asking.subjects import MODEL_PORTS, Subject, list_subjects, reference_questions, tuned_questions
 from tasks.shared.apart import Failure
 from tasks.shared.articles import read_articles
 from tasks.shared.rows import Row, read_rows, spread

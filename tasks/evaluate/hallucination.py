@@ -9,13 +9,13 @@ from typing import Annotated, ClassVar
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from tasks.evaluate.answers import Reply, gold_text
-from tasks.evaluate.asking import Plan, Reading, ask, template_notes
-from tasks.evaluate.findings import FINDINGS, Finding, find_invention
-from tasks.evaluate.means import mean_values
-from tasks.evaluate.sittings import ask_each, make_sheet
-from tasks.evaluate.split import last_question, read_test_rows, tag_rows
-from tasks.evaluate.subjects import MODEL_PORTS, Question, Subject, list_subjects, reference_questions
+from tasks.evaluate.asking.answers import Reply, gold_text
+from tasks.evaluate.asking.ask import Plan, Reading, ask, template_notes
+from tasks.evaluate.asking.findings import FINDINGS, Finding, find_invention
+from tasks.evaluate.asking.means import mean_values
+from tasks.evaluate.asking.sittings import ask_each, make_sheet
+from tasks.evaluate.asking.split import last_question, read_test_rows, tag_rows
+from tasks.evaluate.asking.subjects import MODEL_PORTS, Question, Subject, list_subjects, reference_questions
 from tasks.shared.apart import Failure
 from tasks.shared.articles import Article, question_of, read_articles, with_article
 from tasks.shared.chat import contains, states_fact
@@ -44,7 +44,7 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Hallucination:
-    """Share of answers that state what their prompt does not hold, by rules (tasks/evaluate/findings.py).
+    """Share of answers that state what their prompt does not hold, by rules (tasks/evaluate/asking/findings.py).
 
     Every test row with a fact and an article is asked twice: with its article in the prompt, and with the article less the
     sentences that state the fact, where the right answer declines or stays general.  A row whose article states the fact in other

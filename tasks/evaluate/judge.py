@@ -11,8 +11,8 @@ from typing import Annotated, Any, ClassVar
 from pydantic import ConfigDict, Field, SecretStr
 from pydantic.dataclasses import dataclass
 
-from tasks.evaluate.machine import describe_machine
-from tasks.evaluate.preference import INSTRUCTIONS, Judgement, Pair, agreement, first_share, read_opinion
+from tasks.evaluate.asking.machine import describe_machine
+from tasks.evaluate.asking.preference import INSTRUCTIONS, Judgement, Pair, agreement, first_share, read_opinion
 from tasks.shared.chat import normalise
 from tasks.shared.endpoint import Endpoint, check_url, connect, for_each, read_key
 from tasks.shared.errors import ConfigError, DataError, EndpointError

@@ -15,11 +15,11 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from tasks.evaluate.benchmarks import BENCHMARKS
-from tasks.evaluate.harness_asking import HarnessPlan, HarnessReading, TaskPlan, TaskReading, ask_tasks, check_loads
-from tasks.evaluate.harness_tasks import Chosen, TaskPlaces
-from tasks.evaluate.sittings import ask_each, make_sheet
-from tasks.evaluate.subjects import MODEL_PORTS, Subject, list_subjects
+from tasks.evaluate.asking.sittings import ask_each, make_sheet
+from tasks.evaluate.asking.subjects import MODEL_PORTS, Subject, list_subjects
+from tasks.evaluate.benchmark.ask import HarnessPlan, HarnessReading, TaskPlan, TaskReading, ask_tasks, check_loads
+from tasks.evaluate.benchmark.benchmarks import BENCHMARKS
+from tasks.evaluate.benchmark.tasks import Chosen, TaskPlaces
 from tasks.shared.apart import preload
 from tasks.shared.errors import ConfigError, DataError, ErrorList, TechniqueError
 from tasks.shared.records import Better, Figure
@@ -35,7 +35,7 @@ class LmEval:
     """Each model is loaded once, in transformers, and put through all tasks.  One measure per task: "<task>.<metric>"."""
 
     tasks: tuple[str, ...] = ()
-    """Names: of ours (docs in tasks/evaluate/benchmarks.py), of `include`, or of the harness's library; groups are one measure."""
+    """Names: of ours (docs in tasks/evaluate/benchmark/benchmarks.py), of `include`, or of the harness's library; groups are one measure."""
     include: str = ""
     """Folder with task files of your own (*.yaml); paths in them are relative to it.  Empty for none."""
     include_code: bool = False

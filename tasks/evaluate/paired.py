@@ -9,15 +9,15 @@ from typing import Annotated, ClassVar
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from tasks.evaluate.comparison import Rules, compare_measure, correct, list_flips, noise_floor, pair
+from tasks.evaluate.asking.machine import describe_machine
+from tasks.evaluate.asking.subjects import MODEL_PORTS, Subject, list_subjects
 from tasks.evaluate.cost import Prices
-from tasks.evaluate.decision import candidate_decision, choose_shipped, overall_decision
-from tasks.evaluate.description import describe_models, with_costs
-from tasks.evaluate.evidence import Evidence, gather
-from tasks.evaluate.machine import describe_machine
-from tasks.evaluate.power import minimum_detectable
+from tasks.evaluate.judging.comparison import Rules, compare_measure, correct, list_flips, noise_floor, pair
+from tasks.evaluate.judging.decision import candidate_decision, choose_shipped, overall_decision
+from tasks.evaluate.judging.description import describe_models, with_costs
+from tasks.evaluate.judging.evidence import Evidence, gather
+from tasks.evaluate.judging.power import minimum_detectable
 from tasks.evaluate.slices import Slices, compare_slice, correct_slices, slices_of
-from tasks.evaluate.subjects import MODEL_PORTS, Subject, list_subjects
 from tasks.shared.errors import ConfigError
 from tasks.shared.scores import ItemScore, read_scores
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun, Upstream

@@ -8,12 +8,13 @@ from typing import Annotated, ClassVar
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from tasks.evaluate.documents import Document, answers_of, read_texts
-from tasks.evaluate.likelihood import expanded_notes, in_transformers, weighted_mean
-from tasks.evaluate.sittings import ask_each, make_sheet
-from tasks.evaluate.sliding import Loss, Plan, Reading, score_documents
-from tasks.evaluate.split import read_test_rows, tag_rows
-from tasks.evaluate.subjects import MODEL_PORTS, list_subjects
+from tasks.evaluate.asking.sittings import ask_each, make_sheet
+from tasks.evaluate.asking.split import read_test_rows, tag_rows
+from tasks.evaluate.asking.subjects import MODEL_PORTS, list_subjects
+from tasks.evaluate.judging.intervals import by_group, score_bounds
+from tasks.evaluate.likelihoods.documents import Document, answers_of, read_texts
+from tasks.evaluate.likelihoods.logits import expanded_notes, in_transformers, weighted_mean
+from tasks.evaluate.likelihoods.sliding import Loss, Plan, Reading, score_documents
 from tasks.shared.apart import Failure
 from tasks.shared.errors import ConfigError, DataError
 from tasks.shared.models import Dtype
@@ -30,7 +31,7 @@ Readings = Mapping[str, Reading]
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Perplexity:
-    """Likelihood of texts under each model (see tasks/evaluate/sliding.py).
+    """Likelihood of texts under each model (see tasks/evaluate/likelihoods/sliding.py).
 
     Scored are the test split's answers, each given its prompt, or, where `text` names one, a text of the user's.
     An item is an answer or a piece of text; its value is the bits that the model needs for it, over its bytes in UTF-8.
@@ -48,8 +49,6 @@ class Perplexity:
     """Answers or pieces to score, spread evenly over all; 0 takes all."""
     dtype: Dtype = "float32"
     """What the model computes in; bfloat16 takes half the memory, and its rounding shows in the third digit."""
-    resamples: Annotated[int, Field(ge=100)] = 1000
-    """Bootstrap resamples of the items, for the interval of the perplexity."""
     prefix: Annotated[str, Field(pattern=r"^[a-z0-9_]*$")] = ""
     """Put before the names of measure and figures, for a recipe with two such steps: "wiki_" gives wiki_bits_per_byte."""
 
@@ -117,7 +116,7 @@ class Perplexity:
 
     def _item(self, measure: str, document: Document, losses: Mapping[str, Loss]) -> ItemScore:
         return ItemScore(
-            measure=measure, id=document.id, tags=document.tags, weight=document.bytes, question=document.question,
+            measure=measure, id=document.id, cluster=document.cluster, tags=document.tags, weight=document.bytes, question=document.question,
             wanted=document.text if document.prompt else "",
             values={model: loss.nats / math.log(2) / (document.bytes - loss.skipped) for model, loss in losses.items()},
         )  # fmt: skip
@@ -125,13 +124,13 @@ class Perplexity:
     def _figures(
         self, documents: Sequence[Document], reading: Reading, kept: Sequence[int], seed: int
     ) -> dict[str, Figure]:
-        losses = [reading.losses[index] for index in kept]
+        losses, scored = [reading.losses[index] for index in kept], [documents[index] for index in kept]
         tokens = sum(loss.tokens for loss in losses)
-        size = sum(documents[index].bytes - reading.losses[index].skipped for index in kept)
+        size = sum(document.bytes - loss.skipped for document, loss in zip(scored, losses, strict=True))
         nats = sum(loss.nats for loss in losses)
-        low, high = perplexity_interval(losses, self.resamples, seed)
+        low, high = perplexity_bounds(scored, losses, seed)
         return {
-            f"{self.prefix}perplexity": Figure(value=perplexity(nats, tokens), low=low, high=high, bounds="95 % bootstrap of the items", better="lower"),
+            f"{self.prefix}perplexity": Figure(value=perplexity(nats, tokens), low=low, high=high, bounds="95 % interval", better="lower"),
             f"{self.prefix}perplexity_per_byte": Figure(value=perplexity(nats, size), better="lower"),
             f"{self.prefix}tokens_scored": Figure(value=tokens, unit="tokens"),
         }  # fmt: skip
@@ -174,20 +173,19 @@ def perplexity(nats: float, count: int) -> float:
     return math.exp(min(nats / count, LARGEST))
 
 
-def perplexity_interval(losses: Sequence[Loss], resamples: int, seed: int) -> tuple[float, float] | tuple[None, None]:
-    """95 % bounds of the perplexity per token by resampling documents (percentile bootstrap); none for a single document."""
-    import numpy as np
-    from scipy.stats import bootstrap
-
-    if len(losses) < 2:
+def perplexity_bounds(
+    documents: Sequence[Document], losses: Sequence[Loss], seed: int
+) -> tuple[float, float] | tuple[None, None]:
+    """95 % bounds of the perplexity per token, phrasing groups (or pieces of text) resampled; none for a single one."""
+    means, weights = by_group(
+        [loss.nats / loss.tokens for loss in losses],
+        [float(loss.tokens) for loss in losses],
+        [document.cluster or document.id for document in documents],
+    )
+    if len(means) < 2:
         return None, None
-    nats, tokens = np.array([loss.nats for loss in losses]), np.array([float(loss.tokens) for loss in losses])
-    found = bootstrap(
-        (nats, tokens), lambda n, t, axis=-1: n.sum(axis=axis) / t.sum(axis=axis),
-        paired=True, vectorized=True, n_resamples=resamples, batch=100, method="percentile", rng=np.random.default_rng(seed),
-    )  # fmt: skip
-    low, high = (math.exp(min(float(bound), LARGEST)) for bound in found.confidence_interval)
-    return low, high
+    found = score_bounds(means, weights, binary=False, seed=seed)
+    return perplexity(found.low, 1), perplexity(found.high, 1)
 
 
 def reading_notes(readings: Readings, baseline: str) -> list[str]:

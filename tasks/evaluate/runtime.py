@@ -14,12 +14,21 @@ from typing import Annotated, ClassVar, Literal, get_args
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from tasks.evaluate.energy import Source, check_source, open_meter
-from tasks.evaluate.rounds import Timed, in_engine, of_engine, of_model, ratios, slower, summarise, time_in_rounds
-from tasks.evaluate.sittings import make_sheet
-from tasks.evaluate.subjects import MODEL_PORTS, Messages, Subject, list_subjects, reference_questions
-from tasks.evaluate.timing import Effort, Engine, Probe, take_sample
-from tasks.evaluate.vllm_server import find_vllm, vllm_version
+from tasks.evaluate.asking.sittings import make_sheet
+from tasks.evaluate.asking.subjects import MODEL_PORTS, Messages, Subject, list_subjects, reference_questions
+from tasks.evaluate.timing.energy import Source, check_source, open_meter
+from tasks.evaluate.timing.engines import Effort, Engine, Probe, take_sample
+from tasks.evaluate.timing.rounds import (
+    Timed,
+    in_engine,
+    of_engine,
+    of_model,
+    ratios,
+    slower,
+    summarise,
+    time_in_rounds,
+)
+from tasks.evaluate.timing.vllm_server import find_vllm, vllm_version
 from tasks.shared.apart import Failure, run_apart
 from tasks.shared.articles import read_articles
 from tasks.shared.errors import ConfigError, ModelError, TechniqueError
@@ -47,7 +56,7 @@ class Runtime:
     engines: Annotated[tuple[Choice, ...], Field(min_length=1)] = ("auto",)
     """Where each model is timed; its figures from the first of them that can run it go by their plain names.  auto: llama.cpp for
     GGUF files and dense folders (as f16 GGUF), transformers for compressed folders."""
-    tokens: Annotated[int, Field(ge=2)] = 32
+    tokens: Annotated[int, Field(ge=2)] = 24
     """Length of a timed answer, tokens."""
     batch_sizes: tuple[Streams, ...] = (8,)
     """Numbers of streams decoded together, besides one alone."""
@@ -146,10 +155,11 @@ class Runtime:
 
     def _general_notes(self, messages: Messages, no_energy: bool, device: str) -> Iterator[str]:
         length = sum(len(message["content"]) for message in messages)
+        sure = f"The range of {self.repeats} repeats holds the true median with a chance of {1 - 2 ** (1 - self.repeats):.0%}."
         yield (
-            f"Timed in {self.repeats} rounds over all models, every time a fresh process and {self.warm_up_tokens} tokens of warm-up, "
+            f"Rounds of timing over all models: {self.repeats}, every time a fresh process and {self.warm_up_tokens} tokens of warm-up, "
             f"with answers of {self.tokens} tokens to a prompt of {length} characters. "
-            f"The range of {self.repeats} repeats holds the true median with a chance of {1 - 2 ** (1 - self.repeats):.0%}."
+            + (sure if self.repeats > 1 else "One repeat shows no range.")
         )
         if device != "cpu":
             yield f"transformers runs on {device} here, llama.cpp on the processor: compare models within one engine."

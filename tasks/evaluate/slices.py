@@ -11,9 +11,9 @@ from typing import Annotated
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from tasks.evaluate.comparison import Pairs, Rules, change_bounds, weighted_mean
-from tasks.evaluate.paired_tests import count_flips, harm_p, holm, mean_harm_p, weighted_spread
-from tasks.evaluate.power import detectable_loss, detectable_mean
+from tasks.evaluate.judging.comparison import Pairs, Rules, change_bounds, weighted_mean
+from tasks.evaluate.judging.paired_tests import count_flips, harm_p, holm, mean_harm_p, weighted_spread
+from tasks.evaluate.judging.power import detectable_loss, detectable_mean
 from tasks.shared.scores import ItemScore
 from tasks.shared.verdict import SliceComparison
 

@@ -167,7 +167,7 @@ def alone(benches: Callable[[str], Bench], tmp_path_factory: pytest.TempPathFact
     }
     command = [sys.executable, str(PROJECT / "tests" / "run_alone.py"), *map(str, jobs)]
     with (folder / "log").open("wb") as log:
-        subprocess.run(command, cwd=PROJECT, env=os.environ | watched, stdout=log, stderr=log, timeout=300, check=False)
+        subprocess.run(command, cwd=PROJECT, env=os.environ | watched, stdout=log, stderr=log, timeout=900, check=False)
     return folder
 
 

@@ -113,7 +113,7 @@ class Models:
 
     def _against(self, event: Event, weights: Weights, champion: Any) -> tuple[str, bool]:
         """The model beside the one that it would replace, in words, and whether it is shown to be worse by more than a margin."""
-        from tasks.evaluate.regression import compare_with_champion
+        from tasks.evaluate.judging.regression import compare_with_champion
 
         key = champion.tags.get("verdict.key", "")[:SHORT]
         before = next(self.server.root.glob(f"artifacts/.store/*/{key}/out/verdict.json"), None) if key else None

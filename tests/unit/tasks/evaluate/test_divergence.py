@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
-from tasks.evaluate import following
+from tasks.evaluate.asking.subjects import open_subject
 from tasks.evaluate.divergence import Divergence
-from tasks.evaluate.following import FollowPlan, check_vocabulary, distances, same_tokens
-from tasks.evaluate.likelihood import text_ids
-from tasks.evaluate.subjects import open_subject
+from tasks.evaluate.likelihoods import following
+from tasks.evaluate.likelihoods.following import FollowPlan, check_vocabulary, distances, same_tokens
+from tasks.evaluate.likelihoods.logits import text_ids
 from tasks.shared.errors import DataError, ModelError
 from tasks.shared.gguf import write_gguf
 from tasks.shared.models import load_model, load_tokenizer, save_model

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 
 from tasks.evaluate import generation as module
-from tasks.evaluate import sittings
-from tasks.evaluate.answers import Reply
-from tasks.evaluate.asking import Plan, Reading, ask, has_template, template_notes
+from tasks.evaluate.asking import sittings
+from tasks.evaluate.asking.answers import Reply
+from tasks.evaluate.asking.ask import Plan, Reading, ask, has_template, template_notes
+from tasks.evaluate.asking.sittings import Desk
+from tasks.evaluate.asking.subjects import folder_format, open_subject, reference_questions, tuned_questions
 from tasks.evaluate.generation import Generation, other_batch
-from tasks.evaluate.sittings import Desk
-from tasks.evaluate.subjects import folder_format, open_subject, reference_questions, tuned_questions
 from tasks.quantize.rtn import RTN
 from tasks.shared.apart import Failure
 from tasks.shared.articles import Article
@@ -170,7 +170,8 @@ def test_measures_without_items_are_told(monkeypatch: pytest.MonkeyPatch, tmp_pa
 CHILD = """
 import json, os, signal, sys
 from pathlib import Path
-from tasks.evaluate import generation, sittings
+from tasks.evaluate import generation
+from tasks.evaluate.asking import sittings
 from tasks.shared.technique import Artifact, Inputs, Kind, StepRun
 job, genuine = json.loads(sys.argv[1]), sittings.run_apart
 def run_apart(work, subject, *more):

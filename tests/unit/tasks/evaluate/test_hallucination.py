@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from tasks.evaluate import hallucination as module
-from tasks.evaluate.answers import Reply
-from tasks.evaluate.asking import Reading
+from tasks.evaluate.asking.answers import Reply
+from tasks.evaluate.asking.ask import Reading
+from tasks.evaluate.asking.subjects import Question
 from tasks.evaluate.hallucination import WITH, WITHOUT, Hallucination, without_answer
-from tasks.evaluate.subjects import Question
 from tasks.shared.apart import Failure
 from tasks.shared.articles import Article, with_article, write_articles
 from tasks.shared.chat import join_answer

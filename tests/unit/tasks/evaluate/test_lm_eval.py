@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from tasks.evaluate.harness_asking import HarnessReading, TaskReading, ask_tasks
-from tasks.evaluate.harness_samples import Answered
+from tasks.evaluate.benchmark.ask import HarnessReading, TaskReading, ask_tasks
+from tasks.evaluate.benchmark.samples import Answered
 from tasks.evaluate.lm_eval import LmEval, other_batch, score_items
 from tasks.shared.errors import ConfigError, DataError, ErrorList, ModelError, TechniqueError
 from tasks.shared.scores import Scores, read_scores
@@ -20,7 +20,7 @@ from tasks.shared.technique import Artifact, Inputs, Kind
 from tests.benchmark_data import write_benchmark_data
 from tests.settings_case import Case, Change
 from tests.tiny_llama import build_model, empty_run, save_tiny
-from tests.unit.tasks.evaluate.test_harness_tasks import write_task
+from tests.unit.tasks.evaluate.benchmark.test_tasks import write_task
 
 SMALL: dict[str, Any] = {"limit": 4, "batch_size": 4, "dtype": "float32"}
 
@@ -99,7 +99,7 @@ def test_the_harness_alone_gives_the_same(data: Path, tmp_path: Path) -> None:
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    from tasks.evaluate.benchmarks import task_config
+    from tasks.evaluate.benchmark.benchmarks import task_config
     from tasks.shared.models import load_model, load_tokenizer
 
     folder = save_tiny(tmp_path / "model")
@@ -198,10 +198,10 @@ def test_tasks_of_the_user_s_own_with_code_groups_and_filters(tmp_path: Path) ->
 
 def test_what_was_answered_is_not_asked_again(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A longer limit and one more task ask only what is new, from another run's folder; half a line is passed over."""
-    from tasks.evaluate import harness_asking
-    from tasks.evaluate.harness_asking import HarnessPlan, TaskPlan
-    from tasks.evaluate.sittings import Desk
-    from tasks.evaluate.subjects import open_subject
+    from tasks.evaluate.asking.sittings import Desk
+    from tasks.evaluate.asking.subjects import open_subject
+    from tasks.evaluate.benchmark import ask as harness_asking
+    from tasks.evaluate.benchmark.ask import HarnessPlan, TaskPlan
 
     asked: list[int] = []
     genuine = harness_asking.harness_model

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from tasks.evaluate.comparison import pair, weighted_mean
-from tasks.evaluate.decision import choose_shipped, overall_decision
+from tasks.evaluate.judging.comparison import pair, weighted_mean
+from tasks.evaluate.judging.decision import choose_shipped, overall_decision
 from tasks.evaluate.paired import Paired
 from tasks.shared.errors import ConfigError, DataError, TechniqueError
 from tasks.shared.records import Figure

@@ -11,12 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.evaluate import sittings
-from tasks.evaluate.likelihood import prompt_ids, text_ids
-from tasks.evaluate.perplexity import Perplexity, perplexity_interval
-from tasks.evaluate.sittings import Desk
-from tasks.evaluate.sliding import Loss, Plan, document_nats, opening_ids, score_documents, windows
-from tasks.evaluate.subjects import open_subject
+from tasks.evaluate.asking import sittings
+from tasks.evaluate.asking.sittings import Desk
+from tasks.evaluate.asking.subjects import open_subject
+from tasks.evaluate.likelihoods.documents import Document
+from tasks.evaluate.likelihoods.logits import prompt_ids, text_ids
+from tasks.evaluate.likelihoods.sliding import Loss, Plan, document_nats, opening_ids, score_documents, windows
+from tasks.evaluate.perplexity import Perplexity, perplexity_bounds
 from tasks.shared import apart
 from tasks.shared.errors import ConfigError, DataError, ModelError
 from tasks.shared.gguf import write_gguf
@@ -258,15 +259,17 @@ def test_models_that_cannot_be_asked_are_refused(folder: Path, tmp_path: Path) -
     assert "at most 16" in scores.sheet.models["short"].failure
 
 
-def test_the_interval_holds_the_value_and_is_seeded() -> None:
-    losses = [Loss(float(number % 7) + 1, number % 5 + 1, 0) for number in range(60)]
-    low, high = perplexity_interval(losses, 500, 0)
+def test_the_interval_holds_the_value_and_knows_groups() -> None:
+    losses = [Loss(float(number // 2 % 7) + 1, number // 2 % 5 + 1, 0) for number in range(120)]  # each twice
+    alone = [Document(str(number), "text") for number in range(120)]
+    pairs = [replace(document, cluster=str(number // 2)) for number, document in enumerate(alone)]
     value = math.exp(sum(loss.nats for loss in losses) / sum(loss.tokens for loss in losses))
-    assert low is not None and high is not None and low < value < high
-    assert perplexity_interval(losses, 500, 0) == (low, high)
-    same = perplexity_interval([replace(losses[0])] * 9, 500, 0)
-    assert same == pytest.approx((math.exp(losses[0].nats / losses[0].tokens),) * 2)
-    assert perplexity_interval(losses[:1], 500, 0) == (None, None)
+    low, high = perplexity_bounds(alone, losses, 0)
+    wide = perplexity_bounds(pairs, losses, 0)
+    assert low is not None and high is not None and wide[0] is not None and wide[1] is not None
+    assert wide[0] < low < value < high < wide[1], "an item that stands twice tells nothing new"
+    assert perplexity_bounds(alone, losses, 0) == (low, high)
+    assert perplexity_bounds(alone[:1], losses[:1], 0) == (None, None)
 
 
 def own_text(case: Case) -> str:
@@ -280,7 +283,6 @@ CHANGES = {
     "stride": Change(2),
     "limit": Change(2),
     "dtype": Change("bfloat16"),
-    "resamples": Change(200),
     "prefix": Change("own_"),
 }
 
@@ -298,5 +300,5 @@ def settings_case(folder: Path) -> Iterator[Case]:
         yield Case(
             folder,
             models_of(first, {"other": second}),
-            {"text": str(texts), "piece_bytes": 120, "context": 12, "stride": 4, "resamples": 100},
+            {"text": str(texts), "piece_bytes": 120, "context": 12, "stride": 4},
         )

@@ -11,13 +11,15 @@ import pytest
 from pydantic import ValidationError
 
 from tasks.evaluate import runtime
+from tasks.evaluate.asking.subjects import open_subject
 from tasks.evaluate.runtime import Runtime, make_probe, typical_row
-from tasks.evaluate.subjects import open_subject
-from tasks.evaluate.timing import Effort, Probe, Sample, peak_memory
+from tasks.evaluate.timing.engines import Effort, Probe, Sample, peak_memory
+from tasks.evaluate.timing.probe import answer
 from tasks.quantize.rtn import RTN
 from tasks.shared.apart import Failure
 from tasks.shared.errors import ConfigError, EndpointError, ModelError
 from tasks.shared.gguf import write_gguf
+from tasks.shared.models import load_model, load_tokenizer
 from tasks.shared.rows import Message, Row, write_rows
 from tasks.shared.scores import Scores, read_scores
 from tasks.shared.technique import Artifact, Inputs, Kind
@@ -264,6 +266,21 @@ def test_a_probe_in_transformers_tells_why_it_failed(models: dict[str, Artifact]
     hasty = Probe("tuned", "transformers", models["tuned"].path, "", [{"role": "user", "content": "Hello?"}])
     with pytest.raises(ModelError, match="not done within 0 s"):
         runtime.take_sample(hasty, Effort(4, 2, (), 64, 0.2, "off", "", 1, "cpu"))
+
+
+@pytest.mark.parametrize("streams", [1, 3])
+def test_in_transformers_every_token_has_its_moment(models: dict[str, Artifact], streams: int) -> None:
+    folder = models["tuned"].path
+    asked = [{"role": "user", "content": "Hello?"}]
+    answers = answer(load_model(folder), load_tokenizer(folder), asked, 5, streams)
+    assert len(answers) == streams
+    for found in answers:
+        assert (found.tokens, len(found.arrivals)) == (5, 5), "the prompt is no piece"
+        assert (
+            list(found.arrivals) == sorted(found.arrivals)
+            and found.arrivals[0] > 0
+            and found.arrivals[-1] < found.end_s
+        )
 
 
 def test_peak_memory_of_this_process() -> None:
