@@ -129,7 +129,7 @@ def _memory(step: Step, model: Size) -> float:
     if step.stage == "distill":
         tokens = LONG_ROW_TOKENS * float(step.settings().get("batch_size", 16))
         return base + 16 * model.parameters + ACTIVATION_BYTES * tokens * (model.parameters / 1.35e8) ** 0.5
-    return base + (8 * model.parameters if step.kind in {Kind.MODEL, Kind.ENGINE, Kind.VERDICT} else 2e8)
+    return base + (8 * model.parameters if step.kind in {Kind.MODEL, Kind.ENGINE, Kind.SCORES} else 2e8)
 
 
 def check_machine(plan: Plan, runtime: Runtime, done: Collection[str] = ()) -> None:

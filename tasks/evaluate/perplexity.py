@@ -8,22 +8,13 @@ from typing import Annotated, ClassVar
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-<<<<<<< HEAD
 from tasks.evaluate.asking.sittings import ask_each, make_sheet
 from tasks.evaluate.asking.split import read_test_rows, tag_rows
 from tasks.evaluate.asking.subjects import MODEL_PORTS, list_subjects
-from tasks.evaluate.likelihoods.documents import Document, answers_of, read_texts
-from tasks.evaluate.likelihoods.logits import expanded_notes, in_transformers, weighted_mean
-from tasks.evaluate.likelihoods.sliding import Loss, Plan, Reading, score_documents
-=======
-from tasks.evaluate.likelihoods.documents import Document, answers_of, read_texts
 from tasks.evaluate.judging.intervals import by_group, score_bounds
+from tasks.evaluate.likelihoods.documents import Document, answers_of, read_texts
 from tasks.evaluate.likelihoods.logits import expanded_notes, in_transformers, weighted_mean
-from tasks.evaluate.asking.sittings import ask_each, make_sheet
 from tasks.evaluate.likelihoods.sliding import Loss, Plan, Reading, score_documents
-from tasks.evaluate.asking.split import read_test_rows, tag_rows
-from tasks.evaluate.asking.subjects import MODEL_PORTS, list_subjects
->>>>>>> likelihood
 from tasks.shared.apart import Failure
 from tasks.shared.errors import ConfigError, DataError
 from tasks.shared.models import Dtype

@@ -1,6 +1,6 @@
 """What all measuring steps of a recipe found, put together: by measure, by model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tasks.shared.errors import DataError
@@ -32,15 +32,12 @@ class Evidence:
             step: found[model].failure for step, found in self.models.items() if model in found and found[model].failure
         }
 
-    def engines(self, model: str) -> str:
-        """What its answers were made with: the engines of the steps that have items."""
-        answered = {step for step, _ in self.measures.values()}
-        names = [
-            found[model].engine
-            for step, found in self.models.items()
-            if model in found and (step in answered or not answered)
-        ]
-        return " and ".join(dict.fromkeys(names))
+    def engines(self, model: str, measures: Collection[str]) -> str:
+        """What its values of these measures were made with; of all, if it has none of these."""
+        steps = {step for name, (step, _) in self.measures.items() if name in measures}
+        known = {step: found[model].engine for step, found in self.models.items() if model in found}
+        chosen = [engine for step, engine in known.items() if step in steps] or list(known.values())
+        return " and ".join(dict.fromkeys(chosen))
 
     def figures(self, model: str) -> dict[str, Figure]:
         """Its figures from all steps."""

@@ -11,22 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-<<<<<<< HEAD
 from tasks.evaluate.asking import sittings
 from tasks.evaluate.asking.sittings import Desk
 from tasks.evaluate.asking.subjects import open_subject
-from tasks.evaluate.likelihoods.logits import prompt_ids, text_ids
-from tasks.evaluate.likelihoods.sliding import Loss, Plan, document_nats, opening_ids, score_documents, windows
-from tasks.evaluate.perplexity import Perplexity, perplexity_interval
-=======
-from tasks.evaluate.asking import sittings
 from tasks.evaluate.likelihoods.documents import Document
 from tasks.evaluate.likelihoods.logits import prompt_ids, text_ids
-from tasks.evaluate.perplexity import Perplexity, perplexity_bounds
-from tasks.evaluate.asking.sittings import Desk
 from tasks.evaluate.likelihoods.sliding import Loss, Plan, document_nats, opening_ids, score_documents, windows
-from tasks.evaluate.asking.subjects import open_subject
->>>>>>> likelihood
+from tasks.evaluate.perplexity import Perplexity, perplexity_bounds
 from tasks.shared import apart
 from tasks.shared.errors import ConfigError, DataError, ModelError
 from tasks.shared.gguf import write_gguf
