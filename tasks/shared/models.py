@@ -100,10 +100,11 @@ def _keep_unpacked(model: "PreTrainedModel") -> None:
     Unpacked, weights lie on their steps; compressed-tensors would round all of them to these again in every forward pass, which
     costs a small model more than the pass itself.
     """
-    for module in model.modules():
-        scheme = getattr(module, "quantization_scheme", None)
+    layers: Any = model.modules()
+    for layer in layers:
+        scheme = getattr(layer, "quantization_scheme", None)
         if scheme is not None and scheme.input_activations is None and scheme.output_activations is None:
-            module.quantization_enabled = False
+            layer.quantization_enabled = False
 
 
 def has_cpu_bfloat16() -> bool:
