@@ -6,7 +6,7 @@ is planned, unless it was fetched before or HF_HUB_OFFLINE=0 lets it be.
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -15,6 +15,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
+from tasks.evaluate.asking.means import mean_values
 from tasks.evaluate.asking.sittings import ask_each, make_sheet
 from tasks.evaluate.asking.subjects import MODEL_PORTS, Subject, list_subjects
 from tasks.evaluate.benchmark.ask import HarnessPlan, HarnessReading, TaskPlan, TaskReading, ask_tasks, check_loads
@@ -116,7 +117,7 @@ class LmEval:
         sheet = make_sheet(subjects, found, measures, run, self.libraries, list(self._notes(subjects, readings)))
         write_scores(out, with_figures(sheet, readings, chosen), items)
         write_samples(out / "samples", readings)
-        return mean_values(subjects, items, measures, readings)
+        return {"items": len(items), **mean_values(items, subjects)}
 
     @property
     def _places(self) -> TaskPlaces:
@@ -170,20 +171,6 @@ class LmEval:
             for task, found in reading.tasks.items():
                 if found.cut:
                     yield f"{name}: {found.cut} items of {task} are longer than it takes, and lose their beginning."
-
-
-def mean_values(
-    subjects: Sequence[Subject], items: Sequence[ItemScore], measures: Iterable[str], readings: Readings
-) -> Metrics:
-    """Means of the baseline and the candidates, for the tables."""
-    found: Metrics = {"items": len(items)}
-    for subject in subjects:
-        if subject.role in {"baseline", "candidate"} and subject.name in readings:
-            for name in measures:
-                found[f"{subject.name}.{name}"] = fmean(
-                    item.values[subject.name] for item in items if item.measure == name
-                )
-    return found
 
 
 def other_batch(size: int, again: int) -> int:

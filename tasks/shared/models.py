@@ -86,11 +86,25 @@ def load_model(path: Path, dtype: Dtype = "float32", device: str = "cpu") -> "Pr
             place(model, device)
             if getattr(model, "hf_quantizer", None) is not None:
                 model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device))  # unpacks the weights, once
+                _keep_unpacked(model)
             return model
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelError(
             str(path), f"cannot be loaded: {error}", "a causal language model that transformers knows"
         ) from error
+
+
+def _keep_unpacked(model: "PreTrainedModel") -> None:
+    """Run layers of which only the weights are quantised as plain ones.
+
+    Unpacked, weights lie on their steps; compressed-tensors would round all of them to these again in every forward pass, which
+    costs a small model more than the pass itself.
+    """
+    layers: Any = model.modules()
+    for layer in layers:
+        scheme = getattr(layer, "quantization_scheme", None)
+        if scheme is not None and scheme.input_activations is None and scheme.output_activations is None:
+            layer.quantization_enabled = False
 
 
 def has_cpu_bfloat16() -> bool:

@@ -133,8 +133,8 @@ def test_readme_shows_the_two_commands() -> None:
 
 @pytest.mark.needs_embedded
 @pytest.mark.parametrize("command", [item for item in COMMANDS if "flows.compress" in item])
-def test_readme_commands_plan(command: str) -> None:
-    arguments = shlex.split(command.strip())[3:]
+def test_readme_commands_plan(command: str, data: Path) -> None:
+    arguments = [item.replace("/your/benchmarks", str(data)) for item in shlex.split(command.strip())[3:]]
     assert any(item.startswith("+recipe=") for item in arguments)
     done = dry_run(*arguments)
     assert done.returncode == 0, done.stderr

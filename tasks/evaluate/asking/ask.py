@@ -6,20 +6,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from tasks.evaluate.asking.answers import Reply
 from tasks.evaluate.asking.completions import LlamaClient
 from tasks.evaluate.asking.intent import harness_choices, llama_choices
 from tasks.evaluate.asking.sittings import Desk
 from tasks.evaluate.asking.subjects import Question, Subject
+from tasks.evaluate.benchmark.harness import check_logits
 from tasks.shared.errors import ModelError
 from tasks.shared.models import has_cpu_bfloat16, load_model, load_tokenizer, render
 from tasks.shared.progress import track
 from tasks.shared.writing import Written, write_answers
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 PARALLEL = 1
@@ -103,19 +101,6 @@ def _ask_transformers(subject: Subject, plan: Plan, desk: Desk) -> tuple[list[st
     if not plan.max_new_tokens:
         return choices, [Written("", True)] * len(prompts)
     return choices, write_answers(model, tokenizer, prompts, plan.max_new_tokens, plan.batch_size)
-
-
-def check_logits(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", prompt: str) -> None:
-    """One pass over one prompt.  Raises ModelError for logits that are not numbers: decoding would go on and write nonsense."""
-    import torch
-
-    batch = tokenizer(prompt, return_tensors="pt", add_special_tokens=False).to(model.device)
-    with torch.inference_mode():
-        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-    if not torch.isfinite(logits).all():
-        raise ModelError(
-            "logits", "not finite (NaN or infinity)", "numbers", "this model is broken: look at the step that made it"
-        )
 
 
 def _ask_llama(subject: Subject, plan: Plan, desk: Desk) -> tuple[list[str], list[Written]]:

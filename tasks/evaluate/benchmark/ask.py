@@ -85,7 +85,7 @@ def ask_tasks(subject: Subject, plan: HarnessPlan, desk: Desk) -> HarnessReading
     dtype = fast if plan.dtype == "auto" else plan.dtype
     model = load_model(subject.weights, dtype, desk.device)
     tokenizer = load_tokenizer(subject.weights, chat=plan.apply_chat_template)
-    check_logits(model, tokenizer)
+    check_logits(model, tokenizer, "The answer is")
     found = {}
     answered = Path(plan.answered) / f"{_asked(subject, plan, desk, dtype)}.jsonl"
     with harness_model(model, tokenizer, plan.batch_size, answered) as lm:

@@ -90,12 +90,14 @@ def harness_model(
         answers.stream.close()
 
 
-def check_logits(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Raises ModelError if a forward pass gives what is no number: greedy decoding would go on as if nothing were wrong."""
+def check_logits(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", prompt: str) -> None:
+    """One pass over one prompt.  Raises ModelError for logits that are not numbers: decoding would go on and write nonsense."""
     import torch
 
-    ids = tokenizer("The answer is", return_tensors="pt").input_ids.to(model.device)  # (1, length)
+    batch = tokenizer(prompt, return_tensors="pt", add_special_tokens=False).to(model.device)
     with torch.inference_mode():
-        logits = model(input_ids=ids).logits
-    if not bool(torch.isfinite(logits).all()):
-        raise ModelError("its logits", "NaN or infinite", "numbers", "look at the step that made it")
+        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    if not torch.isfinite(logits).all():
+        raise ModelError(
+            "logits", "not finite (NaN or infinity)", "numbers", "this model is broken: look at the step that made it"
+        )

@@ -41,8 +41,8 @@ def test_logits_that_are_no_numbers_are_refused() -> None:
     import torch
 
     model, tokenizer = build_model(num_hidden_layers=1), build_tokenizer()
-    check_logits(model, tokenizer)
+    check_logits(model, tokenizer, "The answer is")
     with torch.no_grad():
         model.model.norm.weight.fill_(float("nan"))
     with pytest.raises(ModelError, match="NaN"):
-        check_logits(model, tokenizer)
+        check_logits(model, tokenizer, "The answer is")
