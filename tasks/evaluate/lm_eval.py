@@ -29,6 +29,8 @@ from tasks.shared.sources import user_path
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun, Upstream
 
 Readings = Mapping[str, HarnessReading]
+CLUSTER = "cluster"
+"""The tag of items that belong together, such as translations of one question."""
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -55,8 +57,9 @@ class LmEval:
     """Put each prompt as a user's turn in the model's own chat format."""
     metrics: dict[str, str] = Field(default_factory=dict)
     """By task: the metric that is its measure ("exact_match,strict-match" for a filter's); otherwise the first in its metric_list."""
-    tags: tuple[str, ...] = ("kind", "language", "group", "category", "subject")
-    """Fields of the items that slices are made by, where they hold a word or a number.  Ours bring their own."""
+    tags: tuple[str, ...] = ("kind", "language", "group", "category", "subject", "cluster")
+    """Fields of the items that slices are made by, where they hold a word or a number; items of one `cluster` belong together (wordings of
+    one question).  Ours bring their own."""
     again: Annotated[int, Field(ge=0, le=3)] = 0
     """How often the baseline is asked again, each time in half the batch: what that changes is noise."""
 
@@ -111,8 +114,10 @@ class LmEval:
         for task in self.tasks:
             name, chosen[task], measure = self._measure(task, readings[subjects[0].name].tasks[task])
             of_task = list(score_items(name, chosen[task], task, readings))
-            binary = all(value in (0.0, 1.0) for item in of_task for value in item.values.values())
-            measures[name] = measure.model_copy(update={"binary": binary})
+            values = [value for item in of_task for value in item.values.values()]
+            binary = all(value in (0.0, 1.0) for value in values)
+            unit = measure.unit if all(0.0 <= value <= 1.0 for value in values) else name.rpartition(".")[2]
+            measures[name] = measure.model_copy(update={"binary": binary, "unit": unit})
             items += of_task
         sheet = make_sheet(subjects, found, measures, run, self.libraries, list(self._notes(subjects, readings)))
         write_scores(out, with_figures(sheet, readings, chosen), items)
@@ -190,7 +195,8 @@ def score_items(measure: str, metric: str, task: str, readings: Readings) -> Ite
     for key, item in first.items():
         asked = {model: items[key] for model, items in by_model.items()}
         yield ItemScore(
-            measure=measure, id=key, tags=item.tags, question=item.question, wanted=item.wanted,
+            measure=measure, id=key, cluster=item.tags.get(CLUSTER, ""), question=item.question, wanted=item.wanted,
+            tags={name: value for name, value in item.tags.items() if name != CLUSTER},
             values={model: one.values[metric] for model, one in asked.items()},
             answers={model: one.answers.get(metric, one.answers.get("", "")) for model, one in asked.items()},
         )  # fmt: skip

@@ -65,8 +65,8 @@ def _choice(identity: str, context: str, right: str, wrong: Sequence[str], **tag
     return {"id": identity, "context": context, "choices": options, "gold": options.index(right), "tags": tags}
 
 
-def _drawn(docs: list[Doc]) -> list[Doc]:
-    random.Random(0).shuffle(docs)
+def _drawn(docs: list[Doc], seed: str = "") -> list[Doc]:
+    random.Random(seed).shuffle(docs)
     return docs
 
 
@@ -115,7 +115,10 @@ def _truthfulqa(folder: Path) -> Splits:
 
 
 def _xcopa(folder: Path) -> Splits:
-    """Languages in turn, so that a limit takes as many of each."""
+    """Languages in turn, so that a limit takes as many of each; each in an order of its own, so that it takes few questions twice.
+
+    The languages translate the same 500 questions: translations of one are a cluster, no independent evidence.
+    """
     found = []
     for language, links in LINKS.items():
         rows = _lines(folder / "xcopa" / "data" / language / f"test.{language}.jsonl")
@@ -124,10 +127,10 @@ def _xcopa(folder: Path) -> Splits:
                 "id": f"{language}-{row['idx']}",
                 "context": f"{row['premise'].strip().rstrip('.。')} {links[row['question'] == 'effect']}",
                 "choices": [row[name][:1].lower() + row[name][1:] for name in ("choice1", "choice2")],
-                "gold": int(row["label"]), "tags": {"language": language},
+                "gold": int(row["label"]), "tags": {"language": language, "cluster": f"xcopa {row['idx']}"},
             }
             for _, row in rows
-        ]))  # fmt: skip
+        ], language))  # fmt: skip
     return {"test": [doc for of_each in zip_longest(*found) for doc in of_each if doc is not None]}
 
 

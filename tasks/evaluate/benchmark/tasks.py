@@ -6,6 +6,7 @@ Everything that can be known before a model is made is found here: names, files,
 import difflib
 import hashlib
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -17,6 +18,8 @@ from tasks.shared.errors import ConfigError
 from tasks.shared.sources import sha256_file, user_path
 
 Origin = Literal["ours", "folder", "library"]
+INCLUDED = re.compile(r"""(?:^|[{,])\s*["']?include["']?\s*:\s*["']?([^\s"',}]+)""", re.MULTILINE)
+"""Another task file, as a task file names it."""
 FORMATS = frozenset({"json", "csv", "text", "parquet", "arrow"})
 """Values of a task's dataset_path that read files."""
 
@@ -85,6 +88,8 @@ class TaskPlaces:
                 f"{where}.include", f"{', '.join(running)} would run Python code of that folder (!function)", "task files without code",
                 f"read the code, then {where}.include_code=true",
             )  # fmt: skip
+        if self.include and (strange := outside_includes(self.folder)):
+            yield ConfigError(f"{where}.include", ", ".join(strange), "task files that stand in the folder", "copy what they include into it")
         found = list(self.find(names, where))
         yield from (item for item in found if isinstance(item, ConfigError))
         chosen = [item for item in found if isinstance(item, Chosen)]
@@ -150,7 +155,9 @@ class TaskPlaces:
                 for config in definitions(name, own)
                 for file in local_files(config, self.folder) or ()
             }
-            found += [self.folder, *sorted(file for file in files if file.is_absolute() and file.exists())]
+            inside = self.folder.resolve()
+            meant = {path.resolve() for file in files for path in ([file] if file.is_absolute() else self.folder.glob(str(file)))}
+            found += [self.folder, *sorted(path for path in meant if path.exists() and not path.is_relative_to(inside))]
         return tuple(dict.fromkeys(found))
 
     def content(self, task: Chosen) -> str:
@@ -232,8 +239,14 @@ def _there(file: Path, base: Path) -> bool:
 
 
 def yaml_files(folder: Path) -> list[Path]:
-    """The task files of a folder."""
-    return sorted(folder.rglob("*.yaml"))
+    """The task files of a folder, and what they may include."""
+    return sorted(file for ending in ("*.yaml", "*.yml") for file in folder.rglob(ending))
+
+
+def outside_includes(folder: Path) -> list[str]:
+    """Task files that include one from outside their folder, which nobody has looked through."""
+    named = ((file, part) for file in yaml_files(folder) for part in INCLUDED.findall(file.read_text("utf-8", errors="replace")))
+    return [f"{file.name} includes {part}" for file, part in named if not (file.parent / part).resolve().is_relative_to(folder.resolve())]
 
 
 def network() -> bool:

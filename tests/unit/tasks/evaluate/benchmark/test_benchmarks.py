@@ -51,6 +51,7 @@ def test_slices_stand_in_the_tags(folder: Path) -> None:
         return [doc["tags"][key] for doc in BENCHMARKS[name].read(folder)["test"]]
 
     assert tags("xcopa_languages", "language")[: len(LINKS)] == list(LINKS), "a limit takes as many of each"
+    assert all(tags("xcopa_languages", "cluster")), "translations of one question belong together"
     assert set(tags("crows_pairs_en", "group")) == {"gender", "age"}
     assert set(tags("clinc150_of10", "domain")) == {"banking", "travel"}
     assert set(tags("truthfulqa_best", "kind")) == {"adversarial", "non-adversarial"}

@@ -160,3 +160,24 @@ def test_no_task_of_the_real_library_is_called_like_one_of_ours() -> None:
     harness_tasks.library_tasks.cache_clear()
     real = harness_tasks.library_tasks()
     assert len(real) > 10_000 and not set(real) & set(harness_tasks.BENCHMARKS)
+
+
+@pytest.mark.usefixtures("library")
+def test_data_beside_the_folder_is_part_of_what_is_asked(tmp_path: Path) -> None:
+    own = write_task(tmp_path / "own", dataset_kwargs={"data_files": {"test": "../elsewhere.jsonl"}})
+    data = tmp_path / "elsewhere.jsonl"
+    data.write_text((own / "mine.jsonl").read_text())
+    places = TaskPlaces("", str(own))
+    assert places.sources(["mine"]) == (own, data.resolve())
+    (task,) = (found for found in places.find(["mine"], WHERE) if isinstance(found, Chosen))
+    before = places.content(task)
+    data.write_text(data.read_text().replace("yes", "yea"))
+    assert places.content(task) != before
+
+
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize("included", ["../base.yaml", "sub/../../base.yml"])
+def test_what_is_included_from_outside_is_refused(tmp_path: Path, included: str) -> None:
+    own = write_task(tmp_path / "own", include=included)
+    (wrong,) = (problem for problem in problems(TaskPlaces("", str(own)), "mine", code=True) if "includes" in problem)
+    assert f"mine.yaml includes {included}" in wrong
