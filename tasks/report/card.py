@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from tasks.report.content import ModelRow, Report
 from tasks.report.markdown import bullets, code, escape, table
-from tasks.report.numbers import SHARE, amount, byte_size, gap, gap_unit, interval, margin, quantity, seconds, smaller
+from tasks.report.numbers import SHARE, amount, byte_size, gap, gap_unit, interval, margin, quantity, ratio, seconds, smaller
 from tasks.report.performance import Modified, limits, modified
 from tasks.report.performance_page import changes_table
 from tasks.shared.technique import Kind
@@ -179,11 +179,13 @@ def speed(report: Report, row: ModelRow) -> str:
             "decode speed, tokens/s",
             quantity(measured.tokens_per_second.median) if measured.tokens_per_second else "not measured",
         ],
+        [f"speed against {report.baseline}, in the same engine", ratio(measured.speed_ratio)],
         ["time to first token", seconds(measured.time_to_first_token_s)],
         ["peak memory", byte_size(measured.peak_memory_bytes)],
     ]
     machine = report.machine
-    place = f"On {machine.cpu}, {machine.cores} cores{', ' + machine.accelerator if machine.accelerator else ''}, in {measured.engine}."
+    place = f"On {machine.cpu}, {machine.cores} cores{', ' + machine.accelerator if machine.accelerator else ''}"
+    place += f", in {measured.speed_engine}." if measured.speed_engine else "."
     return f"{table(['figure', 'value'], rows)}\n\n{escape(place)}"
 
 

@@ -68,7 +68,8 @@ def weight_rows(report: Report) -> list[Row]:
 
     return [
         row("Format", lambda m: Cell(m.measured.format)),
-        row("Run in", lambda m: Cell(m.measured.engine)),
+        row("Answers made in", lambda m: Cell(m.measured.engine)),
+        row("Speed measured in", lambda m: Cell(m.measured.speed_engine)),
         row("Made by", lambda m: Cell(m.technique or m.role, f"from {m.parent}" if m.parent else "")),
         row("Parameters", lambda m: Cell("" if m.measured.parameters is None else parameters(m.measured.parameters))),
         row(

@@ -40,6 +40,8 @@ class ModelMeasures(Record):
     """Weights as stored, such as "bfloat16 safetensors"."""
     engine: str
     """What the answers were made with."""
+    speed_engine: str = ""
+    """What its speed was measured in; empty where it was not measured."""
     digest: str = ""
     """Of its files."""
     made_from: str = ""
@@ -65,8 +67,13 @@ class ModelMeasures(Record):
 
     @property
     def tokens_per_second(self) -> Spread | None:
-        """Decode speed of one stream."""
+        """Decode speed of one stream, in `speed_engine`: models in different engines do not compare by it."""
         return self._spread("tokens_per_second")
+
+    @property
+    def speed_ratio(self) -> Spread | None:
+        """Decode speed over the baseline's, in the same engine, round by round."""
+        return self._spread("speed_ratio")
 
     @property
     def time_to_first_token_s(self) -> Spread | None:

@@ -39,6 +39,11 @@ class Evidence:
         chosen = [engine for step, engine in known.items() if step in steps] or list(known.values())
         return " and ".join(dict.fromkeys(chosen))
 
+    def engine_of(self, model: str, figure: str) -> str:
+        """What a figure of it was measured in; empty if it has none."""
+        owners = (found[model] for found in self.models.values() if model in found)
+        return next((measured.engine for measured in owners if figure in measured.figures), "")
+
     def figures(self, model: str) -> dict[str, Figure]:
         """Its figures from all steps."""
         return {
