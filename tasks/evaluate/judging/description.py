@@ -37,7 +37,7 @@ def describe_models(
         others = [other for other in known if other != subject.name]
         found[name] = ModelMeasures(
             role=subject.role, kind=subject.kind, format=subject.format, engine=evidence.engines(name, gated),
-            speed_engine=evidence.engine_of(name, "tokens_per_second"), digest=subject.digest,
+            speed_engine=evidence.speed_engine(name), digest=subject.digest,
             made_from=made_from(artifacts[subject.name], others), parameters=parameter_count(subject.weights),
             size_bytes=weight_bytes(subject.weights), scores=_scores(name, evidence, seed),
             slices=_slices(name, evidence, dimensions, gated, seed), figures=evidence.figures(name), failures=evidence.failures(name),
