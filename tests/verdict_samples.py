@@ -294,7 +294,7 @@ def all_inputs(root: Path, verdict: Verdict) -> Inputs:
     )  # fmt: skip
     models = (tuned, slim, student, int4, gguf)
     compared = {"baseline": ["tuned"], "candidates": [model.name for model in models[1:]]}
-    scores = artifact("answers", Kind.SCORES, {}, technique="tasks.evaluate.asking.answers.Answers", inputs=compared)
+    scores = artifact("answers", Kind.SCORES, {}, technique="tasks.evaluate.generation.Generation", inputs={**compared, "data": ["corpus"]})
     judged = artifact(
         "verdict", Kind.VERDICT, {"verdict.json": verdict.model_dump_json()}, technique="tasks.evaluate.paired.Paired",
         inputs={"scores": ["answers"], **compared},

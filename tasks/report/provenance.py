@@ -117,4 +117,5 @@ def changes_since(origins: Mapping[str, Origin], baseline: str, name: str) -> li
 def measured_parent(origins: Mapping[str, Origin], name: str, measured: Iterable[str]) -> str:
     """The nearest ancestor that was measured too."""
     known = set(measured)
-    return next((parent for parent in ancestors(origins, name) if parent in known), "")
+    line = (parent.removeprefix(SOURCE) for parent in ancestors(origins, name))
+    return next((parent for parent in line if parent in known), "")

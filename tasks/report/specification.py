@@ -8,6 +8,7 @@ from tasks.report.numbers import (
     SHARE,
     amount,
     byte_size,
+    count,
     duration,
     parameters,
     percent,
@@ -16,7 +17,7 @@ from tasks.report.numbers import (
     smaller,
 )
 from tasks.shared.records import Figure
-from tasks.shared.verdict import FIGURES
+from tasks.shared.verdict import FIGURES, Score
 
 
 @dataclass(frozen=True)
@@ -98,10 +99,15 @@ def score_row(report: Report, name: str) -> Row:
     cells = []
     for model in report.models:
         score = model.measured.scores.get(name)
-        cells.append(
-            Cell(amount(score.value, measure.unit), score_interval(score, measure.unit)) if score else Cell("")
-        )
+        cells.append(Cell(amount(score.value, measure.unit), score_detail(report, name, score)) if score else Cell(""))
     return Row(measure.title, detail, cells)
+
+
+def score_detail(report: Report, name: str, score: Score) -> str:
+    """The interval, and the number of items where it is not the baseline's."""
+    usual = report.model(report.baseline).measured.scores.get(name)
+    bounds = score_interval(score, report.gates[name].measure.unit)
+    return bounds if usual and usual.n == score.n else f"{bounds}, n {count(score.n)}"
 
 
 def figure_rows(report: Report) -> Iterator[Row]:
