@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from tasks.report.content import ModelRow, Report
 from tasks.report.markdown import bullets, code, escape, table
+from tasks.report.materials import model_licence
 from tasks.report.numbers import (
     SHARE,
     amount,
@@ -58,7 +59,7 @@ def card_data(report: Report, row: ModelRow) -> "ModelCardData":
     """The front matter."""
     from huggingface_hub import ModelCardData
 
-    licence = report.licences.model
+    licence = model_licence(report, row.name)
     known = licence.lower() in HUB_LICENCES
     return ModelCardData(
         base_model=report.base_model or None,
@@ -127,7 +128,7 @@ def card_parts(report: Report, row: ModelRow) -> list[str]:
         "It was tested on what is listed above and on nothing else; any other use needs a test of its own.",
         bullets(limits(report)),
         "## Licence and terms",
-        bullets([f"{name}: {value or 'not stated'}" for name, value in terms(report).items()]),
+        bullets([f"{name}: {value or 'not stated'}" for name, value in terms(report, row).items()]),
         "## Evidence",
         evidence(report, row),
     ]
@@ -236,10 +237,10 @@ def data_line(report: Report) -> str:
     return table(["data", "kind", "made by", "digest"], rows) if rows else "Not stated."
 
 
-def terms(report: Report) -> dict[str, str]:
+def terms(report: Report, row: ModelRow) -> dict[str, str]:
     """Licences and terms as the recipe states them."""
     return {
-        "source model": report.licences.model,
+        "source model": model_licence(report, row.name),
         "data": report.licences.data,
         "answers of the teacher": report.licences.teacher,
     }

@@ -15,6 +15,7 @@ from tasks.report.numbers import (
     quantity,
     score_interval,
     smaller,
+    times,
 )
 from tasks.shared.records import Figure
 from tasks.shared.verdict import FIGURES, Score
@@ -115,16 +116,30 @@ def figure_rows(report: Report) -> Iterator[Row]:
     named = [name for model in report.models for name in model.measured.figures]
     for name in dict.fromkeys([*(name for name in FIGURES if name in named), *named]):
         found = [model.measured.figures.get(name) for model in report.models]
-        title = FIGURES.get(name, name.replace("_", " "))
         bounds = sorted({figure.bounds for figure in found if figure and figure.bounds})
-        yield Row(title, ", ".join(bounds), [figure_cell(figure) for figure in found])
+        yield Row(figure_title(name), ", ".join(bounds), [figure_cell(figure) for figure in found])
+
+
+def figure_title(name: str) -> str:
+    """A figure in words, of any number of streams, any further engine ("load_s (vllm)") and any prefix of perplexity."""
+    plain, _, engine = name.removesuffix(")").partition(" (")
+    base, _, streams = plain.partition("_batch_")
+    if engine:
+        return f"{figure_title(plain)}, in {engine}"
+    if streams and f"{base}_batch_8" in FIGURES:
+        return FIGURES[f"{base}_batch_8"].replace("8 ", f"{streams} ")
+    for known in ("perplexity_per_byte", "perplexity", "tokens_scored"):
+        if plain.endswith(known) and plain != known:
+            return f"{plain.removesuffix(known).replace('_', ' ').strip()}: {FIGURES[known]}"
+    return FIGURES.get(plain, plain.replace("_", " "))
 
 
 def figure_cell(figure: Figure | None) -> Cell:
     """A figure in its unit, with its bounds."""
     if figure is None:
         return Cell("")
-    shown = {"bytes": byte_size, "s": duration, "share": percent}.get(figure.unit, quantity)
-    unit = "" if figure.unit in ("bytes", "s", "share", "") else f" {figure.unit}"
+    forms = {"bytes": byte_size, "s": duration, "share": percent, "x": times, "answers": count, "tokens": count}
+    shown = forms.get(figure.unit, quantity)
+    unit = "" if figure.unit in ("bytes", "s", "share", "x", "") else f" {figure.unit}"
     bounds = "" if figure.low is None or figure.high is None else f"{shown(figure.low)} to {shown(figure.high)}"
     return Cell(f"{shown(figure.value)}{unit}", bounds)

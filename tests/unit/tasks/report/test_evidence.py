@@ -7,7 +7,20 @@ from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
-from verdict_samples import EVIL, GATES, a_verdict, all_inputs, compared, digest_of, make, only_verdict, shipping, write
+from verdict_samples import (
+    EVIL,
+    GATES,
+    a_verdict,
+    all_inputs,
+    an_artifact,
+    compared,
+    digest_of,
+    make,
+    measures,
+    only_verdict,
+    shipping,
+    write,
+)
 
 from tasks.report.markdown import code, escape, table
 from tasks.report.materials import library_licence, licence_entry
@@ -89,6 +102,28 @@ def test_bill_of_materials(tmp_path: Path) -> None:
     digests = {p["value"] for p in by_ref["model:gguf"]["properties"] if p["name"] == "stillroom:digest"}
     assert digests == {digest_of("gguf")}
     assert "| corpus | data | my own terms |" in (out / "materials.md").read_text("utf-8")
+
+
+def test_a_licence_is_that_of_the_baselines_source_only(tmp_path: Path) -> None:
+    inputs = all_inputs(tmp_path / "in", a_verdict())
+    others = {artifact.name: artifact for port in inputs.ports.values() for artifact in port}
+    foreign = an_artifact(
+        tmp_path / "in", "foreign", Kind.MODEL, {}, others, technique="tasks.quantize.rtn.Rtn", inputs={"model": ["models.other"]}
+    )
+    models = a_verdict().models | {"foreign": measures("candidate", 20, 90, 0.8)}
+    verdict = a_verdict(models=models, comparisons={"gguf": compared(-0.07), "foreign": compared(-0.07)})
+    (inputs.one("verdict").path / "verdict.json").unlink()
+    (inputs.one("verdict").path / "verdict.json").write_text(verdict.model_dump_json(), encoding="utf-8")
+    given = Inputs({**inputs.ports, "models": (*inputs.many("models"), foreign)})
+    make(tmp_path, given, licences={"model": "Apache-2.0"})
+    out = tmp_path / "out"
+    found = {item["bom-ref"]: item.get("licenses") for item in json.loads((out / "materials.json").read_text("utf-8"))["components"]}
+    stated = [{"expression": "Apache-2.0"}]
+    assert (found["model:teacher"], found["model:tuned"], found["model:gguf"]) == (stated, stated, stated)
+    assert (found["model:other"], found["model:foreign"]) == (None, None)
+    cards = {name: ModelCard.load(out / "models" / name / "README.md") for name in ("gguf", "foreign")}
+    assert (cards["gguf"].data.license, cards["foreign"].data.license) == ("apache-2.0", None)
+    assert "source model: not stated" in cards["foreign"].text
 
 
 def test_licences_of_libraries() -> None:

@@ -8,9 +8,11 @@ from verdict_samples import CODE_LENGTH, a_verdict, all_inputs, compared, in_sli
 
 from tasks.report.content import ModelRow, Report
 from tasks.report.slices import slice_tables
+from tasks.report.specification import figure_cell, figure_title
 from tasks.report.tradeoff import dominated, pareto_figure, speed_figure
 from tasks.report.waterfall import quality_waterfall, size_waterfall, stage_rows
 from tasks.report.wordwise import word_runs
+from tasks.shared.records import Figure as Number
 from tasks.shared.scores import Measure
 
 
@@ -112,6 +114,23 @@ def test_heat_map_holds_every_slice_once(tmp_path: Path) -> None:
 def test_word_runs_give_both_texts_back(before: str, after: str) -> None:
     old, new = word_runs(before, after)
     assert ("".join(run.text for run in old), "".join(run.text for run in new)) == (before, after)
+
+
+@pytest.mark.parametrize(
+    ("name", "figure", "title", "value"),
+    [
+        ("speed_ratio", Number(value=2.84, unit="x"), "decode speed against the baseline in the same engine, one stream", "2.8x"),
+        ("end_to_end_s_batch_4", Number(value=0.5, unit="s"), "4 answers together end to end, tokenisation included", "500 ms"),
+        ("peak_memory_bytes (vllm)", Number(value=2e9, unit="bytes"), "peak memory, in vllm", "2.00 GB"),
+        ("legal_perplexity_per_byte", Number(value=1.5), "legal: perplexity per byte", "1.50"),
+        ("findings_number", Number(value=3, unit="answers"), "answers with an invented number", "3 answers"),
+        ("judge_agreement", Number(value=0.75, unit="share"), "judge: same choice in both orders", "75.0 %"),
+        ("prompt_tokens", Number(value=52, unit="tokens"), "tokens of the timed prompt", "52 tokens"),
+        ("squad.exact", Number(value=0.5), "squad.exact", "0.500"),
+    ],
+)
+def test_figures_in_words(name: str, figure: Number, title: str, value: str) -> None:
+    assert (figure_title(name), figure_cell(figure).value) == (title, value)
 
 
 def test_word_runs_mark_what_differs() -> None:
