@@ -55,6 +55,7 @@ def write_sheet(
     measures: Mapping[str, Measure],
     items: Sequence[ItemScore],
     baseline: str = "tuned",
+    accelerator: str = "",
     **models: Mapping[str, Any],
 ) -> Artifact:
     """Scores on disk.  Models are those of the items (the first is the baseline); `models` adds to or changes their entries."""
@@ -65,7 +66,7 @@ def write_sheet(
         name: Measured(**{"role": "baseline" if name == baseline else "candidate", **plain, **models.get(name, {})})
         for name in names
     }
-    machine = Machine(cpu="Example CPU", cores=2, memory_bytes=8_000_000_000, platform="Linux")
+    machine = Machine(cpu="Example CPU", cores=2, memory_bytes=8_000_000_000, platform="Linux", accelerator=accelerator)
     write_scores(
         folder,
         Sheet(step=folder.name, measures=dict(measures), models=entries, machine=machine, versions={"torch": "2.13.0"}),

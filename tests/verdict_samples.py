@@ -61,6 +61,7 @@ def measures(role: Any, size: float, speed: float, fact: float, **changes: Any) 
         "kind": "model",
         "format": "bfloat16 safetensors",
         "engine": "transformers",
+        "speed_engine": "transformers",
         "parameters": 134_515_008,
         "size_bytes": int(size * 1e6),
         "scores": scores,
@@ -70,7 +71,7 @@ def measures(role: Any, size: float, speed: float, fact: float, **changes: Any) 
                 "grounded": {"fact": score(fact, 40)},
             }
         },
-        "figures": figures(size, speed),
+        "figures": figures(size, speed) | ({} if role == "baseline" else {"speed_ratio": spread(speed / 46, speed / 50, speed / 44, "x")}),
     }
     return ModelMeasures(**(values | changes))
 
@@ -186,12 +187,12 @@ def flip(candidate: str, number: int, direction: Any = "to_wrong", **changes: st
 
 
 def a_verdict(**changes: Any) -> Verdict:
-    engine = {"kind": "engine", "format": "GGUF Q4_0", "engine": "llama.cpp"}
+    engine = {"kind": "engine", "format": "GGUF Q4_0", "engine": "llama.cpp", "speed_engine": "llama.cpp"}
     models = {
         "tuned": measures("baseline", 269, 46, 0.81),
         "slim": measures("candidate", 184, 66, 0.02, parameters=92_000_000),
         "student": measures("candidate", 184, 66, 0.749, parameters=92_000_000),
-        "int4": measures("candidate", 121, 64, 0.72, parameters=92_000_000, figures={}),
+        "int4": measures("candidate", 121, 64, 0.72, parameters=92_000_000, figures={}, speed_engine=""),
         "gguf": measures("candidate", 66, 131, 0.74, parameters=92_000_000, **engine),
         "teacher": measures("reference", 98.4, 95, 0.44, **(engine | {"format": "GGUF Q4_1"})),
     }
@@ -293,7 +294,7 @@ def all_inputs(root: Path, verdict: Verdict) -> Inputs:
     )  # fmt: skip
     models = (tuned, slim, student, int4, gguf)
     compared = {"baseline": ["tuned"], "candidates": [model.name for model in models[1:]]}
-    scores = artifact("answers", Kind.SCORES, {}, technique="tasks.evaluate.asking.answers.Answers", inputs=compared)
+    scores = artifact("answers", Kind.SCORES, {}, technique="tasks.evaluate.generation.Generation", inputs={**compared, "data": ["corpus"]})
     judged = artifact(
         "verdict", Kind.VERDICT, {"verdict.json": verdict.model_dump_json()}, technique="tasks.evaluate.paired.Paired",
         inputs={"scores": ["answers"], **compared},

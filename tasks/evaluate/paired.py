@@ -9,7 +9,6 @@ from typing import Annotated, ClassVar
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from tasks.evaluate.asking.machine import describe_machine
 from tasks.evaluate.asking.subjects import MODEL_PORTS, Subject, list_subjects
 from tasks.evaluate.cost import Prices
 from tasks.evaluate.judging.comparison import Rules, compare_measure, correct, list_flips, noise_floor, pair
@@ -144,7 +143,7 @@ class Paired:
             noise=self._noise(baseline, evidence, gates),
             flips=[flip for name in candidates for measure, gate in gates.items() if gate.margin is not None
                    for flip in list_flips(gate.measure, evidence.of(measure), baseline, name)],
-            machine=describe_machine(), versions={**evidence.versions, **{name: version(name) for name in self.libraries}},
+            machine=evidence.machine(), versions={**evidence.versions, **{name: version(name) for name in self.libraries}},
             notes=[*self._power_notes(counts, gates), *self._slice_notes(evidence, gates), *several_notes(candidates, alpha, self.familywise), *evidence.notes],
         )  # fmt: skip
 

@@ -4,9 +4,23 @@ from typing import TYPE_CHECKING
 
 from tasks.report.content import ModelRow, Report
 from tasks.report.markdown import bullets, code, escape, table
-from tasks.report.numbers import SHARE, amount, byte_size, gap, gap_unit, interval, margin, quantity, seconds, smaller
+from tasks.report.materials import model_licence
+from tasks.report.numbers import (
+    SHARE,
+    amount,
+    byte_size,
+    gap,
+    gap_unit,
+    interval,
+    margin,
+    quantity,
+    ratio,
+    seconds,
+    smaller,
+)
 from tasks.report.performance import Modified, limits, modified
 from tasks.report.performance_page import changes_table
+from tasks.report.provenance import Origin
 from tasks.shared.technique import Kind
 
 if TYPE_CHECKING:
@@ -45,13 +59,13 @@ def card_data(report: Report, row: ModelRow) -> "ModelCardData":
     """The front matter."""
     from huggingface_hub import ModelCardData
 
-    licence = report.licences.model
+    licence = model_licence(report, row.name)
     known = licence.lower() in HUB_LICENCES
     return ModelCardData(
         base_model=report.base_model or None,
         license=(licence.lower() if known else "other") if licence else None,
         license_name=None if known or not licence else licence,
-        library_name="transformers" if row.measured.kind == "model" else "gguf",
+        library_name="gguf" if is_gguf(row) else "transformers",
         pipeline_tag="text-generation",
         tags=["compressed", *([] if row.decision == "ship" else ["not-cleared-to-ship"])],
         model_name=row.name,
@@ -60,23 +74,35 @@ def card_data(report: Report, row: ModelRow) -> "ModelCardData":
 
 
 def eval_results(report: Report, row: ModelRow) -> "list[EvalResult]":
-    """One entry per measure, on the recipe's own test items."""
+    """One entry per measure, on the corpus where the step that measured it had that corpus as an input."""
     from huggingface_hub import EvalResult
 
-    corpus = next((origin for origin in report.origins.values() if origin.kind is Kind.CORPUS), None)
-    return [
-        EvalResult(
-            task_type="text-generation",
-            dataset_type=corpus.name if corpus else "own",
-            dataset_name=f"test split of {corpus.name}" if corpus else "the recipe's own test items",
-            dataset_split="test",
-            dataset_revision=corpus.digest or None if corpus else None,
-            metric_type=name,
-            metric_name=report.gates[name].measure.title if name in report.gates else name,
-            metric_value=round(score.value, 6),
+    results = []
+    for name, score in row.measured.scores.items():
+        gate = report.gates.get(name)
+        step = gate.step if gate else ""
+        corpus = corpus_of(report, step)
+        results.append(
+            EvalResult(
+                task_type="text-generation",
+                dataset_type=corpus.name if corpus else "own",
+                dataset_name=f"test split of {corpus.name}" if corpus else f"items of the step {step or 'evaluate'}",
+                dataset_split="test" if corpus else None,
+                dataset_revision=corpus.digest or None if corpus else None,
+                metric_type=name,
+                metric_name=gate.measure.title if gate else name,
+                metric_value=round(score.value, 6),
+            )
         )
-        for name, score in row.measured.scores.items()
-    ]
+    return results
+
+
+def corpus_of(report: Report, step: str) -> Origin | None:
+    """The corpus that a step measured on, as its manifest says; None where there is no manifest, or no corpus in it."""
+    origin = report.origins.get(step)
+    taken = origin.made_from if origin else {}
+    known = (report.origins[name] for name in taken if name in report.origins)
+    return next((one for one in known if one.kind is Kind.CORPUS and one.digest in (taken[one.name], "")), None)
 
 
 def card_parts(report: Report, row: ModelRow) -> list[str]:
@@ -102,7 +128,7 @@ def card_parts(report: Report, row: ModelRow) -> list[str]:
         "It was tested on what is listed above and on nothing else; any other use needs a test of its own.",
         bullets(limits(report)),
         "## Licence and terms",
-        bullets([f"{name}: {value or 'not stated'}" for name, value in terms(report).items()]),
+        bullets([f"{name}: {value or 'not stated'}" for name, value in terms(report, row).items()]),
         "## Evidence",
         evidence(report, row),
     ]
@@ -179,19 +205,26 @@ def speed(report: Report, row: ModelRow) -> str:
             "decode speed, tokens/s",
             quantity(measured.tokens_per_second.median) if measured.tokens_per_second else "not measured",
         ],
+        [f"speed against {report.baseline}, in the same engine", ratio(measured.speed_ratio)],
         ["time to first token", seconds(measured.time_to_first_token_s)],
         ["peak memory", byte_size(measured.peak_memory_bytes)],
     ]
     machine = report.machine
-    place = f"On {machine.cpu}, {machine.cores} cores{', ' + machine.accelerator if machine.accelerator else ''}, in {measured.engine}."
+    place = f"On {machine.cpu}, {machine.cores} cores{', ' + machine.accelerator if machine.accelerator else ''}"
+    place += f", in {measured.speed_engine}." if measured.speed_engine else "."
     return f"{table(['figure', 'value'], rows)}\n\n{escape(place)}"
 
 
 def use(row: ModelRow) -> str:
     """How to load it."""
-    if row.measured.kind == "engine":
+    if is_gguf(row):
         return "Load the .gguf file in llama.cpp (`llama-server -m <file>.gguf`) or in any engine that reads GGUF; the chat template is inside."
     return '`AutoModelForCausalLM.from_pretrained("<this folder>")` in transformers; safetensors, no remote code.'
+
+
+def is_gguf(row: ModelRow) -> bool:
+    """Whether it is a .gguf file, be it made by a step or given as one (of kind "model")."""
+    return row.measured.kind == "engine" or row.measured.format.startswith("GGUF")
 
 
 def data_line(report: Report) -> str:
@@ -204,10 +237,10 @@ def data_line(report: Report) -> str:
     return table(["data", "kind", "made by", "digest"], rows) if rows else "Not stated."
 
 
-def terms(report: Report) -> dict[str, str]:
+def terms(report: Report, row: ModelRow) -> dict[str, str]:
     """Licences and terms as the recipe states them."""
     return {
-        "source model": report.licences.model,
+        "source model": model_licence(report, row.name),
         "data": report.licences.data,
         "answers of the teacher": report.licences.teacher,
     }

@@ -62,6 +62,7 @@ class ModelRow(Part):
     """What stands in its way, as the evaluation says it."""
     times_smaller: float | None
     times_faster: float | None
+    """In the same engine as the baseline, round by round; its range is the figure speed_ratio of `measured`."""
     lowest_retention: Retention | None
     measured: ModelMeasures
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from tasks.report.content import Report
 from tasks.report.markdown import code, table
-from tasks.report.provenance import SOURCE, WEIGHTS, Origin
+from tasks.report.provenance import SOURCE, WEIGHTS, Origin, source_of
 from tasks.shared.technique import Kind
 
 NOT_STATED = "not stated"
@@ -57,6 +57,17 @@ def list_materials(report: Report) -> list[Material]:
     return sorted(found, key=lambda item: (order.index(item.kind), item.name.lower(), item.version))
 
 
+def model_licence(report: Report, name: str) -> str:
+    """What the recipe states for the baseline's source, for it and what was made from it; of any other model empty, for nobody states it."""
+    parents = {row.name: row.parent for row in report.models}
+    line = [name]
+    while (parent := parents.get(line[-1], "")) and parent not in line:
+        line.append(parent)
+    root = source_of(report.origins, line[-1].removeprefix(SOURCE))
+    ours = report.baseline in line or (root and root == source_of(report.origins, report.baseline))
+    return report.licences.model if ours else ""
+
+
 def source_materials(report: Report) -> Iterator[Material]:
     """Models that the recipe started from: those that a step names as an input and no step made."""
     uses: dict[tuple[str, str], dict[str, str]] = {}
@@ -66,7 +77,8 @@ def source_materials(report: Report) -> Iterator[Material]:
                 if name.startswith(SOURCE):
                     uses.setdefault((name.removeprefix(SOURCE), digest), {})[origin.name] = port
     for (name, digest), steps in uses.items():
-        terms = [report.licences.teacher if port == "teacher" else report.licences.model for port in steps.values()]
+        own = model_licence(report, name)
+        terms = [report.licences.teacher if port == "teacher" else own for port in steps.values()]
         stated = "; ".join(dict.fromkeys(filter(None, terms)))
         yield Material(
             kind="model",
@@ -91,7 +103,7 @@ def artifact_materials(report: Report) -> Iterator[Material]:
             name=origin.name,
             version="",
             digest=origin.digest,
-            licence=terms.get(origin.kind, report.licences.model) or NOT_STATED,
+            licence=(model_licence(report, origin.name) if origin.kind in WEIGHTS else terms[origin.kind]) or NOT_STATED,
             used_by=users,
             made_from=[name.removeprefix(SOURCE) for name in origin.made_from],
         )

@@ -55,6 +55,13 @@ def times(value: float | None) -> str:
     return f"{value:.2f}x" if value < 0.95 else f"{value:.1f}x"
 
 
+def ratio(spread: Spread | None) -> str:
+    """A ratio with its range, where it has one: 2.8x [2.6x, 2.9x]."""
+    if spread is None or spread.low == spread.high:
+        return times(spread.median if spread else None)
+    return f"{times(spread.median)} [{times(spread.low)}, {times(spread.high)}]"
+
+
 def smaller(ratio: float | None, other: str = "") -> str:
     """How a size compares: "4.1x smaller", "same size", "1.3x larger", each with the other's name if it is given."""
     if ratio is None or ratio <= 0:

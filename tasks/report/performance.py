@@ -8,7 +8,7 @@ from typing import Any
 
 from tasks.report.content import Licences, ModelRow, Part, Report
 from tasks.report.numbers import gap_unit, margin
-from tasks.report.provenance import changes_since
+from tasks.report.provenance import SOURCE, changes_since
 from tasks.shared.keys import flatten
 from tasks.shared.records import Figure, Machine
 from tasks.shared.scores import Measure
@@ -165,7 +165,7 @@ def modified(report: Report, row: ModelRow) -> Modified:
             for origin in steps
             if origin.manifest
         ],
-        traced=report.baseline in first,
+        traced=report.baseline in {name.removeprefix(SOURCE) for name in first},
         size_bytes=row.measured.size_bytes,
         format=row.measured.format,
         engine=row.measured.engine,

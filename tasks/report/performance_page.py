@@ -4,10 +4,9 @@ from tasks.report.content import Report
 from tasks.report.markdown import Plain, bullets, code, escape, table
 from tasks.report.numbers import amount, byte_size, gap, gap_unit, interval, margin, p_value, smaller
 from tasks.report.performance import Change, Modified, PerformanceLog
-from tasks.report.specification import figure_cell
+from tasks.report.specification import figure_cell, figure_title
 from tasks.report.wording import reason
 from tasks.shared.records import Figure
-from tasks.shared.verdict import FIGURES
 
 
 def performance_markdown(report: Report, log: PerformanceLog) -> str:
@@ -131,7 +130,7 @@ def figure_rows(log: PerformanceLog, found: Modified) -> list[list[str]]:
     names = dict.fromkeys([*log.baseline.figures, *found.figures])
     return [
         [
-            FIGURES.get(name, name.replace("_", " ")),
+            figure_title(name),
             shown(log.baseline.figures.get(name)),
             shown(found.figures.get(name)),
         ]

@@ -106,6 +106,13 @@ def ancestors(origins: Mapping[str, Origin], name: str) -> list[str]:
     return found
 
 
+def source_of(origins: Mapping[str, Origin], name: str) -> str:
+    """The source that a model's weights come from, without its prefix (a source is its own); empty where the manifests end before it."""
+    last = [name, *ancestors(origins, name)][-1]
+    known = origins.get(last)
+    return "" if known and known.manifest else last.removeprefix(SOURCE)
+
+
 def changes_since(origins: Mapping[str, Origin], baseline: str, name: str) -> list[Origin]:
     """The steps between the baseline and a model, the earliest first; back to where the manifests end if it has other roots."""
     line = [name, *ancestors(origins, name)]
@@ -117,4 +124,5 @@ def changes_since(origins: Mapping[str, Origin], baseline: str, name: str) -> li
 def measured_parent(origins: Mapping[str, Origin], name: str, measured: Iterable[str]) -> str:
     """The nearest ancestor that was measured too."""
     known = set(measured)
-    return next((parent for parent in ancestors(origins, name) if parent in known), "")
+    line = (parent.removeprefix(SOURCE) for parent in ancestors(origins, name))
+    return next((parent for parent in line if parent in known), "")

@@ -8,15 +8,17 @@ from tasks.report.numbers import (
     SHARE,
     amount,
     byte_size,
+    count,
     duration,
     parameters,
     percent,
     quantity,
     score_interval,
     smaller,
+    times,
 )
 from tasks.shared.records import Figure
-from tasks.shared.verdict import FIGURES
+from tasks.shared.verdict import FIGURES, Score
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,8 @@ def weight_rows(report: Report) -> list[Row]:
 
     return [
         row("Format", lambda m: Cell(m.measured.format)),
-        row("Run in", lambda m: Cell(m.measured.engine)),
+        row("Answers made in", lambda m: Cell(m.measured.engine)),
+        row("Speed measured in", lambda m: Cell(m.measured.speed_engine)),
         row("Made by", lambda m: Cell(m.technique or m.role, f"from {m.parent}" if m.parent else "")),
         row("Parameters", lambda m: Cell("" if m.measured.parameters is None else parameters(m.measured.parameters))),
         row(
@@ -97,10 +100,15 @@ def score_row(report: Report, name: str) -> Row:
     cells = []
     for model in report.models:
         score = model.measured.scores.get(name)
-        cells.append(
-            Cell(amount(score.value, measure.unit), score_interval(score, measure.unit)) if score else Cell("")
-        )
+        cells.append(Cell(amount(score.value, measure.unit), score_detail(report, name, score)) if score else Cell(""))
     return Row(measure.title, detail, cells)
+
+
+def score_detail(report: Report, name: str, score: Score) -> str:
+    """The interval, and the number of items where it is not the baseline's."""
+    usual = report.model(report.baseline).measured.scores.get(name)
+    bounds = score_interval(score, report.gates[name].measure.unit)
+    return bounds if usual and usual.n == score.n else f"{bounds}, n {count(score.n)}"
 
 
 def figure_rows(report: Report) -> Iterator[Row]:
@@ -108,16 +116,30 @@ def figure_rows(report: Report) -> Iterator[Row]:
     named = [name for model in report.models for name in model.measured.figures]
     for name in dict.fromkeys([*(name for name in FIGURES if name in named), *named]):
         found = [model.measured.figures.get(name) for model in report.models]
-        title = FIGURES.get(name, name.replace("_", " "))
         bounds = sorted({figure.bounds for figure in found if figure and figure.bounds})
-        yield Row(title, ", ".join(bounds), [figure_cell(figure) for figure in found])
+        yield Row(figure_title(name), ", ".join(bounds), [figure_cell(figure) for figure in found])
+
+
+def figure_title(name: str) -> str:
+    """A figure in words, of any number of streams, any further engine ("load_s (vllm)") and any prefix of perplexity."""
+    plain, _, engine = name.removesuffix(")").partition(" (")
+    base, _, streams = plain.partition("_batch_")
+    if engine:
+        return f"{figure_title(plain)}, in {engine}"
+    if streams and f"{base}_batch_8" in FIGURES:
+        return FIGURES[f"{base}_batch_8"].replace("8 ", f"{streams} ")
+    for known in ("perplexity_per_byte", "perplexity", "tokens_scored"):
+        if plain.endswith(known) and plain != known:
+            return f"{plain.removesuffix(known).replace('_', ' ').strip()}: {FIGURES[known]}"
+    return FIGURES.get(plain, plain.replace("_", " "))
 
 
 def figure_cell(figure: Figure | None) -> Cell:
     """A figure in its unit, with its bounds."""
     if figure is None:
         return Cell("")
-    shown = {"bytes": byte_size, "s": duration, "share": percent}.get(figure.unit, quantity)
-    unit = "" if figure.unit in ("bytes", "s", "share", "") else f" {figure.unit}"
+    forms = {"bytes": byte_size, "s": duration, "share": percent, "x": times, "answers": count, "tokens": count}
+    shown = forms.get(figure.unit, quantity)
+    unit = "" if figure.unit in ("bytes", "s", "share", "x", "") else f" {figure.unit}"
     bounds = "" if figure.low is None or figure.high is None else f"{shown(figure.low)} to {shown(figure.high)}"
     return Cell(f"{shown(figure.value)}{unit}", bounds)

@@ -19,7 +19,7 @@ LARGEST, SMALLEST = 9.0, 3.5
 def dominated(rows: Sequence[ModelRow], measure: str, better: str) -> set[str]:
     """Models that another one equals or beats in score, size and speed, and beats in one of them.
 
-    By the estimates, without their intervals; speed counts where both have one.
+    By the estimates, without their intervals; speed counts where the two were timed in one engine, in the same rounds.
     """
 
     def beats(other: ModelRow, row: ModelRow) -> bool:
@@ -28,12 +28,19 @@ def dominated(rows: Sequence[ModelRow], measure: str, better: str) -> set[str]:
             (sign * other.measured.scores[measure].value, sign * row.measured.scores[measure].value),
             (-other.measured.size_bytes, -row.measured.size_bytes),
         ]
-        if other.measured.tokens_per_second and row.measured.tokens_per_second:
-            pairs.append((other.measured.tokens_per_second.median, row.measured.tokens_per_second.median))
+        if other.times_faster is not None and row.times_faster is not None and timed_together(other, row):
+            pairs.append((other.times_faster, row.times_faster))
         return all(a >= b for a, b in pairs) and any(a > b for a, b in pairs)
 
     known = [row for row in rows if measure in row.measured.scores]
     return {row.name for row in known if any(beats(other, row) for other in known if other is not row)}
+
+
+def timed_together(one: ModelRow, other: ModelRow) -> bool:
+    """Whether their ratios to the baseline are of one engine; the baseline was timed in the engine of each that has a ratio."""
+    # "llama.cpp (f16 GGUF)" is llama.cpp.
+    engines = {row.measured.speed_engine.partition(" (")[0] for row in (one, other)}
+    return len(engines) == 1 or "baseline" in (one.role, other.role)
 
 
 def pareto_figure(rows: Sequence[ModelRow], name: str, measure: Measure) -> Figure | None:
@@ -48,9 +55,7 @@ def pareto_figure(rows: Sequence[ModelRow], name: str, measure: Measure) -> Figu
     parts = y_axis(y, x.start, x.end, [(v, tick(v, measure.unit)) for v in linear_ticks(y.low, y.high, 4)])
     parts += x_axis(x, BOTTOM, [(v, round_size(v)) for v in log_ticks(x.low, x.high)], "size on disk (log scale)")
     places = spread_apart([x(row.measured.size_bytes) for row in known], 2 * LARGEST)
-    fastest = max(
-        (row.measured.tokens_per_second.median for row in known if row.measured.tokens_per_second), default=0.0
-    )
+    fastest = max((row.times_faster for row in known if row.times_faster is not None), default=0.0)
     dots, boxes, told = [], [], []
     for row, place in zip(known, places, strict=True):
         score, kind = row.measured.scores[name], "dominated" if row.name in beaten else row.role
@@ -75,10 +80,10 @@ def pareto_figure(rows: Sequence[ModelRow], name: str, measure: Measure) -> Figu
 
 def tell(row: ModelRow, name: str, unit: str, beaten: bool) -> str:
     """One point in words."""
-    score, speed = row.measured.scores[name], row.measured.tokens_per_second
+    score = row.measured.scores[name]
     parts = [
         f"{row.name}, {byte_size(row.measured.size_bytes)}",
-        f"{quantity(speed.median)} tokens per second" if speed else "speed not measured",
+        "speed not compared" if row.times_faster is None else f"{times(row.times_faster)} the speed of the baseline",
         f"{amount(score.value, unit)} {score_interval(score, unit)}",
     ]
     return ", ".join(parts) + (", dominated" if beaten else "")
@@ -86,23 +91,23 @@ def tell(row: ModelRow, name: str, unit: str, beaten: bool) -> str:
 
 def mark_radius(row: ModelRow, fastest: float) -> float:
     """Area by speed; the least where it was not measured."""
-    speed = row.measured.tokens_per_second
-    return max(SMALLEST, LARGEST * sqrt(speed.median / fastest)) if speed and fastest > 0 else SMALLEST
+    speed = row.times_faster
+    return max(SMALLEST, LARGEST * sqrt(speed / fastest)) if speed and fastest > 0 else SMALLEST
 
 
 def speed_legend(rows: Sequence[ModelRow], fastest: float) -> list[Markup]:
     """What the marks' areas mean: the slowest and the fastest model, and whether some were not measured."""
-    speeds = sorted(row.measured.tokens_per_second.median for row in rows if row.measured.tokens_per_second)
+    speeds = sorted(row.times_faster for row in rows if row.times_faster is not None)
     if not speeds:
         return []
-    parts, place = [text(48, 18, "tokens/s", class_="tick")], 122.0
+    parts, place = [text(48, 18, "x faster", class_="tick")], 122.0
     for speed in dict.fromkeys([speeds[0], speeds[-1]]):
         radius = max(SMALLEST, LARGEST * sqrt(speed / fastest)) if fastest > 0 else SMALLEST
         parts += [
             element("g", marker(place, 14, "ring", radius), class_="scale"),
-            text(place + radius + 5, 18, quantity(speed), class_="tick"),
+            text(place + radius + 5, 18, times(speed), class_="tick"),
         ]
-        place += 2 * radius + 14 + 8 * len(quantity(speed))
+        place += 2 * radius + 14 + 8 * len(times(speed))
     if len(speeds) < len(rows):
         parts += [
             element("g", marker(place, 14, "ring", SMALLEST), class_="scale"),
@@ -179,5 +184,16 @@ def speed_figure(rows: Sequence[ModelRow]) -> Figure | None:
         told.append(
             f"{row.name} {quantity(spread.median)} tokens per second{ratio}, range {quantity(spread.low)} to {quantity(spread.high)}"
         )
-    caption = "Decode speed: median, with the range over repeats as a line; in brackets, against the baseline."
-    return Figure("Speed", drawing("speed", "Decode speed", "; ".join(told) + ".", bottom + 42, *parts), caption)
+    caption = "Decode speed: median, with the range over repeats as a line; in brackets, against the baseline in the same engine."
+    return Figure("Speed", drawing("speed", "Decode speed", "; ".join(told) + ".", bottom + 42, *parts), caption + engine_words([row for row, _ in known]))
+
+
+def engine_words(rows: Sequence[ModelRow]) -> str:
+    """Which model was timed in which engine, where they differ: such bars do not compare."""
+    engines: dict[str, list[str]] = {}
+    for row in rows:
+        engines.setdefault(row.measured.speed_engine, []).append(row.name)
+    if len(engines) < 2:
+        return ""
+    told = [f"{', '.join(names)} in {engine or 'an unknown engine'}" for engine, names in engines.items()]
+    return f" Bars compare within one engine only: {'; '.join(told)}."

@@ -16,13 +16,16 @@ def times_smaller(verdict: Verdict, name: str) -> float | None:
 
 
 def times_faster(verdict: Verdict, name: str) -> float | None:
-    """The model's median tokens per second over the baseline's; None when either was not measured."""
-    baseline, model = verdict.models.get(verdict.baseline), verdict.models.get(name)
-    if baseline is None or model is None or baseline.tokens_per_second is None or model.tokens_per_second is None:
+    """The model's speed over the baseline's as it was timed, in one engine and round by round; None when it was not.
+
+    Never a quotient of two models' tokens per second: those may be of different engines.
+    """
+    model = verdict.models.get(name)
+    if model is None:
         return None
-    if baseline.tokens_per_second.median <= 0:
-        return None
-    return model.tokens_per_second.median / baseline.tokens_per_second.median
+    if name == verdict.baseline:
+        return 1.0 if model.tokens_per_second else None
+    return model.speed_ratio.median if model.speed_ratio else None
 
 
 def title_of(verdict: Verdict, measure: str) -> str:
@@ -101,11 +104,14 @@ def slice_change(gate: Gate, part: SliceComparison) -> str:
 
 def gains(verdict: Verdict, name: str) -> str:
     """Size and speed of a candidate against the baseline, as far as they were measured."""
-    smaller, faster = times_smaller(verdict, name), times_faster(verdict, name)
-    parts = [] if smaller is None else [f"{times(smaller)} smaller"]
-    if faster is not None:
-        parts.append(f"{times(faster)} faster" if faster >= 1 else f"at {times(faster)} the speed")
-    return f"{' and '.join(parts)} than {verdict.baseline}" if parts else "size and speed not measured"
+    smaller, ratio = times_smaller(verdict, name), verdict.models[name].speed_ratio
+    parts = [] if smaller is None else [f"{times(smaller)} smaller than {verdict.baseline}"]
+    if ratio is not None and ratio.low > 1:
+        parts = [f"{times(smaller)} smaller"] if smaller is not None else []
+        parts.append(f"{times(ratio.median)} faster than {verdict.baseline}")
+    elif ratio is not None:
+        parts.append(f"at {times(ratio.median)} its speed" if parts else f"at {times(ratio.median)} the speed of {verdict.baseline}")
+    return " and ".join(parts) if parts else "size and speed not measured"
 
 
 def obstacle(verdict: Verdict, name: str) -> str:

@@ -40,6 +40,8 @@ class ModelMeasures(Record):
     """Weights as stored, such as "bfloat16 safetensors"."""
     engine: str
     """What the answers were made with."""
+    speed_engine: str = ""
+    """What its speed was measured in; empty where it was not measured."""
     digest: str = ""
     """Of its files."""
     made_from: str = ""
@@ -65,8 +67,13 @@ class ModelMeasures(Record):
 
     @property
     def tokens_per_second(self) -> Spread | None:
-        """Decode speed of one stream."""
+        """Decode speed of one stream, in `speed_engine`: models in different engines do not compare by it."""
         return self._spread("tokens_per_second")
+
+    @property
+    def speed_ratio(self) -> Spread | None:
+        """Decode speed over the baseline's, in the same engine, round by round."""
+        return self._spread("speed_ratio")
 
     @property
     def time_to_first_token_s(self) -> Spread | None:
@@ -86,17 +93,35 @@ class ModelMeasures(Record):
 
 FIGURES = {
     "perplexity": "perplexity per token",
+    "perplexity_per_byte": "perplexity per byte",
+    "tokens_scored": "tokens that perplexity was taken over",
     "tokens_per_second": "decode speed, one stream",
     "tokens_per_second_batch_8": "decode speed, 8 streams together",
+    "speed_ratio": "decode speed against the baseline in the same engine, one stream",
+    "speed_ratio_batch_8": "decode speed against the baseline in the same engine, 8 streams together",
+    "parent_ratio": "decode speed against the model that it was made from, in the same engine, one stream",
+    "parent_ratio_batch_8": "decode speed against the model that it was made from, in the same engine, 8 streams together",
     "time_to_first_token_s": "time to first token",
     "time_per_token_s": "time per token",
     "end_to_end_s": "one answer end to end, tokenisation included",
+    "end_to_end_s_batch_8": "8 answers together end to end, tokenisation included",
+    "prompt_tokens": "tokens of the timed prompt",
+    "answer_tokens": "tokens of the timed answer",
     "load_s": "time to load",
     "peak_memory_bytes": "peak memory",
+    "peak_device_memory_bytes": "peak memory of the accelerator",
+    "size_bytes": "weights on disk",
     "energy_wh_per_1000": "energy for 1,000 answers",
     "cost_per_1000": "cost of 1,000 answers",
     "cost_per_point": "cost of 1,000 answers over each quality point that it has",
     "price_of_point": "saved on 1,000 answers by each quality point that it lost, or paid for each that it gained",
+    "findings_address": "answers with an invented address",
+    "findings_number": "answers with an invented number",
+    "findings_contradiction": "answers with another quantity than the fact's",
+    "findings_unsupported": "answers whose words have too little support",
+    "findings_remembered": "answers with the right fact, which the prompt lacks",
+    "judge_agreement": "judge: same choice in both orders",
+    "judge_prefers_first": "judge: choices of what stands first",
 }
 """Names that figures have, and what they are in words; others may stand beside them."""
 

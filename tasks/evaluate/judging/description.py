@@ -36,7 +36,8 @@ def describe_models(
         subject = known[name.removesuffix(BARE)]
         others = {other.name: other.digest for other in known.values() if other.name != subject.name}
         found[name] = ModelMeasures(
-            role=subject.role, kind=subject.kind, format=subject.format, engine=evidence.engines(name, gated), digest=subject.digest,
+            role=subject.role, kind=subject.kind, format=subject.format, engine=evidence.engines(name, gated),
+            speed_engine=evidence.speed_engine(name), digest=subject.digest,
             made_from=made_from(artifacts[subject.name], others), parameters=parameter_count(subject.weights),
             size_bytes=weight_bytes(subject.weights), scores=_scores(name, evidence, seed),
             slices=_slices(name, evidence, dimensions, gated, seed), figures=evidence.figures(name), failures=evidence.failures(name),

@@ -233,6 +233,23 @@ def test_steps_are_put_together_and_must_fit(tmp_path: Path) -> None:
         judge(tmp_path / "3", [facts, other], ["a"])
 
 
+def test_speed_keeps_its_own_engine_and_machine(tmp_path: Path) -> None:
+    right = some_right(50, 0.8)
+    facts = write_sheet(tmp_path / "answers", {"fact": FACT}, items_of("fact", {"tuned": right, "a": right}))
+    timed = {"figures": {"tokens_per_second": Figure(value=5.0)}, "engine": "llama.cpp (f16 GGUF)"}
+    speed = write_sheet(tmp_path / "speed", {}, [], accelerator="Example GPU", tuned=timed, a={"failure": "no"})
+    verdict = judge(tmp_path / "1", [facts, speed], ["a"])
+    assert (verdict.models["tuned"].engine, verdict.models["tuned"].speed_engine) == ("transformers", timed["engine"])
+    assert verdict.models["a"].speed_engine == ""
+    assert verdict.machine.accelerator == "Example GPU" and verdict.machine.cpu == "Example CPU"
+    assert any("did not run on the same machine: answers on Example CPU" in note for note in verdict.notes)
+    alone = judge(tmp_path / "2", [facts], ["a"])
+    assert alone.machine.accelerator == "" and not any("same machine" in note for note in alone.notes)
+    again = write_sheet(tmp_path / "speed2", {}, [], tuned=timed, a={})
+    with pytest.raises(DataError, match="'tokens_per_second' of tuned, which step speed has as well"):
+        judge(tmp_path / "3", [facts, speed, again], ["a"])
+
+
 def test_a_margin_of_what_nobody_measured_is_refused(tmp_path: Path) -> None:
     right = some_right(50, 0.8)
     with pytest.raises(ConfigError, match="no step measured facts"):

@@ -7,7 +7,20 @@ from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
-from verdict_samples import EVIL, a_verdict, all_inputs, compared, digest_of, make, only_verdict, shipping, write
+from verdict_samples import (
+    EVIL,
+    GATES,
+    a_verdict,
+    all_inputs,
+    an_artifact,
+    compared,
+    digest_of,
+    make,
+    measures,
+    only_verdict,
+    shipping,
+    write,
+)
 
 from tasks.report.markdown import code, escape, table
 from tasks.report.materials import library_licence, licence_entry
@@ -91,6 +104,28 @@ def test_bill_of_materials(tmp_path: Path) -> None:
     assert "| corpus | data | my own terms |" in (out / "materials.md").read_text("utf-8")
 
 
+def test_a_licence_is_that_of_the_baselines_source_only(tmp_path: Path) -> None:
+    inputs = all_inputs(tmp_path / "in", a_verdict())
+    others = {artifact.name: artifact for port in inputs.ports.values() for artifact in port}
+    foreign = an_artifact(
+        tmp_path / "in", "foreign", Kind.MODEL, {}, others, technique="tasks.quantize.rtn.Rtn", inputs={"model": ["models.other"]}
+    )
+    models = a_verdict().models | {"foreign": measures("candidate", 20, 90, 0.8)}
+    verdict = a_verdict(models=models, comparisons={"gguf": compared(-0.07), "foreign": compared(-0.07)})
+    (inputs.one("verdict").path / "verdict.json").unlink()
+    (inputs.one("verdict").path / "verdict.json").write_text(verdict.model_dump_json(), encoding="utf-8")
+    given = Inputs({**inputs.ports, "models": (*inputs.many("models"), foreign)})
+    make(tmp_path, given, licences={"model": "Apache-2.0"})
+    out = tmp_path / "out"
+    found = {item["bom-ref"]: item.get("licenses") for item in json.loads((out / "materials.json").read_text("utf-8"))["components"]}
+    stated = [{"expression": "Apache-2.0"}]
+    assert (found["model:teacher"], found["model:tuned"], found["model:gguf"]) == (stated, stated, stated)
+    assert (found["model:other"], found["model:foreign"]) == (None, None)
+    cards = {name: ModelCard.load(out / "models" / name / "README.md") for name in ("gguf", "foreign")}
+    assert (cards["gguf"].data.license, cards["foreign"].data.license) == ("apache-2.0", None)
+    assert "source model: not stated" in cards["foreign"].text
+
+
 def test_licences_of_libraries() -> None:
     from importlib.metadata import version
 
@@ -110,6 +145,35 @@ def test_shipped_model_is_packed_by_links_with_its_card(tmp_path: Path) -> None:
     values = {result.metric_type: result.metric_value for result in card.data.eval_results or []}
     assert values["fact"] == shipping().models["gguf"].scores["fact"].value
     assert digest_of("gguf") in card.text and not (out / "models").exists()
+
+
+def test_only_what_was_measured_on_the_corpus_is_said_to_be(tmp_path: Path) -> None:
+    gates = GATES | {"intent": GATES["intent"].model_copy(update={"step": "benchmarks"})}
+    out = out_of(tmp_path, shipping().model_copy(update={"gates": gates}))
+    found = {result.metric_type: result for result in ModelCard.load(out / "model" / "README.md").data.eval_results or []}
+    assert (found["fact"].dataset_name, found["fact"].dataset_revision) == ("test split of corpus", digest_of("corpus"))
+    other = found["intent"]
+    assert (other.dataset_name, other.dataset_revision, other.dataset_split) == ("items of the step benchmarks", None, None)
+
+
+def test_a_gguf_file_given_as_a_source_is_described_as_one(tmp_path: Path) -> None:
+    models = a_verdict().models
+    models |= {"gguf": models["gguf"].model_copy(update={"kind": "model", "speed_engine": "llama.cpp (timed)"})}
+    make(tmp_path, only_verdict(tmp_path, a_verdict(models=models)))
+    card = ModelCard.load(tmp_path / "out" / "models" / "gguf" / "README.md")
+    assert card.data.library_name == "gguf" and "safetensors" not in card.text and "llama-server" in card.text
+    assert "in llama.cpp (timed)." in card.text and "2.8x" in card.text
+
+
+def test_a_source_as_baseline_is_traced(tmp_path: Path) -> None:
+    verdict = a_verdict()
+    models = {("teacher" if name == "tuned" else name): model for name, model in verdict.models.items() if name != "teacher"}
+    models["slim"] = models["slim"].model_copy(update={"made_from": ""})
+    log = log_of(out_of(tmp_path, a_verdict(baseline="teacher", reference=None, models=models)))
+    assert all(found.traced for found in log.candidates), "manifests call it models.teacher"
+    assert [change.step for change in log.candidates[0].changes] == ["tuned", "slim"]
+    data = json.loads((tmp_path / "out" / "report.json").read_text("utf-8"))
+    assert next(row for row in data["models"] if row["name"] == "slim")["parent"] == "teacher"
 
 
 def test_nothing_is_packed_without_a_ship(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from tasks.report.content import Report, choose_flips
 from tasks.report.wording import decision_line
 from tasks.shared.errors import DataError, TechniqueError
 from tasks.shared.technique import Inputs
-from tasks.shared.verdict import Comparison
+from tasks.shared.verdict import Comparison, NoiseFloor
 from tests.settings_case import Case, Change
 
 
@@ -294,6 +294,27 @@ def test_measures_of_any_unit_and_number(tmp_path: Path) -> None:
     page, _ = make(tmp_path, all_inputs(tmp_path, verdict))
     text = Page(page).text
     assert "0.120 bits per byte worse in code length [0.0900, 0.150], margin 0.05" in text and "5 more measures" in text
+
+
+def test_noise_of_amounts_is_in_their_differences(tmp_path: Path) -> None:
+    """Nearly every item of an amount differs a little, so the share of those that do says nothing."""
+    verdict = a_verdict()
+    models = {
+        name: model.model_copy(update={"scores": model.scores | {"code_length": score(0.9, 48 if name == "gguf" else 240)}})
+        for name, model in verdict.models.items()
+    }
+    floor = NoiseFloor(model="tuned again", n=240, difference=-0.03, flip_rate=0.9)
+
+    def text(difference: float) -> str:
+        found = compared(0.0, measures={"code_length": measured(0.9, difference, 0.03, flip_rate=0.2)})
+        place = tmp_path / f"{difference}"
+        changed = a_verdict(gates=GATES | {"code_length": CODE_LENGTH}, models=models, comparisons={"gguf": found}, noise={"code_length": [floor]})
+        return Page(make(place, all_inputs(place, changed))[0]).text
+
+    far, near = text(-0.12), text(0.02)
+    assert "within noise" not in far and "within noise" in near
+    assert "0.0300 bits per byte tuned again" in far and "+0.0200 within noise" in near
+    assert "n 48" in far and "n 240" not in far, "only where it is not the baseline's number"
 
 
 def test_harmed_and_thin_slices_are_marked_besides_their_colour(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ from verdict_samples import CODE_LENGTH, GATES, a_verdict, compared, in_slice, m
 
 from tasks.report.svg import Scale, linear_ticks, log_ticks, place_labels
 from tasks.report.table import decision_line, model_table
-from tasks.report.wording import change, nearest_candidate
+from tasks.report.wording import change, nearest_candidate, times_faster
+from tasks.shared.records import Figure
 from tasks.shared.verdict import Comparison
 
 
@@ -20,6 +21,22 @@ def test_decision_in_words() -> None:
     assert line.startswith(
         "Ship: gguf is 4.1x smaller and 2.8x faster than tuned, and every measure is inside its margin"
     )
+
+
+def test_faster_is_only_what_was_timed_in_the_same_engine() -> None:
+    models = a_verdict().models
+    figures = {name: figure for name, figure in models["gguf"].figures.items() if name != "speed_ratio"}
+
+    def told(**changed: Figure) -> tuple[float | None, str]:
+        gguf = models["gguf"].model_copy(update={"figures": figures | changed})
+        verdict = shipping().model_copy(update={"models": models | {"gguf": gguf}})
+        return times_faster(verdict, "gguf"), decision_line(verdict)
+
+    ratio, line = told()
+    assert ratio is None and "gguf is 4.1x smaller than tuned, and" in line, "131 tokens/s against 46, in another engine"
+    ratio, line = told(speed_ratio=Figure(value=1.3, low=0.9, high=1.5))
+    assert ratio == 1.3 and "at 1.3x its speed, and" in line, "not shown to be faster"
+    assert times_faster(shipping(), "tuned") == 1.0
 
 
 def test_what_is_open_is_not_called_a_loss() -> None:
