@@ -1,5 +1,6 @@
 """Ask one model for labels and answers: loaded once, in the process of its own that `ask_each` gives it."""
 
+import contextlib
 import json
 import logging
 import math
@@ -71,12 +72,12 @@ def template_notes(subjects: Sequence[Subject]) -> list[str]:
 
     A folder without one whose vocabulary lacks ChatML's markup too is refused when it is loaded; llama.cpp refuses none.
     """
-    bare = [subject.name for subject in subjects if not has_template(subject.weights)]
+    bare = [subject.name for subject in subjects if not subject.broken and not has_template(subject.weights)]
     return [f"{name} brings no chat template and is asked in ChatML." for name in dict.fromkeys(bare)]
 
 
 def has_template(weights: Path) -> bool:
-    """Whether a model folder or GGUF file says how a conversation is written for it."""
+    """Whether a model folder or GGUF file says how a conversation is written for it; True where that cannot be read."""
     if weights.is_file():
         from gguf import GGUFReader
 
@@ -84,7 +85,9 @@ def has_template(weights: Path) -> bool:
     config = weights / "tokenizer_config.json"
     if (weights / "chat_template.jinja").is_file() or not config.is_file():
         return True
-    return bool(json.loads(config.read_text(encoding="utf-8")).get("chat_template"))
+    with contextlib.suppress(ValueError, AttributeError):  # not JSON, or no object: loading it says so
+        return bool(json.loads(config.read_text(encoding="utf-8")).get("chat_template"))
+    return True
 
 
 def _ask_transformers(subject: Subject, plan: Plan, desk: Desk) -> tuple[list[str], list[Written]]:

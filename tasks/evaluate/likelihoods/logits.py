@@ -24,7 +24,7 @@ def in_transformers(subjects: Sequence[Subject]) -> list[Subject]:
     """The same models, each to be run by transformers."""
     return [
         subject
-        if subject.engine == "transformers"
+        if subject.engine == "transformers" or subject.broken
         else replace(subject, engine="transformers", format=f"{subject.format}, expanded")
         for subject in subjects
     ]
@@ -32,7 +32,7 @@ def in_transformers(subjects: Sequence[Subject]) -> list[Subject]:
 
 def expanded_notes(subjects: Sequence[Subject]) -> list[str]:
     """What has to be said when some of the models are .gguf files."""
-    files = [subject.name for subject in subjects if subject.weights.suffix == ".gguf"]
+    files = [subject.name for subject in subjects if subject.weights.suffix == ".gguf" and not subject.broken]
     if not files:
         return []
     return [
