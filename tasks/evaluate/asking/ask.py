@@ -27,6 +27,9 @@ PARALLEL = 1
 """Requests that llama.cpp decodes together: what shares a batch shares its rounding, so with more the answers would depend on
 which request came in first."""
 
+EXTRA = 2
+"""Tokens that a vocabulary may put before a prompt: the beginning of a sequence, and a space."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -128,7 +131,9 @@ def _ask_llama(subject: Subject, plan: Plan, desk: Desk) -> tuple[list[str], lis
         client = LlamaClient(url, PARALLEL)
         prompts = [client.render(question.answer) for question in plan.questions]
         check_llama_logits(client, prompts[0])
+        check_context(client, prompts, plan.max_new_tokens, plan.context)
         contexts = [client.render(question.choice) for question in plan.questions] if plan.labels else []
+        check_context(client, contexts, 1, plan.context)
         choices = llama_choices(client, contexts, plan.labels) if plan.labels else []
         if not plan.max_new_tokens:
             return choices, [Written("", True)] * len(prompts)
@@ -146,6 +151,15 @@ def check_llama_logits(client: LlamaClient, prompt: str) -> None:
             "a number",
             "this model is broken: look at the step that made it",
         )
+
+
+def check_context(client: LlamaClient, prompts: Sequence[str], new: int, context: int) -> None:
+    """Raises ModelError if a prompt and `new` tokens do not fit: llama.cpp would end the answer early and say that it is whole."""
+    likely = [prompt for prompt in prompts if len(prompt.encode()) + EXTRA + new > context]  # no token is less than a byte
+    needed = max((len(client.tokens(prompt)) for prompt in likely), default=0) + EXTRA + new
+    if likely and needed > context:
+        got = f"{context} tokens, and the longest prompt with its answer needs {needed}"
+        raise ModelError("context", got, f"at least {needed}", f"context: {needed}")
 
 
 def _in_article_order(client: LlamaClient, prompts: Sequence[str], plan: Plan) -> list[Written]:
