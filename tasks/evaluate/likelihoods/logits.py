@@ -45,13 +45,15 @@ def called(subject: Subject) -> str:
     return f"{subject.role} {subject.name}"
 
 
-def open_model(subject: Subject, dtype: Dtype, desk: Desk) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
-    """Load it.  Raises ModelError that names it."""
+def open_model(
+    subject: Subject, dtype: Dtype, desk: Desk, chat: bool = True
+) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
+    """Load it.  chat: conversations will be rendered, for which it needs a chat template.  Raises ModelError that names it."""
     import torch
 
     torch.set_num_threads(desk.threads)
     try:
-        return load_model(subject.weights, dtype, desk.device), load_tokenizer(subject.weights)
+        return load_model(subject.weights, dtype, desk.device), load_tokenizer(subject.weights, chat)
     except ModelError as error:
         raise ModelError(called(subject), error.got, error.wanted, error.fix) from error
 
