@@ -15,7 +15,7 @@ from tasks.evaluate.asking.machine import describe_machine
 from tasks.evaluate.asking.preference import INSTRUCTIONS, Judgement, Pair, agreement, first_share, read_opinion
 from tasks.shared.chat import normalise
 from tasks.shared.endpoint import Endpoint, check_url, connect, for_each, read_key
-from tasks.shared.errors import ConfigError, DataError, EndpointError
+from tasks.shared.errors import ConfigError, DataError, EndpointError, RefusedError
 from tasks.shared.progress import progress_bar
 from tasks.shared.records import Figure
 from tasks.shared.rows import spread
@@ -26,6 +26,8 @@ from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun, Upstrea
 JUDGED = "judged"
 MEASURE = Measure(title="preference of the judge over the baseline", binary=False, against_baseline=True)
 ORDERS = (False, True)
+REFUSED = "refused"
+"""Finish reason of a request that the endpoint refused for good."""
 log = logging.getLogger(__name__)
 Judgements = Mapping[str, Mapping[str, Judgement]]
 """By model, then by item."""
@@ -85,7 +87,8 @@ class Judge:
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Write scores.json and items.jsonl.  Opinions are kept in `run.scratch` as they come: a killed run asks for the rest only.
 
-        Raises DataError if the earlier step has no such answers, EndpointError if the judge is down (`passing`) or never gives a verdict.
+        Raises DataError if the earlier step has no such answers, EndpointError if the judge is down (`passing`), refuses
+        every pair or never gives a verdict; a pair that it refuses ties.
         """
         if not self.base_url:
             raise no_url("base_url")
@@ -104,7 +107,7 @@ class Judge:
         found: dict[str, dict[str, Judgement]] = {name: {} for name in rivals}
         for pair in pairs:
             found[pair.rival][pair.item.id] = self._judgement(told.get(pair.key, ()))
-        self._check(found)
+        self._check(found, [sample for samples in told.values() for sample in samples])
         write_scores(out, self._sheet(answers.sheet, found, run), list(make_items(items, baseline, found)))
         return summary(items, found, [sample for samples in told.values() for sample in samples])
 
@@ -145,7 +148,14 @@ class Judge:
         digest = request_digest(f"{self.base_url} {self.model}", messages, sampling)
         if (stored := store.find(pair.item.id, int(swapped), digest)) is not None:
             return stored
-        completion = await endpoint.chat(messages, sampling)
+        try:
+            completion = await endpoint.chat(messages, sampling)
+        except RefusedError as error:
+            fate = " ".join(str(error).split())
+            log.warning("item %s cannot be judged: %s", pair.item.id, fate)
+            return Sample(
+                row=pair.item.id, sample=int(swapped), digest=digest, text="", finish_reason=REFUSED, fate=fate
+            )
         sample = Sample(row=pair.item.id, sample=int(swapped), digest=digest, **asdict(completion))
         store.add(sample)
         return sample
@@ -153,7 +163,12 @@ class Judge:
     def _judgement(self, samples: Sequence[Sample]) -> Judgement:
         return Judgement(tuple(read_opinion(sample.text, bool(sample.sample)) for sample in samples))
 
-    def _check(self, found: Judgements) -> None:
+    def _check(self, found: Judgements, samples: Sequence[Sample]) -> None:
+        if samples and all(sample.finish_reason == REFUSED for sample in samples):
+            raise EndpointError(
+                self.model or "judge", f"it refused all of {len(samples)} requests, the last one so: {samples[-1].fate}",
+                "an endpoint that judges", "check the settings of the step against what the endpoint accepts",
+            )  # fmt: skip
         opinions = [
             opinion for judged in found.values() for judgement in judged.values() for opinion in judgement.opinions
         ]
@@ -176,7 +191,7 @@ class Judge:
             f"{JUDGED}: the judge is {judge}; a win or a loss is one in both orders of the answers, equal answers tie unasked."
         ]
         unread = sum("unreadable" in judgement.opinions for judged in found.values() for judgement in judged.values())
-        notes += [f"{JUDGED}: {unread} pairs tie because a reply has no verdict that can be read."] if unread else []
+        notes += [f"{JUDGED}: {unread} pairs tie because the judge refused them or gave no verdict that can be read."] if unread else []
         return Sheet(
             step=run.step, measures={JUDGED: MEASURE}, models=models, machine=describe_machine(),
             versions={name: version(name) for name in self.libraries}, notes=notes,
@@ -220,6 +235,8 @@ def figures_of(judgements: Sequence[Judgement]) -> dict[str, Figure]:
     """How far the judge can be trusted on this model's answers."""
     agree, first = agreement(judgements), first_share(judgements)
     figures = {} if agree is None else {"judge_agreement": Figure(value=agree, unit="share", better="higher")}
+    if unread := sum("unreadable" in judgement.opinions for judgement in judgements):
+        figures["judge_unreadable"] = Figure(value=unread, unit="pairs", better="lower")
     return figures | ({} if first is None else {"judge_prefers_first": Figure(value=first, unit="share")})
 
 
@@ -231,6 +248,8 @@ def summary(items: Sequence[ItemScore], found: Judgements, samples: Sequence[Sam
         figures |= {f"{name}.{JUDGED}": round(sum(values) / len(values), 4)} if values else {}
         agree = agreement(list(judged.values()))
         figures |= {} if agree is None else {f"{name}.agreement": round(agree, 4)}
+    if refused := sum(sample.finish_reason == REFUSED for sample in samples):
+        figures["refused"] = refused
     figures["prompt_tokens"] = sum(sample.prompt_tokens for sample in samples)
     figures["completion_tokens"] = sum(sample.completion_tokens for sample in samples)
     return figures

@@ -179,6 +179,8 @@ def typical_row(rows: Sequence[Row]) -> Row:
 def make_probe(subject: Subject, wanted: Choice, messages: Messages, scratch: Path) -> tuple[Probe | None, str]:
     """How to time a subject in an engine, or None, and a note for the sheet ("" for none).  May write an f16 GGUF into scratch."""
     name, weights = subject.name, subject.weights
+    if subject.broken:
+        return None, f"{name}: not timed: {subject.broken}."
     if subject.engine == "llama.cpp":
         if wanted in {"auto", "llama.cpp"}:
             return Probe(name, "llama.cpp", weights, "", messages), ""

@@ -4,11 +4,13 @@ The process is forked from a clean server that has imported the heavy libraries 
 milliseconds and no lock or thread pool of ours is copied into it.
 """
 
+import errno
 import multiprocessing
 import os
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -27,6 +29,9 @@ PRELOADED = [
 ]
 """Imported once by the server instead of in every child, which takes seconds each time."""
 
+LONGEST = 300
+"""Characters of an error that is not ours."""
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -43,7 +48,9 @@ def preload(*modules: str) -> None:
 def run_apart(work: Callable[..., Result], *arguments: Any) -> Result | Failure:
     """`work(*arguments)` in its own process; arguments and result are pickled, so `work` is a function of a module.
 
-    A StillroomError, running out of memory, an error of torch or being killed gives a Failure; an interrupt is passed on.
+    Whatever it raises, running out of memory or being killed gives a Failure.  An error that is none of our own is named by its
+    type, and its traceback goes to standard error: broken models raise anything, and so do our own mistakes.
+    An interrupt is passed on, and so is the OSError of a full disk, which says nothing about the model.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
@@ -57,17 +64,24 @@ def run_apart(work: Callable[..., Result], *arguments: Any) -> Result | Failure:
 def _guarded(work: Callable[..., Result], arguments: tuple[Any, ...]) -> Result | Failure:
     try:
         return work(*arguments)
-    except StillroomError as error:
-        return Failure(" ".join(str(error).split()))
     except MemoryError:
         return Failure("out of memory")
-    except (
-        RuntimeError,
-        ValueError,
-        KeyError,
-        OSError,
-    ) as error:  # torch and transformers raise these for a model that is broken
-        return Failure(" ".join(f"{type(error).__name__}: {error}".split())[:300])
+    except Exception as error:
+        if (full := _full_disk(error)) is not None:
+            raise OSError(full.errno, full.strerror, full.filename) from error
+        if isinstance(error, StillroomError):
+            return Failure(" ".join(str(error).split()))
+        traceback.print_exc()
+        return Failure(" ".join(f"{type(error).__name__}: {error}".split())[:LONGEST])
+
+
+def _full_disk(error: BaseException | None) -> OSError | None:
+    """The error of a full disk, if this is one or comes of one."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _follow_parent(parent: int) -> None:

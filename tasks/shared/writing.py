@@ -1,6 +1,7 @@
 """Greedy answers in transformers, and whether each of them came to its own end."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ def write_answers(
     max_new_tokens: int,
     batch_size: int = 32,
 ) -> list[Written]:
-    """Greedy continuations of rendered prompts, in the order given.
+    """Greedy continuations of rendered prompts, in the order given; see `plain_greedy`.
 
     Batches hold prompts of similar length and are padded on the left, so that every row ends at its own last token.
     """
@@ -35,7 +36,7 @@ def write_answers(
     found: dict[int, Written] = {}
     generating: Any = model
     stops = stop_tokens(model, tokenizer)
-    with progress_bar("answers", len(prompts)) as advance, torch.inference_mode():
+    with progress_bar("answers", len(prompts)) as advance, plain_greedy(model), torch.inference_mode():
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             batch = tokenizer(
@@ -58,3 +59,22 @@ def stop_tokens(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") 
     configured = getattr(model.generation_config, "eos_token_id", None)
     more = configured if isinstance(configured, list) else [configured]
     return sorted({int(token) for token in (tokenizer.eos_token_id, *more) if token is not None})
+
+
+@contextmanager
+def plain_greedy(model: "PreTrainedModel") -> Iterator[None]:
+    """Within it, `generate(do_sample=False)` takes the likeliest token at every step, and nothing else.
+
+    A model's generation_config.json may name penalties and banned repeats (repetition_penalty, no_repeat_ngram_size, ...), which
+    transformers applies to greedy answers too and llama.cpp's server, which gets a GGUF without them, does not.  The ids of
+    special tokens stay.
+    """
+    from transformers import GenerationConfig
+
+    own: Any = model.generation_config
+    ids = {name: getattr(own, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    model.generation_config = GenerationConfig(**ids)
+    try:
+        yield
+    finally:
+        model.generation_config = own

@@ -1,5 +1,6 @@
 """Ask one model for labels and answers: loaded once, in the process of its own that `ask_each` gives it."""
 
+import contextlib
 import json
 import logging
 import math
@@ -23,6 +24,9 @@ log = logging.getLogger(__name__)
 PARALLEL = 1
 """Requests that llama.cpp decodes together: what shares a batch shares its rounding, so with more the answers would depend on
 which request came in first."""
+
+EXTRA = 2
+"""Tokens that a vocabulary may put before a prompt: the beginning of a sequence, and a space."""
 
 
 @dataclass(frozen=True)
@@ -69,12 +73,12 @@ def template_notes(subjects: Sequence[Subject]) -> list[str]:
 
     A folder without one whose vocabulary lacks ChatML's markup too is refused when it is loaded; llama.cpp refuses none.
     """
-    bare = [subject.name for subject in subjects if not has_template(subject.weights)]
+    bare = [subject.name for subject in subjects if not subject.broken and not has_template(subject.weights)]
     return [f"{name} brings no chat template and is asked in ChatML." for name in dict.fromkeys(bare)]
 
 
 def has_template(weights: Path) -> bool:
-    """Whether a model folder or GGUF file says how a conversation is written for it."""
+    """Whether a model folder or GGUF file says how a conversation is written for it; True where that cannot be read."""
     if weights.is_file():
         from gguf import GGUFReader
 
@@ -82,7 +86,9 @@ def has_template(weights: Path) -> bool:
     config = weights / "tokenizer_config.json"
     if (weights / "chat_template.jinja").is_file() or not config.is_file():
         return True
-    return bool(json.loads(config.read_text(encoding="utf-8")).get("chat_template"))
+    with contextlib.suppress(ValueError, AttributeError):  # not JSON, or no object: loading it says so
+        return bool(json.loads(config.read_text(encoding="utf-8")).get("chat_template"))
+    return True
 
 
 def _ask_transformers(subject: Subject, plan: Plan, desk: Desk) -> tuple[list[str], list[Written]]:
@@ -110,7 +116,9 @@ def _ask_llama(subject: Subject, plan: Plan, desk: Desk) -> tuple[list[str], lis
         client = LlamaClient(url, PARALLEL)
         prompts = [client.render(question.answer) for question in plan.questions]
         check_llama_logits(client, prompts[0])
+        check_context(client, prompts, plan.max_new_tokens, plan.context)
         contexts = [client.render(question.choice) for question in plan.questions] if plan.labels else []
+        check_context(client, contexts, 1, plan.context)
         choices = llama_choices(client, contexts, plan.labels) if plan.labels else []
         if not plan.max_new_tokens:
             return choices, [Written("", True)] * len(prompts)
@@ -128,6 +136,15 @@ def check_llama_logits(client: LlamaClient, prompt: str) -> None:
             "a number",
             "this model is broken: look at the step that made it",
         )
+
+
+def check_context(client: LlamaClient, prompts: Sequence[str], new: int, context: int) -> None:
+    """Raises ModelError if a prompt and `new` tokens do not fit: llama.cpp would end the answer early and say that it is whole."""
+    likely = [prompt for prompt in prompts if len(prompt.encode()) + EXTRA + new > context]  # no token is less than a byte
+    needed = max((len(client.tokens(prompt)) for prompt in likely), default=0) + EXTRA + new
+    if likely and needed > context:
+        got = f"{context} tokens, and the longest prompt with its answer needs {needed}"
+        raise ModelError("context", got, f"at least {needed}", f"context: {needed}")
 
 
 def _in_article_order(client: LlamaClient, prompts: Sequence[str], plan: Plan) -> list[Written]:

@@ -44,11 +44,15 @@ def ask_each(
     """`ask(subject, plan, desk)` of every subject, in order, by name; what was asked before is read from the memo.
 
     plans: by subject's name; plain dataclasses.  form: the type of a reading, that pydantic can write and read.
-    A model that cannot be loaded or run, or dies of memory, gives its Failure, and the others are asked all the same.
+    A model that is broken, cannot be loaded or run, or dies of memory, gives its Failure, and the others are asked all the same.
     Raises ModelError when that model is the baseline: nothing could be compared with it.
     """
     found: dict[str, Reading | Failure] = {}
     for subject in track(subjects, "models", len(subjects)):
+        if subject.broken:
+            found[subject.name] = Failure(subject.broken)
+            _refuse(subject, Failure(subject.broken))
+            continue
         plan = plans[subject.name]
         kept = _kept(subject, plan, form, run)
         known = _read(kept, form)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from tasks.shared.articles import Article, question_of, with_article
-from tasks.shared.errors import ConfigError, ModelError
+from tasks.shared.errors import ConfigError, ModelError, StillroomError
 from tasks.shared.rows import Row
 from tasks.shared.scores import Role
 from tasks.shared.technique import Artifact, Inputs, Kind, Port
@@ -50,6 +50,8 @@ class Subject:
     again: int = 0
     sees_article: bool = False
     """Asked with the row's article in the prompt (a reference only)."""
+    broken: str = ""
+    """Why nobody needs to ask it: it cannot even be looked at.  Never of a baseline."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +66,11 @@ class Question:
 def list_subjects(inputs: Inputs, again: int = 0, bare_reference: bool = False) -> list[Subject]:
     """Baseline, candidates, repeats (the baseline `again` times, then the models of that port), reference.
 
-    bare_reference: the reference twice, with and without the article.  Raises ConfigError for a name that stands twice.
+    bare_reference: the reference twice, with and without the article.  A model that cannot be looked at is `broken`.
+    Raises ConfigError for a name that stands twice, ModelError for a path that is not there and for a broken baseline.
     """
     baseline = open_subject(inputs.one("baseline"), "baseline")
-    found = [baseline, *(open_subject(artifact, "candidate") for artifact in inputs.many("candidates"))]
+    found = [baseline, *(look_at(artifact, "candidate") for artifact in inputs.many("candidates"))]
     found += [
         replace(
             baseline,
@@ -77,9 +80,9 @@ def list_subjects(inputs: Inputs, again: int = 0, bare_reference: bool = False) 
         )
         for count in range(1, again + 1)
     ]
-    found += [open_subject(artifact, "repeat") for artifact in inputs.many("repeats")]
+    found += [look_at(artifact, "repeat") for artifact in inputs.many("repeats")]
     if artifact := inputs.get("reference"):
-        reference = open_subject(artifact, "reference")
+        reference = look_at(artifact, "reference")
         found += (
             [replace(reference, sees_article=True), replace(reference, name=reference.name + BARE)]
             if bare_reference
@@ -91,8 +94,26 @@ def list_subjects(inputs: Inputs, again: int = 0, bare_reference: bool = False) 
     return found
 
 
+def look_at(artifact: Artifact, role: Role) -> Subject:
+    """The same as `open_subject` for a model that others do not depend on: what is wrong with it is kept as its `broken`.
+
+    Raises ModelError if its path is not there: that is a wrong recipe, not a model gone wrong.
+    """
+    try:
+        return open_subject(artifact, role)
+    except Exception as error:  # of readers that are given half a file
+        if not artifact.path.exists():
+            raise
+        reason = error.got if isinstance(error, StillroomError) else f"{type(error).__name__}: {error}"
+        engine: Engine = "llama.cpp" if artifact.kind is Kind.ENGINE or artifact.path.is_file() else "transformers"
+        return Subject(
+            artifact.name, role, "engine" if artifact.kind is Kind.ENGINE else "model", artifact.path, engine, "unreadable",
+            artifact.digest, broken=" ".join(reason.replace(str(artifact.path), artifact.name).split()) or "unreadable",
+        )  # fmt: skip
+
+
 def open_subject(artifact: Artifact, role: Role) -> Subject:
-    """Look at an artifact without loading it.  Raises ModelError if it holds no weights."""
+    """Look at an artifact without loading it.  Raises ModelError if it holds no weights, or no configuration that can be read."""
     path = artifact.path
     if not path.exists():
         raise ModelError(f"{role} {artifact.name} ({path})", "no such file or folder", "a model folder or a .gguf file")
@@ -126,8 +147,12 @@ def gguf_type(file: Path) -> str:
 
 
 def folder_format(folder: Path) -> str:
-    """Words for the weights of a Hugging Face folder, such as "bfloat16 safetensors"."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    """Words for the weights of a Hugging Face folder, such as "bfloat16 safetensors".  Raises ModelError for a bad config.json."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        got = f"no config.json that can be read ({type(error).__name__})"
+        raise ModelError(str(folder), got, "a Hugging Face model folder", "look at the step that made it") from error
     quantization = config.get("quantization_config")
     if quantization:
         groups = [group.get("weights") or {} for group in quantization.get("config_groups", {}).values()]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.shared.errors import ModelError
+from tasks.shared.writing import plain_greedy
 
 if TYPE_CHECKING:
     from lm_eval.api.model import LM
@@ -85,7 +86,8 @@ def harness_model(
             lm.set_cache_hook(self.get_cache_hook())
 
     try:
-        yield Kept()
+        with plain_greedy(model):
+            yield Kept()
     finally:
         answers.stream.close()
 

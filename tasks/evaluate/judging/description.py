@@ -1,5 +1,6 @@
 """Each model's part of the verdict: what it is, its scores, in all and by slice, and its figures."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
@@ -14,6 +15,8 @@ from tasks.shared.records import Figure
 from tasks.shared.scores import ItemScore, Measure
 from tasks.shared.technique import Inputs
 from tasks.shared.verdict import ModelMeasures, Score
+
+log = logging.getLogger(__name__)
 
 
 def describe_models(
@@ -38,8 +41,8 @@ def describe_models(
         found[name] = ModelMeasures(
             role=subject.role, kind=subject.kind, format=subject.format, engine=evidence.engines(name, gated),
             speed_engine=evidence.speed_engine(name), digest=subject.digest,
-            made_from=made_from(artifacts[subject.name], others), parameters=parameter_count(subject.weights),
-            size_bytes=weight_bytes(subject.weights), scores=_scores(name, evidence, seed),
+            made_from=made_from(artifacts[subject.name], others), parameters=_parameters(subject),
+            size_bytes=0 if subject.broken else weight_bytes(subject.weights), scores=_scores(name, evidence, seed),
             slices=_slices(name, evidence, dimensions, gated, seed), figures=evidence.figures(name), failures=evidence.failures(name),
         )  # fmt: skip
     return found
@@ -71,6 +74,15 @@ def with_costs(
                     figures[figure] = Figure(value=value, unit=prices.currency, better="lower" if figure == "cost_per_point" else None)
         found[name] = models[name].model_copy(update={"figures": figures})
     return found
+
+
+def _parameters(subject: Subject) -> int | None:
+    """None where the weights' headers cannot be read: the model has failed already, and the others are judged all the same."""
+    try:
+        return None if subject.broken else parameter_count(subject.weights)
+    except Exception as error:  # JSON, UTF-8 and index errors of a header that was cut short, and whatever else readers raise
+        log.warning("the parameters of %s cannot be counted: %s", subject.name, error)
+        return None
 
 
 def _scores(model: str, evidence: Evidence, seed: int) -> dict[str, Score]:

@@ -24,7 +24,7 @@ def in_transformers(subjects: Sequence[Subject]) -> list[Subject]:
     """The same models, each to be run by transformers."""
     return [
         subject
-        if subject.engine == "transformers"
+        if subject.engine == "transformers" or subject.broken
         else replace(subject, engine="transformers", format=f"{subject.format}, expanded")
         for subject in subjects
     ]
@@ -32,7 +32,7 @@ def in_transformers(subjects: Sequence[Subject]) -> list[Subject]:
 
 def expanded_notes(subjects: Sequence[Subject]) -> list[str]:
     """What has to be said when some of the models are .gguf files."""
-    files = [subject.name for subject in subjects if subject.weights.suffix == ".gguf"]
+    files = [subject.name for subject in subjects if subject.weights.suffix == ".gguf" and not subject.broken]
     if not files:
         return []
     return [
@@ -45,13 +45,15 @@ def called(subject: Subject) -> str:
     return f"{subject.role} {subject.name}"
 
 
-def open_model(subject: Subject, dtype: Dtype, desk: Desk) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
-    """Load it.  Raises ModelError that names it."""
+def open_model(
+    subject: Subject, dtype: Dtype, desk: Desk, chat: bool = True
+) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
+    """Load it.  chat: conversations will be rendered, for which it needs a chat template.  Raises ModelError that names it."""
     import torch
 
     torch.set_num_threads(desk.threads)
     try:
-        return load_model(subject.weights, dtype, desk.device), load_tokenizer(subject.weights)
+        return load_model(subject.weights, dtype, desk.device), load_tokenizer(subject.weights, chat)
     except ModelError as error:
         raise ModelError(called(subject), error.got, error.wanted, error.fix) from error
 

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 CHUNK = 128
 """Positions whose logits are turned to float32 together: of 49,152 tokens 25 MB."""
 
+CUT = "\ufffd"
+"""What stands for bytes that are no whole character."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -116,6 +119,16 @@ def document_nats(
     return total
 
 
+def first_bytes(decoded: str, text: str) -> int:
+    """Bytes of a text that its first token stands for, fewer than the text has if others follow.  decoded: that token as text.
+
+    A token may end within a character; what it has of that one, shown as U+FFFD, counts as one byte.
+    """
+    partial = decoded.endswith(CUT) and not text.startswith(decoded)
+    size = len(decoded.rstrip(CUT).encode()) + 1 if partial else len(decoded.encode())
+    return min(size, max(0, len(text.encode()) - 1))
+
+
 def score_documents(subject: Subject, plan: Plan, desk: Desk) -> Reading:
     """Load the model and score every document by itself.
 
@@ -123,7 +136,7 @@ def score_documents(subject: Subject, plan: Plan, desk: Desk) -> Reading:
     that were trained with one need it).  Without one, the first token has nothing before it and is not scored.
     """
     where = called(subject)
-    model, tokenizer = open_model(subject, plan.dtype, desk)
+    model, tokenizer = open_model(subject, plan.dtype, desk, chat=any(plan.prompts))
     opening, digest, losses, cut = opening_ids(tokenizer), hashlib.sha256(), [], 0
     for text, prompt in track(zip(plan.texts, plan.prompts, strict=True), subject.name, len(plan.texts)):
         before = prompt_ids(tokenizer, prompt) if prompt else []
@@ -133,7 +146,7 @@ def score_documents(subject: Subject, plan: Plan, desk: Desk) -> Reading:
         first = len(before) if prompt or head else 1
         spans = list(windows(len(before) + len(ids), first, plan.context - len(head), plan.stride))
         nats = document_nats(model, head, [*before, *ids], spans, where)
-        skipped = 0 if prompt or head else len(str(tokenizer.decode(ids[:1])).encode())
+        skipped = 0 if prompt or head else first_bytes(str(tokenizer.decode(ids[:1])), text)
         losses.append(Loss(nats, max(0, len(before) + len(ids) - first), skipped))
         cut += bool(prompt) and bool(spans) and spans[0].start > 0
     return Reading(losses, "" if all(plan.prompts) else str(tokenizer.decode(opening)), cut, digest.hexdigest())

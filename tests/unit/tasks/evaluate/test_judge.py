@@ -176,7 +176,7 @@ def test_a_judge_that_always_takes_the_first_ties_everything_and_is_told(tmp_pat
 def test_replies_without_a_verdict_tie_and_are_told_and_a_judge_that_never_gives_one_is_refused(tmp_path: Path) -> None:
     with Referee(lambda body, count: "Hm." if count == 1 else "Verdict: A") as referee:
         scores, _, _ = judge(tmp_path, referee.url, concurrency=1)
-    assert scores.sheet.notes[1] == "judged: 1 pairs tie because a reply has no verdict that can be read."
+    assert scores.sheet.notes[1] == "judged: 1 pairs tie because the judge refused them or gave no verdict that can be read."
     with (
         Referee(lambda *_: "I like both.") as referee,
         pytest.raises(EndpointError, match=r"none of 36 replies ends with a verdict"),
@@ -203,6 +203,26 @@ def test_a_judge_that_is_down_is_one_passing_error_and_what_it_said_is_kept(tmp_
     with pytest.raises(EndpointError, match="connection failed") as failure:
         judge(tmp_path, "http://127.0.0.1:9/v1", max_attempts=1)
     assert failure.value.passing
+
+
+def test_a_pair_that_the_judge_refuses_ties_and_the_others_are_judged(tmp_path: Path) -> None:
+    def picky(body: dict[str, Any], count: int) -> str | int:
+        return 422 if "right right 3" in body["messages"][-1]["content"] else fair(body, count)
+
+    with Referee(picky) as referee:
+        scores, _, figures = judge(tmp_path, referee.url)
+        assert len(referee.seen) == 2 * 2 * ITEMS, "what is refused for good is asked once"
+        assert [item.values["good"] for item in scores.items] == [1.0, 1.0, 1.0, 0.5, 1.0, 1.0]
+        assert scores.sheet.models["good"].figures["judge_unreadable"].value == 1 and figures["refused"] == 2
+        assert "judge_unreadable" not in scores.sheet.models["bad"].figures
+        assert "judged: 1 pairs tie" in scores.sheet.notes[1]
+        referee.reply = lambda body, count: 400
+        with pytest.raises(EndpointError, match=r"refused all of 24 requests.*status 400") as failure:
+            judge(tmp_path, referee.url)
+        assert not failure.value.passing
+        referee.reply = lambda body, count: 404
+        with pytest.raises(EndpointError, match="status 404"):
+            judge(tmp_path, referee.url)
 
 
 def test_the_key_is_sent_and_shown_nowhere(

@@ -1,6 +1,7 @@
 """Perplexity: each token once, the same as a single pass where it fits, bits per byte that no tokenizer moves; what must be refused."""
 
 import math
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,7 +17,15 @@ from tasks.evaluate.asking.sittings import Desk
 from tasks.evaluate.asking.subjects import open_subject
 from tasks.evaluate.likelihoods.documents import Document
 from tasks.evaluate.likelihoods.logits import prompt_ids, text_ids
-from tasks.evaluate.likelihoods.sliding import Loss, Plan, document_nats, opening_ids, score_documents, windows
+from tasks.evaluate.likelihoods.sliding import (
+    Loss,
+    Plan,
+    document_nats,
+    first_bytes,
+    opening_ids,
+    score_documents,
+    windows,
+)
 from tasks.evaluate.perplexity import Perplexity, perplexity_bounds
 from tasks.shared import apart
 from tasks.shared.errors import ConfigError, DataError, ModelError
@@ -186,6 +195,29 @@ def test_the_first_token_counts_where_the_tokenizer_opens_a_text(
     wanted = sum(float(losses_in_one_pass(model, [1, *ids[start : start + 16]]).sum()) for start in starts)
     assert opened.losses[0].nats == pytest.approx(wanted, rel=1e-6), "every window begins with it"
     assert (bare.losses[0].tokens, bare.losses[0].skipped) == (len(ids) - 1, len(tokenizer.decode(ids[:1]).encode()))
+
+
+def test_a_first_token_that_ends_within_a_character_leaves_bytes_to_score(folder: Path) -> None:
+    assert [first_bytes(*pair) for pair in (("ab", "abc"), ("\ufffd", "é"), ("a\ufffd", "a€"), ("\ufffd", "\ufffdx"), ("a", ""))] == [2, 1, 2, 3, 0]
+    subject = open_subject(Artifact("m", Kind.MODEL, folder), "candidate")
+    (loss,) = score_documents(subject, Plan(["é"], [[]], 16, 16, "float32"), DESK).losses
+    assert (loss.tokens, loss.skipped) == (1, 1), "two tokens, of a byte each"
+
+
+@pytest.mark.usefixtures("here")
+def test_plain_text_needs_no_chat_template_and_answers_do(folder: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(folder, bare)
+    (bare / "chat_template.jinja").unlink()
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        text = (bare / name).read_text("utf-8").replace("<|im_end|>", "<|done|>")
+        (bare / name).write_text(text, "utf-8")
+    text = " ".join(sentences(4))
+    subject = open_subject(Artifact("m", Kind.MODEL, bare), "candidate")
+    (own,) = score_documents(subject, Plan([text], [[]], 16, 16, "float32"), DESK).losses
+    assert own.tokens
+    with pytest.raises(ModelError, match="candidate m: no chat template"):
+        score_documents(subject, Plan([text], [[{"role": "user", "content": "Hi"}]], 16, 16, "float32"), DESK)
 
 
 @pytest.mark.usefixtures("here")

@@ -1,5 +1,6 @@
 """Work in a process of its own: results come back, deaths do not spread, and nobody is left behind."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tasks.shared.apart import Failure, run_apart
+from tasks.shared.apart import Failure, _guarded, run_apart
 from tasks.shared.errors import ModelError
 from tasks.shared.keys import PROJECT
 
@@ -39,6 +40,13 @@ def mistake(_: str) -> None:
     raise AttributeError("a bug of ours")
 
 
+def fill_disk(name: str) -> None:
+    try:
+        raise OSError(errno.ENOSPC, "No space left on device", "/somewhere/scratch")
+    except OSError as error:
+        raise ModelError(name, f"cannot be loaded: {error}") from error
+
+
 def wait(file: str) -> None:
     Path(file).write_text(str(os.getpid()))
     time.sleep(60)
@@ -57,9 +65,38 @@ def test_what_kills_it_is_told_in_one_line() -> None:
     assert isinstance(told, Failure) and told.reason.startswith("RuntimeError: DefaultCPUAllocator") and "\n" not in told.reason
 
 
-def test_a_bug_is_no_failure_of_the_model() -> None:
-    with pytest.raises(AttributeError, match="a bug of ours"):
-        run_apart(mistake, "")
+def test_a_bug_is_told_by_its_type_and_its_traceback_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run_apart(mistake, "") == Failure("AttributeError: a bug of ours")
+    assert _guarded(mistake, ("",)) == Failure("AttributeError: a bug of ours")
+    told = capfd.readouterr().err
+    assert "Traceback" in told and "in mistake" in told
+
+
+class SafetensorError(Exception):
+    """As safetensors has it: of no kind but its own."""
+
+
+@pytest.mark.parametrize("error", [SafetensorError("x"), IndexError("x"), ImportError("x"), OSError(errno.ENOENT, "x")])
+def test_whatever_a_broken_model_raises_is_its_failure(error: Exception) -> None:
+    def work() -> None:
+        raise error
+
+    told = _guarded(work, ())
+    assert isinstance(told, Failure) and told.reason.startswith(f"{type(error).__name__}: ")
+
+
+def test_an_interrupt_is_passed_on() -> None:
+    def work() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        _guarded(work, ())
+
+
+def test_a_full_disk_is_no_failure_of_the_model() -> None:
+    with pytest.raises(OSError, match="No space") as caught:
+        run_apart(fill_disk, "student")
+    assert caught.value.errno == errno.ENOSPC
 
 
 def test_nobody_is_left_when_the_step_is_killed(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from tasks.shared.models import (
     render,
     weight_bytes,
 )
-from tasks.shared.writing import write_answers
+from tasks.shared.writing import plain_greedy, write_answers
 from tests.tiny_llama import build_model, save_tiny
 
 
@@ -124,3 +124,20 @@ def test_a_saved_tokenizer_does_not_tell_whether_the_network_was_allowed(
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", offline)
     load_tokenizer(save_tiny(tmp_path / "model")).save_pretrained(tmp_path / "saved")
     assert "local_files_only" not in (tmp_path / "saved" / "tokenizer_config.json").read_text()
+
+
+def test_greedy_means_greedy_whatever_the_generation_config_says(tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path)
+    model, tokenizer = load_model(folder), load_tokenizer(folder)
+    prompts = [render(tokenizer, [{"role": "user", "content": "returns are accepted, are accepted within 45 days"}])]
+    plain = write_answers(model, tokenizer, prompts, 12)
+    own = model.generation_config
+    assert own is not None
+    own.repetition_penalty, own.no_repeat_ngram_size, own.eos_token_id = 5.0, 1, [2, 0]
+    ids = tokenizer(prompts[0], return_tensors="pt", add_special_tokens=False)["input_ids"]
+    penalised = model.generate(input_ids=ids, max_new_tokens=12, do_sample=False)  # type: ignore[operator]
+    assert write_answers(model, tokenizer, prompts, 12) == plain
+    assert tokenizer.decode(penalised[0, ids.shape[1] :], skip_special_tokens=True).strip() != plain[0].text
+    with plain_greedy(model):
+        assert model.generation_config.eos_token_id == [2, 0]
+    assert model.generation_config is own, "the model is as it was"

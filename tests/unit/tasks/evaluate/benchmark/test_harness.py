@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.evaluate.benchmark.harness import KeptAnswers, check_logits, quiet_harness
+from tasks.evaluate.benchmark.harness import KeptAnswers, check_logits, harness_model, quiet_harness
 from tasks.shared.errors import ModelError
 from tests.tiny_llama import build_model, build_tokenizer
 
@@ -46,3 +46,11 @@ def test_logits_that_are_no_numbers_are_refused() -> None:
         model.model.norm.weight.fill_(float("nan"))
     with pytest.raises(ModelError, match="NaN"):
         check_logits(model, tokenizer, "The answer is")
+
+
+def test_the_harness_writes_greedily_too(tmp_path: Path) -> None:
+    model = build_model(num_hidden_layers=1)
+    model.generation_config.repetition_penalty = 5.0
+    with harness_model(model, build_tokenizer(), 1, tmp_path / "answers.jsonl"):
+        assert model.generation_config.repetition_penalty in (None, 1.0)
+    assert model.generation_config.repetition_penalty == 5.0
