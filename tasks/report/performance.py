@@ -46,6 +46,7 @@ class Modified(Part):
     size_bytes: int
     format: str
     engine: str
+    speed_engine: str = ""
     measures: dict[str, MeasureComparison]
     slices: list[SliceComparison]
     figures: dict[str, Figure]
@@ -60,6 +61,7 @@ class Base(Part):
     size_bytes: int
     format: str
     engine: str
+    speed_engine: str = ""
     figures: dict[str, Figure]
 
 
@@ -118,6 +120,7 @@ def performance_log(report: Report) -> PerformanceLog:
             size_bytes=base.measured.size_bytes,
             format=base.measured.format,
             engine=base.measured.engine,
+            speed_engine=base.measured.speed_engine,
             figures=base.measured.figures,
         ),
         candidates=[modified(report, row) for row in report.models if row.decision is not None],
@@ -169,6 +172,7 @@ def modified(report: Report, row: ModelRow) -> Modified:
         size_bytes=row.measured.size_bytes,
         format=row.measured.format,
         engine=row.measured.engine,
+        speed_engine=row.measured.speed_engine,
         measures={part.measure: part.result for part in report.comparisons if part.candidate == row.name},
         slices=[part.result for part in report.slices if part.candidate == row.name],
         figures=row.measured.figures,

@@ -54,7 +54,8 @@ def candidate_parts(report: Report, log: PerformanceLog, found: Modified) -> lis
         f"## {escape(found.name)}: {escape(found.decision)}",
         escape(found.statement),
         bullets(found.reasons) if found.reasons else "",
-        f"{byte_size(found.size_bytes)}, {escape(size)}; {escape(found.format)}, run in {escape(found.engine)}.",
+        f"{byte_size(found.size_bytes)}, {escape(size)}; {escape(found.format)}, run in {escape(found.engine)}"
+        + (f", speed measured in {escape(found.speed_engine)}." if found.speed_engine else "."),
         f"Digest {code(found.digest) or 'not known'}.",
         "### What was modified",
         changes_table(found.changes),
