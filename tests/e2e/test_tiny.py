@@ -85,7 +85,7 @@ def test_mlflow_has_a_parent_and_a_child_per_step(home: Path, first: "subprocess
         parents = database.execute("select count(*) from tags where key = 'mlflow.parentRunId'").fetchone()[0]
         runs = database.execute("select count(*) from runs").fetchone()[0]
     database.close()
-    assert (parents, runs) == (9, 10)
+    assert (parents, runs) == (11, 12)
 
 
 def test_mlflow_names_commit_prefect_run_and_key(home: Path, first: "subprocess.CompletedProcess[str]") -> None:
