@@ -17,7 +17,15 @@ from tasks.evaluate.asking.sittings import Desk
 from tasks.evaluate.asking.subjects import open_subject
 from tasks.evaluate.likelihoods.documents import Document
 from tasks.evaluate.likelihoods.logits import prompt_ids, text_ids
-from tasks.evaluate.likelihoods.sliding import Loss, Plan, document_nats, first_bytes, opening_ids, score_documents, windows
+from tasks.evaluate.likelihoods.sliding import (
+    Loss,
+    Plan,
+    document_nats,
+    first_bytes,
+    opening_ids,
+    score_documents,
+    windows,
+)
 from tasks.evaluate.perplexity import Perplexity, perplexity_bounds
 from tasks.shared import apart
 from tasks.shared.errors import ConfigError, DataError, ModelError
