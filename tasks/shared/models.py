@@ -138,7 +138,8 @@ def load_tokenizer(path: Path, chat: bool = True) -> "PreTrainedTokenizerBase":
     """The tokenizer with a pad token, the real end of turn as eos, and a chat template, unless `chat` says that none is needed.
 
     The template is the folder's or the file's own, which llama.cpp takes too; ChatML where there is none but its markup is known,
-    and for a file that writes ChatML but for a default system message.  A GGUF's special-token map may name the start of a turn as bos and eos (SmolLM2's does), with which generation never stops.
+    and for a file that writes ChatML but for a default system message.
+    A GGUF's special-token map may name the start of a turn as bos and eos (SmolLM2's does), with which generation never stops.
     """
     check_source(path)
     from transformers import AutoTokenizer

@@ -9,6 +9,7 @@ from tasks.evaluate.cost import Prices, compare_costs, cost_per_1000
 from tasks.evaluate.judging.comparison import score
 from tasks.evaluate.judging.evidence import Evidence
 from tasks.evaluate.slices import slices_of
+from tasks.shared.errors import StillroomError
 from tasks.shared.lineage import made_from
 from tasks.shared.models import parameter_count, weight_bytes
 from tasks.shared.records import Figure
@@ -79,7 +80,7 @@ def _parameters(subject: Subject) -> int | None:
     """None where the weights' headers cannot be read: the model has failed already, and the others are judged all the same."""
     try:
         return None if subject.broken else parameter_count(subject.weights)
-    except Exception as error:  # JSON, UTF-8 and index errors of a header that was cut short, and whatever else readers raise
+    except (LookupError, MemoryError, OSError, StillroomError, TypeError, ValueError) as error:  # of a header cut short
         log.warning("the parameters of %s cannot be counted: %s", subject.name, error)
         return None
 
