@@ -151,6 +151,8 @@ def forget_quantization(model: "PreTrainedModel") -> None:
 def load_tokenizer(path: Path, chat: bool = True) -> "PreTrainedTokenizerBase":
     """The tokenizer with a pad token, the real end of turn as eos, and a chat template, unless `chat` says that none is needed.
 
+    The template is the folder's or the file's own, which llama.cpp takes too; ChatML where there is none but its markup is known,
+    and for a file that writes ChatML but for a default system message.
     A GGUF's special-token map may name the start of a turn as bos and eos (SmolLM2's does), with which generation never stops.
     """
     check_source(path)
@@ -168,7 +170,8 @@ def load_tokenizer(path: Path, chat: bool = True) -> "PreTrainedTokenizerBase":
     tokenizer.init_kwargs.pop("local_files_only", None)  # of the environment, and it would be saved
     if END_OF_TURN in tokenizer.get_vocab():
         tokenizer.eos_token = END_OF_TURN
-        tokenizer.chat_template = CHATML if path.is_file() or not tokenizer.chat_template else tokenizer.chat_template
+        plain = not tokenizer.chat_template or (path.is_file() and _writes_chatml(tokenizer))
+        tokenizer.chat_template = CHATML if plain else tokenizer.chat_template
     if chat and tokenizer.chat_template is None:
         raise ModelError(
             str(path), "no chat template", "an instruction-tuned model, or a chat_template.jinja in its folder"
@@ -180,6 +183,22 @@ def load_tokenizer(path: Path, chat: bool = True) -> "PreTrainedTokenizerBase":
     tokenizer.padding_side = "left"
     tokenizer.clean_up_tokenization_spaces = False  # a WordPiece habit that eats spaces before punctuation
     return tokenizer
+
+
+def _writes_chatml(tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Whether the tokenizer's template writes a conversation that brings its own system message as ChatML does."""
+    from jinja2 import TemplateError
+
+    roles = ("system", "user", "assistant", "user")
+    talk = [{"role": role, "content": f"turn {number}"} for number, role in enumerate(roles)]
+    try:
+        own, plain = (
+            [tokenizer.apply_chat_template(talk, chat_template=template, tokenize=False, add_generation_prompt=asked) for asked in (True, False)]
+            for template in (tokenizer.chat_template, CHATML)
+        )  # fmt: skip
+    except TemplateError:  # it takes no system message
+        return False
+    return own == plain
 
 
 def save_model(

@@ -5,24 +5,36 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from tasks.shared.chat import contains, normalise
-from tasks.shared.grounding import WORDS
+from tasks.shared.grounding import plain_clock, read_number
 
 TIME = {"minute": 1, "min": 1, "hour": 60, "day": 1440, "night": 1440, "week": 10080, "fortnight": 20160}
 """Minutes."""
 MONTHS = {"month": 1, "year": 12}
-MONEY = {"£": 1.0, "$": 1.0, "€": 1.0, "pound": 1.0, "dollar": 1.0, "euro": 1.0, "pence": 0.01}
-OTHER = {"%": "percent", "percent": "percent", "cent": "percent", "am": "clock", "pm": "clock"} | {
+MONEY = {"£": 1.0, "$": 1.0, "€": 1.0, "pound": 1.0, "dollar": 1.0, "euro": 1.0, "pence": 0.01, "cent": 0.01}
+HALF_DAY = 720
+"""Minutes."""
+OTHER = {"%": "percent", "percent": "percent"} | {
     unit: unit for unit in ("gram", "kg", "kilo", "ml", "litre", "bar", "cm", "mm", "metre", "watt", "degree", "volt")
 }
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """A number with its unit.  kind: what it can be compared with.  amount: in the kind's base unit.  words: as it stands."""
+    """A number with its unit.  kind: what it can be compared with.  amount: in the kind's base unit (of the clock: minutes of the day).
+
+    words: as it stands.  either: a time that may be of the morning or of the afternoon ("5:30"); its amount is the earlier one.
+    """
 
     kind: str
     amount: tuple[str, float]
     words: str
+    either: bool = False
+
+    @property
+    def amounts(self) -> set[tuple[str, float]]:
+        """All that it can mean."""
+        unit, value = self.amount
+        return {self.amount, (unit, value + HALF_DAY)} if self.either else {self.amount}
 
 
 def quantities(text: str) -> list[Quantity]:
@@ -31,24 +43,36 @@ def quantities(text: str) -> list[Quantity]:
 
 
 def _measured(text: str) -> Iterator[tuple[str, str, list[str]]]:
-    tokens = [*re.findall(r"[£$€%]|\d+(?:[.:]\d+)*|[a-z]+", normalise(text)), "", ""]
-    skip = False
-    for place, token in enumerate(tokens[:-2]):
-        value, unit = WORDS.get(token), WORDS.get(tokens[place + 1], 0)
-        joined = value in range(20, 100, 10) and unit in range(1, 10)
-        if not skip and (value is not None or token[0].isdigit()):
-            start = place + 1 + joined
-            number = token if value is None else str(value + unit * joined)
-            yield tokens[place - 1] if place else "", number, tokens[start : start + 2]
-        skip = joined and not skip
+    tokens = [*re.findall(r"[£$€%]|\d+(?:[.:]\d+)*|[a-z]+", plain_clock(normalise(text))), "", ""]
+    place = 0
+    while place < len(tokens) - 2:
+        value, length = read_number(tokens, place)
+        if length or tokens[place][0].isdigit():
+            start = place + (length or 1)
+            number = str(value) if length else tokens[place]
+            yield tokens[place - 1] if place else "", number, [*tokens[start : start + 2], "", ""][:2]
+        place += length or 1
+
+
+def _clock(number: str, after: str) -> Quantity | None:
+    """A time of day: "17:30", "5 pm", "5:30 pm"; None for hours and minutes that no clock has."""
+    hour, minute = (int(part) for part in f"{number}:00".split(":")[:2])
+    half = after if after in ("am", "pm") else ""
+    if hour > (12 if half else 24) or minute > 59:
+        return None
+    minutes = float((hour % 12 + 12 * (half == "pm") if half else hour % 24) * 60 + minute)
+    either = not half and 1 <= hour <= 12 and number[0] != "0"
+    return Quantity("clock", ("clock", minutes % HALF_DAY if either else minutes), f"{number} {half}".strip(), either)
 
 
 def _quantity(before: str, number: str, after: Sequence[str]) -> Quantity | None:
-    if ":" in number:
-        return Quantity("clock", (number, 0.0), number)
+    if ":" in number or (after[0] in ("am", "pm") and number.isdigit()):
+        return _clock(number, after[0])
     amount = float(".".join(number.split(".")[:2]))
     if before in ("£", "$", "€"):
         return Quantity("money", ("money", amount), before + number)
+    if after[0] == "per":  # "20 per cent", but "5 per day" are no days
+        return Quantity("percent", ("percent", amount), f"{number} per cent") if after[1] == "cent" else None
     for place, word in enumerate(after):
         if word[:1].isdigit():
             return None
@@ -72,10 +96,11 @@ def contradictions(text: str, accept: Sequence[Sequence[str]], known: str = "") 
     known: the conversation; a quantity of the customer's own may be said back.
     """
     allowed = {
-        quantity.amount
+        amount
         for part in (known, *(phrase for group in accept for phrase in group))
         for quantity in quantities(part)
+        for amount in quantity.amounts
     }
     missing = [group for group in accept if not any(contains(text, phrase) for phrase in group)]
     kinds = {quantity.kind for group in missing for phrase in group for quantity in quantities(phrase)}
-    return [found.words for found in quantities(text) if found.kind in kinds and found.amount not in allowed]
+    return [found.words for found in quantities(text) if found.kind in kinds and not found.amounts & allowed]

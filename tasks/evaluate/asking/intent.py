@@ -6,11 +6,15 @@ In llama.cpp, whose server gives no log-probabilities of a prompt, one of two ro
   shift keeps the labels' order and lifts them above all others, so the choice is exactly the likeliest label, as in the harness.
 - otherwise a GBNF grammar that admits the labels and nothing else.  Greedy decoding takes the likeliest token at each step, which
   can differ from the likeliest whole label.
+
+A label that begins another one ("refund", "refund_status") would always be likelier than that one in the harness, and hardly ever
+chosen under a grammar, where a model would have to end its answer there.  So labels of more than one token then end with the line
+break that ends them in an answer too.
 """
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -42,7 +46,8 @@ def harness_choices(
     more, every label costs a pass of its own, and the label's log-likelihood is the sum over its tokens.
     Raises ModelError if a log-likelihood is not a number.
     """
-    write_task(scratch, contexts, labels)
+    single = single_tokens(lambda text: list(tokenizer(text, add_special_tokens=False)["input_ids"]), labels)
+    write_task(scratch, contexts, labels if single else close_labels(labels))
     with quiet_harness():
         from lm_eval.evaluator import evaluate
         from lm_eval.models.huggingface import HFLM
@@ -88,14 +93,25 @@ def write_task(folder: Path, contexts: Sequence[str], labels: Sequence[str]) -> 
 
 
 def label_tokens(client: LlamaClient, labels: Sequence[str]) -> list[int] | None:
+    """Token id of every label in llama.cpp; see `single_tokens`."""
+    return single_tokens(client.tokens, labels)
+
+
+def single_tokens(encode: Callable[[str], list[int]], labels: Sequence[str]) -> list[int] | None:
     """Token id of every label at the start of a line; None unless each is one token and all differ."""
-    lead = client.tokens("assistant\n")
-    found = [client.tokens("assistant\n" + label) for label in labels]
+    lead = encode("assistant\n")
+    found = [encode("assistant\n" + label) for label in labels]
     if any(len(ids) != len(lead) + 1 or ids[:-1] != lead for ids in found) or len({ids[-1] for ids in found}) < len(
         labels
     ):
         return None
     return [ids[-1] for ids in found]
+
+
+def close_labels(labels: Sequence[str]) -> list[str]:
+    """The labels, each with a line break at its end if one of them begins another."""
+    begins = any(other != label and other.startswith(label) for label in labels for other in labels)
+    return [f"{label}\n" for label in labels] if begins else list(labels)
 
 
 def grammar_of(labels: Sequence[str]) -> str:
@@ -113,10 +129,11 @@ def llama_choices(
     ids = None if road == "grammar" else label_tokens(client, labels)
     if ids is None and road == "bias":
         raise ModelError("labels", "not one distinct token each", "single-token labels, or the grammar road")
+    spelt = close_labels(labels)
     options: dict[str, Any] = (
-        {"grammar": grammar_of(labels)} if ids is None else {"logit_bias": [[token, BIAS] for token in ids]}
+        {"grammar": grammar_of(spelt)} if ids is None else {"logit_bias": [[token, BIAS] for token in ids]}
     )
-    longest = 1 if ids else max(len(client.tokens(label)) for label in labels) + 4
+    longest = 1 if ids else max(len(client.tokens(label)) for label in spelt) + 4
 
     def choose(prompt: str) -> str:
         return str(client.complete(prompt, longest, **options)["text"]).strip()

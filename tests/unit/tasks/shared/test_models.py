@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from tasks.shared.errors import ModelError
+from tasks.shared.gguf import write_gguf
 from tasks.shared.models import (
+    CHATML,
     check_source,
     load_model,
     load_tokenizer,
@@ -113,6 +115,30 @@ def test_a_model_without_chat_template_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(ModelError, match="chat template"):
         load_tokenizer(folder)
+
+
+TALK = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "Hi"}]
+DEFAULT = "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nI am a default.<|im_end|>\n' }}{% endif %}" + CHATML
+OTHER = "{% for message in messages %}[{{ message.role }}] {{ message.content }}{% endfor %}<|im_end|>"
+NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + OTHER
+
+
+@pytest.mark.parametrize(("template", "taken"), [(OTHER, OTHER), (NO_SYSTEM, NO_SYSTEM), (DEFAULT, CHATML), (CHATML, CHATML)])
+def test_a_gguf_is_read_in_its_own_template(tmp_path: Path, template: str, taken: str) -> None:
+    folder = save_tiny(tmp_path / "model")
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    write_gguf(folder, tmp_path / "model.gguf", "f16")
+    tokenizer = load_tokenizer(tmp_path / "model.gguf")
+    assert tokenizer.chat_template == taken and tokenizer.eos_token == "<|im_end|>"
+    if template != NO_SYSTEM:
+        assert render(tokenizer, TALK) == render(load_tokenizer(folder), TALK), "as its folder, and as llama.cpp"
+
+
+def test_a_gguf_without_a_template_is_read_in_chatml(tmp_path: Path) -> None:
+    whole, bare = tmp_path / "whole.gguf", tmp_path / "bare.gguf"
+    write_gguf(save_tiny(tmp_path / "model"), whole, "f16")
+    bare.write_bytes(whole.read_bytes().replace(b"tokenizer.chat_template", b"tokenizer.chat_leftover"))
+    assert load_tokenizer(bare).chat_template == CHATML
 
 
 @pytest.mark.parametrize("offline", [True, False])

@@ -17,7 +17,11 @@ from tasks.shared.quantities import contradictions, quantities
             "10% off, 20 per cent, 9 bar",
             [("percent", ("percent", 10.0)), ("percent", ("percent", 20.0)), ("bar", ("bar", 9.0))],
         ),
-        ("at 09:30", [("clock", ("09:30", 0.0))]),
+        ("at 09:30", [("clock", ("clock", 570.0))]),
+        ("9 am, 9:00 a.m., 9.30 am, 9 pm, 12 am, 12pm, 17:00", [("clock", ("clock", 60.0 * hour)) for hour in (9, 9, 9.5, 21, 0, 12, 17)]),
+        ("at 9 I am there, 30:99", []),
+        ("50 cents or 20 per cent, 5 per day", [("money", ("money", 0.5)), ("percent", ("percent", 20.0))]),
+        ("two hundred and five days", [("time", ("minutes", 205 * 1440.0))]),
         ("model 3 from 2024, 7 of them", []),
         ("", []),
     ],
@@ -39,6 +43,14 @@ def test_a_stated_fact_an_equal_value_and_the_customers_own_number_do_not() -> N
     assert contradictions("You have 45 days, and a label within 2 days.", ACCEPT) == []
     assert contradictions("It lasts 24 months.", (("two years",),)) == []
     assert contradictions("After 14 days it is late.", ACCEPT, "It came 2 weeks ago.") == []
+
+
+def test_a_time_without_its_half_of_the_day_contradicts_neither() -> None:
+    assert contradictions("We close at 5:30.", (("5:30 pm",),)) == []
+    assert contradictions("We close at 5:30 am.", (("5:30 pm",),)) == ["5:30 am"]
+    assert contradictions("We open at 9:00 am.", (("9 am",),)) == []
+    assert contradictions("We open at 9 pm.", (("9 am",),)) == ["9 pm"]
+    assert contradictions("We close at 17:30.", (("5:30 pm",),)) == []
 
 
 def test_every_group_is_looked_at_on_its_own() -> None:

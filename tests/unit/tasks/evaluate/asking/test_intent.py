@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tasks.evaluate.asking.completions import LlamaClient
-from tasks.evaluate.asking.intent import grammar_of, harness_choices, label_tokens, llama_choices
+from tasks.evaluate.asking.intent import close_labels, grammar_of, harness_choices, label_tokens, llama_choices
 from tasks.shared.errors import ModelError
 from tasks.shared.models import load_model, load_tokenizer, render
 from tests.tiny_llama import save_tiny
@@ -92,6 +92,55 @@ def test_llama_agrees_with_transformers(folder: Path, loaded: tuple[Any, Any], t
     assert (
         sum(ours == theirs for ours, theirs in zip(biased, wanted, strict=True)) >= ITEMS - 1
     )  # f16 may turn a near tie
+
+
+def test_a_label_that_begins_another_is_told_from_it_by_its_end(loaded: tuple[Any, Any], tmp_path: Path) -> None:
+    import torch
+
+    model, tokenizer = loaded
+    labels = ["refund", "refund_status", "other"]
+    assert close_labels(labels) == ["refund\n", "refund_status\n", "other\n"]
+    assert close_labels(["refund", "status"]) == ["refund", "status"] and close_labels(["a", "a"]) == ["a", "a"]
+    contexts = varied_contexts(tokenizer)[:4]
+
+    def likelihood(context: str, label: str) -> float:
+        before, whole = (tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"] for text in (context, context + label))
+        with torch.inference_mode():
+            scores = model(input_ids=whole).logits[0].log_softmax(-1)  # (length, vocabulary)
+        places = range(before.shape[1], whole.shape[1])
+        return sum(float(scores[place - 1, whole[0, place]]) for place in places)
+
+    wanted = [max(labels, key=lambda label: likelihood(context, f"{label}\n")) for context in contexts]
+    assert harness_choices(model, tokenizer, contexts, labels, tmp_path, batch_size=4) == wanted
+    written = (tmp_path / "support_intent.jsonl").read_text(encoding="utf-8")
+    assert '"choices": ["refund\\n", "refund_status\\n", "other\\n"]' in written
+    harness_choices(model, tokenizer, contexts[:1], ["a", "b"], tmp_path)
+    assert '"choices": ["a", "b"]' in (tmp_path / "support_intent.jsonl").read_text(encoding="utf-8")
+
+
+class Spelling(LlamaClient):
+    """One token per character; answers with the longest label."""
+
+    def __init__(self) -> None:
+        super().__init__("http://127.0.0.1:9/v1", 1)
+        self.bodies: list[dict[str, Any]] = []
+
+    def tokens(self, text: str) -> list[int]:
+        return [ord(letter) for letter in text]
+
+    def complete(self, prompt: str | list[int], max_tokens: int, **options: Any) -> dict[str, Any]:
+        self.bodies.append({"max_tokens": max_tokens, **options})
+        return {"text": "refund_status\n"}
+
+
+def test_the_grammar_has_the_line_break_too_and_single_tokens_have_none() -> None:
+    client = Spelling()
+    assert llama_choices(client, ["x"], ["refund", "refund_status"]) == ["refund_status"]
+    llama_choices(client, ["x"], ["a", "b"])
+    assert client.bodies == [
+        {"grammar": 'root ::= "refund\\n" | "refund_status\\n"', "max_tokens": 18},
+        {"logit_bias": [[97, 100.0], [98, 100.0]], "max_tokens": 1},
+    ]
 
 
 def test_grammar_quotes_labels() -> None:
