@@ -15,12 +15,13 @@ from tasks.evaluate.judging.comparison import Rules, compare_measure, correct, l
 from tasks.evaluate.judging.decision import candidate_decision, choose_shipped, overall_decision
 from tasks.evaluate.judging.description import describe_models, with_costs
 from tasks.evaluate.judging.evidence import Evidence, gather
+from tasks.evaluate.judging.intervals import wilson
 from tasks.evaluate.judging.power import minimum_detectable
 from tasks.evaluate.slices import Slices, compare_slice, correct_slices, slices_of
 from tasks.shared.errors import ConfigError
 from tasks.shared.scores import read_scores
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun, Upstream
-from tasks.shared.verdict import Comparison, Gate, NoiseFloor, SliceComparison, TestSplit, Verdict
+from tasks.shared.verdict import Comparison, Gate, MeasureComparison, NoiseFloor, SliceComparison, TestSplit, Verdict
 
 SHOWN = 6
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -51,6 +52,9 @@ class Paired:
     """Bootstrap resamples and sign flips, for measures that are amounts."""
     discordance: Share = 0.06
     """For planning: share of items expected to flip between equally good models, half of them each way."""
+    max_flips: Share = 0.4
+    """Share of a deciding measure's answers that may change between right and wrong, either way.  A candidate that is shown to change more
+    is another model with the same average: nobody knows for whom."""
     slices: Slices = Field(default_factory=Slices)
     """Which slices are looked at."""
     prices: Prices = Field(default_factory=Prices)
@@ -178,8 +182,14 @@ class Paired:
                 found[measure] = compare_measure(pairs, gate, rules)
         measures = correct(found)
         checked = self._slices(baseline, candidate, evidence, {name: gates[name] for name in found}, rules)
-        decision, reasons = candidate_decision(measures, checked, gates, failures)
+        changed = {name: found.flip_rate for name, found in measures.items() if self._changed(gates[name], found)}
+        decision, reasons = candidate_decision(measures, checked, gates, failures, changed)
         return Comparison(decision=decision, reasons=reasons, measures=measures, slices=checked)
+
+    def _changed(self, gate: Gate, found: MeasureComparison) -> bool:
+        """Whether more answers are shown to have changed than may."""
+        flips = found.to_wrong + found.to_right
+        return gate.margin is not None and gate.measure.binary and wilson(flips, found.n, 2 * self.alpha).low > self.max_flips
 
     def _slices(
         self, baseline: str, candidate: str, evidence: Evidence, gates: Mapping[str, Gate], rules: Rules

@@ -10,10 +10,12 @@ def candidate_decision(
     slices: Sequence[SliceComparison],
     gates: Mapping[str, Gate],
     failures: Mapping[str, str],
+    changed: Mapping[str, float],
 ) -> tuple[Decision, list[str]]:
     """One candidate's decision, and what stands in its way: losses that are shown first, then what is not known.
 
-    measures, slices: its comparisons.  failures: by step, why it has no values there.
+    measures, slices: its comparisons.  failures: by step, why it has no values there.  changed: by measure, the share of answers that
+    flipped where that is more than allowed.
     """
     shown = [f"{name}: {_change(found, gates[name])}" for name, found in measures.items() if found.answer == "no"]
     shown += [
@@ -22,6 +24,7 @@ def candidate_decision(
         for item in slices
         if item.harmed
     ]
+    shown += [f"{name}: {rate:.0%} of the answers changed between right and wrong, more than allowed" for name, rate in changed.items()]
     open_ = [
         f"{name}: {_change(found, gates[name])}: too few items to tell"
         for name, found in measures.items()

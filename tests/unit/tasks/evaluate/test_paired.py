@@ -89,7 +89,8 @@ def test_shuffled_answers_do_not_ship_though_the_average_is_the_same(tmp_path: P
     verdict = judge_facts(tmp_path, {"tuned": right, "shuffled": shuffled})
     found = verdict.comparisons["shuffled"].measures["fact"]
     assert found.difference == 0.0 and found.flip_rate > 0.4, "averages hide it, flips do not"
-    assert verdict.comparisons["shuffled"].decision != "ship"
+    assert verdict.comparisons["shuffled"].decision == "do not ship"
+    assert "of the answers changed between right and wrong" in verdict.comparisons["shuffled"].reasons[0]
 
 
 def test_better_on_average_and_worse_in_one_slice_does_not_ship(tmp_path: Path) -> None:
@@ -330,6 +331,7 @@ CHANGES = {
     "power": Change(0.9),
     "resamples": Change(300),
     "discordance": Change(0.2),
+    "max_flips": Change(0.05),
     "slices.by": Change(("intent",)),
     "slices.margin": Change(0.3),
     "slices.min_items": Change(12),
