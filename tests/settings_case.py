@@ -16,6 +16,7 @@ from tasks.shared.scores import read_scores
 from tasks.shared.sources import sha256_file
 from tasks.shared.technique import Inputs, Metrics, StepRun
 from tasks.shared.verdict import Verdict
+from tests.outputs import CIRCUMSTANCES, CLOCKED
 
 Settings = Mapping[str, Any]
 """Values by dotted name."""
@@ -129,14 +130,6 @@ def untimed_verdict(out: Path, metrics: Metrics) -> Result:
             del model[measured]
     flat = {name: value for name, value in metrics.items() if not name.endswith(".tokens_per_second")}
     return {"verdict": verdict, "items": (out / "items.jsonl").read_text("utf-8"), "metrics": flat}
-
-
-CLOCKED = (
-    "tokens_per_second", "time_", "end_to_end_s", "load_s", "peak_", "energy_", "speed_ratio", "parent_ratio", "prompt_tokens", "answer_tokens",
-)  # fmt: skip
-"""How names of figures begin that a clock, a meter or an engine's count gives."""
-CIRCUMSTANCES = ("Other programs used", " is slower than ", "Energy: ")
-"""In notes that depend on how a run went."""
 
 
 def untimed_scores(out: Path, metrics: Metrics) -> Result:
