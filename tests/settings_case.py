@@ -15,7 +15,6 @@ from typing import Any
 from tasks.shared.scores import read_scores
 from tasks.shared.sources import sha256_file
 from tasks.shared.technique import Inputs, Metrics, StepRun
-from tasks.shared.verdict import Verdict
 from tests.outputs import CIRCUMSTANCES, CLOCKED
 
 Settings = Mapping[str, Any]
@@ -120,16 +119,6 @@ def empty_folders(folder: Path) -> tuple[Path, StepRun]:
     out.mkdir(parents=True)
     scratch.mkdir()
     return out, StepRun(step="step", seed=0, scratch=scratch, threads=1)
-
-
-def untimed_verdict(out: Path, metrics: Metrics) -> Result:
-    """An evaluation without what a clock or a memory meter gave: everything else must be the same twice."""
-    verdict = Verdict.model_validate_json((out / "verdict.json").read_bytes()).model_dump(mode="json")
-    for model in verdict["models"].values():
-        for measured in ("peak_memory_bytes", "time_to_first_token_s", "tokens_per_second"):
-            del model[measured]
-    flat = {name: value for name, value in metrics.items() if not name.endswith(".tokens_per_second")}
-    return {"verdict": verdict, "items": (out / "items.jsonl").read_text("utf-8"), "metrics": flat}
 
 
 def untimed_scores(out: Path, metrics: Metrics) -> Result:

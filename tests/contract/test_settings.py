@@ -175,7 +175,7 @@ def write_job(bench: Bench, folder: Path) -> Path:
     """A job for tests/run_alone.py, which leaves its results beside it."""
     empty_folders(folder)
     ports = {
-        port: [[item.name, str(item.kind), str(item.path)] for item in items]
+        port: [[item.name, str(item.kind), str(item.path), item.digest] for item in items]
         for port, items in bench.case.inputs.ports.items()
     }
     settings = nested(bench.case.settings | bench.case.alone)
