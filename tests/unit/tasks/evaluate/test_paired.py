@@ -331,7 +331,7 @@ CHANGES = {
     "power": Change(0.9),
     "resamples": Change(300),
     "discordance": Change(0.2),
-    "max_flips": Change(0.05),
+    "max_flips": Change(0.01),
     "slices.by": Change(("intent",)),
     "slices.margin": Change(0.3),
     "slices.min_items": Change(12),
