@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from flows.show import Job
 
 log = logging.getLogger("stillroom")
-EXIT_USER, EXIT_NOT_SHIPPED, EXIT_INTERRUPTED = 2, 3, 130
+EXIT_USER, EXIT_INTERRUPTED = 2, 130
+EXIT_DECISIONS = {"ship": 0, "do not ship": 3, "not enough data": 4}
+"""Under gate.enforce, and of `flows.compare`."""
 jobs: "list[Job]" = []
 """How each job of this command ended: one, or as many as a sweep has."""
 FLAGS_WITH_VALUE = {"--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--cfg", "-c", "--package", "-p"}
@@ -79,8 +81,8 @@ def compress(config: DictConfig, overrides: Sequence[str], quiet: bool) -> str |
         return None
     execution = execute(settings, overrides)
     decision = show_result(execution.run, execution.outcomes, time.monotonic() - started, brief=quiet)
-    if settings.gate.enforce and decision not in {None, "ship"}:
-        jobs[-1].code = EXIT_NOT_SHIPPED
+    if settings.gate.enforce and decision is not None:
+        jobs[-1].code = EXIT_DECISIONS[decision]
     return decision
 
 
@@ -124,7 +126,7 @@ def flags_first(arguments: Sequence[str]) -> list[str]:
 
 
 def cli() -> None:
-    """Entry point.  Exit codes: 0 done, 2 a message, 3 not to ship under gate.enforce, 130 interrupted; of a sweep, the worst."""
+    """Entry point.  Exit codes: 0 done, 2 a message, 130 interrupted; under gate.enforce 3 do not ship, 4 not enough data; of a sweep, the worst."""
     from flows.servers import servers
     from flows.show import show_jobs
 

@@ -79,7 +79,7 @@ class Gate:
     """What the exit code says."""
 
     enforce: bool = False
-    """Exit with 3 when the verdict is not to ship."""
+    """Exit with 3 when the verdict is "do not ship", with 4 when it is "not enough data"."""
 
 
 @dataclass(frozen=True)

@@ -109,9 +109,12 @@ def _seconds(step: Step, model: Size, rows: Rows, runtime: Runtime) -> float:
             return 15 + 3 * reading * float(settings.get("epochs", 1))
         case "quantize":
             return 15 + 5e-7 * model.parameters
+        case "evaluate" if step.kind is Kind.VERDICT:
+            return 10
         case "evaluate":
             row = TOKENS_PER_ROW + ANSWERING_TOKENS * ANSWER_TOKENS
-            return len(step.needs) * (15 + rows.test * row * token)
+            asked = min(int(settings.get("limit") or rows.test), rows.test)
+            return len(step.needs) * (15 + asked * row * token)
         case "export":
             return 15 + 1e-7 * model.parameters
         case _:
@@ -126,7 +129,7 @@ def _memory(step: Step, model: Size) -> float:
     if step.stage == "distill":
         tokens = LONG_ROW_TOKENS * float(step.settings().get("batch_size", 16))
         return base + 16 * model.parameters + ACTIVATION_BYTES * tokens * (model.parameters / 1.35e8) ** 0.5
-    return base + (8 * model.parameters if step.kind in {Kind.MODEL, Kind.ENGINE, Kind.VERDICT} else 2e8)
+    return base + (8 * model.parameters if step.kind in {Kind.MODEL, Kind.ENGINE, Kind.SCORES} else 2e8)
 
 
 def check_machine(plan: Plan, runtime: Runtime, done: Collection[str] = ()) -> None:

@@ -23,6 +23,7 @@ def recipe_params(recipe: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
         steps[step.name] = {
             "_target_": step.target,
             "inputs": inputs,
+            **({} if step.seed is None else {"seed": step.seed}),
             **step.keyed(),
             "versions": library_versions(step.technique.libraries),
         }

@@ -7,9 +7,10 @@ from typing import Any
 
 from flows.steps import Plan, Step
 from tasks.shared.keys import PROJECT, code_files
+from tasks.shared.technique import Kind
 
-METRICS = {"evaluate": "metrics.json"}
-"""By stage: the file of figures that `dvc metrics diff` compares."""
+METRICS = {Kind.VERDICT: "metrics.json"}
+"""By kind: the file of figures that `dvc metrics diff` compares."""
 PLOTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "distill": (
         "loss.csv",
@@ -101,8 +102,8 @@ def dvc_yaml(plans: Sequence[Plan]) -> dict[str, Any]:
 def _metrics(plans: Sequence[Plan]) -> Iterator[str]:
     for plan in plans:
         for step in plan.steps:
-            if step.stage in METRICS:
-                yield f"{view_folder(plan.recipe, step.name)}/out/{METRICS[step.stage]}"
+            if step.kind in METRICS:
+                yield f"{view_folder(plan.recipe, step.name)}/out/{METRICS[step.kind]}"
 
 
 def _plots(plans: Sequence[Plan]) -> Iterator[dict[str, Any]]:

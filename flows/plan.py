@@ -15,9 +15,11 @@ from flows.steps import Plan, Source, Step
 from tasks.shared.errors import ConfigError, ErrorList, StillroomError
 from tasks.shared.keys import module_file
 from tasks.shared.sources import ModelSource
-from tasks.shared.technique import Port, ReadsFiles
+from tasks.shared.technique import ChecksPlan, Port, ReadsFiles, Upstream
 
 STAGES = ("curate", "traces", "distill", "prune", "quantize", "export", "evaluate", "report")
+RESERVED = frozenset({"_target_", "inputs", "seed", "versions"})
+"""Keys of a step's node that are not settings of its technique."""
 NAME_PATTERN = r"[a-z][a-z0-9_]{0,40}"
 
 
@@ -47,8 +49,11 @@ def build_plan(config: Mapping[str, Any]) -> Plan:
                     "rename it",
                 )
             )
+    upstream = {key: Upstream(step.technique, step.inputs) for key, step in steps.items()}
     for step in steps.values():
         problems.extend(_input_problems(step, steps, sources, set(nodes)))
+        if isinstance(step.technique, ChecksPlan):
+            problems.extend(step.technique.plan_problems(f"steps.{step.name}", step.inputs, upstream))
     order = _order(steps, problems)
     if problems:
         raise ErrorList(problems)
@@ -82,7 +87,7 @@ def _step(name: str, node: Any, problems: list[StillroomError]) -> Step | None:
             ConfigError(where, repr(node), "a technique with its settings", f"place one: +<stage>@{where}=<technique>")
         )
         return None
-    settings = {key: value for key, value in node.items() if key not in {"_target_", "inputs", "versions"}}
+    settings = {key: value for key, value in node.items() if key not in RESERVED}
     target = node.get("_target_")
     if not target:
         problems.append(
@@ -113,7 +118,11 @@ def _step(name: str, node: Any, problems: list[StillroomError]) -> Step | None:
         str(port): tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (str(value),)
         for port, value in (node.get("inputs") or {}).items()
     }
-    return Step(name, str(target).split(".")[1], str(target), technique, inputs)
+    seed = node.get("seed")
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or seed < 0):
+        problems.append(ConfigError(f"{where}.seed", repr(seed), "a whole number from 0", f"{where}.seed=1"))
+        return None
+    return Step(name, str(target).split(".")[1], str(target), technique, inputs, seed)
 
 
 def find_technique(where: str, target: str) -> type[Any]:

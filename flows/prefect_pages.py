@@ -22,6 +22,7 @@ from flows.prefect_runs import UNREACHABLE
 from flows.runner import Outcome, Run
 from flows.servers import has_server
 from tasks.report.table import ModelTable, decision_line, model_table
+from tasks.shared.technique import Kind
 
 log = logging.getLogger("stillroom")
 
@@ -116,7 +117,7 @@ def result_markdown(run: Run) -> str:
     places = {outcome.step: outcome.place for outcome in outcomes}
     parts = []
     for step in run.session.plan.steps:
-        if step.stage == "evaluate":
+        if step.kind is Kind.VERDICT:
             verdict = read_verdict(places[step.name].out / "verdict.json")
             parts += [f"**{decision_line(verdict)}**", markdown(model_table(verdict))]
     parts.append(markdown(step_table(outcomes)))

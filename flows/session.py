@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +63,18 @@ class Session:
 
     def inputs(self, step: Step) -> Inputs:
         """The step's inputs as its technique receives them."""
-        return Inputs({port: tuple(self.artifact(name) for name in names) for port, names in step.inputs.items()})
+        return Inputs(
+            {
+                port: tuple(replace(self.artifact(name), digest=self.digest(name)) for name in names)
+                for port, names in step.inputs.items()
+            }
+        )
 
     def key(self, step: Step) -> str:
         """The step's key; its inputs must be finished."""
         inputs = {port: [[name, self.digest(name)] for name in names] for port, names in step.inputs.items()}
         inputs["files"] = [[str(index), self.store.digests.tree(file)] for index, file in enumerate(step.files())]
-        return step_key(step.identity(self.plan.seed), self.code_of(step), inputs)
+        return step_key(step.identity(self.plan.seed_of(step)), self.code_of(step), inputs)
 
     def code_of(self, step: Step) -> str:
         """Digest of the code that the step runs."""
@@ -119,7 +124,7 @@ def describe(session: Session, step: Step, key: str) -> dict[str, Any]:
         "step": step.name,
         "kind": str(step.kind),
         "key": key,
-        **step.identity(session.plan.seed),
+        **step.identity(session.plan.seed_of(step)),
         "code": session.code_of(step),
         "inputs": {port: {name: session.digest(name) for name in names} for port, names in step.inputs.items()},
         "files": {str(file): session.store.digests.tree(file) for file in step.files()},

@@ -172,7 +172,7 @@ def show_result(
     places = {outcome.step: outcome.place for outcome in outcomes}
     decision = None
     for step in run.session.plan.steps:
-        if step.stage == "evaluate":
+        if step.kind is Kind.VERDICT:
             decision = _show_verdict(places[step.name].out, console)
     for label, text in where_to_look(run, places):
         _line(console, label, text)

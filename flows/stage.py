@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +54,12 @@ def make(session: Session, step: Step, key: str) -> bool:
         out.mkdir()
         runtime = session.runtime
         device = pick_device(runtime.device)
-        run = StepRun(step.name, session.plan.seed, scratch, session.threads(step), device, runtime.checkpoint_s)
         load_code(step.module)
         account = describe(session, step, key)
+        run = StepRun(
+            step.name, session.plan.seed_of(step), scratch, session.threads(step), device, runtime.checkpoint_s,
+            session.store.memo(step.target, account["code"], account["versions"], device),
+        )  # fmt: skip
         started = time.monotonic()
         metrics = step.technique(session.inputs(step), out, run)
         check_unchanged(session, step, account)
@@ -63,6 +67,7 @@ def make(session: Session, step: Step, key: str) -> bool:
             "output": session.store.digests.tree(out),
             "metrics": metrics,
             "duration_s": round(time.monotonic() - started, 2),
+            "made": datetime.now(UTC).isoformat(timespec="seconds"),
             "peak_memory_bytes": peak_memory(),
         }
         (work / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n", "utf-8")

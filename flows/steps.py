@@ -30,6 +30,8 @@ class Step:
     target: str
     technique: Technique
     inputs: Mapping[str, tuple[str, ...]]
+    seed: int | None = None
+    """Its own, in place of the recipe's: so that one step can be made twice, to see how much is chance."""
 
     @property
     def kind(self) -> Kind:
@@ -100,6 +102,10 @@ class Plan:
     seed: int
     sources: Mapping[str, Source]
     steps: tuple[Step, ...]
+
+    def seed_of(self, step: Step) -> int:
+        """The seed that a step runs with."""
+        return self.seed if step.seed is None else step.seed
 
     def step(self, name: str) -> Step:
         """The step of that name.  Raises ConfigError with the names there are."""

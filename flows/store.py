@@ -28,7 +28,10 @@ DAY_S = 86_400
 
 @dataclass(frozen=True)
 class Entry:
-    """A folder of the store or of unfinished work.  shown: some recipe's folder shows it.  used: unix time of its last use."""
+    """A folder of the store, of unfinished work, or of a technique's partial results.
+
+    shown: some recipe's folder shows it.  used: unix time of its last use.
+    """
 
     step: str
     key: str
@@ -40,7 +43,7 @@ class Entry:
 
 
 def entries(store: Store) -> Iterator[Entry]:
-    """Everything in the store and in the work folder."""
+    """Everything in the store, in the work folder and in the memo."""
     shown = {str((view.read_manifest() or {}).get("key"))[:SHORT] for view in store.views()}
     for folder in sorted(store.home.glob(".store/*/*")):
         key = folder.name.strip(".").partition(".")[0]
@@ -49,6 +52,8 @@ def entries(store: Store) -> Iterator[Entry]:
     for folder in sorted(store.home.glob(".work/*")):
         step, _, key = folder.name.rpartition("-")
         yield Entry(step, key, folder, size(folder), False, used(folder), finished=False)
+    for folder in sorted(store.home.glob(".memo/*/*")):
+        yield Entry(f"{folder.parent.name} (memo)", folder.name, folder, size(folder), False, used(folder), finished=True)
 
 
 def size(folder: Path) -> int:

@@ -23,7 +23,7 @@ def run(folder: Path) -> None:
     from tasks.shared.technique import Artifact, Inputs, Kind, StepRun
 
     ports = {
-        port: tuple(Artifact(item[0], Kind(item[1]), Path(item[2])) for item in items)
+        port: tuple(Artifact(item[0], Kind(item[1]), Path(item[2]), item[3]) for item in items)
         for port, items in job["ports"].items()
     }
     metrics = technique(Inputs(ports), folder / "out", StepRun("step", 0, folder / "scratch", 1))

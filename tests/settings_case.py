@@ -12,9 +12,10 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from tasks.shared.scores import read_scores
 from tasks.shared.sources import sha256_file
 from tasks.shared.technique import Inputs, Metrics, StepRun
-from tasks.shared.verdict import Verdict
+from tests.outputs import CIRCUMSTANCES, CLOCKED
 
 Settings = Mapping[str, Any]
 """Values by dotted name."""
@@ -120,14 +121,15 @@ def empty_folders(folder: Path) -> tuple[Path, StepRun]:
     return out, StepRun(step="step", seed=0, scratch=scratch, threads=1)
 
 
-def untimed_verdict(out: Path, metrics: Metrics) -> Result:
-    """An evaluation without what a clock or a memory meter gave: everything else must be the same twice."""
-    verdict = Verdict.model_validate_json((out / "verdict.json").read_bytes()).model_dump(mode="json")
-    for model in verdict["models"].values():
-        for measured in ("peak_memory_bytes", "time_to_first_token_s", "tokens_per_second"):
-            del model[measured]
-    flat = {name: value for name, value in metrics.items() if not name.endswith(".tokens_per_second")}
-    return {"verdict": verdict, "items": (out / "items.jsonl").read_text("utf-8"), "metrics": flat}
+def untimed_scores(out: Path, metrics: Metrics) -> Result:
+    """Scores without what a clock or a meter gave: everything else must be the same twice."""
+    scores = read_scores(out)
+    sheet = scores.sheet.model_dump(mode="json")
+    for model in sheet["models"].values():
+        model["figures"] = {name: figure for name, figure in model["figures"].items() if not name.startswith(CLOCKED)}
+    sheet["notes"] = [note for note in sheet["notes"] if not any(words in note for words in CIRCUMSTANCES)]
+    flat = {name: value for name, value in metrics.items() if not name.partition(".")[2].startswith(CLOCKED)}
+    return {"sheet": sheet, "items": [item.model_dump(mode="json") for item in scores.items], "metrics": flat}
 
 
 EFFORT = {"seconds", "tokens_per_second", "retries", "reused"}

@@ -13,7 +13,7 @@ from typing import Any
 from tests.tiny_llama import build_model, save_tiny
 
 KEY = "sk-test-0123456789-not-a-real-key"
-STEPS = ("corpus", "traces", "tuned", "slim", "student", "int4", "gguf", "verdict", "report")
+STEPS = ("corpus", "traces", "tuned", "slim", "student", "int4", "gguf", "answers", "speed", "verdict", "report")
 RECIPE = """# @package _global_
 defaults:
   - tiny
@@ -28,7 +28,8 @@ steps:
   slim: {{ratio: 0.5}}
   student: {{max_tokens: 2048}}
   gguf: {{scheme: q8_0, min_top1: 0.0, max_kl: 100.0}}
-  verdict: {{context: 4096}}
+  answers: {{context: 4096}}
+  speed: {{context: 4096}}
 """
 
 

@@ -1,113 +1,224 @@
-"""Perplexity per token of the gold answers, given the prompt: exp of the mean negative log-likelihood of the answers' tokens."""
+"""Perplexity of every model on task answers or on a user's own text, by a sliding window; bits per byte, so that vocabularies compare."""
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, ClassVar
 
-from tasks.evaluate.completions import LlamaClient
-from tasks.shared.errors import ModelError
-from tasks.shared.progress import track
-from tasks.shared.rows import Row
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
 
-if TYPE_CHECKING:
-    from torch import Tensor
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from tasks.evaluate.asking.sittings import ask_each, make_sheet
+from tasks.evaluate.asking.split import read_test_rows, tag_rows
+from tasks.evaluate.asking.subjects import MODEL_PORTS, list_subjects
+from tasks.evaluate.judging.intervals import by_group, score_bounds
+from tasks.evaluate.likelihoods.documents import Document, answers_of, read_texts
+from tasks.evaluate.likelihoods.logits import expanded_notes, in_transformers, weighted_mean
+from tasks.evaluate.likelihoods.sliding import Loss, Plan, Reading, score_documents
+from tasks.shared.apart import Failure
+from tasks.shared.errors import ConfigError, DataError
+from tasks.shared.models import Dtype
+from tasks.shared.records import Figure
+from tasks.shared.rows import read_rows, spread
+from tasks.shared.scores import ItemScore, Measure, write_scores
+from tasks.shared.sources import user_path
+from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun, Upstream
 
-FORCE = 200.0
-"""Logit bias that makes one token certain to be decoded; the reported log-probability is that of the unbiased logits."""
+LARGEST = 700.0
+"""Nats a token beyond which exp overflows."""
+Readings = Mapping[str, Reading]
 
 
-def spread_rows(rows: Sequence[Row], count: int) -> list[Row]:
-    """`count` rows spread evenly over the split; all of them for 0 or when there are fewer."""
-    return (
-        list(rows) if count == 0 or len(rows) <= count else [rows[index * len(rows) // count] for index in range(count)]
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class Perplexity:
+    """Likelihood of texts under each model (see tasks/evaluate/likelihoods/sliding.py).
+
+    Scored are the test split's answers, each given its prompt, or, where `text` names one, a text of the user's.
+    An item is an answer or a piece of text; its value is the bits that the model needs for it, over its bytes in UTF-8.
+    """
+
+    text: str = ""
+    """A .txt, .md, .tokens or .jsonl file (key "text" of every line), or a folder of them, UTF-8; empty: the test split's answers."""
+    piece_bytes: Annotated[int, Field(ge=0)] = 4096
+    """Length of the pieces that a text is cut into after lines, bytes; each is scored by itself.  0 leaves texts whole."""
+    context: Annotated[int, Field(ge=2)] = 512
+    """Tokens that the model reads in one pass."""
+    stride: Annotated[int, Field(ge=1)] = 256
+    """Tokens by which the window moves on; each token has at least context - stride before it, as far as there are any."""
+    limit: Annotated[int, Field(ge=0)] = 0
+    """Answers or pieces to score, spread evenly over all; 0 takes all."""
+    dtype: Dtype = "float32"
+    """What the model computes in; bfloat16 takes half the memory, and its rounding shows in the third digit."""
+    prefix: Annotated[str, Field(pattern=r"^[a-z0-9_]*$")] = ""
+    """Put before the names of measure and figures, for a recipe with two such steps: "wiki_" gives wiki_bits_per_byte."""
+
+    ports: ClassVar[Mapping[str, Port]] = {**MODEL_PORTS, "data": Port((Kind.CORPUS,), optional=True)}
+    produces: ClassVar[Kind] = Kind.SCORES
+    libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "tokenizers", "compressed-tensors", "gguf", "scipy", "numpy")  # fmt: skip
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for a stride that would leave tokens out."""
+        if self.stride > self.context:
+            got = f"{self.stride}, more than the context of {self.context}"
+            raise ConfigError("stride", got, "at most the context", f"stride: {self.context // 2}")
+
+    def sources(self) -> tuple[Path, ...]:
+        """The user's text."""
+        return (user_path(self.text),) if self.text else ()
+
+    def plan_problems(
+        self, where: str, inputs: Mapping[str, tuple[str, ...]], upstream: Mapping[str, Upstream]
+    ) -> Iterator[ConfigError]:
+        """Nothing to score."""
+        if not self.text and not inputs.get("data"):
+            yield nothing_to_score(where)
+
+    def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
+        """Score and write scores.json and items.jsonl.
+
+        Raises ConfigError if there is nothing to score, DataError for a text or test split that cannot be read or is empty,
+        ModelError if the baseline fails.
+        """
+        documents = spread(self._documents(inputs, run.step), self.limit)
+        subjects = in_transformers(list_subjects(inputs))
+        texts, prompts = [document.text for document in documents], [document.prompt for document in documents]
+        plan = Plan(texts, prompts, self.context, self.stride, self.dtype)
+        readings = ask_each(subjects, {subject.name: plan for subject in subjects}, score_documents, Reading, run)
+        sound = {name: reading for name, reading in readings.items() if not isinstance(reading, Failure)}
+        kept = scorable(documents, sound)
+        name, scored = f"{self.prefix}bits_per_byte", user_path(self.text).name if self.text else "the answers"
+        measure = Measure(title=f"bits per byte of {scored}", unit="bits per byte", better="lower", binary=False)
+        notes = [
+            *self._notes(len(kept), len(documents)),
+            *expanded_notes(subjects),
+            *reading_notes(sound, subjects[0].name),
+        ]
+        sheet = make_sheet(subjects, readings, {name: measure}, run, self.libraries, notes)
+        figures = {model: self._figures(documents, reading, kept, run.seed) for model, reading in sound.items()}
+        models = {
+            model: about.model_copy(update={"figures": figures.get(model, {})}) for model, about in sheet.models.items()
+        }
+        items = [
+            self._item(name, documents[index], {model: found.losses[index] for model, found in sound.items()})
+            for index in kept
+        ]
+        write_scores(out, sheet.model_copy(update={"models": models}), items)
+        return flat_metrics(items, figures, self.prefix)
+
+    def _documents(self, inputs: Inputs, step: str) -> list[Document]:
+        if self.text:
+            return read_texts(user_path(self.text), self.piece_bytes)
+        corpus = inputs.get("data")
+        if corpus is None:
+            raise nothing_to_score(f"steps.{step}")
+        rows = read_test_rows(corpus.path)
+        return answers_of(rows, tag_rows(rows, read_rows(corpus.path / "train.jsonl")))
+
+    def _item(self, measure: str, document: Document, losses: Mapping[str, Loss]) -> ItemScore:
+        return ItemScore(
+            measure=measure, id=document.id, cluster=document.cluster, tags=document.tags, weight=document.bytes, question=document.question,
+            wanted=document.text if document.prompt else "",
+            values={model: loss.nats / math.log(2) / (document.bytes - loss.skipped) for model, loss in losses.items()},
+        )  # fmt: skip
+
+    def _figures(
+        self, documents: Sequence[Document], reading: Reading, kept: Sequence[int], seed: int
+    ) -> dict[str, Figure]:
+        losses, scored = [reading.losses[index] for index in kept], [documents[index] for index in kept]
+        tokens = sum(loss.tokens for loss in losses)
+        size = sum(document.bytes - loss.skipped for document, loss in zip(scored, losses, strict=True))
+        nats = sum(loss.nats for loss in losses)
+        low, high = perplexity_bounds(scored, losses, seed)
+        return {
+            f"{self.prefix}perplexity": Figure(value=perplexity(nats, tokens), low=low, high=high, bounds="95 % interval", better="lower"),
+            f"{self.prefix}perplexity_per_byte": Figure(value=perplexity(nats, size), better="lower"),
+            f"{self.prefix}tokens_scored": Figure(value=tokens, unit="tokens"),
+        }  # fmt: skip
+
+    def _notes(self, kept: int, found: int) -> list[str]:
+        pieces = f"pieces of at most {self.piece_bytes} bytes" if self.piece_bytes else "whole texts"
+        what = (
+            f"{kept} {pieces} of {user_path(self.text).name}"
+            if self.text
+            else f"{kept} answers of the test split, each given its prompt"
+        )
+        notes = [f"Perplexity over {what}; {self.context} tokens read in one pass, moved on by {self.stride}."]
+        if found > kept:
+            notes.append(
+                f"{found - kept} texts left out, of which a model has no token to score: a single one, with nothing before it."
+            )
+        return notes
+
+
+def nothing_to_score(where: str) -> ConfigError:
+    """The error for a step with neither a text nor a corpus."""
+    wanted = "a text, or a corpus whose test answers are scored"
+    return ConfigError(
+        where, "nothing to take perplexity over", wanted, f"{where}.text=path, or {where}.inputs.data=<step>"
     )
 
 
-def token_losses(logits: "Tensor", ids: "Tensor", mask: "Tensor") -> "Tensor":
-    """Negative log-likelihood of the tokens that `mask` marks, each given all before it.
-
-    logits: (batch, length, vocabulary).  ids, mask: (batch, length).  Returns (marked tokens,), float32.
-    """
-    chosen = mask[:, 1:].bool()
-    scores = logits[:, :-1][chosen].float().log_softmax(dim=-1)  # (marked, vocabulary)
-    return -scores.gather(1, ids[:, 1:][chosen].unsqueeze(1)).squeeze(1)
-
-
-def transformers_perplexity(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Row], batch_size: int
-) -> float:
-    """Over all answers together.  Raises ModelError if a logit is not a number."""
-    import torch
-
-    from tasks.shared.models import render
-
-    pairs = []
-    for row in rows:
-        asked = tokenizer(render(tokenizer, row.prompt), add_special_tokens=False)["input_ids"]
-        pairs.append((asked, tokenizer(row.answer, add_special_tokens=False)["input_ids"]))
-    pairs.sort(key=lambda pair: len(pair[0]) + len(pair[1]))
-    total, count = 0.0, 0
-    with torch.inference_mode():
-        for ids, attention, answer in _batches(pairs, batch_size, tokenizer.pad_token_id):
-            output = model(input_ids=ids.to(model.device), attention_mask=attention.to(model.device), use_cache=False)
-            losses = token_losses(output.logits, ids.to(model.device), answer.to(model.device))
-            total, count = total + float(losses.double().sum()), count + losses.numel()
-    return _finish(total, count)
+def scorable(documents: Sequence[Document], readings: Readings) -> list[int]:
+    """Indices of the documents of which every model scored something.  Raises DataError if there is none."""
+    kept = [
+        index for index in range(len(documents)) if all(reading.losses[index].tokens for reading in readings.values())
+    ]
+    if not kept:
+        raise DataError("perplexity", f"{len(documents)} texts of a single token each", "longer texts")
+    return kept
 
 
-def _batches(
-    pairs: list[tuple[list[int], list[int]]], batch_size: int, pad: int
-) -> Iterator[tuple["Tensor", "Tensor", "Tensor"]]:
-    """Ids, attention mask, answer mask: each (batch, length), padded on the right."""
-    import torch
-
-    for start in range(0, len(pairs), batch_size):
-        chosen = pairs[start : start + batch_size]
-        width = max(len(asked) + len(answer) for asked, answer in chosen)
-        ids, attention, marks = [], [], []
-        for asked, answer in chosen:
-            rest = width - len(asked) - len(answer)
-            ids.append(asked + answer + [pad] * rest)
-            attention.append([1] * (width - rest) + [0] * rest)
-            marks.append([0] * len(asked) + [1] * len(answer) + [0] * rest)
-        yield torch.tensor(ids), torch.tensor(attention), torch.tensor(marks)
+def perplexity(nats: float, count: int) -> float:
+    """Of the mean loss, its exponential."""
+    return math.exp(min(nats / count, LARGEST))
 
 
-def llama_perplexity(client: LlamaClient, rows: Sequence[Row]) -> float:
-    """The same through llama.cpp's server, which gives no log-probabilities of a prompt.
-
-    So each answer token is forced in turn, after the cached prompt and the answer so far, and its own log-probability
-    is read: one short request per token.  Raises ModelError if a value is missing or not a number.
-    """
-
-    def losses(row: Row) -> list[float]:
-        ids = client.tokens(client.render(row.prompt))
-        found = []
-        for token in client.tokens(row.answer):
-            choice = client.complete(ids, 1, logit_bias=[[token, FORCE]], logprobs=1)
-            content = (choice.get("logprobs") or {}).get("content") or [{}]
-            if content[0].get("id") != token:
-                raise ModelError(
-                    "perplexity in llama.cpp",
-                    f"token {content[0].get('id')} instead of the forced {token}",
-                    f"log-probability of token {token}",
-                )
-            found.append(-float(content[0]["logprob"]))
-            ids = [*ids, token]
-        return found
-
-    everything = [loss for row in track(client.each(losses, rows), "perplexity", len(rows)) for loss in row]
-    return _finish(sum(everything), len(everything))
+def perplexity_bounds(
+    documents: Sequence[Document], losses: Sequence[Loss], seed: int
+) -> tuple[float, float] | tuple[None, None]:
+    """95 % bounds of the perplexity per token, phrasing groups (or pieces of text) resampled; none for a single one."""
+    means, weights = by_group(
+        [loss.nats / loss.tokens for loss in losses],
+        [float(loss.tokens) for loss in losses],
+        [document.cluster or document.id for document in documents],
+    )
+    if len(means) < 2:
+        return None, None
+    found = score_bounds(means, weights, binary=False, seed=seed)
+    return perplexity(found.low, 1), perplexity(found.high, 1)
 
 
-def _finish(total: float, count: int) -> float:
-    mean = total / count
-    if not math.isfinite(mean):
-        raise ModelError(
-            "perplexity",
-            f"mean loss {mean} over {count} tokens",
-            "finite logits",
-            "this model is broken: look at the step that made it",
+def reading_notes(readings: Readings, baseline: str) -> list[str]:
+    """What differs between the models in how they were scored."""
+    others = [name for name, found in readings.items() if found.tokens_digest != readings[baseline].tokens_digest]
+    skipping = [name for name, found in readings.items() if any(loss.skipped for loss in found.losses)]
+    notes = []
+    if others:
+        notes.append(
+            f"{', '.join(others)}: other tokens than {baseline}'s: perplexity per token does not compare, bits per byte does."
         )
-    return math.exp(min(mean, 700.0))
+    if skipping:
+        notes.append(
+            f"{', '.join(skipping)}: the tokenizer puts nothing before a text, so its first token is not scored and its bytes are not counted."
+        )
+    notes += [
+        f"{name}: every window begins with {found.opening}, as its tokenizer does."
+        for name, found in readings.items()
+        if found.opening
+    ]
+    notes += [
+        f"{name}: {found.cut} prompts are longer than the context and lost their beginning."
+        for name, found in readings.items()
+        if found.cut
+    ]
+    return notes
+
+
+def flat_metrics(items: Sequence[ItemScore], figures: Mapping[str, Mapping[str, Figure]], prefix: str) -> Metrics:
+    """Bits per byte and perplexity of every model."""
+    weights = [item.weight for item in items]
+    metrics: Metrics = {"items": len(items)}
+    for model, found in figures.items():
+        metrics[f"{model}.{prefix}bits_per_byte"] = weighted_mean([item.values[model] for item in items], weights)
+        metrics[f"{model}.{prefix}perplexity"] = found[f"{prefix}perplexity"].value
+    return metrics

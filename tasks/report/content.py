@@ -1,24 +1,35 @@
 """Everything that a report shows, gathered in one typed record: the page is drawn from it and report.json is it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
+from pydantic.dataclasses import dataclass
 
 from tasks.report.cards import Block
 from tasks.report.curves import Curve, Layer
+from tasks.report.provenance import Origin, measured_parent
 from tasks.report.wording import (
-    Answer,
     candidate_line,
     decision_line,
     lowest_retention,
     nearest_candidate,
-    non_inferior,
     times_faster,
     times_smaller,
 )
-from tasks.shared.verdict import Decision, Flip, Machine, MeasureComparison, ModelMeasures, Verdict
+from tasks.shared.records import Machine
+from tasks.shared.scores import Role
+from tasks.shared.verdict import (
+    Decision,
+    Flip,
+    Gate,
+    MeasureComparison,
+    ModelMeasures,
+    NoiseFloor,
+    SliceComparison,
+    Verdict,
+)
 from tasks.shared.verdict import TestSplit as Split
 
 
@@ -39,22 +50,36 @@ class ModelRow(Part):
     """One model with its ratios to the baseline; None is "not measured"."""
 
     name: str
-    role: Literal["baseline", "candidate", "reference"]
+    role: Role
+    digest: str
+    parent: str
+    """The measured model that it was made from; empty for the baseline, or where nobody knows."""
+    technique: str
+    """What made it, such as quantize/gptq; empty where nobody knows."""
     decision: Decision | None
     sentence: str
+    reasons: list[str]
+    """What stands in its way, as the evaluation says it."""
     times_smaller: float | None
     times_faster: float | None
+    """In the same engine as the baseline, round by round; its range is the figure speed_ratio of `measured`."""
     lowest_retention: Retention | None
     measured: ModelMeasures
 
 
 class ComparisonRow(Part):
-    """One measure of one candidate; answer says whether it is non-inferior."""
+    """One measure of one candidate."""
 
     candidate: str
     measure: str
-    answer: Answer
     result: MeasureComparison
+
+
+class SliceRow(Part):
+    """One measure of one candidate within one slice."""
+
+    candidate: str
+    result: SliceComparison
 
 
 class FlipGroup(Part):
@@ -88,17 +113,31 @@ class Card(Part):
     raw: Any
 
 
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class Licences:
+    """Licences and terms that no file of a model or a corpus states.  Empty: "not stated"."""
+
+    model: str = ""
+    """Of the model that the recipe starts from; an SPDX identifier where there is one."""
+    data: str = ""
+    """Of the corpus."""
+    teacher: str = ""
+    """Under which the teacher's answers may be trained on."""
+
+
 class Reproduce(Part):
-    """How to get the same figures again."""
+    """How to get the same figures again.  made: when the verdict was made (UTC), as its manifest says; empty if it does not."""
 
     command: str
     seed: int
+    recipe: str
+    made: str
 
 
 class Report(Part):
     """The whole report."""
 
-    version: int = 1
+    version: int = 2
     title: str
     decision: Decision
     shipped: str | None
@@ -106,11 +145,14 @@ class Report(Part):
     sentence: str
     baseline: str
     reference: str | None
-    margin: dict[str, float]
+    gates: dict[str, Gate]
     alpha: float
+    power: float
     test: Split
     models: list[ModelRow]
     comparisons: list[ComparisonRow]
+    slices: list[SliceRow]
+    noise: dict[str, list[NoiseFloor]]
     flips: list[FlipGroup]
     flips_total: int
     training: list[Training]
@@ -121,44 +163,62 @@ class Report(Part):
     machine: Machine
     versions: dict[str, str]
     notes: list[str]
+    origins: dict[str, Origin]
+    """Every artifact that the report was given, by name."""
+    base_model: str
+    licences: Licences
+    packed: str
+    """The folder beside the page that holds the shipped model; empty when there is none."""
     reproduce: Reproduce
 
-    def kinds_of(self, measure: str) -> dict[str, int]:
-        """Row kinds that any model has this measure for, with the number of items."""
-        kinds: dict[str, int] = {}
-        for row in self.models:
-            for kind, scores in row.measured.by_kind.items():
-                if measure in scores:
-                    kinds.setdefault(kind, scores[measure].n)
-        return kinds
+    @property
+    def deciding(self) -> list[tuple[str, Gate]]:
+        """The measures that decide."""
+        return [(name, gate) for name, gate in self.gates.items() if gate.margin is not None]
+
+    @property
+    def candidates(self) -> list[str]:
+        """Names of the compared models, in the verdict's order."""
+        return [row.name for row in self.models if row.decision is not None]
+
+    def model(self, name: str) -> ModelRow:
+        """The model of that name."""
+        return next(row for row in self.models if row.name == name)
 
 
-def model_rows(verdict: Verdict) -> list[ModelRow]:
-    """Every model: the baseline first, then the candidates, then the reference; the verdict's order within each."""
-    order = {"baseline": 0, "candidate": 1, "reference": 2}
-    rows = []
-    for name, measured in sorted(verdict.models.items(), key=lambda pair: order[pair[1].role]):
-        comparison = verdict.comparisons.get(name)
-        lowest = lowest_retention(comparison)
-        rows.append(
-            ModelRow(
-                name=name,
-                role=measured.role,
-                decision=comparison.decision if comparison else None,
-                sentence=candidate_line(verdict, name) if comparison else "",
-                times_smaller=times_smaller(verdict, name),
-                times_faster=times_faster(verdict, name),
-                lowest_retention=Retention(measure=lowest[0], share=lowest[1]) if lowest else None,
-                measured=measured,
-            )
-        )
-    return rows
+def model_rows(verdict: Verdict, origins: Mapping[str, Origin]) -> list[ModelRow]:
+    """Every model: the baseline first, then the candidates, the repeats, the reference; the verdict's order within each."""
+    order = {"baseline": 0, "candidate": 1, "repeat": 2, "reference": 3}
+    return [
+        model_row(verdict, origins, name)
+        for name, measured in sorted(verdict.models.items(), key=lambda pair: order[pair[1].role])
+    ]
+
+
+def model_row(verdict: Verdict, origins: Mapping[str, Origin], name: str) -> ModelRow:
+    """One model."""
+    measured, comparison, origin = verdict.models[name], verdict.comparisons.get(name), origins.get(name)
+    lowest = lowest_retention(comparison)
+    return ModelRow(
+        name=name,
+        role=measured.role,
+        digest=measured.digest or (origin.digest if origin else ""),
+        parent=measured.made_from or measured_parent(origins, name, verdict.models),
+        technique=origin.technique if origin else "",
+        decision=comparison.decision if comparison else None,
+        sentence=candidate_line(verdict, name) if comparison else "",
+        reasons=comparison.reasons if comparison else [],
+        times_smaller=times_smaller(verdict, name),
+        times_faster=times_faster(verdict, name),
+        lowest_retention=Retention(measure=lowest[0], share=lowest[1]) if lowest else None,
+        measured=measured,
+    )
 
 
 def comparison_rows(verdict: Verdict) -> list[ComparisonRow]:
     """Every measure of every candidate, in the verdict's order."""
     return [
-        ComparisonRow(candidate=name, measure=measure, answer=non_inferior(result), result=result)
+        ComparisonRow(candidate=name, measure=measure, result=result)
         for name, comparison in verdict.comparisons.items()
         for measure, result in comparison.measures.items()
     ]
@@ -187,27 +247,36 @@ def flip_groups(verdict: Verdict, most: int) -> list[FlipGroup]:
     return [group for group in groups if group.to_wrong or group.to_right]
 
 
-def from_verdict(verdict: Verdict, title: str, max_flips: int, reproduce: Reproduce, **cards: Any) -> Report:
-    """The report of a verdict.  cards: training, pruning, parity, corpus and traces, as far as they exist."""
+def from_verdict(
+    verdict: Verdict, origins: Mapping[str, Origin], max_flips: int, reproduce: Reproduce, **other: Any
+) -> Report:
+    """The report of a verdict.  other: title, terms and cards, the cards as far as they exist."""
     empty: dict[str, Any] = {"training": [], "pruning": [], "parity": [], "corpus": [], "traces": []}
     return Report(
-        title=title,
         decision=verdict.decision,
         shipped=verdict.shipped,
         nearest=nearest_candidate(verdict),
         sentence=decision_line(verdict),
         baseline=verdict.baseline,
         reference=verdict.reference,
-        margin=verdict.margin,
+        gates=verdict.gates,
         alpha=verdict.alpha,
+        power=verdict.power,
         test=verdict.test,
-        models=model_rows(verdict),
+        models=model_rows(verdict, origins),
         comparisons=comparison_rows(verdict),
+        slices=[
+            SliceRow(candidate=name, result=part)
+            for name, found in verdict.comparisons.items()
+            for part in found.slices
+        ],
+        noise=verdict.noise,
         flips=flip_groups(verdict, max_flips),
         flips_total=len(verdict.flips),
         machine=verdict.machine,
         versions=verdict.versions,
         notes=verdict.notes,
+        origins=dict(origins),
         reproduce=reproduce,
-        **(empty | cards),
+        **(empty | other),
     )

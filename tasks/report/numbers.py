@@ -6,6 +6,8 @@ from tasks.shared.verdict import Score, Spread
 
 MISSING = "not measured"
 MINUS = "\N{MINUS SIGN}"
+SHARE = "share"
+"""The unit of a measure whose values are shares of 1."""
 
 
 def count(value: float | None) -> str:
@@ -53,6 +55,23 @@ def times(value: float | None) -> str:
     return f"{value:.2f}x" if value < 0.95 else f"{value:.1f}x"
 
 
+def ratio(spread: Spread | None) -> str:
+    """A ratio with its range, where it has one: 2.8x [2.6x, 2.9x]."""
+    if spread is None or spread.low == spread.high:
+        return times(spread.median if spread else None)
+    return f"{times(spread.median)} [{times(spread.low)}, {times(spread.high)}]"
+
+
+def smaller(ratio: float | None, other: str = "") -> str:
+    """How a size compares: "4.1x smaller", "same size", "1.3x larger", each with the other's name if it is given."""
+    if ratio is None or ratio <= 0:
+        return MISSING
+    if 0.95 <= ratio < 1.05:
+        return f"same size as {other}" if other else "same size"
+    words = f"{times(ratio)} smaller" if ratio > 1 else f"{times(1 / ratio)} larger"
+    return f"{words} than {other}" if other else words
+
+
 def percent(value: float | None, places: int = 1) -> str:
     """A share of 1 as a percentage."""
     return MISSING if value is None else f"{100 * value:.{places}f} %"
@@ -68,26 +87,61 @@ def points(value: float | None, signed: bool = True) -> str:
     return (MINUS if value < 0 else "+") + shown
 
 
-def margin_points(value: float | None) -> str:
-    """A margin in points, without a useless decimal."""
-    return MISSING if value is None else f"{100 * value:g}"
+def amount(value: float | None, unit: str = SHARE, places: int = 1) -> str:
+    """A measure's value without its unit's name: a share in per cent, anything else with three digits."""
+    if value is None or unit == SHARE:
+        return percent(value, places)
+    return quantity(value).replace("-", MINUS)
 
 
-def interval(low: float | None, high: float | None) -> str:
-    """Bounds of a difference in points."""
-    return "" if low is None or high is None else f"[{points(low)}, {points(high)}]"
+def gap(value: float | None, unit: str = SHARE, signed: bool = True) -> str:
+    """A difference of two values without its unit's name: of shares in points, of anything else with three digits."""
+    if value is None or unit == SHARE:
+        return points(value, signed)
+    shown = quantity(abs(value))
+    return shown if not signed or value == 0 else (MINUS if value < 0 else "+") + shown
 
 
-def score_interval(score: Score | None) -> str:
-    """Bounds of a score in per cent."""
-    return "" if score is None else f"[{100 * score.low:.1f}, {100 * score.high:.1f}]"
+def gap_unit(unit: str) -> str:
+    """What a difference is counted in."""
+    return "points" if unit == SHARE else unit
+
+
+def margin(value: float | None, unit: str = SHARE) -> str:
+    """A margin without a useless decimal: in points, or in the measure's unit."""
+    if value is None:
+        return "none"
+    return f"{100 * value:.3g}" if unit == SHARE else f"{value:.3g}"
+
+
+def interval(low: float | None, high: float | None, unit: str = SHARE) -> str:
+    """Bounds of a difference."""
+    return "" if low is None or high is None else f"[{gap(low, unit)}, {gap(high, unit)}]"
+
+
+def score_interval(score: Score | None, unit: str = SHARE) -> str:
+    """Bounds of a score; of a share in per cent."""
+    if score is None:
+        return ""
+    if unit == SHARE:
+        return f"[{100 * score.low:.1f}, {100 * score.high:.1f}]"
+    return f"[{amount(score.low, unit)}, {amount(score.high, unit)}]"
+
+
+def duration(value: float | None) -> str:
+    """Seconds as people read them: milliseconds below one, minutes from two on, hours from two on."""
+    if value is None:
+        return MISSING
+    if value < 1:
+        return f"{quantity(1e3 * value)} ms"
+    if value < 120:
+        return f"{quantity(value)} s"
+    return f"{value / 60:.0f} min" if value < 7200 else f"{value / 3600:.1f} h"
 
 
 def seconds(spread: Spread | None) -> str:
-    """Median of a time; milliseconds below one second."""
-    if spread is None:
-        return MISSING
-    return f"{quantity(1e3 * spread.median)} ms" if spread.median < 1 else f"{quantity(spread.median)} s"
+    """Median of a time."""
+    return MISSING if spread is None else duration(spread.median)
 
 
 def p_value(value: float | None) -> str:

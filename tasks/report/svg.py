@@ -43,17 +43,20 @@ def polyline(places: Sequence[tuple[float, float]], class_: str) -> Markup:
     return element("polyline", points=" ".join(f"{number(x)},{number(y)}" for x, y in places), class_=class_)
 
 
-def marker(x: float, y: float, shape: str) -> Markup:
-    """A mark whose shape alone tells the kind: square, disc, ring, diamond or cross."""
+def marker(x: float, y: float, shape: str, radius: float = 5.0) -> Markup:
+    """A mark whose shape alone tells the kind: square, disc, ring, diamond or cross.  All of one radius cover about the same area."""
     if shape == "square":
-        return element("rect", x=x - 4.5, y=y - 4.5, width=9, height=9, class_="mark square")
+        side = 1.8 * radius
+        return element("rect", x=x - side / 2, y=y - side / 2, width=side, height=side, class_="mark square")
     if shape == "diamond":
-        path = f"M{number(x)} {number(y - 6)}L{number(x + 6)} {number(y)}L{number(x)} {number(y + 6)}L{number(x - 6)} {number(y)}Z"
+        half = number(1.2 * radius)
+        path = f"M{number(x)} {number(y - 1.2 * radius)}l{half} {half}l-{half} {half}l-{half} -{half}Z"
         return element("path", d=path, class_="mark diamond")
     if shape == "cross":
-        path = f"M{number(x - 5)} {number(y - 5)}l10 10m0 -10l-10 10"
+        full = number(2 * radius)
+        path = f"M{number(x - radius)} {number(y - radius)}l{full} {full}m0 -{full}l-{full} {full}"
         return element("path", d=path, class_="mark cross")
-    return element("circle", cx=x, cy=y, r=5, class_=f"mark {shape}")
+    return element("circle", cx=x, cy=y, r=radius, class_=f"mark {shape}")
 
 
 @dataclass(frozen=True)

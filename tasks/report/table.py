@@ -9,13 +9,14 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from tasks.report.numbers import MISSING, byte_size, parameters, percent, score_interval, seconds, times
+from tasks.report.numbers import MISSING, amount, byte_size, parameters, percent, score_interval, seconds, times
 from tasks.report.wording import decision_line, lowest_retention, times_faster, times_smaller
 from tasks.shared.verdict import Verdict
 
 __all__ = ["decision_line", "model_table"]
 
 ABSENT = "-"
+STYLES = {"ship": "green", "not enough data": "yellow", "do not ship": "red"}
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,10 @@ def _memory(verdict: Verdict, name: str) -> str:
 
 def _score(measure: str, places: int = 1, bounds: bool = False) -> Callable[[Verdict, str], str]:
     def cell(verdict: Verdict, name: str) -> str:
+        unit = verdict.gates[measure].measure.unit
         score = verdict.models[name].scores.get(measure)
-        value = percent(score.value if score else None, places)
-        return f"{value} {score_interval(score)}" if bounds and score else value
+        value = amount(score.value if score else None, unit, places)
+        return f"{value} {score_interval(score, unit)}" if bounds and score else value
 
     return cell
 
@@ -79,27 +81,29 @@ def _name(_: Verdict, name: str) -> str:
     return name
 
 
-def _layouts() -> list[tuple[int, list[Column]]]:
-    """Padding and columns from the widest table to the narrowest; model, size, intent, fact and verdict are in all of them."""
-    model, verdict = Column("model", _name, text=True), Column("verdict", _verdict, text=True)
+def _layouts(verdict: Verdict) -> list[tuple[int, list[Column]]]:
+    """Padding and columns from the widest table to the narrowest; model, size, two measures and the verdict are in all of them."""
+    model, decided = Column("model", _name, text=True), Column("verdict", _verdict, text=True)
     cost = [Column("size", _size), Column("x smaller", _smaller)]
     speed = [Column("tokens/s", _speed), Column("x faster", _faster)]
     more = [Column("parameters", _parameters), Column("first token", _first_token), Column("memory", _memory)]
-    measures = ("intent", "fact", "refusal")
-    plain = [Column(measure, _score(measure)) for measure in measures]
-    bounds = [Column(f"{measure} [95 %]", _score(measure, bounds=True)) for measure in measures]
+    measures = list(verdict.margin or verdict.gates)
+    names = {measure: measure.replace("_", " ") for measure in measures}
+    plain = [Column(names[measure], _score(measure)) for measure in measures]
+    bounds = [Column(f"{names[measure]} [95 %]", _score(measure, bounds=True)) for measure in measures]
     kept = Column("kept", _kept)
     short_cost = [Column("size", _size), Column("x\nsmaller", _smaller)]
     short_speed = [Column("tok\n/s", _speed), Column("x\nfaster", _faster)]
-    short = [Column(measure, _score(measure, places=0)) for measure in measures]
+    short = [Column(measure.replace("_", "\n"), _score(measure, places=0)) for measure in measures]
+    fewer = [short[:most] for most in range(len(short), 1, -1)] or [short]
     return [
-        (1, [model, *cost, *more, *speed, *bounds, kept, verdict]),
-        (1, [model, *cost, *speed, *bounds, kept, verdict]),
-        (1, [model, *cost, *more, *speed, *plain, kept, verdict]),
-        (1, [model, *cost, *speed, *plain, kept, verdict]),
-        (0, [model, *short_cost, *short_speed, *short, kept, verdict]),
-        (0, [model, *short_cost, short_speed[1], *short, verdict]),
-        (0, [model, short_cost[0], *short[:2], verdict]),
+        (1, [model, *cost, *more, *speed, *bounds, kept, decided]),
+        (1, [model, *cost, *speed, *bounds, kept, decided]),
+        (1, [model, *cost, *more, *speed, *plain, kept, decided]),
+        (1, [model, *cost, *speed, *plain, kept, decided]),
+        (0, [model, *short_cost, *short_speed, *short, kept, decided]),
+        *((0, [model, *short_cost, short_speed[1], *some, decided]) for some in fewer),
+        (0, [model, short_cost[0], *short[:2], decided]),
     ]
 
 
@@ -130,8 +134,8 @@ class ModelTable(Table):
 def _style(verdict: Verdict, name: str) -> str:
     comparison = verdict.comparisons.get(name)
     if comparison is None:
-        return "dim" if verdict.models[name].role == "reference" else ""
-    return "green" if comparison.decision == "ship" else "red"
+        return "dim" if verdict.models[name].role in ("reference", "repeat") else ""
+    return STYLES[comparison.decision]
 
 
 def _table(verdict: Verdict, columns: Sequence[Column], gap: int) -> Table:
@@ -156,6 +160,7 @@ def _table(verdict: Verdict, columns: Sequence[Column], gap: int) -> Table:
 def model_table(verdict: Verdict) -> Table:
     """Every model with size, speed and quality; it fits itself to the console's width when printed.
 
-    x smaller and x faster are against the baseline.  kept: the lowest share of the baseline's score over the measures.
+    x smaller and x faster are against the baseline.  kept: the lowest share of the baseline's score over the measures.  Only
+    measures that decide have a column; a narrow console shows fewer of them.
     """
-    return ModelTable([_table(verdict, columns, gap) for gap, columns in _layouts()])
+    return ModelTable([_table(verdict, columns, gap) for gap, columns in _layouts(verdict)])

@@ -1,31 +1,10 @@
 """The verdict in words: which candidate ships, or which number stops the nearest one."""
 
-from typing import Literal
+from tasks.report.numbers import gap, gap_unit, interval, margin, times
+from tasks.shared.verdict import Comparison, Gate, MeasureComparison, SliceComparison, Verdict
 
-from tasks.report.numbers import interval, margin_points, points, times
-from tasks.shared.verdict import Comparison, MeasureComparison, Verdict
-
-Answer = Literal["yes", "no", "unknown"]
-"""Whether a measure is non-inferior; unknown when the interval crosses the margin, so there are too few items to say."""
-
-MEASURE_NAMES = {
-    "intent": "intent accuracy",
-    "fact": "fact accuracy",
-    "refusal": "correct refusals",
-    "over_refusal": "over-refusal",
-}
-
-
-def measure_name(measure: str) -> str:
-    """A measure as it is called in a sentence."""
-    return MEASURE_NAMES.get(measure, measure.replace("_", " "))
-
-
-def non_inferior(measure: MeasureComparison) -> Answer:
-    """Yes when the interval lies above -margin, no when it lies below it, unknown when it crosses it."""
-    if measure.non_inferior:
-        return "yes"
-    return "no" if measure.high <= -measure.margin else "unknown"
+STANDING = {"no": 0, "unknown": 1, "yes": 2}
+NEARNESS = {"ship": 2, "not enough data": 1, "do not ship": 0}
 
 
 def times_smaller(verdict: Verdict, name: str) -> float | None:
@@ -37,13 +16,22 @@ def times_smaller(verdict: Verdict, name: str) -> float | None:
 
 
 def times_faster(verdict: Verdict, name: str) -> float | None:
-    """The model's median tokens per second over the baseline's; None when either was not measured."""
-    baseline, model = verdict.models.get(verdict.baseline), verdict.models.get(name)
-    if baseline is None or model is None or baseline.tokens_per_second is None or model.tokens_per_second is None:
+    """The model's speed over the baseline's as it was timed, in one engine and round by round; None when it was not.
+
+    Never a quotient of two models' tokens per second: those may be of different engines.
+    """
+    model = verdict.models.get(name)
+    if model is None:
         return None
-    if baseline.tokens_per_second.median <= 0:
-        return None
-    return model.tokens_per_second.median / baseline.tokens_per_second.median
+    if name == verdict.baseline:
+        return 1.0 if model.tokens_per_second else None
+    return model.speed_ratio.median if model.speed_ratio else None
+
+
+def title_of(verdict: Verdict, measure: str) -> str:
+    """A measure as it is called in a sentence."""
+    gate = verdict.gates.get(measure)
+    return gate.measure.title if gate else measure.replace("_", " ")
 
 
 def lowest_retention(comparison: Comparison | None) -> tuple[str, float] | None:
@@ -53,56 +41,93 @@ def lowest_retention(comparison: Comparison | None) -> tuple[str, float] | None:
     return min(known, key=lambda pair: pair[1]) if known else None
 
 
+def room(result: MeasureComparison) -> float:
+    """What is left between the lower bound and the margin, in margins, so that measures of any unit compare."""
+    allowed = result.margin or 0.0
+    return (result.low + allowed) / max(allowed, 1e-9)
+
+
 def closest_measure(comparison: Comparison) -> tuple[str, MeasureComparison] | None:
-    """The measure with the least room between its lower bound and the margin."""
-    if not comparison.measures:
-        return None
-    return min(comparison.measures.items(), key=lambda pair: pair[1].low + pair[1].margin)
+    """The measure that decides: one that fails before one that is open before one that passes; then the one with the least room."""
+    deciding = [(name, result) for name, result in comparison.measures.items() if result.margin is not None]
+    return min(deciding, key=lambda pair: (STANDING[pair[1].answer], room(pair[1])), default=None)
 
 
 def nearest_candidate(verdict: Verdict) -> str | None:
-    """The shipped candidate, or the one that misses its margin by least (the smaller of equals)."""
+    """The shipped candidate, or the one that is nearest to it: by its decision, then by its room (the smaller of equals)."""
     if verdict.shipped is not None:
         return verdict.shipped
 
-    def room(name: str) -> tuple[float, float]:
-        closest = closest_measure(verdict.comparisons[name])
-        left = float("-inf") if closest is None else closest[1].low + closest[1].margin
-        return left, times_smaller(verdict, name) or 0.0
+    def nearness(name: str) -> tuple[int, float, float]:
+        comparison = verdict.comparisons[name]
+        closest = closest_measure(comparison)
+        left = float("-inf") if closest is None else room(closest[1])
+        return NEARNESS[comparison.decision], left, times_smaller(verdict, name) or 0.0
 
-    return max(verdict.comparisons, key=room, default=None)
+    return max(verdict.comparisons, key=nearness, default=None)
 
 
-def change(measure: str, result: MeasureComparison) -> str:
-    """What a candidate loses or gains on one measure, with interval and margin."""
-    name, margin = measure_name(measure), margin_points(result.margin)
-    if non_inferior(result) == "yes":
-        return f"{name} {points(result.difference)} points {interval(result.low, result.high)}, margin {margin}"
-    open_end = f", margin {margin}: a loss beyond it is not ruled out"
-    if result.difference >= 0:
-        gained = points(result.difference, signed=False)
-        return f"gains {gained} points of {name} {interval(result.low, result.high)}{open_end}"
+def loss(gate: Gate, difference: float, low: float, high: float) -> str:
+    """A difference in favour of the candidate, told as a loss or a gain, with its interval."""
+    title, unit = gate.measure.title, gate.measure.unit
+    size = f"{gap(abs(difference), unit, signed=False)} {gap_unit(unit)}"
+    if difference >= 0:
+        verb = f"gains {size} of {title}" if gate.measure.better == "higher" else f"is {size} better in {title}"
+        return f"{verb} {interval(low, high, unit)}"
     # A loss reads as a positive number, so the bounds swap and change sign.
-    low, high = points(-result.high, signed=False), points(-result.low, signed=False)
-    lost = f"loses {points(-result.difference, signed=False)} points of {name} [{low}, {high}]"
-    return lost + (f", margin {margin}" if result.difference <= -result.margin else open_end)
+    bounds = f"[{unsigned(-high, unit)}, {unsigned(-low, unit)}]"
+    verb = f"loses {size} of {title}" if gate.measure.better == "higher" else f"is {size} worse in {title}"
+    return f"{verb} {bounds}"
+
+
+def unsigned(value: float, unit: str) -> str:
+    """A bound of a loss: a sign only if it is a gain."""
+    return gap(value, unit, signed=value < 0)
+
+
+def change(gate: Gate, result: MeasureComparison) -> str:
+    """What a candidate loses or gains on one measure, with interval and margin."""
+    title, unit = gate.measure.title, gate.measure.unit
+    allowed = f", margin {margin(result.margin, unit)}"
+    if result.answer == "yes":
+        return f"{title} {gap(result.difference, unit)} {gap_unit(unit)} {interval(result.low, result.high, unit)}{allowed}"
+    told = loss(gate, result.difference, result.low, result.high) + allowed
+    return told if result.difference <= -(result.margin or 0.0) < 0 else f"{told}: a loss beyond it is not ruled out"
+
+
+def slice_change(gate: Gate, part: SliceComparison) -> str:
+    """What a candidate loses within one slice."""
+    where = f"where {part.dimension} is {part.value} ({part.n} items)"
+    told = loss(gate, part.difference, part.low, part.high)
+    return f"{told} {where}, slice margin {margin(part.margin, gate.measure.unit)}"
 
 
 def gains(verdict: Verdict, name: str) -> str:
     """Size and speed of a candidate against the baseline, as far as they were measured."""
-    smaller, faster = times_smaller(verdict, name), times_faster(verdict, name)
-    parts = [] if smaller is None else [f"{times(smaller)} smaller"]
-    if faster is not None:
-        parts.append(f"{times(faster)} faster" if faster >= 1 else f"at {times(faster)} the speed")
-    return f"{' and '.join(parts)} than {verdict.baseline}" if parts else "size and speed not measured"
+    smaller, ratio = times_smaller(verdict, name), verdict.models[name].speed_ratio
+    parts = [] if smaller is None else [f"{times(smaller)} smaller than {verdict.baseline}"]
+    if ratio is not None and ratio.low > 1:
+        parts = [f"{times(smaller)} smaller"] if smaller is not None else []
+        parts.append(f"{times(ratio.median)} faster than {verdict.baseline}")
+    elif ratio is not None:
+        parts.append(f"at {times(ratio.median)} its speed" if parts else f"at {times(ratio.median)} the speed of {verdict.baseline}")
+    return " and ".join(parts) if parts else "size and speed not measured"
 
 
-def obstacle(verdict: Verdict, comparison: Comparison) -> str:
-    """What keeps a refused candidate from shipping, as the rest of a sentence about it."""
+def obstacle(verdict: Verdict, name: str) -> str:
+    """What keeps a candidate from shipping, as the rest of a sentence about it."""
+    comparison, model = verdict.comparisons[name], verdict.models.get(name)
     closest = closest_measure(comparison)
-    if closest is not None and non_inferior(closest[1]) != "yes":
-        return change(*closest)
-    absent = [measure_name(name) for name in verdict.margin if name not in comparison.measures]
+    harmed = [part for part in comparison.slices if part.harmed]
+    if harmed and (closest is None or closest[1].answer != "no"):
+        worst = min(harmed, key=lambda part: part.difference / max(part.margin, 1e-9))
+        return slice_change(verdict.gates[worst.measure], worst)
+    if closest is not None and closest[1].answer != "yes":
+        return change(verdict.gates[closest[0]], closest[1])
+    if model is not None and model.failures:
+        step, why = next(iter(model.failures.items()))
+        return f"could not be measured in {step} ({why.rstrip('.')})"
+    absent = [title_of(verdict, measure) for measure in verdict.margin if measure not in comparison.measures]
     if absent or closest is None:
         return f"was not measured on {', '.join(absent) or 'anything'}"
     return "was refused by the evaluation (see the notes)"
@@ -113,10 +138,10 @@ def candidate_line(verdict: Verdict, name: str, lead: str = "") -> str:
     comparison, lead = verdict.comparisons.get(name), lead or name
     if comparison is None:
         return f"{lead} was not compared with {verdict.baseline}."
-    if comparison.decision == "do not ship":
-        return f"{lead} {obstacle(verdict, comparison)}."
+    if comparison.decision != "ship":
+        return f"{lead} {obstacle(verdict, name)}."
     closest = closest_measure(comparison)
-    detail = f" (closest: {change(*closest)})" if closest else ""
+    detail = f" (closest: {change(verdict.gates[closest[0]], closest[1])})" if closest else ""
     return f"{lead} is {gains(verdict, name)}, and every measure is inside its margin{detail}."
 
 

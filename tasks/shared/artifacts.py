@@ -3,10 +3,12 @@
 artifacts/.store/<step>/<key>/{out/, manifest.json}  every artifact, one for each key; never changed once it is there
 artifacts/<recipe>/<step>/{out/, manifest.json}      the recipe as written: hard links into the store, for people and for DVC
 artifacts/.work/<step>-<key>/{out/, scratch/}        work in progress; scratch survives a kill
+artifacts/.memo/<technique>/<digest>/                partial results that steps share: what a model answered, filed by content
 artifacts/.locks/                                    locks; a killed process gives its own back
 """
 
 import errno
+import hashlib
 import json
 import logging
 import os
@@ -74,6 +76,11 @@ class Store:
         """Folder of the work in progress, the same for the same key, so that a rerun finds its scratch."""
         return self.home / ".work" / f"{step}-{key[:SHORT]}"
 
+    def memo(self, target: str, *made_by: Any) -> Path:
+        """Folder of a technique's partial results.  made_by: what every one of them depends on (code, versions, device)."""
+        digest = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()
+        return self.home / ".memo" / target.rpartition(".")[2].lower() / digest[:SHORT]
+
     @contextmanager
     def alone(self, name: str, waiting: str = "", wait: bool = True) -> Iterator[None]:
         """Hold the only right to a name; waits while another process has it.  waiting: what to say then.
@@ -120,7 +127,9 @@ class Store:
     def views(self) -> Iterator[Place]:
         """Every recipe's folder of every step."""
         for file in sorted(self.root.glob(f"*/*/{MANIFEST}")):
-            if not any(part.startswith(".") for part in file.relative_to(self.root).parts):  # the store, work, what is half linked
+            if not any(
+                part.startswith(".") for part in file.relative_to(self.root).parts
+            ):  # the store, work, what is half linked
                 yield Place(file.parent)
 
     def is_empty(self) -> bool:

@@ -10,19 +10,23 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import httpx
 from pydantic import BaseModel, Field, SecretStr, ValidationError
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-from tasks.shared.errors import ConfigError, EndpointError, StillroomError
+from tasks.shared.errors import ConfigError, EndpointError, RefusedError, StillroomError
 
 MAX_WAIT_S = 60.0
 """Longest pause before another attempt; a server that asks for more is reported instead."""
 FIRST_WAIT_S = 0.5
 QUOTE = 200
 RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
+REFUSED = frozenset({400, 413, 422})
+"""Statuses that may be about one request alone."""
+CREDENTIALS = re.compile(r"(?:.*[_-])?(?:(?:api|access|subscription)?[_-]?key|\w*token|sig|signature|\w*secret|password)", re.IGNORECASE)
+"""Names of query parameters that carry a key: URLs stand in manifests, pages and errors."""
 FIXES = {
     400: "check the settings of the step (model, max_tokens, sampling) against what the endpoint accepts",
     401: "check the key in the environment variable that `api_key_env` names",
@@ -107,17 +111,18 @@ def read_key(variable: str) -> SecretStr | None:
 
 
 def check_url(url: str) -> str:
-    """`url` without a trailing slash.  Raises ConfigError if it is no http(s) URL or carries a user name or password."""
+    """`url` without a trailing slash.  Raises ConfigError if it is no http(s) URL or carries a password, a key or a token."""
     try:
         parts = urlsplit(url)
         good, secret = parts.scheme in ("http", "https") and bool(parts.hostname), "@" in parts.netloc
+        secret = secret or any(CREDENTIALS.fullmatch(name) for name, _ in parse_qsl(parts.query, keep_blank_values=True))
         _ = parts.port
     except ValueError:
         good, secret = False, "@" in url
     if secret:
         raise ConfigError(
             "base_url",
-            "it holds a user name or password",
+            "it holds a user name, a password or a key",
             "a plain URL",
             "put the key in an environment variable and name that in `api_key_env`",
         )
@@ -156,7 +161,8 @@ class Endpoint:
         """One completion of `messages`; `sampling` goes into the request body as it is.
 
         429, 5xx, time-outs and broken connections are tried again after a growing, jittered pause (or the one that
-        Retry-After asks for), up to max_attempts in all.  Raises EndpointError for everything else, and then.
+        Retry-After asks for), up to max_attempts in all.  Raises EndpointError for everything else, and then: a RefusedError
+        where the endpoint may answer other requests.
         """
         body = {"messages": list(messages), **({"model": self._model} if self._model else {}), **sampling}
         retrying = AsyncRetrying(
@@ -193,7 +199,8 @@ class Endpoint:
             raise _Again(f"status {response.status_code}: {self._quote(response)}", self._after(response))
         if response.status_code != 200:
             fix = FIXES.get(response.status_code, "check `base_url`")
-            raise self._error(f"status {response.status_code}: {self._quote(response)}", "status 200", fix)
+            got = f"status {response.status_code}: {self._quote(response)}"
+            raise (RefusedError if response.status_code in REFUSED else EndpointError)(self.where, got, "status 200", fix)
         return self._read(response)
 
     def _read(self, response: httpx.Response) -> Completion:

@@ -36,6 +36,10 @@ class EndpointError(StillroomError):
     """A teacher endpoint refused, failed or answered something else than a completion."""
 
 
+class RefusedError(EndpointError):
+    """An endpoint will never answer this request (too long, filtered); others it may answer."""
+
+
 class TechniqueError(StillroomError):
     """A technique cannot do what its settings ask of this input."""
 

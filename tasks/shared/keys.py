@@ -116,7 +116,7 @@ def module_name(file: Path) -> str:
 def _imported(source: Path) -> set[str]:
     """Names of our own modules that a file imports, at top level or inside functions, or starts as a child process.
 
-    A child is named by its module ("tasks.evaluate.runtime_probe") or by its file beside this one ("llama_child.py").
+    A child is named by its module ("tasks.evaluate.timing.probe") or by its file beside this one ("llama_child.py").
     """
     names: set[str] = set()
     package = ".".join(source.relative_to(PROJECT).parts[:-1])

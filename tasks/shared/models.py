@@ -1,4 +1,4 @@
-"""Load, render, generate, save: the one way in and out of transformers.
+"""Load, render, save: the one way in and out of transformers.
 
 A model is a Hugging Face folder with safetensors, or a llama.cpp GGUF file that transformers dequantises.
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tasks.shared.errors import ModelError
-from tasks.shared.progress import no_foreign_bars, progress_bar
+from tasks.shared.progress import no_foreign_bars
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -86,11 +86,25 @@ def load_model(path: Path, dtype: Dtype = "float32", device: str = "cpu") -> "Pr
             place(model, device)
             if getattr(model, "hf_quantizer", None) is not None:
                 model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device))  # unpacks the weights, once
+                _keep_unpacked(model)
             return model
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelError(
             str(path), f"cannot be loaded: {error}", "a causal language model that transformers knows"
         ) from error
+
+
+def _keep_unpacked(model: "PreTrainedModel") -> None:
+    """Run layers of which only the weights are quantised as plain ones.
+
+    Unpacked, weights lie on their steps; compressed-tensors would round all of them to these again in every forward pass, which
+    costs a small model more than the pass itself.
+    """
+    layers: Any = model.modules()
+    for layer in layers:
+        scheme = getattr(layer, "quantization_scheme", None)
+        if scheme is not None and scheme.input_activations is None and scheme.output_activations is None:
+            layer.quantization_enabled = False
 
 
 def has_cpu_bfloat16() -> bool:
@@ -134,9 +148,11 @@ def forget_quantization(model: "PreTrainedModel") -> None:
         setattr(model, name, value)
 
 
-def load_tokenizer(path: Path) -> "PreTrainedTokenizerBase":
-    """The tokenizer with a pad token, the real end of turn as eos, and a chat template.
+def load_tokenizer(path: Path, chat: bool = True) -> "PreTrainedTokenizerBase":
+    """The tokenizer with a pad token, the real end of turn as eos, and a chat template, unless `chat` says that none is needed.
 
+    The template is the folder's or the file's own, which llama.cpp takes too; ChatML where there is none but its markup is known,
+    and for a file that writes ChatML but for a default system message.
     A GGUF's special-token map may name the start of a turn as bos and eos (SmolLM2's does), with which generation never stops.
     """
     check_source(path)
@@ -154,8 +170,9 @@ def load_tokenizer(path: Path) -> "PreTrainedTokenizerBase":
     tokenizer.init_kwargs.pop("local_files_only", None)  # of the environment, and it would be saved
     if END_OF_TURN in tokenizer.get_vocab():
         tokenizer.eos_token = END_OF_TURN
-        tokenizer.chat_template = CHATML if path.is_file() or not tokenizer.chat_template else tokenizer.chat_template
-    if tokenizer.chat_template is None:
+        plain = not tokenizer.chat_template or (path.is_file() and _writes_chatml(tokenizer))
+        tokenizer.chat_template = CHATML if plain else tokenizer.chat_template
+    if chat and tokenizer.chat_template is None:
         raise ModelError(
             str(path), "no chat template", "an instruction-tuned model, or a chat_template.jinja in its folder"
         )
@@ -166,6 +183,22 @@ def load_tokenizer(path: Path) -> "PreTrainedTokenizerBase":
     tokenizer.padding_side = "left"
     tokenizer.clean_up_tokenization_spaces = False  # a WordPiece habit that eats spaces before punctuation
     return tokenizer
+
+
+def _writes_chatml(tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Whether the tokenizer's template writes a conversation that brings its own system message as ChatML does."""
+    from jinja2 import TemplateError
+
+    roles = ("system", "user", "assistant", "user")
+    talk = [{"role": role, "content": f"turn {number}"} for number, role in enumerate(roles)]
+    try:
+        own, plain = (
+            [tokenizer.apply_chat_template(talk, chat_template=template, tokenize=False, add_generation_prompt=asked) for asked in (True, False)]
+            for template in (tokenizer.chat_template, CHATML)
+        )  # fmt: skip
+    except TemplateError:  # it takes no system message
+        return False
+    return own == plain
 
 
 def save_model(
@@ -186,10 +219,16 @@ def save_model(
 def render(
     tokenizer: "PreTrainedTokenizerBase", messages: Sequence[dict[str, str]], add_generation_prompt: bool = True
 ) -> str:
-    """The conversation as text in the model's own chat format."""
-    return str(
-        tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=add_generation_prompt)
-    )
+    """The conversation as text in the model's own chat format.  Raises ModelError if its template refuses it (a system turn, say)."""
+    from jinja2 import TemplateError
+
+    try:
+        return str(
+            tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=add_generation_prompt)
+        )
+    except TemplateError as error:
+        roles = ", ".join(message["role"] for message in messages)
+        raise ModelError("chat template", f"it refuses turns of {roles}: {error}", "a template that takes them") from error
 
 
 def weight_files(path: Path) -> list[Path]:
@@ -235,44 +274,3 @@ def _safetensors_parameters(file: Path) -> int:
             elements *= length
         count += elements * 8 if name in packed else elements  # eight 4-bit weights in one 32-bit word
     return count
-
-
-def generate(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    prompts: Sequence[str],
-    max_new_tokens: int,
-    batch_size: int = 32,
-) -> list[str]:
-    """Greedy continuations of rendered prompts, without special tokens, in the order given.
-
-    Batches hold prompts of similar length and are padded on the left, so that every row ends at its own last token.
-    """
-    import torch
-
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    texts = [""] * len(prompts)
-    generating: Any = model
-    with progress_bar("answers", len(prompts)) as advance, torch.inference_mode():
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            batch = tokenizer(
-                [prompts[index] for index in chosen],
-                return_tensors="pt",
-                padding=True,
-                padding_side="left",
-                add_special_tokens=False,
-            ).to(model.device)
-            output = generating.generate(
-                input_ids=batch["input_ids"],
-                attention_mask=batch["attention_mask"],
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id,
-            )  # (batch, prompt + new)
-            answers = tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-            for index, answer in zip(chosen, answers, strict=True):
-                texts[index] = answer.strip()
-            advance(len(chosen))
-    return texts

@@ -1,7 +1,7 @@
 """Conversation rows: the one schema that corpus and traces share, read and written as JSON lines."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
@@ -11,6 +11,7 @@ from tasks.shared.errors import DataError
 
 Text = Annotated[str, Field(min_length=1, pattern=r"\S")]
 Parsed = TypeVar("Parsed")
+Item = TypeVar("Item")
 
 
 class Message(BaseModel):
@@ -89,3 +90,10 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
     """Write rows as JSON lines, UTF-8, keys in schema order."""
     with path.open("w", encoding="utf-8") as stream:
         stream.writelines(json.dumps(row.model_dump(mode="json"), ensure_ascii=False) + "\n" for row in rows)
+
+
+def spread(items: Sequence[Item], count: int) -> list[Item]:
+    """`count` of the items, evenly spaced over all of them; all for 0, or when there are fewer."""
+    if count == 0 or len(items) <= count:
+        return list(items)
+    return [items[index * len(items) // count] for index in range(count)]

@@ -1,12 +1,12 @@
 """What a technique is: frozen settings, declared ports, and one call from input artifacts to an output folder."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import ClassVar, Protocol, runtime_checkable
 
-from tasks.shared.errors import TechniqueError
+from tasks.shared.errors import StillroomError, TechniqueError
 
 
 class Kind(StrEnum):
@@ -20,6 +20,8 @@ class Kind(StrEnum):
     """Weights that transformers loads: a folder with safetensors, or a GGUF file."""
     ENGINE = "engine"
     """A file for one serving engine, such as a llama.cpp GGUF."""
+    SCORES = "scores"
+    """Values of some measures, item by item, for every model (`tasks/shared/scores.py`)."""
     VERDICT = "verdict"
     """Measures of every candidate against the baseline, and the decision."""
     REPORT = "report"
@@ -40,11 +42,13 @@ class Artifact:
     """One input as a technique receives it.
 
     name: the step or model name in the recipe.  path: a step's output folder, or a model source's file or folder.
+    digest: of its content; empty where nobody took it (unit tests).
     """
 
     name: str
     kind: Kind
     path: Path
+    digest: str = ""
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,8 @@ class StepRun:
     scratch: a folder that survives a kill and is the same for the same key; resumable work goes there.
     threads: CPU threads to use.  device: "cpu" or "cuda".
     checkpoint_s: seconds of work that a kill may cost; techniques that can, save their state that often.
+    memo: a folder that all runs of the same code and library versions share, for partial results that are filed under the
+    content of all that they were made from; None: there is none, and scratch serves.
     """
 
     step: str
@@ -85,6 +91,7 @@ class StepRun:
     threads: int = 2
     device: str = "cpu"
     checkpoint_s: float = 600.0
+    memo: Path | None = None
 
 
 Metrics = dict[str, float | int | str]
@@ -116,4 +123,23 @@ class ReadsFiles(Protocol):
 
     def sources(self) -> tuple[Path, ...]:
         """Those files and folders: they must exist at plan time, and their content is in the key."""
+        ...
+
+
+@dataclass(frozen=True)
+class Upstream:
+    """A step as the steps after it see it at plan time."""
+
+    technique: Technique
+    inputs: Mapping[str, tuple[str, ...]]
+
+
+@runtime_checkable
+class ChecksPlan(Protocol):
+    """A technique that can tell from the recipe alone that it would fail, or that what is before it does not fit."""
+
+    def plan_problems(
+        self, where: str, inputs: Mapping[str, tuple[str, ...]], upstream: Mapping[str, Upstream]
+    ) -> Iterator[StillroomError]:
+        """Every problem.  where: the step's place in the recipe.  inputs: names by port.  upstream: all steps that were built, by name."""
         ...

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tasks.shared.rows import Row
+from tasks.shared.samples import Sample
 from tasks.traces.filter import ACCEPTED
-from tasks.traces.samples import Sample
 
 MILLION = 1_000_000
 

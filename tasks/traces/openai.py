@@ -20,11 +20,11 @@ from tasks.shared.errors import ConfigError, DataError, ModelError
 from tasks.shared.llama_server import serve
 from tasks.shared.progress import progress_bar
 from tasks.shared.rows import Message, Row, read_rows, write_rows
+from tasks.shared.samples import Sample, SampleStore
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun
 from tasks.traces.account import card, effort, usage
 from tasks.traces.filter import ACCEPTED, Evidence, Limits, close_sentence
 from tasks.traces.prompt import choose_examples, choose_refusals, narrow_sources, rank, sources, teacher_messages
-from tasks.traces.samples import Sample, SampleStore
 from tasks.traces.teacher import Job, Teacher
 
 STRICT = ConfigDict(extra="forbid")

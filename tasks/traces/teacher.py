@@ -6,8 +6,8 @@ from typing import Any
 
 from tasks.shared.endpoint import Endpoint
 from tasks.shared.rows import Row
+from tasks.shared.samples import Sample, SampleStore, request_digest
 from tasks.traces.filter import ACCEPTED, Evidence, Limits, close_sentence, judge
-from tasks.traces.samples import Sample, SampleStore, request_digest
 
 
 @dataclass(frozen=True)

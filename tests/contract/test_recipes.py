@@ -13,33 +13,64 @@ from flows.config import compose_recipe, recipe_names
 from flows.params import recipe_of, tracked_params
 from flows.plan import build_plan
 from flows.show import mermaid
+from flows.steps import Plan
 from flows.sync import dvc_yaml
+from tasks.shared.errors import ErrorList
 from tasks.shared.keys import PROJECT
+from tests.benchmark_data import write_benchmark_data
 from tests.tiny_llama import save_tiny
 
 README = (PROJECT / "README.md").read_text("utf-8")
 RECIPES = recipe_names()
+DATA = {"support_bot_bench": "steps.bench.data"}
+"""By recipe: the setting for a folder of data that the user brings; a stand-in takes its place here."""
 
 
 def test_there_are_recipes() -> None:
     assert {"support_bot", "tiny"} <= set(RECIPES)
 
 
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_benchmark_data(tmp_path_factory.mktemp("data"))
+
+
+def plan_of(name: str, data: Path) -> Plan:
+    return build_plan(compose_recipe(name, [f"{DATA[name]}={data}"] if name in DATA else []).recipe)
+
+
 @pytest.mark.needs_embedded
 @pytest.mark.parametrize("name", RECIPES)
-def test_recipe_composes_and_plans(name: str) -> None:
-    plan = build_plan(compose_recipe(name).recipe)
+def test_recipe_composes_and_plans(name: str, data: Path) -> None:
+    plan = plan_of(name, data)
     assert plan.recipe == name, "a recipe's name is its file's"
     assert plan.steps
 
 
 @pytest.mark.needs_embedded
 @pytest.mark.parametrize("name", RECIPES)
-def test_every_setting_a_recipe_names_is_its_techniques(name: str) -> None:
+def test_every_setting_a_recipe_names_is_its_techniques(name: str, data: Path) -> None:
     text = (PROJECT / "conf" / "recipe" / f"{name}.yaml").read_text("utf-8")
-    plan = build_plan(compose_recipe(name).recipe)
+    plan = plan_of(name, data)
     for step, node in (yaml.safe_load(text)["steps"] or {}).items():
         assert set(node) - {"inputs"} <= set(plan.step(step).settings())
+
+
+@pytest.mark.needs_embedded
+@pytest.mark.parametrize("name", DATA)
+def test_a_recipe_without_its_data_says_which_files_and_where_they_are(name: str) -> None:
+    with pytest.raises(ErrorList, match=r"not set; it is to hold files of \d tasks") as refused:
+        build_plan(compose_recipe(name).recipe)
+    for line in (
+        "gsm8k_test: gsm8k/test.jsonl, gsm8k/train.jsonl, from github.com/openai/grade-school-math",
+        "fix: steps.bench.data=",
+    ):
+        assert line in str(refused.value)
+
+
+def test_no_recipe_brings_data_from_outside_the_project() -> None:
+    for name in RECIPES:
+        assert "shared" not in (PROJECT / "conf" / "recipe" / f"{name}.yaml").read_text("utf-8")
 
 
 @pytest.mark.needs_embedded
@@ -93,7 +124,7 @@ def test_readme_way_to_own_data_plans(tmp_path: Path) -> None:
     (tmp_path / "conf" / "recipe" / "mine.yaml").write_text(text)
     done = dry_run("--config-dir", str(tmp_path / "conf"), "+recipe=mine")
     assert done.returncode == 0, done.stderr
-    assert "plan of mine: 9 steps" in done.stdout
+    assert "plan of mine: 13 steps" in done.stdout
 
 
 def test_readme_shows_the_two_commands() -> None:
@@ -102,8 +133,8 @@ def test_readme_shows_the_two_commands() -> None:
 
 @pytest.mark.needs_embedded
 @pytest.mark.parametrize("command", [item for item in COMMANDS if "flows.compress" in item])
-def test_readme_commands_plan(command: str) -> None:
-    arguments = shlex.split(command.strip())[3:]
+def test_readme_commands_plan(command: str, data: Path) -> None:
+    arguments = [item.replace("/your/benchmarks", str(data)) for item in shlex.split(command.strip())[3:]]
     assert any(item.startswith("+recipe=") for item in arguments)
     done = dry_run(*arguments)
     assert done.returncode == 0, done.stderr

@@ -167,7 +167,7 @@ def alone(benches: Callable[[str], Bench], tmp_path_factory: pytest.TempPathFact
     }
     command = [sys.executable, str(PROJECT / "tests" / "run_alone.py"), *map(str, jobs)]
     with (folder / "log").open("wb") as log:
-        subprocess.run(command, cwd=PROJECT, env=os.environ | watched, stdout=log, stderr=log, timeout=300, check=False)
+        subprocess.run(command, cwd=PROJECT, env=os.environ | watched, stdout=log, stderr=log, timeout=900, check=False)
     return folder
 
 
@@ -175,7 +175,7 @@ def write_job(bench: Bench, folder: Path) -> Path:
     """A job for tests/run_alone.py, which leaves its results beside it."""
     empty_folders(folder)
     ports = {
-        port: [[item.name, str(item.kind), str(item.path)] for item in items]
+        port: [[item.name, str(item.kind), str(item.path), item.digest] for item in items]
         for port, items in bench.case.inputs.ports.items()
     }
     settings = nested(bench.case.settings | bench.case.alone)

@@ -1,15 +1,20 @@
 """Logged models and the registry, by reference: weights stay where they are, a digest says which they are."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tasks.shared.artifacts import SHORT
 from tasks.shared.outbox import Event
 from tasks.shared.tracking.address import sqlite_file
-from tasks.shared.tracking.server import EXISTS, Server
+from tasks.shared.tracking.server import EXISTS, Server, clean
 
+log = logging.getLogger(__name__)
 ALIAS = "champion"
+COMPARED = "champion.compared"
+"""Tag of a model version: how it did against the champion that it was to replace."""
 DECIDED = "champion.decided"
 """Tag of a registered model: when the verdict that moved the alias last was recorded, ms since 1970."""
 
@@ -70,7 +75,7 @@ class Models:
         model = self.find(digest)
         if model is None or not model.source_run_id:
             return
-        points = [Metric(key, value, at, 0, model_id=model.model_id) for key, value in figures.items()]
+        points = [Metric(clean(key), value, at, 0, model_id=model.model_id) for key, value in figures.items()]
         self.server.log(model.source_run_id, points)
 
     def promote(self, event: Event, weights: Weights, run: str, late: bool) -> None:
@@ -95,9 +100,28 @@ class Models:
                 return
             if late and int(known.tags.get(DECIDED, 0)) > event.at:
                 return
-            if str(known.aliases.get(ALIAS)) != str(version.version):
+            champion = known.aliases.get(ALIAS)
+            if champion is not None and str(champion) != str(version.version):
+                note, worse = self._against(event, weights, client.get_model_version(name, str(champion)))
+                client.set_model_version_tag(name, str(version.version), COMPARED, note)
+                if worse:
+                    log.warning("%s may ship, and does not become champion: %s", weights.name, note)
+                    return
+            if str(champion) != str(version.version):
                 client.set_registered_model_alias(name, ALIAS, str(version.version))
             client.set_registered_model_tag(name, DECIDED, str(event.at))
+
+    def _against(self, event: Event, weights: Weights, champion: Any) -> tuple[str, bool]:
+        """The model beside the one that it would replace, in words, and whether it is shown to be worse by more than a margin."""
+        from tasks.evaluate.judging.regression import compare_with_champion
+
+        key = champion.tags.get("verdict.key", "")[:SHORT]
+        before = next(self.server.root.glob(f"artifacts/.store/*/{key}/out/verdict.json"), None) if key else None
+        if before is None:
+            return "not compared with the champion: its verdict is gone", False
+        verdict = Path(event.content["folder"]) / "out"
+        found = compare_with_champion(verdict, weights.name, before.parent, champion.tags.get("step", ""))
+        return found.describe(), bool(found.worse)
 
     def _version(self, event: Event, weights: Weights, model: Any) -> Any:
         """A new version.

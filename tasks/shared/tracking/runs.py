@@ -22,7 +22,10 @@ SKIPPED = "files.skipped"
 PAGES = (
     "report.html",
     "report.json",
+    "performance.json",
+    "materials.json",
     "verdict.json",
+    "scores.json",
     "metrics.json",
     "card.json",
     "usage.json",
@@ -31,7 +34,7 @@ PAGES = (
     "influence.csv",
 )
 """Small files of a step's output that are logged as artifacts; weights stay where they are, named by path and digest."""
-SHOWN = ("report.html", "report.json", "verdict.json")
+SHOWN = ("report.html", "report.json", "performance.json", "materials.json", "verdict.json")
 """Those of them that the flow's run shows as well."""
 
 
@@ -81,7 +84,9 @@ class Runs:
     def _step(self, event: Event, parent: str, late: bool) -> None:
         content, manifest = event.content, event.content["manifest"]
         maker = "" if content["executed"] else self._maker(event)
-        child = None if maker else self._child(event, parent)  # also what `dvc repro` made, or a run that died too soon to tell
+        child = (
+            None if maker else self._child(event, parent)
+        )  # also what `dvc repro` made, or a run that died too soon to tell
         if child is not None and child.info.status == "FINISHED":
             return  # closing the child is the last thing that is done
         tags: dict[str, str] = {}
@@ -179,7 +184,10 @@ class Runs:
         if found is None:
             every = [item.experiment_id for item in self.server.client.search_experiments()]
             found = self.server.find_run(every, key)
-        if found is None or (found.data.tags.get(RUN), found.data.tags.get(EVENT)) == (event.header.run, event.identity):
+        if found is None or (found.data.tags.get(RUN), found.data.tags.get(EVENT)) == (
+            event.header.run,
+            event.identity,
+        ):
             return ""
         return str(found.info.run_id)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from flows.params import recipe_of, recipe_params
 from flows.plan import build_plan
 from tasks.shared.errors import ErrorList
 
@@ -141,3 +142,14 @@ print({"torch", "prefect", "transformers", "mlflow"} & set(sys.modules))
 """
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert shown.stdout.strip() == "set()"
+
+
+def test_a_step_may_have_a_seed_of_its_own(recipe: dict[str, Any]) -> None:
+    recipe["steps"]["again"] = {**recipe["steps"]["student"], "seed": 7}
+    plan = build_plan(recipe)
+    assert [plan.seed_of(plan.step(name)) for name in ("student", "again")] == [0, 7]
+    again, student = (plan.step(name) for name in ("again", "student"))
+    assert again.settings() == student.settings(), "it is no setting of the technique"
+    assert recipe_of("trial", recipe_params(recipe, plan))["steps"]["again"]["seed"] == 7, "dvc repro runs it with the same"
+    recipe["steps"]["again"]["seed"] = "seven"
+    assert "steps.again.seed" in refused(recipe)

@@ -1,397 +1,451 @@
-"""The whole verdict on tiny models: an equal candidate ships, a broken one does not, leaks and misfits are refused."""
+"""The verdict on scores whose truth is known: what must ship, what must not, and what nobody can tell."""
 
 import json
-import signal
-import subprocess
-import sys
-from collections import Counter
-from collections.abc import Iterator, Mapping
+import random
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tasks.evaluate import asking, runtime
-from tasks.evaluate import paired as module
-from tasks.evaluate.answers import Reply, counts_for, grade
-from tasks.evaluate.asking import Reading
-from tasks.evaluate.comparison import Sitting, choose_shipped, compare_measure, list_flips, scores_by_kind
-from tasks.evaluate.paired import Margin, Paired, power_notes, read_labels, read_test_rows
-from tasks.evaluate.runtime import Cost, make_sample, peak_memory, summarise
-from tasks.evaluate.subjects import Subject, folder_format, open_subject, reference_questions, tuned_questions
-from tasks.quantize.rtn import RTN
-from tasks.shared.articles import Article
-from tasks.shared.chat import join_answer
-from tasks.shared.errors import ConfigError, DataError, ModelError, TechniqueError
-from tasks.shared.keys import PROJECT
-from tasks.shared.rows import Message, Row, write_rows
-from tasks.shared.technique import Artifact, Inputs, Kind
-from tasks.shared.verdict import Comparison, Item, Spread, Verdict, read_verdict
-from tests.outputs import fingerprints
-from tests.settings_case import Case, Change, untimed_verdict
-from tests.tiny_llama import build_model, empty_run, save_tiny
+from tasks.evaluate.judging.comparison import Pairs, Rules, compare_measure, pair, weighted_mean
+from tasks.evaluate.judging.decision import choose_shipped, overall_decision
+from tasks.evaluate.paired import Paired
+from tasks.shared.errors import ConfigError, DataError, TechniqueError
+from tasks.shared.records import Figure
+from tasks.shared.scores import ItemScore, Measure, read_scores
+from tasks.shared.technique import Artifact, Upstream
+from tasks.shared.verdict import Comparison, Gate, Verdict, read_verdict
+from tests.score_samples import BITS, FACT, LOOP, flipped, items_of, some_right, verdict_inputs, write_sheet
+from tests.settings_case import Case, Change, whole
+from tests.tiny_llama import empty_run
 
-LABELS = ("returns", "warranty", "other")
-ITEMS = 66
-
-
-def make_row(index: int, prefix: str = "test") -> Row:
-    intent, fact = (("returns", "45 days"), ("warranty", "24 months"), ("other", ""))[index % 3]
-    text = f"That is {fact}." if fact else "I cannot help with that."
-    return Row(
-        id=f"{prefix}-{index}", kind="faq" if fact else "refuse", intent=intent, article="a1" if fact else "", group=f"{prefix}-g{index}",
-        accept=((fact,),) if fact else (),
-        messages=(
-            Message(role="system", content="You are the bot."), Message(role="user", content=f"Question {index}?"),
-            Message(role="assistant", content=join_answer(intent, text)),
-        ),
-    )  # fmt: skip
-
-
-def write_corpus(folder: Path, items: int = ITEMS) -> Path:
-    folder.mkdir()
-    write_rows(folder / "test.jsonl", [make_row(index) for index in range(items)])
-    write_rows(folder / "train.jsonl", [make_row(index, "train") for index in range(6)])
-    article = Article(id="a1", title="Times", intent="returns", text="Returns within 45 days. Warranty 24 months.")
-    (folder / "articles.jsonl").write_text(article.model_dump_json() + "\n", encoding="utf-8")
-    return folder
-
-
-@pytest.fixture
-def corpus(tmp_path: Path) -> Path:
-    return write_corpus(tmp_path / "corpus")
-
-
-def inputs_of(baseline: Path, candidates: Mapping[str, Path], corpus: Path, reference: Path | None = None) -> Inputs:
-    ports = {
-        "baseline": (Artifact("tuned", Kind.MODEL, baseline),), "data": (Artifact("corpus", Kind.CORPUS, corpus),),
-        "candidates": tuple(Artifact(name, Kind.MODEL, path) for name, path in candidates.items()),
-    }  # fmt: skip
-    return Inputs(ports | ({"reference": (Artifact("teacher", Kind.MODEL, reference),)} if reference else {}))
-
-
-def gold(row: Row) -> Reply:
-    return Reply(row.intent, row.answer)
-
-
-def broken(row: Row) -> Reply:
-    wrong = LABELS[(LABELS.index(row.intent) + 1) % len(LABELS)]
-    return Reply(wrong, join_answer(wrong, "Maybe."))
+MARGINS = {"fact": 0.05}
 
 
 def judge(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, corpus: Path, makers: Mapping[str, Any], **settings: Any
-) -> tuple[Verdict, Path]:
-    """Run with models whose replies are given, and nothing timed."""
-    folder = save_tiny(tmp_path / "model")
+    folder: Path, scores: Sequence[Artifact], candidates: Sequence[str], margins: Any = None, **settings: Any
+) -> Verdict:
+    folder.mkdir(exist_ok=True)
+    out, run = empty_run(folder)
+    ports = settings.pop("ports", {})
+    technique = Paired(margins=MARGINS if margins is None else margins, resamples=500, **settings)
+    technique(verdict_inputs(folder, candidates, *scores, **ports), out, run)
+    return read_verdict(out / "verdict.json")
 
-    def pretend(subject: Any, plan: Any, *_: Any) -> Reading:
-        return Reading([makers[subject.name](question.row) for question in plan.questions], 2.0)
 
-    spread = Spread(median=1.0, low=1.0, high=1.0)
-    monkeypatch.setattr(module, "ask_once", pretend)
-    monkeypatch.setattr(
-        module, "measure_costs", lambda probes, *_: {probe.name: Cost("none", spread, spread, None) for probe in probes}
+def judge_facts(folder: Path, values: dict[str, Sequence[float]], tags: Any = None, **settings: Any) -> Verdict:
+    folder.mkdir(exist_ok=True)
+    sheet = write_sheet(folder / "answers", {"fact": FACT}, items_of("fact", values, tags))
+    return judge(folder, [sheet], [name for name in values if name != "tuned"], **settings)
+
+
+def test_an_identical_model_ships_with_nothing_flipped(tmp_path: Path) -> None:
+    right = some_right(500, 0.8)
+    verdict = judge_facts(tmp_path, {"tuned": right, "same": right})
+    found = verdict.comparisons["same"].measures["fact"]
+    assert (verdict.decision, verdict.shipped) == ("ship", "same")
+    assert (found.to_wrong, found.to_right, found.flip_rate, found.difference, found.p, found.effect) == (
+        0,
+        0,
+        0.0,
+        0.0,
+        1.0,
+        0.0,
     )
-    monkeypatch.setattr(
-        module, "plan_probe", lambda subject, messages, scratch: (type("P", (), {"name": subject.name})(), "")
+    assert found.retention == 1.0 and found.retention_low is not None and 0.98 < found.retention_low < 1.0, (
+        "500 items do not show 100 %"
     )
-    out, run = empty_run(tmp_path)
-    candidates = {name: folder for name in makers if name != "tuned" and not name.startswith("teacher")}
-    reference = folder if "teacher" in makers else None
-    Paired(resamples=300, **settings)(inputs_of(folder, candidates, corpus, reference), out, run)
-    return read_verdict(out / "verdict.json"), out
+    assert not verdict.flips and not verdict.comparisons["same"].reasons
 
 
-def test_equal_candidate_ships_and_broken_one_does_not(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, corpus: Path
-) -> None:
-    verdict, out = judge(
-        monkeypatch,
-        tmp_path,
-        corpus,
-        {"tuned": gold, "equal": gold, "broken": broken},
-        margin={"intent": 0.1, "fact": 0.1, "refusal": 0.2},
+def test_no_difference_on_forty_items_is_unknown_and_not_safe(tmp_path: Path) -> None:
+    right = some_right(40, 0.8)
+    verdict = judge_facts(tmp_path, {"tuned": right, "same": right})
+    found = verdict.comparisons["same"]
+    assert verdict.decision == found.decision == "not enough data"
+    assert found.measures["fact"].answer == "unknown" and found.measures["fact"].detectable > 0.05
+    assert "too few items" in found.reasons[0]
+    assert any("40 items are too few" in note for note in verdict.notes)
+
+
+def test_a_true_loss_does_not_ship_and_says_why(tmp_path: Path) -> None:
+    right = some_right(500, 0.8)
+    verdict = judge_facts(tmp_path, {"tuned": right, "worse": flipped(right, 60, 5)})
+    found = verdict.comparisons["worse"]
+    assert found.decision == "do not ship" and found.measures["fact"].difference == pytest.approx(-55 / 500)
+    assert found.reasons[0].startswith("fact: -11.0 points") and "allowed 5.0 points" in found.reasons[0]
+    assert len(verdict.flips) == 65
+    assert sum(flip.direction == "to_right" for flip in verdict.flips) == 5
+    lost = next(flip for flip in verdict.flips if flip.direction == "to_wrong")
+    assert (lost.baseline_answer, lost.candidate_answer, lost.wanted) == ("tuned says 1", "worse says 0", "45 days")
+
+
+def test_shuffled_answers_do_not_ship_though_the_average_is_the_same(tmp_path: Path) -> None:
+    right = some_right(500, 0.6)
+    shuffled = list(right)
+    random.Random(1).shuffle(shuffled)
+    verdict = judge_facts(tmp_path, {"tuned": right, "shuffled": shuffled})
+    found = verdict.comparisons["shuffled"].measures["fact"]
+    assert found.difference == 0.0 and found.flip_rate > 0.4, "averages hide it, flips do not"
+    assert verdict.comparisons["shuffled"].decision == "do not ship"
+    assert "of the answers changed between right and wrong" in verdict.comparisons["shuffled"].reasons[0]
+
+
+def test_better_on_average_and_worse_in_one_slice_does_not_ship(tmp_path: Path) -> None:
+    right = some_right(600, 0.7)
+    tags = [{"kind": "faq", "language": "et" if index < 80 else "en"} for index in range(600)]
+    gained = flipped(right[:80], 40, 0) + flipped(right[80:], 0, 100)
+    verdict = judge_facts(tmp_path, {"tuned": right, "uneven": gained}, tags)
+    found = verdict.comparisons["uneven"]
+    assert found.measures["fact"].answer == "yes" and found.measures["fact"].difference > 0.09
+    assert found.decision == "do not ship"
+    assert [(item.dimension, item.value) for item in found.slices if item.harmed] == [("language", "et")]
+    assert "language is et" in found.reasons[0]
+    assert verdict.models["uneven"].slices["language"]["et"]["fact"].n == 80
+
+
+def test_many_equal_slices_harm_nobody(tmp_path: Path) -> None:
+    """Without a correction one of 40 slices would be called harmed by chance, run after run."""
+    right = some_right(4000, 0.7)
+    tags = [{"kind": f"kind{index % 40}"} for index in range(4000)]
+    draw = random.Random(3)
+    noisy = [1.0 - value if draw.random() < 0.06 else value for value in right]
+    balanced = flipped(noisy, max(0, int(sum(noisy) - sum(right))), max(0, int(sum(right) - sum(noisy))))
+    found = judge_facts(tmp_path, {"tuned": right, "noisy": balanced}, tags).comparisons["noisy"]
+    assert len(found.slices) == 40 and not any(item.harmed for item in found.slices)
+    assert min(item.p for item in found.slices) < min(item.p_holm for item in found.slices)
+
+
+def test_a_looping_model_does_not_ship(tmp_path: Path) -> None:
+    right, quiet = some_right(300, 0.8), [0.0] * 300
+    looping = [1.0] * 60 + [0.0] * 240
+    items = items_of("fact", {"tuned": right, "looper": right}) + items_of("loop", {"tuned": quiet, "looper": looping})
+    sheet = write_sheet(tmp_path / "answers", {"fact": FACT, "loop": LOOP}, items)
+    verdict = judge(tmp_path, [sheet], ["looper"], {"fact": 0.05, "loop": 0.02})
+    found = verdict.comparisons["looper"].measures
+    assert found["fact"].answer == "yes" and found["loop"].answer == "no"
+    assert found["loop"].difference == pytest.approx(-0.2), "in favour of the candidate: more loops are worse"
+    assert (found["loop"].baseline, found["loop"].candidate, found["loop"].retention) == (0.0, 0.2, None)
+    assert verdict.decision == "do not ship"
+
+
+def test_a_majority_class_model_does_not_ship(tmp_path: Path) -> None:
+    """It has the most frequent intent right, always: 40 % here, and nothing else."""
+    intents = ["returns"] * 160 + ["postage"] * 120 + ["warranty"] * 80 + ["other"] * 40
+    right = some_right(400, 0.85)
+    majority = [float(intent == "returns") for intent in intents]
+    tags = [{"intent": intent} for intent in intents]
+    verdict = judge_facts(tmp_path, {"tuned": right, "majority": majority}, tags, slices={"by": ("intent",)})
+    found = verdict.comparisons["majority"]
+    assert found.decision == "do not ship"
+    assert {item.value for item in found.slices if item.harmed} == {"postage", "warranty", "other"}
+
+
+def test_amounts_weigh_items_and_a_relative_margin_follows_the_baseline(tmp_path: Path) -> None:
+    draw = random.Random(0)
+    bits = [draw.uniform(0.8, 1.2) for _ in range(200)]
+    weights = [draw.choice([10.0, 1000.0]) for _ in bits]
+    items = items_of(
+        "bits_per_byte",
+        {"tuned": bits, "close": [value * 1.02 for value in bits], "far": [value * 1.3 for value in bits]},
+        weights=weights,
     )
-    assert (verdict.decision, verdict.shipped) == ("ship", "equal")
-    for measure in verdict.comparisons["equal"].measures.values():
-        assert (measure.to_wrong, measure.to_right, measure.flip_rate, measure.p_mcnemar) == (0, 0, 0.0, 1.0)
-        assert measure.retention == measure.retention_low == measure.retention_high == 1.0
-    lost = verdict.comparisons["broken"]
-    assert lost.decision == "do not ship"
-    assert {name: found.to_wrong for name, found in lost.measures.items()} == {"intent": 66, "fact": 44, "refusal": 22}
-    assert lost.measures["fact"].difference == -1.0
-    assert len(verdict.flips) == 132
-    assert {flip.candidate for flip in verdict.flips} == {"broken"}
-    assert (verdict.test.intent, verdict.test.fact, verdict.test.refusal) == (66, 44, 22)
-    items = [Item.model_validate_json(line) for line in (out / "items.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert all(set(item.models) == {"tuned", "equal", "broken"} for item in items)
-    assert all(item.models["equal"] == item.models["tuned"] for item in items)
-    assert json.loads((out / "metrics.json").read_text(encoding="utf-8"))["broken"]["fact"] == 0.0
+    sheet = write_sheet(tmp_path / "likelihood", {"bits_per_byte": BITS}, items)
+    verdict = judge(tmp_path, [sheet], ["close", "far"], {}, relative_margins={"bits_per_byte": 0.05})
+    close, far = (verdict.comparisons[name].measures["bits_per_byte"] for name in ("close", "far"))
+    mean = weighted_mean(bits, weights)
+    assert close.baseline == pytest.approx(mean) and close.margin == pytest.approx(0.05 * mean)
+    assert close.difference == pytest.approx(-0.02 * mean) and close.answer == "yes" and close.p < 0.01
+    assert far.answer == "no" and verdict.comparisons["far"].decision == "do not ship"
+    assert "bits per byte" in verdict.comparisons["far"].reasons[0]
+    assert verdict.shipped == "close"
 
 
-def test_items_align_by_id() -> None:
-    before = {"a": True, "b": False, "c": True}
-    same = compare_measure(before, {"c": True, "b": False, "a": True}, 0.05, 0.05, 200, 0)
-    assert same.flip_rate == 0.0
-    with pytest.raises(TechniqueError, match="one model only"):
-        compare_measure(before, {"a": True, "b": False, "d": True}, 0.05, 0.05, 200, 0)
+def test_a_candidate_that_failed_is_not_enough_data_and_the_others_are_judged(tmp_path: Path) -> None:
+    right = some_right(500, 0.8)
+    sheet = write_sheet(
+        tmp_path / "answers",
+        {"fact": FACT},
+        items_of("fact", {"tuned": right, "same": right}),
+        huge={"failure": "out of memory"},
+    )
+    verdict = judge(tmp_path, [sheet], ["huge", "same"])
+    assert (verdict.decision, verdict.shipped) == ("ship", "same")
+    assert verdict.comparisons["huge"].decision == "not enough data"
+    assert verdict.comparisons["huge"].reasons == ["fact: not measured (out of memory)"]
+    assert verdict.models["huge"].failures == {"answers": "out of memory"}
 
 
-def test_smallest_of_those_that_ship() -> None:
-    ship, not_ship = Comparison(decision="ship", measures={}), Comparison(decision="do not ship", measures={})
+def test_noise_is_how_far_the_baseline_lies_from_itself(tmp_path: Path) -> None:
+    right = some_right(500, 0.8)
+    sheet = write_sheet(
+        tmp_path / "answers", {"fact": FACT}, items_of("fact", {"tuned": right, "same": right, "tuned again": flipped(right, 4, 6)}),
+        **{"tuned again": {"role": "repeat"}},
+    )  # fmt: skip
+    verdict = judge(tmp_path, [sheet], ["same"])
+    floor = verdict.noise["fact"][0]
+    assert (floor.model, floor.flip_rate, floor.difference) == ("tuned again", 10 / 500, pytest.approx(2 / 500))
+    assert list(verdict.models) == ["tuned", "same"], "asked again, it is the same model"
+
+
+def test_costs_stand_beside_the_quality_that_they_buy(tmp_path: Path) -> None:
+    right = some_right(500, 0.8)
+    models = {
+        "tuned": {"figures": {"end_to_end_s": Figure(value=2.0)}},
+        "a": {"figures": {"end_to_end_s": Figure(value=1.0)}},
+    }
+    sheet = write_sheet(
+        tmp_path / "answers", {"fact": FACT}, items_of("fact", {"tuned": right, "a": flipped(right, 20, 0)}), **models
+    )
+    verdict = judge(tmp_path, [sheet], ["a"], prices={"machine_per_hour": 3.6})
+    figures = verdict.models["a"].figures
+    assert figures["cost_per_1000"].value == pytest.approx(1.0) and verdict.models["tuned"].figures[
+        "cost_per_1000"
+    ].value == pytest.approx(2.0)
+    assert figures["cost_per_point"].value == pytest.approx(1 / 76) and figures[
+        "price_of_point"
+    ].value == pytest.approx(1 / 4)
+    assert "cost_per_1000" not in judge(tmp_path / "free", [sheet], ["a"]).models["a"].figures
+
+
+def test_watched_measures_decide_nothing(tmp_path: Path) -> None:
+    right, quiet = some_right(500, 0.8), [0.0] * 500
+    items = items_of("fact", {"tuned": right, "a": right}) + items_of("loop", {"tuned": quiet, "a": [1.0] * 500})
+    verdict = judge(tmp_path, [write_sheet(tmp_path / "answers", {"fact": FACT, "loop": LOOP}, items)], ["a"])
+    assert verdict.decision == "ship" and verdict.comparisons["a"].measures["loop"].margin is None
+    assert {flip.measure for flip in verdict.flips} == set()
+
+
+def test_steps_are_put_together_and_must_fit(tmp_path: Path) -> None:
+    right = some_right(500, 0.8)
+    facts = write_sheet(tmp_path / "answers", {"fact": FACT}, items_of("fact", {"tuned": right, "a": right}))
+    loops = write_sheet(tmp_path / "loops", {"loop": LOOP}, items_of("loop", {"tuned": [0.0] * 500, "a": [0.0] * 500}))
+    verdict = judge(tmp_path / "1", [facts, loops], ["a"], {"fact": 0.05, "loop": 0.05})
+    assert {name: gate.step for name, gate in verdict.gates.items()} == {"fact": "answers", "loop": "loops"}
+    again = write_sheet(tmp_path / "again", {"fact": FACT}, items_of("fact", {"tuned": right, "a": right}))
+    with pytest.raises(DataError, match="'fact', which step answers has as well"):
+        judge(tmp_path / "2", [facts, again], ["a"])
+    other = write_sheet(
+        tmp_path / "other", {"loop": LOOP}, items_of("loop", {"raw": [0.0] * 9, "a": [0.0] * 9}), baseline="raw"
+    )
+    with pytest.raises(DataError, match="one baseline"):
+        judge(tmp_path / "3", [facts, other], ["a"])
+
+
+def test_speed_keeps_its_own_engine_and_machine(tmp_path: Path) -> None:
+    right = some_right(50, 0.8)
+    facts = write_sheet(tmp_path / "answers", {"fact": FACT}, items_of("fact", {"tuned": right, "a": right}))
+    timed = {"figures": {"tokens_per_second": Figure(value=5.0)}, "engine": "llama.cpp (f16 GGUF)"}
+    speed = write_sheet(tmp_path / "speed", {}, [], accelerator="Example GPU", tuned=timed, a={"failure": "no"})
+    verdict = judge(tmp_path / "1", [facts, speed], ["a"])
+    assert (verdict.models["tuned"].engine, verdict.models["tuned"].speed_engine) == ("transformers", timed["engine"])
+    assert verdict.models["a"].speed_engine == ""
+    assert verdict.machine.accelerator == "Example GPU" and verdict.machine.cpu == "Example CPU"
+    assert any("did not run on the same machine: answers on Example CPU" in note for note in verdict.notes)
+    alone = judge(tmp_path / "2", [facts], ["a"])
+    assert alone.machine.accelerator == "" and not any("same machine" in note for note in alone.notes)
+    again = write_sheet(tmp_path / "speed2", {}, [], tuned=timed, a={})
+    with pytest.raises(DataError, match="'tokens_per_second' of tuned, which step speed has as well"):
+        judge(tmp_path / "3", [facts, speed, again], ["a"])
+
+
+def test_a_margin_of_what_nobody_measured_is_refused(tmp_path: Path) -> None:
+    right = some_right(50, 0.8)
+    with pytest.raises(ConfigError, match="no step measured facts"):
+        judge_facts(tmp_path, {"tuned": right, "a": right}, margins={"facts": 0.05})
+
+
+def test_a_measure_without_items_cannot_be_decided(tmp_path: Path) -> None:
+    right = some_right(500, 0.8)
+    sheet = write_sheet(
+        tmp_path / "answers", {"fact": FACT, "loop": LOOP}, items_of("fact", {"tuned": right, "a": right})
+    )
+    verdict = judge(tmp_path, [sheet], ["a"], {"fact": 0.05, "loop": 0.05})
+    assert verdict.decision == "not enough data" and "loop: no items, so it cannot be decided." in verdict.notes
+
+
+def test_items_answered_by_one_model_only_are_refused() -> None:
+    items = [
+        ItemScore(measure="fact", id="1", values={"tuned": 1.0}),
+        ItemScore(measure="fact", id="2", values={"tuned": 1.0, "a": 1.0}),
+    ]
+    with pytest.raises(TechniqueError, match="1 items answered by one model only"):
+        pair(FACT, items, "tuned", "a")
+
+
+def test_problems_known_from_the_recipe_alone() -> None:
+    measuring = Paired  # any technique with the ports of models
+    upstream = {"answers": Upstream(measuring(margins=MARGINS), {"baseline": ("tuned",), "candidates": ("a",)})}
+    inputs = {"baseline": ("tuned",), "candidates": ("a", "b"), "scores": ("answers",)}
+
+    def problems(technique: Paired, inputs: Any = inputs) -> list[str]:
+        return [str(problem) for problem in technique.plan_problems("steps.verdict", inputs, upstream)]
+
+    assert len(problems(Paired(margins=MARGINS))) == 1 and "b not measured" in problems(Paired(margins=MARGINS))[0]
+    assert any("nothing would decide" in line for line in problems(Paired()))
+    assert any(
+        "also in relative_margins" in line for line in problems(Paired(margins=MARGINS, relative_margins=MARGINS))
+    )
+    assert any(
+        "candidates: none" in line
+        for line in problems(Paired(margins=MARGINS), {"baseline": ("tuned",), "scores": ("answers",)})
+    )
+
+
+def test_smallest_of_those_that_ship_and_the_decision_of_all() -> None:
+    ship, lost, unknown = (
+        Comparison(decision=decision, measures={}) for decision in ("ship", "do not ship", "not enough data")
+    )
     sizes = {"big": 9, "small": 3, "tiny": 1}
-    assert choose_shipped({"big": ship, "small": ship, "tiny": not_ship}, sizes) == "small"
-    assert choose_shipped({"tiny": not_ship}, sizes) is None
+    assert choose_shipped({"big": ship, "small": ship, "tiny": lost}, sizes) == "small"
+    assert choose_shipped({"tiny": lost}, sizes) is None
+    assert overall_decision({"a": ship, "b": unknown}) == "ship"
+    assert overall_decision({"a": lost, "b": unknown}) == "not enough data"
+    assert overall_decision({"a": lost}) == "do not ship"
 
 
-def test_grading() -> None:
-    rows = [make_row(index) for index in range(3)]
-    marks = grade(rows, [gold(row) for row in rows])
-    assert marks["intent"] == {"test-0": True, "test-1": True, "test-2": True}
-    assert marks["fact"] == {"test-0": True, "test-1": True}
-    assert marks["refusal"] == {"test-2": True}
-    assert marks["over_refusal"] == {"test-0": False, "test-1": False}
-    refused = grade(rows, [Reply("other", "other\nI can't help with that.")] * 3)
-    assert refused["over_refusal"] == {"test-0": True, "test-1": True}
-    assert list(scores_by_kind(rows, marks)) == ["faq", "refuse"]
-    declined = rows[0].model_copy(
-        update={
-            "messages": (
-                *rows[0].messages[:-1],
-                Message(role="assistant", content="returns\nWe cannot change 45 days."),
-            )
-        }
-    )
-    assert not counts_for(declined, "over_refusal")
+def test_scores_are_checked_when_written_and_when_read(tmp_path: Path) -> None:
+    right = some_right(5, 0.8)
+    with pytest.raises(DataError, match="0 or 1"):
+        write_sheet(tmp_path / "a", {"fact": FACT}, items_of("fact", {"tuned": [0.5]}))
+    with pytest.raises(DataError, match="stands twice"):
+        write_sheet(tmp_path / "b", {"fact": FACT}, items_of("fact", {"tuned": right}) * 2)
+    with pytest.raises(DataError, match="no measure 'loop'"):
+        write_sheet(tmp_path / "c", {"fact": FACT}, items_of("loop", {"tuned": right}))
+    sheet = write_sheet(tmp_path / "d", {"fact": FACT}, items_of("fact", {"tuned": right}))
+    (sheet.path / "items.jsonl").write_text('{"measure": "fact", "id": "x", "values": {"tuned": NaN}}\n')
+    with pytest.raises(DataError, match="line 1"):
+        read_scores(sheet.path)
+    (sheet.path / "scores.json").write_text("{}")
+    with pytest.raises(DataError, match="Field required"):
+        read_scores(sheet.path)
 
 
-def test_flips_tell_what_was_wanted() -> None:
-    rows = [make_row(0)]
-    subject = Subject("tuned", "baseline", "model", Path("weights"), "transformers", "float32")
-
-    def sit(name: str, reply: Reply) -> Sitting:
-        return Sitting(replace(subject, name=name), rows, {rows[0].id: reply}, grade(rows, [reply]), None)
-
-    found = list_flips(rows, sit("tuned", gold(rows[0])), [sit("bad", broken(rows[0]))])
-    assert [(flip.measure, flip.direction, flip.wanted, flip.candidate_answer) for flip in found] == [
-        ("intent", "to_wrong", "returns", "warranty"), ("fact", "to_wrong", "That is 45 days.", "Maybe."),
-    ]  # fmt: skip
-
-
-def test_the_reference_is_asked_fewer_rows_with_and_without_the_article(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, corpus: Path
-) -> None:
-    verdict, out = judge(
-        monkeypatch, tmp_path, corpus, {"tuned": gold, "equal": gold, "teacher": gold, "teacher without article": broken},
-        reference_limit=12,
-    )  # fmt: skip
-    assert verdict.reference == "teacher"
-    assert {name: model.scores["intent"].n for name, model in verdict.models.items()} == {
-        "tuned": ITEMS, "equal": ITEMS, "teacher": 12, "teacher without article": 12,
-    }  # fmt: skip
-    assert list(verdict.comparisons) == ["equal"], "a reference decides nothing"
-    items = [Item.model_validate_json(line) for line in (out / "items.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert sum("teacher" in item.models for item in items if item.measure == "intent") == 12
-
-
-def test_a_killed_evaluation_goes_on_at_the_next_model(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, corpus: Path
-) -> None:
-    folder = save_tiny(tmp_path / "model")
-    subject = open_subject(Artifact("tuned", Kind.MODEL, folder), "baseline")
-    _, run = empty_run(tmp_path)
-    asked = []
-
-    def count(*_: Any) -> Reading:
-        asked.append(1)
-        return Reading([gold(make_row(0))], 2.0)
-
-    monkeypatch.setattr(asking, "ask", count)
-    plan = asking.Plan(tuned_questions([make_row(0)]), LABELS, [], 4, 4, 64)
-    first = asking.ask_once(subject, plan, run.scratch, 1, "cpu")
-    assert asking.ask_once(subject, plan, run.scratch, 1, "cpu") == first and len(asked) == 1
-    for number, torn in enumerate(('{"replies": [', "", "null", '{"replies": [], "perplexity": 2.0}'), start=2):
-        (run.scratch / "readings" / "tuned.json").write_text(torn, encoding="utf-8")
-        assert asking.ask_once(subject, plan, run.scratch, 1, "cpu") == first and len(asked) == number
-
-
-CHILD = """
-import json, os, signal, sys
-from pathlib import Path
-from tasks.evaluate import asking, paired
-from tasks.shared.technique import Artifact, Inputs, Kind, StepRun
-job, genuine = json.loads(sys.argv[1]), asking.ask
-def ask(subject, *more):
-    if subject.name == "other":
-        os.kill(os.getpid(), signal.SIGKILL)
-    return genuine(subject, *more)
-asking.ask = ask
-ports = {port: tuple(Artifact(name, Kind(kind), Path(path)) for name, kind, path in found) for port, found in job["ports"].items()}
-paired.Paired(**job["settings"])(Inputs(ports), Path(job["out"]), StepRun("step", 0, Path(job["scratch"]), threads=1))
-"""
-
-
-def test_killed_at_the_second_model_it_asks_the_first_no_more_and_ends_the_same(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, corpus: Path
-) -> None:
-    folder, other = save_tiny(tmp_path / "model"), save_tiny(tmp_path / "other", build_model(seed=5))
-    inputs = inputs_of(folder, {"other": other}, corpus)
-    settings: dict[str, Any] = {
-        "max_new_tokens": 4, "perplexity_rows": 6, "speed_tokens": 4, "speed_repeats": 1, "resamples": 200, "limit": 30, "context": 256
-    }  # fmt: skip
-    whole, run = empty_run(tmp_path, "whole")
-    Paired(**settings)(inputs, whole, run)
-    cut, stopped = empty_run(tmp_path, "cut")
-    ports = {port: [(item.name, item.kind, str(item.path)) for item in found] for port, found in inputs.ports.items()}
-    job = {"ports": ports, "settings": settings, "out": str(cut), "scratch": str(stopped.scratch)}
-    done = subprocess.run(
-        [sys.executable, "-c", CHILD, json.dumps(job)], cwd=PROJECT, capture_output=True, text=True, timeout=240, check=False
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    asked, genuine = [], asking.ask
-    monkeypatch.setattr(asking, "ask", lambda subject, *more: asked.append(subject.name) or genuine(subject, *more))
-    Paired(**settings)(inputs, cut, stopped)
-    assert asked == ["other"]
-    assert fingerprints(cut) == fingerprints(whole)
-
-
-def test_an_int4_folder_answers(tmp_path: Path, corpus: Path) -> None:
-    source = Artifact("student", Kind.MODEL, save_tiny(tmp_path / "model"))
-    out, run = empty_run(tmp_path)
-    RTN()(Inputs({"model": (source,)}), out, run)
-    subject = open_subject(Artifact("int4", Kind.MODEL, out), "candidate")
-    assert subject.format.startswith("int4")
-    rows = [make_row(index) for index in range(4)]
-    reading = asking.ask(subject, asking.Plan(tuned_questions(rows), LABELS, rows, 3, 4, 64), run.scratch, 1, "cpu")
-    assert len(reading.replies) == 4 and reading.perplexity is not None and reading.perplexity > 1
-
-
-def test_leaks_are_refused(corpus: Path) -> None:
-    assert len(read_test_rows(corpus)) == ITEMS
-    assert read_labels(corpus, [make_row(0)]) == ["returns"]
-    write_rows(corpus / "train.jsonl", [make_row(0, "train").model_copy(update={"group": "test-g4"})])
-    with pytest.raises(DataError, match="test-4"):
-        read_test_rows(corpus)
-    write_rows(corpus / "test.jsonl", [make_row(0), make_row(0)])
-    with pytest.raises(DataError, match="stand twice"):
-        read_test_rows(corpus)
-
-
-def test_reference_gets_the_article_and_no_label_protocol() -> None:
-    article = Article(id="a1", title="Times", intent="returns", text="Returns within 45 days.")
-    asked, bare = reference_questions([make_row(0), make_row(2)], {"a1": article}, LABELS)
-    assert "45 days" in asked.answer[-1]["content"]
-    assert "45 days" not in asked.choice[-1]["content"]
-    assert "warranty" in asked.choice[0]["content"]
-    assert bare.answer[-1]["content"] == "Question 2?"
-
-
-def test_power_notes_name_measures_without_or_with_few_items() -> None:
-    notes = power_notes(
-        {"intent": 900, "fact": 20, "refusal": 0}, {"intent": 0.02, "fact": 0.14}, Margin().by_measure(), 0.8
-    )
-    assert [note.split(":")[0] for note in notes] == ["refusal", "fact"]
-
-
-def test_wrong_inputs_are_refused(tmp_path: Path, corpus: Path) -> None:
-    folder = save_tiny(tmp_path / "model")
-    out, run = empty_run(tmp_path)
-    with pytest.raises(ConfigError, match="candidates"):
-        Paired()(inputs_of(folder, {}, corpus), out, run)
-    with pytest.raises(ConfigError, match="stands twice"):
-        Paired()(inputs_of(folder, {"tuned": folder}, corpus), out, run)
-    with pytest.raises(ModelError, match="slim"):
-        Paired()(inputs_of(folder, {"slim": tmp_path / "nowhere"}, corpus), out, run)
-    (tmp_path / "bad.gguf").write_bytes(b"hello world" * 10)
-    with pytest.raises(ModelError, match="GGUF"):
-        open_subject(Artifact("gguf", Kind.ENGINE, tmp_path / "bad.gguf"), "candidate")
-    assert folder_format(folder) == "float32 safetensors"
-    assert list(out.iterdir()) == []
-
-
-def test_a_model_with_broken_weights_is_named(tmp_path: Path, corpus: Path) -> None:
-    import torch
-
-    model = build_model()
-    with torch.no_grad():
-        model.model.layers[1].mlp.down_proj.weight.fill_(float("nan"))
-    folder, bad = save_tiny(tmp_path / "model"), save_tiny(tmp_path / "bad", model)
-    out, run = empty_run(tmp_path)
-    with pytest.raises(ModelError, match="candidate slim .*\n?.*loss nan"):
-        Paired(max_new_tokens=2, perplexity_rows=4, limit=6)(inputs_of(folder, {"slim": bad}, corpus), out, run)
-
-
-def test_speed_counts_the_tokens_after_the_first() -> None:
-    sample = make_sample(first_s=0.5, last_s=1.5, tokens=11, peak=7)
-    assert sample.tokens_per_second == pytest.approx(10.0)
-    cost = summarise("x", [sample, make_sample(0.7, 1.2, 11, 9), make_sample(0.6, 1.1, 11, None)])
-    assert (cost.first_token.median, cost.first_token.low, cost.first_token.high, cost.peak_bytes) == (0.6, 0.5, 0.7, 9)
-    here = peak_memory()
-    assert here is None or here > 1_000_000
-    assert peak_memory(2**30) is None
-
-
-def test_a_real_run_on_tiny_models(tmp_path: Path, corpus: Path) -> None:
-    folder, other = save_tiny(tmp_path / "model"), save_tiny(tmp_path / "other", build_model(seed=5))
-    out, run = empty_run(tmp_path)
-    settings = Paired(
-        max_new_tokens=4, perplexity_rows=6, speed_tokens=4, speed_repeats=1, resamples=200, limit=30, context=256,
-        margin=Margin(intent=0.2, fact=0.2, refusal=0.3),
-    )  # fmt: skip
-    metrics = settings(inputs_of(folder, {"copy": folder, "other": other}, corpus), out, run)
-    verdict = read_verdict(out / "verdict.json")
-    assert (verdict.shipped, metrics["shipped"], verdict.test.items) == ("copy", "copy", 30)
-    assert all(
-        found.flip_rate == 0.0 and found.p_mcnemar == 1.0 for found in verdict.comparisons["copy"].measures.values()
-    )
-    assert verdict.models["copy"].perplexity == verdict.models["tuned"].perplexity != verdict.models["other"].perplexity
-    assert verdict.models["tuned"].speed_engine == "llama.cpp (f16 GGUF)"
-    assert verdict.models["tuned"].size_bytes == sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    assert sorted(file.name for file in out.iterdir()) == ["items.jsonl", "metrics.json", "verdict.json"]
-
-
-RETURNS = 334
-"""The tiny tokenizer's id of "returns", which the models of random weights choose everywhere."""
 CHANGES = {
-    "margin.intent": Change(0.3),
-    "margin.fact": Change(0.3),
-    "margin.refusal": Change(0.3),
+    "margins": Change({"fact": 0.3, "loop": 0.2}),
+    "relative_margins": Change({"bits_per_byte": 0.5}),
     "alpha": Change(0.2),
-    "resamples": Change(300),
+    "familywise": Change(True, inputs="two"),
     "power": Change(0.9),
+    "resamples": Change(300),
     "discordance": Change(0.2),
-    "limit": Change(6),
-    "reference_limit": Change(3, inputs="with_reference"),
-    "max_new_tokens": Change(4),
-    "batch_size": Change(64, {"perplexity_rows": 9}),  # other sums: the perplexity's last bits, or an answer
-    "context": Change(300),  # memory
-    "perplexity_rows": Change(3),
-    "speed_tokens": Change(6),
-    "speed_repeats": Change(2),
+    "max_flips": Change(0.01),
+    "slices.by": Change(("intent",)),
+    "slices.margin": Change(0.3),
+    "slices.min_items": Change(12),
+    "prices.machine_per_hour": Change(3.6),
+    "prices.batch": Change(8, {"prices.machine_per_hour": 3.6}),
+    "prices.endpoints": Change({"a": {"input": 1.0, "output": 2.0}}),
+    "prices.currency": Change("EUR", {"prices.machine_per_hour": 3.6}),
 }
 
 
 @contextmanager
 def settings_case(folder: Path) -> Iterator[Case]:
-    """The clock is replaced by one that tells what it was asked to time, so that the settings of timing show as well."""
-    corpus = write_corpus(folder / "corpus", 9)
-    first, other = (build_model(seed, num_hidden_layers=1) for seed in (0, 5))
-    other.model.embed_tokens.weight.data[RETURNS] *= 9  # it then chooses another label
-    first, second = save_tiny(folder / "first", first), save_tiny(folder / "second", other)
-    taken: Counter[Path] = Counter()  # every run has a file of its own in its scratch folder
-
-    def clock(probe: runtime.Probe, tokens: int, threads: int, context: int) -> runtime.Sample:
-        taken[probe.file] += 1
-        return make_sample(1.0, 1.0 + tokens + taken[probe.file], tokens, context)
-
-    settings = {
-        "limit": 9, "reference_limit": 2, "max_new_tokens": 2, "batch_size": 4, "context": 256, "perplexity_rows": 2,
-        "speed_tokens": 4, "speed_repeats": 1, "resamples": 200,
+    """Three measures, one of them an amount; two ways to slice."""
+    draw = random.Random(0)
+    right, bits = some_right(40, 0.8), [draw.uniform(0.8, 1.2) for _ in range(40)]
+    tags = [{"kind": "faq" if index < 30 else "edge", "intent": f"i{index % 2}"} for index in range(40)]
+    models = {"tuned": 0, "a": 4, "b": 2}
+    items = (
+        items_of("fact", {name: flipped(right, flips, 1) for name, flips in models.items()}, tags)
+        + items_of(
+            "loop", {name: [float(index < flips) for index in range(40)] for name, flips in models.items()}, tags
+        )
+        + items_of(
+            "bits_per_byte",
+            {name: [value + draw.gauss(0.01, 0.1) * flips for value in bits] for name, flips in models.items()},
+            tags,
+        )
+    )
+    timed = {
+        "end_to_end_s": Figure(value=1.5), "end_to_end_s_batch_8": Figure(value=4.0), "prompt_tokens": Figure(value=80), "answer_tokens": Figure(value=30)
     }  # fmt: skip
-    inputs, more = (inputs_of(first, {"other": second}, corpus, reference) for reference in (None, second))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runtime, "take_sample", clock)
-        yield Case(folder, inputs, settings, stable=untimed_verdict, more={"with_reference": more})
+    entries = {"tuned": {"figures": timed}, "a": {"figures": timed}}
+    sheet = write_sheet(folder / "answers", {"fact": FACT, "loop": LOOP, "bits_per_byte": BITS}, items, **entries)
+    settings = {"margins": {"fact": 0.1}, "relative_margins": {"bits_per_byte": 0.3}, "resamples": 200}
+    more = {"two": verdict_inputs(folder, ["a", "b"], sheet)}
+    yield Case(folder, verdict_inputs(folder, ["a"], sheet), settings, result=whole, more=more)
+
+
+def test_metrics_are_figures_by_model(tmp_path: Path) -> None:
+    right = some_right(50, 0.8)
+    judge_facts(tmp_path, {"tuned": right, "a": right})
+    figures = json.loads((tmp_path / "step-out" / "metrics.json").read_text("utf-8"))
+    assert figures["a"]["fact"] == 0.8 and figures["tuned"]["size_bytes"] > 0
+
+
+def test_a_candidate_equal_to_the_baseline_on_amounts_is_judged(tmp_path: Path) -> None:
+    near = Measure(title="ROUGE-L", binary=False)
+    items = items_of("rouge_l", {"tuned": [0.5] * 60, "same": [0.5] * 60}) + items_of(
+        "one", {"tuned": [0.5], "same": [0.5]}
+    )
+    sheet = write_sheet(tmp_path / "answers", {"rouge_l": near, "one": near}, items)
+    found = judge(tmp_path, [sheet], ["same"], {"rouge_l": 0.2}).comparisons["same"]
+    assert found.decision == "ship" and found.measures["rouge_l"].p == 1.0
+    assert found.measures["one"].detectable == 1.0, "one item shows nothing"
+
+
+def test_a_relative_margin_counts_that_the_baseline_is_estimated(tmp_path: Path) -> None:
+    """Every text loses exactly the margin: shipping that is the error that alpha is about, whatever the spread of the texts."""
+    draw, shipped = random.Random(0), 0
+    for trial in range(40):
+        bits = [draw.lognormvariate(0, 0.5) for _ in range(60)]
+        lost = [value * (1.05 + draw.gauss(0, 0.02)) for value in bits]
+        pairs = Pairs(BITS, bits, lost, [1.0] * 60, [str(index) for index in range(60)])
+        gate = Gate(measure=BITS, step="x", margin=0.05, relative=True)
+        shipped += compare_measure(pairs, gate, Rules(0.05, 0.8, 300, trial)).answer == "yes"
+    assert shipped <= 5, "6 of 40 has a chance of 1 % at alpha = 5 %"
+
+
+def test_a_relative_margin_of_nothing_is_refused(tmp_path: Path) -> None:
+    sheet = write_sheet(tmp_path / "answers", {"kl": BITS}, items_of("kl", {"tuned": [0.0] * 9, "a": [0.1] * 9}))
+    with pytest.raises(ConfigError, match="the baseline's own value is 0"):
+        judge(tmp_path, [sheet], ["a"], {}, relative_margins={"kl": 0.05})
+
+
+def test_scores_of_another_baseline_are_refused(tmp_path: Path) -> None:
+    sheet = write_sheet(
+        tmp_path / "answers", {"fact": FACT}, items_of("fact", {"a": [1.0] * 9, "tuned": [1.0] * 9}), baseline="a"
+    )
+    with pytest.raises(ConfigError, match="answers.inputs.baseline"):
+        judge(tmp_path, [sheet], ["a"])
+
+
+def test_one_cluster_that_is_lost_is_one_piece_of_evidence(tmp_path: Path) -> None:
+    right = some_right(60, 1.0)
+    lost = [0.0 if index < 15 else 1.0 for index in range(60)]
+    tags = [{"kind": "edge" if index < 15 else "faq"} for index in range(60)]
+    items = [
+        item.model_copy(update={"cluster": "one" if index < 15 else str(index)})
+        for index, item in enumerate(items_of("fact", {"tuned": right, "a": lost}, tags))
+    ]
+    sheet = write_sheet(tmp_path / "answers", {"fact": FACT}, items)
+    found = judge(tmp_path, [sheet], ["a"]).comparisons["a"]
+    assert not any(item.harmed for item in found.slices)
+
+
+def test_candidates_may_share_alpha(tmp_path: Path) -> None:
+    right = some_right(500, 0.8)
+    models = {"tuned": right, "a": right, "b": right}
+    assert any("own 5% chance" in note for note in judge_facts(tmp_path / "1", models).notes)
+    shared = judge_facts(tmp_path / "2", models, familywise=True)
+    assert shared.alpha == 0.025 and not any("chance to ship" in note for note in shared.notes)
+
+
+def test_wordings_of_one_question_are_no_independent_evidence(tmp_path: Path) -> None:
+    """500 answers that flip ten at a time say as much as 50."""
+    right = some_right(500, 0.8)
+    lost = {"tuned": right, "worse": [0.0 if index // 10 in (3, 9) else value for index, value in enumerate(right)]}
+    alone = items_of("fact", lost)
+    together = [item.model_copy(update={"cluster": str(index // 10)}) for index, item in enumerate(alone)]
+    found = [
+        judge(tmp_path / name, [write_sheet(tmp_path / name / "answers", {"fact": FACT}, items)], ["worse"])
+        .comparisons["worse"]
+        .measures["fact"]
+        for name, items in (("alone", alone), ("together", together))
+    ]
+    assert found[0].difference == found[1].difference
+    assert found[1].low < found[0].low - 0.01 and found[1].high >= found[0].high

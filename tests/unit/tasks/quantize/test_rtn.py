@@ -9,7 +9,7 @@ import torch
 
 from tasks.quantize.rtn import RTN
 from tasks.shared.errors import TechniqueError
-from tasks.shared.models import load_model, weight_bytes
+from tasks.shared.models import Dtype, load_model, weight_bytes
 from tests.settings_case import Case, Change
 from tests.tiny_llama import build_model, empty_run, inputs_of, save_tiny, write_corpus
 
@@ -39,6 +39,20 @@ def test_eight_bits_follow_the_source_closer_than_four(tmp_path: Path) -> None:
         results[bits] = (RTN(bits=bits, symmetric=bits == 8)(inputs, out, run), weight_bytes(out))
     assert float(results[8][0]["kl_to_source"]) < 0.1 * float(results[4][0]["kl_to_source"])
     assert results[4][1] < results[8][1]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_loaded_model_is_not_rounded_again_in_every_pass(tmp_path: Path, dtype: Dtype) -> None:
+    out, run = empty_run(tmp_path)
+    RTN(group_size=32)(inputs_of(save_tiny(tmp_path / "source")), out, run)
+    model, ids = load_model(out, dtype), torch.arange(3, 40)[None]
+    layers = [module for module in model.modules() if hasattr(module, "quantization_scheme")]
+    assert layers and not any(layer.quantization_enabled for layer in layers)
+    with torch.inference_mode():
+        plain = model(ids).logits
+        for layer in layers:
+            layer.quantization_enabled = True
+        assert torch.equal(model(ids).logits, plain), "it would change nothing"
 
 
 def test_ragged_group_is_refused(tmp_path: Path) -> None:

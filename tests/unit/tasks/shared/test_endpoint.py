@@ -225,6 +225,18 @@ def test_bad_urls_are_refused_without_their_secrets(url):
     assert "hunter2" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["api-key", "api_key", "key", "Token", "access_token", "sig", "secret", "client_secret", "subscription-key", "apikey"])
+def test_a_key_in_the_query_is_refused_unseen(name):
+    with pytest.raises(ConfigError, match="api_key_env") as caught:
+        check_url(f"https://host/v1?api-version=2024-10-21&{name}=hunter2")
+    assert "hunter2" not in str(caught.value)
+
+
+def test_other_query_parameters_pass():
+    url = "https://host/v1?api-version=2024-10-21&deployment=monkey&max_tokens=3"
+    assert check_url(url) == url
+
+
 def test_shown_urls_have_no_secrets():
     assert shown("https://u:p@host:8/v1/x?key=1#f") == "https://host:8/v1/x"
 

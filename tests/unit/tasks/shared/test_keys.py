@@ -141,8 +141,8 @@ def test_versions_drop_build_tags() -> None:
 
 
 def test_code_files_follow_child_processes() -> None:
-    names = {file.relative_to(PROJECT).as_posix() for file in code_files("tasks.evaluate.paired")}
-    assert {"tasks/evaluate/runtime_probe.py", "tasks/shared/llama_child.py", "tasks/shared/gguf.py"} <= names
+    names = {file.relative_to(PROJECT).as_posix() for file in code_files("tasks.evaluate.runtime")}
+    assert {"tasks/evaluate/timing/probe.py", "tasks/shared/llama_child.py", "tasks/shared/gguf.py"} <= names
 
 
 @pytest.fixture
@@ -188,7 +188,7 @@ def test_an_edit_of_any_file_that_a_step_runs_changes_its_code_and_of_no_other(t
         ("curate.support", "curate/knowledge/returns.yaml"),
         ("traces.openai", "shared/llama_child.py"),
         ("export.gguf", "shared/llama_child.py"),
-        ("evaluate.paired", "evaluate/runtime_probe.py"),
+        ("evaluate.runtime", "evaluate/timing/probe.py"),
     ],
 )
 def test_templates_knowledge_and_child_processes_are_among_those_files(target: str, file: str) -> None:

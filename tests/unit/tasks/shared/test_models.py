@@ -5,15 +5,17 @@ from pathlib import Path
 import pytest
 
 from tasks.shared.errors import ModelError
+from tasks.shared.gguf import write_gguf
 from tasks.shared.models import (
+    CHATML,
     check_source,
-    generate,
     load_model,
     load_tokenizer,
     parameter_count,
     render,
     weight_bytes,
 )
+from tasks.shared.writing import plain_greedy, write_answers
 from tests.tiny_llama import build_model, save_tiny
 
 
@@ -75,8 +77,29 @@ def test_batched_generation_equals_one_by_one(tmp_path: Path) -> None:
         render(tokenizer, [{"role": "user", "content": text}])
         for text in ("postage", "returns are accepted within 45 days", "kettle's")
     ]
-    together = generate(model, tokenizer, prompts, 8, batch_size=3)
-    assert together == [generate(model, tokenizer, [prompt], 8)[0] for prompt in prompts]
+    together = write_answers(model, tokenizer, prompts, 8, batch_size=3)
+    assert together == [write_answers(model, tokenizer, [prompt], 8)[0] for prompt in prompts]
+
+
+def test_an_answer_ends_by_itself_or_at_the_limit(tmp_path: Path) -> None:
+    model, tokenizer = load_model(save_tiny(tmp_path)), load_tokenizer(tmp_path)
+    prompt = render(tokenizer, [{"role": "user", "content": "postage"}])
+    (cut,) = write_answers(model, tokenizer, [prompt], 3)
+    assert not cut.ended
+    first = int(model(**tokenizer(prompt, return_tensors="pt", add_special_tokens=False)).logits[0, -1].argmax())
+    model.generation_config.eos_token_id = [
+        tokenizer.eos_token_id,
+        first,
+    ]  # as models do that end a turn otherwise than a text
+    (ended,) = write_answers(model, tokenizer, [prompt], 3)
+    assert ended.ended
+
+
+def test_a_template_that_takes_no_system_turn_is_an_error_of_the_model(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(save_tiny(tmp_path))
+    tokenizer.chat_template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    with pytest.raises(ModelError, match="turns of system, user: no system role"):
+        render(tokenizer, [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}])
 
 
 def test_a_model_without_chat_template_is_refused(tmp_path: Path) -> None:
@@ -94,6 +117,30 @@ def test_a_model_without_chat_template_is_refused(tmp_path: Path) -> None:
         load_tokenizer(folder)
 
 
+TALK = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "Hi"}]
+DEFAULT = "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nI am a default.<|im_end|>\n' }}{% endif %}" + CHATML
+OTHER = "{% for message in messages %}[{{ message.role }}] {{ message.content }}{% endfor %}<|im_end|>"
+NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + OTHER
+
+
+@pytest.mark.parametrize(("template", "taken"), [(OTHER, OTHER), (NO_SYSTEM, NO_SYSTEM), (DEFAULT, CHATML), (CHATML, CHATML)])
+def test_a_gguf_is_read_in_its_own_template(tmp_path: Path, template: str, taken: str) -> None:
+    folder = save_tiny(tmp_path / "model")
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    write_gguf(folder, tmp_path / "model.gguf", "f16")
+    tokenizer = load_tokenizer(tmp_path / "model.gguf")
+    assert tokenizer.chat_template == taken and tokenizer.eos_token == "<|im_end|>"
+    if template != NO_SYSTEM:
+        assert render(tokenizer, TALK) == render(load_tokenizer(folder), TALK), "as its folder, and as llama.cpp"
+
+
+def test_a_gguf_without_a_template_is_read_in_chatml(tmp_path: Path) -> None:
+    whole, bare = tmp_path / "whole.gguf", tmp_path / "bare.gguf"
+    write_gguf(save_tiny(tmp_path / "model"), whole, "f16")
+    bare.write_bytes(whole.read_bytes().replace(b"tokenizer.chat_template", b"tokenizer.chat_leftover"))
+    assert load_tokenizer(bare).chat_template == CHATML
+
+
 @pytest.mark.parametrize("offline", [True, False])
 def test_a_saved_tokenizer_does_not_tell_whether_the_network_was_allowed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offline: bool
@@ -103,3 +150,20 @@ def test_a_saved_tokenizer_does_not_tell_whether_the_network_was_allowed(
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", offline)
     load_tokenizer(save_tiny(tmp_path / "model")).save_pretrained(tmp_path / "saved")
     assert "local_files_only" not in (tmp_path / "saved" / "tokenizer_config.json").read_text()
+
+
+def test_greedy_means_greedy_whatever_the_generation_config_says(tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path)
+    model, tokenizer = load_model(folder), load_tokenizer(folder)
+    prompts = [render(tokenizer, [{"role": "user", "content": "returns are accepted, are accepted within 45 days"}])]
+    plain = write_answers(model, tokenizer, prompts, 12)
+    own = model.generation_config
+    assert own is not None
+    own.repetition_penalty, own.no_repeat_ngram_size, own.eos_token_id = 5.0, 1, [2, 0]
+    ids = tokenizer(prompts[0], return_tensors="pt", add_special_tokens=False)["input_ids"]
+    penalised = model.generate(input_ids=ids, max_new_tokens=12, do_sample=False)  # type: ignore[operator]
+    assert write_answers(model, tokenizer, prompts, 12) == plain
+    assert tokenizer.decode(penalised[0, ids.shape[1] :], skip_special_tokens=True).strip() != plain[0].text
+    with plain_greedy(model):
+        assert model.generation_config.eos_token_id == [2, 0]
+    assert model.generation_config is own, "the model is as it was"

@@ -25,6 +25,7 @@ from tasks.shared.tracking.address import mask, resolve_uri
 from tasks.shared.tracking.delivery import Delivery, deliver, flush
 from tasks.shared.tracking.errors import Unreachable
 from tasks.shared.tracking.events import POINTS, read_curve
+from tasks.shared.tracking.models import Models
 from tasks.shared.tracking.runs import Runs
 from tasks.shared.tracking.server import Server
 from tests.tracked_steps import RECIPE, free_port, in_process, mlflow_server, recipe, step, tell
@@ -193,6 +194,25 @@ def test_only_a_ship_verdict_moves_the_champion(root: Path) -> None:
     tell(MlflowTracker("", root, RECIPE), found_again(recipe(root)))
     seen = view(root)
     assert seen.champion() == first[2].manifest["output"] and len(seen.versions) == 2
+
+
+def test_a_model_that_is_worse_than_the_champion_does_not_take_its_place(
+    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tell(MlflowTracker("", root, RECIPE), first := recipe(root))
+    asked: list[tuple[str, str]] = []
+
+    def against(_: Models, event: Any, weights: Any, champion: Any) -> tuple[str, bool]:
+        asked.append((weights.digest, champion.tags["digest"]))
+        return "against the champion: fact -0.13 [-0.16, -0.1] on 500 items, allowed 0.05", True
+
+    monkeypatch.setattr(Models, "_against", against)
+    tell(MlflowTracker("", root, RECIPE), recipe(root, gguf="3"))
+    seen = view(root)
+    assert asked == [("3".ljust(64, "1"), first[2].manifest["output"])]
+    assert seen.champion() == first[2].manifest["output"] and len(seen.versions) == 2
+    assert any("-0.13" in version.tags.get("champion.compared", "") for version in seen.versions)
+    assert "does not become champion" in caplog.text
 
 
 def test_what_a_variant_ships_is_a_version_but_no_champion(root: Path) -> None:

@@ -1,6 +1,6 @@
 import pytest
 
-from tasks.traces.filter import Evidence, Limits, close_sentence, invented_numbers, judge, numbers, repeats, support
+from tasks.traces.filter import Evidence, Limits, close_sentence, judge
 
 ARTICLE = "Returns\nYou have 45 days to return an unused kettle. The courier collects it, return postage costs £3.50, and repairs take 9 weeks."
 NARROW = "how long for a return, and what is the postage?\nReturn an unused kettle within 45 days; postage costs £3.50.\n45 days\nforty-five days"
@@ -82,24 +82,6 @@ def test_strictness_is_a_setting():
     assert fate("You have 45 days, and repairs take 9 weeks.", other_numbers=True) == ""
     assert fate("You do not have 45 days to return it.", negations=True) == ""
     assert fate("You have 45 days because wizards charge batteries under moonlight.", support=0) == ""
-
-
-def test_numbers_in_digits_and_words_are_the_same_numbers():
-    assert numbers("£1,200.50 within thirty-five days, at 09:30") >= {"1200.5", "35", "9:30"}
-    assert "30" not in numbers("thirty-five days") and numbers("twenty of five") == {"20", "5"}
-    assert numbers("a dozen beans") == numbers("12 beans")
-    assert invented_numbers("That one is free.", "nothing") == set()
-    assert invented_numbers("It takes 1 day.", "nothing") == {"1"}
-
-
-def test_support_is_one_for_a_copy_and_zero_for_other_words():
-    assert support(SOURCES, SOURCES) == 1.0
-    assert support("Wizards levitate", SOURCES) == 0.0
-    assert support("", SOURCES) == 1.0
-
-
-def test_a_plain_sentence_does_not_repeat():
-    assert not repeats("Send us a photo of the label and we send the piece.")
 
 
 def test_a_swallowed_full_stop_comes_back():

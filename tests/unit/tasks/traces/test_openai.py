@@ -17,10 +17,10 @@ from tasks.shared.articles import Article, write_articles
 from tasks.shared.errors import ConfigError, DataError, EndpointError, ModelError
 from tasks.shared.keys import Digests
 from tasks.shared.rows import Message, Row, read_rows, write_rows
+from tasks.shared.samples import SampleStore
 from tasks.shared.technique import Artifact, Inputs, Kind, StepRun
 from tasks.traces.openai import Embedded, OpenAI, Prices
 from tasks.traces.prompt import choose_examples, choose_refusals, teacher_messages
-from tasks.traces.samples import SampleStore
 from tests.settings_case import Case, Change, untimed_traces
 
 SYSTEM = "You are the shop's bot."

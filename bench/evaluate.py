@@ -1,0 +1,202 @@
+"""What the comparison of models costs over scoring them: lm-evaluation-harness alone, and our step with its verdict, in turns.
+
+python -m bench.evaluate                        the embedded model and four candidates, 500 items, three rounds; well over an hour on two cores
+python -m bench.evaluate --tiny --rounds 1      models of random weights, to try it; a minute
+python -m bench.evaluate --data /your/benchmarks --tasks hellaswag_val1000
+
+Both score the baseline once and each candidate once, each in a process of its own that starts with nothing loaded, and must give
+the same accuracies.  Ours also keeps every sample, survives a candidate that fails, and judges.  Without --data the items are
+made up of words; how long they are matters here, not what they say.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+CANDIDATES = 4
+MARGIN = 0.05
+BATCH = 16
+
+
+def make_models(folder: Path, tiny: bool) -> list[Path]:
+    """The baseline, and candidates whose weights differ a little from its, as bfloat16 folders."""
+    import torch
+
+    from flows.config import compose_recipe
+    from flows.plan import build_plan
+    from tasks.shared.models import load_model, load_tokenizer, save_model
+    from tests.tiny_llama import build_model, build_tokenizer
+
+    if tiny:
+        model, tokenizer = build_model(), build_tokenizer()
+    else:
+        source = build_plan(compose_recipe("tiny").recipe).sources["models.teacher"].path
+        model, tokenizer = load_model(source), load_tokenizer(source)
+    torch.manual_seed(0)
+    found = []
+    for number in range(CANDIDATES + 1):
+        if number:
+            with torch.no_grad():
+                for weight in model.parameters():
+                    weight += 0.02 * weight.std() * torch.randn_like(weight)
+        found.append(folder / ("baseline" if number == 0 else f"candidate{number}"))
+        save_model(model, tokenizer, found[-1])
+        model.float()
+    return found
+
+
+def score_alone(job: dict[str, Any]) -> dict[str, float]:
+    """The harness as its command line uses it, model after model, in one process."""
+    import torch
+    from lm_eval.evaluator import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    from tasks.evaluate.benchmark.benchmarks import BENCHMARKS, task_config
+
+    torch.set_num_threads(job["threads"])
+    found = {}
+    for model in map(Path, job["models"]):
+        lm = HFLM(pretrained=str(model), dtype=job["dtype"], device="cpu", batch_size=BATCH, softmax_dtype="float32")
+        result = simple_evaluate(
+            lm, tasks=[task_config(task, Path(job["data"])) for task in job["tasks"]], limit=job["items"], bootstrap_iters=0,
+            task_manager=TaskManager(include_defaults=False),
+        )  # fmt: skip
+        for task in job["tasks"]:
+            values = result["samples"][task]
+            found[f"{model.name}.{task}"] = statistics.fmean(value[BENCHMARKS[task].metric] for value in values)
+    return found
+
+
+def score_ours(job: dict[str, Any]) -> dict[str, float]:
+    """The measuring step and the verdict over it, called as the flow calls them."""
+    from tasks.evaluate.benchmark.benchmarks import BENCHMARKS
+    from tasks.evaluate.lm_eval import LmEval
+    from tasks.shared.scores import read_scores
+    from tasks.shared.sources import sha256_file
+    from tasks.shared.technique import Artifact, Inputs, Kind, StepRun
+
+    models = [
+        Artifact(path.name, Kind.MODEL, path, sha256_file(path / "model.safetensors"))
+        for path in map(Path, job["models"])
+    ]
+    work = Path(job["work"])
+    ports = {"baseline": (models[0],), "candidates": tuple(models[1:])}
+    out, scratch = Path(tempfile.mkdtemp(dir=work)), Path(tempfile.mkdtemp(dir=work))
+    run = StepRun("bench", 0, scratch, job["threads"], memo=work / "memo")
+    LmEval(tasks=tuple(job["tasks"]), data=job["data"], limit=job["items"], batch_size=BATCH, dtype=job["dtype"])(
+        Inputs(ports), out, run
+    )
+    scores = read_scores(out)
+    if not job["scores_only"]:
+        from tasks.evaluate.paired import Paired
+
+        judged = Path(tempfile.mkdtemp(dir=work))
+        sheets = {"scores": (Artifact("bench", Kind.SCORES, out),)}
+        Paired(margins=dict.fromkeys(scores.sheet.measures, MARGIN))(Inputs(ports | sheets), judged, run)
+    found: dict[str, list[float]] = {}
+    for item in scores.items:
+        for model, value in item.values.items():
+            found.setdefault(f"{model}.{item.measure.partition('.')[0]}", []).append(value)
+    assert {name.partition(".")[2] for name in found} <= set(BENCHMARKS)
+    return {name: statistics.fmean(values) for name, values in found.items()}
+
+
+def timed(arm: str, job: dict[str, Any]) -> tuple[float, dict[str, float]]:
+    """Seconds of one arm's whole process, and the accuracies it found."""
+    started = time.perf_counter()
+    command = [sys.executable, "-m", "bench.evaluate", "--arm", arm, "--job", json.dumps(job)]
+    offline = {
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1",
+        "OMP_NUM_THREADS": str(job["threads"]),
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    done = subprocess.run(command, env=os.environ | offline, capture_output=True, text=True, check=False)
+    seconds = time.perf_counter() - started
+    if done.returncode:
+        sys.exit(done.stderr[-3000:])
+    return seconds, json.loads(done.stdout.splitlines()[-1])
+
+
+def measure(job: dict[str, Any], rounds: int, work: Path) -> dict[str, list[float]]:
+    """Seconds of every arm by round, the first of a pair changing from round to round; each round starts with an empty memo."""
+    seconds: dict[str, list[float]] = {"harness alone": [], "ours": [], "ours, again": []}
+    for number in range(rounds):
+        fresh = job | {"work": str(work / f"round{number}")}
+        Path(fresh["work"]).mkdir()
+        pair = [("harness alone", "alone"), ("ours", "ours")]
+        found = {}
+        for name, arm in pair if number % 2 == 0 else reversed(pair):
+            took, found[name] = timed(arm, fresh)
+            seconds[name].append(took)
+        differ = {
+            name: (value, found["ours"].get(name))
+            for name, value in found["harness alone"].items()
+            if abs(value - found["ours"].get(name, -1.0)) > 1e-9
+        }
+        if differ:
+            sys.exit(f"the two do not find the same: {differ}")
+        seconds["ours, again"].append(timed("ours", fresh)[0])
+    return seconds
+
+
+def spread(values: list[float], form: str = ".1f") -> str:
+    """Median and range."""
+    return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
+
+
+def main() -> None:
+    """Measure and print; with --arm, be one of the two."""
+    options = arguments()
+    if options.arm:
+        job = json.loads(options.job)
+        print(json.dumps(score_alone(job) if options.arm == "alone" else score_ours(job)))
+        return
+    from tasks.evaluate.asking.machine import describe_machine
+    from tasks.shared.models import has_cpu_bfloat16
+    from tests.benchmark_data import write_benchmark_data
+
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        data = options.data or str(write_benchmark_data(work / "data", options.items))
+        job = {
+            "models": [str(path) for path in make_models(work, options.tiny)], "data": data, "tasks": options.tasks.split(","),
+            "items": options.items, "threads": os.cpu_count() or 1, "dtype": "bfloat16" if has_cpu_bfloat16() else "float32",
+            "scores_only": options.scores_only,
+        }  # fmt: skip
+        seconds = measure(job, options.rounds, work)
+    title = f"baseline and {CANDIDATES} candidates, {options.items} items of {options.tasks}, {job['dtype']}\n{describe_machine()}"
+    table = Table("", "seconds", "times the harness alone", title=title)
+    for name, values in seconds.items():
+        ratios = [value / alone for value, alone in zip(values, seconds["harness alone"], strict=True)]
+        table.add_row(name, spread(values), spread(ratios, ".2f"))
+    Console().print(table)
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--tiny", action="store_true", help="models of random weights in place of the embedded one")
+    parser.add_argument("--items", type=int, default=500)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--tasks", default="hellaswag_val1000")
+    parser.add_argument("--data", default="", help="folder with the benchmarks' real files")
+    parser.add_argument("--scores-only", action="store_true", help="leave the verdict out")
+    parser.add_argument("--arm", choices=["alone", "ours"], help=argparse.SUPPRESS)
+    parser.add_argument("--job", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""Whether a verdict on amounts can be trusted, and what items that belong together do to it: simulated.
+
+python -m bench.resampling                       everything; about fifteen minutes on two idle cores
+python -m bench.resampling groups --items 240    only this table (see TABLES), for these numbers of items
+
+amounts   false-ship rate at the margin, by method, for normal, heavy-tailed and skewed differences
+power     predicted and simulated: equal candidates that pass
+groups    false-ship rate for right/wrong answers when items flip in groups
+"""
+
+import argparse
+import math
+import os
+import platform
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from tasks.evaluate.judging.exact_bounds import lower_bound
+from tasks.evaluate.judging.intervals import grouped_bounds, mean_bounds, ratio_bounds
+from tasks.evaluate.judging.paired_tests import mean_harm_p
+from tasks.evaluate.judging.power import detectable_mean
+
+ALPHA, POWER = 0.05, 0.8
+ITEMS = (10, 20, 50, 100, 240, 500)
+TRIALS = 1000
+console = Console(width=150)
+
+
+AMOUNTS: dict[str, tuple[Callable[[np.random.Generator, int], np.ndarray], float]] = {
+    "normal": (lambda draw, n: draw.normal(size=n), 0.0),
+    "heavy tails (t, 3 df)": (lambda draw, n: draw.standard_t(3, n), 0.0),
+    "losses log-normal, sigma 1": (lambda draw, n: -draw.lognormal(0, 1, n), -math.exp(0.5)),
+    "losses log-normal, sigma 1.5": (lambda draw, n: -draw.lognormal(0, 1.5, n), -math.exp(1.125)),
+    "a loss on 1 item in 10": (lambda draw, n: -draw.lognormal(0, 1, n) * (draw.random(n) < 0.1), -0.1 * math.exp(0.5)),
+    "gains and larger losses": (lambda draw, n: draw.lognormal(0, 1, n) - draw.lognormal(0, 1.2, n), math.exp(0.5) - math.exp(0.72)),
+}  # fmt: skip
+
+
+def amounts(items: Sequence[int]) -> None:
+    trials = TRIALS
+    table = Table(
+        title=f"false ships at the margin for amounts, {trials} simulated candidates (standard error {math.sqrt(0.0475 / trials):.3f})"
+    )
+    for column in (
+        "differences",
+        "weights",
+        "items",
+        "t",
+        "BCa",
+        "studentised",
+        "farthest",
+        "gains called shown",
+        "harm by sign flips, none there",
+    ):
+        table.add_column(column, justify="right")
+    for name, (make, mean) in AMOUNTS.items():
+        for weighted in (False, True):
+            for n in items:
+                draw, misses, harmed = np.random.default_rng(n), np.zeros(5), 0
+                for trial in range(trials):
+                    weights = draw.lognormal(0, 0.5, n) if weighted else np.ones(n)
+                    drawn = make(draw, n)
+                    bounds = ratio_bounds(weights * drawn, weights, ALPHA, 1000, trial)
+                    low, high = min(low for low, _ in bounds), max(high for _, high in bounds)
+                    misses += [*(bound[0] > mean for bound in bounds), low > mean, high < mean]
+                    harmed += mean_harm_p(drawn - mean, weights, 500, trial) <= ALPHA if trial < trials // 4 else 0
+                shares = (f"{share:.3f}" for share in misses / trials)
+                table.add_row(
+                    name, "log-normal" if weighted else "one", str(n), *shares, f"{harmed / (trials // 4):.3f}"
+                )
+    console.print(table)
+
+
+def power(items: Sequence[int]) -> None:
+    table = Table(title=f"power for amounts, {TRIALS} simulated equal candidates per figure; {POWER:g} was asked for")
+    for column in ("differences", "items", "detectable margin, standard deviations", "equal ones that pass"):
+        table.add_column(column, justify="right")
+    for name in ("normal", "heavy tails (t, 3 df)", "gains and larger losses"):
+        make, mean = AMOUNTS[name]
+        deviation = float((make(np.random.default_rng(0), 1_000_000) - mean).std())
+        for n in items:
+            draw, margin = np.random.default_rng(n), detectable_mean(deviation, n, ALPHA, POWER)
+            lows = [
+                mean_bounds(make(draw, n) - mean, np.ones(n), ALPHA, 1000, trial, 99.0).low for trial in range(TRIALS)
+            ]
+            table.add_row(name, str(n), f"{margin / deviation:.3f}", f"{np.mean(np.array(lows) > -margin):.3f}")
+    console.print(table)
+
+
+def groups(items: Sequence[int]) -> None:
+    margin, discordance, trials = 0.05, 0.1, TRIALS
+    table = Table(
+        title=f"false ships at a margin of {margin:g}, {discordance:g} flips, when items flip in groups: by items / by groups"
+    )
+    for column in ("items", "in groups of", "none together", "half together", "all together"):
+        table.add_column(column, justify="right")
+    for n in (count for count in items if count >= 100):
+        for together in (2, 4, 8):
+            cells = [grouped_rates(n, together, share, margin, discordance, trials) for share in (0.0, 0.5, 1.0)]
+            table.add_row(str(n), str(together), *(f"{alone:.3f} / {whole:.3f}" for alone, whole in cells))
+    console.print(table)
+
+
+def grouped_rates(
+    n: int, together: int, share: float, margin: float, discordance: float, trials: int
+) -> tuple[float, float]:
+    """How often the margin is passed, taking items, and taking groups, for independent; share: of groups that flip as one."""
+    draw, passed = np.random.default_rng(n), np.zeros(2)
+    chances = [1 - discordance, (discordance + margin) / 2, (discordance - margin) / 2]
+    whole = -(-n // together)
+    names = [str(number // together) for number in range(n)]
+    for trial in range(trials):
+        own, common = draw.choice(3, size=n, p=chances), np.repeat(draw.choice(3, size=whole, p=chances), together)[:n]
+        kind = np.where(np.repeat(draw.random(whole) < share, together)[:n], common, own)
+        alone = lower_bound(int((kind == 1).sum()), int((kind == 2).sum()), n, ALPHA) > -margin
+        passed += alone, alone and grouped_bounds(kind == 1, kind == 2, names, ALPHA, 500, trial).low > -margin
+    return float(passed[0]) / trials, float(passed[1]) / trials
+
+
+TABLES = {"amounts": amounts, "power": power, "groups": groups}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tables", nargs="*", default=list(TABLES), help=", ".join(TABLES))
+    parser.add_argument("--items", type=int, nargs="+", default=ITEMS)
+    options = parser.parse_args()
+    for name in options.tables:
+        TABLES[name](options.items)
+    console.print(f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+
+
+if __name__ == "__main__":
+    main()

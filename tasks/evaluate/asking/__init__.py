@@ -1,0 +1,1 @@
+"""Ask a model the test split, and grade what it says."""

@@ -1,0 +1,1 @@
+"""Run lm-evaluation-harness on a model, offline, with every sample kept."""

@@ -1,0 +1,127 @@
+"""How far every model's next-token distributions lie from the baseline's on task text: KL divergence, and the same top token."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from tasks.evaluate.asking.sittings import ask_each, make_sheet
+from tasks.evaluate.asking.split import last_question, read_test_rows, tag_rows
+from tasks.evaluate.asking.subjects import MODEL_PORTS, Subject, list_subjects
+from tasks.evaluate.likelihoods.following import Distances, FollowPlan, TextPlan, Texts, choose_texts, follow
+from tasks.evaluate.likelihoods.logits import expanded_notes, in_transformers, weighted_mean
+from tasks.shared.apart import Failure
+from tasks.shared.models import Dtype
+from tasks.shared.rows import Row, read_rows, spread
+from tasks.shared.scores import ItemScore, Measure, write_scores
+from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun
+
+MEASURES = {
+    "kl": Measure(title="KL divergence from the baseline", unit="nats per token", better="lower", binary=False, against_baseline=True),
+    "same_top": Measure(title="same top token as the baseline", binary=False, against_baseline=True),
+}
+ITSELF = {"kl": 0.0, "same_top": 1.0}
+"""The baseline's values, by definition."""
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class Divergence:
+    """KL(baseline || model) over the whole vocabulary, in float32, at every token of the answers and at their end.
+
+    A change that accuracy does not show yet (Dutta et al. 2024, arXiv 2407.09141).  Each model is loaded beside the baseline, so
+    that no distribution is cut or kept on disk: this takes the memory of both.
+    """
+
+    text: Literal["gold", "baseline"] = "gold"
+    """Answers to compare on: those of the test split, or the baseline's own (greedy), which is what it would really say."""
+    max_new_tokens: Annotated[int, Field(ge=1)] = 48
+    """Length limit of the baseline's own answers, tokens; gold ones are taken whole."""
+    limit: Annotated[int, Field(ge=0)] = 0
+    """Test rows, spread evenly over the split; 0 takes all."""
+    dtype: Dtype = "float32"
+    """What the models compute in; bfloat16 takes half the memory, and its rounding alone gives a KL."""
+
+    ports: ClassVar[Mapping[str, Port]] = {**MODEL_PORTS, "data": Port((Kind.CORPUS,))}
+    produces: ClassVar[Kind] = Kind.SCORES
+    libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "tokenizers", "compressed-tensors", "gguf")
+
+    def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
+        """Compare and write scores.json and items.jsonl.
+
+        Raises DataError for an empty test split, ModelError if the baseline fails.  A model of another vocabulary has no values.
+        """
+        corpus = inputs.one("data").path
+        test = read_test_rows(corpus)
+        rows, tags = spread(test, self.limit), tag_rows(test, read_rows(corpus / "train.jsonl"))
+        baseline, *others = in_transformers(list_subjects(inputs))
+        texts = self._texts(baseline, rows, run)
+        content = baseline.digest or str(baseline.weights)
+        plan = FollowPlan([row.prompt for row in rows], texts.answers, self.dtype, content, baseline)
+        found = ask_each(others, {subject.name: plan for subject in others}, follow, Distances, run)
+        sheet = make_sheet(
+            [baseline, *others],
+            {baseline.name: texts, **found},
+            MEASURES,
+            run,
+            self.libraries,
+            self._notes([baseline, *others], found),
+        )
+        sound = {name: reading for name, reading in found.items() if not isinstance(reading, Failure)}
+        items = self._items(rows, tags, texts, baseline.name, sound)
+        write_scores(out, sheet, items)
+        return flat_metrics(items, [baseline.name, *sound])
+
+    def _texts(self, baseline: Subject, rows: Sequence[Row], run: StepRun) -> Texts:
+        gold = [row.answer for row in rows] if self.text == "gold" else []
+        plan = TextPlan([row.prompt for row in rows], gold, 0 if gold else self.max_new_tokens, self.dtype)
+        found = ask_each([baseline], {baseline.name: plan}, choose_texts, Texts, run)[baseline.name]
+        assert not isinstance(found, Failure)  # of the baseline it is raised
+        return found
+
+    def _items(
+        self,
+        rows: Sequence[Row],
+        tags: Mapping[str, dict[str, str]],
+        texts: Texts,
+        baseline: str,
+        readings: Mapping[str, Distances],
+    ) -> list[ItemScore]:
+        found = []
+        for measure, own in ITSELF.items():
+            for index, row in enumerate(rows):
+                values = {baseline: own} | {
+                    name: (reading.kl if measure == "kl" else reading.same_top)[index]
+                    for name, reading in readings.items()
+                }
+                found.append(ItemScore(
+                    measure=measure, id=row.id, cluster=row.group, tags=tags[row.id], weight=texts.positions[index], question=last_question(row),
+                    wanted=row.answer, values=values, answers={} if self.text == "gold" else {baseline: texts.answers[index]},
+                ))  # fmt: skip
+        return found
+
+    def _notes(self, subjects: Sequence[Subject], readings: Mapping[str, Distances | Failure]) -> list[str]:
+        answers = "the test split's" if self.text == "gold" else f"{subjects[0].name}'s own greedy"
+        notes = [
+            f"KL and same top token at every token of {answers} answers and at their end, over the whole vocabulary.",
+            *expanded_notes(subjects),
+        ]
+        for name, reading in readings.items():
+            if isinstance(reading, Failure):
+                notes.append(f"{name}: not compared. {reading.reason}")
+            else:
+                notes += [f"{name}: {note}." for note in reading.notes]
+        return notes
+
+
+def flat_metrics(items: Sequence[ItemScore], models: Sequence[str]) -> Metrics:
+    """Every model's mean by measure, weighted by positions."""
+    metrics: Metrics = {"items": len(items) // len(ITSELF)}
+    for measure in ITSELF:
+        own = [item for item in items if item.measure == measure]
+        for model in models:
+            metrics[f"{model}.{measure}"] = weighted_mean(
+                [item.values[model] for item in own], [item.weight for item in own]
+            )
+    return metrics

@@ -1,0 +1,147 @@
+"""Answers to the test split: the right label, the article's fact, refusals, form, loops, and nearness to the gold answer."""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from tasks.evaluate.asking.answers import MEASURES, Name, Reply, counts_for, shown, value_of, wanted
+from tasks.evaluate.asking.ask import Plan, Reading, ask, template_notes
+from tasks.evaluate.asking.means import mean_values
+from tasks.evaluate.asking.sittings import ask_each, make_sheet
+from tasks.evaluate.asking.split import last_question, read_labels, read_test_rows, tag_rows
+from tasks.evaluate.asking.subjects import MODEL_PORTS, Subject, list_subjects, reference_questions, tuned_questions
+from tasks.shared.apart import Failure
+from tasks.shared.articles import read_articles
+from tasks.shared.rows import Row, read_rows, spread
+from tasks.shared.scores import ItemScore, Measure, write_scores
+from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun
+
+log = logging.getLogger(__name__)
+Replies = Mapping[str, Mapping[str, Reply]]
+"""By model, then by row id."""
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class Generation:
+    """One greedy answer and one choice of label per test row and model.
+
+    Every model is asked in its own chat template and with its own tokenizer; one without a template is asked in ChatML if it knows
+    that markup, which the notes say, and fails otherwise.  A reference is asked without the label line, so `format` skips it.
+    Facts, refusals and loops are found by rules (tasks/shared/chat.py, tasks/shared/repetition.py); refusals in English only.
+    """
+
+    measures: Annotated[tuple[Name, ...], Field(min_length=1)] = tuple(MEASURES)
+    """Which to take: intent, fact, refusal, over_refusal, format, loop, exact (match with the gold answer), rouge_l."""
+    limit: Annotated[int, Field(ge=0)] = 0
+    """Test rows to use, spread evenly over the split; 0 takes all."""
+    reference_limit: Annotated[int, Field(ge=0)] = 0
+    """Of these, rows that the reference is asked, which decides nothing; 0 takes all."""
+    max_new_tokens: Annotated[int, Field(ge=1)] = 48
+    """Length limit of an answer, tokens."""
+    batch_size: Annotated[int, Field(ge=1)] = 64
+    """Prompts generated together in transformers; log-likelihoods take a quarter of it."""
+    context: Annotated[int, Field(ge=64)] = 1024
+    """Tokens that prompt and answer may take together in llama.cpp."""
+    again: Annotated[int, Field(ge=0)] = 0
+    """Times to ask the baseline once more, in other batches (llama.cpp: in the other order): the noise of asking."""
+
+    ports: ClassVar[Mapping[str, Port]] = {**MODEL_PORTS, "data": Port((Kind.CORPUS,))}
+    produces: ClassVar[Kind] = Kind.SCORES
+    libraries: ClassVar[tuple[str, ...]] = (
+        "torch", "transformers", "tokenizers", "auto-round", "compressed-tensors", "gguf", "lm-eval", "xllamacpp", "numpy", "rouge-score"
+    )  # fmt: skip
+
+    def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
+        """Ask every model; writes scores.json and items.jsonl.
+
+        Raises DataError if the test split is empty or leaks into training, ModelError if the baseline cannot be asked.
+        """
+        subjects = list_subjects(inputs, self.again, bare_reference=True)
+        corpus = inputs.one("data").path
+        test = read_test_rows(corpus)
+        rows, tags = spread(test, self.limit), tag_rows(test, read_rows(corpus / "train.jsonl"))
+        labels = read_labels(corpus, rows)
+        plans = {
+            subject.name: self._plan(subject, self._rows_for(subject, rows), labels, corpus) for subject in subjects
+        }
+        readings = ask_each(subjects, plans, ask, Reading, run)
+        replies = {
+            subject.name: {
+                row.id: reply for row, reply in zip(self._rows_for(subject, rows), reading.replies, strict=True)
+            }
+            for subject in subjects
+            if not isinstance(reading := readings[subject.name], Failure)
+        }
+        items = list(self._items(rows, tags, replies, labels))
+        taken = {item.measure for item in items}
+        measures: dict[str, Measure] = {name: measure for name, measure in MEASURES.items() if name in self.measures}
+        notes = [*self._notes(subjects, taken), *repeat_notes(subjects, plans), *template_notes(subjects)]
+        write_scores(out, make_sheet(subjects, readings, measures, run, self.libraries, notes), items)
+        return {"items": len(rows), **mean_values(items, subjects)}
+
+    def _rows_for(self, subject: Subject, rows: Sequence[Row]) -> list[Row]:
+        return spread(rows, self.reference_limit if subject.role == "reference" else 0)
+
+    def _plan(self, subject: Subject, rows: Sequence[Row], labels: Sequence[str], corpus: Path) -> Plan:
+        own = subject.role != "reference"
+        articles = read_articles(corpus / "articles.jsonl") if subject.sees_article else {}
+        questions = tuned_questions(rows) if own else reference_questions(rows, articles, labels)
+        return Plan(
+            questions, labels if "intent" in self.measures else [], own, self.max_new_tokens if set(self.measures) - {"intent"} else 0,
+            other_batch(self.batch_size, len(rows), subject.again), self.context, backwards=bool(subject.again % 2),
+        )  # fmt: skip
+
+    def _items(
+        self, rows: Sequence[Row], tags: Mapping[str, dict[str, str]], replies: Replies, labels: Sequence[str]
+    ) -> Iterator[ItemScore]:
+        for measure in MEASURES:
+            for row in rows if measure in self.measures else ():
+                if not counts_for(row, measure):
+                    continue
+                told = {name: found[row.id] for name, found in replies.items() if row.id in found}
+                values = {name: value_of(row, reply, measure, labels) for name, reply in told.items()}
+                known = {name: value for name, value in values.items() if value is not None}
+                yield ItemScore(
+                    measure=measure, id=row.id, cluster=row.group, tags=tags[row.id], question=last_question(row), wanted=wanted(row, measure),
+                    values=known, answers={name: shown(told[name], measure) for name in known},
+                )  # fmt: skip
+
+    def _notes(self, subjects: Sequence[Subject], taken: set[str]) -> list[str]:
+        notes = [
+            f"{name}: no items in the test split." for name in MEASURES if name in self.measures and name not in taken
+        ]
+        if "intent" in taken and any(subject.engine == "llama.cpp" for subject in subjects):
+            notes.append(
+                "Intent: log-likelihood of every label in transformers (lm-evaluation-harness); the likeliest label's token in llama.cpp."
+            )
+        notes += [
+            f"{subject.name} is asked {'with' if subject.sees_article else 'without'} the article in the prompt and without the label "
+            "protocol; its intent is chosen from a list in the prompt."
+            for subject in subjects
+            if subject.role == "reference"
+        ]
+        return notes
+
+
+def other_batch(size: int, rows: int, again: int) -> int:
+    """Another batch size for each time that a model is asked again: halves of what one batch holds, and beyond one the sizes above."""
+    held = min(size, rows)
+    return (held >> again or held + again) if again else size
+
+
+def repeat_notes(subjects: Sequence[Subject], plans: Mapping[str, Plan]) -> list[str]:
+    """How the baseline was asked otherwise the next time."""
+    notes = []
+    for subject in subjects:
+        if subject.again:
+            size, before = plans[subject.name].batch_size, plans[subjects[0].name].batch_size
+            order = "reverse" if plans[subject.name].backwards else "the same"
+            how = (
+                f"in batches of {size} instead of {before}" if subject.engine == "transformers" else f"in {order} order"
+            )
+            notes.append(f"{subject.name}: the baseline, asked {how}; what differs is noise.")
+    return notes

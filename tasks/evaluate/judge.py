@@ -1,0 +1,255 @@
+"""Answers of an earlier step, compared with the baseline's by a language model behind an endpoint, in both orders."""
+
+import asyncio
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from pydantic import ConfigDict, Field, SecretStr
+from pydantic.dataclasses import dataclass
+
+from tasks.evaluate.asking.machine import describe_machine
+from tasks.evaluate.asking.preference import INSTRUCTIONS, Judgement, Pair, agreement, first_share, read_opinion
+from tasks.shared.chat import normalise
+from tasks.shared.endpoint import Endpoint, check_url, connect, for_each, read_key
+from tasks.shared.errors import ConfigError, DataError, EndpointError, RefusedError
+from tasks.shared.progress import progress_bar
+from tasks.shared.records import Figure
+from tasks.shared.rows import spread
+from tasks.shared.samples import Sample, SampleStore, request_digest
+from tasks.shared.scores import ItemScore, Measure, Measured, Scores, Sheet, read_scores, write_scores
+from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun, Upstream
+
+JUDGED = "judged"
+MEASURE = Measure(title="preference of the judge over the baseline", binary=False, against_baseline=True)
+ORDERS = (False, True)
+REFUSED = "refused"
+"""Finish reason of a request that the endpoint refused for good."""
+log = logging.getLogger(__name__)
+Judgements = Mapping[str, Mapping[str, Judgement]]
+"""By model, then by item."""
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", hide_input_in_errors=True))
+class Judge:
+    """A language model says which of two answers is better (Zheng et al. 2023, "Judging LLM-as-a-judge", arXiv 2306.05685, section 3).
+
+    Every candidate's and repeat's answer meets the baseline's twice, with the order swapped, beside the gold answer.  It wins (1) or
+    loses (0) only if both orders say so; anything else is a tie (0.5), which is also what the baseline has.  Equal answers tie
+    unasked.  How often the orders agree, and how often the first place wins, is told beside it: a judge that agrees with itself
+    rarely cannot tell the answers apart.  References are left out.
+    """
+
+    base_url: str = ""
+    """Endpoint up to and including /v1."""
+    model: str = ""
+    """Model name that the endpoint knows."""
+    api_key_env: str = ""
+    """Name of the environment variable that holds the endpoint's key; empty for none.  The key itself goes nowhere else."""
+    concurrency: Annotated[int, Field(ge=1)] = 8
+    """Pairs that are judged at the same time."""
+    timeout_s: Annotated[float, Field(gt=0)] = 120.0
+    """Seconds for one attempt at one request."""
+    max_attempts: Annotated[int, Field(ge=1)] = 5
+    """Attempts at one request in all, on 429, 5xx, time-outs and broken connections."""
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    """Sampling temperature."""
+    max_tokens: Annotated[int, Field(ge=1)] = 200
+    """Most tokens of one reply; one cut off before its verdict is unreadable, and the pair ties."""
+    measure: str = "rouge_l"
+    """Measure of the earlier step whose items hold the answers to compare; each must be a whole text, as of fact, exact or rouge_l."""
+    limit: Annotated[int, Field(ge=0)] = 200
+    """Items to judge, spread evenly; 0 takes all.  Each takes two requests per model."""
+    instructions: Annotated[str, Field(min_length=1)] = INSTRUCTIONS
+    """The judge's system text; it must ask for a last line "Verdict: A", "Verdict: B" or "Verdict: tie"."""
+
+    ports: ClassVar[Mapping[str, Port]] = {"answers": Port((Kind.SCORES,))}
+    produces: ClassVar[Kind] = Kind.SCORES
+    libraries: ClassVar[tuple[str, ...]] = ("httpx", "tenacity")
+    unkeyed: ClassVar[frozenset[str]] = frozenset({"api_key_env", "concurrency", "timeout_s", "max_attempts"})
+    retries: ClassVar[int] = 2
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for a URL that is none."""
+        if self.base_url:
+            check_url(self.base_url)
+
+    def plan_problems(
+        self, where: str, inputs: Mapping[str, tuple[str, ...]], upstream: Mapping[str, Upstream]
+    ) -> Iterator[ConfigError]:
+        """A judge without an address."""
+        if not self.base_url:
+            yield no_url(f"{where}.base_url")
+
+    def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
+        """Write scores.json and items.jsonl.  Opinions are kept in `run.scratch` as they come: a killed run asks for the rest only.
+
+        Raises DataError if the earlier step has no such answers, EndpointError if the judge is down (`passing`), refuses
+        every pair or never gives a verdict; a pair that it refuses ties.
+        """
+        if not self.base_url:
+            raise no_url("base_url")
+        answers = read_scores(inputs.one("answers").path)
+        baseline = baseline_of(answers.sheet)
+        items = spread(self._items(answers, baseline), self.limit)
+        rivals = [
+            name
+            for name, model in answers.sheet.models.items()
+            if model.role in ("candidate", "repeat") and not model.failure
+        ]
+        pairs = [Pair(item, baseline, name) for name in rivals for item in items if name in item.answers]
+        with SampleStore(run.scratch / "opinions.jsonl") as store:
+            different = {pair.key: pair for pair in pairs if differs(pair)}
+            told = asyncio.run(self._ask(list(different.values()), store, read_key(self.api_key_env)))
+        found: dict[str, dict[str, Judgement]] = {name: {} for name in rivals}
+        for pair in pairs:
+            found[pair.rival][pair.item.id] = self._judgement(told.get(pair.key, ()))
+        self._check(found, [sample for samples in told.values() for sample in samples])
+        write_scores(out, self._sheet(answers.sheet, found, run), list(make_items(items, baseline, found)))
+        return summary(items, found, [sample for samples in told.values() for sample in samples])
+
+    def _items(self, answers: Scores, baseline: str) -> list[ItemScore]:
+        items = [item for item in answers.items if item.measure == self.measure and baseline in item.answers]
+        if not items:
+            has = sorted({item.measure for item in answers.items if item.answers})
+            got = f"step {answers.sheet.step} has no answers under {self.measure!r}"
+            raise DataError(
+                "measure", got, f"one of {', '.join(has)}" if has else "a step that keeps answers", "correct `measure`"
+            )
+        return items
+
+    async def _ask(
+        self, pairs: Sequence[Pair], store: SampleStore, key: SecretStr | None
+    ) -> dict[tuple[str, str], tuple[Sample, ...]]:
+        """The judge's replies to each pair, in both orders, by the pair's key."""
+        told: dict[tuple[str, str], tuple[Sample, ...]] = {}
+        limits: dict[str, Any] = {
+            "timeout": self.timeout_s,
+            "max_attempts": self.max_attempts,
+            "concurrency": self.concurrency,
+        }
+        async with connect(self.base_url, self.model, key, **limits) as endpoint:
+            with progress_bar("asking the judge", len(pairs)) as advance:
+
+                async def judge(pair: Pair) -> None:
+                    samples = [await self._reply(pair, swapped, endpoint, store) for swapped in ORDERS]
+                    told[pair.key] = tuple(samples)
+                    advance()
+
+                await for_each(pairs, judge, self.concurrency)
+        return told
+
+    async def _reply(self, pair: Pair, swapped: bool, endpoint: Endpoint, store: SampleStore) -> Sample:
+        messages = pair.messages(self.instructions, swapped)
+        sampling = {"temperature": self.temperature, "max_tokens": self.max_tokens}
+        digest = request_digest(f"{self.base_url} {self.model}", messages, sampling)
+        if (stored := store.find(pair.item.id, int(swapped), digest)) is not None:
+            return stored
+        try:
+            completion = await endpoint.chat(messages, sampling)
+        except RefusedError as error:
+            fate = " ".join(str(error).split())
+            log.warning("item %s cannot be judged: %s", pair.item.id, fate)
+            return Sample(
+                row=pair.item.id, sample=int(swapped), digest=digest, text="", finish_reason=REFUSED, fate=fate
+            )
+        sample = Sample(row=pair.item.id, sample=int(swapped), digest=digest, **asdict(completion))
+        store.add(sample)
+        return sample
+
+    def _judgement(self, samples: Sequence[Sample]) -> Judgement:
+        return Judgement(tuple(read_opinion(sample.text, bool(sample.sample)) for sample in samples))
+
+    def _check(self, found: Judgements, samples: Sequence[Sample]) -> None:
+        if samples and all(sample.finish_reason == REFUSED for sample in samples):
+            raise EndpointError(
+                self.model or "judge", f"it refused all of {len(samples)} requests, the last one so: {samples[-1].fate}",
+                "an endpoint that judges", "check the settings of the step against what the endpoint accepts",
+            )  # fmt: skip
+        opinions = [
+            opinion for judged in found.values() for judgement in judged.values() for opinion in judgement.opinions
+        ]
+        if opinions and set(opinions) == {"unreadable"}:
+            raise EndpointError(
+                self.model or "judge", f"none of {len(opinions)} replies ends with a verdict", 'a last line "Verdict: A", "Verdict: B" or "Verdict: tie"',
+                "take a model that follows instructions, raise max_tokens, or mend `instructions`",
+            )  # fmt: skip
+
+    def _sheet(self, sheet: Sheet, found: Judgements, run: StepRun) -> Sheet:
+        models = {
+            name: Measured(
+                role=model.role, engine=model.engine, format=model.format, failure=model.failure, figures=figures_of(list(found.get(name, {}).values()))
+            )
+            for name, model in sheet.models.items()
+            if model.role != "reference"
+        }  # fmt: skip
+        judge = self.model or "the endpoint's own model"
+        notes = [
+            f"{JUDGED}: the judge is {judge}; a win or a loss is one in both orders of the answers, equal answers tie unasked."
+        ]
+        unread = sum("unreadable" in judgement.opinions for judged in found.values() for judgement in judged.values())
+        notes += [f"{JUDGED}: {unread} pairs tie because the judge refused them or gave no verdict that can be read."] if unread else []
+        return Sheet(
+            step=run.step, measures={JUDGED: MEASURE}, models=models, machine=describe_machine(),
+            versions={name: version(name) for name in self.libraries}, notes=notes,
+        )  # fmt: skip
+
+
+def no_url(where: str) -> ConfigError:
+    """A judge without an address."""
+    return ConfigError(
+        where, "empty", "the judge's endpoint, up to and including /v1", "set base_url, or leave this step out"
+    )
+
+
+def baseline_of(sheet: Sheet) -> str:
+    """Name of the baseline.  Raises DataError if the sheet has none."""
+    found = [name for name, model in sheet.models.items() if model.role == "baseline"]
+    if len(found) != 1:
+        raise DataError(
+            f"step {sheet.step}", f"{len(found)} baselines", "one", "take the scores of a step that asked all models"
+        )
+    return found[0]
+
+
+def differs(pair: Pair) -> bool:
+    """Whether there is anything to compare."""
+    answers = pair.item.answers
+    return normalise(answers[pair.baseline]) != normalise(answers[pair.rival])
+
+
+def make_items(items: Sequence[ItemScore], baseline: str, found: Judgements) -> Iterator[ItemScore]:
+    """One item per question, with the answers that were compared."""
+    for item in items:
+        values = {baseline: 0.5} | {name: judged[item.id].value for name, judged in found.items() if item.id in judged}
+        yield ItemScore(
+            measure=JUDGED, id=item.id, cluster=item.cluster, tags=item.tags, question=item.question, wanted=item.wanted,
+            values=values, answers={name: item.answers[name] for name in values},
+        )  # fmt: skip
+
+
+def figures_of(judgements: Sequence[Judgement]) -> dict[str, Figure]:
+    """How far the judge can be trusted on this model's answers."""
+    agree, first = agreement(judgements), first_share(judgements)
+    figures = {} if agree is None else {"judge_agreement": Figure(value=agree, unit="share", better="higher")}
+    if unread := sum("unreadable" in judgement.opinions for judgement in judgements):
+        figures["judge_unreadable"] = Figure(value=unread, unit="pairs", better="lower")
+    return figures | ({} if first is None else {"judge_prefers_first": Figure(value=first, unit="share")})
+
+
+def summary(items: Sequence[ItemScore], found: Judgements, samples: Sequence[Sample]) -> Metrics:
+    """Figures for the run's table: mean preference and agreement by model, and what the judge read and wrote."""
+    figures: Metrics = {"items": len(items), "requests": len(samples)}
+    for name, judged in found.items():
+        values = [judgement.value for judgement in judged.values()]
+        figures |= {f"{name}.{JUDGED}": round(sum(values) / len(values), 4)} if values else {}
+        agree = agreement(list(judged.values()))
+        figures |= {} if agree is None else {f"{name}.agreement": round(agree, 4)}
+    if refused := sum(sample.finish_reason == REFUSED for sample in samples):
+        figures["refused"] = refused
+    figures["prompt_tokens"] = sum(sample.prompt_tokens for sample in samples)
+    figures["completion_tokens"] = sum(sample.completion_tokens for sample in samples)
+    return figures

@@ -1,0 +1,1 @@
+"""Time a model in an engine."""

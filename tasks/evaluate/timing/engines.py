@@ -1,0 +1,215 @@
+"""Time one model in one engine, in a process that serves nothing else: load, warm up, answer once, answer several at once."""
+
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tasks.evaluate.asking.subjects import Messages
+from tasks.evaluate.timing.energy import Source, open_meter
+from tasks.evaluate.timing.streams import Streamed, joint_speed, stream_answer, stream_together
+from tasks.evaluate.timing.vllm_server import NAME, serve_vllm
+from tasks.shared.errors import ModelError
+
+Engine = Literal["transformers", "llama.cpp", "vllm"]
+Sample = dict[str, float]
+"""Figures of one repeat by name; what this machine does not tell is absent."""
+ROOT = Path(__file__).parents[3]
+WH_PER_JOULE = 1 / 3600
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A model as one engine gets it.  weights: a .gguf file for llama.cpp, a folder for the others.  form: words for it, such as "f16 GGUF".
+
+    messages: one conversation, as this model is asked it.  first: its figures go by their plain names, for this is the engine that counts.
+    """
+
+    name: str
+    engine: Engine
+    weights: Path
+    form: str
+    messages: Messages
+    first: bool = True
+
+    @property
+    def words(self) -> str:
+        """The engine, and what it is given where that is not the model's own file."""
+        return f"{self.engine} ({self.form})" if self.form else self.engine
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What is timed, the same for every model: see the settings of the same names in tasks/evaluate/runtime.py."""
+
+    tokens: int
+    warm_up_tokens: int
+    batch_sizes: Sequence[int]
+    context: int
+    limit_s: float
+    energy: Source
+    vllm_command: str
+    threads: int
+    device: str
+
+
+def take_sample(probe: Probe, effort: Effort) -> Sample:
+    """One repeat.  Raises StillroomError for a model that does not load or does not answer in time."""
+    return SAMPLERS[probe.engine](probe, effort)
+
+
+def _in_llama(probe: Probe, effort: Effort) -> Sample:
+    """A server of one slot, then one for each batch size, so that the memory is that of serving one stream."""
+    from tasks.shared.llama_server import start
+
+    found: Sample = {}
+    for streams in (1, *effort.batch_sizes):
+        begun = time.perf_counter()
+        with start(
+            probe.weights, threads=effort.threads, parallel=streams, context=effort.context, limit=effort.limit_s
+        ) as server:
+            load_s = time.perf_counter() - begun
+            found |= (
+                _one(server.url, server.pid, probe, effort, load_s)
+                if streams == 1
+                else _several(server.url, probe, effort, streams)
+            )
+    return found
+
+
+def _in_vllm(probe: Probe, effort: Effort) -> Sample:
+    """One server for everything: it takes its memory for all streams when it starts."""
+    begun = time.perf_counter()
+    with serve_vllm(effort.vllm_command, probe.weights, effort.context, effort.limit_s) as server:
+        found = _one(server.url, server.pid, probe, effort, time.perf_counter() - begun)
+        for streams in effort.batch_sizes:
+            found |= _several(server.url, probe, effort, streams)
+    return found
+
+
+def _one(url: str, pid: int, probe: Probe, effort: Effort, load_s: float) -> Sample:
+    stream_answer(url, NAME, probe.messages, effort.warm_up_tokens, effort.limit_s)
+    meter = open_meter(effort.energy, effort.device if probe.engine == "vllm" else "cpu")
+    if meter is not None:
+        meter.start()
+    answer = stream_answer(url, NAME, probe.messages, effort.tokens, effort.limit_s)
+    joules = None if meter is None else meter.stop()
+    return describe_one(answer, load_s, peak_memory(pid), joules)
+
+
+def _several(url: str, probe: Probe, effort: Effort, streams: int) -> Sample:
+    stream_together(url, NAME, probe.messages, effort.warm_up_tokens, effort.limit_s, streams)
+    answers = stream_together(url, NAME, probe.messages, effort.tokens, effort.limit_s, streams)
+    return describe_several(answers, streams)
+
+
+def _in_transformers(probe: Probe, effort: Effort) -> Sample:
+    """A child that tells when it is ready, and then what it saw (tasks/evaluate/timing/probe.py)."""
+    settings = {
+        "model": str(probe.weights), "messages": probe.messages, "tokens": effort.tokens, "warm_up": effort.warm_up_tokens,
+        "batch_sizes": list(effort.batch_sizes), "threads": effort.threads,
+        "device": effort.device, "energy": effort.energy,
+    }  # fmt: skip
+    command = [sys.executable, "-m", "tasks.evaluate.timing.probe", json.dumps(settings)]
+    expired = threading.Event()
+    with tempfile.TemporaryFile() as errors:
+        begun = time.perf_counter()
+        process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors)
+
+        def expire() -> None:
+            expired.set()
+            process.kill()
+
+        timer = threading.Timer(effort.limit_s, expire)
+        timer.start()
+        try:
+            assert process.stdout is not None
+            process.stdout.readline()
+            load_s = time.perf_counter() - begun
+            last = process.stdout.read()
+            process.wait()
+        finally:
+            timer.cancel()
+            process.kill()
+            code = process.wait()
+        errors.seek(0)
+        said = errors.read().decode("utf-8", "replace").strip().splitlines()
+    if expired.is_set() or not last:
+        raise _failed(probe, effort, expired.is_set(), code, said)
+    found = json.loads(last)
+    one = describe_one(Streamed(**found["one"]), load_s, found["peak_bytes"], found["joules"])
+    if found["device_peak_bytes"]:
+        one["peak_device_memory_bytes"] = found["device_peak_bytes"]
+    for streams, answers in found["several"].items():
+        one |= describe_several([Streamed(**answer) for answer in answers], int(streams))
+    return one
+
+
+def _failed(probe: Probe, effort: Effort, expired: bool, code: int, said: Sequence[str]) -> ModelError:
+    where, wanted = f"{probe.name} ({probe.weights})", "a model that loads and answers"
+    if expired:
+        return ModelError(
+            where, f"not done within {effort.limit_s:.0f} s in transformers", "", "raise limit_s, or lower tokens"
+        )
+    if code < 0:
+        return ModelError(where, "its process was killed: out of memory, most likely", wanted)
+    return ModelError(where, f"it cannot be timed in transformers: {said[-1] if said else f'exit code {code}'}", wanted)
+
+
+SAMPLERS: Mapping[Engine, Callable[[Probe, Effort], Sample]] = {
+    "transformers": _in_transformers,
+    "llama.cpp": _in_llama,
+    "vllm": _in_vllm,
+}
+
+
+def describe_one(answer: Streamed, load_s: float, peak_bytes: int | None, joules: float | None) -> Sample:
+    """Figures of one stream.  Energy is that of the whole machine while it answered, for 1,000 such answers one after the other."""
+    found = {
+        "load_s": load_s, "time_to_first_token_s": answer.arrivals[0], "tokens_per_second": answer.tokens_per_second,
+        "time_per_token_s": 1 / answer.tokens_per_second, "end_to_end_s": answer.end_s,
+        "prompt_tokens": answer.prompt_tokens, "answer_tokens": answer.tokens,
+    }  # fmt: skip
+    optional = {
+        "peak_memory_bytes": peak_bytes,
+        "energy_wh_per_1000": None if joules is None else 1000 * joules * WH_PER_JOULE,
+    }
+    return found | {name: float(value) for name, value in optional.items() if value is not None}
+
+
+def describe_several(answers: Sequence[Streamed], streams: int) -> Sample:
+    """Figures of several streams: decode speed of all together, and seconds until all of them have their answer."""
+    return {
+        f"tokens_per_second_batch_{streams}": joint_speed(answers),
+        f"end_to_end_s_batch_{streams}": max(answer.end_s for answer in answers),
+    }
+
+
+def peak_memory(pid: int | str = "self") -> int | None:
+    """Largest resident size so far, in bytes, of a running process and its children, mapped weights included; None where the system does not tell.
+
+    Not getrusage's ru_maxrss: on Linux a child inherits that figure from the process that started it.
+    """
+    import psutil
+
+    with suppress(psutil.Error):
+        family = [psutil.Process(None if pid == "self" else int(pid))]
+        family += family[0].children(recursive=True)
+        peaks = [peak for process in family if (peak := _peak(process.pid)) is not None]
+        return sum(peaks) if peaks else None
+    return None
+
+
+def _peak(pid: int) -> int | None:
+    with suppress(OSError):
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace").splitlines()
+        found = [line for line in lines if line.startswith("VmHWM:")]
+        return int(found[0].split()[1]) * 1024 if found else None
+    return None

@@ -1,0 +1,86 @@
+"""The process that times one model in transformers: run by `tasks/evaluate/timing/engines.py`, never imported.
+
+Writes two JSON lines to standard output: {"ready": true} when the model is loaded, then what it saw.
+"""
+
+import json
+import os
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tasks.evaluate.asking.subjects import Messages
+from tasks.evaluate.timing.energy import open_meter
+from tasks.evaluate.timing.engines import peak_memory
+from tasks.evaluate.timing.streams import Streamed
+from tasks.shared.models import Dtype, has_cpu_bfloat16, load_model, load_tokenizer, render
+
+
+class Clock:
+    """A streamer for `generate`: notes when each piece arrives.  The first piece is the prompt."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def put(self, value: Any) -> None:
+        """A piece has arrived: a tensor on the processor, so its computation is done."""
+        self.times.append(time.perf_counter())
+
+    def end(self) -> None:
+        """Nothing follows."""
+
+
+def answer(model: Any, tokenizer: Any, messages: Messages, tokens: int, streams: int = 1) -> list[Streamed]:
+    """Answer the same question in `streams` rows of one batch, from the conversation to the answer's text."""
+    clock, started = Clock(), time.perf_counter()
+    prompts = [render(tokenizer, messages)] * streams
+    batch = tokenizer(prompts, return_tensors="pt", add_special_tokens=False).to(model.device)
+    output = model.generate(
+        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], max_new_tokens=tokens, min_new_tokens=tokens,
+        do_sample=False, streamer=clock, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    read = batch["input_ids"].shape[1]
+    tokenizer.batch_decode(output[:, read:], skip_special_tokens=True)
+    end_s = time.perf_counter() - started
+    return [Streamed([moment - started for moment in clock.times[1:]], end_s, tokens, read)] * streams
+
+
+def main() -> None:
+    """Time the model that the first argument (JSON) describes."""
+    messages_out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what libraries print goes to standard error
+    import torch
+
+    settings = json.loads(sys.argv[1])
+    device, messages = settings["device"], settings["messages"]
+    torch.set_num_threads(settings["threads"])
+    folder = Path(settings["model"])
+    dtype: Dtype = "bfloat16" if device != "cpu" or has_cpu_bfloat16() else "float32"
+    model, tokenizer = load_model(folder, dtype, device), load_tokenizer(folder)
+    messages_out.write(json.dumps({"ready": True}) + "\n")
+    messages_out.flush()
+    with torch.inference_mode():
+        answer(model, tokenizer, messages, settings["warm_up"])
+        meter = open_meter(settings["energy"], device)
+        if meter is not None:
+            meter.start()
+        (one,) = answer(model, tokenizer, messages, settings["tokens"])
+        joules = None if meter is None else meter.stop()
+        peak, device_peak = peak_memory(), torch.cuda.max_memory_reserved() if device == "cuda" else 0
+        several = {}
+        for streams in settings["batch_sizes"]:
+            answer(model, tokenizer, messages, settings["warm_up"], streams)
+            several[streams] = [
+                asdict(item) for item in answer(model, tokenizer, messages, settings["tokens"], streams)
+            ]
+    found = {
+        "one": asdict(one), "joules": joules, "peak_bytes": peak, "device_peak_bytes": device_peak, "several": several,
+    }  # fmt: skip
+    messages_out.write(json.dumps(found) + "\n")
+    messages_out.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""The page, drawn from a report.  Names, questions and answers are untrusted: the templates escape all of them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tasks.report import numbers
+from tasks.report.cards import readable
+from tasks.report.content import Report
+from tasks.report.wording import reason
+from tasks.shared.keys import flatten
+
+FILTERS = (
+    "amount", "byte_size", "count", "duration", "gap", "gap_unit", "margin", "p_value", "parameters", "percent", "points", "quantity",
+    "score_interval", "seconds", "smaller", "times",
+)  # fmt: skip
+
+
+def render(report: Report, theme: str = "auto") -> str:
+    """The page as one HTML text that needs nothing else."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    from tasks.report.figures import all_figures
+    from tasks.report.materials import list_materials
+    from tasks.report.slices import slice_tables
+    from tasks.report.specification import specification
+    from tasks.report.wordwise import word_runs
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {name: getattr(numbers, name) for name in FILTERS} | {
+        "reason": reason,
+        "sentence": sentence,
+        "flat": flat,
+    }
+    environment.globals |= {"interval": numbers.interval, "missing": numbers.MISSING, "word_runs": word_runs}
+    return environment.get_template("html.jinja").render(
+        report=report,
+        figures=all_figures(report),
+        slices=slice_tables(report),
+        materials=list_materials(report),
+        specification=specification(report),
+        theme=theme,
+    )
+
+
+def sentence(words: str) -> str:
+    """Words with a capital first letter, the rest as it is."""
+    return words[:1].upper() + words[1:]
+
+
+def flat(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Nested settings as dotted names and readable values."""
+    return [(name, readable(value)) for name, value in flatten(settings).items()]

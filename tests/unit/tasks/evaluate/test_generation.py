@@ -1,0 +1,383 @@
+"""Answers of tiny models, item by item: what is asked of whom, what it is worth, and what must be refused."""
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.evaluate import generation as module
+from tasks.evaluate.asking import sittings
+from tasks.evaluate.asking.answers import Reply
+from tasks.evaluate.asking.ask import Plan, Reading, ask, has_template, template_notes
+from tasks.evaluate.asking.sittings import Desk
+from tasks.evaluate.asking.subjects import folder_format, open_subject, reference_questions, tuned_questions
+from tasks.evaluate.generation import Generation, other_batch
+from tasks.quantize.rtn import RTN
+from tasks.shared.apart import Failure
+from tasks.shared.articles import Article
+from tasks.shared.chat import join_answer
+from tasks.shared.errors import ConfigError, DataError, ModelError
+from tasks.shared.keys import PROJECT
+from tasks.shared.models import save_model
+from tasks.shared.rows import Message, Row, write_rows
+from tasks.shared.scores import Scores, read_scores
+from tasks.shared.technique import Artifact, Inputs, Kind
+from tests.outputs import fingerprints
+from tests.settings_case import Case, Change
+from tests.tiny_llama import build_model, build_tokenizer, empty_run, save_tiny
+
+LABELS = ("returns", "warranty", "other")
+ITEMS = 66
+SMALL: dict[str, Any] = {"max_new_tokens": 4, "limit": 12, "context": 256}
+
+
+def make_row(index: int, prefix: str = "test") -> Row:
+    intent, fact = (("returns", "45 days"), ("warranty", "24 months"), ("other", ""))[index % 3]
+    text = f"That is {fact}." if fact else "I cannot help with that."
+    return Row(
+        id=f"{prefix}-{index}", kind="faq" if fact else "refuse", intent=intent, article="a1" if fact else "", group=f"{prefix}-g{index}",
+        accept=((fact,),) if fact else (),
+        messages=(
+            Message(role="system", content="You are the bot."), Message(role="user", content=f"Question {index}?"),
+            Message(role="assistant", content=join_answer(intent, text)),
+        ),
+    )  # fmt: skip
+
+
+def write_corpus(folder: Path, items: int = ITEMS) -> Path:
+    folder.mkdir()
+    write_rows(folder / "test.jsonl", [make_row(index) for index in range(items)])
+    write_rows(folder / "train.jsonl", [make_row(index, "train") for index in range(6)])
+    article = Article(id="a1", title="Times", intent="returns", text="Returns within 45 days. Warranty 24 months.")
+    (folder / "articles.jsonl").write_text(article.model_dump_json() + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    return write_corpus(tmp_path / "corpus")
+
+
+def kind_of(path: Path) -> Kind:
+    return Kind.ENGINE if path.suffix == ".gguf" else Kind.MODEL
+
+
+def inputs_of(baseline: Path, candidates: Mapping[str, Path], corpus: Path, reference: Path | None = None) -> Inputs:
+    ports = {
+        "baseline": (Artifact("tuned", kind_of(baseline), baseline),), "data": (Artifact("corpus", Kind.CORPUS, corpus),),
+        "candidates": tuple(Artifact(name, kind_of(path), path) for name, path in candidates.items()),
+    }  # fmt: skip
+    return Inputs(ports | ({"reference": (Artifact("teacher", Kind.MODEL, reference),)} if reference else {}))
+
+
+def gold(row: Row) -> Reply:
+    return Reply(row.intent, row.answer)
+
+
+def broken(row: Row) -> Reply:
+    wrong = LABELS[(LABELS.index(row.intent) + 1) % len(LABELS)]
+    return Reply(wrong, join_answer(wrong, "Maybe."))
+
+
+def plain(row: Row) -> Reply:
+    return Reply(row.intent, row.answer.partition("\n")[2], labelled=False)
+
+
+def measure(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    corpus: Path,
+    makers: Mapping[str, Callable[[Row], Reply]],
+    **settings: Any,
+) -> Scores:
+    """Run with models whose replies are given; one without a maker fails."""
+    folder = save_tiny(tmp_path / "model")
+
+    def pretend(subjects: Any, plans: Any, *_: Any) -> dict[str, Any]:
+        return {
+            subject.name: Reading([makers[subject.name](question.row) for question in plans[subject.name].questions])
+            if subject.name in makers
+            else Failure("it broke")
+            for subject in subjects
+        }
+
+    monkeypatch.setattr(module, "ask_each", pretend)
+    candidates = {name: folder for name in ("equal", "broken", "dead")}
+    out, run = empty_run(tmp_path)
+    Generation(**settings)(inputs_of(folder, candidates, corpus, folder if "teacher" in makers else None), out, run)
+    return read_scores(out)
+
+
+def by_measure(scores: Scores, name: str) -> dict[str, list[float]]:
+    """Values of one model, by measure."""
+    found: dict[str, list[float]] = {}
+    for item in scores.items:
+        if name in item.values:
+            found.setdefault(item.measure, []).append(item.values[name])
+    return found
+
+
+def test_values_answers_and_failures_stand_by_model(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, corpus: Path
+) -> None:
+    scores = measure(monkeypatch, tmp_path, corpus, {"tuned": gold, "equal": gold, "broken": broken})
+    counts = {name: len(values) for name, values in by_measure(scores, "tuned").items()}
+    assert counts == {
+        "intent": 66, "fact": 44, "refusal": 22, "over_refusal": 44, "format": 66, "loop": 66, "exact": 66, "rouge_l": 66
+    }  # fmt: skip
+    right, wrong = by_measure(scores, "tuned"), by_measure(scores, "broken")
+    assert by_measure(scores, "equal") == right
+    assert {name for name, values in right.items() if set(values) == {1.0}} == {
+        "intent",
+        "fact",
+        "refusal",
+        "format",
+        "exact",
+        "rouge_l",
+    }
+    assert {name for name, values in wrong.items() if set(values) == {0.0}} >= {"intent", "fact", "refusal", "exact"}
+    assert scores.sheet.models["dead"].failure == "it broke" and not by_measure(scores, "dead")
+    item = next(item for item in scores.items if item.measure == "fact")
+    assert (item.question, item.wanted, item.answers["broken"]) == ("Question 0?", "That is 45 days.", "Maybe.")
+    assert item.tags == {"kind": "faq", "intent": "returns", "frequency": "head", "length": "short", "grounded": "no"}
+
+
+def test_the_reference_is_asked_fewer_rows_with_and_without_the_article(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, corpus: Path
+) -> None:
+    makers = {"tuned": gold, "equal": gold, "teacher": plain, "teacher without article": plain}
+    scores = measure(monkeypatch, tmp_path, corpus, makers, reference_limit=12)
+    counts = {name: len(by_measure(scores, name)["intent"]) for name in makers}
+    assert counts == {"tuned": ITEMS, "equal": ITEMS, "teacher": 12, "teacher without article": 12}
+    assert "format" not in by_measure(scores, "teacher"), "it was not asked for a label line"
+    assert sum("without the label protocol" in note for note in scores.sheet.notes) == 2
+
+
+def test_measures_without_items_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, corpus: Path) -> None:
+    write_rows(corpus / "test.jsonl", [make_row(0), make_row(1)])
+    scores = measure(monkeypatch, tmp_path, corpus, {"tuned": gold}, measures=("fact", "refusal"))
+    assert list(scores.sheet.measures) == ["fact", "refusal"], "so that a margin of it is known, and cannot be met"
+    assert scores.sheet.notes == ["refusal: no items in the test split."]
+
+
+CHILD = """
+import json, os, signal, sys
+from pathlib import Path
+from tasks.evaluate import generation
+from tasks.evaluate.asking import sittings
+from tasks.shared.technique import Artifact, Inputs, Kind, StepRun
+job, genuine = json.loads(sys.argv[1]), sittings.run_apart
+def run_apart(work, subject, *more):
+    if subject.name == "other":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return genuine(work, subject, *more)
+sittings.run_apart = run_apart
+if __name__ == "__main__":
+    ports = {port: tuple(Artifact(name, Kind(kind), Path(path)) for name, kind, path in found) for port, found in job["ports"].items()}
+    run = StepRun("step", 0, Path(job["scratch"]), threads=1, memo=Path(job["memo"]))
+    generation.Generation(**job["settings"])(Inputs(ports), Path(job["out"]), run)
+"""
+
+
+def test_killed_at_the_second_model_it_asks_the_first_no_more_and_ends_the_same(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, corpus: Path
+) -> None:
+    folder, other = save_tiny(tmp_path / "model"), save_tiny(tmp_path / "other", build_model(seed=5))
+    inputs, memo = inputs_of(folder, {"other": other}, corpus), tmp_path / "memo"
+    whole, run = empty_run(tmp_path, "whole")
+    Generation(**SMALL)(inputs, whole, replace(run, step="step"))
+    cut, stopped = empty_run(tmp_path, "cut")
+    ports = {port: [(item.name, item.kind, str(item.path)) for item in found] for port, found in inputs.ports.items()}
+    job = {"ports": ports, "settings": SMALL, "out": str(cut), "scratch": str(stopped.scratch), "memo": str(memo)}
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, json.dumps(job)],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert len(list(memo.glob("*.json"))) == 1
+    asked, genuine = [], sittings.run_apart
+    monkeypatch.setattr(
+        sittings, "run_apart", lambda work, subject, *more: asked.append(subject.name) or genuine(work, subject, *more)
+    )
+    _, later = empty_run(tmp_path, "later")  # another run of the same code: the memo is shared, scratch is not
+    Generation(**SMALL)(inputs, cut, replace(later, step="step", memo=memo))
+    assert asked == ["other"]
+    assert fingerprints(cut) == fingerprints(whole)
+    for torn in ('{"replies": [', "", "null"):
+        for file in memo.glob("*.json"):
+            file.write_text(torn, encoding="utf-8")
+        asked.clear()
+        again, _ = empty_run(tmp_path, f"torn{len(torn)}")
+        Generation(**SMALL)(inputs, again, replace(later, step="step", memo=memo))
+        assert asked == ["tuned", "other"], "a torn reading is not believed"
+        assert fingerprints(again) == fingerprints(whole)
+
+
+def test_models_of_other_formats_and_engines_answer_side_by_side_and_a_broken_one_fails_alone(
+    tmp_path: Path, corpus: Path
+) -> None:
+    import torch
+
+    from tasks.shared.gguf import write_gguf
+
+    folder = save_tiny(tmp_path / "model")
+    int4, run = empty_run(tmp_path, "int4")
+    RTN()(Inputs({"model": (Artifact("student", Kind.MODEL, folder),)}), int4, run)
+    model = build_model()
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight.fill_(float("nan"))
+    bad, gguf, bad_gguf = save_tiny(tmp_path / "bad", model), tmp_path / "model.gguf", tmp_path / "bad.gguf"
+    write_gguf(folder, gguf, "f16")
+    write_gguf(bad, bad_gguf, "f16")
+    out, run = empty_run(tmp_path)
+    foreign = tmp_path / "foreign"
+    save_model(build_model(vocab_size=400), build_tokenizer(400), foreign, "float32")
+    candidates = {"copy": folder, "int4": int4, "slim": bad, "gguf": gguf, "bad gguf": bad_gguf, "foreign": foreign}
+    figures = Generation(**SMALL, again=1)(inputs_of(folder, candidates, corpus), out, run)
+    scores = read_scores(out)
+    found = scores.sheet.models
+    assert (found["int4"].format.split()[0], found["gguf"].engine, found["tuned again"].role) == (
+        "int4",
+        "llama.cpp",
+        "repeat",
+    )
+    assert [name for name, model in found.items() if model.failure] == ["slim", "bad gguf"]
+    assert "not finite" in found["slim"].failure and "broken" in found["bad gguf"].failure
+    for item in scores.items:
+        assert set(item.values) == {"tuned", "copy", "int4", "gguf", "foreign", "tuned again"}
+        assert (item.values["copy"], item.answers["copy"]) == (item.values["tuned"], item.answers["tuned"])
+    assert figures["items"] == 12 and figures["copy.intent"] == figures["tuned.intent"]
+    assert not any(name.startswith(("slim", "tuned again")) for name in figures)
+    assert any("llama.cpp" in note for note in scores.sheet.notes)
+
+
+def test_nothing_is_compared_with_a_broken_baseline(tmp_path: Path, corpus: Path) -> None:
+    import torch
+
+    model = build_model()
+    with torch.no_grad():
+        model.model.norm.weight.fill_(float("nan"))
+    out, run = empty_run(tmp_path)
+    with pytest.raises(ModelError, match=r"baseline tuned .*logits: not finite"):
+        Generation(**SMALL)(inputs_of(save_tiny(tmp_path / "bad", model), {}, corpus), out, run)
+    assert list(out.iterdir()) == []
+
+
+def test_each_model_is_asked_in_its_own_template_and_one_without_fails(tmp_path: Path) -> None:
+    rows = tuned_questions([make_row(0)])
+    folder = save_tiny(tmp_path / "model")
+    plan = Plan(rows, [], True, 3, 4, 256)
+    subject = open_subject(Artifact("tuned", Kind.MODEL, folder), "candidate")
+    desk = Desk(tmp_path, 1, "cpu")
+    assert has_template(folder) and template_notes([subject]) == []
+    (before,) = ask(subject, plan, desk).replies
+    file = folder / "chat_template.jinja"
+    file.write_text("{% for message in messages %}{{ message.content }} {% endfor %}", encoding="utf-8")
+    (other,) = ask(subject, plan, desk).replies
+    assert before.words != other.words
+    file.unlink()
+    assert template_notes([subject]) == ["tuned brings no chat template and is asked in ChatML."]
+    assert ask(subject, plan, desk).replies == [before], "the tiny models' own template is ChatML"
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        text = (folder / name).read_text(encoding="utf-8").replace("<|im_end|>", "<|done|>")
+        (folder / name).write_text(text, encoding="utf-8")
+    with pytest.raises(ModelError, match="no chat template"):
+        ask(subject, plan, desk)
+
+
+def test_llama_takes_chatml_for_a_file_without_a_template_and_that_is_told(tmp_path: Path) -> None:
+    from tasks.shared.gguf import write_gguf
+
+    whole, bare = tmp_path / "whole.gguf", tmp_path / "bare.gguf"
+    write_gguf(save_tiny(tmp_path / "model"), whole, "f16")
+    bare.write_bytes(whole.read_bytes().replace(b"tokenizer.chat_template", b"tokenizer.chat_leftover"))
+    subjects = [open_subject(Artifact(file.stem, Kind.ENGINE, file), "candidate") for file in (whole, bare)]
+    assert template_notes(subjects) == ["bare brings no chat template and is asked in ChatML."]
+    plan = Plan(tuned_questions([make_row(0)]), [], True, 3, 4, 256)
+    told = [ask(subject, plan, Desk(tmp_path, 1, "cpu")).replies for subject in subjects]
+    assert told[0] == told[1], "the tiny models' own template is ChatML"
+
+
+def test_asked_again_the_batches_differ() -> None:
+    assert [other_batch(64, 900, again) for again in range(4)] == [64, 32, 16, 8]
+    assert other_batch(64, 30, 0) == 64 and other_batch(64, 30, 1) == 15
+    assert [other_batch(1, 900, again) for again in range(3)] == [1, 2, 3]
+
+
+def test_reference_gets_the_article_and_no_label_protocol() -> None:
+    article = Article(id="a1", title="Times", intent="returns", text="Returns within 45 days.")
+    asked, bare = reference_questions([make_row(0), make_row(2)], {"a1": article}, LABELS)
+    assert "45 days" in asked.answer[-1]["content"]
+    assert "45 days" not in asked.choice[-1]["content"]
+    assert "warranty" in asked.choice[0]["content"]
+    assert bare.answer[-1]["content"] == "Question 2?"
+
+
+def test_wrong_inputs_are_refused(tmp_path: Path, corpus: Path) -> None:
+    folder = save_tiny(tmp_path / "model")
+    out, run = empty_run(tmp_path)
+    with pytest.raises(ConfigError, match="stands twice"):
+        Generation()(inputs_of(folder, {"tuned": folder}, corpus), out, run)
+    with pytest.raises(ModelError, match="slim"):
+        Generation()(inputs_of(folder, {"slim": tmp_path / "nowhere"}, corpus), out, run)
+    (tmp_path / "bad.gguf").write_bytes(b"hello world" * 10)
+    with pytest.raises(ModelError, match="GGUF"):
+        open_subject(Artifact("gguf", Kind.ENGINE, tmp_path / "bad.gguf"), "candidate")
+    assert folder_format(folder) == "float32 safetensors"
+    write_rows(corpus / "test.jsonl", [])
+    with pytest.raises(DataError, match="no rows"):
+        Generation()(inputs_of(folder, {}, corpus), out, run)
+    write_rows(corpus / "test.jsonl", [make_row(4)])
+    write_rows(corpus / "train.jsonl", [make_row(0, "train").model_copy(update={"group": "test-g4"})])
+    with pytest.raises(DataError, match="test-4"):
+        Generation()(inputs_of(folder, {}, corpus), out, run)
+    assert list(out.iterdir()) == []
+
+
+CHANGES = {
+    "measures": Change(("intent", "loop")),
+    "limit": Change(6),
+    "reference_limit": Change(3, inputs="with_reference"),
+    "max_new_tokens": Change(4),
+    "batch_size": Change(
+        2, {"again": 1}
+    ),  # other sums: an answer or a choice may differ; here the note on repeats does
+    "context": Change(64, inputs="engine", refused="baseline tuned"),
+    "again": Change(1),
+}
+
+
+@contextmanager
+def settings_case(folder: Path) -> Iterator[Case]:
+    """Models of random weights: they answer much alike, and a reference and an engine show what the others cannot."""
+    from tasks.shared.gguf import write_gguf
+
+    corpus = write_corpus(folder / "corpus", 9)
+    first, second = (
+        save_tiny(folder / name, build_model(seed, num_hidden_layers=1)) for name, seed in (("first", 0), ("second", 5))
+    )
+    write_gguf(first, folder / "first.gguf", "f16")
+    long = make_row(0)
+    asked = Message(
+        role="user", content="How many days for returns of a kettle? " * 20
+    )  # 300 tokens: more than the smallest context
+    rows = [
+        long.model_copy(update={"messages": (asked, long.messages[-1])}),
+        *(make_row(index) for index in range(1, 9)),
+    ]
+    write_rows(corpus / "test.jsonl", rows)
+    settings = {"limit": 9, "reference_limit": 2, "max_new_tokens": 2, "batch_size": 4, "context": 512}
+    inputs, more = (inputs_of(first, {"other": second}, corpus, reference) for reference in (None, second))
+    engine = inputs_of(folder / "first.gguf", {}, corpus)
+    yield Case(folder, inputs, settings, more={"with_reference": more, "engine": engine})

@@ -1,0 +1,289 @@
+"""A judge behind a local endpoint: wins in both orders only, kept opinions, and a judge that is down."""
+
+import json
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from hashlib import sha256
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.evaluate.judge import Judge
+from tasks.shared import endpoint
+from tasks.shared.errors import ConfigError, DataError, EndpointError
+from tasks.shared.records import Machine
+from tasks.shared.scores import ItemScore, Measure, Measured, Scores, Sheet, read_scores, write_scores
+from tasks.shared.technique import Artifact, Inputs, Kind, StepRun
+from tests.outputs import fingerprints
+from tests.settings_case import Case, Change
+from tests.tiny_llama import empty_run
+
+KEY = "sk-very-secret-0123456789"
+ITEMS = 6
+
+
+class Referee(ThreadingHTTPServer):
+    """A judge: `reply(body, count)` gives its words, or a status to fail with.  Insists on the key if it has one."""
+
+    daemon_threads = True
+
+    def __init__(self, reply: Callable[[dict[str, Any], int], str | int]) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.reply, self.seen, self.lock, self.key = reply, list[dict[str, Any]](), threading.Lock(), ""
+
+    def __enter__(self) -> "Referee":
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self.shutdown()
+        self.server_close()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/v1"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Referee
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with self.server.lock:
+            self.server.seen.append(body)
+            reply = self.server.reply(body, len(self.server.seen))
+        if self.server.key and self.headers.get("Authorization") != f"Bearer {self.server.key}":
+            reply = 401
+        choice = {"message": {"content": reply}, "finish_reason": "stop"}
+        usage = {"prompt_tokens": 100, "completion_tokens": 10}
+        refused = {"error": f"bad key {self.headers.get('Authorization')}"}  # some servers say back what they got
+        content = json.dumps(refused if isinstance(reply, int) else {"choices": [choice], "usage": usage}).encode()
+        self.send_response(reply if isinstance(reply, int) else 200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: Any) -> None:
+        return
+
+
+def answers_of(body: dict[str, Any]) -> tuple[str, str]:
+    text = body["messages"][-1]["content"]
+    first, _, second = text.partition("Answer A:\n")[2].partition("\n\nAnswer B:\n")
+    return first, second
+
+
+def fair(body: dict[str, Any], _: int) -> str:
+    """Prefers the answer with more right words; never looks at its place."""
+    first, second = (text.count("right") for text in answers_of(body))
+    return f"Because. Verdict: {'tie' if first == second else 'A' if first > second else 'B'}"
+
+
+def write_answers(folder: Path) -> Path:
+    """Scores of an earlier step: good says more than the baseline, bad less, same the same, and teacher is a reference."""
+    folder.mkdir()
+    machine = Machine(cpu="x", cores=1, memory_bytes=1, platform="x")
+    roles: dict[str, Any] = {"tuned": "baseline", "good": "candidate", "bad": "candidate", "same": "candidate", "dead": "candidate",
+                             "tuned again": "repeat", "teacher": "reference"}  # fmt: skip
+    models = {
+        name: Measured(role=role, engine="transformers", format="float32", failure="it broke" if name == "dead" else "")
+        for name, role in roles.items()
+    }
+    told = {
+        "tuned": "right {n}",
+        "good": "right right {n}",
+        "bad": "wrong {n}",
+        "same": "Right  {n}",
+        "tuned again": "wrong {n}",
+        "teacher": "right",
+    }
+    items = [
+        ItemScore(
+            measure=measure, id=f"t{n}", tags={"kind": "faq"}, question=f"Question {n}?", wanted=f"gold {n}",
+            values=dict.fromkeys(told, 1.0), answers={name: f"{text.format(n=n)}{more}" for name, text in told.items()},
+        )
+        for measure, more in (("intent", ""), ("rouge_l", ""), ("fact", ", in fact"))
+        for n in range(ITEMS)
+    ]  # fmt: skip
+    measures = {
+        "intent": Measure(title="intent"),
+        "rouge_l": Measure(title="rouge", binary=False),
+        "fact": Measure(title="fact"),
+    }
+    write_scores(folder, Sheet(step="answers", measures=measures, models=models, machine=machine, versions={}), items)
+    return folder
+
+
+def inputs_of(folder: Path) -> Inputs:
+    return Inputs({"answers": (Artifact("answers", Kind.SCORES, folder),)})
+
+
+def judge(tmp_path: Path, url: str, run: StepRun | None = None, **settings: Any) -> tuple[Scores, Path, dict[str, Any]]:
+    folder = tmp_path / "answers"
+    out, own = empty_run(tmp_path, f"judge{len(list(tmp_path.iterdir()))}")
+    technique = Judge(base_url=url, **{"concurrency": 2, "limit": 0} | settings)
+    figures = technique(
+        inputs_of(folder if folder.is_dir() else write_answers(folder)), out, replace(run or own, step="judge")
+    )
+    return read_scores(out), out, figures
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoint, "_backoff", lambda state: 0.01)
+
+
+def means(scores: Scores) -> dict[str, float]:
+    names = scores.items[0].values
+    return {name: sum(item.values[name] for item in scores.items) / len(scores.items) for name in names}
+
+
+def test_better_answers_win_worse_lose_and_equal_ones_tie_unasked(tmp_path: Path) -> None:
+    with Referee(fair) as referee:
+        scores, _, figures = judge(tmp_path, referee.url)
+    assert means(scores) == {"tuned": 0.5, "good": 1.0, "bad": 0.0, "same": 0.5, "tuned again": 0.0}
+    assert len(referee.seen) == figures["requests"] == 2 * 2 * ITEMS, "the same words are judged once, equal ones never"
+    assert figures["prompt_tokens"] == 2400 and figures["good.judged"] == 1.0
+    assert scores.sheet.models["good"].figures["judge_agreement"].value == 1.0
+    assert scores.sheet.models["good"].figures["judge_prefers_first"].value == 0.5
+    assert not scores.sheet.models["same"].figures
+    assert scores.sheet.models["dead"].failure == "it broke" and "teacher" not in scores.sheet.models
+    item = scores.items[0]
+    assert (item.measure, item.tags, item.wanted, item.answers["bad"]) == (
+        "judged",
+        {"kind": "faq"},
+        "gold 0",
+        "wrong 0",
+    )
+    measure = scores.sheet.measures["judged"]
+    assert (measure.binary, measure.better, measure.unit) == (False, "higher", "share")
+    assert {body["temperature"] for body in referee.seen} == {0.0}
+
+
+def test_a_judge_that_always_takes_the_first_ties_everything_and_is_told(tmp_path: Path) -> None:
+    with Referee(lambda body, _: "Verdict: A") as referee:
+        scores, _, figures = judge(tmp_path, referee.url, model="biased")
+    assert set(means(scores).values()) == {0.5}
+    assert figures["good.agreement"] == 0.0 and scores.sheet.models["bad"].figures["judge_prefers_first"].value == 1.0
+    assert "biased" in scores.sheet.notes[0]
+
+
+def test_replies_without_a_verdict_tie_and_are_told_and_a_judge_that_never_gives_one_is_refused(tmp_path: Path) -> None:
+    with Referee(lambda body, count: "Hm." if count == 1 else "Verdict: A") as referee:
+        scores, _, _ = judge(tmp_path, referee.url, concurrency=1)
+    assert scores.sheet.notes[1] == "judged: 1 pairs tie because the judge refused them or gave no verdict that can be read."
+    with (
+        Referee(lambda *_: "I like both.") as referee,
+        pytest.raises(EndpointError, match=r"none of 36 replies ends with a verdict"),
+    ):
+        judge(tmp_path, referee.url)
+
+
+def test_a_judge_that_is_down_is_one_passing_error_and_what_it_said_is_kept(tmp_path: Path) -> None:
+    run = StepRun("judge", 0, tmp_path / "scratch")
+    with Referee(fair) as whole:
+        _, wanted, _ = judge(tmp_path, whole.url)
+    with Referee(lambda body, count: fair(body, count) if count <= 9 else 503) as referee:
+        with pytest.raises(EndpointError, match=r"503.*\(2 attempts\)") as failure:
+            judge(tmp_path, referee.url, run, max_attempts=2, concurrency=1)
+        assert failure.value.passing, "the step is tried again"
+        referee.reply = fair
+        referee.seen.clear()
+        _, out, figures = judge(tmp_path, referee.url, run, max_attempts=2, concurrency=1)
+        assert len(referee.seen) == 24 - 9 and figures["requests"] == 24
+        referee.seen.clear()
+        judge(tmp_path, referee.url, run, instructions="Other words. Verdict: A")
+        assert len(referee.seen) == 24, "another question is asked anew"
+    assert fingerprints(out) == fingerprints(wanted)
+    with pytest.raises(EndpointError, match="connection failed") as failure:
+        judge(tmp_path, "http://127.0.0.1:9/v1", max_attempts=1)
+    assert failure.value.passing
+
+
+def test_a_pair_that_the_judge_refuses_ties_and_the_others_are_judged(tmp_path: Path) -> None:
+    def picky(body: dict[str, Any], count: int) -> str | int:
+        return 422 if "right right 3" in body["messages"][-1]["content"] else fair(body, count)
+
+    with Referee(picky) as referee:
+        scores, _, figures = judge(tmp_path, referee.url)
+        assert len(referee.seen) == 2 * 2 * ITEMS, "what is refused for good is asked once"
+        assert [item.values["good"] for item in scores.items] == [1.0, 1.0, 1.0, 0.5, 1.0, 1.0]
+        assert scores.sheet.models["good"].figures["judge_unreadable"].value == 1 and figures["refused"] == 2
+        assert "judge_unreadable" not in scores.sheet.models["bad"].figures
+        assert "judged: 1 pairs tie" in scores.sheet.notes[1]
+        referee.reply = lambda body, count: 400
+        with pytest.raises(EndpointError, match=r"refused all of 24 requests.*status 400") as failure:
+            judge(tmp_path, referee.url)
+        assert not failure.value.passing
+        referee.reply = lambda body, count: 404
+        with pytest.raises(EndpointError, match="status 404"):
+            judge(tmp_path, referee.url)
+
+
+def test_the_key_is_sent_and_shown_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("STILLROOM_TEST_KEY", KEY)
+    with caplog.at_level(logging.DEBUG), Referee(fair) as referee:
+        referee.key = KEY
+        judge(tmp_path, referee.url, api_key_env="STILLROOM_TEST_KEY")
+        monkeypatch.setenv("STILLROOM_TEST_KEY", KEY + "x")
+        with pytest.raises(EndpointError, match="401") as failure:
+            judge(tmp_path, referee.url, api_key_env="STILLROOM_TEST_KEY")
+    assert KEY not in str(failure.value) and KEY not in caplog.text
+    written = [file.read_text(encoding="utf-8") for file in tmp_path.rglob("*") if file.is_file()]
+    assert written and not any(KEY in text for text in written)
+    monkeypatch.delenv("STILLROOM_TEST_KEY")
+    with pytest.raises(ConfigError, match="STILLROOM_TEST_KEY is not set"):
+        judge(tmp_path, referee.url, api_key_env="STILLROOM_TEST_KEY")
+
+
+def test_wrong_inputs_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="base_url: empty"):
+        judge(tmp_path, "")
+    assert [str(problem) for problem in Judge().plan_problems("steps.judge", {}, {})] == [
+        str(problem) for problem in [ConfigError("steps.judge.base_url", "empty", "the judge's endpoint, up to and including /v1",
+                                                 "set base_url, or leave this step out")]
+    ]  # fmt: skip
+    assert list(Judge(base_url="http://127.0.0.1:1/v1").plan_problems("steps.judge", {}, {})) == []
+    with pytest.raises(ConfigError, match="not a URL"):
+        Judge(base_url="localhost")
+    with pytest.raises(DataError, match=r"no answers under 'nonsense'\n  wanted: one of fact, intent, rouge_l"):
+        judge(tmp_path, "http://127.0.0.1:9/v1", measure="nonsense")
+
+
+def verdict_by(body: dict[str, Any], letters: str) -> str:
+    """Words that every part of the request changes."""
+    return f"Verdict: {letters[sha256(json.dumps(body, sort_keys=True).encode()).digest()[0] % len(letters)]}"
+
+
+CHANGES = {
+    "base_url": Change(lambda case: case.more["other"]),
+    "model": Change("other"),
+    "api_key_env": Change("STILLROOM_TEST_KEY"),
+    "concurrency": Change(4),
+    "timeout_s": Change(60.0),
+    "max_attempts": Change(2),
+    "temperature": Change(0.5),
+    "max_tokens": Change(50),
+    "measure": Change("fact"),
+    "limit": Change(3),
+    "instructions": Change("Say Verdict: A."),
+}
+
+
+@contextmanager
+def settings_case(folder: Path) -> Iterator[Case]:
+    answers = write_answers(folder / "answers")
+    with pytest.MonkeyPatch.context() as patch, Referee(fair) as one, Referee(fair) as other:
+        patch.setenv("STILLROOM_TEST_KEY", KEY)
+        one.reply = lambda body, _: verdict_by(body, "ABAB")
+        other.reply = lambda body, _: verdict_by(body, "BABA")
+        yield Case(
+            folder, inputs_of(answers), {"base_url": one.url, "model": "judge", "limit": 0}, more={"other": other.url}
+        )
