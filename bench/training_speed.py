@@ -19,7 +19,8 @@ from rich.table import Table
 
 from flows.config import compose_recipe
 from flows.plan import build_plan
-from tasks.distill.sft import IGNORED, answer_loss, freeze
+from tasks.distill.losses.answers import IGNORED, answer_loss
+from tasks.distill.training.loop import freeze
 from tasks.evaluate.paired import describe_machine
 from tasks.shared.models import load_model
 

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-from tasks.distill.sft import IGNORED, SFT, encode, split_groups
+from tasks.distill.losses.answers import IGNORED, answer_loss
+from tasks.distill.sft import SFT
+from tasks.distill.training.encoding import encode, split_groups
 from tasks.shared.chat import join_answer
 from tasks.shared.errors import DataError, ModelError, TechniqueError
 from tasks.shared.models import load_model
@@ -130,8 +132,6 @@ def test_a_loss_that_is_no_number_stops_with_advice(inputs: Inputs, tmp_path: Pa
 def test_the_answers_loss_is_the_models_own_on_counted_tokens() -> None:
     import torch
 
-    from tasks.distill.sft import answer_loss
-
     model = build_model()
     ids = torch.randint(3, 512, (3, 12), generator=torch.Generator().manual_seed(0))
     labels = ids.clone()
@@ -149,8 +149,6 @@ def test_the_answers_loss_is_the_models_own_on_counted_tokens() -> None:
 
 def test_nothing_counted_is_a_zero_loss_with_a_zero_gradient() -> None:
     import torch
-
-    from tasks.distill.sft import answer_loss
 
     hidden = torch.randn(2, 5, 4, requires_grad=True)
     loss = answer_loss(hidden, torch.nn.Linear(4, 9), torch.full((2, 5), IGNORED))
@@ -183,7 +181,9 @@ CHANGES = {
     "accumulation": Change(2),
     "max_tokens": Change(16, refused="too long"),
     "validation": Change(0.4),
-    "patience": Change(1, {"epochs": 6, "learning_rate": 2.0, "schedule": "constant_with_warmup", "patience": 0}),  # it rises
+    "patience": Change(
+        1, {"epochs": 6, "learning_rate": 2.0, "schedule": "constant_with_warmup", "patience": 0}
+    ),  # it rises
     "precision": Change("bfloat16"),
     "frozen_layers": Change(1),
     "gradient_checkpointing": Change(True),

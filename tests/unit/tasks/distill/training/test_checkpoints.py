@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from tasks.distill import checkpoints, sft
-from tasks.distill.checkpoints import MARK, STATE, last_checkpoint
 from tasks.distill.sft import SFT
+from tasks.distill.training import checkpoints, loop
+from tasks.distill.training.checkpoints import MARK, STATE, last_checkpoint
 from tasks.shared.chat import join_answer
 from tasks.shared.errors import MachineError
 from tasks.shared.keys import PROJECT, Digests
@@ -23,12 +23,19 @@ from tasks.shared.rows import Message, Row, write_rows
 from tasks.shared.technique import Artifact, Inputs, Kind
 from tests.tiny_llama import build_model, empty_run, save_tiny, sentences
 
-SETTINGS: dict[str, Any] = {"epochs": 3, "learning_rate": 1e-3, "batch_size": 2, "accumulation": 2, "precision": "float32"}
+SETTINGS: dict[str, Any] = {
+    "epochs": 3,
+    "learning_rate": 1e-3,
+    "batch_size": 2,
+    "accumulation": 2,
+    "precision": "float32",
+}
 """38 rows to train on: 10 steps an epoch, the last of them with fewer batches; a log line every second step."""
 CHILD = """
 import json, os, signal, sys
 from pathlib import Path
-from tasks.distill import checkpoints, sft
+from tasks.distill import sft
+from tasks.distill.training import checkpoints, loop
 from tasks.shared.technique import Artifact, Inputs, Kind, StepRun
 job = json.loads(sys.argv[1])
 genuine, begun = checkpoints._mark, []
@@ -38,7 +45,7 @@ def mark(folder, trainer):
         os.kill(os.getpid(), signal.SIGKILL)
     genuine(folder, trainer)
 checkpoints._mark = mark
-watcher = sft.watcher
+watcher = loop.watcher
 def killing(step):
     callback = watcher(step)
     follow = callback.on_step_end
@@ -48,7 +55,7 @@ def killing(step):
             os.kill(os.getpid(), signal.SIGKILL)
     callback.on_step_end = on_step_end
     return callback
-sft.watcher = killing
+loop.watcher = killing
 ports = {"model": (Artifact("m", Kind.MODEL, Path(job["model"])),), "data": (Artifact("d", Kind.TRACES, Path(job["data"])),)}
 run = StepRun("step", 0, Path(job["scratch"]), threads=1, checkpoint_s=0)
 sft.SFT(**job["settings"])(Inputs(ports), Path(job["out"]), run)
@@ -100,7 +107,12 @@ def killed(inputs: Inputs, out: Path, scratch: Path, step: int = -1, write: int 
         "write": write,
     }
     done = subprocess.run(
-        [sys.executable, "-c", CHILD, json.dumps(job)], cwd=PROJECT, capture_output=True, text=True, timeout=240, check=False
+        [sys.executable, "-c", CHILD, json.dumps(job)],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
 
@@ -165,8 +177,8 @@ def best_is_second(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return Fixed
 
-    genuine = sft.answer_trainer
-    monkeypatch.setattr(sft, "answer_trainer", trainer)
+    genuine = loop.objective_trainer
+    monkeypatch.setattr(loop, "objective_trainer", trainer)
 
 
 @pytest.mark.usefixtures("best_is_second")
@@ -210,7 +222,9 @@ def test_the_end_may_lie_within_an_epoch(
 
 def test_scratch_may_have_moved(inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected, _ = whole(inputs, tmp_path)
-    out, run = interrupted(SFT(**SETTINGS), inputs, tmp_path, monkeypatch, lambda trainer: trainer.state.global_step == 25)
+    out, run = interrupted(
+        SFT(**SETTINGS), inputs, tmp_path, monkeypatch, lambda trainer: trainer.state.global_step == 25
+    )
     moved = run.scratch.rename(tmp_path / "moved")
     SFT(**SETTINGS)(inputs, out, replace(run, scratch=moved))
     assert digest(out) == expected
@@ -219,7 +233,9 @@ def test_scratch_may_have_moved(inputs: Inputs, tmp_path: Path, monkeypatch: pyt
 def test_checkpoints_hold_the_last_and_the_best_only(
     inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, run = interrupted(SFT(**SETTINGS), inputs, tmp_path, monkeypatch, lambda trainer: trainer.state.global_step == 15)
+    _, run = interrupted(
+        SFT(**SETTINGS), inputs, tmp_path, monkeypatch, lambda trainer: trainer.state.global_step == 15
+    )
     found = {path.name for path in (run.scratch / "checkpoints").glob("checkpoint-*")}
     assert found == {"checkpoint-10", "checkpoint-14", "checkpoint-15"}, "14 goes once 15 is whole"
 
@@ -288,7 +304,10 @@ def test_garbage_does_not_stop_a_run(inputs: Inputs, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "failure",
-    [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("[enforce fail at inline_container.cc:668] . unexpected pos")],
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("[enforce fail at inline_container.cc:668] . unexpected pos"),
+    ],
 )
 def test_a_full_disk_is_one_message_and_the_last_checkpoint_survives(
     inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception

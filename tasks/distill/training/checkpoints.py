@@ -100,14 +100,14 @@ def train(trainer: Any, checkpoint: Path | None) -> None:
 def resumable(base: type[Any]) -> type[Any]:
     """A Trainer class whose checkpoints are marked when whole, and whose epochs have an order of their own.
 
-    base: transformers' Trainer or a child of it.  Give it `keeper` as a callback and save_total_limit=None: what is
+    base: `loop.objective_trainer`.  Give it `keeper` as a callback and save_total_limit=None: what is
     deleted is decided here, by step number, since clocks can be set back.
     """
 
     class Resumable(base):
         def _get_train_sampler(self, train_dataset: Any = None) -> Any:
             rows = self.train_dataset if train_dataset is None else train_dataset
-            batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
+            batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
             lengths = [len(ids) for ids in rows["input_ids"]]
             return epoch_sampler(lengths, batch, self.args.data_seed, lambda: int(self.state.epoch or 0))
 
@@ -139,6 +139,8 @@ def _mark(folder: Path, trainer: Any) -> None:
         "ended": trainer.control.should_training_stop,
         "loss": trainer._tr_loss.item(),
         "logged": trainer._globalstep_last_logged,
+        "terms": trainer.tally.state(),
+        "measured": trainer.measured,
     }
     part = folder / f"{MARK}.part"
     part.write_text(json.dumps(kept), "utf-8")
@@ -192,6 +194,7 @@ def keeper(trainer: Any, every_s: float) -> "TrainerCallback":
             kept = json.loads((checkpoint / MARK).read_text("utf-8"))
             trainer._tr_loss = torch.tensor(kept["loss"], device=args.device)
             trainer._globalstep_last_logged = kept["logged"]
+            trainer.tally.sums, trainer.measured = kept["terms"], kept["measured"]
             best = _best(checkpoint)
             state.best_model_checkpoint = str(best) if best else None  # the folder may have moved
 

@@ -1,0 +1,1 @@
+"""What students are trained to lower: tensor maths, and no model, file or setting in it."""

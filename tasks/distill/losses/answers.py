@@ -1,0 +1,44 @@
+"""Hard targets: cross-entropy of the tokens that count."""
+
+from typing import TYPE_CHECKING
+
+from tasks.distill.losses.head import Head, sum_over_chunks
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+IGNORED = -100
+"""Label of a token that does not count, by torch's convention."""
+
+
+def counted(hidden: "Tensor", labels: "Tensor") -> tuple["Tensor", "Tensor"]:
+    """States that predict a token that counts, and these tokens.
+
+    hidden: (batch, tokens, width), the last layer's output.  labels: (batch, tokens), IGNORED where nothing counts.
+    Returns (counted, width) and (counted,), row by row: the state at position t predicts the token at t + 1.
+    """
+    following = labels[:, 1:]
+    mask = following != IGNORED
+    return hidden[:, :-1][mask], following[mask]
+
+
+def answer_loss(hidden: "Tensor", head: Head, labels: "Tensor", count: "Tensor | int | None" = None) -> "Tensor":
+    """Mean cross-entropy of the counted tokens, the head applied to no others.
+
+    hidden: (batch, tokens, width), the last layer's output.  labels: (batch, tokens), IGNORED where nothing counts.
+    count: divisor, for batches that are parts of a larger one; None: the tokens counted here.  Returns a float32 scalar,
+    0 with a zero gradient when nothing counts.  A small model's head is a fifth of its work, and answers are a quarter of
+    the tokens.
+    """
+    from torch.nn.functional import cross_entropy
+
+    def score(logits: "Tensor", tokens: "Tensor") -> "Tensor":
+        return cross_entropy(logits.float(), tokens, reduction="sum").view(1)
+
+    states, tokens = counted(hidden, labels)
+    return sum_over_chunks(score, head, states, tokens)[0] / divisor(tokens, count)
+
+
+def divisor(tokens: "Tensor", count: "Tensor | int | None") -> "Tensor | int":
+    """What sums over tokens are divided by: the whole batch's count, or that of these tokens, at least 1."""
+    return max(1, tokens.shape[0]) if count is None else count

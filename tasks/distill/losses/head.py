@@ -1,0 +1,69 @@
+"""From hidden states to losses by way of the output head, a chunk of tokens at a time.
+
+Logits are by far the largest tensor of a training step: tokens x vocabulary x 4 bytes, several times over.  Only tokens that
+count get any, and only one chunk's are there at once: they are computed again in the backward pass.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Head = Callable[["Tensor"], "Tensor"]
+"""(tokens, width) -> logits (tokens, vocabulary)."""
+CHUNK_ELEMENTS = 2**25
+"""Logits of one chunk: 128 MiB in float32, and a few such tensors are alive at a time."""
+
+
+def core_of(model: Any) -> Any:
+    """The language model itself: without peft's wrapper."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def output_head(model: Any) -> Head:
+    """The head as the model itself applies it, Cohere's scale and Gemma's soft cap included."""
+    import torch
+
+    model = core_of(model)
+    config = model.config.get_text_config()
+    layer = model.get_output_embeddings()
+    scale, cap = getattr(config, "logit_scale", None), getattr(config, "final_logit_softcapping", None)
+
+    def head(hidden: "Tensor") -> "Tensor":
+        logits = layer(hidden).float()
+        logits = logits if scale is None else logits * scale
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    head.vocabulary = int(layer.weight.shape[0])  # type: ignore[attr-defined]
+    return head
+
+
+def sum_over_chunks(
+    score: Callable[..., "Tensor"], head: Head, hidden: "Tensor", *rows: "Tensor", elements: int = CHUNK_ELEMENTS
+) -> "Tensor":
+    """score(head(hidden), *rows), summed over chunks of tokens so that no more than `elements` logits exist at a time.
+
+    hidden: (tokens, width).  rows: tensors of as many rows, cut alike.  score: (logits, *rows) -> sums, (terms,), each a sum over
+    its tokens.  Returns (terms,) float32; zeros with a zero gradient when there are no tokens.
+    """
+    import torch
+    from torch.utils.checkpoint import checkpoint
+
+    def part(hidden: "Tensor", *rows: "Tensor") -> "Tensor":
+        return score(head(hidden), *rows)
+
+    size = max(1, elements // vocabulary_of(head, hidden))
+    count = hidden.shape[0]
+    if count <= size:
+        return part(hidden, *rows)
+    starts = range(0, count, size)
+    chunks = [[tensor[start : start + size] for tensor in (hidden, *rows)] for start in starts]
+    parts = [checkpoint(part, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
+    return torch.stack([item for item in parts if item is not None]).sum(dim=0)
+
+
+def vocabulary_of(head: Head, hidden: "Tensor") -> int:
+    """How many logits a token gets."""
+    known = getattr(head, "vocabulary", None) or getattr(head, "out_features", None)
+    return int(known) if known else int(head(hidden[:1].detach()).shape[-1])

@@ -1,0 +1,77 @@
+"""Soft targets: how far a student's next-token distribution is from its teacher's.
+
+Distributions are log-probabilities whose last dimension is the categories: every token of the vocabulary, or the teacher's top
+k tokens and one category for all others (`coarse`).  Merging categories never raises an f-divergence, and k + 1 of them hold
+nearly all of it when k holds nearly all of the mass.
+"""
+
+import math
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Divergence = Literal["forward_kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse_kl", "total_variation"]
+ABSENT = -1e4
+"""Log-probability of a category that one of the two cannot have: e to this is 0, and differences stay finite."""
+
+
+def divergence(student: "Tensor", teacher: "Tensor", kind: Divergence, mix: float = 0.5) -> "Tensor":
+    """Divergence of each token's pair of distributions, in nats; total variation in [0, 1].
+
+    student, teacher: (..., categories) log-probabilities, float32.  Returns (...), >= 0, and 0 with a zero gradient where they
+    are equal.  p is the teacher, q the student:
+      forward_kl       KL(p || q): cover all that the teacher may say (Hinton et al. 2015, arXiv 1503.02531)
+      reverse_kl       KL(q || p): say nothing that it would not (Gu et al. 2024, arXiv 2306.08543)
+      jsd              mix KL(p || m) + (1 - mix) KL(q || m), m = mix p + (1 - mix) q (Agarwal et al. 2024, arXiv 2306.13649, eq. 1)
+      skew_kl          KL(p || mix p + (1 - mix) q) (Ko et al. 2024, arXiv 2402.03898, section 3.1)
+      skew_reverse_kl  KL(q || (1 - mix) p + mix q), ibid.
+      total_variation  half the sum of |p - q| (Wen et al. 2023, arXiv 2307.15190)
+    """
+    match kind:
+        case "forward_kl":
+            return _kl(teacher, student)
+        case "reverse_kl":
+            return _kl(student, teacher)
+        case "jsd":
+            middle = _mixture(teacher, student, mix)
+            return mix * _kl(teacher, middle) + (1 - mix) * _kl(student, middle)
+        case "skew_kl":
+            return _kl(teacher, _mixture(teacher, student, mix))
+        case "skew_reverse_kl":
+            return _kl(student, _mixture(student, teacher, mix))
+        case "total_variation":
+            return 0.5 * (teacher.exp() - student.exp()).abs().sum(dim=-1)
+
+
+def _kl(first: "Tensor", second: "Tensor") -> "Tensor":
+    return (first.exp() * (first - second)).sum(dim=-1)
+
+
+def _mixture(first: "Tensor", second: "Tensor", share: float) -> "Tensor":
+    """log(share e^first + (1 - share) e^second)."""
+    import torch
+
+    if share in (0, 1):
+        return first if share else second
+    return torch.logaddexp(first + math.log(share), second + math.log1p(-share))
+
+
+def coarse(logits: "Tensor", ids: "Tensor", temperature: float) -> "Tensor":
+    """Log-probabilities of the k tokens `ids` and, last, of all others together, at a temperature.
+
+    logits: (tokens, vocabulary) float32.  ids: (tokens, k), each row without repetitions; -1: no such token, ABSENT in the result.
+    Returns (tokens, k + 1).  The others' mass is summed over their own logits: as 1 minus the rest it would be rounding error
+    wherever the k tokens hold nearly everything, and that is where most tokens are.
+    """
+    import torch
+
+    scaled = logits / temperature
+    total = torch.logsumexp(scaled, dim=-1, keepdim=True)
+    real = ids >= 0
+    places = ids.clamp(min=0)
+    kept = (scaled.gather(-1, places) - total).masked_fill(~real, ABSENT)
+    # an absent token stands at place 0, which may be another row entry's own: it must not uncover it
+    hidden = torch.zeros_like(scaled, dtype=torch.bool).scatter_reduce(-1, places, real, reduce="amax")
+    rest = torch.logsumexp(scaled.masked_fill(hidden, torch.finfo(scaled.dtype).min / 2), dim=-1, keepdim=True) - total
+    return torch.cat([kept, rest.clamp(min=ABSENT)], dim=-1)

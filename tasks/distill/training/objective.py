@@ -1,0 +1,63 @@
+"""What a training lowers: one class a technique, asked for its terms batch by batch."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tasks.distill.losses.answers import answer_loss
+from tasks.distill.losses.head import core_of, output_head
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from tasks.distill.training.encoding import Encoded
+
+Batch = Mapping[str, "Tensor"]
+
+
+class Objective(ABC):
+    """Terms that add up to the loss.  They are weighted already; each is logged, and so is its share of the gradient."""
+
+    knob: str = ""
+    """The settings that weigh the terms, for the warning that one of them has no say."""
+
+    def attach(self, model: "PreTrainedModel", device: str) -> None:  # noqa: B027 - most objectives have nothing to do here
+        """Before training: put the teacher on the device; hang modules that are trained along (`detach` takes them off) into the model."""
+
+    def detach(self, model: "PreTrainedModel") -> None:  # noqa: B027
+        """After training: take off what `attach` hung in, so that a plain model is saved."""
+
+    def label(self, rows: "Sequence[Encoded]") -> "list[Encoded]":
+        """The rows with whatever `terms` needs to find its targets by; refuses rows that have none."""
+        return list(rows)
+
+    @abstractmethod
+    def terms(self, model: Any, batch: Batch, count: "Tensor | int | None") -> "dict[str, Tensor]":
+        """Weighted scalars, float32.  count: tokens that count in the whole step, of which this batch may be a part (`answer_loss`)."""
+
+    def figures(self) -> Mapping[str, float | int | str]:
+        """What to tell of the targets in the step's table."""
+        return {}
+
+
+class Answers(Objective):
+    """Hard labels alone: the cross-entropy of the answers."""
+
+    def terms(self, model: Any, batch: Batch, count: "Tensor | int | None") -> "dict[str, Tensor]":
+        """One term, `hard`."""
+        return {"hard": answer_loss(last_hidden(model, batch), output_head(model), batch["labels"], count)}
+
+
+def last_hidden(model: Any, batch: Batch) -> "Tensor":
+    """(batch, tokens, width): the last layer's output.  The head is not applied: a CPU would spend a fifth of its time there."""
+    return states_of(model, batch).last_hidden_state
+
+
+def states_of(model: Any, batch: Batch, **asked: Any) -> Any:
+    """The decoder's output, without the head.  asked: output_hidden_states, output_attentions."""
+    positions = {"position_ids": batch["position_ids"]} if "position_ids" in batch else {}
+    mask = (
+        {} if positions else {"attention_mask": batch["attention_mask"]}
+    )  # packed rows are told apart by their positions
+    return core_of(model).base_model(input_ids=batch["input_ids"], use_cache=False, **mask, **positions, **asked)

@@ -1,0 +1,45 @@
+"""Settings that every way of training has."""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class Training:
+    """How a model is trained, whatever on: techniques of this stage inherit these settings."""
+
+    libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "trl", "accelerate", "tokenizers", "gguf")
+    unkeyed: ClassVar[frozenset[str]] = frozenset({"gradient_checkpointing"})
+    """The recomputed activations are those of the forward pass bit for bit: there is no dropout."""
+
+    epochs: Annotated[float, Field(gt=0)] = 6
+    """Passes over the training rows at the most."""
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-4
+    """Peak step size of AdamW."""
+    schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
+    """How the step size falls after the warm-up."""
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """Share of the steps over which the step size rises."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """Decoupled weight decay."""
+    batch_size: Annotated[int, Field(gt=0)] = 16
+    """Conversations per forward pass, over all processes."""
+    accumulation: Annotated[int, Field(gt=0)] = 1
+    """Forward passes per optimizer step."""
+    max_tokens: Annotated[int, Field(gt=8)] = 512
+    """Longer conversations are refused, not cut: a cut answer teaches cut answers."""
+    validation: Annotated[float, Field(ge=0, lt=0.5)] = 0.08
+    """Share of phrasing groups kept from training to watch for overfitting; 0 trains on all and stops at the last epoch."""
+    patience: Annotated[int, Field(ge=0)] = 2
+    """Stop after this many epochs without a better validation loss; 0 trains all epochs. The best epoch is kept either way."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic of the forward and backward pass; the weights stay float32. auto: bfloat16 where the processor has it."""
+    frozen_layers: Annotated[int, Field(ge=0)] = 0
+    """Leave the embedding (and a head tied to it) and this many first layers as they are: the backward pass ends there.
+
+    Language and form sit low in a model and are kept; facts and answers are learnt in the layers above.
+    """
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about 30 % more time."""

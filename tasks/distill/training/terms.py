@@ -1,0 +1,83 @@
+"""Telemetry of a loss of several terms: what each is, how hard each pulls, and a warning when one has no say."""
+
+import logging
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Parameter
+
+log = logging.getLogger(__name__)
+LEAST_SHARE = 0.02
+"""A term whose gradient is shorter than this share of the longest has no say."""
+
+
+class Tally:
+    """Sums of the terms since the last log line.  They outlive a kill: `state` goes into the checkpoint."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = {}
+        self.steps = 0
+        self._open: dict[str, list[Tensor]] = defaultdict(list)
+
+    def add(self, terms: "Mapping[str, Tensor]") -> None:
+        """One forward pass.  The numbers stay on the device until they are asked for."""
+        for name, value in terms.items():
+            self._open[name].append(value.detach())
+
+    def state(self) -> dict[str, float]:
+        """Sums so far, as plain numbers."""
+        for name, values in self._open.items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(sum(float(value) for value in values))
+        self._open.clear()
+        return self.sums
+
+    def take(self, steps: int) -> dict[str, float]:
+        """Means over so many optimizer steps; the sums start again."""
+        means = {name: total / max(1, steps) for name, total in self.state().items()}
+        self.sums = {}
+        return means
+
+
+def gradient_norms(terms: "Mapping[str, Tensor]", parameters: "Iterable[Parameter]") -> dict[str, float]:
+    """`<term>_gradient`: the Euclidean norm of each term's gradient over the trained parameters.  The graph stays, no gradient is left."""
+    import torch
+
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    norms = {}
+    for term_name, term in terms.items():
+        name = f"{term_name}_gradient"
+        if not term.requires_grad:
+            norms[name] = 0.0
+            continue
+        found = torch.autograd.grad(term, trained, retain_graph=True, allow_unused=True)
+        squares = [gradient.float().pow(2).sum() for gradient in found if gradient is not None]
+        norms[name] = float(torch.stack(squares).sum().sqrt()) if squares else 0.0
+    return norms
+
+
+def without_say(history: Sequence[Mapping[str, Any]], names: Iterable[str]) -> dict[str, float]:
+    """Terms whose gradient, at its median over the measurements, is under LEAST_SHARE of the longest one's, with that share."""
+    from statistics import median
+
+    found = {
+        name: [float(entry[f"{name}_gradient"]) for entry in history if f"{name}_gradient" in entry] for name in names
+    }
+    medians = {name: median(values) for name, values in found.items() if values}
+    most = max(medians.values(), default=0.0)
+    if len(medians) < 2 or not most:
+        return {}
+    return {name: value / most for name, value in medians.items() if value < LEAST_SHARE * most}
+
+
+def warn_without_say(history: Sequence[Mapping[str, Any]], names: Sequence[str], knob: str) -> list[str]:
+    """A warning for each term that has no say; returns their names.  knob: the settings that weigh them."""
+    silent = without_say(history, names)
+    for name, share in silent.items():
+        log.warning(
+            "the %s term has no say: its gradient has %.1f %% of the length of the longest; weigh it by %s, or leave it out",
+            name, 100 * share, knob,
+        )  # fmt: skip
+    return sorted(silent)

@@ -1,0 +1,88 @@
+"""Who watches a training: its progress, a loss that runs away, and one that only learns its rows by heart."""
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+from tasks.shared.errors import TechniqueError
+from tasks.shared.progress import progress_bar
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
+
+log = logging.getLogger(__name__)
+RUNAWAY = 3.0
+"""A training loss of so many times the first one logged, LINES lines in a row, will not come back."""
+LINES = 3
+
+
+def runs_away(history: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether training diverges: the loss is no number, or the last LINES logged are RUNAWAY times the first."""
+    losses = [float(entry["loss"]) for entry in history if "loss" in entry]
+    losses += [float(entry["eval_loss"]) for entry in history[-1:] if "eval_loss" in entry and not losses]
+    if not losses:
+        return False
+    if not math.isfinite(losses[-1]):
+        return True
+    late = losses[1:][-LINES:]
+    return len(late) == LINES and all(loss > RUNAWAY * max(losses[0], 1e-3) for loss in late)
+
+
+def overfits(history: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the last validation loss is over the best by a tenth while the training loss went on falling."""
+    held = [(entry["step"], float(entry["eval_loss"])) for entry in history if "eval_loss" in entry]
+    if len(held) < 2:
+        return False
+    best_step, best = min(held, key=lambda pair: pair[1])
+    before = [float(entry["loss"]) for entry in history if "loss" in entry and entry["step"] <= best_step]
+    after = [float(entry["loss"]) for entry in history if "loss" in entry]
+    return held[-1][1] > 1.1 * best and bool(before) and after[-1] < before[-1]
+
+
+def watcher(step: str) -> "TrainerCallback":
+    """A callback that moves our progress bar and ends a training that diverges.
+
+    An epoch that was better is kept then; where there is none yet, TechniqueError says what to change.
+    """
+    from transformers import TrainerCallback
+
+    class Watcher(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.stack = ExitStack()
+            self.note = ""
+            self.advance = self.stack.enter_context(progress_bar("training", state.max_steps))
+            self.advance(state.global_step)
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.advance(1, self.note)
+
+        def on_log(
+            self, args: Any, state: Any, control: Any, logs: Mapping[str, float] | None = None, **_: Any
+        ) -> None:
+            loss = (logs or {}).get("loss", (logs or {}).get("eval_loss"))
+            if loss is None:
+                return
+            if not runs_away(state.log_history):
+                self.note = f"loss {float(loss):.3f}"
+                return
+            advice = f"steps.{step}.learning_rate={args.learning_rate / 4:g}"
+            if state.best_model_checkpoint is None:
+                self.stack.close()
+                raise TechniqueError(
+                    f"steps.{step}.learning_rate",
+                    f"the loss is {loss} at step {state.global_step}",
+                    "a loss that falls",
+                    f"a smaller step: {advice}",
+                )
+            log.warning(
+                "training diverged (the loss is %s at step %d); the epoch that ended at step %d is kept; a smaller step may do better: %s",
+                loss, state.global_step, state.best_global_step, advice,
+            )  # fmt: skip
+            control.should_training_stop = True
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.stack.close()
+
+    return Watcher()
