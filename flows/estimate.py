@@ -107,6 +107,8 @@ def _seconds(step: Step, model: Size, rows: Rows, runtime: Runtime) -> float:
             return 10 + asked * 0.5
         case "distill":
             return 15 + 3 * reading * float(settings.get("epochs", 1))
+        case "logits":
+            return 15 + reading
         case "quantize":
             return 15 + 5e-7 * model.parameters
         case "evaluate" if step.kind is Kind.VERDICT:
@@ -129,7 +131,7 @@ def _memory(step: Step, model: Size) -> float:
     if step.stage == "distill":
         tokens = LONG_ROW_TOKENS * float(step.settings().get("batch_size", 16))
         return base + 16 * model.parameters + ACTIVATION_BYTES * tokens * (model.parameters / 1.35e8) ** 0.5
-    return base + (8 * model.parameters if step.kind in {Kind.MODEL, Kind.ENGINE, Kind.SCORES} else 2e8)
+    return base + (8 * model.parameters if step.kind in {Kind.LOGITS, Kind.MODEL, Kind.ENGINE, Kind.SCORES} else 2e8)
 
 
 def check_machine(plan: Plan, runtime: Runtime, done: Collection[str] = ()) -> None:

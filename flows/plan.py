@@ -17,7 +17,7 @@ from tasks.shared.keys import module_file
 from tasks.shared.sources import ModelSource
 from tasks.shared.technique import ChecksPlan, Port, ReadsFiles, Upstream
 
-STAGES = ("curate", "traces", "distill", "prune", "quantize", "export", "evaluate", "report")
+STAGES = ("curate", "traces", "logits", "distill", "prune", "quantize", "export", "evaluate", "report")
 RESERVED = frozenset({"_target_", "inputs", "seed", "versions"})
 """Keys of a step's node that are not settings of its technique."""
 NAME_PATTERN = r"[a-z][a-z0-9_]{0,40}"

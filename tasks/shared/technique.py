@@ -16,6 +16,8 @@ class Kind(StrEnum):
     """Conversations split into train, calibration and test (`tasks/shared/rows.py`)."""
     TRACES = "traces"
     """Conversations with the answers to train on."""
+    LOGITS = "logits"
+    """A teacher's next-token distributions on these answers (`tasks/shared/soft_targets.py`)."""
     MODEL = "model"
     """Weights that transformers loads: a folder with safetensors, or a GGUF file."""
     ENGINE = "engine"

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 RUNAWAY = 3.0
-"""A training loss of so many times the first one logged, LINES lines in a row, will not come back."""
+"""A training loss of so many times the first one logged, LINES lines in a row, will not come back.  First losses under 1 count as 1:
+a student that starts as its teacher starts at nothing.
+"""
 LINES = 3
 
 
@@ -27,7 +29,7 @@ def runs_away(history: Sequence[Mapping[str, Any]]) -> bool:
     if not math.isfinite(losses[-1]):
         return True
     late = losses[1:][-LINES:]
-    return len(late) == LINES and all(loss > RUNAWAY * max(losses[0], 1e-3) for loss in late)
+    return len(late) == LINES and all(loss > RUNAWAY * max(losses[0], 1.0) for loss in late)
 
 
 def overfits(history: Sequence[Mapping[str, Any]]) -> bool:

@@ -182,7 +182,7 @@ CHANGES = {
     "max_tokens": Change(16, refused="too long"),
     "validation": Change(0.4),
     "patience": Change(
-        1, {"epochs": 6, "learning_rate": 2.0, "schedule": "constant_with_warmup", "patience": 0}
+        1, {"epochs": 6, "learning_rate": 0.5, "schedule": "constant_with_warmup", "patience": 0}
     ),  # it rises
     "precision": Change("bfloat16"),
     "frozen_layers": Change(1),

@@ -1,0 +1,208 @@
+"""Soft-target distillation: the student learns the teacher's next-token distributions, not its words alone (Hinton et al. 2015,
+arXiv 1503.02531).
+
+The teacher is in memory beside the student (port `teacher`), or it wrote its targets down in a step of its own (port `targets`,
+`logits/topk`), and only the student is.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from tasks.distill.losses.answers import counted
+from tasks.distill.losses.head import output_head
+from tasks.distill.losses.mixed import Blend, Online, Stored, blended_loss, without_absent
+from tasks.distill.losses.soft import Divergence
+from tasks.distill.training.encoding import Encoded
+from tasks.distill.training.loop import train_model
+from tasks.distill.training.objective import Batch, Objective, last_hidden
+from tasks.distill.training.settings import Training
+from tasks.distill.vocabulary import match_vocabularies
+from tasks.shared.errors import ConfigError, DataError
+from tasks.shared.models import Dtype, load_model, load_tokenizer
+from tasks.shared.rows import read_rows
+from tasks.shared.soft_targets import SoftTargets, row_key
+from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun, Upstream
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class Logits(Training):
+    """Train on alpha T^2 D(teacher, student) + (1 - alpha) cross-entropy, on the answers' tokens."""
+
+    ports: ClassVar[Mapping[str, Port]] = {
+        "model": Port((Kind.MODEL,)),
+        "data": Port((Kind.TRACES, Kind.CORPUS)),
+        "teacher": Port((Kind.MODEL,), optional=True),
+        "targets": Port((Kind.LOGITS,), optional=True),
+    }
+    produces: ClassVar[Kind] = Kind.MODEL
+
+    alpha: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Weight of the soft targets; the rest is the hard ones'."""
+    temperature: Annotated[float, Field(gt=0)] = 2.0
+    """Softens both distributions; stored targets must have been stored for it."""
+    divergence: Divergence = "forward_kl"
+    """How the student's distribution is compared with the teacher's (`losses/soft.py` says what each is for)."""
+    mix: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Of jsd and the skewed ones: the share of the first distribution in the mixture; at 0 and 1 they are KL, or nothing."""
+    teacher_dtype: Dtype = "float32"
+    """Weights of a teacher in memory."""
+
+    def plan_problems(
+        self, where: str, inputs: Mapping[str, tuple[str, ...]], upstream: Mapping[str, Upstream]
+    ) -> Iterator[ConfigError]:
+        """Not exactly one source of targets; targets of other data, or not stored for this temperature."""
+        sources = [port for port in ("teacher", "targets") if inputs.get(port)]
+        if len(sources) != 1:
+            got = " and ".join(sources) or "neither teacher nor targets"
+            yield ConfigError(
+                f"{where}.inputs", got, "one of them: a model in memory (teacher), or a logits step (targets)",
+                f"{where}.inputs.teacher=models.teacher",
+            )  # fmt: skip
+        for name in inputs.get("targets", ()):
+            step = upstream.get(name)
+            if step is None:
+                continue
+            if step.inputs.get("data") != inputs.get("data"):
+                got = (
+                    f"targets of {', '.join(step.inputs.get('data', ()))}, data of {', '.join(inputs.get('data', ()))}"
+                )
+                yield ConfigError(
+                    f"{where}.inputs", got, "the same data", f"{where}.inputs.data={step.inputs['data'][0]}"
+                )
+            stored = getattr(step.technique, "temperatures", None)
+            if stored is not None and self.temperature not in stored:
+                yield ConfigError(
+                    f"{where}.temperature", f"{self.temperature:g}",
+                    f"one that {name} stores: {', '.join(f'{one:g}' for one in stored)}",
+                    f"'steps.{name}.temperatures=[{','.join(f'{one:g}' for one in (*stored, self.temperature))}]'",
+                )  # fmt: skip
+
+    def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
+        """Train and write the model folder with loss.csv (`train_model`).
+
+        Raises ModelError for a teacher of another tokenizer, DataError for rows without stored targets.
+        """
+        model, targets = inputs.one("model").path, inputs.get("targets")
+        blend = Blend(self.alpha, self.temperature, self.divergence, self.mix)
+        objective: Objective
+        if targets is not None:
+            objective = StoredTargets(SoftTargets(targets.path), model, blend)
+        else:
+            objective = OnlineTargets(inputs.one("teacher").path, model, blend, self.teacher_dtype)
+        return train_model(self, model, read_rows(inputs.one("data").path / "train.jsonl"), objective, out, run)
+
+
+class StoredTargets(Objective):
+    """Targets of a `logits` step, found by the content of each conversation."""
+
+    knob = "alpha and temperature"
+
+    def __init__(self, targets: SoftTargets, student: Path, blend: Blend) -> None:
+        self.targets, self.blend = targets, blend
+        self.family = match_vocabularies(load_tokenizer(student).get_vocab(), targets.vocabulary)
+        self.keys: list[str] = []
+        self.missing = 0
+
+    def label(self, rows: Sequence[Encoded]) -> list[Encoded]:
+        """Adds `row`, the conversation's place in `keys`.
+
+        A trimmed vocabulary may cut some text otherwise than the teacher did: those conversations get hard targets.  With a
+        whole one, a conversation that is missing is one that the teacher never saw.
+        """
+        found = []
+        for row in rows:
+            ids, labels = (self.family.teacher_ids(row[name]) for name in ("input_ids", "labels"))
+            key = row_key(ids, labels) if ids is not None and labels is not None else ""
+            known = key in self.targets
+            self.missing += not known
+            found.append({**row, "row": len(self.keys)})
+            self.keys.append(key if known else "")
+        if self.missing and (self.family.same or self.missing == len(self.keys)):
+            raise DataError(
+                "inputs.targets", f"{self.missing} of {len(self.keys)} conversations have no stored targets",
+                "targets made from the same data, with the same chat template", "give the logits step this step's data",
+            )  # fmt: skip
+        return found
+
+    def terms(self, model: Any, batch: Batch, count: "Tensor | int | None") -> "dict[str, Tensor]":
+        """`soft` and `hard`."""
+        import torch
+
+        states, tokens = counted(last_hidden(model, batch), batch["labels"])
+        parts = [self._read(row, batch["labels"][place]) for place, row in enumerate(batch["row"].tolist())]
+        known, ids, logs = (torch.cat(column).to(states.device) for column in zip(*parts, strict=True))
+        return blended_loss(states, output_head(model), tokens, known, Stored((ids, logs)), self.blend, count)
+
+    def _read(self, row: int, labels: "Tensor") -> "tuple[Tensor, Tensor, Tensor]":
+        """Of one conversation: which tokens have targets (tokens,), ids (tokens, k), logs (tokens, k + 1); numbers that do not count for none."""
+        import torch
+
+        tokens = int((labels[1:] >= 0).sum())
+        if not self.keys[row]:
+            ids = torch.arange(self.targets.k).expand(tokens, -1)
+            return torch.zeros(tokens, dtype=torch.bool), ids, torch.zeros(tokens, self.targets.k + 1)
+        ids, logs = self.targets.read(self.keys[row], self.blend.temperature)
+        if not self.family.same:
+            ids, logs = without_absent(ids, logs, self.family.to_student)
+        return torch.ones(tokens, dtype=torch.bool), ids, logs
+
+    def figures(self) -> Mapping[str, float | int | str]:
+        """Conversations that had hard targets alone."""
+        return {"rows_without_targets": self.missing} if self.missing else {}
+
+
+class OnlineTargets(Objective):
+    """A teacher in memory, asked for every batch."""
+
+    knob = "alpha and temperature"
+
+    def __init__(self, teacher: Path, student: Path, blend: Blend, dtype: Dtype) -> None:
+        self.source, self.blend, self.dtype = teacher, blend, dtype
+        self.family = match_vocabularies(*(load_tokenizer(source).get_vocab() for source in (student, teacher)))
+        self.teacher: Any = None
+        self.columns: Tensor | None = None
+        self.missing = 0
+
+    def attach(self, model: "PreTrainedModel", device: str) -> None:
+        """Load the teacher."""
+        self.teacher = load_model(self.source, self.dtype, device).requires_grad_(False)
+        rows = (int(one.get_output_embeddings().weight.shape[0]) for one in (model, self.teacher))
+        columns = self.family.columns(*rows)
+        self.columns = None if columns is None else columns.to(device)
+
+    def detach(self, model: "PreTrainedModel") -> None:
+        """Let the teacher go."""
+        self.teacher = None
+
+    def label(self, rows: Sequence[Encoded]) -> list[Encoded]:
+        """Adds `teacher_ids` and `known`: a conversation with a token that the teacher lacks gets hard targets."""
+        found = []
+        for row in rows:
+            ids = self.family.teacher_ids(row["input_ids"])
+            self.missing += ids is None
+            found.append({**row, "teacher_ids": ids or [0] * len(row["input_ids"]), "known": int(ids is not None)})
+        return found
+
+    def terms(self, model: Any, batch: Batch, count: "Tensor | int | None") -> "dict[str, Tensor]":
+        """`soft` and `hard`."""
+        import torch
+
+        labels = batch["labels"]
+        states, tokens = counted(last_hidden(model, batch), labels)
+        with torch.no_grad():
+            expected, _ = counted(last_hidden(self.teacher, {**batch, "input_ids": batch["teacher_ids"]}), labels)
+        known, _ = counted(batch["known"].view(-1, 1, 1).expand(*labels.shape, 1), labels)
+        teacher = Online((expected,), output_head(self.teacher), self.columns)
+        return blended_loss(states, output_head(model), tokens, known.view(-1).bool(), teacher, self.blend, count)
+
+    def figures(self) -> Mapping[str, float | int | str]:
+        """Conversations that had hard targets alone."""
+        return {"rows_without_targets": self.missing} if self.missing else {}

@@ -1,0 +1,112 @@
+"""Hard and soft targets in one pass over the output head (Hinton et al. 2015, arXiv 1503.02531, section 2)."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tasks.distill.losses.answers import divisor
+from tasks.distill.losses.head import Head, sum_over_chunks
+from tasks.distill.losses.soft import ABSENT, Divergence, coarse, divergence
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Blend:
+    """alpha T^2 D(teacher, student) + (1 - alpha) cross-entropy, D at temperature T.
+
+    T^2 keeps the soft gradient's size when T changes: gradients of softened distributions shrink by 1 / T^2 (ibid.).
+    """
+
+    alpha: float
+    temperature: float
+    kind: Divergence
+    mix: float
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Top k and tail.
+
+    rows: ids (tokens, k), -1 for a token that the student does not have; and log-probabilities (tokens, k + 1), ABSENT there.
+    """
+
+    rows: "tuple[Tensor, ...]"
+
+    def pair(self, logits: "Tensor", rows: "tuple[Tensor, ...]", temperature: float) -> "tuple[Tensor, Tensor]":
+        """Over the k tokens and the rest."""
+        ids, logs = rows
+        return coarse(logits, ids, temperature), logs
+
+
+@dataclass(frozen=True)
+class Online:
+    """A teacher in memory: its last hidden states, and its head, which is applied chunk by chunk as well.
+
+    rows: (tokens, teacher's width).  columns: by student token the teacher's number of it, -1 for none; None: the same numbers.
+    """
+
+    rows: "tuple[Tensor, ...]"
+    head: Head
+    columns: "Tensor | None"
+
+    def pair(self, logits: "Tensor", rows: "tuple[Tensor, ...]", temperature: float) -> "tuple[Tensor, Tensor]":
+        """Over all tokens that both have; what either expects of others is left out, and the rest brought to 1."""
+        import torch
+
+        with torch.no_grad():
+            expected = self.head(rows[0]).float()
+        if self.columns is not None:
+            real = self.columns >= 0
+            logits, expected = logits[:, real], expected[:, self.columns[real]]
+        return torch.log_softmax(logits / temperature, dim=-1), torch.log_softmax(expected / temperature, dim=-1)
+
+
+Teacher = Stored | Online
+
+
+def blended_loss(
+    states: "Tensor",
+    head: Head,
+    tokens: "Tensor",
+    known: "Tensor",
+    teacher: Teacher,
+    blend: Blend,
+    count: "Tensor | int | None" = None,
+) -> "dict[str, Tensor]":
+    """The weighted terms `soft` and `hard`, float32 scalars; one that weighs nothing is left out.
+
+    states: (tokens, width) and tokens: (tokens,), as `counted` gives them.  known: (tokens,) bool, which tokens have soft targets; the
+    others learn from hard ones alone, with their full weight.  count: as in `answer_loss`.
+    """
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    def score(logits: "Tensor", tokens: "Tensor", known: "Tensor", *rows: "Tensor") -> "Tensor":
+        hard = cross_entropy(logits.float(), tokens, reduction="none")
+        student, expected = teacher.pair(logits.float(), rows, blend.temperature)
+        soft = divergence(student, expected, blend.kind, blend.mix) * blend.temperature**2
+        weight = blend.alpha * known
+        return torch.stack([(weight * soft).sum(), ((1 - weight) * hard).sum()])
+
+    sums = sum_over_chunks(score, head, states, tokens, known.float(), *teacher.rows) / divisor(tokens, count)
+    terms = {"soft": sums[0], "hard": sums[1]}
+    if blend.alpha == 0:
+        del terms["soft"]
+    elif blend.alpha == 1 and bool(known.all()):
+        del terms["hard"]
+    return terms
+
+
+def without_absent(ids: "Tensor", logs: "Tensor", to_student: "Tensor") -> "tuple[Tensor, Tensor]":
+    """Stored targets in the student's numbers: tokens that it does not have are left out, and the rest is brought to 1.
+
+    ids: (tokens, k) teacher's numbers.  logs: (tokens, k + 1).  Returns the same shapes, -1 and ABSENT for what is left out.
+    """
+    import torch
+
+    mapped = to_student[ids]
+    gone = torch.cat([mapped < 0, torch.zeros_like(mapped[:, :1], dtype=torch.bool)], dim=-1)
+    kept = logs.masked_fill(gone, -torch.inf)
+    kept = kept - torch.logsumexp(kept, dim=-1, keepdim=True)
+    return mapped, kept.masked_fill(gone, ABSENT)

@@ -1,0 +1,65 @@
+"""Teacher and student of one tokenizer family: whose token is which, also where one vocabulary is padded or trimmed."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tasks.shared.errors import ModelError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LEAST_COMMON = 0.98
+"""Share of the student's tokens that a teacher of its family knows.  Two byte-level tokenizers of different makers share half."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """How token numbers correspond.
+
+    to_teacher: by student token, the teacher's number of the same token, -1 where the teacher has none (padding).
+    to_student: by teacher token, likewise, -1 for tokens that were trimmed away.
+    same: both number all the tokens alike, and each has them all.
+    """
+
+    to_teacher: "Tensor"
+    to_student: "Tensor"
+    same: bool
+
+    def columns(self, student_rows: int, teacher_rows: int) -> "Tensor | None":
+        """By row of the student's head, the teacher's row of the same token, -1 for none; None if the two heads agree row by row."""
+        from torch.nn.functional import pad
+
+        if self.same and student_rows == teacher_rows:
+            return None
+        return pad(self.to_teacher, (0, student_rows - len(self.to_teacher)), value=-1)
+
+    def teacher_ids(self, ids: Sequence[int]) -> list[int] | None:
+        """The teacher's numbers of these tokens; None if it does not have them all.  Negative numbers (labels) stay."""
+        if self.same:
+            return list(ids)
+        mapped = [token if token < 0 else int(self.to_teacher[token]) for token in ids]
+        return None if any(new < 0 <= old for new, old in zip(mapped, ids, strict=True)) else mapped
+
+
+def match_vocabularies(student: Mapping[str, int], teacher: Mapping[str, int]) -> Family:
+    """Match by the tokens' own text.
+
+    Raises ModelError where too few tokens are shared: then the same text is cut into other tokens, and positions do not match.
+    """
+    import torch
+
+    shared = [token for token in student if token in teacher]
+    if len(shared) < LEAST_COMMON * len(student):
+        raise ModelError(
+            "teacher and student",
+            f"their tokenizers share {len(shared)} of the student's {len(student)} tokens",
+            "one tokenizer family (padded and trimmed vocabularies are fine)",
+            "distill across tokenizers: /distill@steps.<name>: gold; or learn the teacher's answers: sft",
+        )
+    to_teacher = torch.full((max(student.values()) + 1,), -1, dtype=torch.long)
+    to_student = torch.full((max(teacher.values()) + 1,), -1, dtype=torch.long)
+    for token in shared:
+        to_teacher[student[token]] = teacher[token]
+        to_student[teacher[token]] = student[token]
+    return Family(to_teacher, to_student, student == teacher)

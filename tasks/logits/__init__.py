@@ -1,0 +1,1 @@
+"""What a teacher expects, written down once."""

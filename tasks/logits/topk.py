@@ -1,0 +1,173 @@
+"""A teacher's soft targets, stored once: its k likeliest tokens at every position of the answers, and the mass of all others.
+
+Students are then trained without the teacher in memory, as often as wanted.  Keeping the tail as one more category keeps the
+targets a distribution; top k alone, renormalised, teaches to be surer than the teacher (Anshumann et al. 2025, arXiv 2503.16870,
+section 3.2, which samples instead).
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from tasks.distill.losses.answers import counted
+from tasks.distill.losses.head import CHUNK_ELEMENTS, output_head
+from tasks.distill.training.encoding import Encoded, collate, encode
+from tasks.shared.errors import ConfigError, ModelError, TechniqueError
+from tasks.shared.models import Dtype, load_model, load_tokenizer
+from tasks.shared.progress import progress_bar
+from tasks.shared.rows import read_rows
+from tasks.shared.soft_targets import SMALL, Positions, bytes_per_position, part_name, row_key, write_index
+from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun, Upstream
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PART_ROWS = 64
+"""Conversations of one part: what a kill costs at the most."""
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class TopK:
+    """Read every training answer with the teacher and keep what it expected at each token."""
+
+    ports: ClassVar[Mapping[str, Port]] = {"teacher": Port((Kind.MODEL,)), "data": Port((Kind.TRACES, Kind.CORPUS))}
+    produces: ClassVar[Kind] = Kind.LOGITS
+    libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "tokenizers", "gguf", "safetensors")
+
+    k: Annotated[int, Field(ge=1)] = 32
+    """Tokens kept at each position; a position takes 4 k bytes (6 k over 65,536 tokens) and 4 for each temperature."""
+    temperatures: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (
+        1.0,
+        2.0,
+        4.0,
+        6.0,
+        8.0,
+        10.0,
+    )
+    """At which students may be trained from these targets."""
+    max_tokens: Annotated[int, Field(gt=8)] = 512
+    """Longer conversations are refused, as in training."""
+    batch_size: Annotated[int, Field(gt=0)] = 16
+    """Conversations per forward pass."""
+    dtype: Dtype = "float32"
+    """Arithmetic of the teacher."""
+
+    def plan_problems(
+        self, where: str, inputs: Mapping[str, tuple[str, ...]], upstream: Mapping[str, Upstream]
+    ) -> Iterator[ConfigError]:
+        """A temperature listed twice."""
+        if len(set(self.temperatures)) < len(self.temperatures):
+            yield ConfigError(f"{where}.temperatures", f"{list(self.temperatures)}", "every temperature once")
+
+    def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
+        """Write the parts, index.json and vocabulary.json (`soft_targets`).  A killed run goes on from its last whole part.
+
+        Raises DataError for rows that are too long, TechniqueError for a k that leaves no rest, ModelError for logits that are no
+        numbers.
+        """
+        import torch
+
+        torch.set_num_threads(run.threads)
+        source = inputs.one("teacher").path
+        tokenizer = load_tokenizer(source)
+        rows = encode(read_rows(inputs.one("data").path / "train.jsonl"), tokenizer, self.max_tokens)
+        unique = {row_key(row["input_ids"], row["labels"]): row for row in rows}
+        order = sorted(unique, key=lambda key: (len(unique[key]["input_ids"]), key))
+        parts = [order[start : start + PART_ROWS] for start in range(0, len(order), PART_ROWS)]
+        self._make_parts(source, [[unique[key] for key in part] for part in parts], tokenizer.pad_token_id, run)
+        places = {}
+        for number, part in enumerate(parts):
+            os.link(run.scratch / part_name(number), out / part_name(number))
+            start = 0
+            for key in part:
+                count = count_answer(unique[key])
+                places[key] = Positions(part_name(number), start, count)
+                start += count
+        vocabulary = tokenizer.get_vocab()
+        write_index(out, places, self.temperatures, self.k, vocabulary)
+        mass = json.loads((run.scratch / "mass.json").read_text("utf-8"))
+        positions = sum(place.count for place in places.values())
+        return {
+            "rows": len(rows),
+            "positions": positions,
+            "top_mass": round(sum(mass.values()) / positions, 4),
+            "bytes_per_position": bytes_per_position(self.k, len(self.temperatures), len(vocabulary)),
+        }
+
+    def _make_parts(self, source: Path, parts: Sequence[Sequence[Encoded]], pad: int, run: StepRun) -> None:
+        """The parts that scratch does not have yet, each in place by one rename; the teacher is loaded for the first of them."""
+        from safetensors.torch import save_file
+
+        account = run.scratch / "mass.json"
+        mass: dict[str, float] = json.loads(account.read_text("utf-8")) if account.exists() else {}
+        missing = [n for n in range(len(parts)) if str(n) not in mass or not (run.scratch / part_name(n)).exists()]
+        if not missing:
+            return
+        model = load_model(source, self.dtype, run.device)
+        with progress_bar("soft targets", len(parts)) as advance:
+            advance(len(parts) - len(missing))
+            for number in missing:
+                tensors = self._targets(model, parts[number], pad)
+                half = run.scratch / "part.half"
+                save_file(tensors, half)
+                half.replace(run.scratch / part_name(number))
+                mass[str(number)] = float(tensors["top"].double().exp().sum())
+                half.write_text(json.dumps(mass), "utf-8")
+                half.replace(account)
+                advance(1)
+
+    def _targets(self, model: Any, rows: Sequence[Encoded], pad: int) -> "dict[str, Tensor]":
+        """ids, top and tails of some conversations, one after the other."""
+        import torch
+
+        found: list[tuple[Tensor, Tensor, Tensor]] = []
+        head = output_head(model)
+        with torch.inference_mode():
+            for start in range(0, len(rows), self.batch_size):
+                batch = {
+                    name: tensor.to(model.device)
+                    for name, tensor in collate(rows[start : start + self.batch_size], pad).items()
+                }
+                hidden = model.base_model(
+                    input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
+                ).last_hidden_state
+                states, _ = counted(hidden, batch["labels"])
+                for part in states.split(max(1, CHUNK_ELEMENTS // model.config.get_text_config().vocab_size)):
+                    found.append(top_and_tails(head(part), self.k, self.temperatures))
+        ids, top, tails = (torch.cat(column).cpu() for column in zip(*found, strict=True))
+        if not bool(torch.isfinite(top).all()):
+            raise ModelError("teacher", "its logits are no numbers", "a sound model", "evaluate it, or dtype: float32")
+        small = model.config.get_text_config().vocab_size <= SMALL
+        return {
+            "ids": ids.to(torch.uint16 if small else torch.int32).contiguous(),
+            "top": top.half().contiguous(),
+            "tails": tails.contiguous(),
+        }
+
+
+def count_answer(row: Encoded) -> int:
+    """Positions of a conversation that count: tokens with a label, but for the very first token, which nothing predicts."""
+    return sum(label >= 0 for label in row["labels"][1:])
+
+
+def top_and_tails(logits: "Tensor", k: int, temperatures: Sequence[float]) -> "tuple[Tensor, Tensor, Tensor]":
+    """The k likeliest tokens, their log-probabilities, and the tail at each temperature.
+
+    logits: (tokens, vocabulary) float32.  Returns ids (tokens, k) int64, top (tokens, k), tails (tokens, temperatures):
+    log of the sum of exp(log-probability / temperature) over all other tokens, at log-probabilities of temperature 1.
+    Raises TechniqueError if k tokens are the whole vocabulary.
+    """
+    import torch
+
+    if k >= logits.shape[-1]:
+        raise TechniqueError("k", str(k), f"fewer than the {logits.shape[-1]} tokens of the vocabulary")
+    logs = torch.log_softmax(logits, dim=-1)
+    top, ids = logs.topk(k, dim=-1)
+    rest = logs.scatter(-1, ids, -torch.inf)
+    tails = torch.stack([torch.logsumexp(rest / temperature, dim=-1) for temperature in temperatures], dim=-1)
+    return ids, top, tails
