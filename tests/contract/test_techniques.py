@@ -41,19 +41,21 @@ def test_all_three_files_exist_and_agree(option: Path) -> None:
 def test_ports_and_fields_are_documented(option: Path) -> None:
     technique = find_technique("test", yaml.safe_load(option.read_text("utf-8"))["_target_"])
     assert isinstance(technique.produces, Kind) and all(isinstance(port, Port) for port in technique.ports.values())
-    module = importlib.import_module(technique.__module__)
-    tree = ast.parse(Path(str(module.__file__)).read_text("utf-8"))
-    body = next(
-        node.body for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and node.name == technique.__name__
-    )
-    undocumented = [
+    undocumented = [name for cls in technique.__mro__ if cls.__module__.startswith("tasks.") for name in _undocumented(cls)]
+    assert not undocumented, "every setting has its doc string under it"
+
+
+def _undocumented(cls: type[Any]) -> list[str]:
+    """Settings of a class, its own and not inherited ones, without a doc string under them."""
+    tree = ast.parse(Path(str(importlib.import_module(cls.__module__).__file__)).read_text("utf-8"))
+    body = next(node.body for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and node.name == cls.__name__)
+    return [
         ast.unparse(node.target)
         for node, after in zip(body, [*body[1:], None], strict=True)
         if isinstance(node, ast.AnnAssign)
         and "ClassVar" not in ast.unparse(node.annotation)
         and not (isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant))
     ]
-    assert not undocumented, "every setting has its doc string under it"
 
 
 @pytest.mark.parametrize("option", OPTIONS, ids=IDS)
