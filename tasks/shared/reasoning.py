@@ -1,6 +1,7 @@
 """Reasoning before an answer, marked as reasoning models mark it: <think>, the reasoning, </think>, then the answer.
 
-The mark is plain text, so that any tokenizer has it and no vocabulary grows.  Whoever grades an answer takes the reasoning off.
+The form is the one of Qwen3's and DeepSeek's chat templates, blank line included.  The marks are plain text, so that any tokenizer
+has them and no vocabulary grows.  Whoever grades an answer takes the reasoning off.
 """
 
 OPEN, CLOSE = "<think>", "</think>"
@@ -8,7 +9,7 @@ OPEN, CLOSE = "<think>", "</think>"
 
 def join_reasoning(reasoning: str, answer: str) -> str:
     """The assistant's message: the reasoning between its marks, then the answer; the answer alone if there is no reasoning."""
-    return f"{OPEN}\n{reasoning}\n{CLOSE}\n{answer}" if reasoning else answer
+    return f"{OPEN}\n{reasoning}\n{CLOSE}\n\n{answer}" if reasoning else answer
 
 
 def split_reasoning(content: str) -> tuple[str, str]:

@@ -252,12 +252,8 @@ class OpenAI:
         traced = [self._trace(row, fates.get(row.id)) for row in rows]
         kept = [row for row in traced if row is not None]
         if not kept:
-            raise DataError(
-                str(out),
-                "no answer was accepted, and `when_rejected: drop` leaves no row",
-                "at least one",
-                "when_rejected: gold",
-            )
+            got = "no answer was accepted, and `when_rejected: drop` leaves no row"
+            raise DataError(str(out), got, "at least one", "when_rejected: gold")
         write_rows(out / "train.jsonl", kept)
         samples = [sample for row in rows for sample in fates.get(row.id, ())]
         (out / "samples.jsonl").write_text("".join(sample.line() for sample in samples), encoding="utf-8")
@@ -283,12 +279,8 @@ class OpenAI:
             return row if self.when_rejected == "gold" else None
         said = take_apart(accepted, self.reasoning.wanted, self.stop)
         answer = Message(role="assistant", content=join_answer(row.intent, close_sentence(said.text)))
-        update = {
-            "source": "teacher",
-            "messages": (*row.messages[:-1], answer),
-            "reasoning": said.reasoning or row.reasoning,
-        }
-        return row.model_copy(update=update)
+        messages, reasoning = (*row.messages[:-1], answer), said.reasoning or row.reasoning
+        return row.model_copy(update={"source": "teacher", "messages": messages, "reasoning": reasoning})
 
 
 def _gguf(path: Path) -> Path:

@@ -7,14 +7,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks.distill.losses.head import core_of
 from tasks.distill.training.checkpoints import keeper, last_checkpoint, resumable, train
-from tasks.distill.training.encoding import Encoded, collate, encode, split_groups
+from tasks.distill.training.encoding import Encoded, collate, split_groups
+from tasks.distill.training.lora import adapt, merge
 from tasks.distill.training.memory import memory_errors
 from tasks.distill.training.objective import Objective
+from tasks.distill.training.packing import check_packs, pack
 from tasks.distill.training.settings import Training
 from tasks.distill.training.terms import warn_without_say
 from tasks.distill.training.trainer import objective_trainer
 from tasks.distill.training.watch import overfits, runs_away, watcher
+from tasks.distill.training.weights import weigh
 from tasks.shared.errors import TechniqueError
 from tasks.shared.models import has_cpu_bfloat16, load_model, load_tokenizer, save_model
 from tasks.shared.rows import Row
@@ -40,15 +44,20 @@ def train_model(
 
     tokenizer = load_tokenizer(source)
     training, validation = (
-        objective.label(encode(part, tokenizer, settings.max_tokens))
+        weigh(objective.encode(part, tokenizer, settings.max_tokens), part, settings.teacher_weight, settings.gold_weight)
         for part in split_groups(rows, settings.validation, run.seed)
     )
+    count = len(training)
     torch.set_num_threads(run.threads)
     set_seed(run.seed)
     model = load_model(source, "float32")
-    freeze(model, settings.frozen_layers)
     if run.device == "cpu":
         model.set_attn_implementation("eager")  # 15 % faster here: the fused kernel's backward pass is slow on CPUs
+    if settings.packing:
+        training, validation = (pack(part, settings.max_tokens) for part in (training, validation))
+        check_packs(model, training)
+    model = adapt(model, settings.lora)
+    freeze(core_of(model), settings.frozen_layers)
     with memory_errors(settings, model, run):
         objective.attach(model, run.device)
         trainer = make_trainer(settings, model, tokenizer, training, validation, objective, run)
@@ -56,9 +65,11 @@ def train_model(
     history = trainer.state.log_history
     model = trainer.accelerator.unwrap_model(trainer.model)
     objective.detach(model)
+    model = merge(model)
     write_curve(out / "loss.csv", history)
     save_model(model, tokenizer, out)
-    return {**_figures(trainer, len(training), settings), **objective.figures()}
+    packs: Metrics = {"packs": len(training)} if settings.packing else {}
+    return {**_figures(trainer, count, settings), **packs, **objective.figures()}
 
 
 def _figures(trainer: Any, rows: int, settings: Training) -> Metrics:

@@ -42,6 +42,8 @@ def _too_small(settings: Training, model: "PreTrainedModel", run: StepRun) -> Ma
         knobs.append(f"steps.{run.step}.gradient_checkpointing=true")
     if trained == weights:
         knobs.append(f"steps.{run.step}.frozen_layers=N")
+    if not settings.lora.rank and "lora" in settings.supports:
+        knobs.append(f"steps.{run.step}.lora.rank=16")
     return MachineError(
         f"step {run.step}",
         f"the {'GPU' if run.device != 'cpu' else 'machine'} ran out of memory at batches of {settings.batch_size} conversations",

@@ -39,7 +39,7 @@ def test_a_label_is_chosen_after_the_models_own_reasoning() -> None:
     tuned, other = tuned_questions([row])[0], reference_questions([row], {}, ["i"])[0]
     plan = Plan([tuned, tuned, tuned, other], ["i"], True, 8, 1, 64)
     words = [
-        Written(text, True) for text in ("i\na", "<think>\nt\n</think>\ni\na", "<think>\nt", "<think>\nt\n</think>\na")
+        Written(text, True) for text in ("i\na", "<think>\nt\n</think>\n\ni\na", "<think>\nt", "<think>\nt\n</think>\na")
     ]
     told = choice_contexts(lambda messages: "P", plan, words)
-    assert told == ["P", "P<think>\nt\n</think>\n", "P", "P"]
+    assert told == ["P", "P<think>\nt\n</think>\n\n", "P", "P"]
