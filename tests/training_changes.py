@@ -14,7 +14,7 @@ TRAINING_CHANGES: dict[str, Change] = {
     "max_tokens": Change(16, refused="too long"),
     "validation": Change(0.4),
     "patience": Change(
-        1, {"epochs": 6, "learning_rate": 2.0, "schedule": "constant_with_warmup", "patience": 0}
+        1, {"epochs": 6, "learning_rate": 0.5, "schedule": "constant_with_warmup", "patience": 0}
     ),  # it rises
     "precision": Change("bfloat16"),
     "frozen_layers": Change(1),
@@ -29,4 +29,4 @@ OPTION_CHANGES: dict[str, Change] = {
     "lora.dropout": Change(0.5, LORA),
     "lora.targets": Change(["q_proj", "down_proj"], LORA),
 }
-"""For techniques that support these options; rows of both sources are needed."""
+"""Of the options (tasks/distill/training/options.py); rows of both sources are needed."""

@@ -16,7 +16,8 @@ from tasks.distill.losses.head import output_head
 from tasks.distill.training.encoding import Encoded, encode
 from tasks.distill.training.loop import train_model
 from tasks.distill.training.objective import Batch, Objective, last_hidden
-from tasks.distill.training.settings import Option, Training
+from tasks.distill.training.options import Adapted, Packed, Weighed
+from tasks.distill.training.settings import Training
 from tasks.shared.errors import DataError
 from tasks.shared.reasoning import CLOSE, OPEN, join_reasoning, reasoning_prefix
 from tasks.shared.rows import Message, Row, read_rows
@@ -30,7 +31,7 @@ RATIONALE = "#rationale"
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
-class CoT(Training):
+class CoT(Adapted, Weighed, Packed, Training):
     """Fine-tune a model on reasoning and answers.
 
     joint: one target, the reasoning between <think> and </think>, then the answer.  The model then writes its reasoning at inference:
@@ -51,7 +52,6 @@ class CoT(Training):
 
     ports: ClassVar[Mapping[str, Port]] = {"model": Port((Kind.MODEL,)), "data": Port((Kind.TRACES, Kind.CORPUS))}
     produces: ClassVar[Kind] = Kind.MODEL
-    supports: ClassVar[frozenset[Option]] = frozenset({"packing", "weights", "lora"})
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Train and write the model folder with loss.csv (`train_model`).  Raises DataError if no row has reasoning."""

@@ -13,6 +13,7 @@ from tasks.distill.training.encoding import Encoded, collate, split_groups
 from tasks.distill.training.lora import adapt, merge
 from tasks.distill.training.memory import memory_errors
 from tasks.distill.training.objective import Objective
+from tasks.distill.training.options import Adapted, Packed
 from tasks.distill.training.packing import check_packs, pack
 from tasks.distill.training.settings import Training
 from tasks.distill.training.terms import warn_without_say
@@ -44,7 +45,7 @@ def train_model(
 
     tokenizer = load_tokenizer(source)
     training, validation = (
-        weigh(objective.encode(part, tokenizer, settings.max_tokens), part, settings.teacher_weight, settings.gold_weight)
+        weigh(objective.encode(part, tokenizer, settings.max_tokens), part, settings)
         for part in split_groups(rows, settings.validation, run.seed)
     )
     count = len(training)
@@ -53,10 +54,11 @@ def train_model(
     model = load_model(source, "float32")
     if run.device == "cpu":
         model.set_attn_implementation("eager")  # 15 % faster here: the fused kernel's backward pass is slow on CPUs
-    if settings.packing:
+    packed = isinstance(settings, Packed) and settings.packing
+    if packed:
         training, validation = (pack(part, settings.max_tokens) for part in (training, validation))
         check_packs(model, training)
-    model = adapt(model, settings.lora)
+    model = adapt(model, settings.lora) if isinstance(settings, Adapted) else model
     freeze(core_of(model), settings.frozen_layers)
     with memory_errors(settings, model, run):
         objective.attach(model, run.device)
@@ -68,7 +70,7 @@ def train_model(
     model = merge(model)
     write_curve(out / "loss.csv", history)
     save_model(model, tokenizer, out)
-    packs: Metrics = {"packs": len(training)} if settings.packing else {}
+    packs: Metrics = {"packs": len(training)} if packed else {}
     return {**_figures(trainer, count, settings), **packs, **objective.figures()}
 
 

@@ -1,15 +1,9 @@
 """Settings that every way of training has."""
 
-from dataclasses import field
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
-
-from tasks.distill.training.lora import Lora
-from tasks.shared.errors import ConfigError
-
-Option = Literal["packing", "weights", "lora"]
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -19,8 +13,6 @@ class Training:
     libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "trl", "accelerate", "peft", "tokenizers", "gguf")
     unkeyed: ClassVar[frozenset[str]] = frozenset({"gradient_checkpointing"})
     """The recomputed activations are those of the forward pass bit for bit: dropout draws the same numbers again."""
-    supports: ClassVar[frozenset[Option]] = frozenset()
-    """Options that the technique's objective works with; the others are refused."""
 
     epochs: Annotated[float, Field(gt=0)] = 6
     """Passes over the training rows at the most."""
@@ -33,7 +25,7 @@ class Training:
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     """Decoupled weight decay."""
     batch_size: Annotated[int, Field(gt=0)] = 16
-    """Conversations (with `packing`: packs) per forward pass, over all processes."""
+    """Conversations per forward pass, over all processes."""
     accumulation: Annotated[int, Field(gt=0)] = 1
     """Forward passes per optimizer step."""
     max_tokens: Annotated[int, Field(gt=8)] = 512
@@ -51,24 +43,3 @@ class Training:
     """
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about 30 % more time."""
-    packing: bool = False
-    """Put conversations together in packs of at most `max_tokens` tokens, none of which sees another, so that nothing is padded.
-    A step then holds several times as many conversations: lower `batch_size`, or there are too few steps."""
-    teacher_weight: Annotated[float, Field(gt=0)] = 1.0
-    """How often the tokens of rows that the teacher answered count in the loss.  A weight, not a share of samples drawn: every row
-    is still seen once an epoch, in as many steps, so that mixtures compare at equal budget."""
-    gold_weight: Annotated[float, Field(gt=0)] = 1.0
-    """The same for the corpus' own answers."""
-    lora: Lora = field(default_factory=Lora)
-    """Train low-rank adapters in place of the weights."""
-
-    def __post_init__(self) -> None:
-        """Raises ConfigError for options that the technique does not support."""
-        asked: dict[Option, tuple[bool, str]] = {
-            "packing": (self.packing, "packing: false"),
-            "weights": ((self.teacher_weight, self.gold_weight) != (1, 1), "teacher_weight: 1 and gold_weight: 1"),
-            "lora": (self.lora.rank > 0, "lora.rank: 0"),
-        }
-        for name, (wanted, fix) in asked.items():
-            if wanted and name not in self.supports:
-                raise ConfigError(name, f"{type(self).__name__} cannot work with it", "a technique that can, such as SFT", fix)
