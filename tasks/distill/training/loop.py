@@ -48,16 +48,16 @@ def train_model(
         weigh(objective.encode(part, tokenizer, settings.max_tokens), part, settings)
         for part in split_groups(rows, settings.validation, run.seed)
     )
-    count = len(training)
+    told: Metrics = {"rows": len(training)}
     torch.set_num_threads(run.threads)
     set_seed(run.seed)
     model = load_model(source, "float32")
     if run.device == "cpu":
         model.set_attn_implementation("eager")  # 15 % faster here: the fused kernel's backward pass is slow on CPUs
-    packed = isinstance(settings, Packed) and settings.packing
-    if packed:
+    if isinstance(settings, Packed) and settings.packing:
         training, validation = (pack(part, settings.max_tokens) for part in (training, validation))
         check_packs(model, training)
+        told["packs"] = len(training)
     model = adapt(model, settings.lora) if isinstance(settings, Adapted) else model
     freeze(core_of(model), settings.frozen_layers)
     with memory_errors(settings, model, run):
@@ -67,20 +67,17 @@ def train_model(
     history = trainer.state.log_history
     model = trainer.accelerator.unwrap_model(trainer.model)
     objective.detach(model)
-    model = merge(model)
     write_curve(out / "loss.csv", history)
-    save_model(model, tokenizer, out)
-    packs: Metrics = {"packs": len(training)} if packed else {}
-    return {**_figures(trainer, count, settings), **packs, **objective.figures()}
+    save_model(merge(model), tokenizer, out)
+    return {**told, **_figures(trainer, settings), **objective.figures()}
 
 
-def _figures(trainer: Any, rows: int, settings: Training) -> Metrics:
+def _figures(trainer: Any, settings: Training) -> Metrics:
     """What the step's table says of a training."""
     history = trainer.state.log_history
     losses = [float(entry["eval_loss"]) for entry in history if "eval_loss" in entry]
     finite = [loss for loss in losses if math.isfinite(loss)]
     figures: Metrics = {
-        "rows": rows,
         "epochs": round(float(trainer.state.epoch or 0), 2),
         "train_loss": round(
             next((float(entry["loss"]) for entry in reversed(history) if "loss" in entry), math.nan), 4

@@ -20,7 +20,9 @@ class Packed:
 
     packing: bool = False
     """Put conversations together in packs of at most `max_tokens` tokens, none of which sees another, so that nothing is padded.
-    A pack counts as one of `batch_size`, and holds several conversations: lower `batch_size`, or there are too few steps."""
+    A pack counts as one of `batch_size`, and holds several conversations: lower `batch_size`, or there are too few steps.
+    Batches are of similar length anyway, which leaves 3 % of padding in the support corpus (0.6 % in packs): it pays where a batch
+    holds few conversations, or lengths differ much."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
