@@ -14,6 +14,7 @@ from tasks.shared.articles import Article, read_articles, write_articles
 from tasks.shared.chat import join_answer, normalise, refuses, split_answer
 from tasks.shared.errors import DataError, ErrorList, StillroomError
 from tasks.shared.overlap import check_overlap, user_text
+from tasks.shared.reasoning import CLOSE, split_reasoning
 from tasks.shared.rows import Message, Row, parse_lines, write_rows
 from tasks.shared.sources import user_path
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun
@@ -35,6 +36,7 @@ class Jsonl:
     id: split and line number.  intent: the row's `intent`; else the answer's first line if that is one word and more
     follows; else the setting `intent`, and the label is put before the answer.  kind: "refuse" if the answer declines,
     else "faq".  group: the user's words.  accept: empty, so the fact measure skips the row.  source: "gold".
+    reasoning: what the answer has between <think> and </think>; it is taken off the answer.
     """
 
     train: str = ""
@@ -125,15 +127,19 @@ def _parse(text: str, name: str, intent: str) -> Row:
 def fill_in(chat: Chat, name: str, intent: str) -> Row:
     """A corpus row from a plain chat (see `Jsonl` for what is filled in)."""
     *before, last = chat.messages
-    first, rest = split_answer(last.content)
+    reasoning, spoken = split_reasoning(last.content)
+    if not spoken:
+        raise _bad_messages([last.content], f"the answer is nothing but reasoning: {CLOSE} and an answer are missing")
+    first, rest = split_answer(spoken)
     labelled = len(first.split()) == 1 and bool(rest)
     label = chat.intent or (first if labelled else intent)
-    answer = rest if labelled and first == label else last.content.strip()
+    answer = rest if labelled and first == label else spoken
     row = Row(
         id=name,
         kind="refuse" if refuses(answer) else "faq",
         intent=label,
         group=name,
+        reasoning=reasoning,
         messages=(*before, Message(role=last.role, content=join_answer(label, answer))),
     )
     return _answered(row.model_copy(update={"group": normalise(user_text(row)) or name}))
@@ -143,22 +149,16 @@ def _answered(row: Row) -> Row:
     roles = [message.role for message in row.messages]
     talk = roles[1:] if roles[0] == "system" else roles
     if not talk or len(talk) % 2 or any(role != ("user", "assistant")[i % 2] for i, role in enumerate(talk)):
-        raise ValidationError.from_exception_data(
-            "row",
-            [
-                {
-                    "type": "value_error",
-                    "loc": ("messages",),
-                    "input": roles,
-                    "ctx": {
-                        "error": ValueError(
-                            "after an optional system message, user and assistant must take turns, the assistant last"
-                        )
-                    },
-                }
-            ],
+        raise _bad_messages(
+            roles, "after an optional system message, user and assistant must take turns, the assistant last"
         )
     return row
+
+
+def _bad_messages(found: Sequence[str], reason: str) -> ValidationError:
+    return ValidationError.from_exception_data(
+        "row", [{"type": "value_error", "loc": ("messages",), "input": found, "ctx": {"error": ValueError(reason)}}]
+    )
 
 
 def _unknown_articles(rows: Mapping[Split, Sequence[Row]], articles: Mapping[str, Article]) -> list[StillroomError]:

@@ -15,6 +15,7 @@ from pydantic.dataclasses import dataclass
 from tasks.curate import wording
 from tasks.curate.knowledge import BUILT_IN, Knowledge, load_knowledge
 from tasks.curate.phrasings import SPLITS, Phrasing, Split, Topic, share_out, topics_of
+from tasks.curate.rationales import derive_reasoning
 from tasks.shared.articles import with_article, write_articles
 from tasks.shared.chat import join_answer, normalise
 from tasks.shared.errors import DataError
@@ -36,6 +37,7 @@ class Support:
     The wall between the splits is the phrasing group: all typo and tone variants of one wording stay on one side.  On
     top of that each test text is compared with all others (`tasks/shared/overlap.py`) and near-copies are dropped.
     Multi-turn rows keep the bot's first step as the customer saw it, without a label: train on the last turn only.
+    Troubleshooting rows, the slice of more than one step, carry their reasoning: the article, what was tried, what comes next.
     """
 
     knowledge: str = ""
@@ -185,7 +187,8 @@ class _Writer:
         grounded = topic.article is not None and rng.random() < carries
         turns = [with_article(question, topic.article) if grounded and topic.article else question]
         answers, accept = topic.answers, topic.accept
-        if topic.first_answers and rng.random() < settings.first_turn_rate:
+        first = bool(topic.first_answers) and rng.random() < settings.first_turn_rate
+        if first:
             answers, accept = topic.first_answers, topic.first_accept
         elif topic.first_answers:
             turns += [rng.choice(topic.first_answers), self._slips(rng.choice(topic.followups))]
@@ -199,6 +202,7 @@ class _Writer:
             group=phrasing.group,
             accept=accept,
             grounded=grounded,
+            reasoning=derive_reasoning(topic, first),
             messages=(self.system, *talk),
         )
 

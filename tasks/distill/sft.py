@@ -12,13 +12,14 @@ from pydantic.dataclasses import dataclass
 
 from tasks.distill.training.loop import train_model
 from tasks.distill.training.objective import Answers
+from tasks.distill.training.options import Adapted, Packed, Weighed
 from tasks.distill.training.settings import Training
 from tasks.shared.rows import read_rows
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
-class SFT(Training):
+class SFT(Adapted, Weighed, Packed, Training):
     """Fine-tune a model on the answers of a traces artifact."""
 
     ports: ClassVar[Mapping[str, Port]] = {"model": Port((Kind.MODEL,)), "data": Port((Kind.TRACES, Kind.CORPUS))}

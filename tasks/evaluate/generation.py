@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from tasks.evaluate.asking.answers import MEASURES, Name, Reply, counts_for, shown, value_of, wanted
+from tasks.evaluate.asking.answers import MEASURES, Name, Reply, counts_for, cut_notes, shown, value_of, wanted
 from tasks.evaluate.asking.ask import Plan, Reading, ask, template_notes
 from tasks.evaluate.asking.means import mean_values
 from tasks.evaluate.asking.sittings import ask_each, make_sheet
@@ -31,6 +31,7 @@ class Generation:
 
     Every model is asked in its own chat template and with its own tokenizer; one without a template is asked in ChatML if it knows
     that markup, which the notes say, and fails otherwise.  A reference is asked without the label line, so `format` skips it.
+    Reasoning before an answer (<think> ... </think>) is taken off before anything is graded; the label is chosen after it.
     Facts, refusals and loops are found by rules (tasks/shared/chat.py, tasks/shared/repetition.py); refusals in English only.
     """
 
@@ -41,7 +42,7 @@ class Generation:
     reference_limit: Annotated[int, Field(ge=0)] = 0
     """Of these, rows that the reference is asked, which decides nothing; 0 takes all."""
     max_new_tokens: Annotated[int, Field(ge=1)] = 48
-    """Length limit of an answer, tokens."""
+    """Length limit of an answer, tokens; of a model that reasons first (`distill/cot`), its reasoning included."""
     batch_size: Annotated[int, Field(ge=1)] = 64
     """Prompts generated together in transformers; log-likelihoods take a quarter of it."""
     context: Annotated[int, Field(ge=64)] = 1024
@@ -80,6 +81,7 @@ class Generation:
         taken = {item.measure for item in items}
         measures: dict[str, Measure] = {name: measure for name, measure in MEASURES.items() if name in self.measures}
         notes = [*self._notes(subjects, taken), *repeat_notes(subjects, plans), *template_notes(subjects)]
+        notes += cut_notes({name: list(told.values()) for name, told in replies.items()}, self.max_new_tokens)
         write_scores(out, make_sheet(subjects, readings, measures, run, self.libraries, notes), items)
         return {"items": len(rows), **mean_values(items, subjects)}
 

@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from tasks.evaluate.asking.answers import Reply, gold_text
+from tasks.evaluate.asking.answers import Reply, cut_notes, gold_text
 from tasks.evaluate.asking.ask import Plan, Reading, ask, template_notes
 from tasks.evaluate.asking.findings import FINDINGS, Finding, find_invention
 from tasks.evaluate.asking.means import mean_values
@@ -65,7 +65,7 @@ class Hallucination:
     memory_counts: bool = False
     """Count the right fact as an invention where the prompt does not hold it: for bots that must answer from the prompt alone."""
     max_new_tokens: Annotated[int, Field(ge=1)] = 48
-    """Length limit of an answer, tokens."""
+    """Length limit of an answer, tokens; of a model that reasons first, its reasoning included."""
     batch_size: Annotated[int, Field(ge=1)] = 32
     """Prompts generated together in transformers."""
     context: Annotated[int, Field(ge=64)] = 1536
@@ -94,9 +94,8 @@ class Hallucination:
         }
         tags = tag_rows(test, read_rows(corpus / "train.jsonl"))
         items = list(make_items(cases, tags, replies, found))
-        sheet = make_sheet(
-            subjects, readings, MEASURES, run, self.libraries, [*self._notes(cases), *template_notes(subjects)]
-        )
+        notes = [*self._notes(cases), *template_notes(subjects), *cut_notes(replies, self.max_new_tokens)]
+        sheet = make_sheet(subjects, readings, MEASURES, run, self.libraries, notes)
         models = {
             name: model.model_copy(update={"figures": count_findings(found[name])}) if name in found else model
             for name, model in sheet.models.items()

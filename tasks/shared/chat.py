@@ -1,4 +1,4 @@
-"""The answer's shape (first line routes, the rest answers) and what counts as stating a fact or refusing."""
+"""The answer's shape (first line routes, the rest answers; reasoning may stand before it) and what counts as stating a fact or refusing."""
 
 import re
 import unicodedata
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from tasks.shared.errors import ModelError
+from tasks.shared.reasoning import split_reasoning
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -23,8 +24,8 @@ def join_answer(intent: str, text: str) -> str:
 
 
 def split_answer(content: str) -> tuple[str, str]:
-    """Intent and answer text of an assistant's message; the intent is empty when there is one line only."""
-    first, separator, rest = content.strip().partition("\n")
+    """Intent and answer text of an assistant's message, without its reasoning; the intent is empty when there is one line only."""
+    first, separator, rest = split_reasoning(content)[1].partition("\n")
     return (first.strip(), rest.strip()) if separator else ("", first.strip())
 
 

@@ -25,7 +25,9 @@ QUOTE = 200
 RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 REFUSED = frozenset({400, 413, 422})
 """Statuses that may be about one request alone."""
-CREDENTIALS = re.compile(r"(?:.*[_-])?(?:(?:api|access|subscription)?[_-]?key|\w*token|sig|signature|\w*secret|password)", re.IGNORECASE)
+CREDENTIALS = re.compile(
+    r"(?:.*[_-])?(?:(?:api|access|subscription)?[_-]?key|\w*token|sig|signature|\w*secret|password)", re.IGNORECASE
+)
 """Names of query parameters that carry a key: URLs stand in manifests, pages and errors."""
 FIXES = {
     400: "check the settings of the step (model, max_tokens, sampling) against what the endpoint accepts",
@@ -39,7 +41,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Completion:
-    """One answer.  Tokens are 0 when the endpoint reports no usage.  attempts: requests sent.  seconds: with retries."""
+    """One answer.  Tokens are 0 when the endpoint reports no usage.  attempts: requests sent.  seconds: with retries.
+
+    reasoning: what a reasoning model's endpoint reports beside the answer.
+    """
 
     text: str
     finish_reason: str
@@ -47,12 +52,15 @@ class Completion:
     completion_tokens: int = 0
     attempts: int = 1
     seconds: float = 0.0
+    reasoning: str = ""
 
 
 class _Reply(BaseModel):
     class Choice(BaseModel):
         class Content(BaseModel):
             content: str | None = None
+            reasoning_content: str | None = None
+            reasoning: str | None = None
 
         message: Content
         finish_reason: str
@@ -115,7 +123,9 @@ def check_url(url: str) -> str:
     try:
         parts = urlsplit(url)
         good, secret = parts.scheme in ("http", "https") and bool(parts.hostname), "@" in parts.netloc
-        secret = secret or any(CREDENTIALS.fullmatch(name) for name, _ in parse_qsl(parts.query, keep_blank_values=True))
+        secret = secret or any(
+            CREDENTIALS.fullmatch(name) for name, _ in parse_qsl(parts.query, keep_blank_values=True)
+        )
         _ = parts.port
     except ValueError:
         good, secret = False, "@" in url
@@ -200,7 +210,9 @@ class Endpoint:
         if response.status_code != 200:
             fix = FIXES.get(response.status_code, "check `base_url`")
             got = f"status {response.status_code}: {self._quote(response)}"
-            raise (RefusedError if response.status_code in REFUSED else EndpointError)(self.where, got, "status 200", fix)
+            raise (RefusedError if response.status_code in REFUSED else EndpointError)(
+                self.where, got, "status 200", fix
+            )
         return self._read(response)
 
     def _read(self, response: httpx.Response) -> Completion:
@@ -210,9 +222,11 @@ class Endpoint:
             raise self._error(got, "JSON with choices[0].message and finish_reason", FIXES[404])
         usage = reply.usage or _Reply.Usage()
         choice = reply.choices[0]
+        said = choice.message
         return Completion(
-            choice.message.content or "", choice.finish_reason, usage.prompt_tokens, usage.completion_tokens
-        )
+            said.content or "", choice.finish_reason, usage.prompt_tokens, usage.completion_tokens,
+            reasoning=said.reasoning_content or said.reasoning or "",
+        )  # fmt: skip
 
     def _after(self, response: httpx.Response) -> float | None:
         seconds = retry_after(response.headers.get("Retry-After", ""))

@@ -40,6 +40,8 @@ class Row(BaseModel):
     grounded: bool = False
     """The article stands in the prompt."""
     source: Literal["gold", "teacher"] = "gold"
+    reasoning: str = ""
+    """How one comes to the answer, for techniques that teach it (`distill/cot`); no part of the messages."""
     messages: Annotated[tuple[Message, ...], Field(min_length=2)]
 
     @property

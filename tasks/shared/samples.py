@@ -15,7 +15,7 @@ FLUSH_EVERY = 8
 class Sample(BaseModel):
     """One answer.  row, sample: what it answers, and which try.  digest: of everything that asked for it.
 
-    fate: "" if accepted, else the reason.  hinted: the teacher was told the fact.
+    fate: "" if accepted, else the reason.  hinted: the teacher was told the fact.  reasoning: what the endpoint gave beside the text.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -30,6 +30,7 @@ class Sample(BaseModel):
     seconds: float = 0.0
     fate: str = ""
     hinted: bool = False
+    reasoning: str = ""
 
     def line(self) -> str:
         """Its line in the artifact: without what differs when the same answer is asked for again."""

@@ -62,6 +62,7 @@ def card(rows: Sequence[Row], kept: Sequence[Row], fates: Mapping[str, Sequence[
         "rows": len(kept),
         "teacher": sum(row.source == "teacher" for row in kept),
         "gold": sum(row.source == "gold" for row in kept),
+        "with_reasoning": sum(bool(row.reasoning) for row in kept),
         "accepted_with_hint": sum(
             sample.hinted and sample.fate == ACCEPTED for tried in fates.values() for sample in tried
         ),

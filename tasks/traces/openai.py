@@ -25,6 +25,7 @@ from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun
 from tasks.traces.account import card, effort, usage
 from tasks.traces.filter import ACCEPTED, Evidence, Limits, close_sentence
 from tasks.traces.prompt import choose_examples, choose_refusals, narrow_sources, rank, sources, teacher_messages
+from tasks.traces.reasoning import Reasoning, take_apart
 from tasks.traces.teacher import Job, Teacher
 
 STRICT = ConfigDict(extra="forbid")
@@ -57,6 +58,7 @@ class OpenAI:
 
     Samples of a prompt are asked one after another until one is accepted: an answer that passed needs no rival, and the
     next try finds its prompt in the endpoint's cache.  First accepted instead of, say, shortest keeps the teacher's variety.
+    With `reasoning` it comes with the teacher's reasoning, which is filtered too; an answer without any is dropped.
     The teacher writes the answer's text only; the intent is the corpus'.  Rows with no fact to check by (nothing in
     `accept`, no refusal) keep their gold answer.  Every sample has a seed of its own from the recipe's seed, row and number;
     with continuous batching llama.cpp is still not reproducible bit by bit, because sums depend on what shares the batch.
@@ -83,7 +85,8 @@ class OpenAI:
     max_tokens: Annotated[int, Field(ge=1)] = 60
     """Most tokens of one answer; an answer cut off there is dropped."""
     stop: tuple[str, ...] = ("\n", ". ")
-    """Strings that end an answer (at most four at most endpoints); the default keeps one sentence, since weak teachers ramble on."""
+    """Strings that end an answer (at most four at most endpoints); the default keeps one sentence, since weak teachers ramble on.
+    Reasoning before an answer is not ended by them."""
     send_seed: bool = True
     """Send `seed`; false for endpoints that refuse it."""
     article_in_prompt: bool = True
@@ -98,6 +101,8 @@ class OpenAI:
     """What becomes of a prompt with no accepted answer."""
     max_prompts: Annotated[int, Field(ge=0)] = 0
     """Most prompts to send to the teacher, chosen by seed; the rest keep their gold answer.  0 sends all."""
+    reasoning: Reasoning = field(default_factory=Reasoning)
+    """The teacher's reasoning, kept in the rows beside the answers."""
     limits: Limits = field(default_factory=Limits)
     """What the filter accepts."""
     prices: Prices = field(default_factory=Prices)
@@ -168,7 +173,9 @@ class OpenAI:
             "concurrency": self.concurrency,
         }
         async with connect(url, self.model, key, **limits) as endpoint:
-            teacher = Teacher(endpoint, store, model, lambda row, number: self.sampling(row, number, seed), self.limits)
+            teacher = Teacher(
+                endpoint, store, model, lambda row, number: self.sampling(row, number, seed), self.limits, self.reasoning, self.stop
+            )  # fmt: skip
             with progress_bar("asking the teacher", len(jobs)) as advance:
 
                 async def answer(job: Job) -> None:
@@ -187,7 +194,8 @@ class OpenAI:
         for row in sorted(self._choose(rows, seed), key=lambda row: (row.kind == "refuse", row.intent)):
             shown = choose_refusals(row, refused, self.examples, seed) if row.kind == "refuse" else answered
             hinted = [self._hinted(row, number) for number in range(self.samples)]
-            chats = [teacher_messages(row, shown, self.examples, articles, hint) for hint in hinted]
+            reason = self.reasoning.ask == "request"
+            chats = [teacher_messages(row, shown, self.examples, articles, hint, reason) for hint in hinted]
             alike = [
                 other.answer for other in shown if row.kind == "refuse"
             ]  # any gold reason of the same policy will do
@@ -225,8 +233,9 @@ class OpenAI:
 
     def sampling(self, row: Row, number: int, seed: int) -> dict[str, Any]:
         """Everything of a request but the model and the messages."""
-        body: dict[str, Any] = {"max_tokens": self.max_tokens, "temperature": self.temperature, "top_p": self.top_p}
-        if self.stop:
+        room = self.max_tokens + (self.reasoning.tokens if self.reasoning.wanted else 0)
+        body: dict[str, Any] = {"max_tokens": room, "temperature": self.temperature, "top_p": self.top_p}
+        if self.stop and not self.reasoning.wanted:
             body["stop"] = list(self.stop)
         if self.send_seed:
             body["seed"] = rank(seed, f"{row.id}#{number}") % 2**31
@@ -243,12 +252,8 @@ class OpenAI:
         traced = [self._trace(row, fates.get(row.id)) for row in rows]
         kept = [row for row in traced if row is not None]
         if not kept:
-            raise DataError(
-                str(out),
-                "no answer was accepted, and `when_rejected: drop` leaves no row",
-                "at least one",
-                "when_rejected: gold",
-            )
+            got = "no answer was accepted, and `when_rejected: drop` leaves no row"
+            raise DataError(str(out), got, "at least one", "when_rejected: gold")
         write_rows(out / "train.jsonl", kept)
         samples = [sample for row in rows for sample in fates.get(row.id, ())]
         (out / "samples.jsonl").write_text("".join(sample.line() for sample in samples), encoding="utf-8")
@@ -272,8 +277,10 @@ class OpenAI:
         accepted = next((sample for sample in samples if sample.fate == ACCEPTED), None)
         if accepted is None:
             return row if self.when_rejected == "gold" else None
-        answer = Message(role="assistant", content=join_answer(row.intent, close_sentence(accepted.text)))
-        return row.model_copy(update={"source": "teacher", "messages": (*row.messages[:-1], answer)})
+        said = take_apart(accepted, self.reasoning.wanted, self.stop)
+        answer = Message(role="assistant", content=join_answer(row.intent, close_sentence(said.text)))
+        messages, reasoning = (*row.messages[:-1], answer), said.reasoning or row.reasoning
+        return row.model_copy(update={"source": "teacher", "messages": messages, "reasoning": reasoning})
 
 
 def _gguf(path: Path) -> Path:

@@ -6,7 +6,9 @@ from hashlib import sha256
 from tasks.shared.articles import Article, question_of, with_article
 from tasks.shared.chat import split_answer
 from tasks.shared.errors import DataError
+from tasks.shared.reasoning import join_reasoning
 from tasks.shared.rows import Row
+from tasks.traces.reasoning import FORM, example_reasoning
 
 ASK = "\n\nAnswer in one short sentence with the fact from the article."
 ASK_HINT = "\n\nAnswer in one short sentence that says: {fact}."
@@ -43,13 +45,18 @@ def choose_refusals(row: Row, refused: Sequence[Row], count: int, seed: int) -> 
 
 
 def teacher_messages(
-    row: Row, examples: Sequence[Row], count: int, articles: Mapping[str, Article] | None, hint: bool = False
+    row: Row,
+    examples: Sequence[Row],
+    count: int,
+    articles: Mapping[str, Article] | None,
+    hint: bool = False,
+    reason: bool = False,
 ) -> list[Turn]:
     """The chat that asks the teacher for `row`'s answer.
 
     examples: as `choose_examples` or `choose_refusals` gave them.  articles: by id; None to ask without articles.
     hint: tell the fact that the answer must state, in the examples too (rationalisation: Zelikman et al. 2022, STaR,
-    arXiv 2203.14465, section 3.2); the teacher then only words it.
+    arXiv 2203.14465, section 3.2); the teacher then only words it.  reason: ask for a short reasoning before the answer.
     Worked examples come first and are the same for all answerable prompts about another article, so that an endpoint which
     caches prefixes computes them once.  An article goes into the user's turn: small models overlook a system text.
     Earlier turns stay turns.
@@ -57,22 +64,26 @@ def teacher_messages(
     shown = [example for example in examples if row.kind == "refuse" or example.article != row.article][:count]
     turns = [turn for turn in row.prompt if turn["role"] == "system"]
     for example in shown:
-        turns.append({"role": "user", "content": _user_turn(example, example.prompt[-1]["content"], articles, hint)})
-        turns.append({"role": "assistant", "content": split_answer(example.answer)[1]})
+        turns.append(
+            {"role": "user", "content": _user_turn(example, example.prompt[-1]["content"], articles, hint, reason)}
+        )
+        thought = example_reasoning(example, articles) if reason else ""
+        turns.append({"role": "assistant", "content": join_reasoning(thought, split_answer(example.answer)[1])})
     *earlier, last = (turn for turn in row.prompt if turn["role"] != "system")
     turns.extend(earlier)
-    return [*turns, {"role": "user", "content": _user_turn(row, last["content"], articles, hint)}]
+    return [*turns, {"role": "user", "content": _user_turn(row, last["content"], articles, hint, reason)}]
 
 
-def _user_turn(row: Row, content: str, articles: Mapping[str, Article] | None, hint: bool) -> str:
+def _user_turn(row: Row, content: str, articles: Mapping[str, Article] | None, hint: bool, reason: bool) -> str:
+    form = FORM if reason else ""
     if row.kind == "refuse":
-        return content + DECLINE
+        return content + form + DECLINE
     known = articles is not None and bool(row.article)
     if articles is not None and row.article:
         content = with_article(question_of(content), find_article(row, articles))
     if hint:
-        return content + ASK_HINT.format(fact=" and ".join(group[0] for group in row.accept))
-    return content + (ASK if known else ASK_ALONE)
+        return content + form + ASK_HINT.format(fact=" and ".join(group[0] for group in row.accept))
+    return content + form + (ASK if known else ASK_ALONE)
 
 
 def find_article(row: Row, articles: Mapping[str, Article]) -> Article:

@@ -8,6 +8,7 @@ from tasks.shared.endpoint import Endpoint
 from tasks.shared.rows import Row
 from tasks.shared.samples import Sample, SampleStore, request_digest
 from tasks.traces.filter import ACCEPTED, Evidence, Limits, close_sentence, judge
+from tasks.traces.reasoning import Reasoning, judge_reasoning, take_apart
 
 
 @dataclass(frozen=True)
@@ -29,17 +30,26 @@ class Teacher:
     model: str
     sampling: Callable[[Row, int], Mapping[str, Any]]
     limits: Limits
+    reasoning: Reasoning
+    stop: Sequence[str]
 
     async def answer(self, job: Job) -> list[Sample]:
         """The samples of one prompt, judged, the accepted one last; stored ones are not asked for again."""
         tried: list[Sample] = []
         for number in range(len(job.chats)):
             sample = await self._sample(job, number)
-            fate = judge(close_sentence(sample.text), sample.finish_reason, job.evidence, self.limits)
+            fate = self._judge(sample, job.evidence)
             tried.append(sample.model_copy(update={"fate": fate, "hinted": job.hinted[number]}))
             if tried[-1].fate == ACCEPTED:
                 break
         return tried
+
+    def _judge(self, sample: Sample, evidence: Evidence) -> str:
+        said = take_apart(sample, self.reasoning.wanted, self.stop)
+        fate = judge(close_sentence(said.text), said.finish_reason, evidence, self.limits)
+        if fate != ACCEPTED or not self.reasoning.wanted:
+            return fate
+        return judge_reasoning(said.reasoning, evidence, self.reasoning.max_words)
 
     async def _sample(self, job: Job, number: int) -> Sample:
         sampling = self.sampling(job.row, number)

@@ -22,11 +22,14 @@ def counted(hidden: "Tensor", labels: "Tensor") -> tuple["Tensor", "Tensor"]:
     return hidden[:, :-1][mask], following[mask]
 
 
-def answer_loss(hidden: "Tensor", head: Head, labels: "Tensor", count: "Tensor | int | None" = None) -> "Tensor":
+def answer_loss(
+    hidden: "Tensor", head: Head, labels: "Tensor", count: "Tensor | int | None" = None, weights: "Tensor | None" = None
+) -> "Tensor":
     """Mean cross-entropy of the counted tokens, the head applied to no others.
 
     hidden: (batch, tokens, width), the last layer's output.  labels: (batch, tokens), IGNORED where nothing counts.
-    count: divisor, for batches that are parts of a larger one; None: the tokens counted here.  Returns a float32 scalar,
+    count: divisor, for batches that are parts of a larger one; None: the tokens counted here.  weights: (batch, tokens), how often
+    each token counts in the sum, as if its row stood in the batch so many times; None: once.  Returns a float32 scalar,
     0 with a zero gradient when nothing counts.  A small model's head is a fifth of its work, and answers are a quarter of
     the tokens.
     """
@@ -35,8 +38,14 @@ def answer_loss(hidden: "Tensor", head: Head, labels: "Tensor", count: "Tensor |
     def score(logits: "Tensor", tokens: "Tensor") -> "Tensor":
         return cross_entropy(logits.float(), tokens, reduction="sum").view(1)
 
+    def weighted(logits: "Tensor", tokens: "Tensor", weights: "Tensor") -> "Tensor":
+        return (cross_entropy(logits.float(), tokens, reduction="none") * weights).sum().view(1)
+
     states, tokens = counted(hidden, labels)
-    return sum_over_chunks(score, head, states, tokens)[0] / divisor(tokens, count)
+    if weights is None:
+        return sum_over_chunks(score, head, states, tokens)[0] / divisor(tokens, count)
+    chosen = weights[:, 1:][labels[:, 1:] != IGNORED]
+    return sum_over_chunks(weighted, head, states, tokens, chosen)[0] / divisor(tokens, count)
 
 
 def divisor(tokens: "Tensor", count: "Tensor | int | None") -> "Tensor | int":

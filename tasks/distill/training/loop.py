@@ -7,14 +7,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks.distill.losses.head import core_of
 from tasks.distill.training.checkpoints import keeper, last_checkpoint, resumable, train
-from tasks.distill.training.encoding import Encoded, collate, encode, split_groups
+from tasks.distill.training.encoding import Encoded, collate, split_groups
+from tasks.distill.training.lora import adapt, merge
 from tasks.distill.training.memory import memory_errors
 from tasks.distill.training.objective import Objective
+from tasks.distill.training.options import Adapted, Packed
+from tasks.distill.training.packing import check_packs, pack
 from tasks.distill.training.settings import Training
 from tasks.distill.training.terms import warn_without_say
 from tasks.distill.training.trainer import objective_trainer
 from tasks.distill.training.watch import overfits, runs_away, watcher
+from tasks.distill.training.weights import weigh
 from tasks.shared.errors import TechniqueError
 from tasks.shared.models import has_cpu_bfloat16, load_model, load_tokenizer, save_model
 from tasks.shared.rows import Row
@@ -40,15 +45,21 @@ def train_model(
 
     tokenizer = load_tokenizer(source)
     training, validation = (
-        objective.label(encode(part, tokenizer, settings.max_tokens))
+        weigh(objective.encode(part, tokenizer, settings.max_tokens), part, settings)
         for part in split_groups(rows, settings.validation, run.seed)
     )
+    told: Metrics = {"rows": len(training)}
     torch.set_num_threads(run.threads)
     set_seed(run.seed)
     model = load_model(source, "float32")
-    freeze(model, settings.frozen_layers)
     if run.device == "cpu":
         model.set_attn_implementation("eager")  # 15 % faster here: the fused kernel's backward pass is slow on CPUs
+    if isinstance(settings, Packed) and settings.packing:
+        training, validation = (pack(part, settings.max_tokens) for part in (training, validation))
+        check_packs(model, training)
+        told["packs"] = len(training)
+    model = adapt(model, settings.lora) if isinstance(settings, Adapted) else model
+    freeze(core_of(model), settings.frozen_layers)
     with memory_errors(settings, model, run):
         objective.attach(model, run.device)
         trainer = make_trainer(settings, model, tokenizer, training, validation, objective, run)
@@ -57,17 +68,16 @@ def train_model(
     model = trainer.accelerator.unwrap_model(trainer.model)
     objective.detach(model)
     write_curve(out / "loss.csv", history)
-    save_model(model, tokenizer, out)
-    return {**_figures(trainer, len(training), settings), **objective.figures()}
+    save_model(merge(model), tokenizer, out)
+    return {**told, **_figures(trainer, settings), **objective.figures()}
 
 
-def _figures(trainer: Any, rows: int, settings: Training) -> Metrics:
+def _figures(trainer: Any, settings: Training) -> Metrics:
     """What the step's table says of a training."""
     history = trainer.state.log_history
     losses = [float(entry["eval_loss"]) for entry in history if "eval_loss" in entry]
     finite = [loss for loss in losses if math.isfinite(loss)]
     figures: Metrics = {
-        "rows": rows,
         "epochs": round(float(trainer.state.epoch or 0), 2),
         "train_loss": round(
             next((float(entry["loss"]) for entry in reversed(history) if "loss" in entry), math.nan), 4

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from tasks.distill.training.options import Adapted
 from tasks.distill.training.settings import Training
 from tasks.shared.errors import MachineError
 from tasks.shared.technique import StepRun
@@ -42,6 +43,8 @@ def _too_small(settings: Training, model: "PreTrainedModel", run: StepRun) -> Ma
         knobs.append(f"steps.{run.step}.gradient_checkpointing=true")
     if trained == weights:
         knobs.append(f"steps.{run.step}.frozen_layers=N")
+    if isinstance(settings, Adapted) and not settings.lora.rank:
+        knobs.append(f"steps.{run.step}.lora.rank=16")
     return MachineError(
         f"step {run.step}",
         f"the {'GPU' if run.device != 'cpu' else 'machine'} ran out of memory at batches of {settings.batch_size} conversations",

@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.distill.losses.answers import answer_loss
 from tasks.distill.losses.head import core_of, output_head
+from tasks.distill.training.encoding import encode
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
     from tasks.distill.training.encoding import Encoded
+    from tasks.shared.rows import Row
 
 Batch = Mapping[str, "Tensor"]
 
@@ -27,6 +29,10 @@ class Objective(ABC):
 
     def detach(self, model: "PreTrainedModel") -> None:  # noqa: B027
         """After training: take off what `attach` hung in, so that a plain model is saved."""
+
+    def encode(self, rows: "Sequence[Row]", tokenizer: Any, max_tokens: int) -> "list[Encoded]":
+        """The rows as token ids, one for one, with what `label` adds."""
+        return self.label(encode(rows, tokenizer, max_tokens))
 
     def label(self, rows: "Sequence[Encoded]") -> "list[Encoded]":
         """The rows with whatever `terms` needs to find its targets by; refuses rows that have none."""
@@ -46,7 +52,8 @@ class Answers(Objective):
 
     def terms(self, model: Any, batch: Batch, count: "Tensor | int | None") -> "dict[str, Tensor]":
         """One term, `hard`."""
-        return {"hard": answer_loss(last_hidden(model, batch), output_head(model), batch["labels"], count)}
+        hidden, head = last_hidden(model, batch), output_head(model)
+        return {"hard": answer_loss(hidden, head, batch["labels"], count, batch.get("weights"))}
 
 
 def last_hidden(model: Any, batch: Batch) -> "Tensor":

@@ -10,9 +10,9 @@ from pydantic.dataclasses import dataclass
 class Training:
     """How a model is trained, whatever on: techniques of this stage inherit these settings."""
 
-    libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "trl", "accelerate", "tokenizers", "gguf")
+    libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "trl", "accelerate", "peft", "tokenizers", "gguf")
     unkeyed: ClassVar[frozenset[str]] = frozenset({"gradient_checkpointing"})
-    """The recomputed activations are those of the forward pass bit for bit: there is no dropout."""
+    """The recomputed activations are those of the forward pass bit for bit: dropout draws the same numbers again."""
 
     epochs: Annotated[float, Field(gt=0)] = 6
     """Passes over the training rows at the most."""

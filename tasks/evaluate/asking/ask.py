@@ -4,7 +4,7 @@ import contextlib
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,11 +13,12 @@ from tasks.evaluate.asking.answers import Reply
 from tasks.evaluate.asking.completions import LlamaClient
 from tasks.evaluate.asking.intent import harness_choices, llama_choices
 from tasks.evaluate.asking.sittings import Desk
-from tasks.evaluate.asking.subjects import Question, Subject
+from tasks.evaluate.asking.subjects import Messages, Question, Subject
 from tasks.evaluate.benchmark.harness import check_logits
 from tasks.shared.errors import ModelError
 from tasks.shared.models import has_cpu_bfloat16, load_model, load_tokenizer, render
 from tasks.shared.progress import track
+from tasks.shared.reasoning import reasoning_prefix
 from tasks.shared.writing import Written, write_answers
 
 log = logging.getLogger(__name__)
@@ -99,14 +100,14 @@ def _ask_transformers(subject: Subject, plan: Plan, desk: Desk) -> tuple[list[st
     tokenizer = load_tokenizer(subject.weights)
     prompts = [render(tokenizer, question.answer) for question in plan.questions]
     check_logits(model, tokenizer, prompts[0])
-    choices: list[str] = []
-    if plan.labels:
-        contexts = [render(tokenizer, question.choice) for question in plan.questions]
-        scoring = max(1, plan.batch_size // 4)  # a batch's logits are batch x length x vocabulary
-        choices = harness_choices(model, tokenizer, contexts, plan.labels, desk.scratch / "harness", scoring)
-    if not plan.max_new_tokens:
-        return choices, [Written("", True)] * len(prompts)
-    return choices, write_answers(model, tokenizer, prompts, plan.max_new_tokens, plan.batch_size)
+    words = [Written("", True)] * len(prompts)
+    if plan.max_new_tokens:
+        words = write_answers(model, tokenizer, prompts, plan.max_new_tokens, plan.batch_size)
+    if not plan.labels:
+        return [], words
+    contexts = choice_contexts(lambda messages: render(tokenizer, messages), plan, words)
+    scoring = max(1, plan.batch_size // 4)  # a batch's logits are batch x length x vocabulary
+    return harness_choices(model, tokenizer, contexts, plan.labels, desk.scratch / "harness", scoring), words
 
 
 def _ask_llama(subject: Subject, plan: Plan, desk: Desk) -> tuple[list[str], list[Written]]:
@@ -117,12 +118,22 @@ def _ask_llama(subject: Subject, plan: Plan, desk: Desk) -> tuple[list[str], lis
         prompts = [client.render(question.answer) for question in plan.questions]
         check_llama_logits(client, prompts[0])
         check_context(client, prompts, plan.max_new_tokens, plan.context)
-        contexts = [client.render(question.choice) for question in plan.questions] if plan.labels else []
+        words = _in_article_order(client, prompts, plan) if plan.max_new_tokens else [Written("", True)] * len(prompts)
+        contexts = choice_contexts(client.render, plan, words) if plan.labels else []
         check_context(client, contexts, 1, plan.context)
-        choices = llama_choices(client, contexts, plan.labels) if plan.labels else []
-        if not plan.max_new_tokens:
-            return choices, [Written("", True)] * len(prompts)
-        return choices, _in_article_order(client, prompts, plan)
+        return llama_choices(client, contexts, plan.labels) if plan.labels else [], words
+
+
+def choice_contexts(write: Callable[[Messages], str], plan: Plan, words: Sequence[Written]) -> list[str]:
+    """Where the label is chosen: after the prompt, and after the model's own reasoning if it reasoned before its answer.
+
+    A model that was taught to reason first has never seen a label right after a prompt.  One whose label is asked for in another
+    prompt than its answer (a reference), and one that is not asked for an answer at all, chooses without.
+    """
+    return [
+        write(question.choice) + (reasoning_prefix(found.text) if question.choice == question.answer else "")
+        for question, found in zip(plan.questions, words, strict=True)
+    ]
 
 
 def check_llama_logits(client: LlamaClient, prompt: str) -> None:
@@ -140,7 +151,9 @@ def check_llama_logits(client: LlamaClient, prompt: str) -> None:
 
 def check_context(client: LlamaClient, prompts: Sequence[str], new: int, context: int) -> None:
     """Raises ModelError if a prompt and `new` tokens do not fit: llama.cpp would end the answer early and say that it is whole."""
-    likely = [prompt for prompt in prompts if len(prompt.encode()) + EXTRA + new > context]  # no token is less than a byte
+    likely = [
+        prompt for prompt in prompts if len(prompt.encode()) + EXTRA + new > context
+    ]  # no token is less than a byte
     needed = max((len(client.tokens(prompt)) for prompt in likely), default=0) + EXTRA + new
     if likely and needed > context:
         got = f"{context} tokens, and the longest prompt with its answer needs {needed}"

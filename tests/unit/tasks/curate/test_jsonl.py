@@ -6,8 +6,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
-from tasks.curate.jsonl import Jsonl
+from tasks.curate.jsonl import Chat, Jsonl, fill_in
 from tasks.curate.support import Support
 from tasks.shared.errors import DataError, ErrorList
 from tasks.shared.rows import read_rows
@@ -54,6 +55,14 @@ def test_plain_chats_are_filled_in(files, tmp_path: Path) -> None:
     assert read_rows(tmp_path / "out" / "test.jsonl")[0].answer == "return\nYou have 45 days."
     assert json.loads((tmp_path / "out" / "card.json").read_text())["overlap"]["max"] < 0.5
     assert (tmp_path / "out" / "articles.jsonl").read_text() == ""
+
+
+def test_reasoning_in_an_answer_goes_into_its_own_field() -> None:
+    told = Chat.model_validate(chat("Still cold?", "<think>\nIt was unplugged.\n</think>\nheat\nHold the button."))
+    row = fill_in(told, "train-1", "support")
+    assert (row.reasoning, row.intent, row.answer) == ("It was unplugged.", "heat", "heat\nHold the button.")
+    with pytest.raises(ValidationError, match="nothing but reasoning"):
+        fill_in(Chat.model_validate(chat("Still cold?", "<think>\nIt was")), "train-1", "support")
 
 
 def test_the_support_corpus_reads_back_unchanged(tmp_path: Path) -> None:

@@ -109,6 +109,17 @@ def test_troubleshooting_takes_turns(small) -> None:
     assert not follow["test"] & follow["train"]
 
 
+def test_rows_of_more_than_one_step_carry_their_reasoning(small) -> None:
+    out, rows = small
+    titles = {article.id: article.title for article in read_articles(out / "articles.jsonl").values()}
+    for row in (row for split in SPLITS for row in rows[split]):
+        if row.kind != "troubleshoot":
+            assert row.reasoning == ""
+            continue
+        assert titles[row.article] in row.reasoning and states_fact(row.reasoning, row.accept), "it leads to the answer"
+        assert ("Nothing was tried" in row.reasoning) == (len(row.messages) == 3), "and knows where one stands"
+
+
 def test_same_seed_same_bytes(tmp_path: Path) -> None:
     build(tmp_path / "a"), build(tmp_path / "b"), build(tmp_path / "c", seed=1)
     for name in (*(f"{split}.jsonl" for split in SPLITS), "card.json", "articles.jsonl"):

@@ -17,8 +17,9 @@ from tasks.shared.errors import DataError, ModelError, TechniqueError
 from tasks.shared.models import load_model
 from tasks.shared.rows import Message, Row, write_rows
 from tasks.shared.technique import Artifact, Inputs, Kind
-from tests.settings_case import Case, Change
+from tests.settings_case import Case
 from tests.tiny_llama import build_model, build_tokenizer, empty_run, save_tiny, sentences
+from tests.training_changes import OPTION_CHANGES, TRAINING_CHANGES
 
 
 def make_rows(count: int = 24) -> list[Row]:
@@ -31,6 +32,7 @@ def make_rows(count: int = 24) -> list[Row]:
             intent="returns",
             group=f"g{index // 2}",
             accept=(("45 days",),),
+            source="teacher" if index % 3 else "gold",
             messages=(
                 system,
                 Message(role="user", content=asks[index]),
@@ -171,23 +173,7 @@ def test_frozen_layers_stay_as_they_are(inputs: Inputs, tmp_path: Path) -> None:
         SFT(frozen_layers=4)(inputs, *empty_run(tmp_path, "all"))
 
 
-CHANGES = {
-    "epochs": Change(2),
-    "learning_rate": Change(1e-3),
-    "schedule": Change("linear"),
-    "warmup_ratio": Change(0.5),
-    "weight_decay": Change(0.5),
-    "batch_size": Change(3),
-    "accumulation": Change(2),
-    "max_tokens": Change(16, refused="too long"),
-    "validation": Change(0.4),
-    "patience": Change(
-        1, {"epochs": 6, "learning_rate": 0.5, "schedule": "constant_with_warmup", "patience": 0}
-    ),  # it rises
-    "precision": Change("bfloat16"),
-    "frozen_layers": Change(1),
-    "gradient_checkpointing": Change(True),
-}
+CHANGES = {**TRAINING_CHANGES, **OPTION_CHANGES}
 
 
 @contextmanager

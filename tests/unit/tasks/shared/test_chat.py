@@ -3,6 +3,7 @@
 import pytest
 
 from tasks.shared.chat import contains, join_answer, refuses, split_answer, states_fact
+from tasks.shared.reasoning import join_reasoning, reasoning_prefix, split_reasoning
 
 
 @pytest.mark.parametrize(
@@ -47,3 +48,19 @@ def test_refusals(text: str) -> None:
 )
 def test_answers_are_no_refusals(text: str) -> None:
     assert not refuses(text)
+
+
+def test_reasoning_before_an_answer_is_parted_from_it() -> None:
+    message = join_reasoning("Step one failed.\nSo two.", "repair\nUse the blind disc.")
+    assert split_reasoning(message) == ("Step one failed.\nSo two.", "repair\nUse the blind disc.")
+    assert split_answer(message) == ("repair", "Use the blind disc.")
+    assert reasoning_prefix(message) + "repair\nUse the blind disc." == message
+    assert join_reasoning("", "repair\nYes.") == "repair\nYes."
+
+
+def test_reasoning_that_never_ends_leaves_no_answer() -> None:
+    assert split_answer("<think>\nrepair\nUse the disc.") == ("", "")
+    assert reasoning_prefix("<think>\nrepair") == "" == reasoning_prefix("repair\nYes.")
+    assert split_reasoning("So two.\n</think>\n\nrepair\nYes.") == ("So two.", "repair\nYes."), (
+        "the prompt had the first mark"
+    )

@@ -19,8 +19,10 @@ from tasks.shared.keys import Digests
 from tasks.shared.rows import Message, Row, read_rows, write_rows
 from tasks.shared.samples import SampleStore
 from tasks.shared.technique import Artifact, Inputs, Kind, StepRun
+from tasks.traces.filter import Evidence
 from tasks.traces.openai import Embedded, OpenAI, Prices
 from tasks.traces.prompt import choose_examples, choose_refusals, teacher_messages
+from tasks.traces.reasoning import Reasoning, judge_reasoning
 from tests.settings_case import Case, Change, untimed_traces
 
 SYSTEM = "You are the shop's bot."
@@ -67,7 +69,7 @@ def corpus(tmp_path) -> Path:
 
 
 class Teacher(ThreadingHTTPServer):
-    """Answers with `reply(messages, count)`: a text, or a status to fail with."""
+    """Answers with `reply(messages, count)`: a text, a message, or a status to fail with."""
 
     daemon_threads = True
 
@@ -94,7 +96,8 @@ class Handler(BaseHTTPRequestHandler):
         with self.server.lock:
             self.server.seen.append(body)
             reply = self.server.reply(body["messages"], len(self.server.seen))
-        choice = {"message": {"content": reply}, "finish_reason": "stop"}
+        message = reply if isinstance(reply, dict) else {"content": reply}
+        choice = {"message": message, "finish_reason": "stop"}
         content = json.dumps({"choices": [choice], "usage": {"prompt_tokens": 100, "completion_tokens": 10}}).encode()
         self.send_response(reply if isinstance(reply, int) else 200)
         self.send_header("Content-Length", str(len(content)))
@@ -347,6 +350,56 @@ def test_an_unknown_article_is_named(corpus, tmp_path):
         trace(corpus, "http://127.0.0.1:9/v1", tmp_path)
 
 
+def test_asked_reasoning_is_read_out_of_the_reply_and_the_stops_end_the_answer_only(corpus, tmp_path):
+    def think(messages, _=0):
+        return f"<think>\nThe article says so. It is plain.\n</think>\n{right(messages)} More to follow."
+
+    with Teacher(think) as teacher:
+        _, rows, card, _ = trace(corpus, teacher.url, tmp_path, gold_ratio=0, reasoning=Reasoning(ask="request"))
+        _, plain, *_ = trace(corpus, teacher.url, tmp_path, "plain", gold_ratio=0)
+    assert card["teacher"] == 12 == card["with_reasoning"]
+    assert {row.reasoning for row in rows} == {"The article says so. It is plain."}
+    assert [row.answer for row in rows] == [row.answer for row in ROWS]
+    asked = teacher.seen[0]
+    assert "stop" not in asked and asked["max_tokens"] == 60 + 150 and "<think>" in asked["messages"][-1]["content"]
+    examples = [turn["content"] for turn in asked["messages"] if turn["role"] == "assistant"]
+    assert examples and all(text.startswith("<think>\n") for text in examples)
+    assert plain == ROWS, "where no reasoning is wanted, an answer with one is markup"
+
+
+def test_a_reasoning_models_own_thoughts_are_taken(corpus, tmp_path):
+    with Teacher(
+        lambda messages, _: {"content": right(messages), "reasoning_content": "Known.\n\n  So it is. "}
+    ) as teacher:
+        _, rows, *_ = trace(corpus, teacher.url, tmp_path, gold_ratio=0, reasoning=Reasoning(ask="native"))
+    assert {row.reasoning for row in rows} == {"Known.\nSo it is."} and {row.source for row in rows} == {"teacher"}
+    assert "<think>" not in json.dumps(teacher.seen)
+
+
+@pytest.mark.parametrize(
+    ("thought", "fate"),
+    [
+        ("", "no reasoning"),
+        ("It weighs 912 grams.", "reasoning: invents"),
+        ("I can't help with this.", "reasoning: contradicts"),
+        ("word " * 81, "reasoning: too long"),
+        ("so it is, so it is, so it is, so it is", "reasoning: form"),
+    ],
+)
+def test_answers_with_bad_reasoning_are_dropped_and_counted(corpus, tmp_path, thought, fate):
+    with Teacher(lambda messages, _: {"content": right(messages), "reasoning_content": thought}) as teacher:
+        settings = {"gold_ratio": 0, "max_prompts": 3, "samples": 1, "reasoning": Reasoning(ask="native")}
+        _, rows, card, _ = trace(corpus, teacher.url, tmp_path, **settings)
+    asked = next(iter(card["samples_dropped"]), "")
+    assert asked == fate and (rows == ROWS) == (card["teacher"] == 0)
+
+
+def test_reasoning_that_ends_at_another_quantity_contradicts():
+    evidence = Evidence(accept=(("45 days",),), narrow="how long? 45 days", wide="how long? 45 days, repairs 14 days")
+    assert judge_reasoning("Repairs take 14 days.", evidence, 80) == "reasoning: contradicts"
+    assert judge_reasoning("Repairs take 14 days, but returns 45 days.", evidence, 80) == ""
+
+
 def test_the_embedded_server_answers(corpus, tmp_path):
     from tasks.shared.gguf import write_gguf
     from tests.tiny_llama import save_tiny
@@ -393,6 +446,9 @@ CHANGES = {
     "gold_ratio": Change(0.5),
     "when_rejected": Change("drop"),
     "max_prompts": Change(4),
+    "reasoning.ask": Change("request"),
+    "reasoning.tokens": Change(20, {"reasoning.ask": "native"}),
+    "reasoning.max_words": Change(2, {"reasoning.ask": "native"}),
     "limits.min_words": Change(8),
     "limits.max_words": Change(6),
     "limits.support": Change(0.3),
@@ -412,12 +468,15 @@ WORDINGS = (
 
 
 def vary(body, words):
-    """An answer that every part of the request changes: its first word by the whole body, the rest by the question."""
+    """A reply that every part of the request changes: its first word by the whole body, the rest by the question."""
     word = words[sha256(json.dumps(body, sort_keys=True).encode()).digest()[0] % len(words)]
     last = body["messages"][-1]["content"]
     number = int(re.search(r"question (\d+)\?", last)[1])
     wording = "I can't share codes." if "Decline" in last else WORDINGS[number % len(WORDINGS)]
-    return f"{word}, {wording.format(n=number, days=number + 20)}"
+    return {
+        "content": f"{word}, {wording.format(n=number, days=number + 20)}",
+        "reasoning_content": "It is known well.",
+    }
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tasks.evaluate.asking.answers import MEASURES, Reply, counts_for, rouge_l, shown, value_of, wanted
+from tasks.evaluate.asking.answers import MEASURES, Reply, counts_for, cut_notes, rouge_l, shown, value_of, wanted
 from tasks.shared.chat import join_answer
 from tasks.shared.rows import Message, Row
 
@@ -73,3 +73,27 @@ def test_rouge_l_is_the_f1_of_the_longest_common_subsequence() -> None:
 def test_a_loop_counts_against_the_model() -> None:
     assert value("loop", "returns\ndays days days") == 1
     assert MEASURES["loop"].better == MEASURES["over_refusal"].better == "lower"
+
+
+def test_reasoning_is_taken_off_before_anything_is_graded() -> None:
+    words = "<think>\nIt is not 14 days. I can't help it.\n</think>\nreturns\nThat is 45 days."
+    assert (value("fact", words), value("over_refusal", words), value("format", words), value("exact", words)) == (
+        1,
+        0,
+        1,
+        1,
+    )
+    assert Reply("", words, labelled=False).text == "returns\nThat is 45 days."
+    assert value("fact", "<think>\nIt is 45 days.\n</think>\nreturns\nNo idea.") == 0, "what counts is the answer"
+    assert value("loop", "<think>\nso so so so") == 1
+
+
+def test_answers_cut_within_their_reasoning_are_told() -> None:
+    cut, whole = (
+        Reply("", "<think>\nIt is", ended=False),
+        Reply("", "<think>\nIt is.\n</think>\nreturns\n45", ended=False),
+    )
+    assert cut_notes({"a": [cut, whole], "b": [whole]}, 8) == [
+        "a: 1 of 2 answers were cut within their reasoning; raise max_new_tokens (8)."
+    ]
+    assert (value("fact", cut.words), value("format", cut.words, ended=False)) == (0, 0)

@@ -2,9 +2,12 @@
 
 import pytest
 
-from tasks.evaluate.asking.ask import EXTRA, check_context
+from tasks.evaluate.asking.ask import EXTRA, Plan, check_context, choice_contexts
 from tasks.evaluate.asking.completions import LlamaClient
+from tasks.evaluate.asking.subjects import reference_questions, tuned_questions
 from tasks.shared.errors import ModelError
+from tasks.shared.rows import Row
+from tasks.shared.writing import Written
 
 
 class Counting(LlamaClient):
@@ -26,3 +29,17 @@ def test_an_answer_that_the_context_would_cut_is_refused_with_the_number_that_is
     with pytest.raises(ModelError, match=r"context: 63 tokens, .*needs 64\n.*at least 64\n.*context: 64"):
         check_context(client, ["words " * 30, "words"], 32, 63)
     check_context(client, [], 32, 10)
+
+
+def test_a_label_is_chosen_after_the_models_own_reasoning() -> None:
+    row = Row.model_validate({
+        "id": "a", "kind": "faq", "intent": "i", "group": "g",
+        "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "i\na"}],
+    })  # fmt: skip
+    tuned, other = tuned_questions([row])[0], reference_questions([row], {}, ["i"])[0]
+    plan = Plan([tuned, tuned, tuned, other], ["i"], True, 8, 1, 64)
+    words = [
+        Written(text, True) for text in ("i\na", "<think>\nt\n</think>\n\ni\na", "<think>\nt", "<think>\nt\n</think>\na")
+    ]
+    told = choice_contexts(lambda messages: "P", plan, words)
+    assert told == ["P", "P<think>\nt\n</think>\n\n", "P", "P"]

@@ -1,0 +1,149 @@
+"""Distillation of reasoning: the student learns the reasoning as well as the answer (Hsieh et al. 2023, arXiv 2305.02301, section 3.2).
+
+Rows bring their reasoning in `Row.reasoning`: from a teacher (traces with `reasoning.ask`), from the support corpus (its rows of more
+than one step), or from your own files.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from tasks.distill.losses.answers import IGNORED, answer_loss
+from tasks.distill.losses.head import output_head
+from tasks.distill.training.encoding import Encoded, encode
+from tasks.distill.training.loop import train_model
+from tasks.distill.training.objective import Batch, Objective, last_hidden
+from tasks.distill.training.options import Adapted, Packed, Weighed
+from tasks.distill.training.settings import Training
+from tasks.shared.errors import DataError
+from tasks.shared.reasoning import CLOSE, OPEN, join_reasoning, reasoning_prefix
+from tasks.shared.rows import Message, Row, read_rows
+from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+RATIONALE = "#rationale"
+"""Ends the id of a row whose whole answer is a reasoning."""
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class CoT(Adapted, Weighed, Packed, Training):
+    """Fine-tune a model on reasoning and answers.
+
+    joint: one target, the reasoning between <think> and </think>, then the answer.  The model then writes its reasoning at inference:
+    whatever asks it needs room for that (`max_new_tokens`), and graders take it off (tasks/shared/reasoning.py).
+    two: two rows per conversation, one that answers as ever and one that, asked by `instruction`, writes the reasoning.  At inference
+    the model answers at once, as fast as without.
+    """
+
+    tasks: Literal["joint", "two"] = "joint"
+    """One target of reasoning and answer, or two tasks."""
+    rationale_weight: Annotated[float, Field(gt=0)] = 1.0
+    """What a token of the reasoning counts, where one of the answer counts 1.  The paper's weight lies between the tasks' means: that
+    is this one times reasoning tokens / answer tokens, both in the step's table."""
+    instruction: Annotated[str, Field(pattern=r"\S")] = "Explain step by step how to answer this."
+    """Ends the question of a row that wants the reasoning (`two`); questions that want the answer stay as they are."""
+    without_reasoning: Literal["keep", "drop"] = "keep"
+    """Rows without reasoning: train on their answers alone, or leave them out."""
+
+    ports: ClassVar[Mapping[str, Port]] = {"model": Port((Kind.MODEL,)), "data": Port((Kind.TRACES, Kind.CORPUS))}
+    produces: ClassVar[Kind] = Kind.MODEL
+
+    def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
+        """Train and write the model folder with loss.csv (`train_model`).  Raises DataError if no row has reasoning."""
+        file = inputs.one("data").path / "train.jsonl"
+        rows = read_rows(file)
+        reasoned = [row for row in rows if row.reasoning.strip()]
+        if not reasoned:
+            raise DataError(
+                str(file),
+                f"none of {len(rows)} rows has `reasoning`",
+                "some that do",
+                "a traces step with reasoning.ask=request (or native, for a reasoning model), or distill/sft",
+            )
+        kept = rows if self.without_reasoning == "keep" else reasoned
+        targets = joint_rows(kept) if self.tasks == "joint" else two_rows(kept, self.instruction)
+        metrics = train_model(self, inputs.one("model").path, targets, Rationales(self.rationale_weight), out, run)
+        return {**metrics, "with_reasoning": len(reasoned), "without_reasoning": len(rows) - len(reasoned)}
+
+
+class Rationales(Objective):
+    """Cross-entropy of answers and of reasoning, apart.
+
+    Both are sums over the same count, the tokens of the whole step: at weight 1 they add up to plain fine-tuning on both.
+    """
+
+    knob = "rationale_weight"
+
+    def __init__(self, weight: float) -> None:
+        self.weight = weight
+        self.tokens = {"answer_tokens": 0, "reasoning_tokens": 0}
+
+    def encode(self, rows: Sequence[Row], tokenizer: Any, max_tokens: int) -> list[Encoded]:
+        """Token ids, with `rationale`: 1 for each token of a reasoning, 0 for all others."""
+        encoded = encode(rows, tokenizer, max_tokens)
+        marked = [{**one, "rationale": mark(row, one, tokenizer)} for row, one in zip(rows, encoded, strict=True)]
+        for one in marked:
+            thought = sum(one["rationale"])
+            self.tokens["reasoning_tokens"] += thought
+            self.tokens["answer_tokens"] += sum(label != IGNORED for label in one["labels"]) - thought
+        return marked
+
+    def terms(self, model: Any, batch: Batch, count: "Tensor | int | None") -> "dict[str, Tensor]":
+        """Two terms, `answer` and `rationale`."""
+        labels, weights = batch["labels"], batch.get("weights")
+        hidden, head = last_hidden(model, batch), output_head(model)
+        whole = (labels[:, 1:] != IGNORED).sum().clamp(min=1) if count is None else count
+        thought = batch["rationale"].bool()
+        answer = answer_loss(hidden, head, labels.masked_fill(thought, IGNORED), whole, weights)
+        rationale = answer_loss(hidden, head, labels.masked_fill(~thought, IGNORED), whole, weights)
+        return {"answer": answer, "rationale": self.weight * rationale}
+
+    def figures(self) -> Mapping[str, float | int | str]:
+        """Tokens that count, of both sorts, validation included."""
+        return self.tokens
+
+
+def mark(row: Row, encoded: Encoded, tokenizer: Any) -> list[int]:
+    """1 for each token that counts and belongs to a reasoning: the whole target of a rationale row, else up to </think> and its break."""
+    spoken = [place for place, label in enumerate(encoded["labels"]) if label != IGNORED]
+    length = len(spoken)
+    if not row.id.endswith(RATIONALE):
+        prefix = reasoning_prefix(row.answer)
+        ids = tokenizer(prefix, add_special_tokens=False)["input_ids"] if prefix else []
+        pairs = zip(ids, (encoded["labels"][place] for place in spoken), strict=False)
+        length = next((index for index, (mine, whole) in enumerate(pairs) if mine != whole), min(len(ids), len(spoken)))
+    thought = set(spoken[:length])
+    return [int(place in thought) for place in range(len(encoded["labels"]))]
+
+
+def joint_rows(rows: Sequence[Row]) -> list[Row]:
+    """Rows whose answer has its reasoning before it."""
+    return [answering(row, join_reasoning(_plain(row.reasoning), row.answer)) for row in rows]
+
+
+def two_rows(rows: Sequence[Row], instruction: str) -> list[Row]:
+    """Every row, and after each that has reasoning one that asks for it; both of one phrasing group, so no split parts them."""
+    found = []
+    for row in rows:
+        found.append(row)
+        if row.reasoning.strip():
+            *before, question, _ = row.messages
+            asked = Message(role=question.role, content=f"{question.content}\n\n{instruction}")
+            told = row.model_copy(update={"id": row.id + RATIONALE, "messages": (*before, asked, row.messages[-1])})
+            found.append(answering(told, _plain(row.reasoning)))
+    return found
+
+
+def answering(row: Row, content: str) -> Row:
+    """The row with another last message."""
+    return row.model_copy(update={"messages": (*row.messages[:-1], Message(role="assistant", content=content))})
+
+
+def _plain(reasoning: str) -> str:
+    """The reasoning without marks of its own, which would end it early."""
+    return reasoning.replace(OPEN, "").replace(CLOSE, "").strip()

@@ -1,0 +1,62 @@
+"""Low-rank adapters (Hu et al. 2021, arXiv 2106.09685, section 4.1) by peft, merged into the weights at the end."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from tasks.shared.errors import TechniqueError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class Lora:
+    """Adapters that are trained in place of the weights: gradients, moments and checkpoints for them alone."""
+
+    rank: Annotated[int, Field(ge=0)] = 0
+    """Rank of an adapter; 0: no adapters, the weights themselves are trained."""
+    alpha: Annotated[int, Field(gt=0)] = 32
+    """An adapter's output counts alpha / rank times."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of an adapter's inputs left out at random in each step."""
+    targets: tuple[str, ...] = ()
+    """Names of linear layers to adapt (q_proj, down_proj, ...); empty: all but the head."""
+
+
+def adapt(model: "PreTrainedModel", lora: Lora) -> Any:
+    """The model with adapters in it, which begin as zero; the model itself at rank 0.  Its own weights are frozen.
+
+    Raises TechniqueError for names that no layer has, and for the head and the embedding: our losses apply the head's own weight.
+    """
+    if not lora.rank:
+        return model
+    from peft import LoraConfig, get_peft_model
+
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    linear = {name.rpartition(".")[2] for name, module in model.named_modules() if _is_linear(module) and module not in ends}
+    if unknown := sorted(set(lora.targets) - linear):
+        raise TechniqueError(
+            "lora.targets", ", ".join(unknown), f"some of: {', '.join(sorted(linear))}", "mend the names, or leave targets empty"
+        )
+    adapted = get_peft_model(
+        model,
+        LoraConfig(
+            r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=sorted(lora.targets or linear),
+            bias="none", task_type="CAUSAL_LM",
+        ),
+    )  # fmt: skip
+    adapted.peft_config["default"].base_model_name_or_path = None  # saving would look it up on the hub
+    return adapted
+
+
+def merge(model: Any) -> Any:
+    """The plain model, the adapters added to its weights; one without adapters as it is."""
+    return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+
+
+def _is_linear(module: Any) -> bool:
+    import torch
+
+    return isinstance(module, torch.nn.Linear)

@@ -1,0 +1,76 @@
+"""Packs: several conversations in one row, none of which sees another.
+
+TRL lays out the packs (best fit, decreasing; Ding et al. 2024, arXiv 2404.10830).  Positions start again at 0 in each
+conversation, by which transformers builds an attention mask of blocks.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from tasks.distill.losses.answers import IGNORED
+from tasks.distill.training.encoding import Encoded
+from tasks.shared.errors import TechniqueError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LEAK = 1e-3
+"""Largest difference that rounding makes, as a share of the states' size; a conversation that sees another differs by about 1."""
+
+
+def pack(rows: Sequence[Encoded], max_tokens: int) -> list[Encoded]:
+    """The rows' columns laid end to end, with `position_ids`; every column must be a list of one entry per token.
+
+    The first token of a conversation never counts: in a pack, the one before it belongs to another.
+    """
+    if not rows:
+        return []
+    from datasets import Dataset
+    from trl import pack_dataset
+
+    alone = [{**row, "labels": [IGNORED, *row["labels"][1:]]} for row in rows]
+    with _quiet():
+        packed = pack_dataset(Dataset.from_list(alone), max_tokens, strategy="bfd")
+    return [
+        {name: found[name] for name in rows[0]} | {"position_ids": [place for length in found["seq_lengths"] for place in range(length)]}
+        for found in packed
+    ]
+
+
+def check_packs(model: Any, packs: Sequence[Encoded]) -> None:
+    """Raises TechniqueError if the model mixes what shares a pack: recurrent layers and custom attention may not heed positions."""
+    import torch
+
+    found = next((pack for pack in packs if pack["position_ids"].count(0) > 1), None)
+    if found is None:
+        return
+    starts = [place for place, position in enumerate(found["position_ids"]) if position == 0]
+    first, second, end = [*starts, len(found["input_ids"])][:3]
+
+    def states(begin: int) -> "Tensor":
+        ids, places = (torch.tensor([found[name][begin:end]], device=model.device) for name in ("input_ids", "position_ids"))
+        return model.base_model(input_ids=ids, position_ids=places, use_cache=False).last_hidden_state[:, second - begin :]
+
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        together, alone = states(first), states(second)
+    model.train(was_training)
+    leak = float((together - alone).abs().max() / alone.abs().max())
+    if not leak < LEAK:
+        got = f"this model's conversations see each other within a pack (states differ by {leak:.1e} of their size)"
+        raise TechniqueError("packing", got, "an attention that heeds where each begins", "packing: false")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    silent = are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not silent:
+            enable_progress_bars()

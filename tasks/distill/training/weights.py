@@ -1,0 +1,21 @@
+"""How much rows count, by who answered them."""
+
+from collections.abc import Sequence
+
+from tasks.distill.training.encoding import Encoded
+from tasks.distill.training.options import Weighed
+from tasks.distill.training.settings import Training
+from tasks.shared.rows import Row
+
+
+def weigh(encoded: Sequence[Encoded], rows: Sequence[Row], settings: Training) -> list[Encoded]:
+    """The rows with `weights`, one number per token; unchanged where every token counts once.
+
+    encoded: one for each of `rows`, in order.
+    """
+    if not isinstance(settings, Weighed) or settings.teacher_weight == settings.gold_weight == 1:
+        return list(encoded)
+    by_source = {"teacher": settings.teacher_weight, "gold": settings.gold_weight}
+    return [
+        {**one, "weights": [by_source[row.source]] * len(one["input_ids"])} for one, row in zip(encoded, rows, strict=True)
+    ]
