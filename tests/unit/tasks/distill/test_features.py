@@ -25,6 +25,14 @@ from tests.unit.tasks.distill.training.test_checkpoints import digest, interrupt
 QUICK: dict[str, Any] = {"epochs": 1, "batch_size": 4, "precision": "float32", "validation": 0, "learning_rate": 3e-3}
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Matrices of these sizes take longer on two threads than on one, and very much longer on a busy machine."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
 def make_inputs(folder: Path, rows: int = 24, teacher: Any = None, **overrides: Any) -> Inputs:
     """A student, its data and a teacher: by default a wider and deeper one, of other weights."""
     inputs = test_sft.make_inputs(folder, rows, **overrides)

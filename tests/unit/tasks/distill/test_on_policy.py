@@ -18,7 +18,7 @@ from tasks.shared.technique import Inputs
 from tests.settings_case import Case, Change
 from tests.tiny_llama import build_model, build_tokenizer, empty_run, save_tiny
 from tests.unit.tasks.distill import test_sft
-from tests.unit.tasks.distill.test_features import make_inputs
+from tests.unit.tasks.distill.test_features import make_inputs, one_thread  # noqa: F401 - a fixture
 from tests.unit.tasks.distill.test_sft import make_rows
 from tests.unit.tasks.distill.training.test_checkpoints import digest, interrupted
 
@@ -54,7 +54,9 @@ def test_draws_know_seed_step_and_row_and_nothing_else() -> None:
 
     draws = row_draws(0, 3, [11, 22], 5)
     torch.rand(3)
-    assert torch.equal(row_draws(0, 3, [22], 5)[0], draws[1]) and torch.equal(row_draws(0, 3, [11, 22], 4), draws[:, :4])
+    assert torch.equal(row_draws(0, 3, [22], 5)[0], draws[1]) and torch.equal(
+        row_draws(0, 3, [11, 22], 4), draws[:, :4]
+    )
     others = [row_draws(1, 3, [11], 5)[0], row_draws(0, 4, [11], 5)[0], draws[1]]
     assert not any(torch.equal(draws[0], other) for other in others) and bool(((draws >= 0) & (draws < 1)).all())
 
@@ -121,7 +123,9 @@ def test_parts_of_a_step_add_up(tmp_path: Path, lmbda: float) -> None:
     made, rows = prepared(tmp_path, build_model(), student, lmbda=lmbda)
     whole = made.terms(student, collate(rows, 0), None)["divergence"].item()
     count = sum(label != IGNORED for row in rows for label in row["labels"])
-    parts = [made.terms(student, collate(rows[start : start + 2], 0), count)["divergence"].item() for start in (0, 2, 4)]
+    parts = [
+        made.terms(student, collate(rows[start : start + 2], 0), count)["divergence"].item() for start in (0, 2, 4)
+    ]
     assert sum(parts) == pytest.approx(whole, rel=1e-5)
     made.step = 1
     again = made.terms(student, collate(rows, 0), None)["divergence"].item()
@@ -180,7 +184,9 @@ def test_the_plan_knows_that_nobody_teaches_itself() -> None:
     assert not list(OnPolicy().plan_problems("steps.s", inputs | {"teacher": ("models.teacher",)}, {}))
 
 
+RISING = {"epochs": 6, "learning_rate": 0.1, "schedule": "constant_with_warmup", "patience": 0, "lmbda": 0.0}
 CHANGES = test_sft.CHANGES | {
+    "patience": Change(1, RISING),
     "lmbda": Change(1.0),
     "beta": Change(0.0),
     "temperature": Change(3.0),
