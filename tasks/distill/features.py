@@ -4,7 +4,7 @@ Each matched layer of the student has a linear projection to the teacher's width
 artifact (FitNets, Romero et al. 2015, arXiv 1412.6550; TinyBERT, Jiao et al. 2020, arXiv 1909.10351, section 3.1).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -15,12 +15,13 @@ from tasks.distill.layers import Pairs, Rule, check_pairs, kept_layers, layer_pa
 from tasks.distill.losses.answers import IGNORED, answer_loss, row_shares
 from tasks.distill.losses.features import Distance, attention_divergence, mean_over_tokens, state_distance
 from tasks.distill.losses.head import core_of, output_head
+from tasks.distill.training.encoding import Encoded
 from tasks.distill.training.loop import train_model
 from tasks.distill.training.objective import Batch, Objective, states_of
 from tasks.distill.training.settings import Training
-from tasks.distill.training.tokens import check_same_tokens
+from tasks.distill.vocabulary import match_vocabularies
 from tasks.shared.errors import ConfigError, TechniqueError
-from tasks.shared.models import Dtype, load_model
+from tasks.shared.models import Dtype, load_model, load_tokenizer
 from tasks.shared.rows import read_rows
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun, Upstream
 
@@ -81,10 +82,9 @@ class Features(Training):
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Train and write the model folder with loss.csv (`train_model`).
 
-        Raises ModelError for a teacher of another vocabulary, TechniqueError for layers or heads that cannot be matched.
+        Raises ModelError for a teacher of another tokenizer, TechniqueError for layers or heads that cannot be matched.
         """
         model, teacher = inputs.one("model").path, inputs.one("teacher").path
-        check_same_tokens(model, teacher, "distill/gold, or distill/sft on what this teacher writes")
         rows = read_rows(inputs.one("data").path / "train.jsonl")
         return train_model(self, model, rows, Matching(self, model, teacher, run.seed), out, run)
 
@@ -96,8 +96,16 @@ class Matching(Objective):
 
     def __init__(self, settings: Features, student: Path, teacher: Path, seed: int) -> None:
         self.settings, self.student, self.source, self.seed = settings, student, teacher, seed
+        self.family = match_vocabularies(*(load_tokenizer(source).get_vocab() for source in (student, teacher)))
         self.teacher: Any = None
         self.pairs: Pairs = ()
+        self.missing = 0
+
+    def label(self, rows: Sequence[Encoded]) -> list[Encoded]:
+        """Adds `teacher_ids` and `known`: a conversation with a token that the teacher lacks gets hard targets alone."""
+        found = self.family.add_teacher_ids(rows)
+        self.missing += sum(not row["known"] for row in found)
+        return found
 
     def attach(self, model: "PreTrainedModel", device: str) -> None:
         """Load the teacher and hang a projection for each pair into the student."""
@@ -140,7 +148,7 @@ class Matching(Objective):
         }  # fmt: skip
         seen = states_of(model, batch, **asked)
         with torch.no_grad():
-            wanted = states_of(self.teacher, batch, **asked)
+            wanted = states_of(self.teacher, {**batch, "input_ids": batch["teacher_ids"]}, **asked)
         found = {}
         if settings.hard_weight:
             loss = answer_loss(seen.last_hidden_state, output_head(model), batch["labels"], count)
@@ -166,13 +174,15 @@ class Matching(Objective):
         """(batch, tokens), true on the tokens whose states are matched."""
         import torch
 
+        known = batch["known"][:, None].bool()
         if self.settings.tokens == "all":
-            return batch["attention_mask"].bool()
-        return torch.nn.functional.pad(batch["labels"][:, 1:] != IGNORED, (0, 1))
+            return batch["attention_mask"].bool() & known
+        return torch.nn.functional.pad(batch["labels"][:, 1:] != IGNORED, (0, 1)) & known
 
     def figures(self) -> Mapping[str, float | int | str]:
-        """The pairs that were matched."""
-        return {"pairs": " ".join(f"{mine}:{theirs}" for mine, theirs in self.pairs)}
+        """The pairs that were matched, and how many conversations had hard targets alone."""
+        missing = {"rows_without_targets": self.missing} if self.missing else {}
+        return {"pairs": " ".join(f"{mine}:{theirs}" for mine, theirs in self.pairs), **missing}
 
 
 def projection(student: int, teacher: int, seed: int) -> "Linear":

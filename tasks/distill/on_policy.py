@@ -19,14 +19,15 @@ from pydantic.dataclasses import dataclass
 
 from tasks.distill.losses.answers import IGNORED, counted, row_shares
 from tasks.distill.losses.head import output_head, sum_over_chunks
+from tasks.distill.losses.mixed import Online
 from tasks.distill.losses.soft import Divergence, divergence
 from tasks.distill.training.encoding import Encoded, collate
 from tasks.distill.training.loop import train_model
 from tasks.distill.training.objective import Batch, Objective, last_hidden
 from tasks.distill.training.own_samples import row_draws, row_number, sample_answers
 from tasks.distill.training.settings import Training
-from tasks.distill.training.tokens import check_same_tokens
-from tasks.shared.errors import ConfigError, ModelError, TechniqueError
+from tasks.distill.vocabulary import match_vocabularies
+from tasks.shared.errors import ConfigError, TechniqueError
 from tasks.shared.models import Dtype, load_model, load_tokenizer
 from tasks.shared.rows import read_rows
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun, Upstream
@@ -74,10 +75,9 @@ class OnPolicy(Training):
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Train and write the model folder with loss.csv (`train_model`).
 
-        Raises ModelError for a teacher of another vocabulary, TechniqueError for answers that the model has no positions for.
+        Raises ModelError for a teacher of another tokenizer, TechniqueError for answers that the model has no positions for.
         """
         model, teacher = inputs.one("model").path, inputs.one("teacher").path
-        check_same_tokens(model, teacher, "distill/gold, which compares across tokenizers")
         rows = read_rows(inputs.one("data").path / "train.jsonl")
         return train_model(self, model, rows, OwnAnswers(self, model, teacher, run.seed), out, run)
 
@@ -90,27 +90,29 @@ class OwnAnswers(Objective):
         tokenizer = load_tokenizer(student)
         self.end, self.pad = int(tokenizer.eos_token_id), int(tokenizer.pad_token_id)
         self.kind: Divergence = {0.0: "forward_kl", 1.0: "reverse_kl"}.get(settings.beta, "jsd")  # type: ignore[assignment]
+        self.family = match_vocabularies(*(load_tokenizer(source).get_vocab() for source in (student, teacher)))
         self.teacher: Any = None
-        self.longest = 0
+        self.columns: Tensor | None = None
+        self.longest = self.missing = 0
 
     def label(self, rows: Sequence[Encoded]) -> list[Encoded]:
-        """Adds `prompt`, the number of tokens before the answer, and `row`, which conversation it is."""
-        found = []
-        for row in rows:
-            prompt = next(place for place, label in enumerate(row["labels"]) if label != IGNORED)
-            self.longest = max(self.longest, prompt)
-            found.append({**row, "prompt": prompt, "row": row_number(row["input_ids"])})
+        """Adds `prompt`, the number of tokens before the answer, `row`, which conversation it is, `teacher_ids` and `known`: nothing
+        is learnt from a conversation with a token that the teacher lacks.
+        """
+        found = self.family.add_teacher_ids(rows)
+        for row in found:
+            row["prompt"] = next(place for place, label in enumerate(row["labels"]) if label != IGNORED)
+            row["row"] = row_number(row["input_ids"])
+        self.missing += sum(not row["known"] for row in found)
+        self.longest = max([self.longest, *(row["prompt"] for row in found)])
         return found
 
     def attach(self, model: "PreTrainedModel", device: str) -> None:
-        """Load the teacher."""
+        """Load the teacher.  Raises TechniqueError if a prompt and an answer are more than one of the models has positions for."""
         self.teacher = load_model(self.source, self.settings.teacher_dtype, device).requires_grad_(False)
-        mine, theirs = (output_head(part).vocabulary for part in (model, self.teacher))  # type: ignore[attr-defined]
-        if mine != theirs:
-            raise ModelError(
-                "inputs.teacher", f"a head of {theirs} logits, the student's has {mine}", "the same vocabulary",
-                "distill/gold, which compares across tokenizers",
-            )  # fmt: skip
+        heads = (int(part.get_output_embeddings().weight.shape[0]) for part in (model, self.teacher))
+        columns = self.family.columns(*heads)
+        self.columns = None if columns is None else columns.to(device)
         places = min(
             int(getattr(part.config.get_text_config(), "max_position_embeddings", None) or 2**31)
             for part in (model, self.teacher)
@@ -138,23 +140,21 @@ class OwnAnswers(Objective):
         """`divergence`."""
         import torch
 
-        shares = row_shares(batch["labels"], count)
+        shares = row_shares(batch["labels"], count) * batch["known"]
         if model.training and self.is_own(self.step):
             batch = self.own(model, batch)
         with torch.no_grad():
-            wanted = last_hidden(self.teacher, batch)
+            wanted = last_hidden(self.teacher, {**batch, "input_ids": batch["teacher_ids"]})
         states, _ = counted(last_hidden(model, batch), batch["labels"])
         expected, _ = counted(wanted, batch["labels"])
+        teacher = Online((expected,), output_head(self.teacher), self.columns)
         weights = token_weights(batch["labels"], shares)
-        theirs = output_head(self.teacher)
 
-        def score(logits: "Tensor", expected: "Tensor", weights: "Tensor") -> "Tensor":
-            with torch.no_grad():
-                teacher = torch.log_softmax(theirs(expected).float(), dim=-1)
-            student = torch.log_softmax(logits.float(), dim=-1)
-            return (divergence(student, teacher, self.kind, self.settings.beta) * weights).sum().view(1)
+        def score(logits: "Tensor", weights: "Tensor", *rows: "Tensor") -> "Tensor":
+            pair = teacher.pair(logits.float(), rows, 1.0)
+            return (divergence(*pair, self.kind, self.settings.beta) * weights).sum().view(1)
 
-        return {"divergence": sum_over_chunks(score, output_head(model), states, expected, weights)[0]}
+        return {"divergence": sum_over_chunks(score, output_head(model), states, weights, *teacher.rows)[0]}
 
     def own(self, model: Any, batch: Batch) -> Batch:
         """The batch with the student's answers in the place of the data's."""
@@ -164,11 +164,21 @@ class OwnAnswers(Objective):
         ]
         draws = row_draws(self.seed, self.step, batch["row"].tolist(), settings.max_new_tokens)
         answers = sample_answers(model, prompts, draws, settings.temperature, self.end, self.pad)
-        rows = [
-            {"input_ids": [*prompt, *answer], "labels": [IGNORED] * len(prompt) + answer}
-            for prompt, answer in zip(prompts, answers, strict=True)
-        ]
-        return {name: tensor.to(batch["input_ids"].device) for name, tensor in collate(rows, self.pad).items()}
+        rows = []
+        for prompt, answer in zip(prompts, map(self._scorable, answers), strict=True):
+            rows.append({"input_ids": [*prompt, *answer], "labels": [IGNORED] * len(prompt) + answer})
+        made = collate(self.family.add_teacher_ids(rows), self.pad)
+        return {name: tensor.to(batch["input_ids"].device) for name, tensor in made.items()}
+
+    def _scorable(self, answer: list[int]) -> list[int]:
+        """An answer up to the first token that the teacher lacks: a row of a padded head, which means nothing."""
+        known = self.family.to_teacher
+        lacking = (place for place, token in enumerate(answer) if token >= len(known) or known[token] < 0)
+        return answer[: next(lacking, len(answer))]
+
+    def figures(self) -> Mapping[str, float | int | str]:
+        """Conversations that could not be used."""
+        return {"rows_without_targets": self.missing} if self.missing else {}
 
 
 def token_weights(labels: "Tensor", shares: "Tensor") -> "Tensor":

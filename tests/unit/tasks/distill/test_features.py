@@ -11,7 +11,7 @@ from tasks.distill.features import PROJECTIONS, Features, Matching, projection
 from tasks.distill.layers import layer_pairs
 from tasks.distill.losses.answers import IGNORED, row_shares
 from tasks.distill.losses.features import attention_divergence, mean_over_tokens, state_distance
-from tasks.distill.training.encoding import collate, encode
+from tasks.distill.training.encoding import Encoded, collate, encode
 from tasks.prune.depth import drop_layers, write_influence
 from tasks.shared.errors import ModelError, TechniqueError
 from tasks.shared.models import load_model, save_model
@@ -50,8 +50,8 @@ def matching(tmp_path: Path, teacher: Any, student: Any, **settings: Any) -> Mat
     return made
 
 
-def batch_of(count: int = 6) -> dict[str, Any]:
-    return collate(encode(make_rows(count), build_tokenizer(), 512), 0)
+def rows_of(made: Matching, count: int = 6) -> list[Encoded]:
+    return made.label(encode(make_rows(count), build_tokenizer(), 512))
 
 
 @pytest.mark.parametrize("distance", ["mse", "cosine"])
@@ -62,19 +62,20 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn(tmp_path: Path, dist
     made = matching(
         tmp_path, build_model(), student, distance=distance, tokens=tokens, hard_weight=0, attention_weight=1
     )
-    terms = made.terms(student, batch_of(), None)
+    batch = collate(rows_of(made), 0)
+    terms = made.terms(student, batch, None)
     assert set(terms) == {"hidden", "attention"} and all(abs(term.item()) < 1e-6 for term in terms.values())
     sum(terms.values()).backward()
     assert all(p.grad is None or float(p.grad.abs().max()) < 1e-5 for p in student.parameters())
     other = build_model(seed=3)
     made.attach(other, "cpu")
-    assert all(term.item() > 0.01 for term in made.terms(other, batch_of(), None).values())
+    assert all(term.item() > 0.01 for term in made.terms(other, batch, None).values())
 
 
 def test_padding_is_nothing_and_parts_of_a_step_add_up(tmp_path: Path) -> None:
     student = build_model(num_hidden_layers=3)
     made = matching(tmp_path, build_model(seed=1, hidden_size=96, num_hidden_layers=6), student, attention_weight=1)
-    rows = encode(make_rows(6), build_tokenizer(), 512)
+    rows = rows_of(made)
     whole = made.terms(student, collate(rows, 0), None)
     assert len({len(row["input_ids"]) for row in rows}) > 1, "some are padded"
     other = made.terms(student, collate(rows, 7), None)
@@ -83,6 +84,19 @@ def test_padding_is_nothing_and_parts_of_a_step_add_up(tmp_path: Path) -> None:
     for name, value in whole.items():
         assert other[name].item() == value.item(), "what a pad is called changes nothing"
         assert sum(part[name].item() for part in parts) == pytest.approx(value.item(), rel=1e-5)
+
+
+def test_a_row_that_the_teacher_cannot_read_is_not_matched(tmp_path: Path) -> None:
+    student = build_model()
+    made = matching(tmp_path, build_model(seed=1), student)
+    rows = rows_of(made)
+    strange = [{**row, "known": int(place > 0)} for place, row in enumerate(rows)]
+    count = sum(label != IGNORED for row in rows for label in row["labels"])
+    found = made.terms(student, collate(strange, 0), count)
+    assert found["hidden"].item() == pytest.approx(
+        made.terms(student, collate(rows[1:], 0), count)["hidden"].item(), rel=1e-5
+    )
+    assert found["hard"].item() == made.terms(student, collate(rows, 0), count)["hard"].item()
 
 
 def test_distances_have_the_gradients_of_finite_differences() -> None:
@@ -168,7 +182,7 @@ def test_a_pruned_student_knows_what_it_kept(tmp_path: Path) -> None:
 
 
 def test_states_come_nearer_and_the_artifact_is_a_plain_model(tmp_path: Path) -> None:
-    inputs = make_inputs(tmp_path)
+    inputs = make_inputs(tmp_path, 14)
     out, run = empty_run(tmp_path)
     metrics = Features(**QUICK | {"epochs": 6, "hard_weight": 0})(inputs, out, run)
     curve = losses(out)
@@ -189,7 +203,7 @@ def test_what_cannot_be_matched_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TechniqueError, match="twice"):
         Features(pairs=((0, 1), (0, 1)), **QUICK)(inputs, *empty_run(tmp_path, "twice"))
     save_model(build_model(vocab_size=300), build_tokenizer(300), inputs.one("teacher").path)
-    with pytest.raises(ModelError, match="distill/gold"):
+    with pytest.raises(ModelError, match="gold"):
         Features(**QUICK)(inputs, *empty_run(tmp_path, "tokens"))
 
 
@@ -213,11 +227,11 @@ def test_projections_are_the_identity_or_keep_lengths() -> None:
 
 def test_cut_short_and_gone_on_it_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The projections are no identity here, and they have moved: without them the curve would jump."""
-    inputs = make_inputs(tmp_path)
+    inputs = make_inputs(tmp_path, 14)
     technique = Features(**QUICK | {"epochs": 2, "validation": 0.2, "batch_size": 2, "accumulation": 2})
     expected, run = empty_run(tmp_path, "whole")
     technique(inputs, expected, run)
-    out, run = interrupted(technique, inputs, tmp_path, monkeypatch, lambda trainer: trainer.state.global_step == 7)
+    out, run = interrupted(technique, inputs, tmp_path, monkeypatch, lambda trainer: trainer.state.global_step == 4)
     technique(inputs, out, run)
     assert (out / "loss.csv").read_text() == (expected / "loss.csv").read_text() and digest(out) == digest(expected)
 

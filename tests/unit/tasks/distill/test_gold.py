@@ -123,7 +123,7 @@ def test_a_tokenizer_that_is_not_of_bytes_is_refused() -> None:
 
 
 def test_the_loss_falls_and_the_artifact_is_a_plain_model(tmp_path: Path) -> None:
-    inputs = make_inputs(tmp_path)
+    inputs = make_inputs(tmp_path, 14)
     out, run = empty_run(tmp_path)
     Gold(**QUICK | {"epochs": 5, "hard_weight": 0})(inputs, out, run)
     curve = losses(out)
@@ -132,11 +132,11 @@ def test_the_loss_falls_and_the_artifact_is_a_plain_model(tmp_path: Path) -> Non
 
 
 def test_cut_short_and_gone_on_it_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    inputs = make_inputs(tmp_path)
+    inputs = make_inputs(tmp_path, 14)
     technique = Gold(**QUICK | {"epochs": 2, "validation": 0.2, "batch_size": 2, "accumulation": 2})
     expected, run = empty_run(tmp_path, "whole")
     technique(inputs, expected, run)
-    out, run = interrupted(technique, inputs, tmp_path, monkeypatch, lambda trainer: trainer.state.global_step == 7)
+    out, run = interrupted(technique, inputs, tmp_path, monkeypatch, lambda trainer: trainer.state.global_step == 4)
     technique(inputs, out, run)
     assert (out / "loss.csv").read_text() == (expected / "loss.csv").read_text() and digest(out) == digest(expected)
 
