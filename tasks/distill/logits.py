@@ -184,11 +184,8 @@ class OnlineTargets(Objective):
 
     def label(self, rows: Sequence[Encoded]) -> list[Encoded]:
         """Adds `teacher_ids` and `known`: a conversation with a token that the teacher lacks gets hard targets."""
-        found = []
-        for row in rows:
-            ids = self.family.teacher_ids(row["input_ids"])
-            self.missing += ids is None
-            found.append({**row, "teacher_ids": ids or [0] * len(row["input_ids"]), "known": int(ids is not None)})
+        found = self.family.add_teacher_ids(rows)
+        self.missing += sum(not row["known"] for row in found)
         return found
 
     def terms(self, model: Any, batch: Batch, count: "Tensor | int | None") -> "dict[str, Tensor]":

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tasks.shared.errors import ModelError
 
@@ -40,6 +40,16 @@ class Family:
             return list(ids)
         mapped = [token if token < 0 else int(self.to_teacher[token]) for token in ids]
         return None if any(new < 0 <= old for new, old in zip(mapped, ids, strict=True)) else mapped
+
+    def add_teacher_ids(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """The rows with `teacher_ids` beside `input_ids`, and `known`: 0 for a row with a token that the teacher lacks, whose
+        `teacher_ids` mean nothing.
+        """
+        found = []
+        for row in rows:
+            ids = self.teacher_ids(row["input_ids"])
+            found.append({**row, "teacher_ids": ids or [0] * len(row["input_ids"]), "known": int(ids is not None)})
+        return found
 
 
 def match_vocabularies(student: Mapping[str, int], teacher: Mapping[str, int]) -> Family:

@@ -24,6 +24,10 @@ class Objective(ABC):
     knob: str = ""
     """The settings that weigh the terms, for the warning that one of them has no say."""
 
+    step: int = 0
+    """Optimizer steps done, set by the trainer before it asks for terms: what is drawn at random is drawn by it, and so again the
+    same in a run that goes on."""
+
     def attach(self, model: "PreTrainedModel", device: str) -> None:  # noqa: B027 - most objectives have nothing to do here
         """Before training: put the teacher on the device; hang modules that are trained along (`detach` takes them off) into the model."""
 

@@ -27,6 +27,7 @@ def objective_trainer() -> type[Any]:
             self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
         ) -> Any:
             inner = self.accelerator.unwrap_model(model)
+            self.objective.step = self.state.global_step
 
             def terms() -> Any:
                 with self.accelerator.autocast():  # accelerate wraps model.forward alone, and we call its parts

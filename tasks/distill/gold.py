@@ -1,0 +1,188 @@
+"""Soft targets of a teacher that has another tokenizer: ULD (Boizard et al. 2024, arXiv 2402.12030) as TRL's GOLD does it.
+
+Both models read the conversation in their own chat format and tokens; the answer's text is the same, and its tokens are brought
+together by their bytes.  The loss is TRL's class (`losses/universal.py`), the loop is this stage's: TRL 1.16's `GOLDTrainer`
+renders the prompt for the teacher from the student's text, markup and all, averages rows whatever their batches, and its resume
+restores no sampler.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from tasks.distill.losses.answers import IGNORED, answer_loss, row_shares
+from tasks.distill.losses.head import output_head
+from tasks.distill.losses.universal import Alignment, Offsets, Side, UniversalLoss, answer_offsets
+from tasks.distill.training.encoding import Encoded, collate, encode
+from tasks.distill.training.loop import train_model
+from tasks.distill.training.objective import Batch, Objective, last_hidden
+from tasks.distill.training.settings import Training
+from tasks.shared.errors import ConfigError, TechniqueError
+from tasks.shared.models import Dtype, load_model, load_tokenizer
+from tasks.shared.rows import Row, read_rows
+from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun, Upstream
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+log = logging.getLogger(__name__)
+UNLIMITED = 2**31
+"""Tokens: the rows' own limit is the student's `max_tokens`."""
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class Gold(Training):
+    """Train on the answers, and on the distance of next-token distributions from those of a teacher of any tokenizer."""
+
+    ports: ClassVar[Mapping[str, Port]] = {
+        "model": Port((Kind.MODEL,)),
+        "data": Port((Kind.TRACES, Kind.CORPUS)),
+        "teacher": Port((Kind.MODEL,)),
+    }
+    produces: ClassVar[Kind] = Kind.MODEL
+
+    hard_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the answers' cross-entropy."""
+    soft_weight: Annotated[float, Field(ge=0)] = 1.5
+    """Weight of the distance from the teacher; 1.5 is the paper's."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Softens both distributions."""
+    alignment: Alignment = "bytes"
+    """How tokens of the two are brought together: by the bytes at which both end one (byte-level BPE), or the n-th with the n-th."""
+    hybrid: bool = True
+    """Compare tokens that both vocabularies have as such, and only the others by sorted probabilities."""
+    teacher_dtype: Dtype = "float32"
+    """Weights of the teacher in memory."""
+
+    def plan_problems(
+        self, where: str, inputs: Mapping[str, tuple[str, ...]], upstream: Mapping[str, Upstream]
+    ) -> Iterator[ConfigError]:
+        """A teacher without a say."""
+        if not self.soft_weight:
+            yield ConfigError(f"{where}.soft_weight", "0", "above 0", f"{where}.soft_weight=1.5, or distill/sft")
+
+    def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
+        """Train and write the model folder with loss.csv (`train_model`).
+
+        Raises ModelError for a tokenizer that `alignment` cannot use, TechniqueError for a `hybrid` of nothing in common.
+        """
+        model, teacher = inputs.one("model").path, inputs.one("teacher").path
+        rows = read_rows(inputs.one("data").path / "train.jsonl")
+        return train_model(self, model, rows, OtherTokens(self, model, teacher, rows), out, run)
+
+
+@dataclass(frozen=True)
+class Twin:
+    """A conversation in the teacher's tokens, and where both models' answer tokens stand in the answer's text.
+
+    start: the teacher's tokens before the answer.  offsets: of the student's and of the teacher's answer tokens.
+    """
+
+    ids: list[int]
+    start: int
+    offsets: tuple[Offsets, Offsets]
+
+
+class OtherTokens(Objective):
+    """Hard labels, and the distance from a teacher that reads the same conversation in tokens of its own."""
+
+    knob = "hard_weight and soft_weight"
+
+    def __init__(self, settings: Gold, student: Path, teacher: Path, rows: Sequence[Row]) -> None:
+        self.settings, self.source = settings, teacher
+        self.tokenizers = load_tokenizer(student), load_tokenizer(teacher)
+        if self.tokenizers[0].get_vocab() == self.tokenizers[1].get_vocab():
+            log.warning(
+                "the teacher has the student's own tokens: distill/logits compares them one by one, and says more"
+            )
+        mine, theirs = (encode(rows, tokenizer, UNLIMITED) for tokenizer in self.tokenizers)
+        self.twins = {
+            tuple(own["input_ids"]): self._twin(row, own, other)
+            for row, own, other in zip(rows, mine, theirs, strict=True)
+        }
+        self.longest = max(len(row["input_ids"]) for row in theirs)
+        self.batched: list[Twin] = []
+        self.teacher: Any = None
+
+    def _twin(self, row: Row, mine: Encoded, theirs: Encoded) -> Twin:
+        spoken = [[token for token in side["labels"] if token != IGNORED] for side in (mine, theirs)]
+        if self.settings.alignment == "bytes":
+            answer = row.answer.strip()
+            first, second = (answer_offsets(*side, answer) for side in zip(self.tokenizers, spoken, strict=True))
+        else:
+            first, second = ([[0, 0]] * len(side) for side in spoken)
+        return Twin(theirs["input_ids"], len(theirs["input_ids"]) - len(spoken[1]), (first, second))
+
+    def label(self, rows: Sequence[Encoded]) -> list[Encoded]:
+        """Adds `row`, the conversation's place in `batched`."""
+        start = len(self.batched)
+        self.batched += [self.twins[tuple(row["input_ids"])] for row in rows]
+        return [{**row, "row": start + place} for place, row in enumerate(rows)]
+
+    def attach(self, model: "PreTrainedModel", device: str) -> None:
+        """Load the teacher and TRL's loss.  Raises TechniqueError for what these two models have no room for."""
+        self.teacher = load_model(self.source, self.settings.teacher_dtype, device).requires_grad_(False)
+        places = getattr(self.teacher.config.get_text_config(), "max_position_embeddings", None) or UNLIMITED
+        if self.longest > places:
+            raise TechniqueError(
+                "inputs.teacher", f"a conversation takes {self.longest} of its tokens, it has {places} positions",
+                "a teacher that can read every row", "leave out the longest rows, or take another teacher",
+            )  # fmt: skip
+        settings = self.settings
+        for part, tokenizer in zip((model, self.teacher), self.tokenizers, strict=True):
+            last, logits = max(tokenizer.get_vocab().values()), output_head(part).vocabulary  # type: ignore[attr-defined]
+            if settings.hybrid and last >= logits:
+                raise TechniqueError(
+                    "hybrid", f"a tokenizer that goes up to {last}, and {logits} logits", "a logit for each token",
+                    "hybrid=false",
+                )  # fmt: skip
+        self.loss = UniversalLoss(*self.tokenizers, settings.alignment, settings.hybrid, settings.temperature, device)
+
+    def detach(self, model: "PreTrainedModel") -> None:
+        """Let the teacher go."""
+        self.teacher = None
+
+    def terms(self, model: Any, batch: Batch, count: "Tensor | int | None") -> "dict[str, Tensor]":
+        """`hard` and `soft`, those whose weight is not 0."""
+        import torch
+
+        settings, labels = self.settings, batch["labels"]
+        hidden, found = last_hidden(model, batch), {}
+        if settings.hard_weight:
+            found["hard"] = settings.hard_weight * answer_loss(hidden, output_head(model), labels, count)
+        if settings.soft_weight:
+            twins = [self.batched[row] for row in batch["row"].tolist()]
+            apart = self._distances(model, hidden, batch, twins)
+            found["soft"] = settings.soft_weight * (torch.stack(apart) * row_shares(labels, count)).sum()
+        return found
+
+    def _distances(self, model: Any, hidden: "Tensor", batch: Batch, twins: Sequence[Twin]) -> "list[Tensor]":
+        """The distance of each row, its logits computed again in the backward pass: no more than one row's exist at a time."""
+        import torch
+        from torch.utils.checkpoint import checkpoint
+
+        device = hidden.device
+        theirs = collate([{"input_ids": twin.ids} for twin in twins], self.tokenizers[1].pad_token_id)
+        with torch.no_grad():
+            wanted = last_hidden(self.teacher, {name: tensor.to(device) for name, tensor in theirs.items()})
+        heads = output_head(model), output_head(self.teacher)
+
+        def distance(states: "Tensor", expected: "Tensor", *rest: "Tensor") -> "Tensor":
+            with torch.no_grad():
+                target = heads[1](expected).float()
+            return self.loss(Side(heads[0](states).float(), *rest[:2]), Side(target, *rest[2:]))
+
+        found = []
+        for row, twin in enumerate(twins):
+            first = int((batch["labels"][row] != IGNORED).nonzero()[0]) - 1
+            mine = slice(first, first + 1 + len(twin.offsets[0]))
+            other = slice(twin.start - 1, len(twin.ids))
+            places = [torch.tensor([[0, 0], *offsets], device=device) for offsets in twin.offsets]
+            rest = [batch["input_ids"][row, mine], places[0], torch.tensor(twin.ids[other], device=device), places[1]]
+            found.append(checkpoint(distance, hidden[row, mine], wanted[row, other], *rest, use_reentrant=False))
+        return found

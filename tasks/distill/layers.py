@@ -1,0 +1,67 @@
+"""Which of the student's layers learns from which of the teacher's."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from tasks.shared.errors import TechniqueError
+
+Rule = Literal["uniform", "last", "first", "kept"]
+Pairs = tuple[tuple[int, int], ...]
+"""(student's layer, teacher's layer), both from 0, next to the embedding."""
+KEPT = "influence.csv"
+"""What `prune/depth` writes beside its model: a line for each layer that there was, and whether it was dropped."""
+
+
+def layer_pairs(rule: Rule, student: int, teacher: int, kept: Sequence[int] = ()) -> Pairs:
+    """Pairs by a rule, for so many layers.
+
+    uniform: spread over the teacher's depth, last to last (PKD-skip, Sun et al. 2019, arXiv 1908.09355, section 3.2).
+    last: the last ones of both (PKD-last, ibid.).  first: the first ones of both.
+    kept: every layer and the one that it was before the others were dropped; `kept` names those.
+    """
+    common = min(student, teacher)
+    match rule:
+        case "uniform":
+            return tuple((index, -(-(index + 1) * teacher // student) - 1) for index in range(student))
+        case "last":
+            return tuple((student - common + index, teacher - common + index) for index in range(common))
+        case "first":
+            return tuple((index, index) for index in range(common))
+        case "kept":
+            return tuple(enumerate(kept))
+
+
+def check_pairs(pairs: Pairs, student: int, teacher: int) -> Pairs:
+    """Pairs given by hand, as they are.  Raises TechniqueError for a layer that one of the two does not have, or a pair given twice."""
+    outside = [pair for pair in pairs if pair[0] >= student or pair[1] >= teacher]
+    if outside:
+        raise TechniqueError(
+            "pairs", f"no such layers: {outside}", f"student's 0 to {student - 1}, teacher's 0 to {teacher - 1}"
+        )
+    if len(set(pairs)) < len(pairs):
+        raise TechniqueError("pairs", f"a pair stands twice in {list(pairs)}", "every pair once")
+    return pairs
+
+
+def kept_layers(folder: Path, student: int, teacher: int) -> list[int]:
+    """The teacher's layers that a student made by `prune/depth` still has, by its record.
+
+    Raises TechniqueError if there is no record, or if it is of other models than these.
+    """
+    fix = "layers=uniform, or give the step the pruned model itself and the model that was pruned as its teacher"
+    record = folder / KEPT
+    if not record.is_file():
+        raise TechniqueError("layers", f"kept, and the student has no {KEPT}", "a student made by prune/depth", fix)
+    with record.open(encoding="utf-8", newline="") as stream:
+        dropped = [line["dropped"] == "1" for line in csv.DictReader(stream)]
+    kept = [index for index, gone in enumerate(dropped) if not gone]
+    if (len(kept), len(dropped)) != (student, teacher):
+        raise TechniqueError(
+            "layers",
+            f"kept, and {KEPT} is of {len(kept)} layers out of {len(dropped)}; the student has {student}, the teacher {teacher}",
+            "the model that was pruned as teacher",
+            fix,
+        )
+    return kept

@@ -1,0 +1,105 @@
+"""Soft targets across tokenizers, by TRL's loss: universal logit distillation (Boizard et al. 2024, arXiv 2402.12030), with TRL's
+alignment of tokens by bytes and its direct comparison of tokens that both vocabularies have (GOLD).
+
+`trl.experimental` may change in any release: all that is used of it is named here, and pyproject holds TRL to one minor version.
+"""
+
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from tasks.shared.errors import ModelError, TechniqueError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+Alignment = Literal["bytes", "positions"]
+Offsets = list[list[int]]
+"""First byte of each token in its text, and the one after its last."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """One model's part of a row.
+
+    logits: (tokens + 1, vocabulary) float32, of the answer's tokens and of the token before them; each predicts the next.
+    ids: (tokens + 1,).  offsets: (tokens + 1, 2), bytes in the answer's text, which is the same on both sides; the first is unused.
+    """
+
+    logits: "Tensor"
+    ids: "Tensor"
+    offsets: "Tensor"
+
+
+class UniversalLoss:
+    """Distance of the two models' next-token distributions over one answer, mean over the tokens that could be aligned."""
+
+    def __init__(
+        self, student: "PreTrainedTokenizerBase", teacher: "PreTrainedTokenizerBase", alignment: Alignment, hybrid: bool,
+        temperature: float, device: str,
+    ) -> None:  # fmt: skip
+        """alignment: bytes: tokens are joined up to the next byte at which both end one, and their probabilities multiplied;
+        positions: the n-th of one with the n-th of the other.  hybrid: tokens that both vocabularies have are compared as such
+        (JSD), the rest by sorted probabilities; else all by sorted probabilities.
+
+        Raises TechniqueError if `hybrid` finds no token in common.
+        """
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it warns of being experimental, whoever asks
+            from trl.experimental.gold import GOLDConfig
+            from trl.experimental.gold.gold_trainer import ULDLoss
+        if hybrid and not set(student.get_vocab()) & set(teacher.get_vocab()):
+            raise TechniqueError(
+                "hybrid", "the two vocabularies have no token in common", "one at least", "hybrid=false"
+            )
+        settings = GOLDConfig(
+            output_dir="unused", report_to="none", use_cpu=True, bf16=False, use_uld_loss=True,
+            use_extended_uld=alignment == "bytes", uld_use_hybrid_loss=hybrid,
+            uld_student_temperature=temperature, uld_teacher_temperature=temperature,
+            # its other strategy compares what follows a token with the token itself where several are joined
+            uld_token_merge_strategy="bayesian",
+        )  # fmt: skip
+        self._loss: Any = ULDLoss(settings, student_tokenizer=student, teacher_tokenizer=teacher, device=device)
+
+    def __call__(self, student: Side, teacher: Side) -> "Tensor":
+        """A float32 scalar, >= 0; 0 with a zero gradient when both sides are the same.  The end of turn is not compared: it is
+        the last token of both sides, and hard labels teach it.
+        """
+        import torch
+
+        labels = [torch.cat([side.ids.new_tensor([-100]), side.ids[1:]])[None] for side in (student, teacher)]
+        return self._loss(
+            student.logits[None], teacher.logits[None], *labels, student.ids[None], teacher.ids[None],
+            student_byte_offsets=student.offsets[None], teacher_byte_offsets=teacher.offsets[None],
+        ).reshape(())  # fmt: skip
+
+
+def answer_offsets(tokenizer: "PreTrainedTokenizerBase", ids: list[int], answer: str) -> Offsets:
+    """Byte offsets of an answer's tokens; tokens after the text, such as the end of turn, stand at its end.
+
+    ids: what the model is trained on.  Raises ModelError for a tokenizer that is not of bytes, or that cuts the text otherwise when
+    the end of turn follows.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from trl.experimental.utils import encode_with_byte_offsets
+    name = str(tokenizer.name_or_path)
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise ModelError(
+            name, "a tokenizer that does not say where its tokens stand", "a fast one", "alignment=positions"
+        )
+    try:
+        ((found, offsets),) = encode_with_byte_offsets(backend, [answer])
+    except (NotImplementedError, ValueError) as error:
+        raise ModelError(
+            name, f"its tokens cannot be placed by bytes: {error}", "byte-level BPE", "alignment=positions"
+        ) from error
+    if found != ids[: len(found)]:
+        raise ModelError(
+            name, "it cuts an answer otherwise when its end of turn follows", "an end of turn that is a token of its own",
+            "alignment=positions",
+        )  # fmt: skip
+    end = len(answer.encode())
+    return [list(pair) for pair in offsets] + [[end, end]] * (len(ids) - len(found))
