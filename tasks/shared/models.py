@@ -207,11 +207,12 @@ def save_model(
     """Write a folder that plain transformers loads: safetensors in `dtype`, config, generation config, tokenizer."""
     import torch
 
-    model.config.eos_token_id = tokenizer.eos_token_id
-    model.config.pad_token_id = tokenizer.pad_token_id
-    if model.generation_config is not None:
-        model.generation_config.eos_token_id = tokenizer.eos_token_id
-        model.generation_config.pad_token_id = tokenizer.pad_token_id
+    both: list[Any] = [model.config, model.generation_config]
+    for settings in filter(None, both):
+        known = settings.eos_token_id
+        if not (isinstance(known, list) and tokenizer.eos_token_id in known):  # Llama 3 ends turns in three ways
+            settings.eos_token_id = tokenizer.eos_token_id
+        settings.pad_token_id = tokenizer.pad_token_id
     model.to(getattr(torch, dtype)).save_pretrained(out)
     tokenizer.save_pretrained(out)
 

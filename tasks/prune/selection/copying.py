@@ -1,0 +1,106 @@
+"""A student's configuration and weights, filled from its teacher's."""
+
+import copy
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tasks.prune.depth import PER_LAYER_CONFIG
+from tasks.prune.selection.picks import Picks
+from tasks.prune.selection.shape import Shape
+from tasks.shared.errors import TechniqueError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
+NORM_NAMES = (
+    "norm",
+    "input_layernorm",
+    "post_attention_layernorm",
+    "pre_feedforward_layernorm",
+    "post_feedforward_layernorm",
+)
+AXES: Mapping[str, tuple[str, ...]] = {
+    "embed_tokens.weight": ("", "hidden"),
+    "lm_head.weight": ("", "hidden"),
+    **{f"{name}.weight": ("hidden",) for name in NORM_NAMES},
+    **{"q_proj.weight": ("heads", "hidden"), "q_proj.bias": ("heads",)},
+    **{f"{name}_proj.weight": ("kv_heads", "hidden") for name in "kv"},
+    **{f"{name}_proj.bias": ("kv_heads",) for name in "kv"},
+    **{"o_proj.weight": ("hidden", "heads"), "o_proj.bias": ("hidden",)},
+    **{f"{name}_proj.weight": ("neurons", "hidden") for name in ("gate", "up")},
+    **{f"{name}_proj.bias": ("neurons",) for name in ("gate", "up")},
+    **{"down_proj.weight": ("hidden", "neurons"), "down_proj.bias": ("hidden",)},
+}
+"""What the axes of a weight count, by the end of its name; an axis without a name is taken whole, and so is any other weight."""
+SHOWN = 5
+
+
+def student_config(teacher: Any, shape: Shape, origins: Sequence[int]) -> Any:
+    """The teacher's configuration with the student's sizes.  origins: the teacher's layer that each layer's kind follows.
+
+    The head size stays the teacher's, whatever the width: rotary positions turn its channels in pairs.
+    """
+    config = copy.deepcopy(teacher)
+    config.num_hidden_layers, config.hidden_size, config.intermediate_size = (
+        shape.layers,
+        shape.hidden,
+        shape.intermediate,
+    )
+    config.num_attention_heads, config.num_key_value_heads, config.head_dim = (
+        shape.heads,
+        shape.kv_heads,
+        shape.head_dim,
+    )
+    for name in PER_LAYER_CONFIG:
+        values = getattr(teacher, name, None)
+        if isinstance(values, list | tuple):
+            setattr(config, name, [values[index] for index in origins])
+    if getattr(teacher, "max_window_layers", None) is not None:
+        config.max_window_layers = sum(index < teacher.max_window_layers for index in origins)
+    return config
+
+
+def take(weight: "Tensor", name: str, picks: Picks) -> "Tensor":
+    """The student's part of one of the teacher's weights."""
+    along = picks.along()
+    for dimension, axis in enumerate(AXES.get(".".join(name.split(".")[-2:]), ())):
+        if axis:
+            weight = weight.index_select(dimension, along[axis].to(weight.device))
+    return weight
+
+
+def fill(student: "PreTrainedModel", teacher: "PreTrainedModel", layers: Sequence[int], picks: Sequence[Picks]) -> int:
+    """Fill the student's weights in place from the teacher's; layers beyond `layers` stay as they are.  Returns how many were copied.
+
+    layers: the teacher's layer for each of the student's.  picks: what is taken, by teacher layer.
+    Raises TechniqueError for weights that are not known to shrink in this way.
+    """
+    import torch
+
+    given, wanted = teacher.state_dict(), student.state_dict()
+    found: dict[str, Tensor] = {}
+    for name in wanted:
+        match = LAYER.fullmatch(name)
+        if match and int(match[1]) >= len(layers):
+            continue
+        origin = layers[int(match[1])] if match else 0
+        source = f"model.layers.{origin}.{match[2]}" if match else name
+        found[name] = take(given[source], name, picks[origin])
+    odd = [name for name, weight in found.items() if weight.shape != wanted[name].shape]
+    if odd:
+        shown = ", ".join(
+            f"{name} ({tuple(found[name].shape)} for {tuple(wanted[name].shape)})" for name in odd[:SHOWN]
+        )
+        raise TechniqueError(
+            type(teacher).__name__,
+            f"{len(odd)} weights that are not known to be cut like this: {shown}",
+            "a dense decoder of the Llama, Mistral, Qwen or Gemma families",
+            "keep the teacher's width and take layers alone",
+        )
+    with torch.no_grad():
+        for name, weight in found.items():
+            wanted[name].copy_(weight)
+    return sum(parameter.numel() for name, parameter in student.named_parameters() if name in found)

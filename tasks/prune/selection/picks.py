@@ -1,0 +1,83 @@
+"""Which channels, neurons and heads of a teacher a narrower student takes (pure tensor maths)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tasks.prune.selection.shape import Shape
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How much each part does; larger is kept.  hidden: (hidden,).  heads: (layers, heads).  neurons: (layers, intermediate)."""
+
+    hidden: "Tensor"
+    heads: "Tensor"
+    neurons: "Tensor"
+
+
+@dataclass(frozen=True)
+class Picks:
+    """What of one teacher layer is taken, as ascending indices: heads, key-value heads, neurons; and channels, the same in all layers."""
+
+    hidden: "Tensor"
+    heads: "Tensor"
+    kv_heads: "Tensor"
+    neurons: "Tensor"
+    head_dim: int
+
+    def along(self) -> Mapping[str, "Tensor"]:
+        """Indices by kind of axis; an axis of heads has head_dim rows for each."""
+        return {
+            "hidden": self.hidden,
+            "heads": rows_of(self.heads, self.head_dim),
+            "kv_heads": rows_of(self.kv_heads, self.head_dim),
+            "neurons": self.neurons,
+        }
+
+
+def rows_of(heads: "Tensor", head_dim: int) -> "Tensor":
+    """Rows of a projection that belong to the heads: (heads,) -> (heads * head_dim,)."""
+    import torch
+
+    return (heads[:, None] * head_dim + torch.arange(head_dim)).flatten()
+
+
+def leading(shape: Shape) -> Scores:
+    """Scores by which the first of everything is taken: consecutive selection (Xu et al. 2023, arXiv 2311.18823, section 3)."""
+    import torch
+
+    falling = [-torch.arange(size, dtype=torch.float64) for size in (shape.hidden, shape.heads, shape.intermediate)]
+    return Scores(falling[0], falling[1].expand(shape.layers, -1), falling[2].expand(shape.layers, -1))
+
+
+def highest(scores: "Tensor", count: int) -> "Tensor":
+    """Ascending indices of the largest scores; of equal ones the first."""
+    return scores.argsort(descending=True, stable=True)[:count].sort().values
+
+
+def choose_heads(scores: "Tensor", teacher: Shape, student: Shape) -> "tuple[Tensor, Tensor]":
+    """Query heads and the key-value heads that they share, for one layer.
+
+    scores: (heads,).  Of each group of query heads that share a key-value head the best are candidates; the groups with the
+    largest sum of candidates stay.  So every head keeps the key-value head it was trained with.
+    """
+    import torch
+
+    grouped = scores.view(teacher.kv_heads, teacher.group)
+    best = torch.stack([highest(group, student.group) for group in grouped])  # (kv_heads, kept of each group)
+    kv_heads = highest(grouped.gather(1, best).sum(1), student.kv_heads)
+    return (kv_heads[:, None] * teacher.group + best[kv_heads]).flatten(), kv_heads
+
+
+def choose(scores: Scores, teacher: Shape, student: Shape) -> list[Picks]:
+    """What is taken of each of the teacher's layers."""
+    hidden = highest(scores.hidden, student.hidden)
+    found = []
+    for heads, neurons in zip(scores.heads, scores.neurons, strict=True):
+        queries, kv_heads = choose_heads(heads, teacher, student)
+        found.append(Picks(hidden, queries, kv_heads, highest(neurons, student.intermediate), teacher.head_dim))
+    return found

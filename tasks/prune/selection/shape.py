@@ -1,0 +1,125 @@
+"""The sizes of a decoder, those that a student may have, and which of its teacher's layers it takes (pure, no libraries)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from tasks.shared.errors import TechniqueError
+
+Rule = Literal["uniform", "first", "last", "ends", "none"]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a decoder.  kv_heads: heads of keys and values, each shared by heads / kv_heads query heads."""
+
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+
+    @property
+    def group(self) -> int:
+        """Query heads that share one head of keys and values."""
+        return self.heads // self.kv_heads
+
+
+def shape_of(config: Any) -> Shape:
+    """The sizes in a configuration.  Raises TechniqueError if one is missing, or is a list with a value per layer."""
+    names = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads")
+    sizes = [getattr(config, name, None) for name in names]
+    odd = [name for name, size in zip(names, sizes, strict=True) if not isinstance(size, int)]
+    if odd:
+        raise TechniqueError(
+            type(config).__name__, f"no single {', '.join(odd)}", "a Llama, Mistral, Qwen or Gemma configuration", "another model, or prune/depth"
+        )  # fmt: skip
+    layers, hidden, intermediate, heads = (int(size) for size in sizes if size is not None)
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    return Shape(layers, hidden, intermediate, heads, kv_heads, getattr(config, "head_dim", None) or hidden // heads)
+
+
+def student_shape(
+    teacher: Shape, layers: int, hidden: int, intermediate: int, heads: int, kv_heads: int, deeper: bool = False
+) -> Shape:
+    """The student's sizes; 0 means as the teacher.  Of heads and kv_heads one follows the other, in the teacher's ratio.
+
+    deeper: more layers than the teacher's are allowed.
+    Raises TechniqueError for a size above the teacher's, or query heads that do not fit the heads they would share.
+    """
+    kv_heads = kv_heads or (_divided(heads, teacher) if heads else teacher.kv_heads)
+    heads = heads or kv_heads * teacher.group
+    wanted = Shape(
+        layers or teacher.layers, hidden or teacher.hidden, intermediate or teacher.intermediate, heads, kv_heads, teacher.head_dim
+    )  # fmt: skip
+    limits = {
+        "hidden_size": (wanted.hidden, teacher.hidden),
+        "intermediate_size": (wanted.intermediate, teacher.intermediate),
+        "heads": (wanted.heads, teacher.heads),
+        "kv_heads": (wanted.kv_heads, teacher.kv_heads),
+    }
+    if not deeper:
+        limits["layers"] = (wanted.layers, teacher.layers)
+    for name, (size, limit) in limits.items():
+        if size > limit:
+            fix = f"{name}={limit}" + (
+                " or less, or rule=none for layers that start afresh" if name == "layers" else " or less"
+            )
+            raise TechniqueError(name, f"{size}, and the teacher has {limit}", "no more than there is to take", fix)
+    check_heads(wanted.heads, wanted.kv_heads)
+    if wanted.group > teacher.group:
+        raise TechniqueError(
+            "heads",
+            f"{wanted.group} query heads for each of {wanted.kv_heads} key-value heads, and the teacher has {teacher.group}",
+            f"at most {teacher.group}: each was trained with its own key-value head",
+            f"heads={wanted.kv_heads * teacher.group}, or more kv_heads",
+        )
+    return wanted
+
+
+def _divided(heads: int, teacher: Shape) -> int:
+    check_heads(
+        heads,
+        teacher.group,
+        f"kv_heads given too, or a multiple of the teacher's {teacher.group} query heads per key-value head",
+    )
+    return heads // teacher.group
+
+
+def check_heads(heads: int, parts: int, wanted: str = "a multiple of kv_heads") -> None:
+    """Raises TechniqueError unless the query heads divide evenly."""
+    if heads % parts:
+        raise TechniqueError(
+            "heads", f"{heads}, not a multiple of {parts}", wanted, f"heads={max(1, heads // parts) * parts}"
+        )
+
+
+def layers_by_rule(rule: Rule, count: int, total: int) -> list[int]:
+    """The teacher's layer for each of the student's, `count` of `total`; empty for rule "none".
+
+    uniform: evenly spaced from the first to the last (Sanh et al. 2019, arXiv 1910.01108, section 2, take one out of two).
+    ends: the first half from the input, the rest from the output.
+    """
+    match rule:
+        case "none":
+            return []
+        case "first":
+            return list(range(count))
+        case "last":
+            return list(range(total - count, total))
+        case "ends":
+            head = -(-count // 2)
+            return [*range(head), *range(total - count + head, total)]
+        case _:
+            return [round(place * (total - 1) / (count - 1)) for place in range(count)] if count > 1 else [0]
+
+
+def check_taken(taken: Sequence[int], total: int) -> list[int]:
+    """Explicit teacher layers, in the teacher's order.  Raises TechniqueError for one that it lacks, or that stands twice."""
+    outside = sorted(index for index in set(taken) if not 0 <= index < total)
+    if outside:
+        raise TechniqueError("take", f"no layer {', '.join(map(str, outside))} in the teacher", f"0 to {total - 1}")
+    if len(set(taken)) != len(taken):
+        raise TechniqueError("take", f"a layer stands twice in {list(taken)}", "every layer once")
+    return sorted(taken)

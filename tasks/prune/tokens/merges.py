@@ -1,0 +1,99 @@
+"""Which tokens a vocabulary needs so that byte-pair encoding still builds the ones that are wanted (pure, no libraries).
+
+Byte-pair encoding (Sennrich et al. 2016, arXiv 1508.07909, section 3.2) applies, as long as one applies, the merge of lowest
+rank to neighbouring symbols.  The merges inside a finished token never look beyond it, so they are those of the token by itself.
+A vocabulary that keeps every symbol on the way to the tokens of a text, and every merge between kept symbols, hence meets the
+same merge at each step of that text, and cuts it as before.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+"""A byte of a character that has no token, as SentencePiece writes it."""
+NUMBER = re.compile(r"[Ġ▁]?[0-9]+")
+"""Digits, perhaps after a space: Ġ in byte-level vocabularies, ▁ in SentencePiece's."""
+PUNCTUATION = re.compile(r"[Ġ▁]?[!-/:-@\[-`{-~]")
+RESERVED = re.compile(r"[<\[]\|?_?(?:reserved|unused)[^>\]]*[>\]]", re.IGNORECASE)
+"""A place that a tokenizer's maker left free: <unused7>, <|reserved_special_token_3|>."""
+
+
+@dataclass(frozen=True)
+class Merges:
+    """The tokens of a byte-pair vocabulary and the merges between them, in their order of rank."""
+
+    tokens: frozenset[str]
+    pairs: Sequence[tuple[str, str]]
+    _known: dict[str, frozenset[str]] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def ranks(self) -> Mapping[tuple[str, str], int]:
+        """Rank of each merge; of one that stands twice, the later, as the tokenizers library has it."""
+        return {pair: rank for rank, pair in enumerate(self.pairs)}
+
+    def parts(self, token: str) -> frozenset[str]:
+        """Every symbol on the way from single characters to the token, itself included; empty if merges never arrive there."""
+        if token not in self._known:
+            self._known[token] = self._follow(token)
+        return self._known[token]
+
+    def _follow(self, token: str) -> frozenset[str]:
+        symbols = list(token)
+        seen = set(symbols)
+        if not seen <= self.tokens:
+            return frozenset()
+        while len(symbols) > 1:
+            ranked = [
+                (self.ranks[pair], place) for place, pair in enumerate(zip(symbols, symbols[1:], strict=False)) if pair in self.ranks
+            ]  # fmt: skip
+            if not ranked:
+                return frozenset()
+            _, place = min(ranked)
+            symbols[place : place + 2] = [symbols[place] + symbols[place + 1]]
+            seen.add(symbols[place])
+        return frozenset(seen)
+
+    def closed(self, tokens: Iterable[str]) -> set[str]:
+        """The tokens and all that they are built from; one that merges cannot build (an added token, a whole word) needs nothing."""
+        found: set[str] = set()
+        for token in tokens:
+            found |= self.parts(token) or {token}
+        return found
+
+    def filled(self, kept: Iterable[str], size: int) -> set[str]:
+        """The kept tokens and, by rank, as many others with their parts as fit into `size`; merges rank by frequency in training."""
+        found = set(kept)
+        for left, right in self.pairs:
+            if len(found) >= size:
+                break
+            more = self.parts(left + right) - found
+            if len(found) + len(more) <= size:
+                found |= more
+        return found
+
+    def between(self, kept: Iterable[str]) -> list[tuple[str, str]]:
+        """The merges whose two sides and result are all kept, in their order."""
+        found = set(kept)
+        return [pair for pair in self.pairs if found.issuperset((*pair, "".join(pair)))]
+
+
+def rounded_up(count: int, multiple: int) -> int:
+    """The next multiple."""
+    return -(-count // multiple) * multiple
+
+
+def always_kept(tokens: Iterable[str], byte_level: bool, numbers: bool) -> set[str]:
+    """Tokens without which some text could not be written, or would be written in pieces no one has seen: bytes, punctuation, digits.
+
+    byte_level: single characters are the bytes.  Else bytes are spelt out and only ASCII characters are kept with them.
+    numbers: tokens of several digits too.
+    """
+    found = set()
+    for token in tokens:
+        single = len(token) == 1 and (byte_level or token.isascii() or token == "▁")
+        digits = NUMBER.fullmatch(token) if numbers else None
+        if single or digits or PUNCTUATION.fullmatch(token) or (not byte_level and BYTE.fullmatch(token)):
+            found.add(token)
+    return found

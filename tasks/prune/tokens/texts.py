@@ -1,0 +1,69 @@
+"""The texts of a domain: conversations as models read and write them, articles, and files of the user's.  Never a test split."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tasks.evaluate.likelihoods.documents import read_texts
+from tasks.shared.articles import read_articles, with_article
+from tasks.shared.calibration import CALIBRATION_FILE
+from tasks.shared.models import render
+from tasks.shared.rows import Row, read_rows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TRAINING_FILE = "train.jsonl"
+ARTICLE_FILE = "articles.jsonl"
+PIECE_BYTES = 4096
+HELD_OUT_EVERY = 10
+
+
+@dataclass(frozen=True)
+class Passage:
+    """Texts that belong together.  group: the phrasing group of a conversation; empty for what is no conversation."""
+
+    group: str
+    texts: tuple[str, ...]
+
+
+def domain(
+    tokenizer: "PreTrainedTokenizerBase", folders: Iterable[Path], files: Iterable[Path], articles: bool
+) -> list[Passage]:
+    """All passages of corpora or traces (their training and calibration rows) and of the user's files, each once, in order.
+
+    articles: the corpora's articles too, but for those that are held out for the test.
+    Raises DataError for a file with bad lines or that cannot be read.
+    """
+    found: list[Passage] = []
+    for folder in folders:
+        splits = [folder / name for name in (TRAINING_FILE, CALIBRATION_FILE) if (folder / name).is_file()]
+        found += [
+            conversation(tokenizer, row) for split in splits or [folder / TRAINING_FILE] for row in read_rows(split)
+        ]
+        if articles and (folder / ARTICLE_FILE).is_file():
+            known = read_articles(folder / ARTICLE_FILE).values()
+            turns = [
+                [{"role": "user", "content": with_article(each.title, each)}] for each in known if not each.held_out
+            ]
+            found += [Passage("", (render(tokenizer, turn),)) for turn in turns]
+    for file in files:
+        found += [Passage("", (document.text,)) for document in read_texts(file, PIECE_BYTES)]
+    return list(dict.fromkeys(found))
+
+
+def conversation(tokenizer: "PreTrainedTokenizerBase", row: Row) -> Passage:
+    """A row in every form in which it is tokenised: whole for training, up to the answer for asking, the answer by itself."""
+    whole = render(tokenizer, [message.model_dump() for message in row.messages], add_generation_prompt=False)
+    return Passage(row.group, (whole, render(tokenizer, row.prompt), row.answer, row.intent))
+
+
+def without_every_tenth(passages: Sequence[Passage]) -> tuple[list[Passage], list[Passage]]:
+    """Passages to choose by and passages to try the choice on: every tenth phrasing group, at least one.
+
+    None to try on when there are fewer than two groups.
+    """
+    groups = sorted({passage.group for passage in passages if passage.group})
+    held = set(groups[::HELD_OUT_EVERY]) if len(groups) > 1 else set()
+    return [each for each in passages if each.group not in held], [each for each in passages if each.group in held]

@@ -1,0 +1,178 @@
+"""Vocabulary trimming: drop the tokens that a domain does not use (Abdaoui et al. 2020, arXiv 2010.05609), and their rows.
+
+In a small model embedding and head are a large part of the weights, and a domain uses a few thousand tokens.  What is left cuts
+the domain's texts exactly as before, and can still write any other text, in more and shorter tokens.
+"""
+
+import json
+import tempfile
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from tasks.prune.dense import check_dense, quantized_before
+from tasks.prune.tokens.merges import RESERVED, always_kept, rounded_up
+from tasks.prune.tokens.rows import keep_rows, renumber, token_rows
+from tasks.prune.tokens.texts import Passage, domain, without_every_tenth
+from tasks.prune.tokens.tokenizer import Tokens, numbered, rebuilt, take_apart, trimmed, used_tokens, with_fewer_tokens
+from tasks.shared.errors import DataError, StillroomError, TechniqueError
+from tasks.shared.sources import user_path
+from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun, Upstream
+from tasks.shared.vocabulary import Trial, Trimming, write_trimming
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class Vocabulary:
+    """Keep the tokens that the texts of `data` use, what they are built from, bytes and special tokens; drop the other rows.
+
+    Texts are the training and calibration rows of every corpus and of all traces in `data`, as the model reads them.
+    """
+
+    size: Annotated[int, Field(ge=0)] = 8192
+    """Tokens to keep at least: after those that the texts need, the most frequent ones by merge rank.  0: only what is needed."""
+    multiple: Annotated[int, Field(ge=1)] = 64
+    """Round the number of tokens up to a multiple, with further frequent tokens, for kernels and blocks that like even rows."""
+    numbers: bool = True
+    """Keep every token of digits, so that a price no text has named yet is read as it was in pre-training."""
+    reserved: bool = True
+    """Keep the tokenizer's free places (<unused7>, <|reserved_special_token_3|>), which some have thousands of."""
+    articles: bool = True
+    """Read the corpora's articles too, but for those held out for the test: they may stand in prompts."""
+    texts: tuple[str, ...] = ()
+    """More texts of the domain: .txt, .md or .jsonl files (key "text" of every line), or folders of them, UTF-8."""
+
+    ports: ClassVar[Mapping[str, Port]] = {
+        "model": Port((Kind.MODEL,)),
+        "data": Port((Kind.CORPUS, Kind.TRACES), many=True),
+    }
+    produces: ClassVar[Kind] = Kind.MODEL
+    libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "tokenizers", "gguf")
+
+    def sources(self) -> tuple[Path, ...]:
+        """The user's texts."""
+        return tuple(map(user_path, self.texts))
+
+    def plan_problems(
+        self, where: str, inputs: Mapping[str, tuple[str, ...]], upstream: Mapping[str, Upstream]
+    ) -> Iterator[StillroomError]:
+        """A model that is quantised already."""
+        yield from quantized_before(where, inputs, upstream)
+
+    def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
+        """Write the smaller model and vocabulary.json (the old id of every new one) to `out`.
+
+        Raises TechniqueError for a tokenizer that is not byte-pair encoding, or that does not cut the texts as before.
+        """
+        import torch
+
+        from tasks.shared.models import load_model, load_tokenizer, save_model
+
+        torch.set_num_threads(run.threads)
+        source = inputs.one("model").path
+        check_dense(source)
+        with tempfile.TemporaryDirectory(dir=run.scratch) as folder:
+            tokenizer = load_tokenizer(source)
+            if source.is_file():
+                tokenizer = rebuilt(tokenizer, Path(folder) / "whole")
+            tokens = take_apart(tokenizer, str(source))
+            passages = domain(tokenizer, [each.path for each in inputs.many("data")], self.sources(), self.articles)
+            cuts = used_tokens(tokenizer, texts_of(passages))
+            model = load_model(source, device=run.device)
+            rows, before = token_rows(model), model.num_parameters()
+            new = numbered(tokens, self.choose(tokens, set().union(*cuts), rows))
+            small = trimmed(tokenizer, tokens, new, Path(folder) / "trimmed")
+        old_ids = [tokens.ids[token] for token in new]
+        shrink(model, old_ids)
+        save_model(model, small, out)
+        check_cuts(load_tokenizer(out), texts_of(passages), cuts)
+        trimming = Trimming(
+            tokens_before=len(tokens.ids), tokens=len(new), merges_before=len(tokens.merges.pairs), merges=len(tokens.merges.between(new)),
+            rows_before=rows, parameters_before=before, parameters=model.num_parameters(), used=len(set().union(*cuts)),
+            held_out=self.tried(tokenizer, tokens, passages, rows), old_ids=tuple(old_ids),
+        )  # fmt: skip
+        write_trimming(out, trimming)
+        return figures(trimming)
+
+    def choose(self, tokens: Tokens, used: Collection[str], rows: int) -> set[str]:
+        """The tokens to keep: none without a row in the model."""
+        wanted = {token for token in tokens.added if self.reserved or not RESERVED.fullmatch(token)}
+        wanted |= set(used) | always_kept(tokens.merges.tokens, tokens.byte_level, self.numbers)
+        if tokens.unknown is not None:
+            wanted.add(tokens.unknown)
+        kept = tokens.merges.closed(wanted)
+        kept = tokens.merges.filled(kept, rounded_up(max(self.size, len(kept)), self.multiple))
+        return {token for token in kept if tokens.ids.get(token, rows) < rows}
+
+    def tried(
+        self, tokenizer: "PreTrainedTokenizerBase", tokens: Tokens, passages: Sequence[Passage], rows: int
+    ) -> Trial | None:
+        """How unseen text of the domain fares: chosen without a tenth of the phrasing groups, counted on those."""
+        from tokenizers import Tokenizer
+
+        known, unseen = without_every_tenth(passages)
+        if not unseen:
+            return None
+        used = set().union(*used_tokens(tokenizer, texts_of(known)))
+        new = numbered(tokens, self.choose(tokens, used, rows))
+        small = Tokenizer.from_str(json.dumps(with_fewer_tokens(tokens, new)))
+        texts = [passage.texts[0] for passage in unseen]
+        before = used_tokens(tokenizer, texts)
+        after = small.encode_batch(texts, add_special_tokens=False)
+        total = sum(map(len, before))
+        return Trial(
+            texts=len(texts),
+            tokens_per_text_before=total / len(texts),
+            tokens_per_text=sum(map(len, after)) / len(texts),
+            kept=sum(token in new for cut in before for token in cut) / total,
+        )
+
+
+def texts_of(passages: Sequence[Passage]) -> list[str]:
+    """All texts, in order.  Raises DataError if there are none."""
+    found = [text for passage in passages for text in passage.texts]
+    if not found:
+        raise DataError("data", "no texts", "at least one conversation to choose the tokens by")
+    return found
+
+
+def shrink(model: "PreTrainedModel", old_ids: Sequence[int]) -> None:
+    """The model with these rows of its vocabulary, in place; its configurations name the same tokens by their new ids."""
+    new = {old: position for position, old in enumerate(old_ids)}
+    keep_rows(model, old_ids)
+    renumber(model.config, new)
+    if model.generation_config is not None:
+        renumber(model.generation_config, new)
+
+
+def check_cuts(small: "PreTrainedTokenizerBase", texts: Sequence[str], cuts: Sequence[Sequence[str]]) -> None:
+    """Raises TechniqueError at the first text that the trimmed tokenizer, as it was saved, cuts in another way than before."""
+    for text, before, after in zip(texts, cuts, used_tokens(small, texts), strict=True):
+        if before != after:
+            place = next(
+                (index for index, pair in enumerate(zip(before, after, strict=False)) if len(set(pair)) > 1), 0
+            )
+            raise TechniqueError(
+                type(small).__name__,
+                f"with fewer tokens it cuts {text[:60]!r} in another way, from token {place} on: {list(after[place : place + 4])}",
+                f"{list(before[place : place + 4])}",
+                "leave this model's vocabulary as it is, and report the tokenizer",
+            )
+
+
+def figures(trimming: Trimming) -> Metrics:
+    """What the tables show."""
+    trial = trimming.held_out
+    found: Metrics = trimming.model_dump(exclude={"old_ids", "held_out"})
+    if trial is not None:
+        found |= {
+            "unseen_tokens_kept": round(trial.kept, 4),
+            "unseen_tokens_per_text_before": round(trial.tokens_per_text_before, 2),
+            "unseen_tokens_per_text": round(trial.tokens_per_text, 2),
+        }
+    return found

@@ -1,0 +1,169 @@
+"""A smaller student filled with weights of its teacher: weight selection (Xu et al. 2023, arXiv 2311.18823).
+
+Layers by rule, as DistilBERT takes every other one (Sanh et al. 2019, arXiv 1910.01108); width by what activations say, as Minitron
+does (Muralidharan et al. 2024, arXiv 2407.14679).  Such a student says little before it is trained: a distill step comes next.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from tasks.prune.dense import check_dense, quantized_before
+from tasks.prune.depth import decoder_layers
+from tasks.prune.selection.activations import measure
+from tasks.prune.selection.copying import fill, student_config
+from tasks.prune.selection.picks import Picks, Scores, choose, leading
+from tasks.prune.selection.shape import Rule, Shape, check_heads, check_taken, layers_by_rule, shape_of, student_shape
+from tasks.shared.calibration import calibration_ids, calibration_rows
+from tasks.shared.errors import ConfigError, StillroomError, TechniqueError
+from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun, Upstream
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class WeightSelection:
+    """Make a student with fewer layers, channels, neurons or heads than its teacher, and copy what is left.
+
+    Sizes of 0 are the teacher's.  Heads keep their size; what is not copied starts as the architecture starts it, by the seed.
+    """
+
+    layers: Annotated[int, Field(ge=0)] = 0
+    """Decoder layers of the student."""
+    rule: Rule = "uniform"
+    """Which of the teacher's layers: evenly spaced, the first, the last, both ends; none: layers start afresh, and only embedding,
+    head and last norm are the teacher's."""
+    take: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """The teacher's layers by index (0 is next to the embedding); overrides `layers` and `rule`."""
+    hidden_size: Annotated[int, Field(ge=0)] = 0
+    """Channels of the hidden state."""
+    intermediate_size: Annotated[int, Field(ge=0)] = 0
+    """Neurons of each feed-forward block."""
+    heads: Annotated[int, Field(ge=0)] = 0
+    """Query heads; 0: as many for each key-value head as in the teacher."""
+    kv_heads: Annotated[int, Field(ge=0)] = 0
+    """Heads of keys and values; 0: so that as many query heads share one as in the teacher."""
+    width: Literal["activation", "leading"] = "activation"
+    """Which channels, neurons and heads: those with the largest activations on the calibration rows, or the first ones."""
+    calibration_rows: Annotated[int, Field(ge=1)] = 32
+    """Conversations of the calibration split to measure activations on."""
+    max_tokens: Annotated[int, Field(ge=8)] = 256
+    """Tokens per conversation; the rest is cut."""
+    batch_size: Annotated[int, Field(ge=1)] = 16
+    """Conversations per forward pass."""
+
+    ports: ClassVar[Mapping[str, Port]] = {
+        "model": Port((Kind.MODEL,)),
+        "calibration": Port((Kind.CORPUS,), optional=True),
+    }
+    produces: ClassVar[Kind] = Kind.MODEL
+    libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "tokenizers", "gguf")
+
+    @property
+    def measures(self) -> bool:
+        """Whether activations decide: a width is asked for, and not the first of everything."""
+        narrower = any((self.hidden_size, self.intermediate_size, self.heads, self.kv_heads))
+        return narrower and self.width == "activation"
+
+    def plan_problems(
+        self, where: str, inputs: Mapping[str, tuple[str, ...]], upstream: Mapping[str, Upstream]
+    ) -> Iterator[StillroomError]:
+        """Heads that do not divide, activations without a text to measure them on, a model that is quantised already."""
+        yield from quantized_before(where, inputs, upstream)
+        if self.heads and self.kv_heads:
+            try:
+                check_heads(self.heads, self.kv_heads)
+            except TechniqueError as error:
+                yield ConfigError(f"{where}.{error.where}", error.got, error.wanted, error.fix)
+        if self.measures and not inputs.get("calibration"):
+            yield no_calibration(where)
+
+    def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
+        """Write the student and selection.json (what was taken of which layer) to `out`.
+
+        Raises TechniqueError for sizes that the teacher does not have, or an architecture that is not known to shrink.
+        """
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        from tasks.shared.models import load_model, load_tokenizer, save_model
+
+        torch.set_num_threads(run.threads)
+        source, corpus = inputs.one("model").path, inputs.get("calibration")
+        check_dense(source)
+        model, tokenizer = load_model(source, device=run.device), load_tokenizer(source)
+        decoder_layers(model)
+        teacher = shape_of(model.config)
+        student, layers = self.student(teacher)
+        scores = self.scores(model, tokenizer, teacher, corpus.path if corpus else None)
+        picks = choose(scores, teacher, student)
+        origins = layers or [place * teacher.layers // student.layers for place in range(student.layers)]
+        torch.manual_seed(run.seed)
+        small = AutoModelForCausalLM.from_config(student_config(model.config, student, origins), dtype=torch.float32)
+        copied = fill(small, model, layers, picks)
+        small.generation_config = model.generation_config
+        before, after = model.num_parameters(), small.num_parameters()
+        save_model(small, tokenizer, out)
+        write_selection(out / "selection.json", layers, picks, scores.hidden.tolist() if self.measures else [])
+        return {
+            "layers_before": teacher.layers,
+            "layers": student.layers,
+            "taken": " ".join(map(str, layers)),
+            "hidden_size": student.hidden,
+            "intermediate_size": student.intermediate,
+            "heads": student.heads,
+            "kv_heads": student.kv_heads,
+            "parameters_before": before,
+            "parameters": after,
+            "copied": copied / after,
+        }
+
+    def student(self, teacher: Shape) -> tuple[Shape, list[int]]:
+        """The student's sizes, and the teacher's layer for each of its own; none where they start afresh."""
+        taken = check_taken(self.take, teacher.layers)
+        count = len(taken) or self.layers
+        fresh = self.rule == "none" and not taken
+        shape = student_shape(
+            teacher, count, self.hidden_size, self.intermediate_size, self.heads, self.kv_heads, fresh
+        )
+        return shape, taken or layers_by_rule(self.rule, shape.layers, teacher.layers)
+
+    def scores(
+        self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", teacher: Shape, corpus: Path | None
+    ) -> Scores:
+        """By which channels, neurons and heads are chosen.  Raises ConfigError without the text that activations need."""
+        if not self.measures:
+            return leading(teacher)
+        if corpus is None:
+            raise no_calibration("weight_selection")
+        rows = calibration_rows(corpus, self.calibration_rows)
+        ids = calibration_ids(tokenizer, rows, self.max_tokens)
+        return measure(model, teacher, ids, self.batch_size, tokenizer.pad_token_id)
+
+
+def no_calibration(where: str) -> ConfigError:
+    """Activations are asked for, and there is nothing to measure them on."""
+    return ConfigError(
+        f"{where}.inputs.calibration",
+        "width: activation, and no corpus to measure activations on",
+        "a corpus",
+        f"{where}.inputs.calibration=corpus, or width: leading",
+    )
+
+
+def write_selection(file: Path, layers: Sequence[int], picks: Sequence[Picks], energy: Sequence[float]) -> None:
+    """The channels, and for each layer of the student the teacher's layer, heads and neurons it holds.
+
+    energy: sum of squares of each of the teacher's channels, where activations were measured.
+    """
+    taken = [
+        {"layer": index, "heads": picks[index].heads.tolist(), "neurons": picks[index].neurons.tolist()}
+        for index in layers
+    ]
+    content = {"hidden": picks[0].hidden.tolist(), "hidden_energy": list(energy), "layers": taken}
+    file.write_text(json.dumps(content), encoding="utf-8")

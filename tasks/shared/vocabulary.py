@@ -1,0 +1,61 @@
+"""The record beside a model whose vocabulary was trimmed: which token of the old vocabulary each new one is."""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tasks.shared.errors import DataError
+
+VOCABULARY_FILE = "vocabulary.json"
+
+
+class Trial(BaseModel):
+    """A trimming chosen without some of the passages, tried on these: what unseen text of the domain may expect.
+
+    kept: share of their tokens, as they were, that the trimmed vocabulary has.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    texts: int
+    tokens_per_text_before: float
+    tokens_per_text: float
+    kept: float
+
+
+class Trimming(BaseModel):
+    """Figures of a trimming, and `old_ids[new]`: the id that token `new` had in the model that was trimmed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    tokens_before: int
+    tokens: int
+    merges_before: int
+    merges: int
+    rows_before: int
+    """Rows of the embedding, which may have had more than there were tokens."""
+    parameters_before: int
+    parameters: int
+    used: int
+    """Tokens that the texts of the domain use."""
+    held_out: Trial | None
+    old_ids: tuple[Annotated[int, Field(ge=0)], ...]
+
+
+def write_trimming(folder: Path, trimming: Trimming) -> None:
+    """Write the record into a model's folder."""
+    (folder / VOCABULARY_FILE).write_text(trimming.model_dump_json(), encoding="utf-8")
+
+
+def read_trimming(folder: Path) -> Trimming:
+    """The record of a model's folder.  Raises DataError if there is none, or a damaged one."""
+    file = folder / VOCABULARY_FILE
+    if not file.is_file():
+        raise DataError(
+            str(file), "no such file", "the record of a trimmed vocabulary", "the output of a step prune/vocabulary"
+        )
+    try:
+        return Trimming.model_validate_json(file.read_bytes())
+    except ValidationError as error:
+        raise DataError(
+            str(file), f"not a record of a trimmed vocabulary: {error.errors()[0]['msg']}", "an untouched file"
+        ) from error
