@@ -224,7 +224,9 @@ def compare(texts: Sequence[str], recipe: str, overrides: Sequence[str]) -> str:
         dry_run=False,
     )
     execution = execute(settings, ["compare"])
-    return str(show_result(execution.run, execution.outcomes, time.monotonic() - started))
+    verdict = show_result(execution.run, execution.outcomes, time.monotonic() - started)
+    assert verdict is not None, "a comparison has a verdict"
+    return verdict.decision
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -21,7 +21,8 @@ from omegaconf import DictConfig
 from tasks.shared.errors import StillroomError
 
 if TYPE_CHECKING:
-    from flows.show import Job
+    from flows.execute import Execution
+    from flows.sweep import Job
 
 log = logging.getLogger("stillroom")
 EXIT_USER, EXIT_INTERRUPTED = 2, 130
@@ -41,7 +42,7 @@ def main(config: DictConfig) -> None:
     from hydra.types import RunMode
 
     from flows.child import Stopped
-    from flows.show import Job
+    from flows.sweep import Job, sweep_name
 
     prepare_logging()
     overrides = list(HydraConfig.get().overrides.task)
@@ -51,7 +52,7 @@ def main(config: DictConfig) -> None:
     jobs.append(job)
     started = time.monotonic()
     try:
-        job.decision = compress(config, overrides, quiet=sweep)
+        compress(config, job, sweep_name(sys.argv[1:]) if sweep else "")
     except StillroomError as error:
         log.error("%s", error)
         job.code, job.error = EXIT_USER, error
@@ -63,27 +64,55 @@ def main(config: DictConfig) -> None:
     job.seconds = time.monotonic() - started
 
 
-def compress(config: DictConfig, overrides: Sequence[str], quiet: bool) -> str | None:
-    """Run one composed recipe and show the result; returns the decision, if the recipe has a verdict.
+def compress(config: DictConfig, job: "Job", sweep: str) -> None:
+    """Run one composed recipe and show the result; what a sweep shows at its end is noted in `job`.
 
-    quiet: the job of a sweep, whose results are shown together at the end.  Raises StillroomError, Stopped or KeyboardInterrupt.
+    sweep: the name of the sweep that the job is of, if it is of one: then nothing is shown now.
+    Raises StillroomError, Stopped or KeyboardInterrupt.
     """
     from flows.config import check_name, is_variant, read_settings
     from flows.execute import execute
     from flows.plan import build_plan
     from flows.show import show_plan, show_result
+    from flows.sweep import TAG
 
     started = time.monotonic()
     settings = read_settings(config)
-    check_name(str(settings.recipe["name"]), overrides)
+    check_name(str(settings.recipe["name"]), job.overrides)
     if settings.dry_run:
-        show_plan(build_plan(settings.recipe), settings.runtime, is_variant(overrides))
-        return None
-    execution = execute(settings, overrides)
-    decision = show_result(execution.run, execution.outcomes, time.monotonic() - started, brief=quiet)
-    if settings.gate.enforce and decision is not None:
-        jobs[-1].code = EXIT_DECISIONS[decision]
-    return decision
+        show_plan(build_plan(settings.recipe), settings.runtime, is_variant(job.overrides))
+        return
+    execution = execute(settings, job.overrides, {TAG: sweep} if sweep else None)
+    if sweep:
+        note(job, execution)
+    else:
+        job.verdict = show_result(execution.run, execution.outcomes, time.monotonic() - started)
+    if settings.gate.enforce and job.decision is not None:
+        job.code = EXIT_DECISIONS[job.decision]
+
+
+def note(job: "Job", execution: "Execution") -> None:
+    """What the end of a sweep shows of a job."""
+    from flows.show import verdicts_of
+
+    plan = execution.run.session.plan
+    places = {outcome.step: outcome.place for outcome in execution.outcomes}
+    for job.judge, job.verdict in verdicts_of(execution.run, places).items():  # the last one is the job's
+        pass
+    job.folders = {name: place.out for name, place in places.items()}
+    job.report = next((step.name for step in reversed(plan.steps) if step.stage == "report"), "")
+    job.home = execution.run.session.store.root
+
+
+def end_sweep() -> None:
+    """The jobs together: a table, the best by verdict, and a page with plots.  Raises MachineError if it cannot be written."""
+    from flows.sweep import Sweep, sweep_name
+    from flows.sweep_page import write_page
+    from flows.sweep_table import show_jobs
+
+    show_jobs(sweep := Sweep(sweep_name(sys.argv[1:]), jobs))
+    if sweep.best is not None:
+        sys.stdout.write(f"  sweep  {write_page(sweep)}\n")
 
 
 class CurrentStderr(logging.StreamHandler):
@@ -128,7 +157,6 @@ def flags_first(arguments: Sequence[str]) -> list[str]:
 def cli() -> None:
     """Entry point.  Exit codes: 0 done, 2 a message, 130 interrupted; under gate.enforce 3 do not ship, 4 not enough data; of a sweep, the worst."""
     from flows.servers import servers
-    from flows.show import show_jobs
 
     scratch = ExitStack()
     if {"-m", "--multirun"} & set(sys.argv):  # Hydra writes a multirun.yaml that nobody reads
@@ -140,8 +168,11 @@ def cli() -> None:
     try:
         main()
         if len(jobs) > 1:
-            show_jobs(jobs)
+            end_sweep()
         code = max((job.code for job in jobs), default=0)
+    except StillroomError as error:
+        log.error("%s", error)
+        code = EXIT_USER
     except KeyboardInterrupt:
         log.error("interrupted; finished steps are kept, run the same command again to go on")
         code = EXIT_INTERRUPTED

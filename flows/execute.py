@@ -4,7 +4,7 @@ import logging
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -34,8 +34,8 @@ class Execution:
     outcomes: "list[Outcome]" = field(default_factory=list)
 
 
-def execute(settings: Settings, overrides: Sequence[str]) -> Execution:
-    """Plan, then find that all is done or run what is not.
+def execute(settings: Settings, overrides: Sequence[str], tags: Mapping[str, str] | None = None) -> Execution:
+    """Plan, then find that all is done or run what is not.  tags: more of what identifies the run in MLflow.
 
     Raises StillroomError, or Stopped after a cancellation; finished steps are kept.
     """
@@ -54,6 +54,7 @@ def execute(settings: Settings, overrides: Sequence[str]) -> Execution:
         run.recorder.tracker = NullTracker()  # Prefect's pages show what was found; MLflow has its runs already
     status = find_status(Session(plan, settings.runtime, run.session.variant))
     check_machine(plan, settings.runtime, [name for name, item in status.items() if item.done])
+    run.tags = {**run_tags(settings, overrides), **(tags or {})}
     execution.outcomes = carry_out(run, settings, overrides)
     return execution
 
@@ -90,7 +91,6 @@ def carry_out(run: "Run", settings: Settings, overrides: Sequence[str]) -> "list
     from flows.prefect_flow import run_prefect
     from flows.runner import run_plain
 
-    run.tags = run_tags(settings, overrides)
     status = "KILLED"
     try:
         if settings.runtime.orchestrator == "prefect":

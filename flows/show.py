@@ -1,8 +1,6 @@
 """What a run shows a person: the plan before, the table of models and where everything is after."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -22,6 +20,7 @@ if TYPE_CHECKING:
     from flows.runner import Outcome, Run
     from tasks.shared.artifacts import Place
     from tasks.shared.tracking import Tracker
+    from tasks.shared.verdict import Verdict
 
 
 def show_plan(plan: Plan, runtime: Runtime, variant: bool = False, console: Console | None = None) -> None:
@@ -160,24 +159,29 @@ def _figure(value: float | int | str) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def show_result(
-    run: "Run", outcomes: "list[Outcome]", seconds: float, console: Console | None = None, brief: bool = False
-) -> str | None:
-    """Print the steps, the table of models, the verdict and where to look; returns the decision, if the recipe has a verdict.
+def show_result(run: "Run", outcomes: "list[Outcome]", seconds: float, console: Console | None = None) -> "Verdict | None":
+    """Print the steps, the table of models, the verdict and where to look; returns the last verdict, if the recipe has one."""
+    from tasks.report.table import decision_line, model_table
 
-    brief: print nothing of it (a sweep shows its jobs together).
-    """
-    console = Console(quiet=True) if brief else console or Console()
+    console = console or Console()
     console.print(step_table(outcomes))
     places = {outcome.step: outcome.place for outcome in outcomes}
-    decision = None
-    for step in run.session.plan.steps:
-        if step.kind is Kind.VERDICT:
-            decision = _show_verdict(places[step.name].out, console)
+    verdict = None
+    for verdict in verdicts_of(run, places).values():
+        console.print(model_table(verdict))
+        console.print(decision_line(verdict), markup=False, highlight=False, style="bold")
     for label, text in where_to_look(run, places):
         _line(console, label, text)
     _line(console, "time", duration(seconds))
-    return decision
+    return verdict
+
+
+def verdicts_of(run: "Run", places: "Mapping[str, Place]") -> "dict[str, Verdict]":
+    """The run's verdicts by step, in the order of its plan."""
+    from tasks.shared.verdict import read_verdict
+
+    steps = [step.name for step in run.session.plan.steps if step.kind is Kind.VERDICT]
+    return {name: read_verdict(places[name].out / "verdict.json") for name in steps}
 
 
 def where_to_look(run: "Run", places: "Mapping[str, Place]") -> Iterator[tuple[str, str]]:
@@ -209,41 +213,6 @@ def first_line(error: BaseException) -> str:
     if isinstance(error, ErrorList):
         return f"{len(error.errors)} problems: {first_line(error.errors[0])}"
     return (str(error) or type(error).__name__).splitlines()[0]
-
-
-@dataclass
-class Job:
-    """How one job of a command ended.  code: its exit code alone."""
-
-    overrides: list[str]
-    decision: str | None = None
-    code: int = 0
-    error: BaseException | None = None
-    seconds: float = 0.0
-
-
-def show_jobs(jobs: "Sequence[Job]", console: Console | None = None) -> None:
-    """The jobs of a sweep in one table: what differed, how each ended."""
-    console = console or Console()
-    table = Table(title=f"{len(jobs)} jobs")
-    for name, justify in (("job", "right"), ("overrides", "left"), ("result", "left"), ("time", "right")):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
-    common = set.intersection(*(set(job.overrides) for job in jobs))
-    for number, job in enumerate(jobs):
-        own = " ".join(item for item in job.overrides if item not in common) or "as written"
-        result = f"failed: {first_line(job.error)}" if job.error else job.decision or "done"
-        table.add_row(str(number), escape(own), escape(result), duration(job.seconds))
-    console.print(table)
-
-
-def _show_verdict(out: Path, console: Console) -> str:
-    from tasks.report.table import decision_line, model_table
-    from tasks.shared.verdict import read_verdict
-
-    verdict = read_verdict(out / "verdict.json")
-    console.print(model_table(verdict))
-    console.print(decision_line(verdict), markup=False, highlight=False, style="bold")
-    return str(verdict.decision)
 
 
 def _line(console: Console, label: str, text: str) -> None:

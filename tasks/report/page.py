@@ -2,13 +2,16 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tasks.report import numbers
 from tasks.report.cards import readable
 from tasks.report.content import Report
 from tasks.report.wording import reason
 from tasks.shared.keys import flatten
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 FILTERS = (
     "amount", "byte_size", "count", "duration", "gap", "gap_unit", "margin", "p_value", "parameters", "percent", "points", "quantity",
@@ -18,16 +21,29 @@ FILTERS = (
 
 def render(report: Report, theme: str = "auto") -> str:
     """The page as one HTML text that needs nothing else."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     from tasks.report.figures import all_figures
     from tasks.report.materials import list_materials
     from tasks.report.slices import slice_tables
     from tasks.report.specification import specification
+
+    return templates().get_template("html.jinja").render(
+        report=report,
+        figures=all_figures(report),
+        slices=slice_tables(report),
+        materials=list_materials(report),
+        specification=specification(report),
+        theme=theme,
+    )
+
+
+def templates(*folders: Path) -> "Environment":
+    """The report's templates, style sheet and filters, after those of other folders."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
     from tasks.report.wordwise import word_runs
 
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader([*folders, Path(__file__).parent]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -39,14 +55,7 @@ def render(report: Report, theme: str = "auto") -> str:
         "flat": flat,
     }
     environment.globals |= {"interval": numbers.interval, "missing": numbers.MISSING, "word_runs": word_runs}
-    return environment.get_template("html.jinja").render(
-        report=report,
-        figures=all_figures(report),
-        slices=slice_tables(report),
-        materials=list_materials(report),
-        specification=specification(report),
-        theme=theme,
-    )
+    return environment
 
 
 def sentence(words: str) -> str:

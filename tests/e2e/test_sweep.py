@@ -35,10 +35,14 @@ def test_a_sweep_over_techniques_and_settings_shares_all_that_is_common(shop: Wo
     assert {name: executed.count(name) for name in STEPS} == {
         "corpus": 0, "tuned": 0, "slim": 4, "small": 0, "student": 2, "verdict": 2,
     }, "both toys write the same at the same ratio, so that what follows is shared too"  # fmt: skip
-    assert "4 jobs" in done.stdout and "prune@steps.slim=toy2" in done.stdout
+    assert "4 jobs over prune@steps.slim, steps.slim.ratio" in done.stdout and "slim=toy2 ratio=0.4" in done.stdout
+    assert "Best by verdict: job 0 (slim=toy ratio=0.2), do not ship: student loses" in done.stdout
+    page = Path(done.stdout.rpartition("sweep  ")[2].strip())
+    assert page.parent == shop.folder / "artifacts/.sweeps" and "Fact accuracy of student over" in page.read_text("utf-8")
     assert shop.git("status", "--short") == "", "a sweep leaves no trace in git"
     again = shop.compress("prune@steps.slim=toy,toy2", "--multirun", "steps.slim.ratio=0.2,0.4", "+recipe=toy")
     assert again.returncode == 0 and shop.executed() == []
+    assert list(page.parent.iterdir()) == [page], "the same sweep, typed in another order"
 
 
 def test_a_failing_job_does_not_stop_the_others(shop: Workshop) -> None:

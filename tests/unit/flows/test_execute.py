@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from flows import estimate
+from flows import execute as module
 from flows.config import Gate, Runtime, Settings, Tracking
-from flows.execute import open_recorder
+from flows.execute import execute, open_recorder
 from flows.plan import build_plan
 from tasks.shared.artifacts import Store
 from tasks.shared.errors import MachineError
@@ -61,3 +62,12 @@ def test_finished_steps_need_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(MachineError):
         estimate.check_machine(plan, runtime, ["one"])
     estimate.check_machine(plan, runtime, ["one", "two"])
+
+
+def test_a_sweeps_jobs_can_be_found_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(module, "carry_out", lambda run, *_: seen.append(run.tags) or [])
+    recipe = {"name": "trial", "seed": 0, "models": {}, "steps": {"one": {"_target_": "tasks.curate.support.Support"}}}
+    settings = Settings(recipe, Runtime(root=str(tmp_path)), Tracking(kind="none"), Gate(), dry_run=False)
+    execute(settings, ["+recipe=trial", "seed=0"], {"stillroom.sweep": "trial-0123abcd"})
+    assert seen[0]["stillroom.sweep"] == "trial-0123abcd" and seen[0]["overrides"] == "+recipe=trial seed=0"
