@@ -43,6 +43,10 @@ class Runtime:
     """Memory that steps running at once may use together by forecast; 0: four fifths of this machine's."""
     checkpoint_s: Annotated[float, Field(ge=0)] = 600.0
     """Seconds between the checkpoints of a training step."""
+    processes: Annotated[int, Field(ge=0)] = 1
+    """Processes that share a training step, each on a GPU of its own where there are GPUs; 0: one for each GPU."""
+    sharding: Literal["none", "fsdp"] = "none"
+    """How the processes of a training step keep the weights: none, each has them all (DDP); fsdp, each has a part."""
     verify: Literal["stat", "content"] = "stat"
     """How artifacts are checked: stat trusts an unchanged size, mtime and inode; content reads every file again."""
 

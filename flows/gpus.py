@@ -1,4 +1,4 @@
-"""One GPU of this machine for a step: a file lock for each, held by the step's own process whoever started it.
+"""GPUs of this machine for a step: a file lock for each, held by the step's own process whoever started it.
 
 Prefect's limits do nothing without a server and can leak with one; `dvc repro` knows no limits.
 """
@@ -6,11 +6,13 @@ Prefect's limits do nothing without a server and can leak with one; `dvc repro` 
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+
+from tasks.shared.errors import MachineError
 
 POLL_S = 0.1
 
@@ -28,28 +30,47 @@ def may_use_gpu(device: str) -> bool:
 
 
 @contextmanager
-def hold_gpu(wanted: bool) -> Iterator[str]:
-    """Wait for a free GPU, hold it, and let this process see that one alone; yields its name, or "" if none is wanted.
+def hold_gpu(wanted: int) -> Iterator[str]:
+    """Wait for so many free GPUs, hold them, and let this process see no others; yields their names, or "" if none is wanted.
 
-    Runs of one user exclude each other; other users' locks are theirs.
+    Runs of one user exclude each other; other users' locks are theirs.  Nobody holds some while waiting for more, so that two
+    who want several cannot wait for each other.  Raises MachineError if this machine has fewer.
     """
     if not wanted:
         yield ""
         return
     folder = Path(tempfile.gettempdir())
-    locks = [(gpu, FileLock(folder / f"stillroom-{os.getuid()}-gpu-{gpu}.lock")) for gpu in gpus()]
-    while True:
-        for gpu, lock in locks:
-            with suppress(Timeout):
-                lock.acquire(timeout=0)
-                before = os.environ.get("CUDA_VISIBLE_DEVICES")
-                os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-                try:
-                    yield gpu
-                finally:
-                    lock.release()
-                    os.environ.pop("CUDA_VISIBLE_DEVICES")
-                    if before is not None:
-                        os.environ["CUDA_VISIBLE_DEVICES"] = before
-                return
+    locks = {gpu: FileLock(folder / f"stillroom-{os.getuid()}-gpu-{gpu}.lock") for gpu in gpus()}
+    if wanted > len(locks):
+        raise MachineError(
+            "runtime.processes",
+            f"{wanted} processes, and {len(locks)} GPU{'s' * (len(locks) > 1)}",
+            "a GPU for each process",
+            "runtime.processes=0 takes one process for each GPU; runtime.device=cpu takes none",
+        )
+    while not (held := _take(locks, wanted)):
         time.sleep(POLL_S)
+    before = os.environ.get("CUDA_VISIBLE_DEVICES")
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(held)
+    try:
+        yield ",".join(held)
+    finally:
+        for gpu in held:
+            locks[gpu].release()
+        os.environ.pop("CUDA_VISIBLE_DEVICES")
+        if before is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = before
+
+
+def _take(locks: Mapping[str, FileLock], wanted: int) -> list[str]:
+    """The names of so many free GPUs, locked; none if there are not that many now."""
+    held: list[str] = []
+    for gpu, lock in locks.items():
+        with suppress(Timeout):
+            lock.acquire(timeout=0)
+            held.append(gpu)
+        if len(held) == wanted:
+            return held
+    for gpu in held:
+        locks[gpu].release()
+    return []

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.config import Runtime
+from flows.gpus import gpus, may_use_gpu
 from flows.steps import Plan, Step
 from tasks.shared.artifacts import Place, Store
 from tasks.shared.errors import ConfigError
@@ -84,6 +85,19 @@ class Session:
         """CPU threads of a step: all cores, or its share of them if others may run beside it; the same each time it runs."""
         at_once = 1 if step.alone else min(self.runtime.steps_at_once, 1 + len(self.plan.beside(step)))
         return self.runtime.threads or max(1, self.runtime.cores // at_once)
+
+    def gpus(self, step: Step) -> int:
+        """How many GPUs a step holds, if the machine has any: one for each process that computes."""
+        if not (step.accelerated and may_use_gpu(self.runtime.device)):
+            return 0
+        wanted = self.runtime.processes if step.scales else 1
+        return wanted or len(gpus())
+
+    def processes(self, step: Step, device: str) -> int:
+        """How many processes share a step."""
+        if not step.scales:
+            return 1
+        return self.runtime.processes or (self.gpus(step) if device == "cuda" else 1)
 
     def find(self, step: Step, key: str) -> Place | None:
         """A valid artifact made earlier, by whatever recipe; shown in the recipe's folder if that runs as written."""

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.config import Runtime
-from flows.gpus import hold_gpu, may_use_gpu
+from flows.gpus import hold_gpu
 from flows.params import tracked_recipe
 from flows.plan import build_plan
 from flows.session import Session, changes, describe, pick_device
@@ -59,6 +59,7 @@ def make(session: Session, step: Step, key: str) -> bool:
         run = StepRun(
             step.name, session.plan.seed_of(step), scratch, session.threads(step), device, runtime.checkpoint_s,
             session.store.memo(step.target, account["code"], account["versions"], device),
+            session.processes(step, device), runtime.sharding,
         )  # fmt: skip
         started = time.monotonic()
         metrics = step.technique(session.inputs(step), out, run)
@@ -248,7 +249,7 @@ def find_or_make(session: Session, name: str, told: bool) -> bool:
     if made:
         if told and (reason := session.why(step, key)):
             log.info("%s is made again: %s", name, reason)
-        with hold_gpu(step.accelerated and may_use_gpu(session.runtime.device)):
+        with hold_gpu(session.gpus(step)):
             made = make(session, step, key)
     elif told:
         log.info("%s: unchanged", name)

@@ -76,6 +76,11 @@ class Step:
         return bool(getattr(self.technique, "alone", False))
 
     @property
+    def scales(self) -> bool:
+        """Whether the step can share its work among several processes."""
+        return bool(getattr(self.technique, "scales", False))
+
+    @property
     def accelerated(self) -> bool:
         """Whether the step computes on the accelerator when there is one: those that use torch."""
         return "torch" in self.technique.libraries

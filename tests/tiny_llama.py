@@ -61,6 +61,18 @@ def save_tiny(folder: Path, model: Any = None) -> Path:
     return folder
 
 
+def chats(count: int) -> list[Row]:
+    """Conversations to train on, each a phrasing group of its own."""
+    asks, answers = sentences(count, seed=5), sentences(count, seed=6)
+    return [
+        Row(
+            id=f"r{index}", kind="faq", intent="returns", group=f"g{index}", accept=(("45 days",),),
+            messages=(Message(role="user", content=ask), Message(role="assistant", content=join_answer("returns", answer))),
+        )
+        for index, (ask, answer) in enumerate(zip(asks, answers, strict=True))
+    ]  # fmt: skip
+
+
 def write_corpus(folder: Path, rows: int = 24) -> Path:
     """A corpus folder with a calibration split."""
     folder.mkdir(parents=True, exist_ok=True)

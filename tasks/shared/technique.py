@@ -85,6 +85,8 @@ class StepRun:
     checkpoint_s: seconds of work that a kill may cost; techniques that can, save their state that often.
     memo: a folder that all runs of the same code and library versions share, for partial results that are filed under the
     content of all that they were made from; None: there is none, and scratch serves.
+    processes: how many may share the work, for techniques that declare `scales`.  sharding: how these keep the weights,
+    "none" (each has all) or "fsdp" (each has a part).
     """
 
     step: str
@@ -94,6 +96,8 @@ class StepRun:
     device: str = "cpu"
     checkpoint_s: float = 600.0
     memo: Path | None = None
+    processes: int = 1
+    sharding: str = "none"
 
 
 Metrics = dict[str, float | int | str]
@@ -104,10 +108,11 @@ class Technique(Protocol):
     """A frozen pydantic dataclass of settings whose call does one step.
 
     ports and produces are read by the planner; libraries names the packages whose versions enter the key.
-    Three more class variables may be declared, each with a default:
+    Four more class variables may be declared, each with a default:
     unkeyed (frozenset of dotted names, none): settings that say how the work goes and can never change what comes out.
     retries (int, 0): tries after a failure, for work that depends on something outside this machine.
     alone (bool, False): the step measures time, so nothing else runs beside it.
+    scales (bool, False): the step can spread its work over `StepRun.processes`.
     """
 
     ports: ClassVar[Mapping[str, Port]]

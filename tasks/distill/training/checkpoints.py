@@ -5,17 +5,20 @@ training had ended, the order of the rows in an epoch that was cut, and the diff
 half a one.  A checkpoint counts once it holds MARK, written after all its files have reached the disk.
 """
 
+import hashlib
 import json
 import logging
 import os
 import shutil
 import time
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.shared.errors import MachineError
+from tasks.shared.technique import StepRun
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
@@ -24,17 +27,22 @@ log = logging.getLogger(__name__)
 MARK = "complete.json"
 STATE = "trainer_state.json"
 PREFIX = "checkpoint-"
+Identity = Mapping[str, str]
+"""What a training is: names and values, to say what differs."""
+SAMPLED = 1024
+"""Values of each tensor that tell one model from another."""
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint to go on from; unfinished and unreadable ones are deleted, with a message.
+def last_checkpoint(folder: Path, identity: Identity | None = None) -> Path | None:
+    """The newest checkpoint to go on from; unfinished and unreadable ones are deleted, and those of another training, with a message.
 
-    One whose best epoch's checkpoint is lost is of no use either: the best epoch is what training ends in.
+    identity: of this training (`identity_of`).  One whose best epoch's checkpoint is lost is of no use either: the best epoch is what
+    training ends in.
     """
     if folder.exists() and not folder.is_dir():
         folder.unlink()
     found = sorted(folder.glob(f"{PREFIX}*"), key=_step, reverse=True)
-    faults = {path: _fault(path) for path in found}
+    faults = {path: _fault(path, identity or {}) for path in found}
     for path in found:
         best = _best(path) if not faults[path] else None
         if best is not None and faults.get(best, "it is gone"):
@@ -54,10 +62,13 @@ def _step(path: Path) -> int:
     return int(number) if number.isdecimal() else -1
 
 
-def _fault(path: Path) -> str:
-    """Why a checkpoint cannot be read, or "".  The zip files' checksums are read through, once per resumed run."""
+def _fault(path: Path, identity: Identity) -> str:
+    """Why a checkpoint cannot be used, or "".  The zip files' checksums are read through, once per resumed run."""
     try:
-        files: Mapping[str, int] = json.loads((path / MARK).read_text("utf-8"))["files"]
+        mark = json.loads((path / MARK).read_text("utf-8"))
+        files: Mapping[str, int] = mark["files"]
+        if other := _differences(mark["identity"], identity):
+            return f"it is another training's: {', '.join(other)}"
         json.loads((path / STATE).read_text("utf-8"))
         for name, size in files.items():
             file = path / name
@@ -72,6 +83,36 @@ def _fault(path: Path) -> str:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         return f"it cannot be read ({error})"
     return ""
+
+
+def _differences(found: Identity, wanted: Identity) -> list[str]:
+    """What a checkpoint was written for and what it would be used for, where they differ."""
+    return [
+        f"{name} {found.get(name, 'unknown')} -> {value}" for name, value in wanted.items() if found.get(name) != value
+    ]
+
+
+def identity_of(settings: Any, model: Any, rows: Sequence[Mapping[str, Any]], run: StepRun) -> Identity:
+    """What a checkpoint belongs to: settings, seed, weights and rows, by name.
+
+    A folder of checkpoints is one step's with one key already; this is for those that were moved, or written by hand.
+    The weights are known by a sample of each tensor, before training.
+    """
+    import numpy
+    import torch
+
+    seen = hashlib.sha256()
+    for name, tensor in model.named_parameters():
+        flat = tensor.detach().reshape(-1)
+        sample = flat[:: max(1, flat.numel() // SAMPLED)].float().contiguous().cpu()
+        seen.update(f"{name} {tuple(tensor.shape)}".encode() + sample.view(torch.uint8).numpy().tobytes())
+    data = hashlib.sha256()
+    for row in rows:
+        data.update(numpy.asarray([row["input_ids"], row["labels"]]).tobytes())
+    named = {key: value for key, value in asdict(settings).items() if key not in settings.unkeyed}
+    told = {"technique": type(settings).__name__, **{key: str(value) for key, value in named.items()}}
+    marks = {"seed": str(run.seed), "sharding": run.sharding if run.processes > 1 else "none"}
+    return told | marks | {"weights": seen.hexdigest()[:12], "rows": data.hexdigest()[:12]}
 
 
 def _best(path: Path) -> Path | None:
@@ -117,9 +158,12 @@ def resumable(base: type[Any]) -> type[Any]:
             folder = Path(self.args.output_dir) / f"{PREFIX}{self.state.global_step}"
             try:
                 super()._save_checkpoint(model, trial)
+                self.accelerator.wait_for_everyone()  # each process writes the state of its own random numbers
                 _mark(folder, self)
             except (OSError, RuntimeError, SafetensorError) as error:  # the writers' names for a full disk
                 raise _write_error(folder, error) from error
+            if not self.is_world_process_zero():
+                return
             keep = {folder, _best(folder)}
             for old in Path(self.args.output_dir).glob(f"{PREFIX}*"):
                 if old not in keep:
@@ -130,21 +174,53 @@ def resumable(base: type[Any]) -> type[Any]:
 
 def _mark(folder: Path, trainer: Any) -> None:
     """Flush every file to the disk, then say that the checkpoint is whole, and what the trainer itself does not keep."""
+    alone = {"loss": trainer._tr_loss.item(), "terms": dict(trainer.tally.state())}
+    everyone = gathered(trainer, alone)
+    if not trainer.is_world_process_zero():
+        return
     files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
     for file in files:
         with file.open("rb") as stream:
             os.fsync(stream.fileno())
     kept = {
         "files": {file.relative_to(folder).as_posix(): file.stat().st_size for file in files},
+        "identity": dict(trainer.identity),
         "ended": trainer.control.should_training_stop,
-        "loss": trainer._tr_loss.item(),
         "logged": trainer._globalstep_last_logged,
-        "terms": trainer.tally.state(),
+        "everyone": everyone,
         "measured": trainer.measured,
     }
     part = folder / f"{MARK}.part"
     part.write_text(json.dumps(kept), "utf-8")
     part.replace(folder / MARK)
+
+
+def gathered(trainer: Any, own: Any) -> list[Any]:
+    """What every process has, by rank."""
+    from accelerate.utils import gather_object
+
+    return list(gather_object([own]))
+
+
+def anyone(trainer: Any, says: bool) -> bool:
+    """Whether any process says so: clocks differ, and either all write a checkpoint or none."""
+    if trainer.accelerator.num_processes == 1:
+        return says
+    import torch
+
+    return bool(trainer.accelerator.reduce(torch.tensor(float(says), device=trainer.args.device), "sum").item())
+
+
+def _own_part(everyone: Sequence[Mapping[str, Any]], rank: int, count: int) -> tuple[float, dict[str, float]]:
+    """The loss and the terms that a process goes on from: its own, or, after another number of processes, as much as adds up to the same.
+
+    The loss is averaged over the processes, each of which has multiplied its part by their number; the terms are added up.
+    """
+    if len(everyone) == count:
+        return float(everyone[rank]["loss"]), dict(everyone[rank]["terms"])
+    mean = sum(float(each["loss"]) for each in everyone) / len(everyone)
+    names = everyone[0]["terms"] if rank == 0 else ()
+    return mean, {name: sum(each["terms"][name] for each in everyone) for name in names}
 
 
 def _write_error(folder: Path, error: Exception) -> MachineError:
@@ -192,15 +268,16 @@ def keeper(trainer: Any, every_s: float) -> "TrainerCallback":
             import torch
 
             kept = json.loads((checkpoint / MARK).read_text("utf-8"))
-            trainer._tr_loss = torch.tensor(kept["loss"], device=args.device)
-            trainer._globalstep_last_logged = kept["logged"]
-            trainer.tally.sums, trainer.measured = kept["terms"], kept["measured"]
+            loss, terms = _own_part(kept["everyone"], args.process_index, args.world_size)
+            trainer._tr_loss = torch.tensor(loss, device=args.device)
+            trainer._globalstep_last_logged = trainer.tally.since = kept["logged"]
+            trainer.tally.sums, trainer.measured = terms, kept["measured"]
             best = _best(checkpoint)
             state.best_model_checkpoint = str(best) if best else None  # the folder may have moved
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             last = float(state.epoch).is_integer() or state.global_step >= state.max_steps
-            if not last and time.monotonic() - self.saved >= every_s:
+            if not last and anyone(trainer, time.monotonic() - self.saved >= every_s):
                 control.should_save = True
 
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -8,20 +8,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.distill.losses.head import core_of
-from tasks.distill.training.checkpoints import keeper, last_checkpoint, resumable, train
+from tasks.distill.training.arguments import training_arguments
+from tasks.distill.training.checkpoints import gathered, identity_of, keeper, last_checkpoint, resumable, train
 from tasks.distill.training.encoding import Encoded, collate, split_groups
 from tasks.distill.training.lora import adapt, merge
 from tasks.distill.training.memory import memory_errors
 from tasks.distill.training.objective import Objective
 from tasks.distill.training.options import Adapted, Packed
 from tasks.distill.training.packing import check_packs, pack
+from tasks.distill.training.processes import share_work
 from tasks.distill.training.settings import Training
 from tasks.distill.training.terms import warn_without_say
 from tasks.distill.training.trainer import objective_trainer
 from tasks.distill.training.watch import overfits, runs_away, watcher
 from tasks.distill.training.weights import weigh
 from tasks.shared.errors import TechniqueError
-from tasks.shared.models import has_cpu_bfloat16, load_model, load_tokenizer, save_model
+from tasks.shared.models import load_model, load_tokenizer, save_model
 from tasks.shared.rows import Row
 from tasks.shared.technique import Metrics, StepRun
 
@@ -36,10 +38,37 @@ def train_model(
 ) -> Metrics:
     """Train a model on conversations and write it: a Hugging Face folder in bfloat16 with loss.csv.
 
+    With `run.processes` above 1 each of them gets a pickled copy of all that is given, the objective as it is before `attach`,
+    and computes its share of every batch.
     The last checkpoint stays in scratch until the artifact is in its place: a kill before that costs no training.
     Raises DataError for rows that are too long or too few, TechniqueError when the loss runs away before any epoch was kept,
     MachineError when memory or disk is too small.
     """
+    check_processes(settings, run)
+    if run.processes == 1:
+        return _train(settings, source, rows, objective, out, run)
+    return share_work(run.processes, run.device, _train, settings, source, rows, objective, out, run)
+
+
+def check_processes(settings: Training, run: StepRun) -> None:
+    """Raise TechniqueError for a batch that the processes cannot share evenly, or weights that cannot be spread over them."""
+    if settings.batch_size % run.processes:
+        raise TechniqueError(
+            f"steps.{run.step}.batch_size",
+            f"{settings.batch_size} conversations for {run.processes} processes",
+            "as many for each",
+            f"steps.{run.step}.batch_size={-(-settings.batch_size // run.processes) * run.processes}, or another runtime.processes",
+        )
+    if run.sharding == "fsdp" and run.device == "cpu":
+        raise TechniqueError(
+            "runtime.sharding", "fsdp on CPUs", "GPUs: accelerate shards nowhere else", "runtime.sharding=none"
+        )
+
+
+def _train(
+    settings: Training, source: Path, rows: Sequence[Row], objective: Objective, out: Path, run: StepRun
+) -> Metrics:
+    """One process' part of a training; the first one writes, and returns the figures."""
     import torch
     from transformers import set_seed
 
@@ -49,27 +78,74 @@ def train_model(
         for part in split_groups(rows, settings.validation, run.seed)
     )
     told: Metrics = {"rows": len(training)}
-    torch.set_num_threads(run.threads)
+    torch.set_num_threads(max(1, run.threads // run.processes))
     set_seed(run.seed)
-    model = load_model(source, "float32")
-    if run.device == "cpu":
-        model.set_attn_implementation("eager")  # 15 % faster here: the fused kernel's backward pass is slow on CPUs
+    model = prepared_model(settings, source, run)
     if isinstance(settings, Packed) and settings.packing:
         training, validation = (pack(part, settings.max_tokens) for part in (training, validation))
         check_packs(model, training)
         told["packs"] = len(training)
-    model = adapt(model, settings.lora) if isinstance(settings, Adapted) else model
-    freeze(core_of(model), settings.frozen_layers)
-    with memory_errors(settings, model, run):
+    identity = identity_of(settings, model, [*training, *validation], run)
+    with memory_errors(settings, model, run) as seen:
         objective.attach(model, run.device)
         trainer = make_trainer(settings, model, tokenizer, training, validation, objective, run)
-        train(trainer, last_checkpoint(run.scratch / "checkpoints"))
+        trainer.seen, trainer.identity = seen, identity
+        train(trainer, go_on_from(trainer, run.scratch / "checkpoints"))
     history = trainer.state.log_history
-    model = trainer.accelerator.unwrap_model(trainer.model)
+    model = whole_model(trainer)
+    if not trainer.is_world_process_zero():
+        return {}
     objective.detach(model)
+    check_finite(model, settings, run)
     write_curve(out / "loss.csv", history)
     save_model(merge(model), tokenizer, out)
     return {**told, **_figures(trainer, settings), **objective.figures()}
+
+
+def prepared_model(settings: Training, source: Path, run: StepRun) -> "PreTrainedModel":
+    """The model to train, in float32 on the CPU: its adapters, if any, its frozen layers."""
+    model = load_model(source, "float32")
+    if run.device == "cpu":
+        model.set_attn_implementation("eager")  # 15 % faster here: the fused kernel's backward pass is slow on CPUs
+    model = adapt(model, settings.lora) if isinstance(settings, Adapted) else model
+    freeze(core_of(model), settings.frozen_layers)
+    if settings.compile:
+        for layer in layers_of(core_of(model)):
+            layer.compile(dynamic=True)  # batches are of many lengths
+    return model
+
+
+def go_on_from(trainer: Any, folder: Path) -> Path | None:
+    """The checkpoint that all processes go on from.  The first looks, and deletes what is of no use."""
+    found = last_checkpoint(folder, trainer.identity) if trainer.is_world_process_zero() else None
+    point: Path | None = gathered(trainer, found)[0]
+    return point
+
+
+def whole_model(trainer: Any) -> "PreTrainedModel":
+    """The trained model without what was put around it, whole in the first process."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if trainer.is_fsdp_enabled:
+        state = trainer.accelerator.get_state_dict(trainer.model)
+        model = type(model)(model.config)
+        if trainer.is_world_process_zero():
+            model.load_state_dict(state)
+    found: PreTrainedModel = model
+    return found
+
+
+def check_finite(model: "PreTrainedModel", settings: Training, run: StepRun) -> None:
+    """Raise TechniqueError for weights that are no numbers: steps after the last logged loss can still run away."""
+    import torch
+
+    broken = [name for name, weight in model.named_parameters() if not torch.isfinite(weight).all()]
+    if broken:
+        raise TechniqueError(
+            f"steps.{run.step}.learning_rate",
+            f"{len(broken)} of the trained tensors hold values that are no numbers, {broken[0]} among them",
+            "finite weights",
+            f"a smaller step: steps.{run.step}.learning_rate={settings.learning_rate / 4:g}",
+        )
 
 
 def _figures(trainer: Any, settings: Training) -> Metrics:
@@ -112,32 +188,15 @@ def make_trainer(
     """TRL's trainer with our objective, checkpoints and order of rows."""
     from datasets import Dataset
     from transformers import EarlyStoppingCallback, PrinterCallback
-    from trl import SFTConfig
 
     watched = bool(validation)
     steps_per_epoch = math.ceil(len(training) / (settings.batch_size * settings.accumulation))
-    cpu = run.device == "cpu"
-    arguments = SFTConfig(
-        output_dir=str(run.scratch / "checkpoints"),
-        num_train_epochs=settings.epochs, learning_rate=settings.learning_rate, lr_scheduler_type=settings.schedule,
-        warmup_steps=int(settings.warmup_ratio * steps_per_epoch * settings.epochs), weight_decay=settings.weight_decay,
-        per_device_train_batch_size=settings.batch_size, per_device_eval_batch_size=settings.batch_size,
-        gradient_accumulation_steps=settings.accumulation, gradient_checkpointing=settings.gradient_checkpointing,
-        max_length=None, packing=False, dataset_kwargs={"skip_prepare_dataset": True}, remove_unused_columns=False,
-        train_sampling_strategy="group_by_length", dataloader_pin_memory=not cpu, use_cpu=cpu,
-        bf16=use_bfloat16(settings.precision, run.device),
-        eval_strategy="epoch" if watched else "no", save_strategy="epoch", save_total_limit=None, load_best_model_at_end=watched,
-        metric_for_best_model="eval_loss" if watched else None, logging_strategy="steps", logging_steps=max(1, steps_per_epoch // 5),
-        logging_nan_inf_filter=False,  # by default a loss that is no number is logged as 0
-        restore_callback_states_from_checkpoint=True,  # how long early stopping has been waiting
-        prediction_loss_only=True, report_to="none", disable_tqdm=True, seed=run.seed, data_seed=run.seed, optim="adamw_torch_fused",
-    )  # fmt: skip
     callbacks = [watcher(run.step)]
     if watched and settings.patience:
         callbacks.append(EarlyStoppingCallback(early_stopping_patience=settings.patience))
     trainer = resumable(objective_trainer())(
         model=model,
-        args=arguments,
+        args=training_arguments(settings, steps_per_epoch, watched, run),
         train_dataset=Dataset.from_list(training),
         eval_dataset=Dataset.from_list(validation) if watched else None,
         data_collator=lambda rows: collate(rows, tokenizer.pad_token_id),
@@ -151,6 +210,12 @@ def make_trainer(
     return trainer
 
 
+def layers_of(model: "PreTrainedModel") -> Sequence[Any]:
+    """The decoder layers; none where they are not found."""
+    found: Sequence[Any] = getattr(getattr(model, "model", None), "layers", None) or ()
+    return found
+
+
 def freeze(model: "PreTrainedModel", layers: int) -> None:
     """Stop gradients at the embedding and the first `layers` decoder layers; 0 freezes nothing.
 
@@ -158,26 +223,15 @@ def freeze(model: "PreTrainedModel", layers: int) -> None:
     """
     if not layers:
         return
-    found = getattr(getattr(model, "model", None), "layers", None)
-    if found is None or layers >= len(found):
-        depth = "no layer list at model.layers" if found is None else f"{len(found)} layers"
+    found = layers_of(model)
+    if layers >= len(found):
+        depth = f"{len(found)} layers" if found else "no layer list at model.layers"
         raise TechniqueError(
             "frozen_layers", f"{layers}, and {depth}", "fewer than the model's layers", "frozen_layers=0"
         )
     model.get_input_embeddings().requires_grad_(False)
     for layer in found[:layers]:
         layer.requires_grad_(False)
-
-
-def use_bfloat16(precision: str, device: str) -> bool:
-    """Whether to compute in bfloat16.  auto: only where the hardware multiplies it; elsewhere it is emulated and slower."""
-    if precision != "auto":
-        return precision == "bfloat16"
-    import torch
-
-    if device == "cuda":
-        return torch.cuda.is_bf16_supported()
-    return has_cpu_bfloat16()
 
 
 CURVE = ("step", "epoch", "train_loss", "validation_loss")

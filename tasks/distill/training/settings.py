@@ -10,6 +10,7 @@ from pydantic.dataclasses import dataclass
 class Training:
     """How a model is trained, whatever on: techniques of this stage inherit these settings."""
 
+    scales: ClassVar[bool] = True
     libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "trl", "accelerate", "peft", "tokenizers", "gguf")
     unkeyed: ClassVar[frozenset[str]] = frozenset({"gradient_checkpointing"})
     """The recomputed activations are those of the forward pass bit for bit: dropout draws the same numbers again."""
@@ -18,14 +19,15 @@ class Training:
     """Passes over the training rows at the most."""
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
     """Peak step size of AdamW."""
-    schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
-    """How the step size falls after the warm-up."""
+    schedule: Literal["cosine", "linear", "constant_with_warmup", "warmup_stable_decay"] = "cosine"
+    """How the step size falls after the warm-up.  warmup_stable_decay: it stays at its peak until the last fifth of the steps, and falls
+    there with the root of the share that is over (Hägele et al. 2024, arXiv 2405.18392)."""
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Share of the steps over which the step size rises."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     """Decoupled weight decay."""
     batch_size: Annotated[int, Field(gt=0)] = 16
-    """Conversations per forward pass, over all processes."""
+    """Conversations per forward pass, over all processes: `runtime.processes` has to divide it, and does not change what comes out."""
     accumulation: Annotated[int, Field(gt=0)] = 1
     """Forward passes per optimizer step."""
     max_tokens: Annotated[int, Field(gt=8)] = 512
@@ -34,12 +36,15 @@ class Training:
     """Share of phrasing groups kept from training to watch for overfitting; 0 trains on all and stops at the last epoch."""
     patience: Annotated[int, Field(ge=0)] = 2
     """Stop after this many epochs without a better validation loss; 0 trains all epochs. The best epoch is kept either way."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Arithmetic of the forward and backward pass; the weights stay float32. auto: bfloat16 where the processor has it."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Arithmetic of the forward and backward pass; the weights stay float32.  auto: bfloat16 where the processor has it, else float32.
+    float16, with a scaled loss, is for GPUs that have no bfloat16 (Volta, Turing), and for no CPU."""
     frozen_layers: Annotated[int, Field(ge=0)] = 0
     """Leave the embedding (and a head tied to it) and this many first layers as they are: the backward pass ends there.
 
     Language and form sit low in a model and are kept; facts and answers are learnt in the layers above.
     """
+    compile: bool = False
+    """Compile each decoder layer (torch.compile)."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about 30 % more time."""

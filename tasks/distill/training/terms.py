@@ -2,7 +2,7 @@
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,11 +15,14 @@ LEAST_SHARE = 0.02
 
 
 class Tally:
-    """Sums of the terms since the last log line.  They outlive a kill: `state` goes into the checkpoint."""
+    """Sums of the terms since the last log line.  They outlive a kill: `state` and `since` go into the checkpoint.
+
+    since: the optimizer step of that line.  The trainer's own note of it is moved on before the line is written.
+    """
 
     def __init__(self) -> None:
         self.sums: dict[str, float] = {}
-        self.steps = 0
+        self.since = 0
         self._open: dict[str, list[Tensor]] = defaultdict(list)
 
     def add(self, terms: "Mapping[str, Tensor]") -> None:
@@ -34,25 +37,34 @@ class Tally:
         self._open.clear()
         return self.sums
 
-    def take(self, steps: int) -> dict[str, float]:
-        """Means over so many optimizer steps; the sums start again."""
-        means = {name: total / max(1, steps) for name, total in self.state().items()}
-        self.sums = {}
+    def take(self, step: int) -> dict[str, float]:
+        """Means over the optimizer steps since the last time; the sums start again."""
+        means = {name: total / max(1, step - self.since) for name, total in self.state().items()}
+        self.sums, self.since = {}, step
         return means
 
 
-def gradient_norms(terms: "Mapping[str, Tensor]", parameters: "Iterable[Parameter]") -> dict[str, float]:
-    """`<term>_gradient`: the Euclidean norm of each term's gradient over the trained parameters.  The graph stays, no gradient is left."""
+def gradient_norms(
+    terms: "Mapping[str, Tensor]",
+    parameters: "Iterable[Parameter]",
+    reduce: "Callable[[Tensor, str], Tensor] | None" = None,
+) -> dict[str, float]:
+    """`<term>_gradient`: the Euclidean norm of each term's gradient over the trained parameters.  The graph stays, no gradient is left.
+
+    reduce: adds up a tensor over all processes ("sum"), each of which has a part of the batch; None: this one has all of it.
+    """
     import torch
 
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     norms = {}
     for term_name, term in terms.items():
         name = f"{term_name}_gradient"
-        if not term.requires_grad:
-            norms[name] = 0.0
-            continue
-        found = torch.autograd.grad(term, trained, retain_graph=True, allow_unused=True)
+        found: Sequence[Tensor | None] = [None] * len(trained)
+        if term.requires_grad:
+            found = torch.autograd.grad(term, trained, retain_graph=True, allow_unused=True)
+        if reduce is not None:  # every process reduces as often as the others, whatever its rows touch
+            pairs = zip(found, trained, strict=True)
+            found = [reduce(torch.zeros_like(like) if part is None else part, "sum") for part, like in pairs]
         squares = [gradient.float().pow(2).sum() for gradient in found if gradient is not None]
         norms[name] = float(torch.stack(squares).sum().sqrt()) if squares else 0.0
     return norms

@@ -1,61 +1,153 @@
 """TRL's trainer with an objective of ours in the place of its loss."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
+from tasks.distill.losses.answers import IGNORED
+from tasks.distill.training.memory import Seen
 from tasks.distill.training.objective import Objective
+from tasks.distill.training.shares import WITHHELD, Blankable, Order, Shares, collate_share
 from tasks.distill.training.terms import Tally, gradient_norms
 
 
+class Shared:
+    """A trainer's batches: each process takes its share of every one, and what is measured is all processes' together."""
+
+    accelerator: Any
+    args: Any
+    model: Any
+    train_dataset: Any
+    eval_dataset: Any
+    data_collator: Any
+    terms_of: Any
+    _get_train_sampler: Any
+    _prepare_inputs: Any
+
+    def get_train_dataloader(self) -> Any:
+        """In the order of the epoch."""
+        return self._loader(self.train_dataset, self._get_train_sampler(), self.args.train_batch_size)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """In the order of the rows."""
+        rows = self.eval_dataset if eval_dataset is None else eval_dataset
+        return self._loader(rows, range(len(rows)), self.args.eval_batch_size)
+
+    def _loader(self, rows: Any, order: Order, each: int) -> Any:
+        from torch.utils.data import DataLoader
+
+        count = self.accelerator.num_processes
+        shares: Any = Shares(order, each * count, self.accelerator.process_index, count)
+        collate = partial(collate_share, self.data_collator)
+        found: Any = Blankable(rows)
+        return DataLoader(found, batch_sampler=shares, collate_fn=collate, pin_memory=self.args.dataloader_pin_memory)
+
+    def evaluation_loop(
+        self, dataloader: Any, description: str, prediction_loss_only: Any = None, ignore_keys: Any = None,
+        metric_key_prefix: str = "eval",
+    ) -> Any:  # fmt: skip
+        """The loss over all validation rows as one batch: it depends on neither batches nor processes."""
+        import torch
+        from transformers.trainer_utils import EvalLoopOutput
+
+        rows = dataloader.dataset
+        count = sum(label != IGNORED for row in rows.rows for label in row["labels"][1:])
+        total = torch.zeros((), device=self.args.device)
+        self.model.eval()
+        with torch.no_grad():
+            for batch in dataloader:
+                total += sum(self.terms_of(self.model, self._prepare_inputs(batch), max(1, count)).values())
+        found = self.accelerator.reduce(total, "sum").item()
+        nothing: Any = None
+        return EvalLoopOutput(nothing, nothing, {f"{metric_key_prefix}_loss": found}, len(rows))
+
+
+class Telling:
+    """A trainer's telemetry: each term, and each term's gradient once an epoch."""
+
+    accelerator: Any
+    args: Any
+    state: Any
+    is_fsdp_enabled: bool
+    steps_per_epoch: int
+
+    def begin_telling(self) -> None:
+        """Nothing is measured yet."""
+        self.tally = Tally()
+        self.term_names: list[str] = []
+        self.measured: dict[str, float] = {}
+        self.measured_at = -1
+
+    def note(self, terms: Mapping[str, Any], model: Any) -> None:
+        """One forward pass.  Gradients are not measured with fsdp, where nobody has a whole one."""
+        self.term_names = list(terms)
+        if len(terms) < 2:
+            return
+        self.tally.add(terms)
+        step = self.state.global_step
+        if step % self.steps_per_epoch == 0 and step != self.measured_at and not self.is_fsdp_enabled:
+            self.measured_at = step  # of a step of several passes, the first one's
+            reduce = self.accelerator.reduce if self.accelerator.num_processes > 1 else None
+            self.measured = gradient_norms(terms, model.parameters(), reduce)
+
+    def told(self) -> dict[str, float]:
+        """What a log line says besides the loss: means since the last one, over all processes."""
+        if len(self.term_names) < 2:
+            return {}
+        means, measured = self.tally.take(self.state.global_step), self.measured
+        self.measured = {}
+        if self.accelerator.num_processes > 1:
+            import torch
+
+            values = torch.tensor([means[name] for name in self.term_names], device=self.args.device)
+            means = dict(zip(self.term_names, self.accelerator.reduce(values, "sum").tolist(), strict=True))
+        return {f"{name}_loss": value for name, value in means.items()} | measured
+
+
 def objective_trainer() -> type[Any]:
-    """TRL's SFTTrainer with an `Objective` for its loss; it logs each term, and each term's gradient once an epoch."""
+    """TRL's SFTTrainer with an `Objective` for its loss.
+
+    Batches, loss, curve and gradients are the same for any number of processes, to rounding.
+    """
     from trl import SFTTrainer
     from trl.models.utils import _ForwardRedirection  # private: the range of trl is one minor version wide
 
-    class ObjectiveTrainer(SFTTrainer):
+    class ObjectiveTrainer(Shared, Telling, SFTTrainer):
         objective: Objective
-        steps_per_epoch: int
 
         def __init__(self, *more: Any, **named: Any) -> None:
             super().__init__(*more, **named)
-            self.tally = Tally()
-            self.term_names: list[str] = []
-            self.measured: dict[str, float] = {}
+            self.begin_telling()
+            self.seen = Seen()
             self.through_wrapper = _ForwardRedirection()
 
         def compute_loss(
             self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
         ) -> Any:
+            found = self.terms_of(model, inputs, num_items_in_batch)
+            self.note(found, model)
+            # DDP and FSDP average gradients, and every process has divided by the count of all
+            return sum(found.values()) * (1 if num_items_in_batch is None else self.accelerator.num_processes)
+
+        def terms_of(self, model: Any, inputs: Mapping[str, Any], count: Any) -> dict[str, Any]:
+            """The objective's terms of a share; of a blank one zeros, with gradients of zero."""
+            blank = WITHHELD in inputs
+            if blank:
+                inputs = {**inputs, "labels": inputs[WITHHELD]}
+            self.seen.rows, self.seen.tokens = inputs["input_ids"].shape
             inner = self.accelerator.unwrap_model(model)
             self.objective.step = self.state.global_step
 
-            def terms() -> Any:
+            def terms() -> dict[str, Any]:
                 with self.accelerator.autocast():  # accelerate wraps model.forward alone, and we call its parts
-                    return self.objective.terms(inner, inputs, num_items_in_batch)
+                    found = self.objective.terms(inner, inputs, count)
+                return {name: value * 0 for name, value in found.items()} if blank else found
 
             # DDP and FSDP prepare the backward pass in their own forward
-            found = terms() if inner is model else self.through_wrapper(model, inner, terms)
-            loss = sum(found.values())
-            if model.training:
-                self._note(found, inner)
-                loss = loss * (
-                    1 if num_items_in_batch is None else self.accelerator.num_processes
-                )  # gradients are averaged
-            return (loss, {"loss": loss}) if return_outputs else loss
-
-        def _note(self, terms: Mapping[str, Any], model: Any) -> None:
-            self.term_names = list(terms)
-            if len(terms) < 2:
-                return
-            self.tally.add(terms)
-            if self.state.global_step % self.steps_per_epoch == 0 and self.accelerator.num_processes == 1:
-                self.measured = gradient_norms(terms, model.parameters())
+            wrapped = inner is not model or self.is_fsdp_enabled
+            return self.through_wrapper(model, inner, terms) if wrapped else terms()
 
         def log(self, logs: dict[str, float], *more: Any, **named: Any) -> None:
-            if "loss" in logs and len(self.term_names) > 1:
-                steps = self.state.global_step - self._globalstep_last_logged
-                logs |= {f"{name}_loss": value for name, value in self.tally.take(steps).items()} | self.measured
-                self.measured = {}
-            super().log(logs, *more, **named)
+            super().log(logs | self.told() if "loss" in logs else logs, *more, **named)
 
     return ObjectiveTrainer

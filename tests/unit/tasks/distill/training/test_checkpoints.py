@@ -247,7 +247,7 @@ def make_checkpoint(folder: Path, step: int, best: int | None = None) -> Path:
     with zipfile.ZipFile(path / "optimizer.pt", "w") as archive:
         archive.writestr("data", b"moments" * 100)
     sizes = {file.name: file.stat().st_size for file in path.iterdir()}
-    (path / MARK).write_text(json.dumps({"files": sizes, "ended": False}))
+    (path / MARK).write_text(json.dumps({"files": sizes, "ended": False, "identity": {"seed": "0"}}))
     return path
 
 

@@ -1,0 +1,69 @@
+"""Settings as the trainer's arguments."""
+
+import math
+from typing import Any
+
+from tasks.distill.training.settings import Training
+from tasks.shared.errors import MachineError
+from tasks.shared.models import has_cpu_bfloat16
+from tasks.shared.technique import StepRun
+
+DECAY_SHARE = 0.2
+"""Of the steps, in which warmup_stable_decay comes down."""
+
+
+def training_arguments(settings: Training, steps_per_epoch: int, watched: bool, run: StepRun) -> Any:
+    """TRL's arguments.  watched: there are validation rows."""
+    from trl import SFTConfig
+
+    cpu = run.device == "cpu"
+    steps = math.ceil(steps_per_epoch * settings.epochs)
+    warmup = int(settings.warmup_ratio * steps_per_epoch * settings.epochs)
+    each = settings.batch_size // run.processes
+    arithmetic = precision_of(settings.precision, run.device)
+    spread: dict[str, Any] = {}
+    if run.processes > 1:
+        spread = {"ddp_find_unused_parameters": False, "ddp_backend": "gloo" if cpu else "nccl"}
+        if run.sharding == "fsdp":
+            spread |= {"fsdp": True, "fsdp_config": {"version": 2, "state_dict_type": "FULL_STATE_DICT"}}
+    return SFTConfig(
+        output_dir=str(run.scratch / "checkpoints"),
+        num_train_epochs=settings.epochs, learning_rate=settings.learning_rate, lr_scheduler_type=settings.schedule,
+        lr_scheduler_kwargs=schedule_options(settings.schedule, steps - warmup), warmup_steps=warmup, weight_decay=settings.weight_decay,
+        per_device_train_batch_size=each, per_device_eval_batch_size=each,
+        gradient_accumulation_steps=settings.accumulation, gradient_checkpointing=settings.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},  # the other kind gives frozen layers no gradient to pass on
+        max_length=None, packing=False, dataset_kwargs={"skip_prepare_dataset": True}, remove_unused_columns=False,
+        train_sampling_strategy="group_by_length", dataloader_pin_memory=not cpu, use_cpu=cpu,
+        bf16=arithmetic == "bfloat16", fp16=arithmetic == "float16",
+        average_tokens_across_devices=True,  # the count of a step is over all processes
+        eval_strategy="epoch" if watched else "no", save_strategy="epoch", save_total_limit=None, load_best_model_at_end=watched,
+        metric_for_best_model="eval_loss" if watched else None, logging_strategy="steps", logging_steps=max(1, steps_per_epoch // 5),
+        logging_nan_inf_filter=False,  # by default a loss that is no number is logged as 0
+        restore_callback_states_from_checkpoint=True,  # how long early stopping has been waiting
+        prediction_loss_only=True, report_to="none", disable_tqdm=True, seed=run.seed, data_seed=run.seed, optim="adamw_torch_fused",
+        **spread,
+    )  # fmt: skip
+
+
+def schedule_options(schedule: str, steps: int) -> dict[str, Any]:
+    """What a schedule wants to know besides its warm-up.  steps: those after it."""
+    if schedule != "warmup_stable_decay":
+        return {}
+    return {"num_decay_steps": max(1, int(DECAY_SHARE * steps)), "decay_type": "1-sqrt"}
+
+
+def precision_of(wanted: str, device: str) -> str:
+    """float32, bfloat16 or float16.  auto: bfloat16 only where the hardware multiplies it; elsewhere it is emulated and slower.
+
+    Raises MachineError for float16 on a CPU.
+    """
+    if wanted == "float16" and device == "cpu":
+        raise MachineError("precision", "float16 on a CPU", "a GPU", "precision=auto")
+    if wanted != "auto":
+        return wanted
+    import torch
+
+    if device == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    return "bfloat16" if has_cpu_bfloat16() else "float32"

@@ -1,0 +1,64 @@
+"""Which rows each process computes: all go through the same batches in the same order, and each takes its share of every one."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from itertools import islice
+from typing import Any, Protocol
+
+from tasks.distill.losses.answers import IGNORED
+
+
+class Order(Iterable[int], Sized, Protocol):
+    """Indices of rows, in another order each time perhaps."""
+
+
+class Shares:
+    """A batch sampler: every `count`-th row of each batch, from the `rank`-th on.
+
+    The last batch may have fewer rows than there are processes.  Who would get none gets its first row as a blank, `~index`:
+    every process has to take part in every backward pass, and accelerate's own padding counts rows twice.
+    """
+
+    def __init__(self, order: Order, batch: int, rank: int = 0, count: int = 1) -> None:
+        self.order, self.batch, self.rank, self.count = order, batch, rank, count
+
+    def __len__(self) -> int:
+        """Batches in a pass."""
+        return -(-len(self.order) // self.batch)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Rows of one share of each batch."""
+        indices = iter(self.order)
+        while rows := list(islice(indices, self.batch)):
+            yield rows[self.rank :: self.count] or [~rows[0]]
+
+
+class Blank(dict[str, Any]):
+    """A row that is computed and does not count."""
+
+
+class Blankable:
+    """Rows by index; `~index` is the same row as a `Blank`."""
+
+    def __init__(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        """Rows, without blanks."""
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Mapping[str, Any]:
+        """A row, or its blank."""
+        return self.rows[index] if index >= 0 else Blank(self.rows[~index])
+
+
+WITHHELD = "withheld"
+"""Key of a blank batch's own labels."""
+
+
+def collate_share(collate: Callable[[Any], dict[str, Any]], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A batch; of a blank one the labels are all IGNORED, so that it has no part in the count of tokens, and its own are WITHHELD."""
+    batch = collate(rows)
+    if isinstance(rows[0], Blank):
+        batch[WITHHELD] = batch["labels"]
+        batch["labels"] = batch["labels"].new_full(batch["labels"].shape, IGNORED)
+    return batch
