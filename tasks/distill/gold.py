@@ -1,9 +1,8 @@
 """Soft targets of a teacher that has another tokenizer: ULD (Boizard et al. 2024, arXiv 2402.12030) as TRL's GOLD does it.
 
 Both models read the conversation in their own chat format and tokens; the answer's text is the same, and its tokens are brought
-together by their bytes.  The loss is TRL's class (`losses/universal.py`), the loop is this stage's: TRL 1.16's `GOLDTrainer`
-renders the prompt for the teacher from the student's text, markup and all, averages rows whatever their batches, and its resume
-restores no sampler.
+together by their bytes.  The loss is TRL's class (`losses/universal.py`), the loop is this stage's: TRL 1.16's `GOLDTrainer` hands
+the teacher its prompt in the student's markup, and averages over the rows of a batch, so that accumulation changes the loss.
 """
 
 import logging

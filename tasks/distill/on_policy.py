@@ -4,9 +4,9 @@ arXiv 2306.13649, algorithm 1).
 Trained on the teacher's words alone a student never sees the mistakes that it makes when it speaks itself; here it does.
 
 The loop is this stage's own, not TRL's: of TRL 1.16, `DistillationTrainer` has no `lmbda`, projects every position to logits
-where there is no Triton, validates on new samples each epoch, so that the epochs' losses are no comparison, and samples from
-torch's global generator, whose state within an epoch no checkpoint restores; `experimental.gkd` also divides the loss of
-samples by the number of tokens of the answers that they replaced.  What is compared, and how, is theirs: `beta` means the same.
+where there is no Triton, and validates on new samples each epoch, so that the epochs' losses are no comparison;
+`experimental.gkd` holds both models' logits of all positions, and divides the loss of samples by the number of tokens of the
+answers that they replaced.  What is compared, and how, is theirs: `beta` means the same.
 """
 
 import math
