@@ -193,7 +193,7 @@ def prepare(setup: Setup) -> None:
         "slim": (Depth(ratio=DEPTH), {"model": tuned, "calibration": corpus}),
         "half_slim": (Depth(ratio=DEPTH_FIRST), {"model": tuned, "calibration": corpus}),
         "targets": (TopK(), {"teacher": tuned, "data": traces}),
-        "trimmed": (Vocabulary(), {"model": tuned, "corpus": corpus}),
+        "trimmed": (Vocabulary(), {"model": tuned, "data": (*corpus, *traces)}),
         "small": (Depth(ratio=SMALL_DEPTH), {"model": place.artifact("trimmed"), "calibration": corpus}),
     }
     for name, (technique, inputs) in steps.items():

@@ -19,6 +19,7 @@ from tasks.distill.losses.soft import Divergence
 from tasks.distill.training.encoding import Encoded
 from tasks.distill.training.loop import train_model
 from tasks.distill.training.objective import Batch, Objective, last_hidden
+from tasks.distill.training.options import Adapted
 from tasks.distill.training.settings import Training
 from tasks.distill.vocabulary import match_vocabularies
 from tasks.shared.errors import ConfigError, DataError
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
-class Logits(Training):
+class Logits(Training, Adapted):
     """Train on alpha T^2 D(teacher, student) + (1 - alpha) cross-entropy, on the answers' tokens."""
 
     ports: ClassVar[Mapping[str, Port]] = {

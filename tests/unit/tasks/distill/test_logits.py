@@ -22,6 +22,7 @@ from tasks.shared.soft_targets import SoftTargets
 from tasks.shared.technique import Artifact, Inputs, Kind, Upstream
 from tests.settings_case import Case, Change
 from tests.tiny_llama import build_model, build_tokenizer, empty_run, save_tiny
+from tests.training_changes import OPTION_CHANGES, TRAINING_CHANGES
 from tests.unit.tasks.distill.test_sft import make_rows
 
 BASE: dict[str, Any] = {"epochs": 1, "batch_size": 4, "precision": "float32", "learning_rate": 3e-3, "validation": 0.0}
@@ -190,19 +191,8 @@ CHANGES = {
     "divergence": Change("jsd"),
     "mix": Change(0.1, {"divergence": "jsd"}),
     "teacher_dtype": Change("bfloat16", inputs="online"),
-    "epochs": Change(2),
-    "learning_rate": Change(1e-3),
-    "schedule": Change("linear"),
-    "warmup_ratio": Change(0.5),
-    "weight_decay": Change(0.5),
-    "batch_size": Change(3),
-    "accumulation": Change(2),
-    "max_tokens": Change(16, refused="too long"),
-    "validation": Change(0.4),
-    "patience": Change(1, {"epochs": 6, "learning_rate": 0.5, "schedule": "constant_with_warmup", "patience": 0}),
-    "precision": Change("bfloat16"),
-    "frozen_layers": Change(1),
-    "gradient_checkpointing": Change(True),
+    **TRAINING_CHANGES,
+    **{name: change for name, change in OPTION_CHANGES.items() if name.startswith("lora.")},
 }
 
 
