@@ -83,7 +83,10 @@ def estimate_plan(plan: Plan, runtime: Runtime) -> dict[str, Estimate]:
 
 
 def _size_after(step: Step, model: Size) -> Size:
-    """Weights after a step: pruning drops a share of the layers, packing changes the bits, training writes bf16."""
+    """Weights after a step: pruning drops a share of the layers, packing changes the bits, training writes bf16.
+
+    Pruning by sizes that only the model can tell (vocabulary, weight selection) counts as if nothing went: the most that it can be.
+    """
     settings: Mapping[str, Any] = step.settings()
     packing = str(settings.get("scheme", step.module.rpartition(".")[2]))
     if step.stage == "prune":

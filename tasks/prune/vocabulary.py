@@ -17,7 +17,7 @@ from tasks.prune.dense import check_dense, quantized_before
 from tasks.prune.tokens.merges import RESERVED, always_kept, rounded_up
 from tasks.prune.tokens.rows import keep_rows, renumber, token_rows
 from tasks.prune.tokens.texts import Passage, domain, without_every_tenth
-from tasks.prune.tokens.tokenizer import Tokens, numbered, rebuilt, take_apart, trimmed, used_tokens, with_fewer_tokens
+from tasks.prune.tokens.tokenizer import Tokens, numbered, take_apart, trimmed, used_tokens, with_fewer_tokens
 from tasks.shared.errors import DataError, StillroomError, TechniqueError
 from tasks.shared.sources import user_path
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun, Upstream
@@ -78,8 +78,6 @@ class Vocabulary:
         check_dense(source)
         with tempfile.TemporaryDirectory(dir=run.scratch) as folder:
             tokenizer = load_tokenizer(source)
-            if source.is_file():
-                tokenizer = rebuilt(tokenizer, Path(folder) / "whole")
             tokens = take_apart(tokenizer, str(source))
             passages = domain(tokenizer, [each.path for each in inputs.many("data")], self.sources(), self.articles)
             cuts = used_tokens(tokenizer, texts_of(passages))
@@ -112,7 +110,7 @@ class Vocabulary:
     def tried(
         self, tokenizer: "PreTrainedTokenizerBase", tokens: Tokens, passages: Sequence[Passage], rows: int
     ) -> Trial | None:
-        """How unseen text of the domain fares: chosen without a tenth of the phrasing groups, counted on those."""
+        """How unseen text of the domain fares: chosen without a tenth of the phrasing groups, counted on what is said in those."""
         from tokenizers import Tokenizer
 
         known, unseen = without_every_tenth(passages)
@@ -121,7 +119,7 @@ class Vocabulary:
         used = set().union(*used_tokens(tokenizer, texts_of(known)))
         new = numbered(tokens, self.choose(tokens, used, rows))
         small = Tokenizer.from_str(json.dumps(with_fewer_tokens(tokens, new)))
-        texts = [passage.texts[0] for passage in unseen]
+        texts = [passage.spoken for passage in unseen]
         before = used_tokens(tokenizer, texts)
         after = small.encode_batch(texts, add_special_tokens=False)
         total = sum(map(len, before))

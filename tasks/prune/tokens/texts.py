@@ -22,10 +22,15 @@ HELD_OUT_EVERY = 10
 
 @dataclass(frozen=True)
 class Passage:
-    """Texts that belong together.  group: the phrasing group of a conversation; empty for what is no conversation."""
+    """Texts that belong together.
+
+    group: the phrasing group of a conversation; empty for what is no conversation.  spoken: what user and assistant say there,
+    without the words that all conversations share.
+    """
 
     group: str
     texts: tuple[str, ...]
+    spoken: str = ""
 
 
 def domain(
@@ -56,7 +61,8 @@ def domain(
 def conversation(tokenizer: "PreTrainedTokenizerBase", row: Row) -> Passage:
     """A row in every form in which it is tokenised: whole for training, up to the answer for asking, the answer by itself."""
     whole = render(tokenizer, [message.model_dump() for message in row.messages], add_generation_prompt=False)
-    return Passage(row.group, (whole, render(tokenizer, row.prompt), row.answer, row.intent))
+    spoken = "\n".join(message.content for message in row.messages if message.role != "system")
+    return Passage(row.group, (whole, render(tokenizer, row.prompt), row.answer, row.intent), spoken)
 
 
 def without_every_tenth(passages: Sequence[Passage]) -> tuple[list[Passage], list[Passage]]:

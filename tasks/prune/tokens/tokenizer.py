@@ -156,12 +156,6 @@ def _content(token: Any) -> Any:
     return token.get("content") if isinstance(token, Mapping) else token if isinstance(token, str) else None
 
 
-def rebuilt(tokenizer: "PreTrainedTokenizerBase", folder: Path) -> "PreTrainedTokenizerBase":
-    """The tokenizer as it is read from a folder: transformers builds some from a GGUF file in another way than from their own files."""
-    tokenizer.save_pretrained(folder)
-    return read_back(folder)
-
-
 def trimmed(
     tokenizer: "PreTrainedTokenizerBase", tokens: Tokens, new: Mapping[str, int], folder: Path
 ) -> "PreTrainedTokenizerBase":

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from tasks.export.gguf import Gguf
 from tasks.prune.vocabulary import Vocabulary, check_cuts
 from tasks.quantize.rtn import RTN
 from tasks.shared.articles import Article, write_articles
@@ -19,6 +20,7 @@ from tasks.shared.technique import Artifact, Inputs, Kind, Upstream
 from tasks.shared.vocabulary import read_trimming
 from tests.settings_case import Case, Change
 from tests.tiny_llama import SPECIAL, build_model, build_tokenizer, empty_run, save_tiny, write_corpus
+from tests.tiny_llama import inputs_of as gguf_inputs
 from tests.tiny_tokenizers import llama3_like, sentencepiece_like
 
 
@@ -116,6 +118,15 @@ def test_a_sentencepiece_model_is_trimmed_too(tmp_path: Path) -> None:
     assert (
         load_tokenizer(out).decode(load_tokenizer(out)("漢字 né", add_special_tokens=False)["input_ids"]) == "漢字 né"
     )
+
+
+def test_llama_cpp_cuts_and_answers_as_the_trimmed_model(tmp_path: Path) -> None:
+    source, _ = trim(tmp_path, save_tiny(tmp_path / "source"))
+    out, run = empty_run(tmp_path)
+    found = Gguf(scheme="f16", embedding="same", prompts=3, tokens=2, min_top1=0.95, max_kl=0.001)(
+        gguf_inputs(source), out, run
+    )
+    assert found["positions"] > 2, "texts outside of the corpus, in pieces: the gate compares the cuts too"
 
 
 def test_a_text_that_is_cut_in_another_way_is_told() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from tasks.export.gguf import Gguf
 from tasks.prune.depth import drop_layers
 from tasks.prune.selection.copying import fill, student_config
 from tasks.prune.selection.picks import choose, leading
@@ -154,6 +155,16 @@ def test_a_narrow_student_loads_and_generates(tmp_path: Path) -> None:
     whole = load_model(source).model.layers[3].mlp.up_proj.weight
     kept = whole[taken["layers"][1]["neurons"]][:, taken["hidden"]]
     assert torch.equal(model.model.layers[1].mlp.up_proj.weight, kept.to(torch.bfloat16).float())
+
+
+def test_llama_cpp_answers_as_a_student_whose_heads_are_wider_than_its_share(tmp_path: Path) -> None:
+    source, corpus = save_tiny(tmp_path / "source"), write_corpus(tmp_path / "corpus")
+    student, _ = run(tmp_path, source, corpus, hidden_size=32, heads=4)  # heads of 16, and 32 / 4 is 8
+    out, step = empty_run(tmp_path, "gguf")
+    Gguf(scheme="f16", embedding="same", prompts=3, tokens=2, min_top1=0.95, max_kl=0.001)(
+        inputs_of(student), out, step
+    )
+    assert (out / "model.gguf").is_file()
 
 
 def test_fresh_layers_come_from_the_seed_and_the_rest_from_the_teacher(tmp_path: Path) -> None:

@@ -61,6 +61,13 @@ def test_a_saved_model_is_the_one_in_memory(tmp_path: Path) -> None:
         assert torch.equal(before, after(ids).logits)
 
 
+def test_all_ways_to_end_a_turn_are_kept_if_the_tokenizers_is_among_them(tmp_path: Path) -> None:
+    for stops, saved in (([2, 5], [2, 5]), ([5, 6], 2), (5, 2)):
+        model = build_model()
+        model.generation_config.eos_token_id = stops
+        assert load_model(save_tiny(tmp_path / str(saved) / str(stops), model)).generation_config.eos_token_id == saved
+
+
 def test_parameters_are_counted_without_loading(tmp_path: Path) -> None:
     model = build_model()
     folder = save_tiny(tmp_path, model)
