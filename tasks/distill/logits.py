@@ -111,6 +111,11 @@ class StoredTargets(Objective):
         self.family = match_vocabularies(load_tokenizer(student).get_vocab(), targets.vocabulary)
         self.keys: list[str] = []
         self.missing = 0
+        self.rows = 0
+
+    def attach(self, model: "PreTrainedModel", device: str) -> None:
+        """Note how many rows the student's head has: fewer than a padded teacher's, perhaps."""
+        self.rows = int(model.get_output_embeddings().weight.shape[0])
 
     def label(self, rows: Sequence[Encoded]) -> list[Encoded]:
         """Adds `row`, the conversation's place in `keys`.
@@ -151,7 +156,7 @@ class StoredTargets(Objective):
             ids = torch.arange(self.targets.k).expand(tokens, -1)
             return torch.zeros(tokens, dtype=torch.bool), ids, torch.zeros(tokens, self.targets.k + 1)
         ids, logs = self.targets.read(self.keys[row], self.blend.temperature)
-        if not self.family.same:
+        if not self.family.same or int(ids.max()) >= self.rows:
             ids, logs = without_absent(ids, logs, self.family.to_student)
         return torch.ones(tokens, dtype=torch.bool), ids, logs
 

@@ -101,11 +101,13 @@ def blended_loss(
 def without_absent(ids: "Tensor", logs: "Tensor", to_student: "Tensor") -> "tuple[Tensor, Tensor]":
     """Stored targets in the student's numbers: tokens that it does not have are left out, and the rest is brought to 1.
 
+    to_student: (teacher's tokens,), -1 for none; rows of the teacher's head beyond its tokens are nobody's either.
+
     ids: (tokens, k) teacher's numbers.  logs: (tokens, k + 1).  Returns the same shapes, -1 and ABSENT for what is left out.
     """
     import torch
 
-    mapped = to_student[ids]
+    mapped = torch.where(ids < len(to_student), to_student[ids.clamp(max=len(to_student) - 1)], -1)
     gone = torch.cat([mapped < 0, torch.zeros_like(mapped[:, :1], dtype=torch.bool)], dim=-1)
     kept = logs.masked_fill(gone, -torch.inf)
     kept = kept - torch.logsumexp(kept, dim=-1, keepdim=True)

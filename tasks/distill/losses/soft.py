@@ -65,13 +65,14 @@ def coarse(logits: "Tensor", ids: "Tensor", temperature: float) -> "Tensor":
     wherever the k tokens hold nearly everything, and that is where most tokens are.
     """
     import torch
+    from torch.nn.functional import pad
 
     scaled = logits / temperature
     total = torch.logsumexp(scaled, dim=-1, keepdim=True)
     real = ids >= 0
-    places = ids.clamp(min=0)
-    kept = (scaled.gather(-1, places) - total).masked_fill(~real, ABSENT)
-    # an absent token stands at place 0, which may be another row entry's own: it must not uncover it
-    hidden = torch.zeros_like(scaled, dtype=torch.bool).scatter_reduce(-1, places, real, reduce="amax")
-    rest = torch.logsumexp(scaled.masked_fill(hidden, torch.finfo(scaled.dtype).min / 2), dim=-1, keepdim=True) - total
+    kept = (scaled.gather(-1, ids.clamp(min=0)) - total).masked_fill(~real, ABSENT)
+    nowhere = scaled.shape[-1]  # a column more, for tokens that the student lacks
+    places = torch.where(real, ids, nowhere)
+    others = pad(scaled, (0, 1)).scatter(-1, places, torch.finfo(scaled.dtype).min / 2)[:, :nowhere]
+    rest = torch.logsumexp(others, dim=-1, keepdim=True) - total
     return torch.cat([kept, rest.clamp(min=ABSENT)], dim=-1)

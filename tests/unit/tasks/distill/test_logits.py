@@ -78,9 +78,9 @@ def test_the_loss_is_that_of_the_models_own_logits(inputs: Inputs, port: str) ->
     objective: Any
     if port == "teacher":
         objective = OnlineTargets(inputs.one("teacher").path, inputs.one("model").path, blend, "float32")
-        objective.attach(student, "cpu")
     else:
         objective = StoredTargets(SoftTargets(inputs.one("targets").path), inputs.one("model").path, blend)
+    objective.attach(student, "cpu")
     batch = batch_of(inputs, objective)
     terms = objective.terms(student, batch, None)
     teacher = load_model(inputs.one("teacher").path)
@@ -157,6 +157,17 @@ def test_a_conversation_that_the_teacher_never_saw_is_refused(inputs: Inputs, tm
     ports = {**choose(inputs, "targets").ports, "data": (Artifact("traces", Kind.TRACES, data),)}
     with pytest.raises(DataError, match="1 of 24 conversations"):
         Logits(**BASE)(Inputs(ports), *empty_run(tmp_path))
+
+
+def test_a_student_without_the_padding_of_its_teachers_head(inputs: Inputs, tmp_path: Path) -> None:
+    """Random rows of padding are among the teacher's likeliest here; the student has no such rows."""
+    tokens = len(load_tokenizer(inputs.one("teacher").path))
+    assert tokens < 512, "the tiny model's head is padded"
+    student = save_tiny(tmp_path / "student", build_model(2, vocab_size=tokens))
+    for port in ("teacher", "targets"):
+        ports = {**choose(inputs, port).ports, "model": (Artifact("m", Kind.MODEL, student),)}
+        metrics = Logits(**BASE)(Inputs(ports), *empty_run(tmp_path, port))
+        assert "rows_without_targets" not in metrics
 
 
 def test_a_teacher_of_another_tokenizer_is_refused(inputs: Inputs, tmp_path: Path) -> None:

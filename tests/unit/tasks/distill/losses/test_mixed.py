@@ -135,3 +135,11 @@ def test_a_trimmed_students_targets_are_the_teachers_among_its_tokens() -> None:
         order = [int(mapped[row].eq(to_student[token]).nonzero()) for token in among]
         torch.testing.assert_close(expected[row, [*order, -1]], wanted)
     torch.testing.assert_close(student, coarse(small(problem.states), mapped, 1.0))
+
+
+def test_rows_of_a_padded_teacher_are_nobodys_tokens() -> None:
+    ids = torch.tensor([[1, 5, 2]])  # 4 tokens, and a head of 6 rows
+    logs = torch.log_softmax(torch.tensor([[2.0, 1.0, 0.0, -1.0]]), -1)
+    mapped, kept = without_absent(ids, logs, torch.arange(4))
+    assert mapped.tolist() == [[1, -1, 2]] and float(kept[0, 1]) == ABSENT
+    assert float(kept.exp().sum()) == pytest.approx(1)
