@@ -1,12 +1,13 @@
-"""Which way of teaching gives the better student: the same student, data and number of optimizer steps, several seeds.
+"""Which way of teaching gives the better student: the same student, prompts and number of optimizer steps, several seeds.
 
-python -m bench.teaching artifacts/support_bot                    all lessons, five seeds; hours on two cores, minutes on a GPU
-python -m bench.teaching artifacts/support_bot --lessons answers stored --seeds 2 --items 60
-python -m bench.teaching artifacts/support_bot --table            only the table of what is there
+python -m bench.teaching                                  all lessons, five seeds; hours on two cores, minutes on a GPU
+python -m bench.teaching --device cuda --workers 8
+python -m bench.teaching --lessons gold stored --seeds 2 --items 60 --epochs 1
+python -m bench.teaching --table                          only the table of what is there
 
-The folder is that of a finished run of support_bot: its corpus and its teacher's answers are used.  The model is the embedded one.
-It is tuned once on the teacher's answers, which makes the teacher of every lesson; students are made of that by pruning.
-Results go to --out, one line of JSON a lesson and seed; those that are there are not made again.
+The data is the built-in support corpus, sized as in the recipe support_bot.  The embedded model is tuned on it once, which makes the
+teacher of every lesson; students are made of that by pruning, which leaves them speechless.  Results go to --out, one line of
+JSON a lesson and seed; those that are there are not made again.
 """
 
 import argparse
@@ -28,7 +29,9 @@ from rich.table import Table
 from tasks.shared.technique import Artifact, Inputs, Kind, StepRun, Technique
 
 SEEDS = 5
-HARD: dict[str, Any] = {"epochs": 4, "batch_size": 8, "learning_rate": 3e-4, "validation": 0.0}
+MOST_TOKENS = 128
+"""Of an answer; reasoning before it must fit."""
+HARD: dict[str, Any] = {"epochs": 4, "batch_size": 8, "learning_rate": 3e-4, "validation": 0.0, "max_tokens": 1024}
 """The same steps for every lesson: no validation, so no early stop."""
 
 
@@ -36,7 +39,6 @@ HARD: dict[str, Any] = {"epochs": 4, "batch_size": 8, "learning_rate": 3e-4, "va
 class Setup:
     """Where things are, and how large."""
 
-    source: Path
     model: Path
     work: Path
     device: str
@@ -66,12 +68,9 @@ class Class:
         return HARD | {"epochs": self.setup.epochs} | more
 
     def artifact(self, name: str) -> tuple[Artifact, ...]:
-        """An input by name: a folder of the finished run, or one that `prepare` made."""
-        if name in ("corpus", "traces"):
-            folder, kind = self.setup.source / name / "out", Kind.CORPUS if name == "corpus" else Kind.TRACES
-        else:
-            folder, kind = self.setup.work / name / "out", Kind.LOGITS if name.startswith("targets") else Kind.MODEL
-        return (Artifact(name, kind, folder),)
+        """An input that `prepare` made, by name."""
+        kinds = {"corpus": Kind.CORPUS, "words": Kind.TRACES, "targets": Kind.LOGITS}
+        return (Artifact(name, kinds.get(name, Kind.MODEL), self.setup.work / name / "out"),)
 
     def step(self, technique: Technique, **inputs: Any) -> Path:
         """Carry out one technique; returns its output folder."""
@@ -105,7 +104,7 @@ def soft(source: str, name: str, **more: Any) -> Callable[[Class], Path]:
     from tasks.distill.logits import Logits
 
     return lambda lesson: lesson.step(
-        Logits(**lesson.settings(**more)), model=lesson.base, data="traces", **{source: name}
+        Logits(**lesson.settings(**more)), model=lesson.base, data="corpus", **{source: name}
     )
 
 
@@ -113,14 +112,14 @@ def features(lesson: Class) -> Path:
     """Hidden states beside hard labels."""
     from tasks.distill.features import Features
 
-    return lesson.step(Features(**lesson.settings()), model=lesson.base, data="traces", teacher="tuned")
+    return lesson.step(Features(**lesson.settings()), model=lesson.base, data="corpus", teacher="tuned")
 
 
 def on_policy(lesson: Class) -> Path:
     """The student's own words, scored by the teacher."""
     from tasks.distill.on_policy import OnPolicy
 
-    return lesson.step(OnPolicy(**lesson.settings()), model=lesson.base, data="traces", teacher="tuned")
+    return lesson.step(OnPolicy(**lesson.settings()), model=lesson.base, data="corpus", teacher="tuned")
 
 
 def reasoning(tasks: str) -> Callable[[Class], Path]:
@@ -140,9 +139,9 @@ def progressive(lesson: Class) -> Path:
     from tasks.prune.depth import Depth
 
     half = lesson.settings(epochs=lesson.setup.epochs / 2)
-    first = lesson.step(Logits(**half), model="half_slim", data="traces", teacher="tuned")
+    first = lesson.step(Logits(**half), model="half_slim", data="corpus", teacher="tuned")
     pruned = lesson.step(Depth(ratio=DEPTH_SECOND), model=first, calibration="corpus")
-    return lesson.step(Logits(**half), model=pruned, data="traces", teacher=first)
+    return lesson.step(Logits(**half), model=pruned, data="corpus", teacher=first)
 
 
 DEPTH = 0.3
@@ -155,7 +154,7 @@ def lessons() -> dict[str, Lesson]:
     """All of them, by name."""
     return {
         "gold": Lesson("hard labels: the corpus' answers", sft("corpus")),
-        "answers": Lesson("hard labels: the teacher's answers", sft("traces")),
+        "answers": Lesson("hard labels: the teacher's answers", sft("words")),
         "cot": Lesson("reasoning, then the answer", reasoning("joint")),
         "cot_two": Lesson("reasoning and answer as two tasks", reasoning("two")),
         "online": Lesson("soft targets, teacher in memory", soft("teacher", "tuned")),
@@ -169,7 +168,7 @@ def lessons() -> dict[str, Lesson]:
         "t1": Lesson("stored, T = 1", soft("targets", "targets", temperature=1.0)),
         "t4": Lesson("stored, T = 4", soft("targets", "targets", temperature=4.0)),
         "t8": Lesson("stored, T = 8", soft("targets", "targets", temperature=8.0)),
-        "small_answers": Lesson("45 % of the weights: hard labels", sft("traces"), base="small"),
+        "small_gold": Lesson("45 % of the weights: hard labels", sft("corpus"), base="small"),
         "small_stored": Lesson("45 % of the weights: soft targets", soft("targets", "targets"), base="small"),
         "small_long": Lesson(
             "45 % of the weights: soft targets, 12 epochs", soft("targets", "targets", epochs=12), base="small"
@@ -178,46 +177,75 @@ def lessons() -> dict[str, Lesson]:
 
 
 def prepare(setup: Setup) -> None:
-    """What the lessons start from, each made once: tuned, slim, half_slim, small (fewer tokens and layers), targets."""
-    from tasks.prune.vocabulary import Vocabulary
-
+    """What the lessons start from, each made once: corpus, tuned, words, targets, slim, half_slim, small (fewer tokens and layers)."""
+    from tasks.curate.support import Support
     from tasks.distill.sft import SFT
     from tasks.logits.topk import TopK
     from tasks.prune.depth import Depth
+    from tasks.prune.vocabulary import Vocabulary
 
-    place = Class(setup, "tuned", 7, setup.work)
+    place = Class(setup, "tuned", 0, setup.work)
     source = (Artifact("teacher", Kind.MODEL, setup.model),)
-    tuned, corpus, traces = place.artifact("tuned"), place.artifact("corpus"), place.artifact("traces")
+    corpus, tuned, trimmed = (place.artifact(name) for name in ("corpus", "tuned", "trimmed"))
     steps: dict[str, tuple[Technique, Mapping[str, tuple[Artifact, ...]]]] = {
-        "tuned": (SFT(**HARD | {"learning_rate": 2e-4, "frozen_layers": 6}), {"model": source, "data": traces}),
+        "corpus": (Support(articles=20, train_size=360, calibration_size=64, test_size=240), {}),
+        "tuned": (SFT(**HARD | {"learning_rate": 2e-4, "frozen_layers": 6}), {"model": source, "data": corpus}),
         "slim": (Depth(ratio=DEPTH), {"model": tuned, "calibration": corpus}),
         "half_slim": (Depth(ratio=DEPTH_FIRST), {"model": tuned, "calibration": corpus}),
-        "targets": (TopK(), {"teacher": tuned, "data": traces}),
-        "trimmed": (Vocabulary(), {"model": tuned, "data": (*corpus, *traces)}),
-        "small": (Depth(ratio=SMALL_DEPTH), {"model": place.artifact("trimmed"), "calibration": corpus}),
+        "targets": (TopK(max_tokens=1024), {"teacher": tuned, "data": corpus}),
+        "trimmed": (Vocabulary(), {"model": tuned, "data": corpus}),
+        "small": (Depth(ratio=SMALL_DEPTH), {"model": trimmed, "calibration": corpus}),
     }
     for name, (technique, inputs) in steps.items():
         if not (setup.work / name / "done").exists():
             shutil.rmtree(setup.work / name, ignore_errors=True)
-            carry_out(technique, Inputs(inputs), setup.work / name, setup, seed=7)
+            carry_out(technique, Inputs(inputs), setup.work / name, setup, seed=0)
             (setup.work / name / "done").touch()
+    if not (setup.work / "words" / "done").exists():
+        write_words(setup)
+
+
+def write_words(setup: Setup) -> None:
+    """`words`: the training prompts with the teacher's own greedy answers, right or wrong (Kim and Rush 2016, arXiv 1606.07947)."""
+    from tasks.shared.rows import Message, read_rows, write_rows
+
+    folder = setup.work / "words" / "out"
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = read_rows(setup.work / "corpus" / "out" / "train.jsonl")
+    written = answers(setup.work / "tuned" / "out", [row.prompt for row in rows], setup)
+    told = [
+        row.model_copy(
+            update={"messages": (*row.messages[:-1], Message(role="assistant", content=text)), "source": "teacher"}
+        )
+        for row, (text, _) in zip(rows, written, strict=True)
+        if text.strip()
+    ]
+    write_rows(folder / "train.jsonl", told)
+    (setup.work / "words" / "done").touch()
+
+
+def answers(model: Path, prompts: Sequence[list[dict[str, str]]], setup: Setup) -> list[tuple[str, bool]]:
+    """Greedy answers, and whether each ended by itself."""
+    from tasks.evaluate.asking.ask import choose_dtype
+    from tasks.shared.models import load_model, load_tokenizer, render
+    from tasks.shared.writing import write_answers
+
+    loaded, tokenizer = load_model(model, choose_dtype(setup.device), setup.device), load_tokenizer(model)
+    written = write_answers(loaded, tokenizer, [render(tokenizer, prompt) for prompt in prompts], MOST_TOKENS, 64)
+    return [(answer.text, answer.ended) for answer in written]
 
 
 def grade(model: Path, setup: Setup) -> dict[str, dict[str, float]]:
     """By measure, what each test row is worth: the label as written, the fact, the refusal; `steps` is the fact in step-by-step rows."""
     from tasks.evaluate.asking.answers import Reply
-    from tasks.evaluate.asking.ask import choose_dtype
     from tasks.shared.chat import refuses, states_fact
-    from tasks.shared.models import load_model, load_tokenizer, render
     from tasks.shared.rows import read_rows, spread
-    from tasks.shared.writing import write_answers
 
-    rows = spread(read_rows(setup.source / "corpus" / "out" / "test.jsonl"), setup.items)
-    loaded, tokenizer = load_model(model, choose_dtype(setup.device), setup.device), load_tokenizer(model)
-    written = write_answers(loaded, tokenizer, [render(tokenizer, row.prompt) for row in rows], 96, 64)
+    rows = spread(read_rows(setup.work / "corpus" / "out" / "test.jsonl"), setup.items)
+    written = answers(model, [row.prompt for row in rows], setup)
     found: dict[str, dict[str, float]] = {"label": {}, "fact": {}, "steps": {}, "refusal": {}}
-    for row, answer in zip(rows, written, strict=True):
-        reply = Reply("", answer.text, answer.ended)
+    for row, (text, ended) in zip(rows, written, strict=True):
+        reply = Reply("", text, ended)
         found["label"][row.id] = float(reply.label == row.intent)
         if row.accept:
             found["fact"][row.id] = float(states_fact(reply.text, row.accept))
@@ -238,7 +266,9 @@ def attend(job: tuple[str, int, Setup]) -> dict[str, Any]:
     lesson = lessons().get(name)
     with tempfile.TemporaryDirectory(dir=setup.work) as folder:
         started = time.perf_counter()
-        student = setup.work / name / "out" if lesson is None else lesson.teach(Class(setup, lesson.base, seed, Path(folder)))
+        student = (
+            setup.work / name / "out" if lesson is None else lesson.teach(Class(setup, lesson.base, seed, Path(folder)))
+        )
         seconds = time.perf_counter() - started
         peak = torch.cuda.max_memory_allocated() if setup.device == "cuda" else 0
         found = grade(student, setup)
@@ -250,10 +280,13 @@ def attend(job: tuple[str, int, Setup]) -> dict[str, Any]:
 
 
 def show(results: Iterable[Mapping[str, Any]], console: Console) -> None:
-    """Means over seeds with 95 % t-intervals, and each lesson's difference to `answers`, seed by seed."""
+    """Means over seeds with 95 % t-intervals, and each lesson's difference to `gold`, seed by seed."""
     from scipy import stats
 
-    titles = {name: lesson.title for name, lesson in lessons().items()} | {"tuned": "the teacher", "slim": "pruned, not taught"}
+    titles = {name: lesson.title for name, lesson in lessons().items()} | {
+        "tuned": "the teacher",
+        "slim": "pruned, not taught",
+    }
     by_lesson: dict[str, dict[int, dict[str, float]]] = {}
     other: dict[str, list[Mapping[str, Any]]] = {}
     for result in results:
@@ -268,11 +301,15 @@ def show(results: Iterable[Mapping[str, Any]], console: Console) -> None:
         half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
         return f"{100 * mean:.1f} ± {100 * half:.1f}"
 
-    table = Table("lesson", "weights", "seeds", "label %", "fact %", "step by step %", "refusal %", "fact, over answers", "s", "GB")
+    table = Table(
+        "lesson", "weights", "seeds", "label %", "fact %", "step by step %", "refusal %", "fact, over gold", "s", "GB"
+    )
     for name, seeds in by_lesson.items():
-        cells = [spread_of([means[measure] for means in seeds.values()]) for measure in ("label", "fact", "steps", "refusal")]
-        shared = sorted(seeds.keys() & by_lesson.get("answers", {}).keys())
-        over = [seeds[seed]["fact"] - by_lesson["answers"][seed]["fact"] for seed in shared if name != "answers"]
+        cells = [
+            spread_of([means[measure] for means in seeds.values()]) for measure in ("label", "fact", "steps", "refusal")
+        ]
+        shared = sorted(seeds.keys() & by_lesson.get("gold", {}).keys())
+        over = [seeds[seed]["fact"] - by_lesson["gold"][seed]["fact"] for seed in shared if name != "gold"]
         table.add_row(
             titles.get(name, name), f"{other[name][0]['weights'] / 1e6:.0f} M", str(len(seeds)), *cells,
             spread_of(over) if over else "", f"{statistics.median(one['seconds'] for one in other[name]):.0f}",
@@ -291,7 +328,6 @@ def read_results(file: Path) -> list[dict[str, Any]]:
 def main() -> None:
     """Teach, grade, show."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", type=Path)
     parser.add_argument("--model", type=Path)
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "stillroom_teaching")
     parser.add_argument("--out", type=Path)
@@ -308,13 +344,16 @@ def main() -> None:
     if not given.table:
         given.work.mkdir(parents=True, exist_ok=True)
         setup = Setup(
-            given.source, given.model or embedded_model(), given.work, given.device, given.threads, given.items, given.epochs
+            given.model or embedded_model(), given.work, given.device, given.threads, given.items, given.epochs
         )
         prepare(setup)
         done = {(result["lesson"], result["seed"]) for result in read_results(file)}
         wanted = [("tuned", 0), ("slim", 0), *((name, seed) for seed in range(given.seeds) for name in given.lessons)]
         jobs = [(name, seed, setup) for name, seed in wanted if (name, seed) not in done]
-        with multiprocessing.get_context("spawn").Pool(given.workers) as pool, file.open("a", encoding="utf-8") as stream:
+        with (
+            multiprocessing.get_context("spawn").Pool(given.workers) as pool,
+            file.open("a", encoding="utf-8") as stream,
+        ):
             for result in pool.imap_unordered(attend, jobs):
                 stream.write(json.dumps(result) + "\n")
                 stream.flush()
