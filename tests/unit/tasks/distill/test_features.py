@@ -18,6 +18,7 @@ from tasks.shared.models import load_model, save_model
 from tasks.shared.technique import Artifact, Inputs, Kind, Upstream
 from tests.settings_case import Case, Change
 from tests.tiny_llama import build_model, build_tokenizer, empty_run, save_tiny
+from tests.training_changes import TRAINING_CHANGES
 from tests.unit.tasks.distill import test_sft
 from tests.unit.tasks.distill.test_sft import losses, make_rows
 from tests.unit.tasks.distill.training.test_checkpoints import digest, interrupted
@@ -237,7 +238,7 @@ def test_cut_short_and_gone_on_it_ends_the_same(tmp_path: Path, monkeypatch: pyt
 
 
 RISING = {"epochs": 6, "learning_rate": 0.2, "schedule": "constant_with_warmup", "patience": 0, "distance": "cosine"}
-CHANGES = test_sft.CHANGES | {
+CHANGES = TRAINING_CHANGES | {
     "patience": Change(1, RISING),
     "layers": Change("last"),
     "pairs": Change(((0, 2),)),
