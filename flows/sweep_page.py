@@ -1,6 +1,7 @@
 """A sweep's page: plots, jobs and the best of them, in one HTML file that needs nothing else."""
 
 import os
+import shlex
 from pathlib import Path
 
 from flows.show import first_line
@@ -42,6 +43,7 @@ def render(sweep: Sweep, folder: Path, theme: str = "auto") -> str:
             line=best_line(sweep),
             reading=reading(sweep),
             notes=caveats(sweep),
+            versus=versus(sweep),
             figures=sweep_figures(sweep),
             rows=table_rows(sweep),
             reports=reports,
@@ -49,3 +51,12 @@ def render(sweep: Sweep, folder: Path, theme: str = "auto") -> str:
             theme=theme,
         )
     )
+
+
+def versus(sweep: Sweep) -> str:
+    """The command that compares the best model with the next one that it is not shown to be better than; empty if there is none."""
+    best, rivals = sweep.best, sorted(sweep.rivals, key=lambda entry: entry.rank, reverse=True)
+    if best is None or not rivals:
+        return ""
+    folders = [sweep.jobs[entry.job].folders.get(entry.name) for entry in (rivals[0], best)]
+    return "" if None in folders else shlex.join(["python", "-m", "flows.compare", *map(str, folders)])

@@ -1,4 +1,4 @@
-"""The evidence page in a browser: nothing sticks out at a phone's width, filters filter, it prints.
+"""The evidence page, and a sweep's page, in a browser: nothing sticks out at a phone's width, filters filter, it prints.
 
 STILLROOM_SCREENSHOTS names a folder that keeps the pictures.  Needs chromium (Debian: apt install chromium).
 """
@@ -15,6 +15,9 @@ from typing import Any
 
 import pytest
 
+from flows.sweep import Job, Sweep
+from flows.sweep_page import render
+from tasks.shared.errors import DataError
 from tests.verdict_samples import CODE_LENGTH, GATES, a_verdict, all_inputs, compared, flip, make, measured, score
 
 BROWSER = shutil.which("chromium")
@@ -131,6 +134,17 @@ def crowded() -> Any:
 def test_nothing_sticks_out(site: Site, width: int) -> None:
     found = site.probe(width)
     assert found["width"] == width and found["scroll"] == width and found["out"] == []
+
+
+def test_of_a_sweeps_page_nothing_sticks_out(tmp_path: Path) -> None:
+    long = [f"+steps.a_step_of_a_rather_long_name.layers=[{number},11,12,13,14,15,16,17,18,19]" for number in range(6)]
+    jobs = [Job(["+recipe=trial", own], verdict=crowded(), judge="verdict") for own in long]
+    jobs[3] = Job(["+recipe=trial", long[3]], error=DataError("x" * 200, "not there", "y"))
+    (tmp_path / "report.html").write_text(render(Sweep("trial", jobs), tmp_path), "utf-8")
+    site = Site(tmp_path, {}, tmp_path)
+    for width in WIDTHS.values():
+        found = site.probe(width)
+        assert found["width"] == width and found["scroll"] == width and found["out"] == []
 
 
 def test_filters_show_what_they_say(site: Site) -> None:

@@ -199,6 +199,16 @@ def test_a_panel_per_measure_and_candidate_tells_in_words_what_it_draws() -> Non
     assert (last - second) / (second - first) == pytest.approx(3, abs=0.01), "4 to 10 is three times 2 to 4"
 
 
+def test_the_page_says_how_to_compare_the_best_with_the_next(tmp_path: Path) -> None:
+    jobs = [
+        at(value, fact=fact, folders={"student": tmp_path / f"s {value}"})
+        for value, fact in ((2, -0.3), (4, -0.01), (6, -0.02))
+    ]
+    text = render(sweep(*jobs), tmp_path)
+    assert f"python -m flows.compare &#39;{tmp_path}/s 6&#39; &#39;{tmp_path}/s 4&#39;" in text
+    assert "flows.compare" not in render(sweep(*jobs[:2]), tmp_path), "here it is shown to be better"
+
+
 def test_techniques_stand_by_name_and_long_overrides_by_number() -> None:
     by_name = sweep_figures(sweep(job("quantize@steps.int4=gptq"), job("quantize@steps.int4=rtn")))["student"][0].svg
     assert ">gptq<" in by_name and ">quantize@steps.int4<" in by_name and "<polyline" not in by_name
