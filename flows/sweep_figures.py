@@ -62,7 +62,7 @@ def limits(sweep: Sweep, found: Sequence[tuple[Entry, MeasureComparison]], x: Sc
         return [
             *parts,
             line(x.start, level, x.end, level, "margin"),
-            text(x.end + 6, level + 4, "margin", class_="tick no"),
+            text(x.end + 6, max(level + 4, y(0) + 17), "margin", class_="tick no"),
         ]
     places = [(x(sweep.axis.places[entry.job]), y(-(result.margin or 0.0))) for entry, result in found]
     return parts + [line(place - 9, level, place + 9, level, "margin") for place, level in places]

@@ -54,9 +54,11 @@ def _shown(sweep: Sweep, best: Entry) -> str:
         return (
             f"It is shown to be better than every other: on some measure that decides, its {bounds} lie above theirs."
         )
+    equal = [one for one in others if one.rank[:3] == best.rank[:3]]
+    tied = f"{_names(sweep, equal)}: equal by all that counts; the best is only the first of them. " if equal else ""
     named = _names(sweep, sweep.rivals) if beaten else "any other"
     told = f"The best is not shown to be better than {named}: the {bounds} overlap, or the measures disagree."
-    return told + (f" It is shown to be better than {_names(sweep, beaten)}." if beaten else "")
+    return tied + told + (f" It is shown to be better than {_names(sweep, beaten)}." if beaten else "")
 
 
 def _several(sweep: Sweep, best: Entry) -> str:

@@ -87,6 +87,14 @@ def test_where_bounds_overlap_the_best_is_not_called_better() -> None:
     assert clear[0].startswith("It is shown to be better than every other")
 
 
+def test_a_best_one_that_is_only_the_first_of_equals_is_called_that() -> None:
+    said = caveats(sweep(at(2), at(4), at(6, fact=-0.04)))
+    assert said[0].startswith(
+        "job 1: equal by all that counts; the best is only the first of them. The best is not shown"
+    )
+    assert "equal" not in " ".join(caveats(sweep(at(2), at(4, size=150))))
+
+
 def test_several_models_are_several_chances() -> None:
     said = " ".join(caveats(sweep(*(at(value) for value in (2, 4, 6, 8)))))
     assert (
