@@ -61,7 +61,14 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn(tmp_path: Path, dist
     student = build_model()
     student.set_attn_implementation("eager")
     made = matching(
-        tmp_path, build_model(), student, distance=distance, tokens=tokens, hard_weight=0, attention_weight=1
+        tmp_path,
+        build_model(),
+        student,
+        distance=distance,
+        tokens=tokens,
+        hard_weight=0,
+        hidden_weight=1,
+        attention_weight=1,
     )
     batch = collate(rows_of(made), 0)
     terms = made.terms(student, batch, None)
@@ -237,7 +244,14 @@ def test_cut_short_and_gone_on_it_ends_the_same(tmp_path: Path, monkeypatch: pyt
     assert (out / "loss.csv").read_text() == (expected / "loss.csv").read_text() and digest(out) == digest(expected)
 
 
-RISING = {"epochs": 6, "learning_rate": 0.2, "schedule": "constant_with_warmup", "patience": 0, "distance": "cosine"}
+RISING = {
+    "epochs": 6,
+    "learning_rate": 0.2,
+    "schedule": "constant_with_warmup",
+    "patience": 0,
+    "distance": "cosine",
+    "hidden_weight": 1.0,
+}
 CHANGES = TRAINING_CHANGES | {
     "patience": Change(1, RISING),
     "layers": Change("last"),
