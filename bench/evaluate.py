@@ -6,7 +6,7 @@ python -m bench.evaluate --data /your/benchmarks --tasks hellaswag_val1000
 
 Both score the baseline once and each candidate once, each in a process of its own that starts with nothing loaded, and must give
 the same accuracies.  Ours also keeps every sample, survives a candidate that fails, and judges.  Without --data the items are
-made up of words; how long they are matters here, not what they say.
+made up of words; how long they are matters here, not what they say.  Where others use the machine, trust the seconds of processor.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,8 +113,12 @@ def score_ours(job: dict[str, Any]) -> dict[str, float]:
     return {name: statistics.fmean(values) for name, values in found.items()}
 
 
-def timed(arm: str, job: dict[str, Any]) -> tuple[float, dict[str, float]]:
-    """Seconds of one arm's whole process, and the accuracies it found."""
+Took = tuple[float, float]
+"""Seconds by the clock, and of processor."""
+
+
+def timed(arm: str, job: dict[str, Any]) -> tuple[Took, dict[str, float]]:
+    """What one arm's whole process took, with those it started, and the accuracies it found."""
     started = time.perf_counter()
     command = [sys.executable, "-m", "bench.evaluate", "--arm", arm, "--job", json.dumps(job)]
     offline = {
@@ -126,12 +131,21 @@ def timed(arm: str, job: dict[str, Any]) -> tuple[float, dict[str, float]]:
     seconds = time.perf_counter() - started
     if done.returncode:
         sys.exit(done.stderr[-3000:])
-    return seconds, json.loads(done.stdout.splitlines()[-1])
+    told = json.loads(done.stdout.splitlines()[-1])
+    return (seconds, told["processor"]), told["found"]
 
 
-def measure(job: dict[str, Any], rounds: int, work: Path) -> dict[str, list[float]]:
-    """Seconds of every arm by round, the first of a pair changing from round to round; each round starts with an empty memo."""
-    seconds: dict[str, list[float]] = {"harness alone": [], "ours": [], "ours, again": []}
+def processor_seconds() -> float:
+    """Of this process and those it started, whether they have ended (the models' own) or not (what forks them)."""
+    import psutil
+
+    own = psutil.Process()
+    return sum(sum(process.cpu_times()[:4]) for process in [own, *own.children(recursive=True)])
+
+
+def measure(job: dict[str, Any], rounds: int, work: Path) -> dict[str, list[Took]]:
+    """What every arm took by round, the first of a pair changing from round to round; each round starts with an empty memo."""
+    seconds: dict[str, list[Took]] = {"harness alone": [], "ours": [], "ours, again": []}
     for number in range(rounds):
         fresh = job | {"work": str(work / f"round{number}")}
         Path(fresh["work"]).mkdir()
@@ -140,6 +154,7 @@ def measure(job: dict[str, Any], rounds: int, work: Path) -> dict[str, list[floa
         for name, arm in pair if number % 2 == 0 else reversed(pair):
             took, found[name] = timed(arm, fresh)
             seconds[name].append(took)
+            print(f"round {number + 1}, {name}: {took[0]:.1f} s, {took[1]:.1f} s of processor", file=sys.stderr, flush=True)
         differ = {
             name: (value, found["ours"].get(name))
             for name, value in found["harness alone"].items()
@@ -151,7 +166,7 @@ def measure(job: dict[str, Any], rounds: int, work: Path) -> dict[str, list[floa
     return seconds
 
 
-def spread(values: list[float], form: str = ".1f") -> str:
+def spread(values: Sequence[float], form: str = ".1f") -> str:
     """Median and range."""
     return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
 
@@ -161,7 +176,8 @@ def main() -> None:
     options = arguments()
     if options.arm:
         job = json.loads(options.job)
-        print(json.dumps(score_alone(job) if options.arm == "alone" else score_ours(job)))
+        found = score_alone(job) if options.arm == "alone" else score_ours(job)
+        print(json.dumps({"found": found, "processor": processor_seconds()}))
         return
     from tasks.evaluate.asking.machine import describe_machine
     from tasks.shared.models import has_cpu_bfloat16
@@ -177,10 +193,13 @@ def main() -> None:
         }  # fmt: skip
         seconds = measure(job, options.rounds, work)
     title = f"baseline and {CANDIDATES} candidates, {options.items} items of {options.tasks}, {job['dtype']}\n{describe_machine()}"
-    table = Table("", "seconds", "times the harness alone", title=title)
-    for name, values in seconds.items():
-        ratios = [value / alone for value, alone in zip(values, seconds["harness alone"], strict=True)]
-        table.add_row(name, spread(values), spread(ratios, ".2f"))
+    table = Table("", "seconds", "times the harness alone", "seconds of processor", "times the harness alone", title=title)
+    for name, took in seconds.items():
+        cells = []
+        for values, alone in zip(zip(*took, strict=True), zip(*seconds["harness alone"], strict=True), strict=True):
+            ratios = [value / other for value, other in zip(values, alone, strict=True)]
+            cells += [spread(values), spread(ratios, ".2f")]
+        table.add_row(name, *cells)
     Console().print(table)
 
 

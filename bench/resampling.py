@@ -8,16 +8,12 @@ power     predicted and simulated: equal candidates that pass
 groups    false-ship rate for right/wrong answers when items flip in groups
 """
 
-import argparse
 import math
-import os
-import platform
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
+from bench.tables import run, show
 from tasks.evaluate.judging.exact_bounds import lower_bound
 from tasks.evaluate.judging.intervals import grouped_bounds, mean_bounds, ratio_bounds
 from tasks.evaluate.judging.paired_tests import mean_harm_p
@@ -26,7 +22,6 @@ from tasks.evaluate.judging.power import detectable_mean
 ALPHA, POWER = 0.05, 0.8
 ITEMS = (10, 20, 50, 100, 240, 500)
 TRIALS = 1000
-console = Console(width=150)
 
 
 AMOUNTS: dict[str, tuple[Callable[[np.random.Generator, int], np.ndarray], float]] = {
@@ -40,22 +35,7 @@ AMOUNTS: dict[str, tuple[Callable[[np.random.Generator, int], np.ndarray], float
 
 
 def amounts(items: Sequence[int]) -> None:
-    trials = TRIALS
-    table = Table(
-        title=f"false ships at the margin for amounts, {trials} simulated candidates (standard error {math.sqrt(0.0475 / trials):.3f})"
-    )
-    for column in (
-        "differences",
-        "weights",
-        "items",
-        "t",
-        "BCa",
-        "studentised",
-        "farthest",
-        "gains called shown",
-        "harm by sign flips, none there",
-    ):
-        table.add_column(column, justify="right")
+    trials, rows = TRIALS, []
     for name, (make, mean) in AMOUNTS.items():
         for weighted in (False, True):
             for n in items:
@@ -68,16 +48,15 @@ def amounts(items: Sequence[int]) -> None:
                     misses += [*(bound[0] > mean for bound in bounds), low > mean, high < mean]
                     harmed += mean_harm_p(drawn - mean, weights, 500, trial) <= ALPHA if trial < trials // 4 else 0
                 shares = (f"{share:.3f}" for share in misses / trials)
-                table.add_row(
-                    name, "log-normal" if weighted else "one", str(n), *shares, f"{harmed / (trials // 4):.3f}"
-                )
-    console.print(table)
+                rows.append([name, "log-normal" if weighted else "one", n, *shares, f"{harmed / (trials // 4):.3f}"])
+    error = math.sqrt(0.0475 / trials)
+    title = f"false ships at the margin for amounts, {trials} simulated candidates (standard error {error:.3f})"
+    bounds = ("t", "BCa", "studentised", "farthest", "gains called shown", "harm by sign flips, none there")
+    show(title, ("differences", "weights", "items", *bounds), rows)
 
 
 def power(items: Sequence[int]) -> None:
-    table = Table(title=f"power for amounts, {TRIALS} simulated equal candidates per figure; {POWER:g} was asked for")
-    for column in ("differences", "items", "detectable margin, standard deviations", "equal ones that pass"):
-        table.add_column(column, justify="right")
+    rows = []
     for name in ("normal", "heavy tails (t, 3 df)", "gains and larger losses"):
         make, mean = AMOUNTS[name]
         deviation = float((make(np.random.default_rng(0), 1_000_000) - mean).std())
@@ -86,22 +65,19 @@ def power(items: Sequence[int]) -> None:
             lows = [
                 mean_bounds(make(draw, n) - mean, np.ones(n), ALPHA, 1000, trial, 99.0).low for trial in range(TRIALS)
             ]
-            table.add_row(name, str(n), f"{margin / deviation:.3f}", f"{np.mean(np.array(lows) > -margin):.3f}")
-    console.print(table)
+            rows.append([name, n, f"{margin / deviation:.3f}", f"{np.mean(np.array(lows) > -margin):.3f}"])
+    title = f"power for amounts, {TRIALS} simulated equal candidates per figure; {POWER:g} was asked for"
+    show(title, ("differences", "items", "detectable margin, standard deviations", "equal ones that pass"), rows)
 
 
 def groups(items: Sequence[int]) -> None:
-    margin, discordance, trials = 0.05, 0.1, TRIALS
-    table = Table(
-        title=f"false ships at a margin of {margin:g}, {discordance:g} flips, when items flip in groups: by items / by groups"
-    )
-    for column in ("items", "in groups of", "none together", "half together", "all together"):
-        table.add_column(column, justify="right")
+    margin, discordance, trials, rows = 0.05, 0.1, TRIALS, []
     for n in (count for count in items if count >= 100):
         for together in (2, 4, 8):
             cells = [grouped_rates(n, together, share, margin, discordance, trials) for share in (0.0, 0.5, 1.0)]
-            table.add_row(str(n), str(together), *(f"{alone:.3f} / {whole:.3f}" for alone, whole in cells))
-    console.print(table)
+            rows.append([n, together, *(f"{alone:.3f} / {whole:.3f}" for alone, whole in cells)])
+    title = f"false ships at a margin of {margin:g}, {discordance:g} flips, when items flip in groups: by items / by groups"
+    show(title, ("items", "in groups of", "none together", "half together", "all together"), rows)
 
 
 def grouped_rates(
@@ -123,15 +99,5 @@ def grouped_rates(
 TABLES = {"amounts": amounts, "power": power, "groups": groups}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tables", nargs="*", default=list(TABLES), help=", ".join(TABLES))
-    parser.add_argument("--items", type=int, nargs="+", default=ITEMS)
-    options = parser.parse_args()
-    for name in options.tables:
-        TABLES[name](options.items)
-    console.print(f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
-
-
 if __name__ == "__main__":
-    main()
+    run(__doc__, TABLES, ITEMS)

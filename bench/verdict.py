@@ -10,19 +10,15 @@ power     predicted and simulated: equal candidates that pass, losses that are f
 controls  the baseline against itself, and against its own answers shuffled
 """
 
-import argparse
 import math
-import os
-import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 from scipy.stats import binom, norm
 
+from bench.tables import run, show
 from tasks.evaluate.judging.exact_bounds import difference_bounds, flip_bounds, rarity, score_bound
 from tasks.evaluate.judging.intervals import unseen_share
 from tasks.evaluate.judging.paired_tests import count_flips, harm_p, mcnemar_p
@@ -33,7 +29,6 @@ ITEMS = (30, 48, 100, 192, 240, 500, 1000)
 MARGINS = (0.02, 0.05, 0.1)
 DISCORDANCES = (0.03, 0.06, 0.1, 0.2)
 TRIALS = 1000
-console = Console(width=150)
 
 
 def exact_passes(lost: int, gained: int, items: int, margin: float) -> bool:
@@ -106,16 +101,8 @@ def limits_of(method: str, items: int, margin: float, upto: float = 1.0) -> np.n
 
 
 def size(items: Sequence[int]) -> None:
-    table = Table(
-        title=f"false ships among candidates whose true loss is the margin, worst discordance (alpha {ALPHA:g})"
-    )
-    for column in (
-        "items",
-        "margin",
-        *METHODS,
-        *(f"pass if equal, 6 % flips: {name}" for name in ("BCa", "Tango's score", "exact")),
-    ):
-        table.add_column(column, justify="right")
+    compared = ("BCa", "Tango's score", "exact")
+    rows = []
     for n in items:
         for margin in MARGINS:
             angles = np.linspace(math.asin(margin**0.5), math.pi / 2, int(40 * n**0.5))
@@ -124,9 +111,10 @@ def size(items: Sequence[int]) -> None:
                 limits = limits_of(name, n, margin)
                 worst = max(chance_of(limits, n, (d + margin) / 2, (d - margin) / 2) for d in np.sin(angles) ** 2)
                 row.append(f"{worst:.4f}")
-            equal = [chance_of(limits_of(name, n, margin), n, 0.03, 0.03) for name in ("BCa", "Tango's score", "exact")]
-            table.add_row(str(n), f"{margin:g}", *row, *(f"{p:.3f}" for p in equal))
-    console.print(table)
+            equal = [chance_of(limits_of(name, n, margin), n, 0.03, 0.03) for name in compared]
+            rows.append([n, f"{margin:g}", *row, *(f"{p:.3f}" for p in equal)])
+    title = f"false ships among candidates whose true loss is the margin, worst discordance (alpha {ALPHA:g})"
+    show(title, ["items", "margin", *METHODS, *(f"pass if equal, 6 % flips: {name}" for name in compared)], rows)
 
 
 @dataclass(frozen=True)
@@ -167,26 +155,15 @@ class Rule:
 
 
 def answers(items: Sequence[int]) -> None:
-    margin = 0.05
-    table = Table(
-        title=f"answers of the rule, margin {margin:g} (yes / no / unknown); bold: no whenever a large enough test is not passed"
-    )
-    for column in (
-        "items",
-        "flips",
-        "no loss",
-        "half the margin",
-        "the margin",
-        "twice the margin",
-        "bold: no loss, no",
-    ):
-        table.add_column(column, justify="right")
+    margin, rows = 0.05, []
     for n in items:
         for discordance in DISCORDANCES:
             found = [Rule(n, margin).shares(loss, discordance) for loss in (0.0, margin / 2, margin, 2 * margin)]
             cells = [" / ".join(f"{share:.3f}" for share in shares[:3]) for shares in found]
-            table.add_row(str(n), f"{discordance:g}", *cells, f"{found[0][3]:.3f}")
-    console.print(table)
+            rows.append([n, f"{discordance:g}", *cells, f"{found[0][3]:.3f}"])
+    title = f"answers of the rule, margin {margin:g} (yes / no / unknown); bold: no whenever a large enough test is not passed"
+    columns = ("items", "flips", "no loss", "half the margin", "the margin", "twice the margin", "bold: no loss, no")
+    show(title, columns, rows)
 
 
 def drawn_pair(draw: np.random.Generator, items: int, p_lost: float, p_gained: float) -> tuple[np.ndarray, np.ndarray]:
@@ -196,12 +173,7 @@ def drawn_pair(draw: np.random.Generator, items: int, p_lost: float, p_gained: f
 
 
 def power(items: Sequence[int]) -> None:
-    table = Table(
-        title=f"power, {TRIALS} simulated candidates per figure (standard error {math.sqrt(0.16 / TRIALS):.3f}); {POWER:g} was asked for"
-    )
-    columns = ("items", "flips", "detectable margin", "equal ones that pass", "detectable loss", "losses found")
-    for column in columns:
-        table.add_column(column, justify="right")
+    rows = []
     for n in items:
         for discordance in DISCORDANCES:
             draw = np.random.default_rng(n)
@@ -214,25 +186,15 @@ def power(items: Sequence[int]) -> None:
             passed = np.mean([decide(difference_bounds(*pair, ALPHA), margin, 1.0) == "yes" for pair in pairs])
             pairs = [drawn_pair(draw, n, half + loss, half) for _ in range(TRIALS)] if loss < 1 else []
             found = np.mean([harm_p(*pair) <= ALPHA for pair in pairs]) if pairs else math.nan
-            table.add_row(str(n), f"{discordance:g}", f"{margin:.4f}", f"{passed:.3f}", f"{loss:.4f}", f"{found:.3f}")
-    console.print(table)
+            rows.append([n, f"{discordance:g}", f"{margin:.4f}", f"{passed:.3f}", f"{loss:.4f}", f"{found:.3f}"])
+    error = math.sqrt(0.16 / TRIALS)
+    title = f"power, {TRIALS} simulated candidates per figure (standard error {error:.3f}); {POWER:g} was asked for"
+    columns = ("items", "flips", "detectable margin", "equal ones that pass", "detectable loss", "losses found")
+    show(title, columns, rows)
 
 
 def controls(items: Sequence[int]) -> None:
-    trials = TRIALS // 10
-    table = Table(
-        title=f"controls: the baseline against itself, and against its own answers shuffled ({trials} times, 70 % right)"
-    )
-    for column in (
-        "items",
-        "margin",
-        "itself: low",
-        "itself: p",
-        "itself: answer",
-        "shuffled: flips",
-        "shuffled: yes / no / unknown",
-    ):
-        table.add_column(column, justify="right")
+    trials, rows = TRIALS // 10, []
     for n in items:
         draw, right = np.random.default_rng(n), np.arange(n) < 0.7 * n
         shuffled = [draw.permutation(right) for _ in range(trials)]
@@ -243,8 +205,10 @@ def controls(items: Sequence[int]) -> None:
             shares = " / ".join(f"{given.count(kind) / trials:.2f}" for kind in ("yes", "no", "unknown"))
             flips = np.mean([count_flips(right, other).rate for other in shuffled])
             low = difference_bounds(right, right, ALPHA).low
-            table.add_row(str(n), f"{margin:g}", f"{low:.4f}", f"{mcnemar_p(same):g}", own, f"{flips:.2f}", shares)
-    console.print(table)
+            rows.append([n, f"{margin:g}", f"{low:.4f}", f"{mcnemar_p(same):g}", own, f"{flips:.2f}", shares])
+    title = f"controls: the baseline against itself, and against its own answers shuffled ({trials} times, 70 % right)"
+    columns = ("items", "margin", "itself: low", "itself: p", "itself: answer", "shuffled: flips", "shuffled: yes / no / unknown")
+    show(title, columns, rows)
 
 
 def answer(baseline: np.ndarray, candidate: np.ndarray, margin: float) -> str:
@@ -260,15 +224,5 @@ def detectable_at(items: int, flips: int) -> float:
 TABLES = {"size": size, "answers": answers, "power": power, "controls": controls}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tables", nargs="*", default=list(TABLES), help=", ".join(TABLES))
-    parser.add_argument("--items", type=int, nargs="+", default=ITEMS)
-    options = parser.parse_args()
-    for name in options.tables:
-        TABLES[name](options.items)
-    console.print(f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
-
-
 if __name__ == "__main__":
-    main()
+    run(__doc__, TABLES, ITEMS)

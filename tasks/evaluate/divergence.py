@@ -57,8 +57,7 @@ class Divergence:
         rows, tags = spread(test, self.limit), tag_rows(test, read_rows(corpus / "train.jsonl"))
         baseline, *others = in_transformers(list_subjects(inputs))
         texts = self._texts(baseline, rows, run)
-        content = baseline.digest or str(baseline.weights)
-        plan = FollowPlan([row.prompt for row in rows], texts.answers, self.dtype, content, baseline)
+        plan = FollowPlan([row.prompt for row in rows], texts.answers, self.dtype, baseline.content, baseline)
         found = ask_each(others, {subject.name: plan for subject in others}, follow, Distances, run)
         sheet = make_sheet(
             [baseline, *others],

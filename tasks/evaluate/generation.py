@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass
 from tasks.evaluate.asking.answers import MEASURES, Name, Reply, counts_for, cut_notes, shown, value_of, wanted
 from tasks.evaluate.asking.ask import Plan, Reading, ask, template_notes
 from tasks.evaluate.asking.means import mean_values
-from tasks.evaluate.asking.sittings import ask_each, make_sheet
+from tasks.evaluate.asking.sittings import ask_each, make_sheet, other_batch
 from tasks.evaluate.asking.split import last_question, read_labels, read_test_rows, tag_rows
 from tasks.evaluate.asking.subjects import MODEL_PORTS, Subject, list_subjects, reference_questions, tuned_questions
 from tasks.shared.apart import Failure
@@ -94,7 +94,7 @@ class Generation:
         questions = tuned_questions(rows) if own else reference_questions(rows, articles, labels)
         return Plan(
             questions, labels if "intent" in self.measures else [], own, self.max_new_tokens if set(self.measures) - {"intent"} else 0,
-            other_batch(self.batch_size, len(rows), subject.again), self.context, backwards=bool(subject.again % 2),
+            other_batch(self.batch_size, subject.again, len(rows)), self.context, backwards=bool(subject.again % 2),
         )  # fmt: skip
 
     def _items(
@@ -127,12 +127,6 @@ class Generation:
             if subject.role == "reference"
         ]
         return notes
-
-
-def other_batch(size: int, rows: int, again: int) -> int:
-    """Another batch size for each time that a model is asked again: halves of what one batch holds, and beyond one the sizes above."""
-    held = min(size, rows)
-    return (held >> again or held + again) if again else size
 
 
 def repeat_notes(subjects: Sequence[Subject], plans: Mapping[str, Plan]) -> list[str]:

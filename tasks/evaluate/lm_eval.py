@@ -16,7 +16,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from tasks.evaluate.asking.means import mean_values
-from tasks.evaluate.asking.sittings import ask_each, make_sheet
+from tasks.evaluate.asking.sittings import ask_each, make_sheet, other_batch
 from tasks.evaluate.asking.subjects import MODEL_PORTS, Subject, list_subjects
 from tasks.evaluate.benchmark.ask import HarnessPlan, HarnessReading, TaskPlan, TaskReading, ask_tasks, check_loads
 from tasks.evaluate.benchmark.benchmarks import BENCHMARKS
@@ -164,7 +164,8 @@ class LmEval:
         for task, found in baseline.tasks.items():
             yield f"{task}: {len(found.items)} of {found.of} items, {found.num_fewshot} examples before each question."
         yield f"lm-evaluation-harness, batches of {self.batch_size}, {baseline.dtype}."
-        if files := [subject.name for subject in subjects if subject.weights.suffix == ".gguf"]:
+        files = [subject.name for subject in subjects if subject.weights.suffix == ".gguf" and not subject.broken]
+        if files:
             yield f"{', '.join(files)}: GGUF weights, dequantised and run in transformers; llama.cpp's server gives no log-likelihoods of a prompt."
         if len({reading.vocabulary for reading in readings.values()}) > 1:
             yield "The models' vocabularies differ: a choice is scored as each one's own tokens."
@@ -176,12 +177,6 @@ class LmEval:
             for task, found in reading.tasks.items():
                 if found.cut:
                     yield f"{name}: {found.cut} items of {task} are longer than it takes, and lose their beginning."
-
-
-def other_batch(size: int, again: int) -> int:
-    """The batch size of a repeat: halved each time, or one more where there is nothing to halve."""
-    halved = max(1, size >> again)
-    return size if again == 0 else halved if halved != size else size + again
 
 
 def score_items(measure: str, metric: str, task: str, readings: Readings) -> Iterator[ItemScore]:

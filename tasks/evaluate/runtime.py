@@ -82,7 +82,7 @@ class Runtime:
     produces: ClassVar[Kind] = Kind.SCORES
     alone: ClassVar[bool] = True
     libraries: ClassVar[tuple[str, ...]] = (
-        "torch", "transformers", "tokenizers", "compressed-tensors", "auto-round", "gguf", "xllamacpp",
+        "torch", "transformers", "tokenizers", "compressed-tensors", "auto-round", "gguf", "xllamacpp", "scipy",
     )  # fmt: skip
 
     def plan_problems(
@@ -260,8 +260,9 @@ def figures_of(
                 )
                 notes.append(said)
             figures |= ratios(own, in_engine(timed, baseline, engine), "speed_ratio")
-            to_parent = ratios(own, in_engine(timed, parent, engine), "parent_ratio")
-            figures, notes = figures | to_parent, notes + slower(subject.name, parent, engine, to_parent)
+            before = in_engine(timed, parent, engine)
+            figures |= ratios(own, before, "parent_ratio")
+            notes += slower(subject.name, parent, engine, own, before)
         if item.failure and not first:
             notes.append(f"{subject.name}: not timed in {engine}: {item.failure}.")
         found |= of_engine(figures, engine, first)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tasks.shared.agreement import logits_of, truncated_divergence
 from tasks.shared.errors import ParityError
 from tasks.shared.progress import track
+from tasks.shared.writing import plain_greedy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -120,13 +121,13 @@ def check_tokenizer(url: str, tokenizer: "PreTrainedTokenizerBase", texts: Seque
 def greedy_continuations(
     model: "PreTrainedModel", prompts: Sequence[Sequence[int]], tokens: int, pad_id: int
 ) -> list[list[int]]:
-    """The source's own greedy continuation of each prompt, up to `tokens` ids or the end of the turn."""
+    """The source's own greedy continuation of each prompt, up to `tokens` ids or the end of the turn; see `plain_greedy`."""
     import torch
 
     width = max(map(len, prompts))
     ids = torch.tensor([[pad_id] * (width - len(prompt)) + list(prompt) for prompt in prompts])
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-    with torch.inference_mode():
+    with plain_greedy(model), torch.inference_mode():
         output = model.generate(  # type: ignore[operator]
             input_ids=ids, attention_mask=mask, max_new_tokens=tokens, do_sample=False, pad_token_id=pad_id
         )

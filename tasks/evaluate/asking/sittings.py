@@ -5,6 +5,7 @@ import hashlib
 import json
 import logging
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -71,6 +72,12 @@ def ask_each(
     return found
 
 
+def other_batch(size: int, again: int, items: int = sys.maxsize) -> int:
+    """Another batch size for each time that a model is asked again: halves of what one batch holds, and beyond one the sizes above."""
+    held = min(size, items)
+    return (held >> again or held + again) if again else size
+
+
 def make_sheet(
     subjects: Sequence[Subject],
     readings: Mapping[str, Any],
@@ -103,9 +110,8 @@ def _refuse(subject: Subject, failure: Failure) -> None:
 
 def _kept(subject: Subject, plan: Any, form: type[Any], run: StepRun) -> Path:
     """Where this reading is filed: by the content of the weights and everything that is asked."""
-    weights = subject.digest or str(subject.weights)
     asked = json.dumps(
-        [form.__qualname__, weights, subject.engine, subject.again, TypeAdapter(type(plan)).dump_python(plan, mode="json"), run.threads],
+        [form.__qualname__, subject.content, subject.engine, subject.again, TypeAdapter(type(plan)).dump_python(plan, mode="json"), run.threads],
         sort_keys=True,
     )  # fmt: skip
     return (run.memo or run.scratch / "memo") / f"{hashlib.sha256(asked.encode()).hexdigest()}.json"

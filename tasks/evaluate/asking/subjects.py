@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -10,6 +11,7 @@ from tasks.shared.articles import Article, question_of, with_article
 from tasks.shared.errors import ConfigError, ModelError, StillroomError
 from tasks.shared.rows import Row
 from tasks.shared.scores import Role
+from tasks.shared.sources import sha256_file
 from tasks.shared.technique import Artifact, Inputs, Kind, Port
 
 Engine = Literal["transformers", "llama.cpp"]
@@ -35,7 +37,7 @@ BARE = " without article"
 
 @dataclass(frozen=True)
 class Subject:
-    """One model to measure.  weights: a folder with safetensors or a .gguf file.  digest: of its content, where it is known.
+    """One model to measure.  weights: a folder with safetensors or a .gguf file.  digest: of the artifact, where it is known.
 
     again: how often it was asked before (the baseline, for the noise floor).
     """
@@ -52,6 +54,18 @@ class Subject:
     """Asked with the row's article in the prompt (a reference only)."""
     broken: str = ""
     """Why nobody needs to ask it: it cannot even be looked at.  Never of a baseline."""
+    in_folder: bool = False
+    """The weights are one file in the artifact's folder, so the digest, which is the folder's, is not theirs."""
+
+    @cached_property
+    def content(self) -> str:
+        """What its readings are filed under: the digest of the weights alone, by whatever name they were given.
+
+        An export is its step's folder in a recipe, and may be its file elsewhere: it is asked once for both.
+        """
+        if self.digest and self.in_folder:
+            return sha256_file(self.weights)
+        return self.digest or str(self.weights)
 
 
 @dataclass(frozen=True)
@@ -122,7 +136,8 @@ def open_subject(artifact: Artifact, role: Role) -> Subject:
     if files and (path.is_file() or artifact.kind is Kind.ENGINE):
         if len(files) > 1:
             raise ModelError(f"{role} {artifact.name} ({path})", f"{len(files)} GGUF files", "one")
-        return Subject(artifact.name, role, kind, files[0], "llama.cpp", f"GGUF {gguf_type(files[0])}", artifact.digest)
+        form, inside = f"GGUF {gguf_type(files[0])}", path.is_dir()
+        return Subject(artifact.name, role, kind, files[0], "llama.cpp", form, artifact.digest, in_folder=inside)
     if not any(path.glob("*.safetensors")):
         raise ModelError(f"{role} {artifact.name} ({path})", "no *.safetensors and no *.gguf", "a folder with weights")
     return Subject(artifact.name, role, kind, path, "transformers", folder_format(path), artifact.digest)

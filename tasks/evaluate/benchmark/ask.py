@@ -190,8 +190,7 @@ def _seed_all() -> None:
 
 def _asked(subject: Subject, plan: HarnessPlan, desk: Desk, dtype: str) -> str:
     """Names the file of kept answers: the model and everything but the requests themselves that decides an answer."""
-    weights = subject.digest or str(subject.weights)
-    return _digest(json.dumps([weights, subject.again, plan.batch_size, desk.threads, desk.device, dtype]))
+    return _digest(json.dumps([subject.content, subject.again, plan.batch_size, desk.threads, desk.device, dtype]))
 
 
 def _digest(text: str) -> str:

@@ -16,6 +16,7 @@ from tasks.evaluate.timing.energy import open_meter
 from tasks.evaluate.timing.engines import peak_memory
 from tasks.evaluate.timing.streams import Streamed
 from tasks.shared.models import Dtype, has_cpu_bfloat16, load_model, load_tokenizer, render
+from tasks.shared.writing import plain_greedy
 
 
 class Clock:
@@ -37,10 +38,11 @@ def answer(model: Any, tokenizer: Any, messages: Messages, tokens: int, streams:
     clock, started = Clock(), time.perf_counter()
     prompts = [render(tokenizer, messages)] * streams
     batch = tokenizer(prompts, return_tensors="pt", add_special_tokens=False).to(model.device)
-    output = model.generate(
-        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], max_new_tokens=tokens, min_new_tokens=tokens,
-        do_sample=False, streamer=clock, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
-    )  # fmt: skip
+    with plain_greedy(model):
+        output = model.generate(
+            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], max_new_tokens=tokens, min_new_tokens=tokens,
+            do_sample=False, streamer=clock, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
+        )  # fmt: skip
     read = batch["input_ids"].shape[1]
     tokenizer.batch_decode(output[:, read:], skip_special_tokens=True)
     end_s = time.perf_counter() - started

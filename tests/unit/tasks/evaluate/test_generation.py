@@ -18,7 +18,7 @@ from tasks.evaluate.asking.answers import Reply
 from tasks.evaluate.asking.ask import Plan, Reading, ask, has_template, template_notes
 from tasks.evaluate.asking.sittings import Desk
 from tasks.evaluate.asking.subjects import folder_format, open_subject, reference_questions, tuned_questions
-from tasks.evaluate.generation import Generation, other_batch
+from tasks.evaluate.generation import Generation
 from tasks.quantize.rtn import RTN
 from tasks.shared.apart import Failure
 from tasks.shared.articles import Article
@@ -307,12 +307,6 @@ def test_llama_takes_chatml_for_a_file_without_a_template_and_that_is_told(tmp_p
     plan = Plan(tuned_questions([make_row(0)]), [], True, 3, 4, 256)
     told = [ask(subject, plan, Desk(tmp_path, 1, "cpu")).replies for subject in subjects]
     assert told[0] == told[1], "the tiny models' own template is ChatML"
-
-
-def test_asked_again_the_batches_differ() -> None:
-    assert [other_batch(64, 900, again) for again in range(4)] == [64, 32, 16, 8]
-    assert other_batch(64, 30, 0) == 64 and other_batch(64, 30, 1) == 15
-    assert [other_batch(1, 900, again) for again in range(3)] == [1, 2, 3]
 
 
 def test_reference_gets_the_article_and_no_label_protocol() -> None:

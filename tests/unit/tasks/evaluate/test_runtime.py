@@ -283,6 +283,16 @@ def test_in_transformers_every_token_has_its_moment(models: dict[str, Artifact],
         )
 
 
+def test_the_speed_is_that_of_greedy_answers_whatever_the_generation_config_says(models: dict[str, Artifact]) -> None:
+    """A penalty looks at all that was written, at every token; no other engine is asked for that."""
+    model, tokenizer = load_model(models["tuned"].path), load_tokenizer(models["tuned"].path)
+    seen, generate = [], model.generate
+    model.generation_config.repetition_penalty = 5.0
+    model.generate = lambda **told: (seen.append(model.generation_config.repetition_penalty), generate(**told))[1]
+    answer(model, tokenizer, [{"role": "user", "content": "Hello?"}], 2)
+    assert seen == [None] and model.generation_config.repetition_penalty == 5.0
+
+
 def test_peak_memory_of_this_process() -> None:
     here = peak_memory()
     assert here is None or here > 1_000_000

@@ -1,5 +1,7 @@
 """Rounds of timing: their order, what a failure takes away, and ratios that only one round's two models share."""
 
+import math
+import random
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import pytest
 from tasks.evaluate.timing.engines import Effort, Engine, Probe, Sample
 from tasks.evaluate.timing.rounds import (
     Timed,
+    below_one,
     in_engine,
     of_engine,
     of_model,
@@ -106,21 +109,29 @@ def test_ratios_are_taken_within_a_round() -> None:
             ["student is slower than slim, which it was made from: 0.80x [0.70, 0.90] in llama.cpp, one stream."],
         ),
         ((8, 7, 11), []),
+        ((9.9, 9.7, 9.9), []),
         ((8,), []),
         ((12, 11, 13), []),
     ],
 )
-def test_slower_is_only_said_when_every_round_says_so(own: tuple[float, ...], said: list[str]) -> None:
-    found = ratios(speeds(*own), speeds(*[10.0] * len(own)), "parent_ratio")
-    only = {name: figure for name, figure in found.items() if name == "parent_ratio"}
-    assert slower("student", "slim", "llama.cpp", only) == said
+def test_slower_is_only_said_when_the_rounds_show_it(own: tuple[float, ...], said: list[str]) -> None:
+    one = [{"tokens_per_second": value} for value in own]
+    assert slower("student", "slim", "llama.cpp", one, [{"tokens_per_second": 10.0}] * len(own)) == said
+
+
+def test_an_equally_fast_model_is_rarely_called_slower() -> None:
+    """Every round below 1, which three rounds of equal models are one time in eight, is not enough."""
+    draw = random.Random(0)
+    rounds = [[math.exp(draw.gauss(0, 0.05)) for _ in range(3)] for _ in range(4000)]
+    below = sum(max(ratios) < 1 for ratios in rounds) / len(rounds)
+    assert 0.1 < below < 0.15 and sum(map(below_one, rounds)) / len(rounds) < 0.055
 
 
 def test_slower_together_is_told_apart_from_slower_alone() -> None:
     """Weight-only integers: faster for one stream, slower for many."""
     own: Any = [{"tokens_per_second": 13, "tokens_per_second_batch_8": 75}] * 2
     other: Any = [{"tokens_per_second": 10, "tokens_per_second_batch_8": 100}] * 2
-    (said,) = slower("int4", "student", "vllm", ratios(own, other, "parent_ratio"))
+    (said,) = slower("int4", "student", "vllm", own, other)
     assert "0.75x" in said and said.endswith("in vllm, 8 streams together.")
 
 
