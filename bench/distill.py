@@ -115,7 +115,7 @@ def theirs(job: dict[str, Any]) -> Any:
     from datasets import Dataset
 
     from tasks.distill.training.encoding import collate, encode
-    from tasks.distill.training.loop import use_bfloat16
+    from tasks.distill.training.arguments import precision_of
     from tasks.shared.models import load_model, load_tokenizer
     from tasks.shared.rows import read_rows
 
@@ -125,7 +125,7 @@ def theirs(job: dict[str, Any]) -> Any:
     common: dict[str, Any] = {
         "output_dir": tempfile.mkdtemp(dir=folder), "num_train_epochs": 1, "per_device_train_batch_size": job["batch"],
         "learning_rate": 2e-4, "max_length": None, "dataset_kwargs": {"skip_prepare_dataset": True}, "remove_unused_columns": False,
-        "gradient_checkpointing": False, "bf16": use_bfloat16(job["precision"], job["device"]), "use_cpu": job["device"] == "cpu",
+        "gradient_checkpointing": False, "bf16": precision_of(job["precision"], job["device"]) == "bfloat16", "use_cpu": job["device"] == "cpu",
         "save_strategy": "no", "report_to": "none", "disable_tqdm": True, "optim": "adamw_torch_fused", "seed": 0,
         "dataloader_pin_memory": job["device"] != "cpu",
     }  # fmt: skip

@@ -21,7 +21,7 @@ from flows.config import compose_recipe
 from flows.plan import build_plan
 from tasks.distill.losses.answers import IGNORED, answer_loss
 from tasks.distill.training.loop import freeze
-from tasks.evaluate.paired import describe_machine
+from tasks.evaluate.asking.machine import describe_machine
 from tasks.shared.models import load_model
 
 REPEATS = 5
