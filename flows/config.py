@@ -47,6 +47,9 @@ class Runtime:
     """Processes that share a training step, each on a GPU of its own where there are GPUs; 0: one for each GPU."""
     sharding: Literal["none", "fsdp"] = "none"
     """How the processes of a training step keep the weights: none, each has them all (DDP); fsdp, each has a part."""
+    compile: bool = False
+    """Compile the decoder layers of a training step (torch.compile), which needs a C++ compiler.  On a CPU it gained nothing (135M weights,
+    float32, one core: 0 to 4 %)."""
     verify: Literal["stat", "content"] = "stat"
     """How artifacts are checked: stat trusts an unchanged size, mtime and inode; content reads every file again."""
 

@@ -30,6 +30,8 @@ LONG_ROW_TOKENS = 180
 ACTIVATION_BYTES = 2.5e6
 """Activations kept for the backward pass, per token, of a 135M model; measured.  Layers x width grow like the root of the weights."""
 SPARE_BYTES = 500e6
+BYTES = {"float32": 4.0, "bfloat16": 2.0}
+"""Of a weight, by `teacher_dtype`."""
 PACKED_BITS = {"gptq": 4.25, "rtn": 4.25, "q4_0": 4.5, "q4_1": 5.0, "q5_0": 5.5, "q5_1": 6.0, "q8_0": 8.5, "f16": 16.0}
 """Bits a weight, by quantization technique or GGUF type, scales included."""
 
@@ -70,16 +72,24 @@ def estimate_plan(plan: Plan, runtime: Runtime) -> dict[str, Estimate]:
     rows = Rows(*(max((int(c.get(f"{split}_size", 500)) for c in corpora), default=500) for split in ("train", "test")))
     found: dict[str, Estimate] = {}
     for step in plan.steps:
-        model = next((sizes[name] for name in step.needs if name in sizes), Size(0, 0))
+        model, teacher = _models(step, sizes)
         size = _size_after(step, model)
         if step.kind in {Kind.MODEL, Kind.ENGINE}:
             sizes[step.name] = size
         manifest = session.place(step.name).read_manifest()
         same = manifest is not None and manifest.get("settings") == step.keyed()
-        seconds = float(manifest["duration_s"]) if same and manifest else _seconds(step, model, rows, runtime)
+        seconds = float(manifest["duration_s"]) if same and manifest else _seconds(step, model, teacher, rows, runtime)
         disk = size.bytes if step.kind in {Kind.MODEL, Kind.ENGINE} else 2e6
-        found[step.name] = Estimate(seconds, disk, _memory(step, model), same)
+        found[step.name] = Estimate(seconds, disk, _memory(step, model, teacher, runtime), same)
     return found
+
+
+def _models(step: Step, sizes: Mapping[str, Size]) -> tuple[Size, Size]:
+    """What a step works on, and the teacher that is in memory beside it (none: of no size)."""
+    nothing = Size(0, 0)
+    named = (*step.inputs.get("model", ()), *step.needs)
+    teacher = next(iter(step.inputs.get("teacher", ())), "") if step.stage == "distill" else ""
+    return next((sizes[name] for name in named if name in sizes), nothing), sizes.get(teacher, nothing)
 
 
 def _size_after(step: Step, model: Size) -> Size:
@@ -99,9 +109,10 @@ def _size_after(step: Step, model: Size) -> Size:
     return Size(model.parameters, 2 * model.parameters)
 
 
-def _seconds(step: Step, model: Size, rows: Rows, runtime: Runtime) -> float:
+def _seconds(step: Step, model: Size, teacher: Size, rows: Rows, runtime: Runtime) -> float:
     settings = step.settings()
-    speed = FLOPS_GPU if runtime.device == "cuda" else FLOPS_PER_CORE * runtime.cores
+    gpus = max(1, runtime.processes) if step.scales else 1
+    speed = FLOPS_GPU * gpus if runtime.device == "cuda" else FLOPS_PER_CORE * runtime.cores
     token = 2 * model.parameters / speed
     reading = rows.train * TOKENS_PER_ROW * token
     match step.stage:
@@ -109,7 +120,9 @@ def _seconds(step: Step, model: Size, rows: Rows, runtime: Runtime) -> float:
             asked = min(int(settings.get("max_prompts") or rows.train), rows.train) * int(settings.get("samples", 1))
             return 10 + asked * 0.5
         case "distill":
-            return 15 + 3 * reading * float(settings.get("epochs", 1))
+            passes = 3 + (teacher.parameters / model.parameters if model.parameters else 0)  # forward, backward, the teacher's forward
+            drawn = float(settings.get("lmbda", 0)) * ANSWERING_TOKENS * ANSWER_TOKENS / TOKENS_PER_ROW
+            return 15 + (passes + drawn) * reading * float(settings.get("epochs", 1))
         case "logits":
             return 15 + reading
         case "quantize":
@@ -126,14 +139,17 @@ def _seconds(step: Step, model: Size, rows: Rows, runtime: Runtime) -> float:
             return 5 + 0.1 * reading
 
 
-def _memory(step: Step, model: Size) -> float:
-    """Resident bytes at the peak: training holds weights, gradients and two moments in float32, and a batch's activations; reading
-    holds weights twice.
+def _memory(step: Step, model: Size, teacher: Size, runtime: Runtime) -> float:
+    """Resident bytes at the peak: training holds weights, gradients and two moments in float32, a batch's activations, and a teacher's
+    weights; each process of it has its own, and its share of the batch.  Reading holds weights twice.
     """
     base = 6e8
     if step.stage == "distill":
-        tokens = LONG_ROW_TOKENS * float(step.settings().get("batch_size", 16))
-        return base + 16 * model.parameters + ACTIVATION_BYTES * tokens * (model.parameters / 1.35e8) ** 0.5
+        settings = step.settings()
+        tokens = LONG_ROW_TOKENS * float(settings.get("batch_size", 16))
+        activations = ACTIVATION_BYTES * tokens * (model.parameters / 1.35e8) ** 0.5
+        beside = teacher.parameters * BYTES[settings.get("teacher_dtype", "float32")]
+        return max(1, runtime.processes) * (base + 16 * model.parameters + beside) + activations
     return base + (8 * model.parameters if step.kind in {Kind.LOGITS, Kind.MODEL, Kind.ENGINE, Kind.SCORES} else 2e8)
 
 

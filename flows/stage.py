@@ -59,7 +59,7 @@ def make(session: Session, step: Step, key: str) -> bool:
         run = StepRun(
             step.name, session.plan.seed_of(step), scratch, session.threads(step), device, runtime.checkpoint_s,
             session.store.memo(step.target, account["code"], account["versions"], device),
-            session.processes(step, device), runtime.sharding,
+            session.processes(step, device), runtime.sharding, runtime.compile,
         )  # fmt: skip
         started = time.monotonic()
         metrics = step.technique(session.inputs(step), out, run)

@@ -3,12 +3,14 @@
 import multiprocessing
 import os
 import signal
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.distill.losses.answers import answer_loss, counted, divisor
 from tasks.distill.losses.head import output_head
-from tasks.distill.training.objective import Batch, Objective, last_hidden
+from tasks.distill.training.objective import Answers, Batch, Objective, last_hidden
 from tasks.shared.errors import ModelError
+from tasks.shared.technique import StepRun
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,3 +44,25 @@ class TwoTerms(Objective):
             raise ModelError("model", "it stumbles", "one that does not", "another model")
         if self.fault == "break":
             raise ValueError("a mistake of ours")
+
+
+def train_in(room: float, model: Path, folder: Path, settings: dict[str, Any]) -> int:
+    """Optimizer steps of one epoch in a process that may have so many more bytes than it has now."""
+    import resource
+
+    import datasets  # noqa: F401 - code takes address space too
+    import psutil
+    import torch
+    import trl.trainer.sft_trainer  # noqa: F401
+
+    from tasks.distill.sft import SFT
+    from tasks.distill.training.loop import train_model
+    from tests.tiny_llama import chats
+
+    torch.set_num_threads(1)
+    limit = int(psutil.Process().memory_info().vms + room)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    folder.mkdir(exist_ok=True)
+    run = StepRun("step", 0, folder / "scratch", threads=1)
+    fixed = {"epochs": 1, "validation": 0.0, "precision": "float32"}
+    return int(train_model(SFT(**fixed, **settings), model, chats(256), Answers(), folder, run)["optimizer_steps"])

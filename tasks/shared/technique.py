@@ -86,7 +86,7 @@ class StepRun:
     memo: a folder that all runs of the same code and library versions share, for partial results that are filed under the
     content of all that they were made from; None: there is none, and scratch serves.
     processes: how many may share the work, for techniques that declare `scales`.  sharding: how these keep the weights,
-    "none" (each has all) or "fsdp" (each has a part).
+    "none" (each has all) or "fsdp" (each has a part).  compile: let torch.compile make kernels for a training.
     """
 
     step: str
@@ -98,6 +98,7 @@ class StepRun:
     memo: Path | None = None
     processes: int = 1
     sharding: str = "none"
+    compile: bool = False
 
 
 Metrics = dict[str, float | int | str]

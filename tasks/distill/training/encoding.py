@@ -41,8 +41,15 @@ def split_groups(rows: Sequence[Row], share: float, seed: int) -> tuple[list[Row
 def encode(rows: Sequence[Row], tokenizer: "PreTrainedTokenizerBase", max_tokens: int) -> list[Encoded]:
     """Token ids and labels of each conversation; labels are IGNORED everywhere but in the final answer.
 
-    Raises DataError naming the rows that are longer than `max_tokens`.
+    Raises DataError naming the rows that have no answer, or are longer than `max_tokens`.
     """
+    if silent := [row.id for row in rows if row.messages[-1].role != "assistant" or not row.answer.strip()]:
+        raise DataError(
+            "traces/train.jsonl",
+            f"{len(silent)} conversations have no answer: {', '.join(silent[:5])}",
+            "a last message of the assistant, with something in it",
+            "leave these rows out, or answer them (a traces step)",
+        )
     encoded = []
     long: list[str] = []
     for row in rows:

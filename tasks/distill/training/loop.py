@@ -12,7 +12,7 @@ from tasks.distill.training.arguments import training_arguments
 from tasks.distill.training.checkpoints import gathered, identity_of, keeper, last_checkpoint, resumable, train
 from tasks.distill.training.encoding import Encoded, collate, split_groups
 from tasks.distill.training.lora import adapt, merge
-from tasks.distill.training.memory import memory_errors
+from tasks.distill.training.memory import memory_errors, module_bytes
 from tasks.distill.training.objective import Objective
 from tasks.distill.training.options import Adapted, Packed
 from tasks.distill.training.packing import check_packs, pack
@@ -88,6 +88,7 @@ def _train(
     identity = identity_of(settings, model, [*training, *validation], run)
     with memory_errors(settings, model, run) as seen:
         objective.attach(model, run.device)
+        seen.beside = module_bytes(objective)
         trainer = make_trainer(settings, model, tokenizer, training, validation, objective, run)
         trainer.seen, trainer.identity = seen, identity
         train(trainer, go_on_from(trainer, run.scratch / "checkpoints"))
@@ -109,7 +110,7 @@ def prepared_model(settings: Training, source: Path, run: StepRun) -> "PreTraine
         model.set_attn_implementation("eager")  # 15 % faster here: the fused kernel's backward pass is slow on CPUs
     model = adapt(model, settings.lora) if isinstance(settings, Adapted) else model
     freeze(core_of(model), settings.frozen_layers)
-    if settings.compile:
+    if run.compile:
         for layer in layers_of(core_of(model)):
             layer.compile(dynamic=True)  # batches are of many lengths
     return model
@@ -155,9 +156,7 @@ def _figures(trainer: Any, settings: Training) -> Metrics:
     finite = [loss for loss in losses if math.isfinite(loss)]
     figures: Metrics = {
         "epochs": round(float(trainer.state.epoch or 0), 2),
-        "train_loss": round(
-            next((float(entry["loss"]) for entry in reversed(history) if "loss" in entry), math.nan), 4
-        ),
+        "train_loss": round(_last_finite(history), 4),
         "validation_loss": round(min(finite), 4) if finite else "none",
         "optimizer_steps": trainer.state.global_step,
     }
@@ -179,6 +178,12 @@ def _figures(trainer: Any, settings: Training) -> Metrics:
     if len(names) > 1 and (silent := warn_without_say(history, names, trainer.objective.knob)):
         figures["without_say"] = ", ".join(silent)
     return figures
+
+
+def _last_finite(history: Sequence[Mapping[str, Any]]) -> float:
+    """The last training loss that is a number."""
+    losses = (float(entry["loss"]) for entry in reversed(history) if "loss" in entry)
+    return next((loss for loss in losses if math.isfinite(loss)), math.nan)
 
 
 def make_trainer(

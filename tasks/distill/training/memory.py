@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tasks.distill.losses.head import CHUNK_ELEMENTS
+from tasks.distill.training.arguments import precision_of
 from tasks.distill.training.options import Adapted
 from tasks.distill.training.settings import Training
 from tasks.shared.errors import MachineError
@@ -26,10 +27,15 @@ ROOM = 0.9
 
 @dataclass
 class Seen:
-    """The last batch that a process began: conversations and tokens of the longest."""
+    """The last batch that a process began: conversations, and tokens of the longest.
 
+    room: bytes for weights and batches when training began.  beside: those of the objective's own modules.
+    """
+
+    room: float
     rows: int = 0
     tokens: int = 0
+    beside: float = 0.0
 
 
 @contextmanager
@@ -38,7 +44,7 @@ def memory_errors(settings: Training, model: "PreTrainedModel", run: StepRun) ->
 
     Yields what the trainer notes its batches in.
     """
-    seen = Seen()
+    seen = Seen(room_for(model, run.device))
     try:
         yield seen
     except MemoryError as error:
@@ -49,105 +55,119 @@ def memory_errors(settings: Training, model: "PreTrainedModel", run: StepRun) ->
         raise _too_small(settings, model, run, seen) from error
 
 
-def weight_bytes(model: "PreTrainedModel", run: StepRun) -> float:
-    """Weights, gradients and moments of one process; with fsdp a part of each."""
+def module_bytes(objective: object) -> float:
+    """Weights of the modules that an objective holds, such as a teacher."""
+    import torch
+
+    held = [value for value in vars(objective).values() if isinstance(value, torch.nn.Module)]
+    return float(sum(weight.numel() * weight.element_size() for module in held for weight in module.parameters()))
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What a training takes by arithmetic, in bytes of one process.
+
+    fixed: weights, gradients and moments, and the teacher's weights.  eager: attention keeps its probabilities.  size: bytes of a value.
+    """
+
+    config: Any
+    fixed: float
+    tokens: int
+    eager: bool
+    size: float
+
+    def batch(self, rows: int, checkpointing: bool) -> float:
+        """What a batch keeps for the backward pass, and one chunk of logits.
+
+        Counted from a Llama layer (as Korthikanti et al. 2022, arXiv 2205.05198, section 4.1, do for GPT's): per token 2 norms with
+        input and output, queries, keys, values, attention's output and both residual sums, four tensors of the feed-forward
+        network's width, and heads x tokens probabilities.  With gradient checkpointing a layer keeps its input, and one layer at a
+        time is whole.  Measured on CPUs: within a tenth (docs/LOG.md).
+        """
+        config = self.config
+        width, heads, layers = config.hidden_size, config.num_attention_heads, config.num_hidden_layers
+        head = getattr(config, "head_dim", None) or width // heads
+        values = head * (getattr(config, "num_key_value_heads", None) or heads)
+        layer = 6 * width + 3 * head * heads + 3 * values + 4 * config.intermediate_size
+        layer += heads * self.tokens if self.eager else 0
+        kept = layer + layers * width if checkpointing else layers * layer
+        logits = min(rows * self.tokens * config.vocab_size, CHUNK_ELEMENTS) * 4 * LOGITS_COPIES
+        return float(rows * self.tokens * kept * self.size + logits)
+
+    def most_rows(self, rows: int, checkpointing: bool, total: float) -> int:
+        """The largest divisor of `rows` that fits into `total` bytes; 0 if one row does not."""
+        sizes = (size for size in range(rows, 0, -1) if rows % size == 0)
+        return next((size for size in sizes if self.fixed + self.batch(size, checkpointing) <= ROOM * total), 0)
+
+
+def demand(settings: Training, model: "PreTrainedModel", run: StepRun, seen: Seen) -> Demand:
+    """Of one process; with fsdp it has a part of weights, gradients and moments."""
+    config = model.config.get_text_config()
     weights = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    held = run.processes if run.sharding == "fsdp" else 1
-    return (4 * weights + (BYTES_PER_WEIGHT - 4) * trained) / held
+    fixed = (4 * weights + (BYTES_PER_WEIGHT - 4) * trained) / (run.processes if run.sharding == "fsdp" else 1)
+    size = 4 if precision_of(settings.precision, run.device) == "float32" else 3  # norms and softmax stay float32
+    eager = config._attn_implementation == "eager"
+    return Demand(config, fixed + seen.beside, seen.tokens or settings.max_tokens, eager, size)
 
 
-def activation_bytes(config: Any, rows: int, tokens: int, settings: Training, eager: bool) -> float:
-    """What a batch keeps for the backward pass, and one chunk of logits.
-
-    Counted from a Llama layer (as Korthikanti et al. 2022, arXiv 2205.05198, section 4.1, do for GPT's): per token 2 norms with input
-    and output, queries, keys, values, attention's output and both residual sums, and four tensors of the feed-forward network's width.
-    eager: attention also keeps scores and probabilities, heads x tokens each.  With gradient checkpointing a layer keeps its input,
-    and one layer at a time is whole.
-    """
-    width, heads = config.hidden_size, config.num_attention_heads
-    head = getattr(config, "head_dim", None) or width // heads
-    values = head * (getattr(config, "num_key_value_heads", None) or heads)
-    each = (
-        6 * width + 3 * head * heads + 3 * values + 4 * config.intermediate_size + (2 * heads * tokens if eager else 0)
-    )
-    size = 4 if settings.precision == "float32" else 3  # in 16 bits the norms and the softmax stay float32
-    layers = config.num_hidden_layers
-    kept = each + layers * width if settings.gradient_checkpointing else layers * each
-    logits = min(rows * tokens * config.vocab_size, CHUNK_ELEMENTS) * 4 * LOGITS_COPIES
-    return float(rows * tokens * kept * size + logits)
-
-
-def fitting_batch(
-    config: Any, fixed: float, tokens: int, settings: Training, eager: bool, total: float, count: int
-) -> int:
-    """The most conversations per pass, over `count` processes, that fit `total` bytes each; a divisor of the batch, 0 if none fits."""
-    for rows in range(settings.batch_size // count, 0, -1):
-        fits = fixed + activation_bytes(config, rows, tokens, settings, eager) <= ROOM * total
-        if fits and settings.batch_size % (rows * count) == 0:
-            return rows * count
-    return 0
-
-
-def memory_limit(device: str) -> float:
-    """Bytes that this process may use: the GPU's, or the machine's or a smaller limit on its address space."""
-    if device == "cuda":
-        import torch
-
-        return float(torch.cuda.mem_get_info()[1])
+def room_for(model: "PreTrainedModel", device: str) -> float:
+    """Bytes for a training on this device, the model's weights included: what others leave, and what limits allow."""
     import resource
 
     import psutil
+    import torch
 
+    if device == "cuda":
+        return float(torch.cuda.mem_get_info()[0])  # the model is still on the CPU
+    room = psutil.virtual_memory().available
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    total = psutil.virtual_memory().total
-    return float(total if limit == resource.RLIM_INFINITY else min(total, limit))
+    if limit != resource.RLIM_INFINITY:
+        room = min(room, limit - psutil.Process().memory_info().vms)
+    return float(room + sum(weight.numel() * weight.element_size() for weight in model.parameters()))
 
 
 def _too_small(settings: Training, model: "PreTrainedModel", run: StepRun, seen: Seen) -> MachineError:
-    config = model.config.get_text_config()
-    total, fixed = memory_limit(run.device), weight_bytes(model, run)
-    tokens, eager = seen.tokens or settings.max_tokens, config._attn_implementation == "eager"
+    took = demand(settings, model, run, seen)
+    together = run.processes if run.device == "cpu" else 1
     rows = seen.rows or max(1, settings.batch_size // run.processes)
-    batch = activation_bytes(config, rows, tokens, settings, eager)
-    count = run.processes if run.device == "cpu" else 1
+    batch = took.batch(rows, settings.gradient_checkpointing)
+    when = f"at {rows} conversations of up to {took.tokens} tokens at once" if seen.rows else "before the first batch"
+    whose = f"the {'machine' if run.device == 'cpu' else 'GPU'} had {seen.room / 1e9:.2f} GB left"
+    shared = f", of {together} processes" if together > 1 else ""
     return MachineError(
         f"step {run.step}",
-        f"out of memory at {rows} conversations of up to {tokens} tokens at once; "
-        f"the {'machine' if run.device == 'cpu' else 'GPU'} has {total / 1e9:.1f} GB",
-        f"about {count * fixed / 1e9:.1f} GB for weights, gradients and moments and {count * batch / 1e9:.1f} GB for the batch"
-        + (f", of {count} processes" if count > 1 else ""),
-        "; or ".join(_knobs(settings, model, run, tokens, total / count)),
+        f"out of memory {when}; {whose}",
+        f"about {together * took.fixed / 1e9:.2f} GB for weights, gradients and moments and {together * batch / 1e9:.2f} GB for the batch{shared}",
+        "; or ".join(_knobs(settings, took, run, seen.room / together)),
     )
 
 
-def _knobs(settings: Training, model: "PreTrainedModel", run: StepRun, tokens: int, total: float) -> list[str]:
+def _knobs(settings: Training, took: Demand, run: StepRun, total: float) -> list[str]:
     """Settings with which the same training should fit, by the same arithmetic; else what makes it smaller."""
-    from dataclasses import replace
-
-    config, fixed, step = model.config.get_text_config(), weight_bytes(model, run), f"steps.{run.step}"
-    eager = config._attn_implementation == "eager"
-    asked = settings.batch_size
+    step, asked = f"steps.{run.step}", settings.batch_size // run.processes
     knobs = []
-    for checkpointing in {settings.gradient_checkpointing, True}:
-        tried = replace(settings, gradient_checkpointing=checkpointing)
-        fits = fitting_batch(config, fixed, tokens, tried, eager, total, run.processes)
-        if checkpointing == settings.gradient_checkpointing and fits == asked:
-            fits = _next_smaller(asked, run.processes)  # the arithmetic says that it fits, the machine that it does not
-        extra = [f"{step}.gradient_checkpointing=true"] if checkpointing != settings.gradient_checkpointing else []
-        if fits and (fits < asked or extra):
-            smaller = [f"{step}.batch_size={fits} {step}.accumulation={settings.accumulation * asked // fits}"]
-            knobs.append(" ".join([*(smaller if fits < asked else []), *extra]))
-    if knobs:
-        return knobs
-    hints = [f"{step}.frozen_layers=N leaves gradients and moments out"] if not settings.frozen_layers else []
+    for checkpointing in sorted({settings.gradient_checkpointing, True}):
+        rows = took.most_rows(asked, checkpointing, total)
+        same = checkpointing == settings.gradient_checkpointing
+        if same and rows == asked:  # the arithmetic says that it fits, the machine that it does not
+            rows = next((size for size in range(asked - 1, 0, -1) if asked % size == 0), 0)
+        if not rows:
+            continue
+        batch, passes = rows * run.processes, settings.accumulation * asked // rows
+        smaller = [f"{step}.batch_size={batch} {step}.accumulation={passes}"] if rows < asked else []
+        knobs.append(" ".join([*smaller, *([] if same else [f"{step}.gradient_checkpointing=true"])]))
+    return knobs or _last_resorts(settings, took, run)
+
+
+def _last_resorts(settings: Training, took: Demand, run: StepRun) -> list[str]:
+    """What makes the training itself smaller."""
+    step = f"steps.{run.step}"
+    hints = []
     if isinstance(settings, Adapted) and not settings.lora.rank:
-        hints.insert(0, f"{step}.lora.rank=16 trains adapters alone")
-    if run.device == "cuda":
+        hints.append(f"{step}.lora.rank=16 trains adapters alone")
+    if not settings.frozen_layers:
+        hints.append(f"{step}.frozen_layers=N leaves gradients and moments out")
+    if run.device == "cuda" and run.sharding == "none":
         hints.append("runtime.processes=0 runtime.sharding=fsdp spreads the weights over several GPUs")
-    return [*hints, f"shorter conversations (at most {tokens} tokens now)", "a smaller model"]
-
-
-def _next_smaller(batch: int, count: int) -> int:
-    """The largest smaller batch that divides this one and that the processes divide; 0 if there is none."""
-    return next((size for size in range(batch - 1, 0, -1) if batch % size == 0 and size % count == 0), 0)
+    return [*hints, f"shorter conversations (up to {took.tokens} tokens now)", "a smaller model"]

@@ -44,7 +44,5 @@ class Training:
 
     Language and form sit low in a model and are kept; facts and answers are learnt in the layers above.
     """
-    compile: bool = False
-    """Compile each decoder layer (torch.compile)."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about 30 % more time."""

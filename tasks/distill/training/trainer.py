@@ -118,7 +118,7 @@ def objective_trainer() -> type[Any]:
         def __init__(self, *more: Any, **named: Any) -> None:
             super().__init__(*more, **named)
             self.begin_telling()
-            self.seen = Seen()
+            self.seen = Seen(0)
             self.through_wrapper = _ForwardRedirection()
 
         def compute_loss(

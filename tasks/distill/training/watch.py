@@ -64,7 +64,7 @@ def watcher(step: str) -> "TrainerCallback":
             self, args: Any, state: Any, control: Any, logs: Mapping[str, float] | None = None, **_: Any
         ) -> None:
             loss = (logs or {}).get("loss", (logs or {}).get("eval_loss"))
-            if loss is None:
+            if loss is None or control.should_training_stop:  # the epoch that is cut short is still evaluated
                 return
             if not runs_away(state.log_history):
                 self.note = f"loss {float(loss):.3f}"

@@ -9,6 +9,7 @@ import pytest
 
 from flows import gpus
 from flows.gpus import hold_gpu, may_use_gpu
+from tasks.shared.errors import MachineError
 
 
 @pytest.fixture(autouse=True)
@@ -52,3 +53,24 @@ def test_a_step_on_the_cpu_holds_none() -> None:
     assert not may_use_gpu("cpu") and may_use_gpu("cuda")
     with hold_gpu(may_use_gpu("cpu")) as gpu:
         assert gpu == ""
+
+
+def test_several_gpus_are_held_together_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpus, "gpus", lambda: ["3", "5"])  # threads share what a process sees; steps are processes
+    order: list[str] = []
+
+    def work(count: int) -> None:
+        with hold_gpu(count) as names:
+            order.append(names)
+
+    with hold_gpu(1) as one:
+        pair = threading.Thread(target=work, args=(2,))
+        pair.start()
+        time.sleep(0.3)
+        assert not order, "it waits for both"
+        with hold_gpu(1) as other:
+            assert {one, other} == {"3", "5"}, "and holds none meanwhile"
+    pair.join(20)
+    assert order == ["3,5"] and os.environ["CUDA_VISIBLE_DEVICES"] == "3,5"
+    with pytest.raises(MachineError, match="runtime.processes=0"), hold_gpu(3):
+        pass

@@ -16,22 +16,25 @@ from tests.tiny_llama import save_tiny
 
 
 @pytest.fixture
-def plan(tmp_path: Path) -> Any:
-    return build_plan(
-        {
-            "name": "trial",
-            "models": {"teacher": {"path": str(save_tiny(tmp_path))}},
-            "steps": {
-                "corpus": {"_target_": "tasks.curate.support.Support"},
-                "tuned": {"_target_": "tasks.distill.sft.SFT", "inputs": {"model": "models.teacher", "data": "corpus"}},
-                "slim": {
-                    "_target_": "tasks.prune.depth.Depth",
-                    "inputs": {"model": "tuned", "calibration": "corpus"},
-                    "ratio": 0.5,
-                },
+def recipe(tmp_path: Path) -> dict[str, Any]:
+    return {
+        "name": "trial",
+        "models": {"teacher": {"path": str(save_tiny(tmp_path))}},
+        "steps": {
+            "corpus": {"_target_": "tasks.curate.support.Support"},
+            "tuned": {"_target_": "tasks.distill.sft.SFT", "inputs": {"model": "models.teacher", "data": "corpus"}},
+            "slim": {
+                "_target_": "tasks.prune.depth.Depth",
+                "inputs": {"model": "tuned", "calibration": "corpus"},
+                "ratio": 0.5,
             },
-        }
-    )
+        },
+    }
+
+
+@pytest.fixture
+def plan(recipe: dict[str, Any]) -> Any:
+    return build_plan(recipe)
 
 
 @pytest.mark.parametrize("width", [80, 160])
@@ -53,6 +56,23 @@ def test_pruning_half_the_layers_is_forecast_smaller(plan: Any, tmp_path: Path) 
     found = estimate.estimate_plan(plan, Runtime(root=str(tmp_path)))
     assert found["slim"].disk_bytes < found["tuned"].disk_bytes
     assert all(item.seconds > 0 and item.memory_bytes > 0 and not item.measured for item in found.values())
+
+
+def test_a_teacher_in_memory_and_more_processes_are_forecast(recipe: dict[str, Any], tmp_path: Path) -> None:
+    tuned = recipe["steps"]["tuned"]
+    for name, more in {"online": {}, "light": {"teacher_dtype": "bfloat16"}}.items():
+        inputs = {**tuned["inputs"], "teacher": "models.teacher"}
+        recipe["steps"][name] = {"_target_": "tasks.distill.logits.Logits", "inputs": inputs, **more}
+    plan = build_plan(recipe)
+    found = estimate.estimate_plan(plan, Runtime(root=str(tmp_path)))
+    teacher = next(iter(plan.sources.values()))
+    weights = estimate.parameter_count(teacher.path)
+    assert found["online"].memory_bytes - found["tuned"].memory_bytes == pytest.approx(4 * weights)
+    assert found["light"].memory_bytes - found["tuned"].memory_bytes == pytest.approx(2 * weights)
+    assert found["online"].seconds - 15 == pytest.approx((found["tuned"].seconds - 15) * 4 / 3)
+    two = estimate.estimate_plan(plan, Runtime(root=str(tmp_path), processes=2))
+    assert two["tuned"].memory_bytes > 1.5 * found["tuned"].memory_bytes
+    assert two["slim"].memory_bytes == found["slim"].memory_bytes
 
 
 def test_too_little_disk_or_memory_is_refused_before_the_run(

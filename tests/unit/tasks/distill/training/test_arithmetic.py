@@ -1,0 +1,146 @@
+"""How a training computes, besides what: schedules, precision, recomputed activations, compiled layers."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.distill.losses import head
+from tasks.distill.sft import SFT
+from tasks.distill.training.arguments import precision_of, schedule_options
+from tasks.distill.training.encoding import collate, encode
+from tasks.distill.training.loop import train_model
+from tasks.distill.training.objective import Answers
+from tasks.shared.errors import MachineError
+from tasks.shared.technique import StepRun
+from tests.tiny_llama import build_model, build_tokenizer, chats, empty_run, save_tiny
+from tests.two_terms import TwoTerms
+
+
+def test_warmup_stable_decay_stays_at_its_peak_and_comes_down_at_the_end() -> None:
+    import torch
+    from transformers import get_scheduler
+
+    steps, warmup = 60, 10
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    options = schedule_options("warmup_stable_decay", steps - warmup)
+    schedule = get_scheduler(
+        "warmup_stable_decay",
+        optimizer,
+        num_warmup_steps=warmup,
+        num_training_steps=steps,
+        scheduler_specific_kwargs=options,
+    )
+    rates = []
+    for _ in range(steps):
+        rates.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    assert rates[5] == pytest.approx(0.5) and rates[10:51] == [1.0] * 41
+    assert rates[51] == pytest.approx(1 - 0.1**0.5) and rates[-1] < 0.06 and schedule.get_last_lr() == [0.0]
+    assert schedule_options("cosine", 50) == {}
+
+
+def test_float16_is_for_gpus() -> None:
+    with pytest.raises(MachineError, match="precision=auto"):
+        precision_of("float16", "cpu")
+    assert precision_of("bfloat16", "cpu") == "bfloat16" and precision_of("auto", "cpu") in {"float32", "bfloat16"}
+
+
+def test_recomputed_activations_and_chunks_of_the_head_give_the_same_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both recompute in the backward pass, one within the other's graph."""
+    import torch
+
+    batch = collate(encode(chats(6), build_tokenizer(), 512), 0)
+    found: dict[tuple[bool, int], dict[str, Any]] = {}
+    for recompute in (False, True):
+        for elements in (2**25, 7 * 512):
+            monkeypatch.setitem(head.sum_over_chunks.__kwdefaults__, "elements", elements)
+            model = build_model().train()
+            if recompute:
+                model.gradient_checkpointing_enable({"use_reentrant": False})
+            sum(TwoTerms().terms(model, batch, None).values()).backward()
+            found[recompute, elements] = {name: weight.grad for name, weight in model.named_parameters()}
+    for elements in (2**25, 7 * 512):
+        for name, gradient in found[False, elements].items():
+            assert torch.equal(found[True, elements][name], gradient), "recomputed bit for bit"
+            torch.testing.assert_close(gradient, found[False, 2**25][name], rtol=1e-4, atol=1e-7)
+
+
+def curve(folder: Path, model: Path, run: StepRun, **settings: Any) -> list[list[float]]:
+    out = folder / f"out-{len(list(folder.iterdir()))}"
+    out.mkdir()
+    scratch = out.with_suffix(".scratch")
+    fixed = {"epochs": 1, "batch_size": 4, "learning_rate": 3e-3, "precision": "float32", "validation": 0.2}
+    train_model(SFT(**fixed | settings), model, chats(21), Answers(), out, replace(run, scratch=scratch))
+    lines = (out / "loss.csv").read_text().splitlines()[1:]
+    return [[float(value) for value in line.split(",") if value] for line in lines]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return save_tiny(tmp_path / "model", build_model(num_hidden_layers=2))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor:UserWarning"
+)  # the compiler's own look at its inputs
+def test_compiled_layers_train_the_same(model: Path, tmp_path: Path) -> None:
+    run = empty_run(tmp_path)[1]
+    plain = curve(tmp_path, model, run)
+    for settings in ({}, {"gradient_checkpointing": True}, {"frozen_layers": 1}):
+        expected = curve(tmp_path, model, run, **settings) if "frozen_layers" in settings else plain
+        for line, wanted in zip(curve(tmp_path, model, replace(run, compile=True), **settings), expected, strict=True):
+            assert line == pytest.approx(wanted, rel=1e-4)
+
+
+@pytest.mark.gpu
+def test_a_gpu_trains_as_a_cpu_does_in_every_precision_and_compiled(model: Path, tmp_path: Path) -> None:
+    run = empty_run(tmp_path)[1]
+    gpu = replace(run, device="cuda")
+    expected = curve(tmp_path, model, run)
+    for near, place, settings in (
+        (1e-3, gpu, {"precision": "float32"}),
+        (3e-2, gpu, {"precision": "bfloat16"}),
+        (3e-2, gpu, {"precision": "float16"}),
+        (3e-2, replace(gpu, compile=True), {"precision": "bfloat16"}),
+    ):
+        for line, wanted in zip(curve(tmp_path, model, place, **settings), expected, strict=True):
+            assert line == pytest.approx(wanted, rel=near), settings
+
+
+@pytest.mark.gpu
+def test_out_of_memory_on_a_gpu_names_a_batch_that_fits(model: Path, tmp_path: Path) -> None:
+    import re
+
+    import torch
+
+    run = replace(empty_run(tmp_path)[1], device="cuda")
+    rows = [row.model_copy(update={"id": f"{row.id}-{index}"}) for index in range(400) for row in chats(256)]
+    fixed: dict[str, Any] = {"epochs": 1e-5, "validation": 0.0, "precision": "float32"}
+    wide = save_tiny(tmp_path / "wide", build_model(num_hidden_layers=24, hidden_size=512, intermediate_size=2048))
+    with pytest.raises(MachineError, match="at 102400 conversations of up to") as caught:
+        train_model(SFT(batch_size=102400, **fixed), wide, rows, Answers(), tmp_path, run)
+    found = re.search(r"batch_size=(\d+) steps.step.accumulation=(\d+)", str(caught.value))
+    assert found and int(found[1]) * int(found[2]) == 102400
+    torch.cuda.empty_cache()
+    fits = SFT(batch_size=int(found[1]), accumulation=1, **fixed)
+    assert train_model(fits, wide, rows[: int(found[1])], Answers(), tmp_path, run)["optimizer_steps"] == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("sharding", ["none", "fsdp"])
+def test_several_gpus_train_as_one_does(model: Path, tmp_path: Path, sharding: str) -> None:
+    import torch
+
+    count = torch.cuda.device_count()
+    if count < 2:
+        pytest.skip("one GPU")
+    gpu = replace(empty_run(tmp_path)[1], device="cuda")
+    expected = curve(tmp_path, model, gpu)
+    for line, wanted in zip(
+        curve(tmp_path, model, replace(gpu, processes=2, sharding=sharding)), expected, strict=True
+    ):
+        assert line == pytest.approx(wanted, rel=1e-4)
