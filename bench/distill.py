@@ -114,8 +114,8 @@ def theirs(job: dict[str, Any]) -> Any:
     """TRL's own trainer on the same rows and batches."""
     from datasets import Dataset
 
-    from tasks.distill.training.encoding import collate, encode
     from tasks.distill.training.arguments import precision_of
+    from tasks.distill.training.encoding import collate, encode
     from tasks.shared.models import load_model, load_tokenizer
     from tasks.shared.rows import read_rows
 
