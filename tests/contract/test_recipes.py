@@ -124,7 +124,7 @@ def test_readme_way_to_own_data_plans(tmp_path: Path) -> None:
     (tmp_path / "conf" / "recipe" / "mine.yaml").write_text(text)
     done = dry_run("--config-dir", str(tmp_path / "conf"), "+recipe=mine")
     assert done.returncode == 0, done.stderr
-    assert "plan of mine: 13 steps" in done.stdout
+    assert "plan of mine: 14 steps" in done.stdout
 
 
 def test_readme_shows_the_two_commands() -> None:
