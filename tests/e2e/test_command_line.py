@@ -49,7 +49,7 @@ def test_flags_and_overrides_in_any_order() -> None:
 def test_the_plan_is_shown_as_table_tree_and_mermaid() -> None:
     done = run("+recipe=support_bot", "dry_run=true")
     assert done.returncode == 0, done.stderr
-    for words in ("plan of support_bot: 13 steps", "prune/depth", "graph LR", "corpus --> traces"):
+    for words in ("plan of support_bot: 14 steps", "prune/depth", "graph LR", "corpus --> traces"):
         assert words in done.stdout
 
 
