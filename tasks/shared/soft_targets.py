@@ -66,6 +66,7 @@ class SoftTargets:
         """Raises DataError if the folder is not one of stored targets, or if a part of it is missing or damaged."""
         from safetensors import SafetensorError, safe_open
 
+        self.folder = folder
         try:
             index: dict[str, Any] = json.loads((folder / INDEX).read_text("utf-8"))
             self.vocabulary: dict[str, int] = json.loads((folder / VOCABULARY).read_text("utf-8"))
@@ -77,6 +78,10 @@ class SoftTargets:
             raise DataError(
                 str(folder), f"no stored targets: {error}", "the artifact of a logits step", "run that step again"
             ) from error
+
+    def __reduce__(self) -> tuple[type["SoftTargets"], tuple[Path]]:
+        """Another process opens the folder anew: a mapped file cannot be sent."""
+        return type(self), (self.folder,)
 
     def __contains__(self, key: str) -> bool:
         return key in self._rows

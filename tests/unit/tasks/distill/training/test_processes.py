@@ -1,6 +1,7 @@
 """Two processes train as one does: same batches, curve and weights; what one of them dies of ends both, with its message."""
 
 import csv
+import importlib
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tasks.distill.sft import SFT
 from tasks.distill.training.encoding import collate
@@ -22,7 +24,8 @@ from tasks.distill.training.shares import WITHHELD, Blankable, Shares, collate_s
 from tasks.shared.errors import MachineError, ModelError, TechniqueError
 from tasks.shared.keys import PROJECT
 from tasks.shared.models import load_model
-from tasks.shared.technique import Metrics
+from tasks.shared.technique import Inputs, Metrics
+from tests.settings_case import nested, setting_names
 from tests.tiny_llama import build_model, chats, empty_run, save_tiny
 from tests.two_terms import TwoTerms
 
@@ -152,3 +155,29 @@ def test_they_end_with_the_process_that_started_them_and_go_on_to_the_same_end(
         train_model(SFT(**SETTINGS), model, chats(21), TwoTerms(), again, resumed)
         for found, expected in zip(curve(again), curve(made[2][0]), strict=True):
             assert found == pytest.approx(expected, rel=rel, abs=rel)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(file.stem for file in (PROJECT / "conf" / "distill").glob("*.yaml")))
+@pytest.mark.parametrize("option", ["", "lora.rank", "packing"])
+def test_every_technique_trains_in_two_processes_as_in_one(name: str, option: str, tmp_path: Path) -> None:
+    tests = importlib.import_module(f"tests.unit.tasks.distill.test_{name}")
+    target = yaml.safe_load((PROJECT / "conf" / "distill" / f"{name}.yaml").read_text("utf-8"))["_target_"]
+    module, _, cls = target.rpartition(".")
+    technique = getattr(importlib.import_module(module), cls)
+    if option and option not in setting_names(technique()):
+        pytest.skip(f"{name} has no {option}")
+    (tmp_path / "case").mkdir()
+    with tests.settings_case(tmp_path / "case") as case:
+        change = {option: tests.CHANGES[option].value} if option else {}
+        settings = {**case.settings, "batch_size": 4, "epochs": 2, "validation": 0.3, **change}
+        others = [one for one in case.more.values() if isinstance(one, Inputs)]
+        for number, inputs in enumerate([case.inputs, *others]):
+            curves = []
+            for processes in (1, 2):
+                out, run = empty_run(tmp_path, f"{number}-by-{processes}")
+                technique(**nested(settings))(inputs, out, replace(run, processes=processes))
+                curves.append(curve(out))
+            assert len(curves[0]) >= 4
+            for one, two in zip(*curves, strict=True):
+                assert two == pytest.approx(one, rel=1e-4, abs=1e-5)
