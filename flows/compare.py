@@ -5,7 +5,8 @@ python -m flows.compare support_bot/tuned support_bot/int4  finished steps
 python -m flows.compare champion:support_bot other_run      what is champion in MLflow; what a finished run came to
 python -m flows.compare A B --recipe support_bot steps.answers.limit=100
 
-Test data, measures and margins are those of a recipe: of the models' own, or of --recipe; overrides change them.
+Test data, measures and margins are those of a recipe: of the models' own, or of --recipe; overrides change them.  Recipes of
+your own are found in --config-dir, as by flows.compress.
 Exit codes: 0 ship, 3 do not ship, 4 not enough data, 2 a message, 130 interrupted.
 """
 
@@ -204,16 +205,19 @@ def _with_models(node: Mapping[str, Any], step: Step, contestants: Sequence[Cont
     return {**node, "inputs": {**inputs, "baseline": names[0], "candidates": names[1:]}}
 
 
-def compare(texts: Sequence[str], recipe: str, overrides: Sequence[str]) -> str:
-    """Run a comparison and show it; returns the decision.  Raises StillroomError."""
+def compare(texts: Sequence[str], recipe: str, overrides: Sequence[str], folder: Path | None = None) -> str:
+    """Run a comparison and show it; returns the decision.  folder: of the user's own configuration.  Raises StillroomError."""
     from flows.execute import execute
     from flows.show import show_result
 
     started = time.monotonic()
-    general = compose_recipe(recipe or DEFAULT_RECIPE, [item for item in overrides if item.startswith(("runtime.", "tracking."))])
+    own_files = [f"hydra.searchpath=[file://{folder.resolve()}]"] if folder else []
+    about_runs = [item for item in overrides if item.startswith(("runtime.", "tracking."))]
+    general = compose_recipe(recipe or DEFAULT_RECIPE, [*own_files, *about_runs])
     contestants = [find_contestant(text, general.runtime.folder, general.tracking.uri) for text in texts]
-    own = next((one.recipe for one in contestants if one.recipe in recipe_names()), DEFAULT_RECIPE)
-    wanted = compose_recipe(recipe or own, overrides)
+    named = {*recipe_names(), *(recipe_names(folder) if folder else ())}
+    own = next((one.recipe for one in contestants if one.recipe in named), DEFAULT_RECIPE)
+    wanted = compose_recipe(recipe or own, [*own_files, *overrides])
     contestants = tell_apart(contestants)
     log.info("baseline %s; measures and margins of %s", contestants[0].name, wanted.recipe["name"])
     settings = Settings(
@@ -236,6 +240,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("models", nargs="+", metavar="MODEL", help="at least two; the first is the baseline")
     parser.add_argument("--recipe", default="", help="whose test data, measures and margins to use")
+    parser.add_argument("--config-dir", type=Path, metavar="FOLDER", help="your own configuration, with recipe/<name>.yaml")
     options = parser.parse_intermixed_args(arguments)
     overrides = [item for item in options.models if item.startswith("~") or ("=" in item and not Path(item).exists())]
     models = [item for item in options.models if item not in overrides]
@@ -247,7 +252,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return EXIT_USER
     try:
-        return EXIT_DECISIONS[compare(models, options.recipe, overrides)]
+        return EXIT_DECISIONS[compare(models, options.recipe, overrides, options.config_dir)]
     except StillroomError as error:
         log.error("%s", error)
         return EXIT_USER

@@ -164,7 +164,7 @@ def _unknown_keys(plain: Mapping[str, Any]) -> Iterator[ConfigError]:
 
 
 def recipe_names(conf: Path = CONF) -> list[str]:
-    """The recipes that ship with the project."""
+    """The recipes in a folder of configuration; without one those that ship with the project."""
     return sorted(file.stem for file in (conf / "recipe").glob("*.yaml"))
 
 

@@ -1,6 +1,7 @@
 """Models compared without a recipe of their own: what an argument means, and the evaluation that is borrowed."""
 
 import json
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 
 from flows import compare as module
 from flows.compare import Contestant, as_name, at_path, evaluation_of, find_contestant, main, tell_apart
-from flows.config import compose_recipe
+from flows.config import CONF, compose_recipe
 from flows.plan import build_plan
 from tasks.shared.errors import ConfigError
 from tests.verdict_samples import a_verdict
@@ -74,7 +75,25 @@ def test_the_exit_code_is_the_decision(monkeypatch: pytest.MonkeyPatch, decision
     asked: list[Any] = []
     monkeypatch.setattr(module, "compare", lambda *told: (asked.append(told), decision)[1])
     assert main(["a", "b", "--recipe", "tiny", "steps.answers.limit=5"]) == code
-    assert asked == [(["a", "b"], "tiny", ["steps.answers.limit=5"])]
+    assert asked == [(["a", "b"], "tiny", ["steps.answers.limit=5"], None)]
+
+
+def test_a_recipe_of_the_user_s_own_is_the_models_own_one_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "my_conf"
+    (folder / "recipe").mkdir(parents=True)
+    text = (CONF / "recipe" / "tiny.yaml").read_text()
+    (folder / "recipe" / "mine.yaml").write_text(text.replace("name: tiny", "name: mine"))
+    for name in ("big", "small"):
+        make_step(tmp_path, "mine", name)
+    seen: list[Any] = []
+    monkeypatch.setattr("flows.execute.execute", lambda settings, told: seen.append(settings) or Namespace(run=None, outcomes=None))
+    monkeypatch.setattr("flows.show.show_result", lambda *told: "ship")
+    models = ["mine/big", "mine/small", f"runtime.root={tmp_path}"]
+    assert main([*models, "--config-dir", str(folder), "steps.answers.limit=5"]) == 0
+    assert "measures and margins of mine" in capsys.readouterr().err and seen[0].recipe["steps"]["answers"]["limit"] == 5
+    assert main([*models, "--recipe", "mine"]) == 2, "it is not among those that ship"
 
 
 def test_one_model_is_not_enough(caplog: pytest.LogCaptureFixture) -> None:
