@@ -121,10 +121,7 @@ def _member(
     _end_with_parent()
     os.environ.clear()
     os.environ.update({**environment, **_addresses(rank, crew)})
-    root = logging.getLogger()
-    root.handlers = [logging.handlers.QueueHandler(records)]
-    root.setLevel(logging.WARNING if rank == 0 else logging.ERROR)
-    logging.getLogger("tasks").setLevel(logging.INFO if rank == 0 else logging.ERROR)
+    _send_log(rank, records)
     try:
         _join(rank, crew)
         result = work(*arguments)
@@ -139,6 +136,15 @@ def _member(
     if rank == 0:
         told.put(result)
     _leave()
+
+
+def _send_log(rank: int, records: Any) -> None:
+    """The first process' log goes to the one that started it; the others' would say the same again, but for errors."""
+    handler = logging.handlers.QueueHandler(records)
+    handler.setLevel(logging.INFO if rank == 0 else logging.ERROR)
+    logging.getLogger().handlers = [handler]
+    logging.getLogger("tasks").setLevel(logging.INFO)
+    logging.getLogger("transformers").handlers.clear()  # it prints for itself as well
 
 
 def _addresses(rank: int, crew: Crew) -> dict[str, str]:
