@@ -6,7 +6,8 @@ python -m bench.evaluate --data /your/benchmarks --tasks hellaswag_val1000
 
 Both score the baseline once and each candidate once, each in a process of its own that starts with nothing loaded, and must give
 the same accuracies.  Ours also keeps every sample, survives a candidate that fails, and judges.  Without --data the items are
-made up of words; how long they are matters here, not what they say.  Where others use the machine, trust the seconds of processor.
+made up of words; how long they are matters here, not what they say.  Run it alone: where others use the
+processors, threads that wait for each other spin, and seconds of processor grow with those of the clock.
 """
 
 import argparse
