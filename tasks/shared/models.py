@@ -201,18 +201,25 @@ def _writes_chatml(tokenizer: "PreTrainedTokenizerBase") -> bool:
     return own == plain
 
 
+def align_special_tokens(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Give the model's configurations the tokenizer's end of turn and padding.  Several ends that hold the tokenizer's stay as they
+    are: Llama 3 ends turns in three ways.  Trainers write a single one as a list, which is undone.
+    """
+    both: list[Any] = [model.config, model.generation_config]
+    for settings in filter(None, both):
+        known = settings.eos_token_id
+        if not (isinstance(known, list) and len(known) > 1 and tokenizer.eos_token_id in known):
+            settings.eos_token_id = tokenizer.eos_token_id
+        settings.pad_token_id = tokenizer.pad_token_id
+
+
 def save_model(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", out: Path, dtype: Dtype = "bfloat16"
 ) -> None:
     """Write a folder that plain transformers loads: safetensors in `dtype`, config, generation config, tokenizer."""
     import torch
 
-    both: list[Any] = [model.config, model.generation_config]
-    for settings in filter(None, both):
-        known = settings.eos_token_id
-        if not (isinstance(known, list) and tokenizer.eos_token_id in known):  # Llama 3 ends turns in three ways
-            settings.eos_token_id = tokenizer.eos_token_id
-        settings.pad_token_id = tokenizer.pad_token_id
+    align_special_tokens(model, tokenizer)
     model.to(getattr(torch, dtype)).save_pretrained(out)
     tokenizer.save_pretrained(out)
 

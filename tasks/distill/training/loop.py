@@ -23,7 +23,7 @@ from tasks.distill.training.trainer import objective_trainer
 from tasks.distill.training.watch import overfits, runs_away, watcher
 from tasks.distill.training.weights import weigh
 from tasks.shared.errors import TechniqueError
-from tasks.shared.models import load_model, load_tokenizer, save_model
+from tasks.shared.models import align_special_tokens, load_model, load_tokenizer, save_model
 from tasks.shared.rows import Row
 from tasks.shared.technique import Metrics, StepRun
 
@@ -81,9 +81,10 @@ def _train(
     torch.set_num_threads(max(1, run.threads // run.processes))
     set_seed(run.seed)
     model = prepared_model(settings, source, run)
+    align_special_tokens(core_of(model), tokenizer)  # before the trainer does it in its own way
     if isinstance(settings, Packed) and settings.packing:
         training, validation = (pack(part, settings.max_tokens) for part in (training, validation))
-        check_packs(model, training)
+        check_packs(core_of(model), training)
         told["packs"] = len(training)
     identity = identity_of(settings, model, [*training, *validation], run)
     with memory_errors(settings, model, run) as seen:

@@ -89,7 +89,7 @@ def test_a_recipe_of_the_user_s_own_is_the_models_own_one_too(
         make_step(tmp_path, "mine", name)
     seen: list[Any] = []
     monkeypatch.setattr("flows.execute.execute", lambda settings, told: seen.append(settings) or Namespace(run=None, outcomes=None))
-    monkeypatch.setattr("flows.show.show_result", lambda *told: "ship")
+    monkeypatch.setattr("flows.show.show_result", lambda *told: Namespace(decision="ship"))
     models = ["mine/big", "mine/small", f"runtime.root={tmp_path}"]
     assert main([*models, "--config-dir", str(folder), "steps.answers.limit=5"]) == 0
     assert "measures and margins of mine" in capsys.readouterr().err and seen[0].recipe["steps"]["answers"]["limit"] == 5
