@@ -3,9 +3,10 @@
 python -m bench.teaching                                  all lessons, five seeds; hours on two cores, minutes on a GPU
 python -m bench.teaching --device cuda --workers 8
 python -m bench.teaching --lessons gold stored --seeds 2 --items 60 --epochs 1
+python -m bench.teaching --articles 0 --train 3000 --test 960 --batch 16 --lessons small_gold small_stored    a larger budget
 python -m bench.teaching --table                          only the table of what is there
 
-The data is the built-in support corpus, sized as in the recipe support_bot.  The embedded model is tuned on it once, which makes the
+The data is the built-in support corpus, sized as in the recipe support_bot unless asked otherwise.  The embedded model is tuned on it once, which makes the
 teacher of every lesson; students are made of that by pruning, which leaves them speechless.  Results go to --out, one line of
 JSON a lesson and seed; those that are there are not made again.
 """
@@ -32,7 +33,7 @@ from tasks.shared.technique import Artifact, Inputs, Kind, StepRun, Technique
 SEEDS = 5
 MOST_TOKENS = 128
 """Of an answer; reasoning before it must fit."""
-HARD: dict[str, Any] = {"epochs": 4, "batch_size": 8, "learning_rate": 3e-4, "validation": 0.0, "max_tokens": 1024}
+HARD: dict[str, Any] = {"learning_rate": 3e-4, "validation": 0.0, "max_tokens": 1024}
 """The same steps for every lesson: no validation, so no early stop."""
 
 
@@ -46,6 +47,14 @@ class Setup:
     threads: int
     items: int
     epochs: float
+    batch: int
+    corpus: Mapping[str, Any]
+    """Settings of `curate/support`."""
+
+    @property
+    def hard(self) -> dict[str, Any]:
+        """What every training has in common."""
+        return HARD | {"epochs": self.epochs, "batch_size": self.batch}
 
 
 @dataclass(frozen=True)
@@ -65,8 +74,8 @@ class Class:
         self.made = 0
 
     def settings(self, **more: Any) -> dict[str, Any]:
-        """The common ones, with the setup's epochs."""
-        return HARD | {"epochs": self.setup.epochs} | more
+        """The common ones, and more; `times` multiplies the epochs."""
+        return self.setup.hard | {"epochs": self.setup.epochs * more.pop("times", 1)} | more
 
     def artifact(self, name: str) -> tuple[Artifact, ...]:
         """An input that `prepare` made, by name."""
@@ -149,6 +158,8 @@ DEPTH = 0.3
 DEPTH_FIRST = 0.15
 DEPTH_SECOND = 1 - (1 - DEPTH) / (1 - DEPTH_FIRST)
 SMALL_DEPTH = 0.47
+NARROW_DEPTH, NARROW_NEURONS = 0.2, 896
+"""Fewer layers go, and feed-forward blocks lose 42 % of their neurons: the same number of weights."""
 
 
 def lessons() -> dict[str, Lesson]:
@@ -172,30 +183,46 @@ def lessons() -> dict[str, Lesson]:
         "small_gold": Lesson("45 % of the weights: hard labels", sft("corpus"), base="small"),
         "small_stored": Lesson("45 % of the weights: soft targets", soft("targets", "targets"), base="small"),
         "small_long": Lesson(
-            "45 % of the weights: soft targets, 12 epochs", soft("targets", "targets", epochs=12), base="small"
+            "45 % of the weights: soft targets, 12 epochs", soft("targets", "targets", times=3), base="small"
+        ),
+        "narrow_stored": Lesson(
+            "45 % of the weights, narrower: soft targets", soft("targets", "targets"), base="narrow"
+        ),
+        "narrow_long": Lesson(
+            "45 % of the weights, narrower: soft targets, 12 epochs", soft("targets", "targets", times=3), base="narrow"
+        ),
+        "stored_long": Lesson("stored top 32, 8 epochs", soft("targets", "targets", times=2)),
+        "stored_watched": Lesson(
+            "stored top 32, best of 4 epochs by 8 % kept apart", soft("targets", "targets", validation=0.08)
+        ),
+        "small_long_gold": Lesson(
+            "45 % of the weights: hard labels, 12 epochs", sft("corpus", times=3), base="small"
         ),
     }
 
 
 def prepare(setup: Setup) -> None:
-    """What the lessons start from, each made once: corpus, tuned, words, targets, slim, half_slim, small (fewer tokens and layers)."""
+    """What the lessons start from, each made once: corpus, tuned, words, targets, slim, half_slim; small and narrow, of 45 % of the weights."""
     from tasks.curate.support import Support
     from tasks.distill.sft import SFT
     from tasks.logits.topk import TopK
     from tasks.prune.depth import Depth
     from tasks.prune.vocabulary import Vocabulary
+    from tasks.prune.weight_selection import WeightSelection
 
     place = Class(setup, "tuned", 0, setup.work)
     source = (Artifact("teacher", Kind.MODEL, setup.model),)
-    corpus, tuned, trimmed = (place.artifact(name) for name in ("corpus", "tuned", "trimmed"))
+    corpus, tuned, trimmed, shallow = map(place.artifact, ("corpus", "tuned", "trimmed", "shallow"))
     steps: dict[str, tuple[Technique, Mapping[str, tuple[Artifact, ...]]]] = {
-        "corpus": (Support(articles=20, train_size=360, calibration_size=64, test_size=240), {}),
-        "tuned": (SFT(**HARD | {"learning_rate": 2e-4, "frozen_layers": 6}), {"model": source, "data": corpus}),
+        "corpus": (Support(calibration_size=64, **setup.corpus), {}),
+        "tuned": (SFT(**setup.hard | {"learning_rate": 2e-4, "frozen_layers": 6}), {"model": source, "data": corpus}),
         "slim": (Depth(ratio=DEPTH), {"model": tuned, "calibration": corpus}),
         "half_slim": (Depth(ratio=DEPTH_FIRST), {"model": tuned, "calibration": corpus}),
         "targets": (TopK(max_tokens=1024), {"teacher": tuned, "data": corpus}),
-        "trimmed": (Vocabulary(), {"model": tuned, "data": corpus}),
+        "trimmed": (Vocabulary(size=0), {"model": tuned, "data": corpus}),
         "small": (Depth(ratio=SMALL_DEPTH), {"model": trimmed, "calibration": corpus}),
+        "shallow": (Depth(ratio=NARROW_DEPTH), {"model": trimmed, "calibration": corpus}),
+        "narrow": (WeightSelection(intermediate_size=NARROW_NEURONS), {"model": shallow, "calibration": corpus}),
     }
     for name, (technique, inputs) in steps.items():
         if not (setup.work / name / "done").exists():
@@ -231,8 +258,9 @@ def answers(model: Path, prompts: Sequence[list[dict[str, str]]], setup: Setup) 
     from tasks.shared.models import load_model, load_tokenizer, render
     from tasks.shared.writing import write_answers
 
+    batch = 256 if setup.device == "cuda" else 64
     loaded, tokenizer = load_model(model, choose_dtype(setup.device), setup.device), load_tokenizer(model)
-    written = write_answers(loaded, tokenizer, [render(tokenizer, prompt) for prompt in prompts], MOST_TOKENS, 64)
+    written = write_answers(loaded, tokenizer, [render(tokenizer, prompt) for prompt in prompts], MOST_TOKENS, batch)
     return [(answer.text, answer.ended) for answer in written]
 
 
@@ -335,7 +363,11 @@ def main() -> None:
     parser.add_argument("--lessons", nargs="+", default=list(lessons()))
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--items", type=int, default=0)
-    parser.add_argument("--epochs", type=float, default=HARD["epochs"])
+    parser.add_argument("--epochs", type=float, default=4)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--articles", type=int, default=20, help="to train on; 0 for all")
+    parser.add_argument("--train", type=int, default=360, help="rows to train on")
+    parser.add_argument("--test", type=int, default=240, help="rows to judge by")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
@@ -345,8 +377,9 @@ def main() -> None:
     if not given.table:
         given.work.mkdir(parents=True, exist_ok=True)
         setup = Setup(
-            given.model or embedded_model(), given.work, given.device, given.threads, given.items, given.epochs
-        )
+            given.model or embedded_model(), given.work, given.device, given.threads, given.items, given.epochs,
+            given.batch, {"articles": given.articles, "train_size": given.train, "test_size": given.test},
+        )  # fmt: skip
         prepare(setup)
         done = {(result["lesson"], result["seed"]) for result in read_results(file)}
         wanted = [("tuned", 0), ("slim", 0), *((name, seed) for seed in range(given.seeds) for name in given.lessons)]

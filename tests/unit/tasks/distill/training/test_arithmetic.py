@@ -113,6 +113,7 @@ def test_a_gpu_trains_as_a_cpu_does_in_every_precision_and_compiled(model: Path,
 
 @pytest.mark.gpu
 def test_out_of_memory_on_a_gpu_names_a_batch_that_fits(model: Path, tmp_path: Path) -> None:
+    import gc
     import re
 
     import torch
@@ -123,7 +124,10 @@ def test_out_of_memory_on_a_gpu_names_a_batch_that_fits(model: Path, tmp_path: P
     wide = save_tiny(tmp_path / "wide", build_model(num_hidden_layers=24, hidden_size=512, intermediate_size=2048))
     with pytest.raises(MachineError, match="at 102400 conversations of up to") as caught:
         train_model(SFT(batch_size=102400, **fixed), wide, rows, Answers(), tmp_path, run)
-    found = re.search(r"batch_size=(\d+) steps.step.accumulation=(\d+)", str(caught.value))
+    told = str(caught.value)
+    del caught  # its frames hold the batch
+    gc.collect()
+    found = re.search(r"batch_size=(\d+) steps.step.accumulation=(\d+)", told)
     assert found and int(found[1]) * int(found[2]) == 102400
     torch.cuda.empty_cache()
     fits = SFT(batch_size=int(found[1]), accumulation=1, **fixed)
