@@ -1,4 +1,6 @@
-# make run: install and compress the embedded model.  make test: install with dev extras, lint, types, tests.
+## make run    install, and compress the embedded model
+## make test   install with dev extras, lint, types, tests
+## make ui     pages of runs and experiments
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,14 +11,15 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .PHONY: run test test-all setup setup-dev lock ui lint types clean help
 
 help:
-	@sed -n 's/^# //p' Makefile
+	@sed -n 's/^## //p' Makefile
 
 run: setup
 	$(BIN)/python -m flows.compress +recipe=support_bot $(ARGS)
 
+# Files in their order, so that the long ones, which hold few tests, do not come last on one processor.
 test: setup-dev lint types
 	$(BIN)/python -m flows.sync --check
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not gpu and not network and not browser"
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not network and not browser"
 
 test-all: setup-dev
 	$(BIN)/python -m pytest -q -m "not gpu and not network"

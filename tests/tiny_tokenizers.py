@@ -81,3 +81,15 @@ def sentencepiece_like(prefix: bool = False, fallback: bool = True) -> Any:
         for place, name in enumerate(specials)
     ]
     return wrap(content, bos_token=BEGIN, eos_token="</s>", unk_token="<unk>", pad_token="</s>")
+
+
+def gemma_of_a_gguf() -> Any:
+    """What transformers makes of a Gemma GGUF: its class around scores (Unigram), which it takes for merges when it is read back."""
+    from tokenizers import Tokenizer, decoders, models, normalizers
+    from transformers import GemmaTokenizer
+
+    vocab = json.loads(sentencepiece_like().backend_tokenizer.to_str())["model"]["vocab"]
+    scores = [(name, -float(place)) for place, name in enumerate(vocab)]
+    core = Tokenizer(models.Unigram(scores, unk_id=0, byte_fallback=True))
+    core.normalizer, core.decoder = normalizers.Replace(" ", "▁"), decoders.Replace("▁", " ")
+    return GemmaTokenizer(tokenizer_object=core)

@@ -15,13 +15,13 @@ from pydantic.dataclasses import dataclass
 
 from tasks.prune.dense import check_dense, quantized_before
 from tasks.prune.tokens.merges import RESERVED, always_kept, rounded_up
+from tasks.prune.tokens.record import Trial, Trimming, write_trimming
 from tasks.prune.tokens.rows import keep_rows, renumber, token_rows
 from tasks.prune.tokens.texts import Passage, domain, without_every_tenth
 from tasks.prune.tokens.tokenizer import Tokens, numbered, take_apart, trimmed, used_tokens, with_fewer_tokens
 from tasks.shared.errors import DataError, StillroomError, TechniqueError
 from tasks.shared.sources import user_path
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun, Upstream
-from tasks.shared.vocabulary import Trial, Trimming, write_trimming
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.shared.agreement import logits_of, token_agreement
 from tasks.shared.errors import TechniqueError
+from tasks.shared.models import save_tokenizer
 from tasks.shared.progress import no_foreign_bars, progress_bar
 
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ def save_compressed(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBas
     with quiet_llmcompressor("save", 1), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Attempting to save a model with offloaded modules")
         model.save_pretrained(out, save_compressed=True)
-    tokenizer.save_pretrained(out)
+    save_tokenizer(tokenizer, out)
 
 
 def check_reload(out: Path, ids: Sequence[Sequence[int]], source_logits: Sequence["Tensor"]) -> dict[str, float]:

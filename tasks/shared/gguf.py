@@ -105,7 +105,7 @@ def check_rows(model: Path, schemes: set[str]) -> None:
 
 def stage_folder(model: Path, staging: Path) -> None:
     """Weights by link, configuration with its end-of-turn id, and the tokenizer as `load_tokenizer` mends it."""
-    from tasks.shared.models import load_tokenizer
+    from tasks.shared.models import load_tokenizer, save_tokenizer
 
     staging.mkdir()
     for file in model.glob("*.safetensors*"):
@@ -114,7 +114,7 @@ def stage_folder(model: Path, staging: Path) -> None:
     config = json.loads((model / "config.json").read_text(encoding="utf-8"))
     config |= {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     (staging / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    tokenizer.save_pretrained(staging)
+    save_tokenizer(tokenizer, staging)
 
 
 def converter(config: dict[str, Any], where: str) -> Any:

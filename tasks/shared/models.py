@@ -216,12 +216,34 @@ def align_special_tokens(model: "PreTrainedModel", tokenizer: "PreTrainedTokeniz
 def save_model(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", out: Path, dtype: Dtype = "bfloat16"
 ) -> None:
-    """Write a folder that plain transformers loads: safetensors in `dtype`, config, generation config, tokenizer."""
+    """Write a folder that plain transformers loads: safetensors in `dtype`, config, generation config, tokenizer.
+
+    Raises ModelError for a tokenizer that, read back, cuts text in another way.
+    """
     import torch
 
     align_special_tokens(model, tokenizer)
     model.to(getattr(torch, dtype)).save_pretrained(out)
+    save_tokenizer(tokenizer, out)
+
+
+PROBE = "Can I return the Wren (£249) within 30 days?\n\tIt's café-grade; naïve, 東京, ok 👍 <|im_end|> x = y[3] + 'z'"
+"""Capitals, digits, spaces, marks, accents, another script, a symbol of four bytes, markup."""
+
+
+def save_tokenizer(tokenizer: "PreTrainedTokenizerBase", out: Path) -> None:
+    """Write the tokenizer's files.  A class may rebuild what it was loaded from by rules of its own when it is read back (Gemma's from
+    a GGUF: scores become merges, of which there are none), and then writes a folder that reads every text letter by letter.
+    """
     tokenizer.save_pretrained(out)
+    before, after = (each(PROBE, add_special_tokens=False)["input_ids"] for each in (tokenizer, load_tokenizer(out, chat=False)))
+    if before != after:
+        raise ModelError(
+            f"{type(tokenizer).__name__} in {out.name}",
+            f"saved and read back it cuts a text into {len(after)} other tokens than before ({len(before)})",
+            "a tokenizer that transformers writes as it reads it",
+            "take the model's original Hugging Face folder instead of its GGUF file",
+        )
 
 
 def render(

@@ -27,6 +27,7 @@ from tasks.shared.errors import StillroomError
 from tasks.shared.keys import PROJECT, UNKEYED, code_digest, code_files, module_file, step_key
 from tasks.shared.technique import Metrics
 from tests.settings_case import Case, Change, Result, empty_folders, nested, setting_names, watch_settings
+from tests.training_changes import OPTION_CHANGES, TRAINING_CHANGES
 
 OPTIONS = sorted(
     f"{file.parent.name}/{file.stem}" for stage in STAGES for file in (PROJECT / "conf" / stage).glob("*.yaml")
@@ -114,9 +115,21 @@ def bench(request: pytest.FixtureRequest, benches: Callable[[str], Bench]) -> Be
 
 
 every_technique = pytest.mark.parametrize("bench", OPTIONS, indirect=True)
+
+
+def marks(option: str, name: str) -> list[pytest.MarkDecorator]:
+    """One loop trains for every way of teaching: what it reads is tried for one of them each time, for all in `make test-all`."""
+    repeats = option.startswith("distill/") and option != "distill/sft" and name in TRAINING_CHANGES | OPTION_CHANGES
+    return [pytest.mark.slow] if repeats else []
+
+
 every_setting = pytest.mark.parametrize(
     ("bench", "name"),
-    [(option, name) for option in OPTIONS for name in sorted(setting_names(class_of(option)[1]()))],
+    [
+        pytest.param(option, name, marks=marks(option, name))
+        for option in OPTIONS
+        for name in sorted(setting_names(class_of(option)[1]()))
+    ],
     indirect=["bench"],
 )
 

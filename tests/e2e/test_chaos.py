@@ -25,7 +25,6 @@ from tasks.shared.keys import PROJECT
 from tests.outputs import fingerprints
 from tests.trial_recipe import STEPS, Teacher, command_of, teacher_server, write_recipe
 
-KILLS = 20
 PLAIN = ("runtime.orchestrator=none", "tracking=none", "runtime.dvc=false")
 Command = Callable[[Path], tuple[list[str], dict[str, str]]]
 
@@ -34,13 +33,14 @@ Command = Callable[[Path], tuple[list[str], dict[str, str]]]
 class Chaos:
     """One recipe that is killed again and again.
 
-    command: what runs it below a root.  wait_s: longest time from the moment that a run is to be disturbed in.
+    command: what runs it below a root.  wanted: kills.  wait_s: longest time from the moment that a run is to be disturbed in.
     hits: how often each step was the one at work, by who was killed.
     """
 
     recipe: str
     command: Command
     draw: random.Random
+    wanted: int
     wait_s: float
     limit_s: float
     hits: Counter[str] = field(default_factory=Counter)
@@ -152,14 +152,14 @@ def check_tidy(root: Path, recipe: str) -> None:
 
 
 def wreck(chaos: Chaos, base: Path, most_rounds: int = 6) -> None:
-    """Kill until KILLS is reached, from the start again if a run came through before; compare each time."""
+    """Kill as often as is wanted, from the start again if a run came through before; compare each time."""
     chaos.undisturbed(base / "calm")
     expected = outputs(base / "calm", chaos.recipe)
     for number in range(most_rounds):
         root = base / f"chaos{number}"
         root.mkdir()
         stamps: dict[str, int] = {}
-        while chaos.kills < KILLS and chaos.disturbed(root):
+        while chaos.kills < chaos.wanted and chaos.disturbed(root):
             now = finished(root, chaos.recipe)
             assert stamps.items() <= now.items(), "what is finished is not made again"
             stamps = now
@@ -167,7 +167,7 @@ def wreck(chaos: Chaos, base: Path, most_rounds: int = 6) -> None:
         assert stamps.items() <= finished(root, chaos.recipe).items()
         assert outputs(root, chaos.recipe) == expected
         check_tidy(root, chaos.recipe)
-        if chaos.kills >= KILLS:
+        if chaos.kills >= chaos.wanted:
             return
         shutil.rmtree(root)
     pytest.fail(f"only {chaos.kills} kills in {most_rounds} rounds")
@@ -192,7 +192,8 @@ def teacher() -> Iterator[str]:
         yield url
 
 
-def test_twenty_kills_of_the_trial_recipe(tmp_path: Path, teacher: str, seed: int) -> None:
+@pytest.mark.parametrize("kills", [5, pytest.param(20, marks=pytest.mark.slow)])
+def test_kills_of_the_trial_recipe(tmp_path: Path, teacher: str, seed: int, kills: int) -> None:
     conf = write_recipe(tmp_path, teacher)
 
     def command(root: Path) -> tuple[list[str], dict[str, str]]:
@@ -200,7 +201,7 @@ def test_twenty_kills_of_the_trial_recipe(tmp_path: Path, teacher: str, seed: in
         return words, environment | {"CHAOS": str(root)}
 
     started, asked = time.monotonic(), Teacher.asked
-    chaos = Chaos("trial", command, random.Random(seed), wait_s=5, limit_s=300)
+    chaos = Chaos("trial", command, random.Random(seed), kills, wait_s=5, limit_s=300)
     try:
         wreck(chaos, tmp_path)
     finally:
@@ -219,7 +220,7 @@ def test_twenty_kills_of_the_shipped_recipe(tmp_path: Path, seed: int) -> None:
         return words, environment | {"CHAOS": str(root)}
 
     started = time.monotonic()
-    chaos = Chaos("tiny", command, random.Random(seed), wait_s=12, limit_s=1800)
+    chaos = Chaos("tiny", command, random.Random(seed), 20, wait_s=12, limit_s=1800)
     try:
         wreck(chaos, tmp_path)
     finally:

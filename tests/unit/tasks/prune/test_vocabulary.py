@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tasks.export.gguf import Gguf
+from tasks.prune.tokens.record import VOCABULARY_FILE, Trimming
 from tasks.prune.vocabulary import Vocabulary, check_cuts
 from tasks.quantize.rtn import RTN
 from tasks.shared.articles import Article, write_articles
@@ -17,7 +18,6 @@ from tasks.shared.errors import DataError, TechniqueError
 from tasks.shared.models import load_model, load_tokenizer, save_model
 from tasks.shared.rows import read_rows
 from tasks.shared.technique import Artifact, Inputs, Kind, Upstream
-from tasks.shared.vocabulary import read_trimming
 from tests.settings_case import Case, Change
 from tests.tiny_llama import SPECIAL, build_model, build_tokenizer, empty_run, save_tiny, write_corpus
 from tests.tiny_llama import inputs_of as gguf_inputs
@@ -38,6 +38,10 @@ def trim(tmp_path: Path, source: Path, **settings: Any) -> tuple[Path, Any]:
     return out, Vocabulary(**({"size": 0, "multiple": 1} | settings))(inputs_of(source, corpus), out, run)
 
 
+def record(folder: Path) -> Trimming:
+    return Trimming.model_validate_json((folder / VOCABULARY_FILE).read_bytes())
+
+
 def save_with(folder: Path, tokenizer: Any, **overrides: Any) -> Path:
     save_model(build_model(**overrides), tokenizer, folder, "float32")
     return folder
@@ -52,7 +56,7 @@ def test_the_saved_model_says_of_the_kept_tokens_what_it_said_before(tmp_path: P
     small, info = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
     assert (small.lm_head.weight is small.model.embed_tokens.weight) == tied
-    tokenizer, old_ids = AutoTokenizer.from_pretrained(out), list(read_trimming(out).old_ids)
+    tokenizer, old_ids = AutoTokenizer.from_pretrained(out), list(record(out).old_ids)
     assert len(tokenizer) == len(old_ids) == small.config.vocab_size == small.lm_head.weight.shape[0] == found["tokens"]
     whole, before = load_model(source), load_tokenizer(source)
     for parameter in whole.parameters():  # as it is saved
@@ -84,7 +88,7 @@ def test_special_tokens_are_named_by_their_new_ids_everywhere(tmp_path: Path) ->
 def test_trimming_again_by_the_same_corpus_changes_nothing(tmp_path: Path) -> None:
     once, _ = trim(tmp_path, save_tiny(tmp_path / "source"), size=330, multiple=8)
     twice, found = trim(tmp_path, once, size=330, multiple=8)
-    assert read_trimming(twice).old_ids == tuple(range(found["tokens"]))
+    assert record(twice).old_ids == tuple(range(found["tokens"]))
     assert (once / "tokenizer.json").read_bytes() == (twice / "tokenizer.json").read_bytes()
     assert (once / "model.safetensors").read_bytes() == (twice / "model.safetensors").read_bytes()
 

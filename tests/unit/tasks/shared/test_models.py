@@ -13,10 +13,12 @@ from tasks.shared.models import (
     load_tokenizer,
     parameter_count,
     render,
+    save_model,
     weight_bytes,
 )
 from tasks.shared.writing import plain_greedy, write_answers
 from tests.tiny_llama import build_model, save_tiny
+from tests.tiny_tokenizers import gemma_of_a_gguf, llama3_like, sentencepiece_like
 
 
 def test_missing_and_foreign_paths_are_refused(tmp_path: Path) -> None:
@@ -174,3 +176,10 @@ def test_greedy_means_greedy_whatever_the_generation_config_says(tmp_path: Path)
     with plain_greedy(model):
         assert model.generation_config.eos_token_id == [2, 0]
     assert model.generation_config is own, "the model is as it was"
+
+
+def test_a_tokenizer_that_is_another_when_read_back_is_not_saved(tmp_path: Path) -> None:
+    for fine in (llama3_like(), sentencepiece_like(), sentencepiece_like(prefix=True)):
+        save_model(build_model(), fine, tmp_path / "fine")
+    with pytest.raises(ModelError, match=r"(?s)GemmaTokenizer.*original Hugging Face folder"):
+        save_model(build_model(), gemma_of_a_gguf(), tmp_path / "lost")

@@ -98,7 +98,7 @@ def test_two_processes_train_as_one_does(made: dict[int, tuple[Path, Metrics]]) 
 @pytest.mark.parametrize(
     ("fault", "error", "words"),
     [
-        ("refuse", ModelError, "it stumbles"),
+        pytest.param("refuse", ModelError, "it stumbles", marks=pytest.mark.slow),
         ("break", RuntimeError, "a mistake of ours"),
         ("kill", MachineError, "signal 9"),
     ],
@@ -130,6 +130,7 @@ train_model(SFT(**json.loads(sys.argv[4])), model, chats(21), TwoTerms("orphan")
 """
 
 
+@pytest.mark.slow
 def test_they_end_with_the_process_that_started_them_and_go_on_to_the_same_end(
     model: Path, made: dict[int, tuple[Path, Metrics]], tmp_path: Path
 ) -> None:

@@ -3,9 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
-from tasks.shared.errors import DataError
+from pydantic import BaseModel, ConfigDict, Field
 
 VOCABULARY_FILE = "vocabulary.json"
 
@@ -44,18 +42,3 @@ class Trimming(BaseModel):
 def write_trimming(folder: Path, trimming: Trimming) -> None:
     """Write the record into a model's folder."""
     (folder / VOCABULARY_FILE).write_text(trimming.model_dump_json(), encoding="utf-8")
-
-
-def read_trimming(folder: Path) -> Trimming:
-    """The record of a model's folder.  Raises DataError if there is none, or a damaged one."""
-    file = folder / VOCABULARY_FILE
-    if not file.is_file():
-        raise DataError(
-            str(file), "no such file", "the record of a trimmed vocabulary", "the output of a step prune/vocabulary"
-        )
-    try:
-        return Trimming.model_validate_json(file.read_bytes())
-    except ValidationError as error:
-        raise DataError(
-            str(file), f"not a record of a trimmed vocabulary: {error.errors()[0]['msg']}", "an untouched file"
-        ) from error
