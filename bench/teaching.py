@@ -4,11 +4,13 @@ python -m bench.teaching                                  all lessons, five seed
 python -m bench.teaching --device cuda --workers 8
 python -m bench.teaching --lessons gold stored --seeds 2 --items 60 --epochs 1
 python -m bench.teaching --articles 0 --train 3000 --test 960 --batch 16 --lessons small_gold small_stored    a larger budget
+python -m bench.teaching --strong qwen.gguf --lessons strong_gold strong_words strong_soft        a larger teacher of another tokenizer
 python -m bench.teaching --table                          only the table of what is there
 
-The data is the built-in support corpus, sized as in the recipe support_bot unless asked otherwise.  The embedded model is tuned on it once, which makes the
-teacher of every lesson; students are made of that by pruning, which leaves them speechless.  Results go to --out, one line of
-JSON a lesson and seed; those that are there are not made again.
+The data is the built-in support corpus, sized as in the recipe support_bot unless asked otherwise.  The embedded model is tuned on
+it once, which makes the teacher of every lesson but those of --strong, which is tuned likewise; students are made of that by
+pruning, which leaves them speechless.  Results go to --out, one line of JSON a lesson and seed; those that are there are not
+made again.
 """
 
 import argparse
@@ -33,6 +35,10 @@ from tasks.shared.technique import Artifact, Inputs, Kind, StepRun, Technique
 SEEDS = 5
 MOST_TOKENS = 128
 """Of an answer; reasoning before it must fit."""
+WHOLE = "whole"
+"""Of a lesson's base: the embedded model itself."""
+TUNED: dict[str, Any] = {"learning_rate": 2e-4, "frozen_layers": 6}
+STRONG: dict[str, Any] = {"learning_rate": 5e-5, "frozen_layers": 12}
 HARD: dict[str, Any] = {"learning_rate": 3e-4, "validation": 0.0, "max_tokens": 1024}
 """The same steps for every lesson: no validation, so no early stop."""
 
@@ -50,6 +56,8 @@ class Setup:
     batch: int
     corpus: Mapping[str, Any]
     """Settings of `curate/support`."""
+    strong: Path | None = None
+    """A larger model, of any tokenizer."""
 
     @property
     def hard(self) -> dict[str, Any]:
@@ -70,7 +78,8 @@ class Class:
     """One lesson under way: the setup, a seed, and a folder of its own."""
 
     def __init__(self, setup: Setup, base: str, seed: int, folder: Path) -> None:
-        self.setup, self.base, self.seed, self.folder = setup, setup.work / base / "out", seed, folder
+        self.setup, self.seed, self.folder = setup, seed, folder
+        self.base = setup.model if base == WHOLE else setup.work / base / "out"
         self.made = 0
 
     def settings(self, **more: Any) -> dict[str, Any]:
@@ -79,7 +88,7 @@ class Class:
 
     def artifact(self, name: str) -> tuple[Artifact, ...]:
         """An input that `prepare` made, by name."""
-        kinds = {"corpus": Kind.CORPUS, "words": Kind.TRACES, "targets": Kind.LOGITS}
+        kinds = {"corpus": Kind.CORPUS, "words": Kind.TRACES, "strong_words": Kind.TRACES, "targets": Kind.LOGITS}
         return (Artifact(name, kinds.get(name, Kind.MODEL), self.setup.work / name / "out"),)
 
     def step(self, technique: Technique, **inputs: Any) -> Path:
@@ -123,6 +132,13 @@ def features(lesson: Class) -> Path:
     from tasks.distill.features import Features
 
     return lesson.step(Features(**lesson.settings()), model=lesson.base, data="corpus", teacher="tuned")
+
+
+def crossed(lesson: Class) -> Path:
+    """Hard labels, and soft targets of the strong teacher's own tokens."""
+    from tasks.distill.gold import Gold
+
+    return lesson.step(Gold(**lesson.settings(**TUNED)), model=lesson.base, data="corpus", teacher="strong")
 
 
 def on_policy(lesson: Class) -> Path:
@@ -180,6 +196,9 @@ def lessons() -> dict[str, Lesson]:
         "t1": Lesson("stored, T = 1", soft("targets", "targets", temperature=1.0)),
         "t4": Lesson("stored, T = 4", soft("targets", "targets", temperature=4.0)),
         "t8": Lesson("stored, T = 8", soft("targets", "targets", temperature=8.0)),
+        "strong_gold": Lesson("the whole model: the corpus' answers", sft("corpus", **TUNED), base=WHOLE),
+        "strong_words": Lesson("the whole model: the strong teacher's answers", sft("strong_words", **TUNED), base=WHOLE),
+        "strong_soft": Lesson("the whole model: soft targets across tokenizers", crossed, base=WHOLE),
         "small_gold": Lesson("45 % of the weights: hard labels", sft("corpus"), base="small"),
         "small_stored": Lesson("45 % of the weights: soft targets", soft("targets", "targets"), base="small"),
         "small_long": Lesson(
@@ -201,8 +220,18 @@ def lessons() -> dict[str, Lesson]:
     }
 
 
-def prepare(setup: Setup) -> None:
-    """What the lessons start from, each made once: corpus, tuned, words, targets, slim, half_slim; small and narrow, of 45 % of the weights."""
+NEEDED = {
+    WHOLE: ("corpus", "strong", "strong_words"),
+    "slim": ("corpus", "tuned", "targets", "slim", "half_slim", "words"),
+    "small": ("corpus", "tuned", "targets", "trimmed", "small"),
+    "narrow": ("corpus", "tuned", "targets", "trimmed", "shallow", "narrow"),
+}
+"""What is made before lessons of a base; small and narrow have 45 % of the weights."""
+
+
+def prepare(setup: Setup, bases: Iterable[str]) -> None:
+    """Make what lessons of these bases start from, each once."""
+    needed = {name for base in bases for name in NEEDED[base]}
     from tasks.curate.support import Support
     from tasks.distill.sft import SFT
     from tasks.logits.topk import TopK
@@ -215,7 +244,7 @@ def prepare(setup: Setup) -> None:
     corpus, tuned, trimmed, shallow = map(place.artifact, ("corpus", "tuned", "trimmed", "shallow"))
     steps: dict[str, tuple[Technique, Mapping[str, tuple[Artifact, ...]]]] = {
         "corpus": (Support(calibration_size=64, **setup.corpus), {}),
-        "tuned": (SFT(**setup.hard | {"learning_rate": 2e-4, "frozen_layers": 6}), {"model": source, "data": corpus}),
+        "tuned": (SFT(**setup.hard | TUNED), {"model": source, "data": corpus}),
         "slim": (Depth(ratio=DEPTH), {"model": tuned, "calibration": corpus}),
         "half_slim": (Depth(ratio=DEPTH_FIRST), {"model": tuned, "calibration": corpus}),
         "targets": (TopK(max_tokens=1024), {"teacher": tuned, "data": corpus}),
@@ -224,23 +253,27 @@ def prepare(setup: Setup) -> None:
         "shallow": (Depth(ratio=NARROW_DEPTH), {"model": trimmed, "calibration": corpus}),
         "narrow": (WeightSelection(intermediate_size=NARROW_NEURONS), {"model": shallow, "calibration": corpus}),
     }
+    if setup.strong:
+        strong = (Artifact("strong", Kind.MODEL, setup.strong),)
+        steps["strong"] = (SFT(**setup.hard | STRONG), {"model": strong, "data": corpus})
     for name, (technique, inputs) in steps.items():
-        if not (setup.work / name / "done").exists():
+        if name in needed and not (setup.work / name / "done").exists():
             shutil.rmtree(setup.work / name, ignore_errors=True)
             carry_out(technique, Inputs(inputs), setup.work / name, setup, seed=0)
             (setup.work / name / "done").touch()
-    if not (setup.work / "words" / "done").exists():
-        write_words(setup)
+    for name, teacher in (("words", "tuned"), ("strong_words", "strong")):
+        if name in needed and not (setup.work / name / "done").exists():
+            write_words(setup, name, teacher)
 
 
-def write_words(setup: Setup) -> None:
-    """`words`: the training prompts with the teacher's own greedy answers, right or wrong (Kim and Rush 2016, arXiv 1606.07947)."""
+def write_words(setup: Setup, name: str, teacher: str) -> None:
+    """The training prompts with the teacher's own greedy answers, right or wrong (Kim and Rush 2016, arXiv 1606.07947)."""
     from tasks.shared.rows import Message, read_rows, write_rows
 
-    folder = setup.work / "words" / "out"
+    folder = setup.work / name / "out"
     folder.mkdir(parents=True, exist_ok=True)
     rows = read_rows(setup.work / "corpus" / "out" / "train.jsonl")
-    written = answers(setup.work / "tuned" / "out", [row.prompt for row in rows], setup)
+    written = answers(setup.work / teacher / "out", [row.prompt for row in rows], setup)
     told = [
         row.model_copy(
             update={"messages": (*row.messages[:-1], Message(role="assistant", content=text)), "source": "teacher"}
@@ -249,7 +282,7 @@ def write_words(setup: Setup) -> None:
         if text.strip()
     ]
     write_rows(folder / "train.jsonl", told)
-    (setup.work / "words" / "done").touch()
+    (setup.work / name / "done").touch()
 
 
 def answers(model: Path, prompts: Sequence[list[dict[str, str]]], setup: Setup) -> list[tuple[str, bool]]:
@@ -315,6 +348,7 @@ def show(results: Iterable[Mapping[str, Any]], console: Console) -> None:
     titles = {name: lesson.title for name, lesson in lessons().items()} | {
         "tuned": "the teacher",
         "slim": "pruned, not taught",
+        "strong": "the strong teacher, tuned",
     }
     by_lesson: dict[str, dict[int, dict[str, float]]] = {}
     other: dict[str, list[Mapping[str, Any]]] = {}
@@ -360,7 +394,8 @@ def main() -> None:
     parser.add_argument("--model", type=Path)
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "stillroom_teaching")
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--lessons", nargs="+", default=list(lessons()))
+    parser.add_argument("--strong", type=Path, help="a larger model of any tokenizer, for the lessons strong_*")
+    parser.add_argument("--lessons", nargs="+", choices=list(lessons()))
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--items", type=int, default=0)
     parser.add_argument("--epochs", type=float, default=4)
@@ -376,13 +411,17 @@ def main() -> None:
     file = given.out or given.work / "results.jsonl"
     if not given.table:
         given.work.mkdir(parents=True, exist_ok=True)
+        chosen = given.lessons or [name for name in lessons() if given.strong or not name.startswith("strong")]
+        if not given.strong and any(lessons()[name].base == WHOLE for name in chosen):
+            parser.error("the lessons strong_* need --strong, a model's file or folder")
         setup = Setup(
             given.model or embedded_model(), given.work, given.device, given.threads, given.items, given.epochs,
-            given.batch, {"articles": given.articles, "train_size": given.train, "test_size": given.test},
+            given.batch, {"articles": given.articles, "train_size": given.train, "test_size": given.test}, given.strong,
         )  # fmt: skip
-        prepare(setup)
+        prepare(setup, {lessons()[name].base for name in chosen})
         done = {(result["lesson"], result["seed"]) for result in read_results(file)}
-        wanted = [("tuned", 0), ("slim", 0), *((name, seed) for seed in range(given.seeds) for name in given.lessons)]
+        models = [name for name in ("tuned", "slim", "strong") if (given.work / name / "done").exists()]
+        wanted = [*((name, 0) for name in models), *((name, seed) for seed in range(given.seeds) for name in chosen)]
         jobs = [(name, seed, setup) for name, seed in wanted if (name, seed) not in done]
         run_jobs(jobs, given.workers, file)
     show(read_results(file), Console(width=150))

@@ -1,6 +1,7 @@
 """Errors that a user can act on: where, what was given, what is wanted, how to fix it."""
 
 from collections.abc import Sequence
+from typing import Any
 
 
 class StillroomError(Exception):
@@ -18,6 +19,10 @@ class StillroomError(Exception):
         if fix:
             parts.append(f"  fix: {fix}")
         super().__init__("\n".join(parts))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Between processes (a pool's worker) it goes as it is: Exception's own way would make it anew, of its message alone."""
+        return _again, (type(self), self.args, self.__dict__)
 
 
 class ConfigError(StillroomError):
@@ -59,3 +64,9 @@ class ErrorList(StillroomError):
         self.errors = list(errors)
         self.passing = False
         Exception.__init__(self, "\n".join(str(error) for error in errors))
+
+
+def _again(kind: type[StillroomError], message: tuple[str, ...], state: dict[str, Any]) -> StillroomError:
+    error = kind.__new__(kind, *message)
+    error.__dict__.update(state)
+    return error
