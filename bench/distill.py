@@ -3,10 +3,16 @@
 python -m bench.distill                        the embedded model teaching itself; about twenty minutes on two cores
 python -m bench.distill --tiny --rounds 1      random weights, to try it; a minute
 python -m bench.distill --device cuda --batch 32 --tokens 512
+python -m bench.distill quality                how soon each is as good as TRL's SFTTrainer gets; half an hour a round on two cores
 python -m bench.distill head                   memory of the output head alone, against batch x length
+python -m bench.distill memory                 of a training, against the estimate that an out-of-memory message is made from
 
 Every trainer runs in a process of its own, takes the same steps on the same tokens, and tells the median of its steps; the
 first WARM are left out.  A round is all of them once.  Ratios are taken within a round.
+
+For `quality` a pruned student learns from the tuned model it was made of, on the support corpus, with the same rate, schedule and
+batches.  Its held-out loss, the negative log-likelihood per token of answers that nobody trained on, is taken every EVERY steps with
+the clock stopped.  A round has a seed of its own, and the first trainer of --trainers sets the quality.
 """
 
 import argparse
@@ -18,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +39,10 @@ TRAINERS = {
     "trl gkd": "TRL GKDTrainer, lmbda 0: teacher in memory",
 }
 STEPS, WARM = 10, 2
+EVERY, HELD_OUT = 10, 96
+BATCHES = ((4, 128), (16, 128), (8, 400), (16, 400))
+"""Conversations and about how many tokens each has, for the table of memory."""
+RATE = 3e-4
 WORDS = ("returns", "are", "accepted", "within", "days", "of", "delivery", "and", "the", "warranty", "lasts", "unless", "opened", "by")
 
 
@@ -56,24 +66,55 @@ def write_conversations(folder: Path, count: int, tokens: int, share: float) -> 
     write_rows(folder / "train.jsonl", rows)
 
 
-def stopwatch() -> Any:
-    """A callback that notes each step's seconds."""
+def stopwatch(judge: Callable[[Any], float] | None = None) -> Any:
+    """A callback that notes each step's seconds, and every EVERY steps, not counted in them, what `judge` says of the model."""
     import torch
     from transformers import TrainerCallback
 
     class Stopwatch(TrainerCallback):
         def __init__(self) -> None:
             self.seconds: list[float] = []
+            self.losses: list[float] = []
 
         def on_step_begin(self, *_: Any, **__: Any) -> None:
             self.began = time.perf_counter()
 
-        def on_step_end(self, *_: Any, **__: Any) -> None:
+        def on_step_end(self, *_: Any, **given: Any) -> None:
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             self.seconds.append(time.perf_counter() - self.began)
+            if judge and len(self.seconds) % EVERY == 0:
+                self.losses.append(judge(given["model"]))
 
     return Stopwatch()
+
+
+def held_out_loss(source: Path, folder: Path) -> Callable[[Any], float]:
+    """The mean negative log-likelihood of the answer tokens of HELD_OUT test rows."""
+    import torch
+
+    from tasks.distill.losses.answers import IGNORED, answer_loss
+    from tasks.distill.losses.head import output_head
+    from tasks.distill.training.encoding import collate, encode
+    from tasks.distill.training.objective import last_hidden
+    from tasks.shared.models import load_tokenizer
+    from tasks.shared.rows import read_rows, spread
+
+    tokenizer = load_tokenizer(source)
+    rows = sorted(encode(spread(read_rows(folder / "test.jsonl"), HELD_OUT), tokenizer, 10_000), key=lambda row: len(row["input_ids"]))
+    count = sum(label != IGNORED for row in rows for label in row["labels"][1:])
+
+    def judge(model: Any) -> float:
+        training, total = model.training, 0.0
+        model.eval()
+        with torch.no_grad():
+            for start in range(0, len(rows), 16):
+                batch = {name: tensor.to(model.device) for name, tensor in collate(rows[start : start + 16], tokenizer.pad_token_id).items()}
+                total += float(answer_loss(last_hidden(model, batch), output_head(model), batch["labels"], count))
+        model.train(training)
+        return total
+
+    return judge
 
 
 def ours(job: dict[str, Any]) -> Any:
@@ -89,22 +130,25 @@ def ours(job: dict[str, Any]) -> Any:
     from tasks.shared.soft_targets import SoftTargets
     from tasks.shared.technique import StepRun
 
-    source, folder = Path(job["model"]), Path(job["folder"])
-    blend = Blend(0.5, 2.0, "forward_kl", 0.5)
+    source, teacher, folder = Path(job["student"]), Path(job["teacher"]), Path(job["folder"])
+    blend = Blend(0.5, job["temperature"], "forward_kl", 0.5)
     objective: Objective = Answers()
     if job["trainer"] == "stored":
-        objective = StoredTargets(SoftTargets(folder / "targets"), source, blend)
+        objective = StoredTargets(SoftTargets(Path(job["targets"])), source, blend)
     elif job["trainer"] == "online":
-        objective = OnlineTargets(source, source, blend, "float32")
+        objective = OnlineTargets(teacher=teacher, student=source, blend=blend, dtype="float32")
     tokenizer = load_tokenizer(source)
-    rows = objective.label(encode(read_rows(folder / "data" / "train.jsonl"), tokenizer, 10_000))
+    rows = objective.label(encode(read_rows(Path(job["data"]) / "train.jsonl"), tokenizer, 10_000))
     model = load_model(source, "float32")
     if job["device"] == "cpu":
         model.set_attn_implementation("eager")
     objective.attach(model, job["device"])
-    settings = SFT(epochs=1, batch_size=job["batch"], max_tokens=10_000, validation=0, precision=job["precision"])
+    settings = SFT(
+        epochs=job["epochs"], batch_size=job["batch"], max_tokens=10_000, validation=0, precision=job["precision"],
+        learning_rate=RATE, schedule="cosine", warmup_ratio=0.0, weight_decay=0.0,
+    )  # fmt: skip
     scratch = Path(tempfile.mkdtemp(dir=folder))
-    run = StepRun("bench", 0, scratch, threads=job["threads"], device=job["device"], checkpoint_s=1e9)
+    run = StepRun("bench", job["seed"], scratch, threads=job["threads"], device=job["device"], checkpoint_s=1e9)
     trainer = make_trainer(settings, model, tokenizer, rows, [], objective, run)
     trainer.args.save_strategy = "no"
     return trainer
@@ -119,14 +163,15 @@ def theirs(job: dict[str, Any]) -> Any:
     from tasks.shared.models import load_model, load_tokenizer
     from tasks.shared.rows import read_rows
 
-    source, folder = Path(job["model"]), Path(job["folder"])
+    source, folder = Path(job["student"]), Path(job["folder"])
     tokenizer = load_tokenizer(source)
-    rows = encode(read_rows(folder / "data" / "train.jsonl"), tokenizer, 10_000)
+    rows = encode(read_rows(Path(job["data"]) / "train.jsonl"), tokenizer, 10_000)
     common: dict[str, Any] = {
-        "output_dir": tempfile.mkdtemp(dir=folder), "num_train_epochs": 1, "per_device_train_batch_size": job["batch"],
-        "learning_rate": 2e-4, "max_length": None, "dataset_kwargs": {"skip_prepare_dataset": True}, "remove_unused_columns": False,
+        "output_dir": tempfile.mkdtemp(dir=folder), "num_train_epochs": job["epochs"], "per_device_train_batch_size": job["batch"],
+        "learning_rate": RATE, "lr_scheduler_type": "cosine", "train_sampling_strategy": "group_by_length",
+        "max_length": None, "dataset_kwargs": {"skip_prepare_dataset": True}, "remove_unused_columns": False,
         "gradient_checkpointing": False, "bf16": precision_of(job["precision"], job["device"]) == "bfloat16", "use_cpu": job["device"] == "cpu",
-        "save_strategy": "no", "report_to": "none", "disable_tqdm": True, "optim": "adamw_torch_fused", "seed": 0,
+        "save_strategy": "no", "report_to": "none", "disable_tqdm": True, "optim": "adamw_torch_fused", "seed": job["seed"],
         "dataloader_pin_memory": job["device"] != "cpu",
     }  # fmt: skip
     named: dict[str, Any] = {
@@ -141,22 +186,23 @@ def theirs(job: dict[str, Any]) -> Any:
         return SFTTrainer(args=SFTConfig(**common), **named)
     from trl.experimental.gkd import GKDConfig, GKDTrainer
 
-    teacher = load_model(source, "float32", job["device"])
+    teacher = load_model(Path(job["teacher"]), "float32", job["device"])
     return GKDTrainer(args=GKDConfig(**common, lmbda=0.0, beta=0.0), teacher_model=teacher, **named)
 
 
 def measure(job: dict[str, Any]) -> dict[str, Any]:
-    """Median seconds a step, peak bytes, and what was there before the first step."""
+    """Median seconds a step, peak bytes, what was there before the first step, and with `judged` the curve of losses over seconds."""
     import torch
 
     torch.set_num_threads(job["threads"])
     trainer = theirs(job) if job["trainer"].startswith("trl") else ours(job)
-    watch = stopwatch()
+    watch = stopwatch(held_out_loss(Path(job["student"]), Path(job["data"])) if job["judged"] else None)
     trainer.add_callback(watch)
     before = resident()
     trainer.train()
     peak = torch.cuda.max_memory_allocated() if job["device"] == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"seconds": statistics.median(watch.seconds[WARM:]), "peak": peak, "before": before}
+    curve = [(sum(watch.seconds[: (number + 1) * EVERY]), loss) for number, loss in enumerate(watch.losses)]
+    return {"seconds": statistics.median(watch.seconds[WARM:]), "peak": peak, "before": before, "curve": curve}
 
 
 def resident() -> int:
@@ -185,6 +231,39 @@ def head_memory(job: dict[str, Any]) -> dict[str, Any]:
     return {"bytes": peak - before}
 
 
+def training_memory(job: dict[str, Any]) -> dict[str, Any]:
+    """Peak bytes of two steps of hard labels over what libraries take, the estimate of them, tokens of the longest, and seconds."""
+    import datasets  # noqa: F401 - libraries are not the training's
+    import torch
+    import trl.trainer.sft_trainer  # noqa: F401
+
+    from tasks.distill.sft import SFT
+    from tasks.distill.training.encoding import encode
+    from tasks.distill.training.loop import prepared_model, train_model
+    from tasks.distill.training.memory import Seen, demand
+    from tasks.distill.training.objective import Answers
+    from tasks.shared.models import load_tokenizer
+    from tasks.shared.rows import read_rows
+    from tasks.shared.technique import StepRun
+
+    source, folder = Path(job["student"]), Path(tempfile.mkdtemp(dir=job["folder"]))
+    write_conversations(folder / "data", 2 * job["batch"], job["tokens"], job["share"])
+    rows = read_rows(folder / "data" / "train.jsonl")
+    settings = SFT(
+        epochs=1, batch_size=job["batch"], max_tokens=10_000, validation=0, precision=job["precision"],
+        gradient_checkpointing=job["recompute"],
+    )  # fmt: skip
+    run = StepRun("bench", 0, folder / "scratch", threads=job["threads"], device=job["device"], checkpoint_s=1e9)
+    (folder / "out").mkdir()
+    before, began = resident(), time.perf_counter()
+    train_model(settings, source, rows, Answers(), folder / "out", run)
+    seconds = time.perf_counter() - began
+    peak = torch.cuda.max_memory_allocated() if job["device"] == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    tokens = max(len(one["input_ids"]) for one in encode(rows, load_tokenizer(source), 10_000))
+    estimate = demand(settings, prepared_model(settings, source, run), run, Seen(0, job["batch"], tokens))
+    return {"peak": peak, "estimate": estimate.fixed + estimate.batch(job["batch"], job["recompute"]), "tokens": tokens, "seconds": seconds}
+
+
 def apart(job: dict[str, Any]) -> dict[str, Any]:
     """The job in a process of its own."""
     done = subprocess.run(
@@ -206,6 +285,28 @@ def head_table(given: argparse.Namespace, console: Console) -> None:
     console.print(table)
 
 
+def memory_table(given: argparse.Namespace, console: Console) -> None:
+    """Peak memory of a training against its estimate, with and without recomputing."""
+    from bench.teaching import embedded_model
+    from tasks.evaluate.asking.machine import describe_machine
+
+    title = f"two steps of hard labels; {given.precision}; {describe_machine(given.device)}"
+    table = Table("conversations x tokens", "recomputed", "peak GB", "estimate GB", "peak / estimate", "s", title=title)
+    with tempfile.TemporaryDirectory() as place:
+        job = {
+            "kind": "memory", "folder": place, "student": str(given.model or embedded_model()), "share": given.share,
+            "device": given.device, "threads": given.threads, "precision": given.precision,
+        }  # fmt: skip
+        for batch, tokens in BATCHES:
+            for recompute in (False, True):
+                found = apart(job | {"batch": batch, "tokens": tokens, "recompute": recompute})
+                table.add_row(
+                    f"{batch} x {found['tokens']}", "yes" if recompute else "no", f"{found['peak'] / 1e9:.2f}", f"{found['estimate'] / 1e9:.2f}",
+                    f"{found['peak'] / found['estimate']:.2f}", f"{found['seconds']:.0f}",
+                )  # fmt: skip
+    console.print(table)
+
+
 def trainer_table(given: argparse.Namespace, console: Console) -> None:
     """Seconds and memory of every trainer, in turns."""
     from tasks.evaluate.asking.machine import describe_machine
@@ -213,14 +314,8 @@ def trainer_table(given: argparse.Namespace, console: Console) -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         model = make_inputs(folder, given)
-        job = {
-            "kind": "trainer", "model": str(model), "folder": place, "batch": given.batch, "device": given.device,
-            "threads": given.threads, "precision": given.precision,
-        }  # fmt: skip
-        found: dict[str, list[dict[str, Any]]] = {name: [] for name in TRAINERS}
-        for _ in range(given.rounds):
-            for name in TRAINERS:
-                found[name].append(apart(job | {"trainer": name}))
+        data = {"student": str(model), "teacher": str(model), "data": str(folder / "data"), "targets": str(folder / "targets")}
+        found = in_turns(given, TRAINERS, place, data, epochs=1, judged=False)
     title = f"{given.batch} conversations of about {given.tokens} tokens, {given.share:.0%} of them answer; {given.precision}; {describe_machine(given.device)}"
     table = Table("trainer", "tokens/s", "range", "time / trl sft", "speed / trl gkd", "peak GB", title=title)
     for name, rounds in found.items():
@@ -232,6 +327,74 @@ def trainer_table(given: argparse.Namespace, console: Console) -> None:
             f"{statistics.median(one['peak'] for one in rounds) / 1e9:.2f}",
         )  # fmt: skip
     console.print(table)
+
+
+def in_turns(
+    given: argparse.Namespace, trainers: Iterable[str], place: str, data: dict[str, str], epochs: float, judged: bool
+) -> dict[str, list[dict[str, Any]]]:
+    """Every one of these trainers so many times; what it took is told at once, on the error stream.  data: paths by name."""
+    job = {
+        "kind": "trainer", "folder": place, "batch": given.batch, "epochs": epochs, "device": given.device,
+        "threads": given.threads, "precision": given.precision, "judged": judged, "temperature": given.temperature, **data,
+    }  # fmt: skip
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in trainers}
+    for seed in range(given.rounds):
+        for name in found:
+            found[name].append(apart(job | {"trainer": name, "seed": seed}))
+            print(name, json.dumps(found[name][-1]), file=sys.stderr, flush=True)
+    return found
+
+
+def quality_table(given: argparse.Namespace, console: Console) -> None:
+    """How soon each trainer's student is as good as the first one's is at its best."""
+    from bench.teaching import Setup, embedded_model, prepare
+    from tasks.evaluate.asking.machine import describe_machine
+
+    with tempfile.TemporaryDirectory() as place:
+        work = Path(place)
+        corpus = {"articles": 20, "train_size": 360, "test_size": 240}
+        setup = Setup(given.model or embedded_model(), work, given.device, given.threads, 0, 4, given.batch, corpus)
+        prepare(setup, {"corpus", "tuned", "targets", "slim"})
+        made = {name: str(work / name / "out") for name in ("corpus", "tuned", "targets", "slim")}
+        data = {"student": made["slim"], "teacher": made["tuned"], "data": made["corpus"], "targets": made["targets"]}
+        found = in_turns(given, given.trainers, place, data, epochs=given.epochs, judged=True)
+    title = f"support corpus, batches of {given.batch}, {given.epochs:g} epochs; {given.precision}; {describe_machine(given.device)}"
+    first = given.trainers[0]
+    table = Table("trainer", "best held-out loss", "range", f"s to {first}'s best", "steps", f"time / {first}", "s in all", title=title)
+    for name, rounds in found.items():
+        losses = sorted(best_of(one["curve"]) for one in rounds)
+        reached = [first_at(one["curve"], best_of(base["curve"])) for one, base in zip(rounds, found[first], strict=True)]
+        arrived = [one for one in reached if one is not None]
+        shares = [
+            one[1] / own[1]
+            for one, base in zip(reached, found[first], strict=True)
+            if one and (own := first_at(base["curve"], best_of(base["curve"])))
+        ]
+        all_did = len(arrived) == len(rounds)
+        table.add_row(
+            TRAINERS[name], f"{statistics.median(losses):.3f}", f"{losses[0]:.3f}-{losses[-1]:.3f}",
+            *(
+                (f"{statistics.median(s for _, s in arrived):.0f}", f"{statistics.median(n for n, _ in arrived):.0f}", f"{statistics.median(shares):.2f}")
+                if all_did
+                else ("not reached", "", "")
+            ),
+            f"{statistics.median(one['curve'][-1][0] for one in rounds):.0f}",
+        )  # fmt: skip
+    console.print(table)
+
+
+Curve = Sequence[Sequence[float]]
+"""Seconds of training and held-out loss, every EVERY steps."""
+
+
+def best_of(curve: Curve) -> float:
+    """The lowest loss."""
+    return min(loss for _, loss in curve)
+
+
+def first_at(curve: Curve, wanted: float) -> tuple[int, float] | None:
+    """Steps and seconds until the loss is as low as wanted, or None if it never is."""
+    return next((((place + 1) * EVERY, seconds) for place, (seconds, loss) in enumerate(curve) if loss <= wanted), None)
 
 
 def make_inputs(folder: Path, given: argparse.Namespace) -> Path:
@@ -259,10 +422,14 @@ def make_inputs(folder: Path, given: argparse.Namespace) -> Path:
     return model
 
 
+TABLES = {"trainers": trainer_table, "quality": quality_table, "head": head_table, "memory": memory_table}
+JOBS = {"trainer": measure, "head": head_memory, "memory": training_memory}
+
+
 def main(words: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("table", nargs="?", choices=("trainers", "head"), default="trainers")
+    parser.add_argument("table", nargs="?", choices=TABLES, default="trainers")
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--model", type=Path)
     parser.add_argument("--device", default="cpu")
@@ -270,6 +437,9 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=96)
+    parser.add_argument("--epochs", type=float, default=2, help="of the table of quality")
+    parser.add_argument("--trainers", nargs="+", choices=TRAINERS, default=list(TRAINERS), help="of the table of quality")
+    parser.add_argument("--temperature", type=float, default=2, help="of our soft targets")
     parser.add_argument("--share", type=float, default=0.3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--vocabulary", type=int, default=49_152)
@@ -278,10 +448,10 @@ def main(words: Sequence[str] | None = None) -> None:
     given = parser.parse_args(words)
     if given.job:
         job = json.loads(given.job)
-        print(json.dumps(measure(job) if job["kind"] == "trainer" else head_memory(job)))
+        print(json.dumps(JOBS[job["kind"]](job)))
         return
     console = Console(width=140)
-    (head_table if given.table == "head" else trainer_table)(given, console)
+    TABLES[given.table](given, console)
 
 
 if __name__ == "__main__":

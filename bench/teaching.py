@@ -5,11 +5,13 @@ python -m bench.teaching --device cuda --workers 8
 python -m bench.teaching --lessons gold stored --seeds 2 --items 60 --epochs 1
 python -m bench.teaching --articles 0 --train 3000 --test 960 --batch 16 --lessons small_gold small_stored    a larger budget
 python -m bench.teaching --strong qwen.gguf --lessons strong_gold strong_words strong_soft        a larger teacher of another tokenizer
+python -m bench.teaching --train 400 --test 120 --lessons sums_gold sums_cot sums_cot_two         does reasoning help where it is needed?
 python -m bench.teaching --table                          only the table of what is there
 
 The data is the built-in support corpus, sized as in the recipe support_bot unless asked otherwise.  The embedded model is tuned on
 it once, which makes the teacher of every lesson but those of --strong, which is tuned likewise; students are made of that by
-pruning, which leaves them speechless.  Results go to --out, one line of JSON a lesson and seed; those that are there are not
+pruning, which leaves them speechless.  The lessons sums_* have a corpus of their own: bills of two items and a delivery, which no
+small model adds up in its head.  Results go to --out, one line of JSON a lesson and seed; those that are there are not
 made again.
 """
 
@@ -17,12 +19,13 @@ import argparse
 import json
 import multiprocessing
 import os
+import random
 import shutil
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +40,8 @@ MOST_TOKENS = 128
 """Of an answer; reasoning before it must fit."""
 WHOLE = "whole"
 """Of a lesson's base: the embedded model itself."""
+SUMS = "sums"
+"""The same, and a corpus of sums."""
 TUNED: dict[str, Any] = {"learning_rate": 2e-4, "frozen_layers": 6}
 STRONG: dict[str, Any] = {"learning_rate": 5e-5, "frozen_layers": 12}
 HARD: dict[str, Any] = {"learning_rate": 3e-4, "validation": 0.0, "max_tokens": 1024}
@@ -67,11 +72,12 @@ class Setup:
 
 @dataclass(frozen=True)
 class Lesson:
-    """One way to make a student.  base: the student before (see `prepare`)."""
+    """One way to make a student.  base: the student before (see `prepare`).  corpus: what the student is asked at the end."""
 
     title: str
     teach: Callable[["Class"], Path]
     base: str = "slim"
+    corpus: str = "corpus"
 
 
 class Class:
@@ -79,7 +85,7 @@ class Class:
 
     def __init__(self, setup: Setup, base: str, seed: int, folder: Path) -> None:
         self.setup, self.seed, self.folder = setup, seed, folder
-        self.base = setup.model if base == WHOLE else setup.work / base / "out"
+        self.base = setup.model if base in (WHOLE, SUMS) else setup.work / base / "out"
         self.made = 0
 
     def settings(self, **more: Any) -> dict[str, Any]:
@@ -88,7 +94,7 @@ class Class:
 
     def artifact(self, name: str) -> tuple[Artifact, ...]:
         """An input that `prepare` made, by name."""
-        kinds = {"corpus": Kind.CORPUS, "words": Kind.TRACES, "strong_words": Kind.TRACES, "targets": Kind.LOGITS}
+        kinds = {"corpus": Kind.CORPUS, "sums": Kind.CORPUS, "words": Kind.TRACES, "strong_words": Kind.TRACES, "targets": Kind.LOGITS}
         return (Artifact(name, kinds.get(name, Kind.MODEL), self.setup.work / name / "out"),)
 
     def step(self, technique: Technique, **inputs: Any) -> Path:
@@ -148,13 +154,13 @@ def on_policy(lesson: Class) -> Path:
     return lesson.step(OnPolicy(**lesson.settings()), model=lesson.base, data="corpus", teacher="tuned")
 
 
-def reasoning(tasks: str) -> Callable[[Class], Path]:
+def reasoning(tasks: str, data: str = "corpus", **more: Any) -> Callable[[Class], Path]:
     """Rationales beside answers, on the corpus' own, which has them."""
 
     def teach(lesson: Class) -> Path:
         from tasks.distill.cot import CoT
 
-        return lesson.step(CoT(**lesson.settings(tasks=tasks)), model=lesson.base, data="corpus")
+        return lesson.step(CoT(**lesson.settings(tasks=tasks, **more)), model=lesson.base, data=data)
 
     return teach
 
@@ -199,6 +205,11 @@ def lessons() -> dict[str, Lesson]:
         "strong_gold": Lesson("the whole model: the corpus' answers", sft("corpus", **TUNED), base=WHOLE),
         "strong_words": Lesson("the whole model: the strong teacher's answers", sft("strong_words", **TUNED), base=WHOLE),
         "strong_soft": Lesson("the whole model: soft targets across tokenizers", crossed, base=WHOLE),
+        "sums_gold": Lesson("sums: the answers", sft(SUMS, **TUNED), base=SUMS, corpus=SUMS),
+        "sums_cot": Lesson("sums: reasoning, then the answer", reasoning("joint", SUMS, **TUNED), base=SUMS, corpus=SUMS),
+        "sums_cot_two": Lesson(
+            "sums: reasoning and answer as two tasks", reasoning("two", SUMS, **TUNED), base=SUMS, corpus=SUMS
+        ),
         "small_gold": Lesson("45 % of the weights: hard labels", sft("corpus"), base="small"),
         "small_stored": Lesson("45 % of the weights: soft targets", soft("targets", "targets"), base="small"),
         "small_long": Lesson(
@@ -222,6 +233,7 @@ def lessons() -> dict[str, Lesson]:
 
 NEEDED = {
     WHOLE: ("corpus", "strong", "strong_words"),
+    SUMS: (SUMS,),
     "slim": ("corpus", "tuned", "targets", "slim", "half_slim", "words"),
     "small": ("corpus", "tuned", "targets", "trimmed", "small"),
     "narrow": ("corpus", "tuned", "targets", "trimmed", "shallow", "narrow"),
@@ -229,9 +241,8 @@ NEEDED = {
 """What is made before lessons of a base; small and narrow have 45 % of the weights."""
 
 
-def prepare(setup: Setup, bases: Iterable[str]) -> None:
-    """Make what lessons of these bases start from, each once."""
-    needed = {name for base in bases for name in NEEDED[base]}
+def prepare(setup: Setup, needed: Collection[str]) -> None:
+    """Make these of what lessons start from, each once."""
     from tasks.curate.support import Support
     from tasks.distill.sft import SFT
     from tasks.logits.topk import TopK
@@ -261,9 +272,40 @@ def prepare(setup: Setup, bases: Iterable[str]) -> None:
             shutil.rmtree(setup.work / name, ignore_errors=True)
             carry_out(technique, Inputs(inputs), setup.work / name, setup, seed=0)
             (setup.work / name / "done").touch()
+    if SUMS in needed and not (setup.work / SUMS / "done").exists():
+        write_sums(setup)
     for name, teacher in (("words", "tuned"), ("strong_words", "strong")):
         if name in needed and not (setup.work / name / "done").exists():
             write_words(setup, name, teacher)
+
+
+def write_sums(setup: Setup) -> None:
+    """Bills that nobody has seen twice: rows to train on with their reckoning, and rows to judge by."""
+    from tasks.shared.rows import write_rows
+
+    folder = setup.work / SUMS / "out"
+    folder.mkdir(parents=True, exist_ok=True)
+    draw = random.Random(0)
+    places = [(a, p, b, q, d) for a in range(2, 6) for p in range(3, 13) for b in range(2, 6) for q in range(3, 13) for d in range(2, 10)]
+    train, test = setup.corpus["train_size"], setup.corpus["test_size"]
+    rows = [bill(number, *place) for number, place in enumerate(draw.sample(places, train + test))]
+    write_rows(folder / "train.jsonl", rows[:train])
+    write_rows(folder / "test.jsonl", rows[train:])
+    (setup.work / SUMS / "done").touch()
+
+
+def bill(number: int, kettles: int, each: int, mugs: int, apiece: int, delivery: int) -> Any:
+    """A question that takes two products and two sums, with them as its reasoning."""
+    from tasks.shared.rows import Message, Row
+
+    first, second = kettles * each, mugs * apiece
+    goods, total = first + second, first + second + delivery
+    asked = f"{kettles} kettles at {each} euros, {mugs} mugs at {apiece} euros, {delivery} euros delivery. What do I pay?"
+    return Row(
+        id=f"bill-{number}", kind="troubleshoot", intent="bill", group=f"bill-{number}", accept=((f"{total} euros",),),
+        reasoning=f"{kettles} x {each} = {first}. {mugs} x {apiece} = {second}. {first} + {second} = {goods}. {goods} + {delivery} = {total}.",
+        messages=(Message(role="user", content=asked), Message(role="assistant", content=f"bill\nYou pay {total} euros.")),
+    )  # fmt: skip
 
 
 def write_words(setup: Setup, name: str, teacher: str) -> None:
@@ -297,13 +339,13 @@ def answers(model: Path, prompts: Sequence[list[dict[str, str]]], setup: Setup) 
     return [(answer.text, answer.ended) for answer in written]
 
 
-def grade(model: Path, setup: Setup) -> dict[str, dict[str, float]]:
+def grade(model: Path, setup: Setup, corpus: str) -> dict[str, dict[str, float]]:
     """By measure, what each test row is worth: the label as written, the fact, the refusal; `steps` is the fact in step-by-step rows."""
     from tasks.evaluate.asking.answers import Reply
     from tasks.shared.chat import refuses, states_fact
     from tasks.shared.rows import read_rows, spread
 
-    rows = spread(read_rows(setup.work / "corpus" / "out" / "test.jsonl"), setup.items)
+    rows = spread(read_rows(setup.work / corpus / "out" / "test.jsonl"), setup.items)
     written = answers(model, [row.prompt for row in rows], setup)
     found: dict[str, dict[str, float]] = {"label": {}, "fact": {}, "steps": {}, "refusal": {}}
     for row, (text, ended) in zip(rows, written, strict=True):
@@ -319,7 +361,7 @@ def grade(model: Path, setup: Setup) -> dict[str, dict[str, float]]:
 
 
 def attend(job: tuple[str, int, Setup]) -> dict[str, Any]:
-    """One lesson with one seed, graded; `seconds` and `peak_bytes` (of the GPU, else of the process) are the teaching's."""
+    """One lesson with one seed, graded; `seconds` and `peak_bytes` (of the GPU; 0 without one) are the teaching's."""
     name, seed, setup = job
     import torch
 
@@ -333,7 +375,7 @@ def attend(job: tuple[str, int, Setup]) -> dict[str, Any]:
         )
         seconds = time.perf_counter() - started
         peak = torch.cuda.max_memory_allocated() if setup.device == "cuda" else 0
-        found = grade(student, setup)
+        found = grade(student, setup, lesson.corpus if lesson else "corpus")
         weights = parameter_count(student)
     return {
         "lesson": name, "seed": seed, "device": setup.device, "epochs": setup.epochs, "items": setup.items,
@@ -342,7 +384,7 @@ def attend(job: tuple[str, int, Setup]) -> dict[str, Any]:
 
 
 def show(results: Iterable[Mapping[str, Any]], console: Console) -> None:
-    """Means over seeds with 95 % t-intervals, and each lesson's difference to `gold`, seed by seed."""
+    """Means over seeds with 95 % t-intervals, and each lesson's difference to hard labels for the same student, seed by seed."""
     from scipy import stats
 
     titles = {name: lesson.title for name, lesson in lessons().items()} | {
@@ -365,18 +407,20 @@ def show(results: Iterable[Mapping[str, Any]], console: Console) -> None:
         return f"{100 * mean:.1f} ± {100 * half:.1f}"
 
     table = Table(
-        "lesson", "weights", "seeds", "label %", "fact %", "step by step %", "refusal %", "fact, over gold", "s", "GB"
+        "lesson", "weights", "seeds", "label %", "fact %", "step by step %", "refusal %", "fact, over hard labels", "s", "GB"
     )
     for name, seeds in by_lesson.items():
         cells = [
-            spread_of([means[measure] for means in seeds.values()]) for measure in ("label", "fact", "steps", "refusal")
+            spread_of(found) if (found := [means[measure] for means in seeds.values() if measure in means]) else ""
+            for measure in ("label", "fact", "steps", "refusal")
         ]
-        shared = sorted(seeds.keys() & by_lesson.get("gold", {}).keys())
-        over = [seeds[seed]["fact"] - by_lesson["gold"][seed]["fact"] for seed in shared if name != "gold"]
+        rival = hard if (hard := f"{name.partition('_')[0]}_gold") in titles else "gold"
+        shared = sorted(seeds.keys() & by_lesson.get(rival, {}).keys())
+        over = [seeds[seed]["fact"] - by_lesson[rival][seed]["fact"] for seed in shared if name != rival]
         table.add_row(
             titles.get(name, name), f"{other[name][0]['weights'] / 1e6:.0f} M", str(len(seeds)), *cells,
             spread_of(over) if over else "", f"{statistics.median(one['seconds'] for one in other[name]):.0f}",
-            f"{statistics.median(one['peak_bytes'] for one in other[name]) / 1e9:.1f}",
+            f"{peak / 1e9:.1f}" if (peak := statistics.median(one["peak_bytes"] for one in other[name])) else "",
         )  # fmt: skip
     console.print(table)
 
@@ -418,7 +462,7 @@ def main() -> None:
             given.model or embedded_model(), given.work, given.device, given.threads, given.items, given.epochs,
             given.batch, {"articles": given.articles, "train_size": given.train, "test_size": given.test}, given.strong,
         )  # fmt: skip
-        prepare(setup, {lessons()[name].base for name in chosen})
+        prepare(setup, {name for lesson in chosen for name in NEEDED[lessons()[lesson].base]})
         done = {(result["lesson"], result["seed"]) for result in read_results(file)}
         models = [name for name in ("tuned", "slim", "strong") if (given.work / name / "done").exists()]
         wanted = [*((name, 0) for name in models), *((name, seed) for seed in range(given.seeds) for name in chosen)]

@@ -15,10 +15,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from flows.config import Runtime
-from flows.lockfile import CACHE, lock_fault, recorded, take_back
+from flows.lockfile import CACHE, SPARE, mend, prepare, recorded, take_back
 from flows.params import tracked_recipe
 from flows.pipeline import split_stage, view_folder
 from flows.plan import build_plan
@@ -29,7 +30,7 @@ from tasks.shared.artifacts import SHORT, Place, link_or_copy
 from tasks.shared.errors import MachineError, StillroomError
 from tasks.shared.keys import PROJECT, Digests
 
-__all__ = ["moved", "obstacle", "record", "recorded", "relink"]
+__all__ = ["mend_after_kill", "moved", "obstacle", "record", "recorded", "relink"]
 log = logging.getLogger("stillroom")
 BUSY = ("Unable to acquire lock", "is busy, it is being blocked by")
 """How DVC says that another process of its own holds the repository, or this stage's files."""
@@ -58,6 +59,13 @@ def record(stages: Mapping[str, str], patience_s: float = PATIENCE_S) -> list[st
     return kept
 
 
+def mend_after_kill() -> None:
+    """Mend what a killed run left of dvc.lock, unless another run records just now."""
+    if SPARE.is_file():
+        with suppress(MachineError), locked(0):
+            mend()
+
+
 def obstacle() -> str:
     """Why DVC cannot record anything in this checkout, in one line; empty if it can.  A run does without DVC then."""
     if not (PROJECT / ".dvc" / "config").is_file():
@@ -82,7 +90,7 @@ def _attempt(stages: Mapping[str, str]) -> tuple[list[str], str]:
             ready[stage] = key
     if not ready:
         return [], ""
-    if failure := lock_fault() or _commit(list(ready)):
+    if failure := _commit(list(ready)):
         if _is_busy(failure) or len(ready) == 1:
             return [], failure
         alone = {
@@ -174,6 +182,8 @@ def _commit(stages: Sequence[str]) -> str:
 
     In a session of its own: Ctrl-C on the flow must not end it while it writes dvc.lock.  Not --quiet: that hides errors.
     """
+    if fault := prepare():
+        return fault
     done = subprocess.run(
         [sys.executable, "-m", "dvc", "commit", "--force", *stages],
         cwd=PROJECT,
@@ -184,6 +194,7 @@ def _commit(stages: Sequence[str]) -> str:
         stdin=subprocess.DEVNULL,
         start_new_session=True,
     )
+    SPARE.unlink(missing_ok=True)
     if done.returncode == 0:
         return ""
     errors = [row.partition("ERROR: ")[2] for row in done.stderr.splitlines() if "ERROR: " in row]

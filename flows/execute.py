@@ -68,7 +68,7 @@ def watched_by_server() -> bool:
 
 def open_run(settings: Settings, plan: Plan, overrides: Sequence[str]) -> "Run":
     """A run of this plan; a tracked recipe as written brings params.yaml and dvc.yaml up to date first."""
-    from flows.dvc import obstacle
+    from flows.dvc import mend_after_kill, obstacle
     from flows.runner import Run
     from flows.sync import update_recipe
 
@@ -81,6 +81,8 @@ def open_run(settings: Settings, plan: Plan, overrides: Sequence[str]) -> "Run":
     if tracked and (reason := obstacle()):
         log.warning("DVC records nothing: %s", reason)
         tracked = False
+    if tracked:
+        mend_after_kill()
     if tracked and (update := update_recipe(settings.recipe, plan)):
         log.log(logging.WARNING if update.changes else logging.INFO, "%s", update.describe())
     return Run(Session(plan, settings.runtime, variant), settings.recipe, tracked)

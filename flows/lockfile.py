@@ -1,16 +1,24 @@
-"""dvc.lock and dvc.yaml read without DVC: what is recorded, and how to take a record back."""
+"""dvc.lock and dvc.yaml read without DVC: what is recorded, how to take a record back, and what a kill amid DVC's writing broke.
+
+DVC empties dvc.lock, and its own list of who reads and writes what, before it writes them anew: whoever is killed in between
+leaves an empty or a torn file, which no later `dvc` command can read.
+"""
 
 import hashlib
+import json
+import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import yaml
+import zc.lockfile
 
-from flows.params import PARAMS, load_yaml, read_mapping, tracked_params
+from flows.params import PARAMS, broken_file, load_yaml, read_mapping, tracked_params
 from flows.pipeline import split_stage, view_folder
 from flows.sync import DVC
 from tasks.shared.artifacts import Place
@@ -19,6 +27,11 @@ from tasks.shared.keys import PROJECT
 
 LOCK_FILE = PROJECT / "dvc.lock"
 CACHE = PROJECT / ".dvc" / "cache"
+SPARE = PROJECT / ".dvc" / "tmp" / "dvc.lock.before"
+"""dvc.lock as it was before a recording under way; empty if there was none.  After that recording it is gone."""
+DVC_LOCK, READERS = PROJECT / ".dvc" / "tmp" / "lock", PROJECT / ".dvc" / "tmp" / "rwlock"
+"""DVC's own: whoever holds the one may write dvc.lock; the other lists who reads and writes which artifact."""
+log = logging.getLogger("stillroom")
 
 
 def recorded(stage: str, key: str) -> bool:
@@ -51,26 +64,119 @@ def recorded(stage: str, key: str) -> bool:
 def take_back(stage: str, since: float) -> None:
     """Remove a stage's record from dvc.lock, and what DVC's run cache took for a result of it after `since`."""
     kept = {name: text for name, text in _blocks(*_stamp(LOCK_FILE)).items() if name != stage}
-    text = LOCK_FILE.read_text("utf-8")
-    head = text[: text.index("stages:")]
-    temporary = LOCK_FILE.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(head + "stages:\n" + "".join(kept.values()) if kept else "", "utf-8")
-    temporary.replace(LOCK_FILE)
+    if kept:
+        text = LOCK_FILE.read_text("utf-8")
+        _write(LOCK_FILE, text[: text.index("stages:")] + "stages:\n" + "".join(kept.values()))
+    else:
+        LOCK_FILE.unlink(missing_ok=True)  # DVC takes an empty one for a broken one
     command = "cmd: python -m flows.stage {} {}\n".format(*split_stage(stage))
     for file in (CACHE / "runs").glob("*/*/*"):
         if file.stat().st_mtime >= since - 1 and command in file.read_text("utf-8"):
             file.unlink()
 
 
+def prepare() -> str:
+    """Get dvc.lock ready to be written by DVC, with a spare copy of it.  Returns what is wrong with it, if anything."""
+    mend()
+    with _held(DVC_LOCK) as ours:
+        if not ours:
+            return ""  # `dvc` itself will say who is at work
+        if fault := lock_fault():
+            return fault
+        _write(SPARE, LOCK_FILE.read_text("utf-8") if LOCK_FILE.is_file() else "")
+    return ""
+
+
+def mend() -> None:
+    """Bring dvc.lock back as it was before a recording that was killed, if that left it empty or torn.
+
+    What that recording had to say is recorded anew by the next: dvc.lock is never the only place that knows it.
+    Does nothing while a process of DVC's is at work: it may be in the midst of writing.
+    """
+    SPARE.parent.mkdir(parents=True, exist_ok=True)
+    _mend_readers()
+    with _held(DVC_LOCK) as ours:
+        if not ours:
+            return
+        if SPARE.is_file():
+            fault = lock_fault()
+            if "merge conflict" in fault:
+                return  # not a kill's doing
+            cut = LOCK_FILE.is_file() and not LOCK_FILE.read_bytes().endswith(b"\n")
+            if fault or cut or not _blocks(*_stamp(SPARE)).keys() <= _blocks(*_stamp(LOCK_FILE)).keys():
+                log.warning("dvc.lock is brought back as it was: a run was killed while DVC wrote it")
+                SPARE.replace(LOCK_FILE)
+            SPARE.unlink(missing_ok=True)
+        if LOCK_FILE.is_file() and not LOCK_FILE.stat().st_size:
+            LOCK_FILE.unlink()
+
+
 def lock_fault() -> str:
     """What is wrong with dvc.lock, with what to do, where DVC would show a page of YAML."""
-    if not LOCK_FILE.is_file() or not LOCK_FILE.stat().st_size:
+    if not LOCK_FILE.is_file():
         return ""
     try:
-        read_mapping(LOCK_FILE)
+        found = read_mapping(LOCK_FILE)
+        stages = found.get("stages", {})
+        if "schema" not in found or not isinstance(stages, dict):
+            raise broken_file(LOCK_FILE, "no schema, or no mapping of stages")
+        if torn := [name for name, stage in stages.items() if not _is_record(stage)]:
+            raise broken_file(LOCK_FILE, f"half a record of stage {torn[0]}")
     except StillroomError as error:
         return str(error)
     return ""
+
+
+def _is_record(stage: Any) -> bool:
+    """Whether a stage's record has what DVC asks of one."""
+    if not isinstance(stage, dict) or "cmd" not in stage:
+        return False
+    files, params = [stage.get("deps", []), stage.get("outs", [])], stage.get("params", {})
+    return (
+        all(isinstance(part, list) for part in files)
+        and all(isinstance(file, dict) and "path" in file for part in files for file in part)
+        and isinstance(params, dict)
+        and all(isinstance(values, dict) for values in params.values())
+    )
+
+
+def _mend_readers() -> None:
+    """Remove DVC's list of readers and writers if it is torn: all that it can say by then is that somebody was killed."""
+    if not READERS.is_file() or _is_json(READERS):
+        return
+    with _held(READERS.with_name("rwlock.lock")) as ours:  # else a living process is writing it
+        if ours and not _is_json(READERS):
+            READERS.unlink()
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[bool]:
+    """Hold one of DVC's locks if it is free; whether it is ours."""
+    try:
+        lock = zc.lockfile.LockFile(str(path))
+    except zc.lockfile.LockError:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.close()
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return True
+    except ValueError:
+        return False
+    return True
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, "utf-8")
+    temporary.replace(path)
 
 
 def _stamp(path: Path) -> tuple[Path, int, int, int]:

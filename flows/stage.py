@@ -224,6 +224,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logging.getLogger(name).setLevel(logging.INFO)
     if options.job is not None:
         follow_parent(options.parent)
+        # The flow's word to stop; a flow that was begun by `nohup` or `&` passes on to us that it is ignored.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     result: Path | None = None
     try:

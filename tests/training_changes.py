@@ -30,3 +30,4 @@ OPTION_CHANGES: dict[str, Change] = {
     "lora.targets": Change(["q_proj", "down_proj"], LORA),
 }
 """Of the options (tasks/distill/training/options.py); rows of both sources are needed."""
+LORA_CHANGES = {name: change for name, change in OPTION_CHANGES.items() if name.startswith("lora.")}

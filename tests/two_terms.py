@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.distill.losses.answers import answer_loss, counted, divisor
-from tasks.distill.losses.head import output_head
+from tasks.distill.losses.head import core_of, output_head
 from tasks.distill.training.objective import Answers, Batch, Objective, last_hidden
 from tasks.shared.errors import ModelError
+from tasks.shared.rows import Row
 from tasks.shared.technique import StepRun
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ class TwoTerms(Objective):
     def terms(self, model: Any, batch: Batch, count: "Tensor | int | None") -> "dict[str, Tensor]":
         if os.environ.get("RANK") == "1":
             self.stumble()
+        if self.fault == "want half" and (share := share_of_weights(model)) > 0.6:
+            raise ValueError(f"this process has {share:.0%} of the layers' weights")
         hidden = last_hidden(model, batch)
         states, tokens = counted(hidden, batch["labels"])
         size = states[:, :8].pow(2).mean(dim=-1).sum() / divisor(tokens, count)
@@ -36,7 +39,10 @@ class TwoTerms(Objective):
         if self.fault == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         self.calls += 1
-        if self.fault == "orphan" and self.calls == 5:  # the second pass of the third step
+        third = self.calls == 5  # the second pass of the third step
+        if self.fault == "late kill" and third:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.fault == "orphan" and third:
             parent = multiprocessing.parent_process()
             assert parent is not None and parent.pid is not None
             os.kill(parent.pid, signal.SIGKILL)
@@ -46,23 +52,44 @@ class TwoTerms(Objective):
             raise ValueError("a mistake of ours")
 
 
+def share_of_weights(model: Any) -> float:
+    """How much of the layers' weights this process keeps."""
+    from torch.distributed.tensor import DTensor
+
+    weights = list(core_of(model).model.layers.parameters())
+    kept = sum(weight.to_local().numel() if isinstance(weight, DTensor) else weight.numel() for weight in weights)
+    return kept / sum(weight.numel() for weight in weights)
+
+
 def train_in(room: float, model: Path, folder: Path, settings: dict[str, Any]) -> int:
-    """Optimizer steps of one epoch in a process that may have so many more bytes than it has now."""
+    """Optimizer steps of one epoch over long conversations, in a process that may have so many more bytes than it has now.
+
+    A training of its own comes before: libraries, threads and the allocator's arenas take hundreds of MB of address space, more on
+    one machine than on another.
+    """
     import resource
 
-    import datasets  # noqa: F401 - code takes address space too
     import psutil
     import torch
-    import trl.trainer.sft_trainer  # noqa: F401
 
     from tasks.distill.sft import SFT
     from tasks.distill.training.loop import train_model
     from tests.tiny_llama import chats
 
+    def train(name: str, rows: list[Row], **more: Any) -> int:
+        (folder / name).mkdir(parents=True)
+        run = StepRun("step", 0, folder / f"{name}-scratch", threads=1)
+        chosen = SFT(epochs=1, validation=0.0, precision="float32", **more)
+        return int(train_model(chosen, model, rows, Answers(), folder / name, run)["optimizer_steps"])
+
     torch.set_num_threads(1)
+    train("before", chats(8), batch_size=8)
     limit = int(psutil.Process().memory_info().vms + room)
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    folder.mkdir(exist_ok=True)
-    run = StepRun("step", 0, folder / "scratch", threads=1)
-    fixed = {"epochs": 1, "validation": 0.0, "precision": "float32"}
-    return int(train_model(SFT(**fixed, **settings), model, chats(256), Answers(), folder, run)["optimizer_steps"])
+    return train("limited", [longer(row) for row in chats(256)], **settings)
+
+
+def longer(row: Row, times: int = 10) -> Row:
+    """The same question, its answer so many times over."""
+    asked, answer = row.messages
+    return row.model_copy(update={"messages": (asked, answer.model_copy(update={"content": " ".join([answer.content] * times)}))})

@@ -19,6 +19,7 @@ from tasks.distill.losses.universal import Alignment, Offsets, Side, UniversalLo
 from tasks.distill.training.encoding import Encoded, collate, encode
 from tasks.distill.training.loop import train_model
 from tasks.distill.training.objective import Batch, Objective, last_hidden
+from tasks.distill.training.options import Adapted
 from tasks.distill.training.settings import Training
 from tasks.shared.errors import ConfigError, TechniqueError
 from tasks.shared.models import Dtype, load_model, load_tokenizer
@@ -35,7 +36,7 @@ UNLIMITED = 2**31
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
-class Gold(Training):
+class Gold(Training, Adapted):
     """Train on the answers, and on the distance of next-token distributions from those of a teacher of any tokenizer."""
 
     ports: ClassVar[Mapping[str, Port]] = {

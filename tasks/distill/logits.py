@@ -5,6 +5,7 @@ The teacher is in memory beside the student (port `teacher`), or it wrote its ta
 `logits/topk`), and only the student is.
 """
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -31,6 +32,8 @@ from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun, Upstrea
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -113,9 +116,20 @@ class StoredTargets(Objective):
         self.missing = 0
         self.rows = 0
 
+    @property
+    def tail(self) -> float:
+        """Mean share, at this temperature, of the tokens that are not stored one by one."""
+        return self.targets.tails.get(self.blend.temperature, 0.0)
+
     def attach(self, model: "PreTrainedModel", device: str) -> None:
-        """Note how many rows the student's head has: fewer than a padded teacher's, perhaps."""
+        """Note how many rows the student's head has: fewer than a padded teacher's, perhaps.  Warn where most of it is tail."""
         self.rows = int(model.get_output_embeddings().weight.shape[0])
+        if self.tail > 0.5:
+            log.warning(
+                "at temperature %g, %.0f %% of what the teacher expects lies beyond its %d stored tokens, and is taught as one sum; "
+                "a lower temperature, or a larger k in the logits step, teaches more of it",
+                self.blend.temperature, 100 * self.tail, self.targets.k,
+            )  # fmt: skip
 
     def label(self, rows: Sequence[Encoded]) -> list[Encoded]:
         """Adds `row`, the conversation's place in `keys`.
@@ -161,8 +175,8 @@ class StoredTargets(Objective):
         return torch.ones(tokens, dtype=torch.bool), ids, logs
 
     def figures(self) -> Mapping[str, float | int | str]:
-        """Conversations that had hard targets alone."""
-        return {"rows_without_targets": self.missing} if self.missing else {}
+        """Conversations that had hard targets alone, and the mean share of the targets that no stored token has."""
+        return {"tail": self.tail, **({"rows_without_targets": self.missing} if self.missing else {})}
 
 
 class OnlineTargets(Objective):

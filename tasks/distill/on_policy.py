@@ -24,6 +24,7 @@ from tasks.distill.losses.soft import Divergence, divergence
 from tasks.distill.training.encoding import Encoded, collate
 from tasks.distill.training.loop import train_model
 from tasks.distill.training.objective import Batch, Objective, last_hidden
+from tasks.distill.training.options import Adapted
 from tasks.distill.training.own_samples import row_draws, row_number, sample_answers
 from tasks.distill.training.settings import Training
 from tasks.distill.vocabulary import match_vocabularies
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
-class OnPolicy(Training):
+class OnPolicy(Training, Adapted):
     """Train on the divergence from the teacher, on the student's own answers and on those of the data.
 
     The validation loss is the same divergence on the data's answers, which stay the same from epoch to epoch.

@@ -21,12 +21,14 @@ from tasks.shared.errors import ConfigError, ModelError, TechniqueError
 from tasks.shared.models import Dtype, load_model, load_tokenizer
 from tasks.shared.progress import progress_bar
 from tasks.shared.rows import read_rows
-from tasks.shared.soft_targets import SMALL, Positions, bytes_per_position, part_name, row_key, write_index
+from tasks.shared.soft_targets import SMALL, Positions, bytes_per_position, part_name, row_key, tail_shares, write_index
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun, Upstream
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+ACCOUNT = "tails.json"
+"""In scratch: by part, the sums over its positions of the tail's share at each temperature."""
 PART_ROWS = 64
 """Conversations of one part: what a kill costs at the most."""
 
@@ -89,23 +91,25 @@ class TopK:
                 places[key] = Positions(part_name(number), start, count)
                 start += count
         vocabulary = tokenizer.get_vocab()
-        write_index(out, places, self.temperatures, self.k, vocabulary)
-        mass = json.loads((run.scratch / "mass.json").read_text("utf-8"))
         positions = sum(place.count for place in places.values())
+        sums = json.loads((run.scratch / ACCOUNT).read_text("utf-8")).values()
+        shares = [round(sum(column) / positions, 4) for column in zip(*sums, strict=True)]
+        tails = dict(zip(self.temperatures, shares, strict=True))
+        write_index(out, places, tails, self.k, vocabulary)
         return {
             "rows": len(rows),
             "positions": positions,
-            "top_mass": round(sum(mass.values()) / positions, 4),
             "bytes_per_position": bytes_per_position(self.k, len(self.temperatures), len(vocabulary)),
+            **{f"tail_at_{temperature:g}": share for temperature, share in tails.items()},
         }
 
     def _make_parts(self, source: Path, parts: Sequence[Sequence[Encoded]], pad: int, run: StepRun) -> None:
         """The parts that scratch does not have yet, each in place by one rename; the teacher is loaded for the first of them."""
         from safetensors.torch import save_file
 
-        account = run.scratch / "mass.json"
-        mass: dict[str, float] = json.loads(account.read_text("utf-8")) if account.exists() else {}
-        missing = [n for n in range(len(parts)) if str(n) not in mass or not (run.scratch / part_name(n)).exists()]
+        account = run.scratch / ACCOUNT
+        sums: dict[str, list[float]] = json.loads(account.read_text("utf-8")) if account.exists() else {}
+        missing = [n for n in range(len(parts)) if str(n) not in sums or not (run.scratch / part_name(n)).exists()]
         if not missing:
             return
         model = load_model(source, self.dtype, run.device)
@@ -116,8 +120,9 @@ class TopK:
                 half = run.scratch / "part.half"
                 save_file(tensors, half)
                 half.replace(run.scratch / part_name(number))
-                mass[str(number)] = float(tensors["top"].double().exp().sum())
-                half.write_text(json.dumps(mass), "utf-8")
+                shares = tail_shares(tensors["top"], tensors["tails"], self.temperatures)
+                sums[str(number)] = shares.double().sum(dim=0).tolist()
+                half.write_text(json.dumps(sums), "utf-8")
                 half.replace(account)
                 advance(1)
 

@@ -110,7 +110,7 @@ class Vocabulary:
     def tried(
         self, tokenizer: "PreTrainedTokenizerBase", tokens: Tokens, passages: Sequence[Passage], rows: int
     ) -> Trial | None:
-        """How unseen text of the domain fares: chosen without a tenth of the phrasing groups, counted on what is said in those."""
+        """How text about something new fares: chosen without a tenth of the topics, counted on what is said of those."""
         from tokenizers import Tokenizer
 
         known, unseen = without_every_tenth(passages)

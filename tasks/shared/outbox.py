@@ -23,6 +23,8 @@ from filelock import FileLock, Timeout
 VERSION = 1
 """Of the event files; a file of another version is set aside, not guessed at."""
 HEADER, DAMAGED = "run.json", "damaged"
+CLOSED = (FileNotFoundError, FileExistsError)
+"""What taking a lock raises when another sender closes the outbox meanwhile; the second when the folder was there and is gone."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ class Outbox:
         lock = FileLock(self.folder / ".lock", thread_local=False)
         try:
             lock.acquire()
-        except FileNotFoundError:
+        except CLOSED:
             yield False
             return
         try:
@@ -141,7 +143,7 @@ class Outbox:
             lock.acquire(timeout=0)
         except Timeout:
             return True
-        except FileNotFoundError:  # another sender has closed the outbox
+        except CLOSED:
             return False
         lock.release()
         return False

@@ -48,14 +48,24 @@ def bytes_per_position(k: int, temperatures: int, vocabulary: int) -> int:
     return k * (2 if vocabulary <= SMALL else 4) + 2 * k + 4 * temperatures
 
 
+def tail_shares(top: "Tensor", tails: "Tensor", temperatures: Sequence[float]) -> "Tensor":
+    """(positions, temperatures): the part of the distribution at each temperature that is not among the k tokens.
+
+    top: (positions, k) and tails: (positions, temperatures), as stored.
+    """
+    import torch
+
+    kept = torch.stack([torch.logsumexp(top.float() / temperature, dim=-1) for temperature in temperatures], dim=-1)
+    return torch.sigmoid(tails - kept)
+
+
 def write_index(
-    folder: Path, rows: Mapping[str, Positions], temperatures: Sequence[float], k: int, vocabulary: Mapping[str, int]
+    folder: Path, rows: Mapping[str, Positions], tails: Mapping[float, float], k: int, vocabulary: Mapping[str, int]
 ) -> None:
-    """index.json and vocabulary.json."""
+    """index.json and vocabulary.json.  tails: by temperature, the mean share of the rest."""
     places = {key: [place.part, place.start, place.count] for key, place in sorted(rows.items())}
-    (folder / INDEX).write_text(
-        json.dumps({"k": k, "temperatures": list(temperatures), "rows": places}) + "\n", "utf-8"
-    )
+    index = {"k": k, "temperatures": list(tails), "tails": list(tails.values()), "rows": places}
+    (folder / INDEX).write_text(json.dumps(index) + "\n", "utf-8")
     (folder / VOCABULARY).write_text(json.dumps(dict(vocabulary), ensure_ascii=False, sort_keys=True) + "\n", "utf-8")
 
 
@@ -71,6 +81,7 @@ class SoftTargets:
             index: dict[str, Any] = json.loads((folder / INDEX).read_text("utf-8"))
             self.vocabulary: dict[str, int] = json.loads((folder / VOCABULARY).read_text("utf-8"))
             self.k, self.temperatures = int(index["k"]), tuple(float(one) for one in index["temperatures"])
+            self.tails = dict(zip(self.temperatures, map(float, index["tails"]), strict=True))
             self._rows = {key: Positions(*place) for key, place in index["rows"].items()}
             names = sorted({place.part for place in self._rows.values()})
             self._parts = {name: safe_open(folder / name, framework="pt") for name in names}

@@ -292,6 +292,21 @@ def test_what_was_never_recorded_is_recorded_by_the_next_run(shop: Workshop) -> 
     )
 
 
+def test_a_kill_amid_dvcs_writing_is_mended_by_the_next_run(shop: Workshop) -> None:
+    lock, temporary = shop.folder / "dvc.lock", shop.folder / ".dvc/tmp"
+    whole = lock.read_text()
+    lock.write_text("")
+    (temporary / "rwlock").write_text('{"write": {"')
+    flow(shop)
+    assert all(f"  toy-{name}:" in lock.read_text() for name in STEPS), "an empty file held nothing that could be lost"
+    lock.write_text(whole[: whole.index("  toy_too-slim:")])  # all that this recipe asks for is there
+    (temporary / "dvc.lock.before").write_text(whole)
+    said = flow(shop).stderr
+    assert "dvc.lock is brought back as it was" in said
+    assert lock.read_text() == whole and not (temporary / "dvc.lock.before").exists()
+    assert shop.executed() == [] and repro(shop) == []
+
+
 RECORD = """
 import logging, subprocess, sys
 from pathlib import Path

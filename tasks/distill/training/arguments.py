@@ -26,7 +26,7 @@ def training_arguments(settings: Training, steps_per_epoch: int, watched: bool, 
         spread = {"ddp_find_unused_parameters": False, "ddp_backend": "gloo" if cpu else "nccl"}
         if run.sharding == "fsdp":
             spread |= {"fsdp": True, "fsdp_config": {"version": 2, "state_dict_type": "FULL_STATE_DICT"}}
-    return SFTConfig(
+    arguments = SFTConfig(
         output_dir=str(run.scratch / "checkpoints"),
         num_train_epochs=settings.epochs, learning_rate=settings.learning_rate, lr_scheduler_type=settings.schedule,
         lr_scheduler_kwargs=schedule_options(settings.schedule, steps - warmup), warmup_steps=warmup, weight_decay=settings.weight_decay,
@@ -44,6 +44,12 @@ def training_arguments(settings: Training, steps_per_epoch: int, watched: bool, 
         prediction_loss_only=True, report_to="none", disable_tqdm=True, seed=run.seed, data_seed=run.seed, optim="adamw_torch_fused",
         **spread,
     )  # fmt: skip
+    if "fsdp" in spread:
+        from torch.distributed.fsdp import MixedPrecisionPolicy
+
+        # The same arithmetic as in one process, autocast: FSDP's own would give the loss in bfloat16 and add gradients in it
+        arguments.fsdp_plugin_args["mixed_precision_policy"] = MixedPrecisionPolicy()
+    return arguments
 
 
 def schedule_options(schedule: str, steps: int) -> dict[str, Any]:

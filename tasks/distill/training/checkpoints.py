@@ -189,6 +189,7 @@ def _mark(folder: Path, trainer: Any) -> None:
         "logged": trainer._globalstep_last_logged,
         "everyone": everyone,
         "measured": trainer.measured,
+        "awaited": trainer.awaited,
     }
     part = folder / f"{MARK}.part"
     part.write_text(json.dumps(kept), "utf-8")
@@ -271,7 +272,7 @@ def keeper(trainer: Any, every_s: float) -> "TrainerCallback":
             loss, terms = _own_part(kept["everyone"], args.process_index, args.world_size)
             trainer._tr_loss = torch.tensor(loss, device=args.device)
             trainer._globalstep_last_logged = trainer.tally.since = kept["logged"]
-            trainer.tally.sums, trainer.measured = terms, kept["measured"]
+            trainer.tally.sums, trainer.measured, trainer.awaited = terms, kept["measured"], kept["awaited"]
             best = _best(checkpoint)
             state.best_model_checkpoint = str(best) if best else None  # the folder may have moved
 

@@ -3,7 +3,7 @@
 import csv
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from tasks.distill.training.arguments import training_arguments
 from tasks.distill.training.checkpoints import gathered, identity_of, keeper, last_checkpoint, resumable, train
 from tasks.distill.training.encoding import Encoded, collate, split_groups
 from tasks.distill.training.lora import adapt, merge
-from tasks.distill.training.memory import memory_errors, module_bytes
+from tasks.distill.training.memory import memory_errors, module_bytes, return_memory_at_once
 from tasks.distill.training.objective import Objective
 from tasks.distill.training.options import Adapted, Packed
 from tasks.distill.training.packing import check_packs, pack
@@ -80,6 +80,8 @@ def _train(
     told: Metrics = {"rows": len(training)}
     torch.set_num_threads(max(1, run.threads // run.processes))
     set_seed(run.seed)
+    if settings.gradient_checkpointing and run.device == "cpu":
+        return_memory_at_once()
     model = prepared_model(settings, source, run)
     align_special_tokens(core_of(model), tokenizer)  # before the trainer does it in its own way
     if isinstance(settings, Packed) and settings.packing:
@@ -94,7 +96,7 @@ def _train(
         trainer.seen, trainer.identity = seen, identity
         train(trainer, go_on_from(trainer, run.scratch / "checkpoints"))
     history = trainer.state.log_history
-    model = whole_model(trainer)
+    model = whole_model(trainer, lambda: prepared_model(settings, source, run))
     if not trainer.is_world_process_zero():
         return {}
     objective.detach(model)
@@ -124,16 +126,17 @@ def go_on_from(trainer: Any, folder: Path) -> Path | None:
     return point
 
 
-def whole_model(trainer: Any) -> "PreTrainedModel":
-    """The trained model without what was put around it, whole in the first process."""
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    if trainer.is_fsdp_enabled:
-        state = trainer.accelerator.get_state_dict(trainer.model)
-        model = type(model)(model.config)
-        if trainer.is_world_process_zero():
-            model.load_state_dict(state)
-    found: PreTrainedModel = model
-    return found
+def whole_model(trainer: Any, prepare: Callable[[], "PreTrainedModel"]) -> "PreTrainedModel":
+    """The trained model without what was put around it, whole in the first process.  prepare: makes it as it was before training."""
+    found: PreTrainedModel = trainer.accelerator.unwrap_model(trainer.model)
+    if not trainer.is_fsdp_enabled:
+        return found
+    state = trainer.accelerator.get_state_dict(trainer.model)
+    if not trainer.is_world_process_zero():
+        return found
+    whole = prepare()
+    whole.load_state_dict({name: state[name] for name in whole.state_dict()})  # without what an objective hung in
+    return whole
 
 
 def check_finite(model: "PreTrainedModel", settings: Training, run: StepRun) -> None:
@@ -200,9 +203,11 @@ def make_trainer(
     callbacks = [watcher(run.step)]
     if watched and settings.patience:
         callbacks.append(EarlyStoppingCallback(early_stopping_patience=settings.patience))
+    arguments = training_arguments(settings, steps_per_epoch, watched, run)
+    arguments.use_cache = getattr(core_of(model).config, "use_cache", True)  # it would be saved with the model as False
     trainer = resumable(objective_trainer())(
         model=model,
-        args=training_arguments(settings, steps_per_epoch, watched, run),
+        args=arguments,
         train_dataset=Dataset.from_list(training),
         eval_dataset=Dataset.from_list(validation) if watched else None,
         data_collator=lambda rows: collate(rows, tokenizer.pad_token_id),

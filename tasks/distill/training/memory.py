@@ -1,5 +1,6 @@
 """Out of memory: what the weights and the batch that failed take by arithmetic, and the setting that fits."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,8 +22,10 @@ BYTES_PER_WEIGHT = 16
 """Weight, gradient and AdamW's two moments in float32 (Rajbhandari et al. 2020, arXiv 1910.02054, section 3.1)."""
 LOGITS_COPIES = 4
 """Of a chunk's logits at once: the product, its float32 copy, the log-probabilities and the gradient."""
-ROOM = 0.9
+ROOM = 0.8
 """Share of the memory that a suggestion may fill: the allocator's gaps and the libraries take the rest."""
+M_MMAP_THRESHOLD, PIECE = -3, 2**20
+"""mallopt(3)'s name for the size, in bytes, from which glibc maps memory for itself and unmaps it when it is freed."""
 
 
 @dataclass
@@ -82,7 +85,7 @@ class Demand:
         Counted from a Llama layer (as Korthikanti et al. 2022, arXiv 2205.05198, section 4.1, do for GPT's): per token 2 norms with
         input and output, queries, keys, values, attention's output and both residual sums, four tensors of the feed-forward
         network's width, and heads x tokens probabilities.  With gradient checkpointing a layer keeps its input, and one layer at a
-        time is whole.  Measured on CPUs: within a tenth (docs/LOG.md).
+        time is whole.  Measured on a CPU: from 0.8 to 1.2 times as much (docs/LOG.md).
         """
         config = self.config
         width, heads, layers = config.hidden_size, config.num_attention_heads, config.num_hidden_layers
@@ -125,6 +128,18 @@ def room_for(model: "PreTrainedModel", device: str) -> float:
     if limit != resource.RLIM_INFINITY:
         room = min(room, limit - psutil.Process().memory_info().vms)
     return float(room + sum(weight.numel() * weight.element_size() for weight in model.parameters()))
+
+
+def return_memory_at_once() -> None:
+    """Let freed tensors go back to the system, here and for good: for a training on a CPU that would rather be small than fast.
+
+    By itself glibc soon keeps pieces of up to 32 MiB, and what recomputed layers leave between them fills most of the memory that
+    recomputing was to save (docs/LOG.md).  Other C libraries have no such setting.
+    """
+    import ctypes
+
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "gnu_get_libc_version"):
+        libc.mallopt(M_MMAP_THRESHOLD, PIECE)
 
 
 def _too_small(settings: Training, model: "PreTrainedModel", run: StepRun, seen: Seen) -> MachineError:

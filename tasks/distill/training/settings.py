@@ -45,4 +45,5 @@ class Training:
     Language and form sit low in a model and are kept; facts and answers are learnt in the layers above.
     """
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about 30 % more time."""
+    """Recompute activations in the backward pass: less memory, about 30 % more time; on a CPU, where freed memory then goes back
+    at once, up to 50 % (docs/LOG.md)."""

@@ -71,16 +71,17 @@ def gradient_norms(
 
 
 def without_say(history: Sequence[Mapping[str, Any]], names: Iterable[str]) -> dict[str, float]:
-    """Terms whose gradient, at its median over the measurements, is under LEAST_SHARE of the longest one's, with that share."""
+    """Terms whose gradient, at its median over the measurements, is under LEAST_SHARE of the longest one's, with that share.
+
+    A term without a measurement was zero in every batch.  Without any measurement nothing is known, and nothing is found.
+    """
     from statistics import median
 
     found = {
         name: [float(entry[f"{name}_gradient"]) for entry in history if f"{name}_gradient" in entry] for name in names
     }
-    medians = {name: median(values) for name, values in found.items() if values}
+    medians = {name: median(values) if values else 0.0 for name, values in found.items()}
     most = max(medians.values(), default=0.0)
-    if len(medians) < 2 or not most:
-        return {}
     return {name: value / most for name, value in medians.items() if value < LEAST_SHARE * most}
 
 

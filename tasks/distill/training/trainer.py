@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 from tasks.distill.losses.answers import IGNORED
+from tasks.distill.losses.head import core_of
 from tasks.distill.training.memory import Seen
 from tasks.distill.training.objective import Objective
 from tasks.distill.training.shares import WITHHELD, Blankable, Order, Shares, collate_share
@@ -63,7 +64,10 @@ class Shared:
 
 
 class Telling:
-    """A trainer's telemetry: each term, and each term's gradient once an epoch."""
+    """A trainer's telemetry: each term, and each term's gradient once an epoch.
+
+    awaited: terms whose gradient this epoch has not shown yet.
+    """
 
     accelerator: Any
     args: Any
@@ -76,19 +80,32 @@ class Telling:
         self.tally = Tally()
         self.term_names: list[str] = []
         self.measured: dict[str, float] = {}
-        self.measured_at = -1
+        self.awaited: list[str] = []
+        self.begun_at = -1
 
     def note(self, terms: Mapping[str, Any], model: Any) -> None:
-        """One forward pass.  Gradients are not measured with fsdp, where nobody has a whole one."""
+        """One forward pass.  A gradient is measured in the first of an epoch whose batch has anything of its term.
+
+        Not with fsdp, where nobody has a whole one.
+        """
         self.term_names = list(terms)
         if len(terms) < 2:
             return
         self.tally.add(terms)
+        if self.is_fsdp_enabled:
+            return
         step = self.state.global_step
-        if step % self.steps_per_epoch == 0 and step != self.measured_at and not self.is_fsdp_enabled:
-            self.measured_at = step  # of a step of several passes, the first one's
+        if step % self.steps_per_epoch == 0 and step != self.begun_at:
+            self.begun_at, self.awaited = step, list(terms)
+        if found := {name: terms[name] for name in self.awaited if self._is_here(terms[name])}:
+            self.awaited = [name for name in self.awaited if name not in found]
             reduce = self.accelerator.reduce if self.accelerator.num_processes > 1 else None
-            self.measured = gradient_norms(terms, model.parameters(), reduce)
+            self.measured |= gradient_norms(found, model.parameters(), reduce)
+
+    def _is_here(self, term: Any) -> bool:
+        """Whether a batch has anything of a term, in any process: batches of like lengths may lack one."""
+        size = term.detach().float().abs()
+        return bool((self.accelerator.reduce(size, "sum") if self.accelerator.num_processes > 1 else size).item())
 
     def told(self) -> dict[str, float]:
         """What a log line says besides the loss: means since the last one, over all processes."""
@@ -146,6 +163,12 @@ def objective_trainer() -> type[Any]:
             # DDP and FSDP prepare the backward pass in their own forward
             wrapped = inner is not model or self.is_fsdp_enabled
             return self.through_wrapper(model, inner, terms) if wrapped else terms()
+
+        def _issue_warnings_after_load(self, load_result: Any) -> None:
+            """Without those that a checkpoint has under another name: a head that is the embedding as well."""
+            tied = core_of(self.model).all_tied_weights_keys
+            missing = [name for name in load_result.missing_keys if name not in tied]
+            super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))
 
         def log(self, logs: dict[str, float], *more: Any, **named: Any) -> None:
             super().log(logs | self.told() if "loss" in logs else logs, *more, **named)

@@ -16,7 +16,7 @@ from tasks.evaluate.asking.sittings import Desk
 from tasks.evaluate.asking.subjects import Messages, Question, Subject
 from tasks.evaluate.benchmark.harness import check_logits
 from tasks.shared.errors import ModelError
-from tasks.shared.models import has_cpu_bfloat16, load_model, load_tokenizer, render
+from tasks.shared.models import has_cpu_bfloat16, load_model, load_tokenizer, read_gguf, render
 from tasks.shared.progress import track
 from tasks.shared.reasoning import reasoning_prefix
 from tasks.shared.writing import Written, write_answers
@@ -81,9 +81,7 @@ def template_notes(subjects: Sequence[Subject]) -> list[str]:
 def has_template(weights: Path) -> bool:
     """Whether a model folder or GGUF file says how a conversation is written for it; True where that cannot be read."""
     if weights.is_file():
-        from gguf import GGUFReader
-
-        return GGUFReader(weights).get_field("tokenizer.chat_template") is not None
+        return read_gguf(weights).get_field("tokenizer.chat_template") is not None
     config = weights / "tokenizer_config.json"
     if (weights / "chat_template.jinja").is_file() or not config.is_file():
         return True

@@ -9,6 +9,7 @@ from typing import Literal
 
 from tasks.shared.articles import Article, question_of, with_article
 from tasks.shared.errors import ConfigError, ModelError, StillroomError
+from tasks.shared.models import read_gguf
 from tasks.shared.rows import Row
 from tasks.shared.scores import Role
 from tasks.shared.sources import sha256_file
@@ -145,10 +146,10 @@ def open_subject(artifact: Artifact, role: Role) -> Subject:
 
 def gguf_type(file: Path) -> str:
     """The file's weight type by its own header, such as Q4_0; "of unknown type" without that key.  Raises ModelError if unreadable."""
-    from gguf import GGUFReader, LlamaFileType
+    from gguf import LlamaFileType
 
     try:
-        field = GGUFReader(file).get_field("general.file_type")
+        field = read_gguf(file).get_field("general.file_type")
     except (ValueError, IndexError, OSError, KeyError) as error:
         raise ModelError(str(file), f"not a readable GGUF file: {error}", "a complete .gguf file") from error
     if field is None:

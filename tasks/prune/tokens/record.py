@@ -9,7 +9,7 @@ VOCABULARY_FILE = "vocabulary.json"
 
 
 class Trial(BaseModel):
-    """A trimming chosen without some of the passages, tried on these: what unseen text of the domain may expect.
+    """A trimming chosen without a tenth of the topics, tried on these: what text about something new may expect.
 
     kept: share of their tokens, as they were, that the trimmed vocabulary has.
     """

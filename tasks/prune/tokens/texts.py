@@ -24,11 +24,11 @@ HELD_OUT_EVERY = 10
 class Passage:
     """Texts that belong together.
 
-    group: the phrasing group of a conversation; empty for what is no conversation.  spoken: what user and assistant say there,
-    without the words that all conversations share.
+    topic: the article that they are about, for a conversation about none its phrasing group; empty for files.  spoken: what is said
+    of it, without the words that all conversations share.
     """
 
-    group: str
+    topic: str
     texts: tuple[str, ...]
     spoken: str = ""
 
@@ -49,10 +49,10 @@ def domain(
         ]
         if articles and (folder / ARTICLE_FILE).is_file():
             known = read_articles(folder / ARTICLE_FILE).values()
-            turns = [
-                [{"role": "user", "content": with_article(each.title, each)}] for each in known if not each.held_out
+            told = [(each.id, with_article(each.title, each)) for each in known if not each.held_out]
+            found += [
+                Passage(name, (render(tokenizer, [{"role": "user", "content": text}]),), text) for name, text in told
             ]
-            found += [Passage("", (render(tokenizer, turn),)) for turn in turns]
     for file in files:
         found += [Passage("", (document.text,)) for document in read_texts(file, PIECE_BYTES)]
     return list(dict.fromkeys(found))
@@ -62,14 +62,14 @@ def conversation(tokenizer: "PreTrainedTokenizerBase", row: Row) -> Passage:
     """A row in every form in which it is tokenised: whole for training, up to the answer for asking, the answer by itself."""
     whole = render(tokenizer, [message.model_dump() for message in row.messages], add_generation_prompt=False)
     spoken = "\n".join(message.content for message in row.messages if message.role != "system")
-    return Passage(row.group, (whole, render(tokenizer, row.prompt), row.answer, row.intent), spoken)
+    return Passage(row.article or row.group, (whole, render(tokenizer, row.prompt), row.answer, row.intent), spoken)
 
 
 def without_every_tenth(passages: Sequence[Passage]) -> tuple[list[Passage], list[Passage]]:
-    """Passages to choose by and passages to try the choice on: every tenth phrasing group, at least one.
+    """Passages to choose by and passages to try the choice on: all about every tenth topic, of at least one.
 
-    None to try on when there are fewer than two groups.
+    None to try on when there are fewer than two topics.
     """
-    groups = sorted({passage.group for passage in passages if passage.group})
-    held = set(groups[::HELD_OUT_EVERY]) if len(groups) > 1 else set()
-    return [each for each in passages if each.group not in held], [each for each in passages if each.group in held]
+    topics = sorted({passage.topic for passage in passages if passage.topic})
+    held = set(topics[::HELD_OUT_EVERY]) if len(topics) > 1 else set()
+    return [each for each in passages if each.topic not in held], [each for each in passages if each.topic in held]

@@ -83,7 +83,7 @@ class Runs:
 
     def _step(self, event: Event, parent: str, late: bool) -> None:
         content, manifest = event.content, event.content["manifest"]
-        maker = "" if content["executed"] else self._maker(event)
+        maker = self._maker(event)
         child = (
             None if maker else self._child(event, parent)
         )  # also what `dvc repro` made, or a run that died too soon to tell
@@ -116,6 +116,7 @@ class Runs:
             "kind": content["kind"],
             "technique": str(manifest.get("technique", "")),
             "output": manifest["output"],
+            "made": str(manifest.get("made", "")),
             "folder": content["folder"],
             **content["prefect"],
         }
@@ -177,9 +178,18 @@ class Runs:
         return self._models.setdefault(experiment, Models(self.server, experiment))
 
     def _maker(self, event: Event) -> str:
-        """The run that recorded an artifact, of this recipe or another; empty if this server knows of none but this event's own."""
+        """The run that recorded an artifact, of this recipe or another; empty if this server knows of none but this event's own.
+
+        Of a step that this flow executed, only a record of the same making counts: a later flow may have found the artifact
+        and told of it while this event waited, its own flow killed.
+        """
+        manifest = event.content["manifest"]
+        key = {"stage_key": manifest["key"]}
+        if event.content["executed"]:
+            if not manifest.get("made"):
+                return ""
+            key |= {"made": manifest["made"], "output": manifest["output"]}
         own = [self.server.experiment(event.header.experiment)]
-        key = {"stage_key": event.content["manifest"]["key"]}
         found = self.server.find_run(own, key)
         if found is None:
             every = [item.experiment_id for item in self.server.client.search_experiments()]

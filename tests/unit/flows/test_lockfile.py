@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import yaml
+import zc.lockfile
 
 from flows import lockfile, params, sync
-from flows.lockfile import lock_fault, recorded, take_back
+from flows.lockfile import lock_fault, prepare, recorded, take_back
 
 KEY = "ab" * 32
 SETTINGS = {"_target_": "tasks.prune.depth.Depth", "inputs": {"model": "tuned"}, "rate": 1e-05, "names": ["a"]}
@@ -19,7 +20,7 @@ SETTINGS = {"_target_": "tasks.prune.depth.Depth", "inputs": {"model": "tuned"},
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project with one recorded step."""
     for module, names in (
-        (lockfile, ("PROJECT", "LOCK_FILE", "DVC", "PARAMS", "CACHE")),
+        (lockfile, ("PROJECT", "LOCK_FILE", "DVC", "PARAMS", "CACHE", "SPARE", "DVC_LOCK", "READERS")),
         (params, ("PARAMS",)),
         (sync, ("DVC",)),
     ):
@@ -30,6 +31,9 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
                 "DVC": "dvc.yaml",
                 "PARAMS": "params.yaml",
                 "CACHE": "cache",
+                "SPARE": ".dvc/tmp/dvc.lock.before",
+                "DVC_LOCK": ".dvc/tmp/lock",
+                "READERS": ".dvc/tmp/rwlock",
             }
             monkeypatch.setattr(module, name, tmp_path / file[name])
     folder = tmp_path / "artifacts/toy/slim"
@@ -106,8 +110,54 @@ def test_a_broken_lock_file_has_a_message(project: Path) -> None:
     assert lock_fault() == ""
     (project / "dvc.lock").write_text("stages:\n<<<<<<< HEAD\n")
     assert "dvc.lock: line 2: a merge conflict" in lock_fault()
+    for text in ("", "schema: '2.0'\nstages: 7\n", "stages: {}\n", "schema: '2.0'\nstages:\n  a:\n"):
+        (project / "dvc.lock").write_text(text)
+        assert "delete it: the next run records all steps anew" in lock_fault()
     (project / "dvc.lock").unlink()
     assert lock_fault() == ""
+
+
+def test_wherever_a_kill_stops_dvc_the_file_is_brought_back(project: Path) -> None:
+    lock, spare = project / "dvc.lock", project / ".dvc/tmp/dvc.lock.before"
+    whole = lock.read_text()
+    for end in range(len(whole)):  # DVC empties the file, then writes it from its start
+        lock.write_text(whole)
+        assert prepare() == "" and spare.read_text() == whole
+        lock.write_text(whole[:end])
+        assert prepare() == ""
+        if lock.read_text() != whole:  # cut between two lines of the last record: DVC can read it, and it is no record
+            assert whole[:end].endswith("\n") and not recorded("toy-slim", KEY)
+    lock.write_text(whole)
+    assert recorded("toy-slim", KEY)
+    lock.write_text(more := whole.replace("toy-other", "toy-new") + whole[whole.index("  toy-other:") :])
+    assert prepare() == "" and lock.read_text() == more, "a recording that was killed when all was written"
+    lock.unlink()
+    spare.write_text("")  # killed while DVC wrote the first record of all
+    lock.write_text("schema: '2.")
+    assert prepare() == "" and not lock.exists()
+    spare.unlink()
+    lock.write_text("")  # killed under `dvc repro`, which keeps no copy
+    assert prepare() == "" and not lock.exists()
+
+
+def test_what_is_no_kills_doing_is_left_alone(project: Path) -> None:
+    lock, spare = project / "dvc.lock", project / ".dvc/tmp/dvc.lock.before"
+    assert prepare() == ""
+    lock.write_text(conflict := "stages:\n<<<<<<< HEAD\n")
+    assert "merge conflict" in prepare() and lock.read_text() == conflict and spare.exists()
+    spare.unlink()
+    lock.write_text(torn := "schema: '2.0'\nstages:\n  toy-slim:\n    c")
+    assert "dvc.lock" in prepare() and lock.read_text() == torn, "no copy to bring back: the user decides"
+    lock.write_text("")
+    readers = project / ".dvc/tmp/rwlock"
+    readers.write_text('{"read": ')
+    locks = [zc.lockfile.LockFile(str(spare.with_name(name))) for name in ("lock", "rwlock.lock")]
+    assert prepare() == "" and lock.exists() and readers.exists(), "DVC is at work: it is in the midst of writing"
+    for held in locks:
+        held.close()
+    assert prepare() == "" and not lock.exists() and not readers.exists()
+    readers.write_text('{"read": {}}')
+    assert prepare() == "" and readers.exists()
 
 
 def test_a_record_is_taken_back_and_no_other(project: Path) -> None:
@@ -120,4 +170,4 @@ def test_a_record_is_taken_back_and_no_other(project: Path) -> None:
     kept = yaml.safe_load((project / "dvc.lock").read_text())
     assert list(kept["stages"]) == ["toy-other"] and kept["schema"] == "2.0"
     take_back("toy-other", since=0)
-    assert (project / "dvc.lock").read_text() == ""
+    assert not (project / "dvc.lock").exists(), "DVC cannot read an empty one"

@@ -161,11 +161,15 @@ sys.exit(stage.main(sys.argv[1:]))
 """
 
 
+@pytest.mark.parametrize("nohup", [False, True])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_killed_step_leaves_no_half_artifact_and_can_run_again(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_killed_step_leaves_no_half_artifact_and_can_run_again(
+    tmp_path: Path, number: signal.Signals, nohup: bool
+) -> None:
     job = write_job(session(tmp_path), recipe(), tmp_path)
     environment = os.environ | {"PYTHONPATH": str(PROJECT)}
-    command = [sys.executable, "-c", SLEEPER, "trial", "corpus", "--job", str(job)]
+    ignoring = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)" if nohup else ""
+    command = [sys.executable, "-c", ignoring + SLEEPER, "trial", "corpus", "--job", str(job)]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, text=True)
     assert child.stdout is not None and child.stdout.readline().strip() == "working"
     child.send_signal(number)

@@ -16,7 +16,7 @@ from tasks.shared.models import load_model, save_model
 from tasks.shared.technique import Artifact, Inputs, Kind
 from tests.settings_case import Case, Change
 from tests.tiny_llama import build_model, build_tokenizer, empty_run, save_tiny
-from tests.training_changes import TRAINING_CHANGES
+from tests.training_changes import LORA_CHANGES, TRAINING_CHANGES
 from tests.unit.tasks.distill import test_sft
 from tests.unit.tasks.distill.test_features import one_thread  # noqa: F401 - a fixture
 from tests.unit.tasks.distill.test_sft import losses, make_rows
@@ -168,7 +168,7 @@ def test_the_plan_knows_a_teacher_without_a_say() -> None:
 
 
 RISING = {"epochs": 6, "learning_rate": 0.05, "schedule": "constant_with_warmup", "patience": 0, "soft_weight": 0.1}
-CHANGES = TRAINING_CHANGES | {
+CHANGES = TRAINING_CHANGES | LORA_CHANGES | {
     "patience": Change(1, RISING),
     "hard_weight": Change(0.1),
     "soft_weight": Change(0.1),

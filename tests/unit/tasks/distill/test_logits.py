@@ -22,7 +22,7 @@ from tasks.shared.soft_targets import SoftTargets
 from tasks.shared.technique import Artifact, Inputs, Kind, Upstream
 from tests.settings_case import Case, Change
 from tests.tiny_llama import build_model, build_tokenizer, empty_run, save_tiny
-from tests.training_changes import OPTION_CHANGES, TRAINING_CHANGES
+from tests.training_changes import LORA_CHANGES, TRAINING_CHANGES
 from tests.unit.tasks.distill.test_sft import make_rows
 
 BASE: dict[str, Any] = {"epochs": 1, "batch_size": 4, "precision": "float32", "learning_rate": 3e-3, "validation": 0.0}
@@ -204,7 +204,7 @@ CHANGES = {
     "teacher_dtype": Change("bfloat16", inputs="online"),
     **TRAINING_CHANGES,
     "patience": Change(1, {"epochs": 6, "learning_rate": 0.2, "schedule": "constant_with_warmup", "patience": 0}),
-    **{name: change for name, change in OPTION_CHANGES.items() if name.startswith("lora.")},
+    **LORA_CHANGES,
 }
 
 
@@ -213,3 +213,13 @@ def settings_case(folder: Path) -> Iterator[Case]:
     inputs = make_inputs(folder, rows=12, k=16, num_hidden_layers=2)
     settings = BASE | {"batch_size": 2, "validation": 0.08}
     yield Case(folder, choose(inputs, "targets"), settings, more={"online": choose(inputs, "teacher")})
+
+
+@pytest.mark.parametrize("k", [8, K])
+def test_targets_that_are_mostly_tail_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture, k: int) -> None:
+    inputs = make_inputs(tmp_path, rows=8, k=k)
+    out, run = empty_run(tmp_path)
+    metrics = Logits(**BASE, temperature=2.0)(choose(inputs, "targets"), out, run)
+    mostly = k == 8  # a random teacher expects each of 512 tokens about alike
+    assert (float(metrics["tail"]) > 0.9) is mostly
+    assert (f"lies beyond its {k} stored tokens" in caplog.text) is mostly

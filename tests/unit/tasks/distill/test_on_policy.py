@@ -17,7 +17,7 @@ from tasks.shared.models import load_model, save_model
 from tasks.shared.technique import Inputs
 from tests.settings_case import Case, Change
 from tests.tiny_llama import build_model, build_tokenizer, empty_run, save_tiny
-from tests.training_changes import TRAINING_CHANGES
+from tests.training_changes import LORA_CHANGES, TRAINING_CHANGES
 from tests.unit.tasks.distill.test_features import make_inputs, one_thread  # noqa: F401 - a fixture
 from tests.unit.tasks.distill.test_sft import make_rows
 from tests.unit.tasks.distill.training.test_checkpoints import digest, interrupted
@@ -203,7 +203,7 @@ def test_the_plan_knows_that_nobody_teaches_itself() -> None:
 
 
 RISING = {"epochs": 6, "learning_rate": 0.1, "schedule": "constant_with_warmup", "patience": 0, "lmbda": 0.0}
-CHANGES = TRAINING_CHANGES | {
+CHANGES = TRAINING_CHANGES | LORA_CHANGES | {
     "patience": Change(1, RISING),
     "lmbda": Change(1.0),
     "beta": Change(0.0),

@@ -1,6 +1,7 @@
 """Fine-tuning: only the answer counts, groups stay whole, a killed run goes on, nonsense stops."""
 
 import csv
+import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -105,13 +106,18 @@ def test_too_few_rows_are_refused() -> None:
         split_groups(make_rows(1), 0.0, seed=0)
 
 
-def test_training_lowers_the_loss_and_writes_a_loadable_model(inputs: Inputs, tmp_path: Path) -> None:
+def test_training_lowers_the_loss_and_writes_a_loadable_model(
+    inputs: Inputs, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     out, run = empty_run(tmp_path)
     metrics = SFT(epochs=6, learning_rate=3e-3, batch_size=4, precision="float32")(inputs, out, run)
     curve = losses(out)
     assert curve[-1] < 0.8 * curve[0]
     assert metrics["epochs"] <= 6 and math.isfinite(float(metrics["validation_loss"]))
     assert weights(out)["model.embed_tokens.weight"].shape == (512, 64)
+    assert "missing keys" not in caplog.text  # of the best epoch, whose head is the embedding
+    config = json.loads((out / "config.json").read_text("utf-8"))
+    assert config["tie_word_embeddings"] and config["use_cache"]
 
 
 def test_the_same_seed_gives_the_same_model(inputs: Inputs, tmp_path: Path) -> None:

@@ -77,7 +77,9 @@ def test_every_position_of_every_answer_is_found_and_right(inputs: Inputs, tmp_p
         torch.testing.assert_close(logs[:, :-1], whole.gather(-1, ids), atol=4e-3, rtol=0)
         torch.testing.assert_close(logs.exp().sum(-1), torch.ones(len(ids)))
     assert metrics["positions"] == sum(map(count_answer, rows)) and metrics["rows"] == 24
-    assert 0 < float(metrics["top_mass"]) < 1
+    for temperature, share in stored.tails.items():
+        rest = torch.cat([stored.read(row_key(row["input_ids"], row["labels"]), temperature)[1][:, -1].exp() for row in rows])
+        assert share == metrics[f"tail_at_{temperature:g}"] == pytest.approx(float(rest.mean()), abs=1e-4)
     part = load_file(out / part_name(0))
     size = sum(tensor.numel() * tensor.element_size() for tensor in part.values())
     assert size == metrics["positions"] * metrics["bytes_per_position"] == metrics["positions"] * (8 * 4 + 2 * 4)

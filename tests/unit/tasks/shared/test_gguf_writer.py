@@ -7,7 +7,7 @@ import pytest
 
 from tasks.shared.errors import ModelError, TechniqueError
 from tasks.shared.gguf import byte_level_splits, tensor_bytes, write_gguf
-from tasks.shared.models import parameter_count
+from tasks.shared.models import parameter_count, read_gguf
 from tests.tiny_llama import build_model, build_tokenizer, save_tiny
 
 
@@ -40,6 +40,9 @@ def test_file_holds_the_declared_types_tokenizer_and_template(tmp_path: Path) ->
     weights = sum(int(tensor.n_bytes) for tensor in reader.tensors)
     assert weights == sum(tensor_bytes(int(tensor.n_elements), tensor.tensor_type.name) for tensor in reader.tensors)
     assert parameter_count(file) == build_model().num_parameters()
+    quick = read_gguf(file)
+    assert {key: field.contents() for key, field in quick.fields.items()} == fields
+    assert all((mine.data == other.data).all() for mine, other in zip(quick.tensors, reader.tensors, strict=True))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.gguf", "source"]
 
 

@@ -4,6 +4,8 @@ import signal
 import time
 from pathlib import Path
 
+import pytest
+
 from tasks.shared.outbox import DAMAGED, Header, Outbox, base, list_outboxes, new_outbox
 from tests.tracked_steps import in_process
 
@@ -97,3 +99,13 @@ def test_only_one_sends_at_a_time(tmp_path: Path) -> None:
         time.sleep(0.3)
         mark.touch()
     assert child.communicate()[0] == "True\n"
+
+
+def test_an_outbox_may_be_closed_while_another_takes_its_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lock makes its folder, looks whether it is one, and opens a file in it; it may be gone before each."""
+    outbox = new_outbox(tmp_path)
+    outbox.folder.mkdir(parents=True)
+    monkeypatch.setattr(Path, "is_dir", lambda _: False)  # there when it was to be made, gone when it was looked at
+    assert not outbox.alive()
+    with outbox.sending() as mine:
+        assert not mine

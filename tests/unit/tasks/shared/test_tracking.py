@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,13 +19,13 @@ import pytest
 
 from tasks.shared.errors import ConfigError
 from tasks.shared.keys import PROJECT
-from tasks.shared.outbox import base, list_outboxes
+from tasks.shared.outbox import Header, base, list_outboxes, new_outbox
 from tasks.shared.technique import Kind
 from tasks.shared.tracking import MlflowTracker, NullTracker, StepRecord
 from tasks.shared.tracking.address import mask, resolve_uri
 from tasks.shared.tracking.delivery import Delivery, deliver, flush
 from tasks.shared.tracking.errors import Unreachable
-from tasks.shared.tracking.events import POINTS, read_curve
+from tasks.shared.tracking.events import POINTS, read_curve, step_content
 from tasks.shared.tracking.models import Models
 from tasks.shared.tracking.runs import Runs
 from tasks.shared.tracking.server import Server
@@ -170,6 +171,27 @@ def test_a_cached_step_that_nobody_recorded_is_recorded_now(root: Path) -> None:
     assert not any(name.startswith("reused.") for name in seen.parents[0].data.tags)
     assert all(run.info.status == "FINISHED" for run in seen.children.values())
     assert seen.champion() == steps[2].manifest["output"], "a verdict found in place decides as well"
+
+
+def test_a_step_whose_flow_was_killed_before_it_could_tell_is_recorded_once(root: Path) -> None:
+    """The killed flow's event waits in the outbox while a later flow finds the artifact, and tells of it."""
+    (corpus, *_) = recipe(root)
+    corpus = dataclasses.replace(corpus, manifest={**corpus.manifest, "made": "2026-11-26T19:21:25+00:00"})
+    waiting, header = new_outbox(root), Header(uuid.uuid4().hex, RECIPE, "", 1)
+    waiting.put(waiting.event(header, "start", {"name": RECIPE, "tags": {}}))
+    waiting.put(waiting.event(header, "step", step_content(corpus)))
+    waiting.release()
+    tell(MlflowTracker("", root, RECIPE), found_again([corpus]))
+    seen = view(root)
+    assert set(seen.children) == {"corpus"}
+    assert flush(root, "").problems == []
+    after = view(root)
+    assert after.runs == seen.runs + 1, "the killed flow's own run, and no second one of the step"
+    killed = next(run for run in after.parents if run.info.status == "KILLED")
+    assert killed.data.tags["reused.corpus"] == seen.children["corpus"].info.run_id
+    later = dataclasses.replace(corpus, manifest={**corpus.manifest, "made": "2026-11-26T20:00:00+00:00"})
+    tell(MlflowTracker("", root, RECIPE), [later])
+    assert view(root).runs == after.runs + 2, "made again, it is recorded again"
 
 
 def test_a_step_that_another_recipe_made_is_linked(root: Path) -> None:

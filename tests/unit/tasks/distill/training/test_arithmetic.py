@@ -10,9 +10,10 @@ from tasks.distill.losses import head
 from tasks.distill.sft import SFT
 from tasks.distill.training.arguments import precision_of, schedule_options
 from tasks.distill.training.encoding import collate, encode
-from tasks.distill.training.loop import train_model
+from tasks.distill.training.loop import make_trainer, train_model
 from tasks.distill.training.objective import Answers
 from tasks.shared.errors import MachineError
+from tasks.shared.models import load_model
 from tasks.shared.technique import StepRun
 from tests.tiny_llama import build_model, build_tokenizer, chats, empty_run, save_tiny
 from tests.two_terms import TwoTerms
@@ -81,6 +82,43 @@ def curve(folder: Path, model: Path, run: StepRun, **settings: Any) -> list[list
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     return save_tiny(tmp_path / "model", build_model(num_hidden_layers=2))
+
+
+def test_hard_labels_train_as_trls_own_trainer_does(model: Path, tmp_path: Path) -> None:
+    """The same batches in the same order: TRL scores every position, we those that count."""
+    import torch
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    rows = encode(chats(20), build_tokenizer(), 512)
+    settings = SFT(epochs=2, batch_size=4, accumulation=2, learning_rate=0.3, precision="float32", validation=0.0)
+    ours = make_trainer(settings, load_model(model, "float32"), build_tokenizer(), rows, [], Answers(), empty_run(tmp_path)[1])
+    steps = {name: ours.args.to_dict()[name] for name in SAME}
+    fixed: dict[str, Any] = {"output_dir": str(tmp_path / "trl"), "use_cpu": True, "bf16": False, "report_to": "none", "save_strategy": "no"}
+    theirs = SFTTrainer(
+        load_model(model, "float32"),
+        SFTConfig(**steps, **fixed, dataset_kwargs={"skip_prepare_dataset": True}),
+        lambda batch: collate(batch, 0),
+        Dataset.from_list([dict(row) for row in rows]),
+        processing_class=build_tokenizer(),
+    )
+    ours.args.save_strategy = "no"
+    for trainer in (ours, theirs):
+        trainer._get_train_sampler = lambda *_: torch.utils.data.SequentialSampler(rows)
+        trainer.args.optim = "sgd"  # AdamW makes a step of any rounding error where a gradient is nearly 0
+        trainer.train()
+    assert ours.state.global_step == theirs.state.global_step == 6
+    expected = dict(theirs.model.named_parameters())
+    for name, weight in ours.model.named_parameters():
+        torch.testing.assert_close(weight, expected[name], rtol=1e-5, atol=1e-6)
+
+
+SAME = (
+    "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate", "lr_scheduler_type",
+    "weight_decay", "warmup_steps", "max_length", "remove_unused_columns", "gradient_checkpointing", "optim", "disable_tqdm",
+    "dataloader_pin_memory", "seed",
+)  # fmt: skip
+"""Arguments that both are given."""
 
 
 @pytest.mark.slow

@@ -39,7 +39,7 @@ def test_a_row_is_read_whole_as_a_question_and_as_an_answer(tmp_path: Path) -> N
     ]
     whole, asked, answer, intent = passage.texts
     assert whole.startswith(asked) and asked.endswith("<|im_start|>assistant\n")
-    assert answer == "returns\nOnly in train." and intent == "returns" and passage.group == "g0"
+    assert answer == "returns\nOnly in train." and intent == "returns" and passage.topic == "g0"
 
 
 def test_the_users_files_are_read_and_what_stands_twice_once(tmp_path: Path) -> None:
@@ -53,12 +53,21 @@ def test_a_folder_without_rows_is_refused(tmp_path: Path) -> None:
         domain(build_tokenizer(), [tmp_path], [], False)
 
 
-def test_a_tenth_of_the_groups_is_kept_apart_and_no_group_is_on_both_sides() -> None:
-    passages = [Passage(f"g{number % 20:02d}", (str(number),)) for number in range(60)] + [Passage("", ("file",))]
+def test_a_tenth_of_the_topics_is_kept_apart_whole() -> None:
+    passages = [Passage(f"t{number % 20:02d}", (str(number),)) for number in range(60)] + [Passage("", ("file",))]
     known, unseen = without_every_tenth(passages)
-    assert {passage.group for passage in unseen} == {"g00", "g10"}
-    assert len(known) == 55 and not {passage.group for passage in known} & {"g00", "g10"}
+    assert {passage.topic for passage in unseen} == {"t00", "t10"}
+    assert len(known) == 55 and not {passage.topic for passage in known} & {"t00", "t10"}
 
 
-def test_one_group_cannot_be_kept_apart() -> None:
-    assert without_every_tenth([Passage("g", ("a",)), Passage("", ("b",))])[1] == []
+def test_an_article_is_kept_apart_with_the_rows_about_it(tmp_path: Path) -> None:
+    folder = corpus(tmp_path / "corpus")
+    rows = [row.model_copy(update={"article": "open"}) for row in read_rows(folder / "train.jsonl")]
+    write_rows(folder / "train.jsonl", rows)
+    known, unseen = without_every_tenth(domain(build_tokenizer(), [folder], [], articles=True))
+    assert [passage.topic for passage in known] == ["open", "open"] and {passage.topic for passage in unseen} == {"g0"}
+    assert any("Article: open" in passage.spoken for passage in known)
+
+
+def test_one_topic_cannot_be_kept_apart() -> None:
+    assert without_every_tenth([Passage("t", ("a",)), Passage("", ("b",))])[1] == []
