@@ -20,8 +20,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from flows import exit_codes
 from flows.child import Stopped
-from flows.compress import EXIT_DECISIONS, EXIT_INTERRUPTED, EXIT_USER, prepare_logging
+from flows.compress import prepare_logging
 from flows.config import Settings, compose_recipe, recipe_names
 from flows.plan import NAME_PATTERN, build_plan
 from flows.steps import Plan, Step
@@ -250,15 +251,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "models: %d given\n  wanted: at least two, the baseline first\n  fix: python -m flows.compare A B",
             len(models),
         )
-        return EXIT_USER
+        return exit_codes.USER
     try:
-        return EXIT_DECISIONS[compare(models, options.recipe, overrides, options.config_dir)]
+        return exit_codes.DECISIONS[compare(models, options.recipe, overrides, options.config_dir)]
     except StillroomError as error:
         log.error("%s", error)
-        return EXIT_USER
+        return exit_codes.USER
     except (KeyboardInterrupt, Stopped):
         log.error("interrupted; what was measured is kept, run the same command again to go on")
-        return EXIT_INTERRUPTED
+        return exit_codes.interrupted()
 
 
 if __name__ == "__main__":

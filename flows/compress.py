@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import DictConfig
 
+from flows import exit_codes
 from tasks.shared.errors import StillroomError
 
 if TYPE_CHECKING:
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
     from flows.sweep import Job
 
 log = logging.getLogger("stillroom")
-EXIT_USER, EXIT_INTERRUPTED = 2, 130
-EXIT_DECISIONS = {"ship": 0, "do not ship": 3, "not enough data": 4}
-"""Under gate.enforce, and of `flows.compare`."""
 jobs: "list[Job]" = []
 """How each job of this command ended: one, or as many as a sweep has."""
 FLAGS_WITH_VALUE = {"--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--cfg", "-c", "--package", "-p"}
@@ -55,12 +53,12 @@ def main(config: DictConfig) -> None:
         compress(config, job, sweep_name(sys.argv[1:]) if sweep else "")
     except StillroomError as error:
         log.error("%s", error)
-        job.code, job.error = EXIT_USER, error
+        job.code, job.error = exit_codes.USER, error
     except Stopped as error:  # cancelled on Prefect's pages; Ctrl-C is a KeyboardInterrupt and ends the whole command
         if not sweep:
             raise KeyboardInterrupt from None
         log.error("cancelled; finished steps are kept")
-        job.code, job.error = EXIT_INTERRUPTED, error
+        job.code, job.error = exit_codes.INTERRUPTED, error
     job.seconds = time.monotonic() - started
 
 
@@ -88,7 +86,7 @@ def compress(config: DictConfig, job: "Job", sweep: str) -> None:
     else:
         job.verdict = show_result(execution.run, execution.outcomes, time.monotonic() - started)
     if settings.gate.enforce and job.decision is not None:
-        job.code = EXIT_DECISIONS[job.decision]
+        job.code = exit_codes.DECISIONS[job.decision]
 
 
 def note(job: "Job", execution: "Execution") -> None:
@@ -172,10 +170,10 @@ def cli() -> None:
         code = max((job.code for job in jobs), default=0)
     except StillroomError as error:
         log.error("%s", error)
-        code = EXIT_USER
+        code = exit_codes.USER
     except KeyboardInterrupt:
         log.error("interrupted; finished steps are kept, run the same command again to go on")
-        code = EXIT_INTERRUPTED
+        code = exit_codes.interrupted()
     finally:
         servers.close()
         scratch.close()

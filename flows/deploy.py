@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from flows import exit_codes
 from flows.config import check_name, compose_recipe
 from flows.plan import build_plan
 from flows.servers import QUIET, URL, profile_url, server_answers
@@ -24,7 +25,6 @@ from tasks.shared.errors import ConfigError, ErrorList, MachineError, StillroomE
 from tasks.shared.keys import PROJECT
 
 log = logging.getLogger("stillroom")
-EXIT_USER, EXIT_INTERRUPTED = 2, 130
 
 
 def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -156,8 +156,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         until_interrupted(lambda: serve(options.recipe, options.override, schedule, options.at_once), folders)
     except StillroomError as error:
         log.error("%s", error)
-        return EXIT_USER
-    return EXIT_INTERRUPTED
+        return exit_codes.USER
+    return exit_codes.interrupted()
 
 
 if __name__ == "__main__":

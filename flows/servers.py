@@ -20,6 +20,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from flows import exit_codes
 from tasks.shared.errors import ConfigError, MachineError, StillroomError
 from tasks.shared.keys import PROJECT
 from tasks.shared.tracking.address import mask
@@ -263,7 +264,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         serve_temporary(options.socket, options.parent)
     except StillroomError as error:
         log.error("%s", error)
-        return 2
+        return exit_codes.USER
     return 0
 
 

@@ -23,6 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from flows import exit_codes
 from flows.config import Runtime
 from flows.gpus import hold_gpu
 from flows.params import tracked_recipe
@@ -238,7 +239,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except StillroomError as error:
         return _fail(error, result)
     except KeyboardInterrupt:
-        return 130
+        return exit_codes.interrupted()
     return 0
 
 
@@ -265,7 +266,7 @@ def _fail(error: StillroomError, result: Path | None) -> int:
         result.write_text(json.dumps({"error": str(error), "passing": error.passing}), "utf-8")
     else:
         log.error("%s", error)
-    return 2
+    return exit_codes.USER
 
 
 if __name__ == "__main__":

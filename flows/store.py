@@ -18,6 +18,7 @@ from pathlib import Path
 
 from filelock import Timeout
 
+from flows import exit_codes
 from tasks.shared.artifacts import SHORT, Place, Store, disk_errors
 from tasks.shared.errors import ConfigError, StillroomError
 from tasks.shared.keys import PROJECT
@@ -148,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         log.info("%d %s, %s", len(gone), verb, bytes_text(sum(entry.bytes for entry in gone)))
     except StillroomError as error:
         log.error("%s", error)
-        return 2
+        return exit_codes.USER
     return 0
 
 

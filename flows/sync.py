@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
+from flows import exit_codes
 from flows.config import compose_recipe
 from flows.params import PARAMS, changed_settings, read_mapping, recipe_of, recipe_params, tracked_params
 from flows.pipeline import dvc_yaml, stage_name
@@ -184,7 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         log.info("changed: %s", ", ".join(changed) or "nothing")
     except StillroomError as error:
         log.error("%s", error)
-        return 2
+        return exit_codes.USER
     return 0
 
 

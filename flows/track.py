@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from flows import exit_codes
 from tasks.shared.errors import StillroomError
 from tasks.shared.keys import PROJECT
 from tasks.shared.outbox import DAMAGED, base, list_outboxes
@@ -40,10 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return send(root, options.uri) if options.action == "flush" else show(root)
     except StillroomError as error:
         log.error("%s", error)
-        return 2
+        return exit_codes.USER
     except OSError as error:
         log.error("%s: %s\n  nothing is lost; what was not sent is still there", error.filename or root, error.strerror)
-        return 2
+        return exit_codes.USER
 
 
 def show(root: Path) -> int:
