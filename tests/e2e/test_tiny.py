@@ -126,7 +126,10 @@ def test_the_gate_turns_the_verdict_into_an_exit_code(home: Path, first: "subpro
 class Mute(BaseHTTPRequestHandler):
     """Never answers."""
 
+    asked = threading.Event()
+
     def do_POST(self) -> None:
+        Mute.asked.set()
         time.sleep(60)
 
     def log_message(self, *_: Any) -> None:
@@ -144,6 +147,7 @@ def test_ctrl_c_ends_everything_and_says_so(
 ) -> None:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Mute)
     server.daemon_threads = True
+    Mute.asked.clear()
     threading.Thread(target=server.serve_forever, daemon=True).start()
     url = f"http://127.0.0.1:{server.server_port}/v1"
     arguments = ["tracking=none", f"runtime.orchestrator={orchestrator}", f"steps.traces.base_url={url}", "seed=7"]
@@ -156,7 +160,7 @@ def test_ctrl_c_ends_everything_and_says_so(
         line = child.stderr.readline()
         assert line, said
         said += line
-    time.sleep(4)  # until the step's own process is at work
+    assert Mute.asked.wait(60), "the step's own process is at work"
     started = [process.pid for process in psutil.Process(child.pid).children(recursive=True)]
     child.send_signal(signal.SIGINT)
     said += child.communicate(timeout=60)[1]

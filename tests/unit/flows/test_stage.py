@@ -181,15 +181,23 @@ def test_a_killed_step_leaves_no_half_artifact_and_can_run_again(
 
 
 COUNTED = """
-import sys, time
+import logging, sys, time
 from pathlib import Path
 from flows import stage
 from tasks.curate.support import Support
 make, calls = Support.__call__, Path(sys.argv.pop(1))
+waits = calls.with_name("waits")
+class Waits(logging.Handler):
+    def emit(self, record):
+        if "being made by another run" in record.getMessage():
+            waits.touch()
+logging.getLogger("tasks.shared.artifacts").addHandler(Waits())
 def counted(self, inputs, out, run):
     with calls.open("a") as stream:
         stream.write("made ")
-    time.sleep(2)
+    until = time.monotonic() + 30
+    while not waits.exists() and time.monotonic() < until:
+        time.sleep(0.05)
     return make(self, inputs, out, run)
 Support.__call__ = counted
 sys.exit(stage.main(sys.argv[1:]))
