@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tasks.shared.keys import Digests
+from tasks.shared.store.keys import Digests
 
 LOOKS = 5
 

@@ -43,12 +43,27 @@ EVERY, HELD_OUT = 10, 96
 BATCHES = ((4, 128), (16, 128), (8, 400), (16, 400))
 """Conversations and about how many tokens each has, for the table of memory."""
 RATE = 3e-4
-WORDS = ("returns", "are", "accepted", "within", "days", "of", "delivery", "and", "the", "warranty", "lasts", "unless", "opened", "by")
+WORDS = (
+    "returns",
+    "are",
+    "accepted",
+    "within",
+    "days",
+    "of",
+    "delivery",
+    "and",
+    "the",
+    "warranty",
+    "lasts",
+    "unless",
+    "opened",
+    "by",
+)
 
 
 def write_conversations(folder: Path, count: int, tokens: int, share: float) -> None:
     """Conversations of about `tokens` tokens made of words, `share` of them the answer's."""
-    from tasks.shared.rows import Message, Row, write_rows
+    from tasks.shared.formats.rows import Message, Row, write_rows
 
     draw = random.Random(0)
     ask, answer = int(tokens * (1 - share)) - 12, int(tokens * share) - 2
@@ -93,15 +108,18 @@ def held_out_loss(source: Path, folder: Path) -> Callable[[Any], float]:
     """The mean negative log-likelihood of the answer tokens of HELD_OUT test rows."""
     import torch
 
-    from tasks.distill.losses.answers import IGNORED, answer_loss
-    from tasks.distill.losses.head import output_head
-    from tasks.distill.training.encoding import collate, encode
+    from tasks.distill.losses.answers import answer_loss
     from tasks.distill.training.objective import last_hidden
-    from tasks.shared.models import load_tokenizer
-    from tasks.shared.rows import read_rows, spread
+    from tasks.shared.formats.rows import read_rows, spread
+    from tasks.shared.model.encoding import IGNORED, collate, encode
+    from tasks.shared.model.head import output_head
+    from tasks.shared.model.loading import load_tokenizer
 
     tokenizer = load_tokenizer(source)
-    rows = sorted(encode(spread(read_rows(folder / "test.jsonl"), HELD_OUT), tokenizer, 10_000), key=lambda row: len(row["input_ids"]))
+    rows = sorted(
+        encode(spread(read_rows(folder / "test.jsonl"), HELD_OUT), tokenizer, 10_000),
+        key=lambda row: len(row["input_ids"]),
+    )
     count = sum(label != IGNORED for row in rows for label in row["labels"][1:])
 
     def judge(model: Any) -> float:
@@ -109,7 +127,10 @@ def held_out_loss(source: Path, folder: Path) -> Callable[[Any], float]:
         model.eval()
         with torch.no_grad():
             for start in range(0, len(rows), 16):
-                batch = {name: tensor.to(model.device) for name, tensor in collate(rows[start : start + 16], tokenizer.pad_token_id).items()}
+                batch = {
+                    name: tensor.to(model.device)
+                    for name, tensor in collate(rows[start : start + 16], tokenizer.pad_token_id).items()
+                }
                 total += float(answer_loss(last_hidden(model, batch), output_head(model), batch["labels"], count))
         model.train(training)
         return total
@@ -122,12 +143,12 @@ def ours(job: dict[str, Any]) -> Any:
     from tasks.distill.logits import OnlineTargets, StoredTargets
     from tasks.distill.losses.mixed import Blend
     from tasks.distill.sft import SFT
-    from tasks.distill.training.encoding import encode
     from tasks.distill.training.loop import make_trainer
     from tasks.distill.training.objective import Answers, Objective
-    from tasks.shared.models import load_model, load_tokenizer
-    from tasks.shared.rows import read_rows
-    from tasks.shared.soft_targets import SoftTargets
+    from tasks.shared.formats.rows import read_rows
+    from tasks.shared.formats.soft_targets import SoftTargets
+    from tasks.shared.model.encoding import encode
+    from tasks.shared.model.loading import load_model, load_tokenizer
     from tasks.shared.technique import StepRun
 
     source, teacher, folder = Path(job["student"]), Path(job["teacher"]), Path(job["folder"])
@@ -159,9 +180,9 @@ def theirs(job: dict[str, Any]) -> Any:
     from datasets import Dataset
 
     from tasks.distill.training.arguments import precision_of
-    from tasks.distill.training.encoding import collate, encode
-    from tasks.shared.models import load_model, load_tokenizer
-    from tasks.shared.rows import read_rows
+    from tasks.shared.formats.rows import read_rows
+    from tasks.shared.model.encoding import collate, encode
+    from tasks.shared.model.loading import load_model, load_tokenizer
 
     source, folder = Path(job["student"]), Path(job["folder"])
     tokenizer = load_tokenizer(source)
@@ -200,7 +221,11 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     trainer.add_callback(watch)
     before = resident()
     trainer.train()
-    peak = torch.cuda.max_memory_allocated() if job["device"] == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = (
+        torch.cuda.max_memory_allocated()
+        if job["device"] == "cuda"
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    )
     curve = [(sum(watch.seconds[: (number + 1) * EVERY]), loss) for number, loss in enumerate(watch.losses)]
     return {"seconds": statistics.median(watch.seconds[WARM:]), "peak": peak, "before": before, "curve": curve}
 
@@ -225,9 +250,17 @@ def head_memory(job: dict[str, Any]) -> dict[str, Any]:
     hidden = torch.randn(1, job["positions"] + 1, job["width"], device=device, requires_grad=True)
     labels = torch.randint(0, job["vocabulary"], (1, job["positions"] + 1), device=device)
     before = torch.cuda.memory_allocated() if device == "cuda" else resident()
-    loss = answer_loss(hidden, head, labels) if job["chunked"] else cross_entropy(head(hidden[0, :-1]).float(), labels[0, 1:])
+    loss = (
+        answer_loss(hidden, head, labels)
+        if job["chunked"]
+        else cross_entropy(head(hidden[0, :-1]).float(), labels[0, 1:])
+    )
     loss.backward()
-    peak = torch.cuda.max_memory_allocated() if device == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = (
+        torch.cuda.max_memory_allocated()
+        if device == "cuda"
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    )
     return {"bytes": peak - before}
 
 
@@ -238,12 +271,12 @@ def training_memory(job: dict[str, Any]) -> dict[str, Any]:
     import trl.trainer.sft_trainer  # noqa: F401
 
     from tasks.distill.sft import SFT
-    from tasks.distill.training.encoding import encode
     from tasks.distill.training.loop import prepared_model, train_model
     from tasks.distill.training.memory import Seen, demand
     from tasks.distill.training.objective import Answers
-    from tasks.shared.models import load_tokenizer
-    from tasks.shared.rows import read_rows
+    from tasks.shared.formats.rows import read_rows
+    from tasks.shared.model.encoding import encode
+    from tasks.shared.model.loading import load_tokenizer
     from tasks.shared.technique import StepRun
 
     source, folder = Path(job["student"]), Path(tempfile.mkdtemp(dir=job["folder"]))
@@ -258,10 +291,19 @@ def training_memory(job: dict[str, Any]) -> dict[str, Any]:
     before, began = resident(), time.perf_counter()
     train_model(settings, source, rows, Answers(), folder / "out", run)
     seconds = time.perf_counter() - began
-    peak = torch.cuda.max_memory_allocated() if job["device"] == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    peak = (
+        torch.cuda.max_memory_allocated()
+        if job["device"] == "cuda"
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    )
     tokens = max(len(one["input_ids"]) for one in encode(rows, load_tokenizer(source), 10_000))
     estimate = demand(settings, prepared_model(settings, source, run), run, Seen(0, job["batch"], tokens))
-    return {"peak": peak, "estimate": estimate.fixed + estimate.batch(job["batch"], job["recompute"]), "tokens": tokens, "seconds": seconds}
+    return {
+        "peak": peak,
+        "estimate": estimate.fixed + estimate.batch(job["batch"], job["recompute"]),
+        "tokens": tokens,
+        "seconds": seconds,
+    }
 
 
 def apart(job: dict[str, Any]) -> dict[str, Any]:
@@ -277,9 +319,22 @@ def apart(job: dict[str, Any]) -> dict[str, Any]:
 
 def head_table(given: argparse.Namespace, console: Console) -> None:
     """Memory of the head against positions."""
-    table = Table("positions", "chunked, GB", "whole, GB", "ratio", title=f"output head, 576 x {given.vocabulary:,}, float32, {given.device}")
+    table = Table(
+        "positions",
+        "chunked, GB",
+        "whole, GB",
+        "ratio",
+        title=f"output head, 576 x {given.vocabulary:,}, float32, {given.device}",
+    )
     for positions in given.positions:
-        job = {"kind": "head", "width": 576, "vocabulary": given.vocabulary, "positions": positions, "device": given.device, "threads": given.threads}
+        job = {
+            "kind": "head",
+            "width": 576,
+            "vocabulary": given.vocabulary,
+            "positions": positions,
+            "device": given.device,
+            "threads": given.threads,
+        }
         chunked, whole = (apart(job | {"chunked": chunked})["bytes"] for chunked in (True, False))
         table.add_row(f"{positions:,}", f"{chunked / 1e9:.2f}", f"{whole / 1e9:.2f}", f"{whole / chunked:.1f}")
     console.print(table)
@@ -287,8 +342,8 @@ def head_table(given: argparse.Namespace, console: Console) -> None:
 
 def memory_table(given: argparse.Namespace, console: Console) -> None:
     """Peak memory of a training against its estimate, with and without recomputing."""
-    from bench.teaching import embedded_model
-    from tasks.evaluate.asking.machine import describe_machine
+    from bench.distillation_study import embedded_model
+    from tasks.evaluate.models_under_test.machine import describe_machine
 
     title = f"two steps of hard labels; {given.precision}; {describe_machine(given.device)}"
     table = Table("conversations x tokens", "recomputed", "peak GB", "estimate GB", "peak / estimate", "s", title=title)
@@ -309,19 +364,28 @@ def memory_table(given: argparse.Namespace, console: Console) -> None:
 
 def trainer_table(given: argparse.Namespace, console: Console) -> None:
     """Seconds and memory of every trainer, in turns."""
-    from tasks.evaluate.asking.machine import describe_machine
+    from tasks.evaluate.models_under_test.machine import describe_machine
 
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         model = make_inputs(folder, given)
-        data = {"student": str(model), "teacher": str(model), "data": str(folder / "data"), "targets": str(folder / "targets")}
+        data = {
+            "student": str(model),
+            "teacher": str(model),
+            "data": str(folder / "data"),
+            "targets": str(folder / "targets"),
+        }
         found = in_turns(given, TRAINERS, place, data, epochs=1, judged=False)
     title = f"{given.batch} conversations of about {given.tokens} tokens, {given.share:.0%} of them answer; {given.precision}; {describe_machine(given.device)}"
     table = Table("trainer", "tokens/s", "range", "time / trl sft", "speed / trl gkd", "peak GB", title=title)
     for name, rounds in found.items():
         speeds = sorted(given.batch * given.tokens / one["seconds"] for one in rounds)
-        slower = statistics.median(one["seconds"] / base["seconds"] for one, base in zip(rounds, found["trl sft"], strict=True))
-        faster = statistics.median(base["seconds"] / one["seconds"] for one, base in zip(rounds, found["trl gkd"], strict=True))
+        slower = statistics.median(
+            one["seconds"] / base["seconds"] for one, base in zip(rounds, found["trl sft"], strict=True)
+        )
+        faster = statistics.median(
+            base["seconds"] / one["seconds"] for one, base in zip(rounds, found["trl gkd"], strict=True)
+        )
         table.add_row(
             TRAINERS[name], f"{statistics.median(speeds):.0f}", f"{speeds[0]:.0f}-{speeds[-1]:.0f}", f"{slower:.2f}", f"{faster:.2f}",
             f"{statistics.median(one['peak'] for one in rounds) / 1e9:.2f}",
@@ -347,8 +411,8 @@ def in_turns(
 
 def quality_table(given: argparse.Namespace, console: Console) -> None:
     """How soon each trainer's student is as good as the first one's is at its best."""
-    from bench.teaching import Setup, embedded_model, prepare
-    from tasks.evaluate.asking.machine import describe_machine
+    from bench.distillation_study import Setup, embedded_model, prepare
+    from tasks.evaluate.models_under_test.machine import describe_machine
 
     with tempfile.TemporaryDirectory() as place:
         work = Path(place)
@@ -360,10 +424,21 @@ def quality_table(given: argparse.Namespace, console: Console) -> None:
         found = in_turns(given, given.trainers, place, data, epochs=given.epochs, judged=True)
     title = f"support corpus, batches of {given.batch}, {given.epochs:g} epochs; {given.precision}; {describe_machine(given.device)}"
     first = given.trainers[0]
-    table = Table("trainer", "best held-out loss", "range", f"s to {first}'s best", "steps", f"time / {first}", "s in all", title=title)
+    table = Table(
+        "trainer",
+        "best held-out loss",
+        "range",
+        f"s to {first}'s best",
+        "steps",
+        f"time / {first}",
+        "s in all",
+        title=title,
+    )
     for name, rounds in found.items():
         losses = sorted(best_of(one["curve"]) for one in rounds)
-        reached = [first_at(one["curve"], best_of(base["curve"])) for one, base in zip(rounds, found[first], strict=True)]
+        reached = [
+            first_at(one["curve"], best_of(base["curve"])) for one, base in zip(rounds, found[first], strict=True)
+        ]
         arrived = [one for one in reached if one is not None]
         shares = [
             one[1] / own[1]
@@ -408,7 +483,7 @@ def make_inputs(folder: Path, given: argparse.Namespace) -> Path:
 
         model = save_tiny(folder / "model")
     else:
-        from bench.teaching import embedded_model
+        from bench.distillation_study import embedded_model
 
         model = given.model or embedded_model()
     (folder / "targets").mkdir()
@@ -438,7 +513,9 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=96)
     parser.add_argument("--epochs", type=float, default=2, help="of the table of quality")
-    parser.add_argument("--trainers", nargs="+", choices=TRAINERS, default=list(TRAINERS), help="of the table of quality")
+    parser.add_argument(
+        "--trainers", nargs="+", choices=TRAINERS, default=list(TRAINERS), help="of the table of quality"
+    )
     parser.add_argument("--temperature", type=float, default=2, help="of our soft targets")
     parser.add_argument("--share", type=float, default=0.3)
     parser.add_argument("--threads", type=int, default=2)

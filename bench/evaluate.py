@@ -34,9 +34,10 @@ def make_models(folder: Path, tiny: bool) -> list[Path]:
     """The baseline, and candidates whose weights differ a little from its, as bfloat16 folders."""
     import torch
 
-    from flows.config import compose_recipe
-    from flows.plan import build_plan
-    from tasks.shared.models import load_model, load_tokenizer, save_model
+    from flows.planning.config import compose_recipe
+    from flows.planning.plan import build_plan
+    from tasks.shared.model.loading import load_model, load_tokenizer
+    from tasks.shared.model.saving import save_model
     from tests.tiny_llama import build_model, build_tokenizer
 
     if tiny:
@@ -84,8 +85,8 @@ def score_ours(job: dict[str, Any]) -> dict[str, float]:
     """The measuring step and the verdict over it, called as the flow calls them."""
     from tasks.evaluate.benchmark.benchmarks import BENCHMARKS
     from tasks.evaluate.lm_eval import LmEval
-    from tasks.shared.scores import read_scores
-    from tasks.shared.sources import sha256_file
+    from tasks.shared.formats.scores import read_scores
+    from tasks.shared.model.sources import sha256_file
     from tasks.shared.technique import Artifact, Inputs, Kind, StepRun
 
     models = [
@@ -95,7 +96,7 @@ def score_ours(job: dict[str, Any]) -> dict[str, float]:
     work = Path(job["work"])
     ports = {"baseline": (models[0],), "candidates": tuple(models[1:])}
     out, scratch = Path(tempfile.mkdtemp(dir=work)), Path(tempfile.mkdtemp(dir=work))
-    run = StepRun("bench", 0, scratch, job["threads"], memo=work / "memo")
+    run = StepRun("bench", 0, scratch, job["threads"], prediction_cache=work / "cache")
     LmEval(tasks=tuple(job["tasks"]), data=job["data"], limit=job["items"], batch_size=BATCH, dtype=job["dtype"])(
         Inputs(ports), out, run
     )
@@ -145,7 +146,7 @@ def processor_seconds() -> float:
 
 
 def measure(job: dict[str, Any], rounds: int, work: Path) -> dict[str, list[Took]]:
-    """What every arm took by round, the first of a pair changing from round to round; each round starts with an empty memo."""
+    """What every arm took by round, the first of a pair changing from round to round; each round starts with an empty cache."""
     seconds: dict[str, list[Took]] = {"harness alone": [], "ours": [], "ours, again": []}
     for number in range(rounds):
         fresh = job | {"work": str(work / f"round{number}")}
@@ -155,7 +156,11 @@ def measure(job: dict[str, Any], rounds: int, work: Path) -> dict[str, list[Took
         for name, arm in pair if number % 2 == 0 else reversed(pair):
             took, found[name] = timed(arm, fresh)
             seconds[name].append(took)
-            print(f"round {number + 1}, {name}: {took[0]:.1f} s, {took[1]:.1f} s of processor", file=sys.stderr, flush=True)
+            print(
+                f"round {number + 1}, {name}: {took[0]:.1f} s, {took[1]:.1f} s of processor",
+                file=sys.stderr,
+                flush=True,
+            )
         differ = {
             name: (value, found["ours"].get(name))
             for name, value in found["harness alone"].items()
@@ -180,8 +185,8 @@ def main() -> None:
         found = score_alone(job) if options.arm == "alone" else score_ours(job)
         print(json.dumps({"found": found, "processor": processor_seconds()}))
         return
-    from tasks.evaluate.asking.machine import describe_machine
-    from tasks.shared.models import has_cpu_bfloat16
+    from tasks.evaluate.models_under_test.machine import describe_machine
+    from tasks.shared.model.loading import has_cpu_bfloat16
     from tests.benchmark_data import write_benchmark_data
 
     with tempfile.TemporaryDirectory() as folder:
@@ -194,7 +199,9 @@ def main() -> None:
         }  # fmt: skip
         seconds = measure(job, options.rounds, work)
     title = f"baseline and {CANDIDATES} candidates, {options.items} items of {options.tasks}, {job['dtype']}\n{describe_machine()}"
-    table = Table("", "seconds", "times the harness alone", "seconds of processor", "times the harness alone", title=title)
+    table = Table(
+        "", "seconds", "times the harness alone", "seconds of processor", "times the harness alone", title=title
+    )
     for name, took in seconds.items():
         cells = []
         for values, alone in zip(zip(*took, strict=True), zip(*seconds["harness alone"], strict=True), strict=True):

@@ -156,7 +156,9 @@ def main() -> None:
         table.add_row(way, spread(found.long), spread(per_step), spread(found.again))
     console = Console()
     console.print(table)
-    console.print(f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, Python {platform.python_version()}")
+    console.print(
+        f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, Python {platform.python_version()}"
+    )
 
 
 if __name__ == "__main__":

@@ -14,10 +14,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from bench.tables import run, show
-from tasks.evaluate.judging.exact_bounds import lower_bound
-from tasks.evaluate.judging.intervals import grouped_bounds, mean_bounds, ratio_bounds
-from tasks.evaluate.judging.paired_tests import mean_harm_p
-from tasks.evaluate.judging.power import detectable_mean
+from tasks.evaluate.verdict.exact_bounds import lower_bound
+from tasks.evaluate.verdict.intervals import grouped_bounds, mean_bounds, ratio_bounds
+from tasks.evaluate.verdict.paired_tests import mean_harm_p
+from tasks.evaluate.verdict.power import detectable_mean
 
 ALPHA, POWER = 0.05, 0.8
 ITEMS = (10, 20, 50, 100, 240, 500)
@@ -51,7 +51,7 @@ def amounts(items: Sequence[int]) -> None:
                 rows.append([name, "log-normal" if weighted else "one", n, *shares, f"{harmed / (trials // 4):.3f}"])
     error = math.sqrt(0.0475 / trials)
     title = f"false ships at the margin for amounts, {trials} simulated candidates (standard error {error:.3f})"
-    bounds = ("t", "BCa", "studentised", "farthest", "gains called shown", "harm by sign flips, none there")
+    bounds = ("t", "BCa", "studentized", "farthest", "gains called shown", "harm by sign flips, none there")
     show(title, ("differences", "weights", "items", *bounds), rows)
 
 
@@ -76,7 +76,9 @@ def groups(items: Sequence[int]) -> None:
         for together in (2, 4, 8):
             cells = [grouped_rates(n, together, share, margin, discordance, trials) for share in (0.0, 0.5, 1.0)]
             rows.append([n, together, *(f"{alone:.3f} / {whole:.3f}" for alone, whole in cells)])
-    title = f"false ships at a margin of {margin:g}, {discordance:g} flips, when items flip in groups: by items / by groups"
+    title = (
+        f"false ships at a margin of {margin:g}, {discordance:g} flips, when items flip in groups: by items / by groups"
+    )
     show(title, ("items", "in groups of", "none together", "half together", "all together"), rows)
 
 

@@ -17,12 +17,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from flows.config import compose_recipe
-from flows.plan import build_plan
-from tasks.distill.losses.answers import IGNORED, answer_loss
+from flows.planning.config import compose_recipe
+from flows.planning.plan import build_plan
+from tasks.distill.losses.answers import answer_loss
 from tasks.distill.training.loop import freeze
-from tasks.evaluate.asking.machine import describe_machine
-from tasks.shared.models import load_model
+from tasks.evaluate.models_under_test.machine import describe_machine
+from tasks.shared.model.encoding import IGNORED
+from tasks.shared.model.loading import load_model
 
 REPEATS = 5
 TOKENS, ANSWER = 72, 22
@@ -45,7 +46,7 @@ CASES = (
 
 
 def make_step(path: Path, case: Case) -> Callable[[], None]:
-    """A model of its own, and a function that takes one optimiser step on random tokens."""
+    """A model of its own, and a function that takes one optimizer step on random tokens."""
     model: Any = load_model(path, "float32").train()
     model.set_attn_implementation(case.attention)
     freeze(model, case.frozen)

@@ -19,10 +19,10 @@ import numpy as np
 from scipy.stats import binom, norm
 
 from bench.tables import run, show
-from tasks.evaluate.judging.exact_bounds import difference_bounds, flip_bounds, rarity, score_bound
-from tasks.evaluate.judging.intervals import unseen_share
-from tasks.evaluate.judging.paired_tests import count_flips, harm_p, mcnemar_p
-from tasks.evaluate.judging.power import decide, detectable_loss, minimum_detectable
+from tasks.evaluate.verdict.exact_bounds import difference_bounds, flip_bounds, rarity, score_bound
+from tasks.evaluate.verdict.intervals import unseen_share
+from tasks.evaluate.verdict.paired_tests import count_flips, harm_p, mcnemar_p
+from tasks.evaluate.verdict.power import decide, detectable_loss, minimum_detectable
 
 ALPHA, POWER = 0.05, 0.8
 ITEMS = (30, 48, 100, 192, 240, 500, 1000)
@@ -207,7 +207,15 @@ def controls(items: Sequence[int]) -> None:
             low = difference_bounds(right, right, ALPHA).low
             rows.append([n, f"{margin:g}", f"{low:.4f}", f"{mcnemar_p(same):g}", own, f"{flips:.2f}", shares])
     title = f"controls: the baseline against itself, and against its own answers shuffled ({trials} times, 70 % right)"
-    columns = ("items", "margin", "itself: low", "itself: p", "itself: answer", "shuffled: flips", "shuffled: yes / no / unknown")
+    columns = (
+        "items",
+        "margin",
+        "itself: low",
+        "itself: p",
+        "itself: answer",
+        "shuffled: flips",
+        "shuffled: yes / no / unknown",
+    )
     show(title, columns, rows)
 
 

@@ -20,15 +20,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from flows import exit_codes
-from flows.child import Stopped
-from flows.compress import prepare_logging
-from flows.config import Settings, compose_recipe, recipe_names
-from flows.plan import NAME_PATTERN, build_plan
-from flows.steps import Plan, Step
-from tasks.shared.artifacts import Place, Store
+from flows.console import exit_codes
+from flows.console.logs import prepare_logging
+from flows.planning.config import Settings, compose_recipe, recipe_names
+from flows.planning.plan import NAME_PATTERN, build_plan
+from flows.planning.steps import Plan, Step
+from flows.running.child import Stopped
 from tasks.shared.errors import ConfigError, StillroomError
-from tasks.shared.sources import user_path
+from tasks.shared.model.sources import user_path
+from tasks.shared.store.artifacts import Place, Store
 from tasks.shared.technique import Kind
 
 log = logging.getLogger("stillroom")
@@ -75,7 +75,11 @@ def at_path(path: Path, root: Path) -> Contestant:
     if manifest["kind"] not in {Kind.MODEL, Kind.ENGINE}:
         raise ConfigError(f"model {path}", f"a {manifest['kind']}", "a model or an engine")
     shown = place.folder.parent
-    recipe = shown.name if shown.parent == Store(root).root and not shown.name.startswith(".") else str(manifest.get("recipe", ""))
+    recipe = (
+        shown.name
+        if shown.parent == Store(root).root and not shown.name.startswith(".")
+        else str(manifest.get("recipe", ""))
+    )
     return Contestant(as_name(str(manifest["step"])), weights_in(place.out), recipe)
 
 
@@ -87,8 +91,8 @@ def weights_in(out: Path) -> Path:
 
 def finished(store: Store, recipe: str) -> Contestant | None:
     """What a finished run came to: the model that its verdict ships, or the candidate that came nearest."""
-    from tasks.report.wording import nearest_candidate
-    from tasks.shared.verdict import read_verdict
+    from tasks.report.words.wording import nearest_candidate
+    from tasks.shared.formats.verdict import read_verdict
 
     for view in store.views():
         manifest = view.read_manifest() or {}
@@ -109,7 +113,7 @@ def finished(store: Store, recipe: str) -> Contestant | None:
 
 def find_champion(recipe: str, root: Path, tracking: str) -> Contestant:
     """The model version that MLflow's alias names.  Raises ConfigError if there is none, or its files are gone."""
-    from tasks.shared.tracking.champion import read_champion
+    from flows.tracking.champion import read_champion
 
     found = read_champion(tracking, root, recipe)
     path = Path(found.get("path", ""))
@@ -208,8 +212,8 @@ def _with_models(node: Mapping[str, Any], step: Step, contestants: Sequence[Cont
 
 def compare(texts: Sequence[str], recipe: str, overrides: Sequence[str], folder: Path | None = None) -> str:
     """Run a comparison and show it; returns the decision.  folder: of the user's own configuration.  Raises StillroomError."""
-    from flows.execute import execute
-    from flows.show import show_result
+    from flows.console.show import show_result
+    from flows.orchestration.execute import execute
 
     started = time.monotonic()
     own_files = [f"hydra.searchpath=[file://{folder.resolve()}]"] if folder else []
@@ -241,7 +245,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("models", nargs="+", metavar="MODEL", help="at least two; the first is the baseline")
     parser.add_argument("--recipe", default="", help="whose test data, measures and margins to use")
-    parser.add_argument("--config-dir", type=Path, metavar="FOLDER", help="your own configuration, with recipe/<name>.yaml")
+    parser.add_argument(
+        "--config-dir", type=Path, metavar="FOLDER", help="your own configuration, with recipe/<name>.yaml"
+    )
     options = parser.parse_intermixed_args(arguments)
     overrides = [item for item in options.models if item.startswith("~") or ("=" in item and not Path(item).exists())]
     models = [item for item in options.models if item not in overrides]

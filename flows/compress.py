@@ -13,22 +13,34 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import hydra
 from omegaconf import DictConfig
 
-from flows import exit_codes
+from flows.console import exit_codes
+from flows.console.logs import prepare_logging
 from tasks.shared.errors import StillroomError
 
 if TYPE_CHECKING:
-    from flows.execute import Execution
-    from flows.sweep import Job
+    from flows.orchestration.execute import Execution
+    from flows.sweeps.results import Job
 
 log = logging.getLogger("stillroom")
 jobs: "list[Job]" = []
 """How each job of this command ended: one, or as many as a sweep has."""
-FLAGS_WITH_VALUE = {"--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--cfg", "-c", "--package", "-p"}
+FLAGS_WITH_VALUE = {
+    "--config-dir",
+    "-cd",
+    "--config-path",
+    "-cp",
+    "--config-name",
+    "-cn",
+    "--cfg",
+    "-c",
+    "--package",
+    "-p",
+}
 
 INFO = {"all", "config", "defaults", "defaults-tree", "plugins", "searchpath"}
 
@@ -39,8 +51,8 @@ def main(config: DictConfig) -> None:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    from flows.child import Stopped
-    from flows.sweep import Job, sweep_name
+    from flows.running.child import Stopped
+    from flows.sweeps.results import Job, sweep_name
 
     prepare_logging()
     overrides = list(HydraConfig.get().overrides.task)
@@ -68,11 +80,11 @@ def compress(config: DictConfig, job: "Job", sweep: str) -> None:
     sweep: the name of the sweep that the job is of, if it is of one: then nothing is shown now.
     Raises StillroomError, Stopped or KeyboardInterrupt.
     """
-    from flows.config import check_name, is_variant, read_settings
-    from flows.execute import execute
-    from flows.plan import build_plan
-    from flows.show import show_plan, show_result
-    from flows.sweep import TAG
+    from flows.console.show import show_plan, show_result
+    from flows.orchestration.execute import execute
+    from flows.planning.config import check_name, is_variant, read_settings
+    from flows.planning.plan import build_plan
+    from flows.sweeps.results import TAG
 
     started = time.monotonic()
     settings = read_settings(config)
@@ -91,7 +103,7 @@ def compress(config: DictConfig, job: "Job", sweep: str) -> None:
 
 def note(job: "Job", execution: "Execution") -> None:
     """What the end of a sweep shows of a job."""
-    from flows.show import verdicts_of
+    from flows.console.show import verdicts_of
 
     plan = execution.run.session.plan
     places = {outcome.step: outcome.place for outcome in execution.outcomes}
@@ -104,37 +116,13 @@ def note(job: "Job", execution: "Execution") -> None:
 
 def end_sweep() -> None:
     """The jobs together: a table, the best by verdict, and a page with plots.  Raises MachineError if it cannot be written."""
-    from flows.sweep import Sweep, sweep_name
-    from flows.sweep_page import write_page
-    from flows.sweep_table import show_jobs
+    from flows.sweeps.page import write_page
+    from flows.sweeps.results import Sweep, sweep_name
+    from flows.sweeps.table import show_jobs
 
     show_jobs(sweep := Sweep(sweep_name(sys.argv[1:]), jobs))
     if sweep.best is not None:
         sys.stdout.write(f"  sweep  {write_page(sweep)}\n")
-
-
-class CurrentStderr(logging.StreamHandler):
-    """Writes to whatever sys.stderr is now: progress bars take it over while they are drawn."""
-
-    @property
-    def stream(self) -> Any:
-        """Standard error."""
-        return sys.stderr
-
-    @stream.setter
-    def stream(self, _: Any) -> None:
-        """Fixed."""
-
-
-def prepare_logging() -> None:
-    """Our own lines plain on standard error; libraries from warning up."""
-    handler = CurrentStderr()
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    for name in ("stillroom", "tasks"):
-        logger = logging.getLogger(name)
-        logger.handlers = [handler]
-        logger.setLevel(logging.INFO)
-        logger.propagate = False
 
 
 def flags_first(arguments: Sequence[str]) -> list[str]:
@@ -154,7 +142,7 @@ def flags_first(arguments: Sequence[str]) -> list[str]:
 
 def cli() -> None:
     """Entry point.  Exit codes: 0 done, 2 a message, 130 interrupted; under gate.enforce 3 do not ship, 4 not enough data; of a sweep, the worst."""
-    from flows.servers import servers
+    from flows.orchestration.servers import servers
 
     scratch = ExitStack()
     if {"-m", "--multirun"} & set(sys.argv):  # Hydra writes a multirun.yaml that nobody reads

@@ -17,12 +17,12 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from flows import exit_codes
-from flows.config import check_name, compose_recipe
-from flows.plan import build_plan
-from flows.servers import QUIET, URL, profile_url, server_answers
+from flows.console import exit_codes
+from flows.orchestration.servers import QUIET, URL, profile_url, server_answers
+from flows.planning.config import check_name, compose_recipe
+from flows.planning.plan import build_plan
 from tasks.shared.errors import ConfigError, ErrorList, MachineError, StillroomError
-from tasks.shared.keys import PROJECT
+from tasks.shared.store.keys import PROJECT
 
 log = logging.getLogger("stillroom")
 
@@ -104,7 +104,7 @@ def serve(names: Sequence[str], overrides: Sequence[str], schedule: Any, at_once
     from prefect import serve as serve_deployments
     from prefect.flows import EntrypointType
 
-    from flows.deployed import compress
+    from flows.orchestration.deployed import compress
 
     flow: Any = compress
     deployments = [
@@ -125,7 +125,7 @@ def serve(names: Sequence[str], overrides: Sequence[str], schedule: Any, at_once
 
 def until_interrupted(work: Callable[[], None], folders: Iterable[Path]) -> None:
     """Serve; then say on the server which runs ended with this command."""
-    from flows.prefect_runs import sweep
+    from flows.orchestration.runs import sweep
 
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # it tells of every connection that ends with us
     try:
@@ -139,7 +139,7 @@ def until_interrupted(work: Callable[[], None], folders: Iterable[Path]) -> None
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until interrupted.  Exit codes: 2 a message for the user, 130 interrupted."""
-    from flows.compress import prepare_logging
+    from flows.console.logs import prepare_logging
 
     options = read_arguments(arguments)
     prepare_logging()

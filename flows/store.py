@@ -18,10 +18,10 @@ from pathlib import Path
 
 from filelock import Timeout
 
-from flows import exit_codes
-from tasks.shared.artifacts import SHORT, Place, Store, disk_errors
+from flows.console import exit_codes
 from tasks.shared.errors import ConfigError, StillroomError
-from tasks.shared.keys import PROJECT
+from tasks.shared.store.artifacts import SHORT, Place, Store, disk_errors
+from tasks.shared.store.keys import PROJECT
 
 log = logging.getLogger("stillroom")
 DAY_S = 86_400
@@ -44,7 +44,7 @@ class Entry:
 
 
 def entries(store: Store) -> Iterator[Entry]:
-    """Everything in the store, in the work folder and in the memo."""
+    """Everything in the store, in the work folder and in the cache."""
     shown = {str((view.read_manifest() or {}).get("key"))[:SHORT] for view in store.views()}
     for folder in sorted(store.home.glob(".store/*/*")):
         key = folder.name.strip(".").partition(".")[0]
@@ -53,8 +53,10 @@ def entries(store: Store) -> Iterator[Entry]:
     for folder in sorted(store.home.glob(".work/*")):
         step, _, key = folder.name.rpartition("-")
         yield Entry(step, key, folder, size(folder), False, used(folder), finished=False)
-    for folder in sorted(store.home.glob(".memo/*/*")):
-        yield Entry(f"{folder.parent.name} (memo)", folder.name, folder, size(folder), False, used(folder), finished=True)
+    for folder in sorted(store.home.glob(".predictions/*/*")):
+        yield Entry(
+            f"{folder.parent.name} (predictions)", folder.name, folder, size(folder), False, used(folder), finished=True
+        )
 
 
 def size(folder: Path) -> int:
@@ -98,7 +100,7 @@ def show(found: Sequence[Entry]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from flows.show import bytes_text, duration
+    from flows.console.show import bytes_text, duration
 
     table = Table(title="artifact store")
     for name in ("step", "artifacts", "shown by a recipe", "unfinished", "size", "last used"):
@@ -124,7 +126,9 @@ def show(found: Sequence[Entry]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line.  Exit codes: 0 done, 2 a message."""
-    parser = argparse.ArgumentParser(prog="python -m flows.store", description="Show the artifact store, or make room in it.")
+    parser = argparse.ArgumentParser(
+        prog="python -m flows.store", description="Show the artifact store, or make room in it."
+    )
     parser.add_argument("action", nargs="?", choices=("show", "gc"), default="show")
     parser.add_argument("--root", type=Path, default=PROJECT, help="folder that holds artifacts/ (runtime.root)")
     parser.add_argument("--older", type=float, default=30.0, metavar="DAYS", help="gc: spare what was used since (30)")
@@ -141,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         with disk_errors(options.root):
             gone = collect(store, options.older, options.dry_run)
-        from flows.show import bytes_text
+        from flows.console.show import bytes_text
 
         for entry in gone:
             log.info("%s %s (%s)", entry.step, entry.key, bytes_text(entry.bytes))

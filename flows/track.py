@@ -11,10 +11,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from flows import exit_codes
+from flows.console import exit_codes
+from flows.tracking.outbox import DAMAGED, base, list_outboxes
 from tasks.shared.errors import StillroomError
-from tasks.shared.keys import PROJECT
-from tasks.shared.outbox import DAMAGED, base, list_outboxes
+from tasks.shared.store.keys import PROJECT
 
 log = logging.getLogger("stillroom")
 
@@ -82,7 +82,7 @@ def send(root: Path, uri: str) -> int:
     """Send what waits and say what came of it."""
     from rich.console import Console
 
-    from tasks.shared.tracking.delivery import flush
+    from flows.tracking.delivery import flush
 
     found = flush(root, uri)
     console = Console(soft_wrap=True, markup=False, highlight=False)

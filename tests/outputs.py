@@ -18,7 +18,11 @@ def without_measured(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: without_measured(item) for key, item in value.items() if not key.startswith(CLOCKED)}
     if isinstance(value, list):
-        return [without_measured(item) for item in value if not (isinstance(item, str) and any(words in item for words in CIRCUMSTANCES))]
+        return [
+            without_measured(item)
+            for item in value
+            if not (isinstance(item, str) and any(words in item for words in CIRCUMSTANCES))
+        ]
     return value
 
 

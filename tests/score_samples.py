@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tasks.shared.records import Machine
-from tasks.shared.scores import ItemScore, Measure, Measured, Sheet, write_scores
+from tasks.shared.formats.records import Machine
+from tasks.shared.formats.scores import ItemScore, Measure, Measured, Sheet, write_scores
 from tasks.shared.technique import Artifact, Inputs, Kind
 from tests.tiny_llama import save_tiny
 

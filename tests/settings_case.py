@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.shared.scores import read_scores
-from tasks.shared.sources import sha256_file
+from tasks.shared.formats.scores import read_scores
+from tasks.shared.model.sources import sha256_file
 from tasks.shared.technique import Inputs, Metrics, StepRun
 from tests.outputs import CIRCUMSTANCES, CLOCKED
 

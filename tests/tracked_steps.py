@@ -12,9 +12,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from tasks.shared.keys import PROJECT
+from flows.tracking import StepRecord, Tracker
+from tasks.shared.store.keys import PROJECT
 from tasks.shared.technique import Artifact, Kind
-from tasks.shared.tracking import StepRecord, Tracker
 from tests.verdict_samples import shipping
 
 RECIPE = "trial"

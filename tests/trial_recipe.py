@@ -81,7 +81,9 @@ def write_recipe(folder: Path, url: str) -> Path:
     return folder / "conf"
 
 
-def command_of(home: Path, *arguments: str, key: str = KEY, conf: Path | None = None) -> tuple[list[str], dict[str, str]]:
+def command_of(
+    home: Path, *arguments: str, key: str = KEY, conf: Path | None = None
+) -> tuple[list[str], dict[str, str]]:
     """Command and environment of a run of the recipe with its artifacts below `home`."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT")} | {
         "TRIAL_KEY": key,

@@ -6,11 +6,12 @@ import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.distill.losses.answers import answer_loss, counted, divisor
-from tasks.distill.losses.head import core_of, output_head
+from tasks.distill.losses.answers import answer_loss, divisor
 from tasks.distill.training.objective import Answers, Batch, Objective, last_hidden
 from tasks.shared.errors import ModelError
-from tasks.shared.rows import Row
+from tasks.shared.formats.rows import Row
+from tasks.shared.model.encoding import counted
+from tasks.shared.model.head import core_of, output_head
 from tasks.shared.technique import StepRun
 
 if TYPE_CHECKING:
@@ -92,4 +93,6 @@ def train_in(room: float, model: Path, folder: Path, settings: dict[str, Any]) -
 def longer(row: Row, times: int = 10) -> Row:
     """The same question, its answer so many times over."""
     asked, answer = row.messages
-    return row.model_copy(update={"messages": (asked, answer.model_copy(update={"content": " ".join([answer.content] * times)}))})
+    return row.model_copy(
+        update={"messages": (asked, answer.model_copy(update={"content": " ".join([answer.content] * times)}))}
+    )

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from tasks.report.html import Html
-from tasks.shared.records import Figure, Machine
-from tasks.shared.scores import Measure
-from tasks.shared.technique import Artifact, Inputs, Kind, StepRun
-from tasks.shared.verdict import (
+from tasks.shared.formats.records import Figure, Machine
+from tasks.shared.formats.scores import Measure
+from tasks.shared.formats.verdict import (
     Answer,
     Comparison,
     Flip,
@@ -23,7 +22,8 @@ from tasks.shared.verdict import (
     SliceComparison,
     Verdict,
 )
-from tasks.shared.verdict import TestSplit as Split
+from tasks.shared.formats.verdict import TestSplit as Split
+from tasks.shared.technique import Artifact, Inputs, Kind, StepRun
 
 EVIL = '<script>alert("x")</script><img src="http://evil.example/p.png">'
 
@@ -71,7 +71,8 @@ def measures(role: Any, size: float, speed: float, fact: float, **changes: Any) 
                 "grounded": {"fact": score(fact, 40)},
             }
         },
-        "figures": figures(size, speed) | ({} if role == "baseline" else {"speed_ratio": spread(speed / 46, speed / 50, speed / 44, "x")}),
+        "figures": figures(size, speed)
+        | ({} if role == "baseline" else {"speed_ratio": spread(speed / 46, speed / 50, speed / 44, "x")}),
     }
     return ModelMeasures(**(values | changes))
 
@@ -88,7 +89,7 @@ def figures(size: float, speed: float) -> dict[str, Figure]:
 def measured(
     baseline: float, difference: float, half: float, margin: float | None = 0.05, **changes: Any
 ) -> MeasureComparison:
-    """difference: in favour of the candidate, of shares whose higher values are better."""
+    """difference: in favor of the candidate, of shares whose higher values are better."""
     low, high = difference - half, difference + half
     answer: Answer = "yes" if margin is None or low > -margin else "no" if difference <= -margin else "unknown"
     values: dict[str, Any] = {
@@ -294,7 +295,13 @@ def all_inputs(root: Path, verdict: Verdict) -> Inputs:
     )  # fmt: skip
     models = (tuned, slim, student, int4, gguf)
     compared = {"baseline": ["tuned"], "candidates": [model.name for model in models[1:]]}
-    scores = artifact("answers", Kind.SCORES, {}, technique="tasks.evaluate.generation.Generation", inputs={**compared, "data": ["corpus"]})
+    scores = artifact(
+        "answers",
+        Kind.SCORES,
+        {},
+        technique="tasks.evaluate.generation.Generation",
+        inputs={**compared, "data": ["corpus"]},
+    )
     judged = artifact(
         "verdict", Kind.VERDICT, {"verdict.json": verdict.model_dump_json()}, technique="tasks.evaluate.paired.Paired",
         inputs={"scores": ["answers"], **compared},

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from textwrap import dedent
 
-from tasks.shared.keys import PROJECT
+from tasks.shared.store.keys import PROJECT
 from tests.verdict_samples import a_verdict
 
 PORTS = {
@@ -72,7 +72,7 @@ class {name}:
         tried = len(tries.read_text()) if tries.exists() else 0
         tries.write_text("x" * (tried + 1))
         if tried < self.flaky:
-            raise EndpointError(f"steps.{{run.step}}", f"try {{tried + 1}} failed", passing=True)
+            raise EndpointError(f"steps.{{run.step}}", f"try {{tried + 1}} failed", retryable=True)
         with progress_bar(f"working on {{run.step}}", 20) as advance:
             for _ in range(20):
                 time.sleep(self.delay_s / 20)
@@ -227,12 +227,13 @@ def build_workshop(folder: Path) -> Workshop:
 def add_toy(folder: Path, stage: str, name: str = "toy", retries: int = 0) -> None:
     """Add a technique to a stage: its module and its option."""
     cls = name.capitalize()
-    text = TECHNIQUE.format(
-        name=cls, ports=PORTS[stage], kind=KINDS[stage], retries=retries, alone=stage == "evaluate"
-    )
+    text = TECHNIQUE.format(name=cls, ports=PORTS[stage], kind=KINDS[stage], retries=retries, alone=stage == "evaluate")
     (folder / f"tasks/{stage}/{name}.py").write_text(text)
     settings = {"ratio": 0.5, "text": "", "fail": "", "delay_s": 0.0, "flaky": 0}
-    option = [f"_target_: tasks.{stage}.{name}.{cls}", *(f"{key}: {json.dumps(value)}" for key, value in settings.items())]
+    option = [
+        f"_target_: tasks.{stage}.{name}.{cls}",
+        *(f"{key}: {json.dumps(value)}" for key, value in settings.items()),
+    ]
     (folder / f"conf/{stage}/{name}.yaml").write_text("\n".join(option) + "\n")
 
 

@@ -8,16 +8,16 @@ from typing import Annotated, ClassVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
-from tasks.curate.phrasings import SPLITS, Split
+from tasks.curate.shop.phrasings import SPLITS, Split
 from tasks.curate.support import write_card
-from tasks.shared.articles import Article, read_articles, write_articles
-from tasks.shared.chat import join_answer, normalise, refuses, split_answer
 from tasks.shared.errors import DataError, ErrorList, StillroomError
-from tasks.shared.overlap import check_overlap, user_text
-from tasks.shared.reasoning import CLOSE, split_reasoning
-from tasks.shared.rows import Message, Row, parse_lines, write_rows
-from tasks.shared.sources import user_path
+from tasks.shared.formats.articles import Article, read_articles, write_articles
+from tasks.shared.formats.rows import Message, Row, parse_lines, write_rows
+from tasks.shared.model.sources import user_path
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun
+from tasks.shared.text.chat import join_answer, normalize, refuses, split_answer
+from tasks.shared.text.overlap import check_overlap, user_text
+from tasks.shared.text.reasoning import CLOSE, split_reasoning
 
 
 class Chat(BaseModel):
@@ -42,7 +42,7 @@ class Jsonl:
     train: str = ""
     """JSON-lines file of conversations to train on."""
     calibration: str = ""
-    """JSON-lines file for pruning and quantisation statistics."""
+    """JSON-lines file for pruning and quantization statistics."""
     test: str = ""
     """JSON-lines file to judge by."""
     articles: str = ""
@@ -131,9 +131,9 @@ def fill_in(chat: Chat, name: str, intent: str) -> Row:
     if not spoken:
         raise _bad_messages([last.content], f"the answer is nothing but reasoning: {CLOSE} and an answer are missing")
     first, rest = split_answer(spoken)
-    labelled = len(first.split()) == 1 and bool(rest)
-    label = chat.intent or (first if labelled else intent)
-    answer = rest if labelled and first == label else spoken
+    labeled = len(first.split()) == 1 and bool(rest)
+    label = chat.intent or (first if labeled else intent)
+    answer = rest if labeled and first == label else spoken
     row = Row(
         id=name,
         kind="refuse" if refuses(answer) else "faq",
@@ -142,7 +142,7 @@ def fill_in(chat: Chat, name: str, intent: str) -> Row:
         reasoning=reasoning,
         messages=(*before, Message(role=last.role, content=join_answer(label, answer))),
     )
-    return _answered(row.model_copy(update={"group": normalise(user_text(row)) or name}))
+    return _answered(row.model_copy(update={"group": normalize(user_text(row)) or name}))
 
 
 def _answered(row: Row) -> Row:

@@ -12,17 +12,17 @@ from typing import Annotated, Any, ClassVar
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from tasks.curate import wording
-from tasks.curate.knowledge import BUILT_IN, Knowledge, load_knowledge
-from tasks.curate.phrasings import SPLITS, Phrasing, Split, Topic, share_out, topics_of
-from tasks.curate.rationales import derive_reasoning
-from tasks.shared.articles import with_article, write_articles
-from tasks.shared.chat import join_answer, normalise
+from tasks.curate.shop import wording
+from tasks.curate.shop.knowledge import BUILT_IN, Knowledge, load_knowledge
+from tasks.curate.shop.phrasings import SPLITS, Phrasing, Split, Topic, share_out, topics_of
+from tasks.curate.shop.rationales import derive_reasoning
 from tasks.shared.errors import DataError
-from tasks.shared.overlap import TextIndex, check_overlap, user_text
-from tasks.shared.rows import Message, Row, write_rows
-from tasks.shared.sources import user_path
+from tasks.shared.formats.articles import with_article, write_articles
+from tasks.shared.formats.rows import Message, Row, write_rows
+from tasks.shared.model.sources import user_path
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun
+from tasks.shared.text.chat import join_answer, normalize
+from tasks.shared.text.overlap import TextIndex, check_overlap, user_text
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 TRIES = 60
@@ -35,7 +35,7 @@ class Support:
     """Writes train, calibration and test conversations that ask for the same facts in different words.
 
     The wall between the splits is the phrasing group: all typo and tone variants of one wording stay on one side.  On
-    top of that each test text is compared with all others (`tasks/shared/overlap.py`) and near-copies are dropped.
+    top of that each test text is compared with all others (`tasks/shared/text/overlap.py`) and near-copies are dropped.
     Multi-turn rows keep the bot's first step as the customer saw it, without a label: train on the last turn only.
     Troubleshooting rows, the slice of more than one step, carry their reasoning: the article, what was tried, what comes next.
     """
@@ -48,7 +48,7 @@ class Support:
     train_size: Annotated[int, Field(ge=1)] = 3000
     """Conversations to train on."""
     calibration_size: Annotated[int, Field(ge=1)] = 256
-    """Conversations for pruning and quantisation statistics."""
+    """Conversations for pruning and quantization statistics."""
     test_size: Annotated[int, Field(ge=1)] = 1000
     """Conversations to judge by."""
     test_fraction: Annotated[float, Field(gt=0, le=0.5)] = 0.25
@@ -168,12 +168,12 @@ class _Writer:
 
     def _is_new(self, row: Row) -> bool:
         text = user_text(row)
-        if normalise(text) in self.seen:
+        if normalize(text) in self.seen:
             return False
         if self.wall is not None and self.wall.nearest(text)[0] > self.settings.max_similarity:
             self.dropped += 1
             return False
-        self.seen.add(normalise(text))
+        self.seen.add(normalize(text))
         return True
 
     def _variant(self, topic: Topic, phrasing: Phrasing) -> Row:

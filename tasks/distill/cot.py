@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from tasks.distill.losses.answers import IGNORED, answer_loss
-from tasks.distill.losses.head import output_head
-from tasks.distill.training.encoding import Encoded, encode
+from tasks.distill.losses.answers import answer_loss
 from tasks.distill.training.loop import train_model
 from tasks.distill.training.objective import Batch, Objective, last_hidden
 from tasks.distill.training.options import Adapted, Packed, Weighed
 from tasks.distill.training.settings import Training
 from tasks.shared.errors import DataError
-from tasks.shared.reasoning import CLOSE, OPEN, join_reasoning, reasoning_prefix
-from tasks.shared.rows import Message, Row, read_rows
+from tasks.shared.formats.rows import Message, Row, read_rows
+from tasks.shared.model.encoding import IGNORED, Encoded, encode
+from tasks.shared.model.head import output_head
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun
+from tasks.shared.text.reasoning import CLOSE, OPEN, join_reasoning, reasoning_prefix
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,7 +35,7 @@ class CoT(Adapted, Weighed, Packed, Training):
     """Fine-tune a model on reasoning and answers.
 
     joint: one target, the reasoning between <think> and </think>, then the answer.  The model then writes its reasoning at inference:
-    whatever asks it needs room for that (`max_new_tokens`), and graders take it off (tasks/shared/reasoning.py).
+    whatever asks it needs room for that (`max_new_tokens`), and graders take it off (tasks/shared/text/reasoning.py).
     two: two rows per conversation, one that answers as ever and one that, asked by `instruction`, writes the reasoning.  At inference
     the model answers at once, as fast as without.
     """

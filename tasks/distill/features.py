@@ -12,17 +12,17 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from tasks.distill.layers import Pairs, Rule, check_pairs, kept_layers, layer_pairs
-from tasks.distill.losses.answers import IGNORED, answer_loss, row_shares
+from tasks.distill.losses.answers import answer_loss, row_shares
 from tasks.distill.losses.features import Distance, attention_divergence, mean_over_tokens, state_distance
-from tasks.distill.losses.head import core_of, output_head
-from tasks.distill.training.encoding import Encoded
 from tasks.distill.training.loop import train_model
 from tasks.distill.training.objective import Batch, Objective, states_of
 from tasks.distill.training.settings import Training
 from tasks.distill.vocabulary import match_vocabularies
 from tasks.shared.errors import ConfigError, TechniqueError
-from tasks.shared.models import Dtype, load_model, load_tokenizer
-from tasks.shared.rows import read_rows
+from tasks.shared.formats.rows import read_rows
+from tasks.shared.model.encoding import IGNORED, Encoded
+from tasks.shared.model.head import core_of, output_head
+from tasks.shared.model.loading import Dtype, load_model, load_tokenizer
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun, Upstream
 
 if TYPE_CHECKING:

@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from tasks.distill.losses.answers import IGNORED, answer_loss, row_shares
-from tasks.distill.losses.head import output_head
+from tasks.distill.losses.answers import answer_loss, row_shares
 from tasks.distill.losses.universal import Alignment, Offsets, Side, UniversalLoss, answer_offsets
-from tasks.distill.training.encoding import Encoded, collate, encode
 from tasks.distill.training.loop import train_model
 from tasks.distill.training.objective import Batch, Objective, last_hidden
 from tasks.distill.training.options import Adapted
 from tasks.distill.training.settings import Training
 from tasks.shared.errors import ConfigError, TechniqueError
-from tasks.shared.models import Dtype, load_model, load_tokenizer
-from tasks.shared.rows import Row, read_rows
+from tasks.shared.formats.rows import Row, read_rows
+from tasks.shared.model.encoding import IGNORED, Encoded, collate, encode
+from tasks.shared.model.head import output_head
+from tasks.shared.model.loading import Dtype, load_model, load_tokenizer
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun, Upstream
 
 if TYPE_CHECKING:

@@ -13,20 +13,19 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from tasks.distill.losses.answers import counted
-from tasks.distill.losses.head import output_head
 from tasks.distill.losses.mixed import Blend, Online, Stored, blended_loss, without_absent
 from tasks.distill.losses.soft import Divergence
-from tasks.distill.training.encoding import Encoded
 from tasks.distill.training.loop import train_model
 from tasks.distill.training.objective import Batch, Objective, last_hidden
 from tasks.distill.training.options import Adapted
 from tasks.distill.training.settings import Training
 from tasks.distill.vocabulary import match_vocabularies
 from tasks.shared.errors import ConfigError, DataError
-from tasks.shared.models import Dtype, load_model, load_tokenizer
-from tasks.shared.rows import read_rows
-from tasks.shared.soft_targets import SoftTargets, row_key
+from tasks.shared.formats.rows import read_rows
+from tasks.shared.formats.soft_targets import SoftTargets, row_key
+from tasks.shared.model.encoding import Encoded, counted
+from tasks.shared.model.head import output_head
+from tasks.shared.model.loading import Dtype, load_model, load_tokenizer
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun, Upstream
 
 if TYPE_CHECKING:

@@ -17,11 +17,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from tasks.distill.losses.answers import IGNORED, counted, row_shares
-from tasks.distill.losses.head import output_head, sum_over_chunks
+from tasks.distill.losses.answers import row_shares
 from tasks.distill.losses.mixed import Online
 from tasks.distill.losses.soft import Divergence, divergence
-from tasks.distill.training.encoding import Encoded, collate
 from tasks.distill.training.loop import train_model
 from tasks.distill.training.objective import Batch, Objective, last_hidden
 from tasks.distill.training.options import Adapted
@@ -29,8 +27,10 @@ from tasks.distill.training.own_samples import row_draws, row_number, sample_ans
 from tasks.distill.training.settings import Training
 from tasks.distill.vocabulary import match_vocabularies
 from tasks.shared.errors import ConfigError, TechniqueError
-from tasks.shared.models import Dtype, load_model, load_tokenizer
-from tasks.shared.rows import read_rows
+from tasks.shared.formats.rows import read_rows
+from tasks.shared.model.encoding import IGNORED, Encoded, collate, counted
+from tasks.shared.model.head import output_head, sum_over_chunks
+from tasks.shared.model.loading import Dtype, load_model, load_tokenizer
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun, Upstream
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class OnPolicy(Training, Adapted):
         """A teacher that is the student itself."""
         if inputs.get("teacher") and inputs.get("teacher") == inputs.get("model"):
             yield ConfigError(
-                f"{where}.inputs.teacher", f"{inputs['teacher'][0]}, which is the student as well: nothing could be learnt",
+                f"{where}.inputs.teacher", f"{inputs['teacher'][0]}, which is the student as well: nothing could be learned",
                 "another model", f"{where}.inputs.teacher=models.teacher",
             )  # fmt: skip
 
@@ -98,7 +98,7 @@ class OwnAnswers(Objective):
 
     def label(self, rows: Sequence[Encoded]) -> list[Encoded]:
         """Adds `prompt`, the number of tokens before the answer, `row`, which conversation it is, `teacher_ids` and `known`: nothing
-        is learnt from a conversation with a token that the teacher lacks.
+        is learned from a conversation with a token that the teacher lacks.
         """
         found = self.family.add_teacher_ids(rows)
         for row in found:

@@ -14,7 +14,7 @@ from tasks.distill.training.loop import train_model
 from tasks.distill.training.objective import Answers
 from tasks.distill.training.options import Adapted, Packed, Weighed
 from tasks.distill.training.settings import Training
-from tasks.shared.rows import read_rows
+from tasks.shared.formats.rows import read_rows
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun
 
 

@@ -7,19 +7,25 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from tasks.evaluate.asking.sittings import ask_each, make_sheet
-from tasks.evaluate.asking.split import last_question, read_test_rows, tag_rows
-from tasks.evaluate.asking.subjects import MODEL_PORTS, Subject, list_subjects
-from tasks.evaluate.likelihoods.following import Distances, FollowPlan, TextPlan, Texts, choose_texts, follow
-from tasks.evaluate.likelihoods.logits import expanded_notes, in_transformers, weighted_mean
-from tasks.shared.apart import Failure
-from tasks.shared.models import Dtype
-from tasks.shared.rows import Row, read_rows, spread
-from tasks.shared.scores import ItemScore, Measure, write_scores
+from tasks.evaluate.grading.eval_rows import last_question, read_test_rows, tag_rows
+from tasks.evaluate.likelihood.logits import expanded_notes, in_transformers, weighted_mean
+from tasks.evaluate.likelihood.next_token_divergence import Distances, FollowPlan, TextPlan, Texts, choose_texts, follow
+from tasks.evaluate.models_under_test.isolated_runs import ask_each, make_sheet
+from tasks.evaluate.models_under_test.model_under_test import MODEL_PORTS, ModelUnderTest, list_models
+from tasks.shared.formats.rows import Row, read_rows, spread
+from tasks.shared.formats.scores import ItemScore, Measure, write_scores
+from tasks.shared.isolation import Failure
+from tasks.shared.model.loading import Dtype
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun
 
 MEASURES = {
-    "kl": Measure(title="KL divergence from the baseline", unit="nats per token", better="lower", binary=False, against_baseline=True),
+    "kl": Measure(
+        title="KL divergence from the baseline",
+        unit="nats per token",
+        better="lower",
+        binary=False,
+        against_baseline=True,
+    ),
     "same_top": Measure(title="same top token as the baseline", binary=False, against_baseline=True),
 }
 ITSELF = {"kl": 0.0, "same_top": 1.0}
@@ -55,7 +61,7 @@ class Divergence:
         corpus = inputs.one("data").path
         test = read_test_rows(corpus)
         rows, tags = spread(test, self.limit), tag_rows(test, read_rows(corpus / "train.jsonl"))
-        baseline, *others = in_transformers(list_subjects(inputs))
+        baseline, *others = in_transformers(list_models(inputs))
         texts = self._texts(baseline, rows, run)
         plan = FollowPlan([row.prompt for row in rows], texts.answers, self.dtype, baseline.content, baseline)
         found = ask_each(others, {subject.name: plan for subject in others}, follow, Distances, run)
@@ -72,7 +78,7 @@ class Divergence:
         write_scores(out, sheet, items)
         return flat_metrics(items, [baseline.name, *sound])
 
-    def _texts(self, baseline: Subject, rows: Sequence[Row], run: StepRun) -> Texts:
+    def _texts(self, baseline: ModelUnderTest, rows: Sequence[Row], run: StepRun) -> Texts:
         gold = [row.answer for row in rows] if self.text == "gold" else []
         plan = TextPlan([row.prompt for row in rows], gold, 0 if gold else self.max_new_tokens, self.dtype)
         found = ask_each([baseline], {baseline.name: plan}, choose_texts, Texts, run)[baseline.name]
@@ -100,7 +106,7 @@ class Divergence:
                 ))  # fmt: skip
         return found
 
-    def _notes(self, subjects: Sequence[Subject], readings: Mapping[str, Distances | Failure]) -> list[str]:
+    def _notes(self, subjects: Sequence[ModelUnderTest], readings: Mapping[str, Distances | Failure]) -> list[str]:
         answers = "the test split's" if self.text == "gold" else f"{subjects[0].name}'s own greedy"
         notes = [
             f"KL and same top token at every token of {answers} answers and at their end, over the whole vocabulary.",

@@ -8,16 +8,22 @@ from typing import Annotated, ClassVar
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from tasks.evaluate.asking.answers import MEASURES, Name, Reply, counts_for, cut_notes, shown, value_of, wanted
-from tasks.evaluate.asking.ask import Plan, Reading, ask, template_notes
-from tasks.evaluate.asking.means import mean_values
-from tasks.evaluate.asking.sittings import ask_each, make_sheet, other_batch
-from tasks.evaluate.asking.split import last_question, read_labels, read_test_rows, tag_rows
-from tasks.evaluate.asking.subjects import MODEL_PORTS, Subject, list_subjects, reference_questions, tuned_questions
-from tasks.shared.apart import Failure
-from tasks.shared.articles import read_articles
-from tasks.shared.rows import Row, read_rows, spread
-from tasks.shared.scores import ItemScore, Measure, write_scores
+from tasks.evaluate.grading.answers import MEASURES, Name, Reply, counts_for, cut_notes, shown, value_of, wanted
+from tasks.evaluate.grading.eval_rows import last_question, read_labels, read_test_rows, tag_rows
+from tasks.evaluate.models_under_test.answering import Plan, Reading, ask, template_notes
+from tasks.evaluate.models_under_test.isolated_runs import ask_each, make_sheet, other_batch
+from tasks.evaluate.models_under_test.means import mean_values
+from tasks.evaluate.models_under_test.model_under_test import (
+    MODEL_PORTS,
+    ModelUnderTest,
+    list_models,
+    reference_questions,
+    tuned_questions,
+)
+from tasks.shared.formats.articles import read_articles
+from tasks.shared.formats.rows import Row, read_rows, spread
+from tasks.shared.formats.scores import ItemScore, Measure, write_scores
+from tasks.shared.isolation import Failure
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun
 
 log = logging.getLogger(__name__)
@@ -32,7 +38,7 @@ class Generation:
     Every model is asked in its own chat template and with its own tokenizer; one without a template is asked in ChatML if it knows
     that markup, which the notes say, and fails otherwise.  A reference is asked without the label line, so `format` skips it.
     Reasoning before an answer (<think> ... </think>) is taken off before anything is graded; the label is chosen after it.
-    Facts, refusals and loops are found by rules (tasks/shared/chat.py, tasks/shared/repetition.py); refusals in English only.
+    Facts, refusals and loops are found by rules (tasks/shared/text/chat.py, tasks/shared/text/repetition.py); refusals in English only.
     """
 
     measures: Annotated[tuple[Name, ...], Field(min_length=1)] = tuple(MEASURES)
@@ -61,7 +67,7 @@ class Generation:
 
         Raises DataError if the test split is empty or leaks into training, ModelError if the baseline cannot be asked.
         """
-        subjects = list_subjects(inputs, self.again, bare_reference=True)
+        subjects = list_models(inputs, self.again, bare_reference=True)
         corpus = inputs.one("data").path
         test = read_test_rows(corpus)
         rows, tags = spread(test, self.limit), tag_rows(test, read_rows(corpus / "train.jsonl"))
@@ -85,10 +91,10 @@ class Generation:
         write_scores(out, make_sheet(subjects, readings, measures, run, self.libraries, notes), items)
         return {"items": len(rows), **mean_values(items, subjects)}
 
-    def _rows_for(self, subject: Subject, rows: Sequence[Row]) -> list[Row]:
+    def _rows_for(self, subject: ModelUnderTest, rows: Sequence[Row]) -> list[Row]:
         return spread(rows, self.reference_limit if subject.role == "reference" else 0)
 
-    def _plan(self, subject: Subject, rows: Sequence[Row], labels: Sequence[str], corpus: Path) -> Plan:
+    def _plan(self, subject: ModelUnderTest, rows: Sequence[Row], labels: Sequence[str], corpus: Path) -> Plan:
         own = subject.role != "reference"
         articles = read_articles(corpus / "articles.jsonl") if subject.sees_article else {}
         questions = tuned_questions(rows) if own else reference_questions(rows, articles, labels)
@@ -112,7 +118,7 @@ class Generation:
                     values=known, answers={name: shown(told[name], measure) for name in known},
                 )  # fmt: skip
 
-    def _notes(self, subjects: Sequence[Subject], taken: set[str]) -> list[str]:
+    def _notes(self, subjects: Sequence[ModelUnderTest], taken: set[str]) -> list[str]:
         notes = [
             f"{name}: no items in the test split." for name in MEASURES if name in self.measures and name not in taken
         ]
@@ -129,7 +135,7 @@ class Generation:
         return notes
 
 
-def repeat_notes(subjects: Sequence[Subject], plans: Mapping[str, Plan]) -> list[str]:
+def repeat_notes(subjects: Sequence[ModelUnderTest], plans: Mapping[str, Plan]) -> list[str]:
     """How the baseline was asked otherwise the next time."""
     notes = []
     for subject in subjects:

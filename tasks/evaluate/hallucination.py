@@ -9,26 +9,32 @@ from typing import Annotated, ClassVar
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from tasks.evaluate.asking.answers import Reply, cut_notes, gold_text
-from tasks.evaluate.asking.ask import Plan, Reading, ask, template_notes
-from tasks.evaluate.asking.findings import FINDINGS, Finding, find_invention
-from tasks.evaluate.asking.means import mean_values
-from tasks.evaluate.asking.sittings import ask_each, make_sheet
-from tasks.evaluate.asking.split import last_question, read_test_rows, tag_rows
-from tasks.evaluate.asking.subjects import MODEL_PORTS, Question, Subject, list_subjects, reference_questions
-from tasks.shared.apart import Failure
-from tasks.shared.articles import Article, question_of, read_articles, with_article
-from tasks.shared.chat import contains, states_fact
+from tasks.evaluate.grading.answers import Reply, cut_notes, gold_text
+from tasks.evaluate.grading.eval_rows import last_question, read_test_rows, tag_rows
+from tasks.evaluate.grading.unsupported_claims import FINDINGS, Finding, find_invention
+from tasks.evaluate.models_under_test.answering import Plan, Reading, ask, template_notes
+from tasks.evaluate.models_under_test.isolated_runs import ask_each, make_sheet
+from tasks.evaluate.models_under_test.means import mean_values
+from tasks.evaluate.models_under_test.model_under_test import (
+    MODEL_PORTS,
+    ModelUnderTest,
+    Question,
+    list_models,
+    reference_questions,
+)
 from tasks.shared.errors import DataError
-from tasks.shared.records import Figure
-from tasks.shared.rows import Row, read_rows, spread
-from tasks.shared.scores import ItemScore, Measure, write_scores
+from tasks.shared.formats.articles import Article, question_of, read_articles, with_article
+from tasks.shared.formats.records import Figure
+from tasks.shared.formats.rows import Row, read_rows, spread
+from tasks.shared.formats.scores import ItemScore, Measure, write_scores
+from tasks.shared.isolation import Failure
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun
+from tasks.shared.text.chat import contains, states_fact
 
 WITH, WITHOUT = "invention", "invention_without_answer"
 MEASURES = {
-    WITH: Measure(title="answers with inventions, article given", better="lower"),
-    WITHOUT: Measure(title="answers with inventions, article without the answer", better="lower"),
+    WITH: Measure(title="answers with hallucination, article given", better="lower"),
+    WITHOUT: Measure(title="answers with hallucination, article without the answer", better="lower"),
 }
 SENTENCE = re.compile(r"(?<=[.!?])\s+")
 
@@ -44,7 +50,7 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Hallucination:
-    """Share of answers that state what their prompt does not hold, by rules (tasks/evaluate/asking/findings.py).
+    """Share of answers that state what their prompt does not hold, by rules (tasks/evaluate/grading/unsupported_claims.py).
 
     Every test row with a fact and an article is asked twice: with its article in the prompt, and with the article less the
     sentences that state the fact, where the right answer declines or stays general.  A row whose article states the fact in other
@@ -82,7 +88,7 @@ class Hallucination:
 
         Raises DataError if no row has a fact and an article or the test split leaks into training, ModelError if the baseline fails.
         """
-        subjects, corpus = list_subjects(inputs), inputs.one("data").path
+        subjects, corpus = list_models(inputs), inputs.one("data").path
         test = read_test_rows(corpus)
         cases = self._cases(test, corpus)
         plans = {subject.name: self._plan(subject, cases) for subject in subjects}
@@ -115,7 +121,7 @@ class Hallucination:
             Case(row, cut, WITHOUT) for row in rows if (cut := without_answer(row, articles[row.article])) is not None
         ]
 
-    def _plan(self, subject: Subject, cases: Sequence[Case]) -> Plan:
+    def _plan(self, subject: ModelUnderTest, cases: Sequence[Case]) -> Plan:
         own = subject.role != "reference"
         questions = [ask_tuned(case) if own else ask_reference(case) for case in cases]
         return Plan(questions, [], own, self.max_new_tokens, self.batch_size, self.context)

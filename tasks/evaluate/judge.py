@@ -11,17 +11,17 @@ from typing import Annotated, Any, ClassVar
 from pydantic import ConfigDict, Field, SecretStr
 from pydantic.dataclasses import dataclass
 
-from tasks.evaluate.asking.machine import describe_machine
-from tasks.evaluate.asking.preference import INSTRUCTIONS, Judgement, Pair, agreement, first_share, read_opinion
-from tasks.shared.chat import normalise
-from tasks.shared.endpoint import Endpoint, check_url, connect, for_each, read_key
+from tasks.evaluate.grading.preference import INSTRUCTIONS, Judgment, Pair, agreement, first_share, read_opinion
+from tasks.evaluate.models_under_test.machine import describe_machine
+from tasks.shared.engines.endpoint import Endpoint, check_url, connect, for_each, read_key
+from tasks.shared.engines.samples import Sample, SampleStore, request_digest
 from tasks.shared.errors import ConfigError, DataError, EndpointError, RefusedError
+from tasks.shared.formats.records import Figure
+from tasks.shared.formats.rows import spread
+from tasks.shared.formats.scores import ItemScore, Measure, Measured, Scores, Sheet, read_scores, write_scores
 from tasks.shared.progress import progress_bar
-from tasks.shared.records import Figure
-from tasks.shared.rows import spread
-from tasks.shared.samples import Sample, SampleStore, request_digest
-from tasks.shared.scores import ItemScore, Measure, Measured, Scores, Sheet, read_scores, write_scores
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun, Upstream
+from tasks.shared.text.chat import normalize
 
 JUDGED = "judged"
 MEASURE = Measure(title="preference of the judge over the baseline", binary=False, against_baseline=True)
@@ -29,7 +29,7 @@ ORDERS = (False, True)
 REFUSED = "refused"
 """Finish reason of a request that the endpoint refused for good."""
 log = logging.getLogger(__name__)
-Judgements = Mapping[str, Mapping[str, Judgement]]
+Judgments = Mapping[str, Mapping[str, Judgment]]
 """By model, then by item."""
 
 
@@ -87,7 +87,7 @@ class Judge:
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Write scores.json and items.jsonl.  Opinions are kept in `run.scratch` as they come: a killed run asks for the rest only.
 
-        Raises DataError if the earlier step has no such answers, EndpointError if the judge is down (`passing`), refuses
+        Raises DataError if the earlier step has no such answers, EndpointError if the judge is down (`retryable`), refuses
         every pair or never gives a verdict; a pair that it refuses ties.
         """
         if not self.base_url:
@@ -104,9 +104,9 @@ class Judge:
         with SampleStore(run.scratch / "opinions.jsonl") as store:
             different = {pair.key: pair for pair in pairs if differs(pair)}
             told = asyncio.run(self._ask(list(different.values()), store, read_key(self.api_key_env)))
-        found: dict[str, dict[str, Judgement]] = {name: {} for name in rivals}
+        found: dict[str, dict[str, Judgment]] = {name: {} for name in rivals}
         for pair in pairs:
-            found[pair.rival][pair.item.id] = self._judgement(told.get(pair.key, ()))
+            found[pair.rival][pair.item.id] = self._judgment(told.get(pair.key, ()))
         self._check(found, [sample for samples in told.values() for sample in samples])
         write_scores(out, self._sheet(answers.sheet, found, run), list(make_items(items, baseline, found)))
         return summary(items, found, [sample for samples in told.values() for sample in samples])
@@ -151,26 +151,31 @@ class Judge:
         try:
             completion = await endpoint.chat(messages, sampling)
         except RefusedError as error:
-            fate = " ".join(str(error).split())
-            log.warning("item %s cannot be judged: %s", pair.item.id, fate)
+            rejection = " ".join(str(error).split())
+            log.warning("item %s cannot be judged: %s", pair.item.id, rejection)
             return Sample(
-                row=pair.item.id, sample=int(swapped), digest=digest, text="", finish_reason=REFUSED, fate=fate
+                row=pair.item.id,
+                sample=int(swapped),
+                digest=digest,
+                text="",
+                finish_reason=REFUSED,
+                rejection=rejection,
             )
         sample = Sample(row=pair.item.id, sample=int(swapped), digest=digest, **asdict(completion))
         store.add(sample)
         return sample
 
-    def _judgement(self, samples: Sequence[Sample]) -> Judgement:
-        return Judgement(tuple(read_opinion(sample.text, bool(sample.sample)) for sample in samples))
+    def _judgment(self, samples: Sequence[Sample]) -> Judgment:
+        return Judgment(tuple(read_opinion(sample.text, bool(sample.sample)) for sample in samples))
 
-    def _check(self, found: Judgements, samples: Sequence[Sample]) -> None:
+    def _check(self, found: Judgments, samples: Sequence[Sample]) -> None:
         if samples and all(sample.finish_reason == REFUSED for sample in samples):
             raise EndpointError(
-                self.model or "judge", f"it refused all of {len(samples)} requests, the last one so: {samples[-1].fate}",
+                self.model or "judge", f"it refused all of {len(samples)} requests, the last one so: {samples[-1].rejection}",
                 "an endpoint that judges", "check the settings of the step against what the endpoint accepts",
             )  # fmt: skip
         opinions = [
-            opinion for judged in found.values() for judgement in judged.values() for opinion in judgement.opinions
+            opinion for judged in found.values() for judgment in judged.values() for opinion in judgment.opinions
         ]
         if opinions and set(opinions) == {"unreadable"}:
             raise EndpointError(
@@ -178,7 +183,7 @@ class Judge:
                 "take a model that follows instructions, raise max_tokens, or mend `instructions`",
             )  # fmt: skip
 
-    def _sheet(self, sheet: Sheet, found: Judgements, run: StepRun) -> Sheet:
+    def _sheet(self, sheet: Sheet, found: Judgments, run: StepRun) -> Sheet:
         models = {
             name: Measured(
                 role=model.role, engine=model.engine, format=model.format, failure=model.failure, figures=figures_of(list(found.get(name, {}).values()))
@@ -190,8 +195,12 @@ class Judge:
         notes = [
             f"{JUDGED}: the judge is {judge}; a win or a loss is one in both orders of the answers, equal answers tie unasked."
         ]
-        unread = sum("unreadable" in judgement.opinions for judged in found.values() for judgement in judged.values())
-        notes += [f"{JUDGED}: {unread} pairs tie because the judge refused them or gave no verdict that can be read."] if unread else []
+        unread = sum("unreadable" in judgment.opinions for judged in found.values() for judgment in judged.values())
+        notes += (
+            [f"{JUDGED}: {unread} pairs tie because the judge refused them or gave no verdict that can be read."]
+            if unread
+            else []
+        )
         return Sheet(
             step=run.step, measures={JUDGED: MEASURE}, models=models, machine=describe_machine(),
             versions={name: version(name) for name in self.libraries}, notes=notes,
@@ -218,10 +227,10 @@ def baseline_of(sheet: Sheet) -> str:
 def differs(pair: Pair) -> bool:
     """Whether there is anything to compare."""
     answers = pair.item.answers
-    return normalise(answers[pair.baseline]) != normalise(answers[pair.rival])
+    return normalize(answers[pair.baseline]) != normalize(answers[pair.rival])
 
 
-def make_items(items: Sequence[ItemScore], baseline: str, found: Judgements) -> Iterator[ItemScore]:
+def make_items(items: Sequence[ItemScore], baseline: str, found: Judgments) -> Iterator[ItemScore]:
     """One item per question, with the answers that were compared."""
     for item in items:
         values = {baseline: 0.5} | {name: judged[item.id].value for name, judged in found.items() if item.id in judged}
@@ -231,20 +240,20 @@ def make_items(items: Sequence[ItemScore], baseline: str, found: Judgements) -> 
         )  # fmt: skip
 
 
-def figures_of(judgements: Sequence[Judgement]) -> dict[str, Figure]:
+def figures_of(judgments: Sequence[Judgment]) -> dict[str, Figure]:
     """How far the judge can be trusted on this model's answers."""
-    agree, first = agreement(judgements), first_share(judgements)
+    agree, first = agreement(judgments), first_share(judgments)
     figures = {} if agree is None else {"judge_agreement": Figure(value=agree, unit="share", better="higher")}
-    if unread := sum("unreadable" in judgement.opinions for judgement in judgements):
+    if unread := sum("unreadable" in judgment.opinions for judgment in judgments):
         figures["judge_unreadable"] = Figure(value=unread, unit="pairs", better="lower")
     return figures | ({} if first is None else {"judge_prefers_first": Figure(value=first, unit="share")})
 
 
-def summary(items: Sequence[ItemScore], found: Judgements, samples: Sequence[Sample]) -> Metrics:
+def summary(items: Sequence[ItemScore], found: Judgments, samples: Sequence[Sample]) -> Metrics:
     """Figures for the run's table: mean preference and agreement by model, and what the judge read and wrote."""
     figures: Metrics = {"items": len(items), "requests": len(samples)}
     for name, judged in found.items():
-        values = [judgement.value for judgement in judged.values()]
+        values = [judgment.value for judgment in judged.values()]
         figures |= {f"{name}.{JUDGED}": round(sum(values) / len(values), 4)} if values else {}
         agree = agreement(list(judged.values()))
         figures |= {} if agree is None else {f"{name}.agreement": round(agree, 4)}

@@ -15,17 +15,17 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from tasks.evaluate.asking.means import mean_values
-from tasks.evaluate.asking.sittings import ask_each, make_sheet, other_batch
-from tasks.evaluate.asking.subjects import MODEL_PORTS, Subject, list_subjects
-from tasks.evaluate.benchmark.ask import HarnessPlan, HarnessReading, TaskPlan, TaskReading, ask_tasks, check_loads
 from tasks.evaluate.benchmark.benchmarks import BENCHMARKS
+from tasks.evaluate.benchmark.run import HarnessPlan, HarnessReading, TaskPlan, TaskReading, ask_tasks, check_loads
 from tasks.evaluate.benchmark.tasks import Chosen, TaskPlaces
-from tasks.shared.apart import preload
+from tasks.evaluate.models_under_test.isolated_runs import ask_each, make_sheet, other_batch
+from tasks.evaluate.models_under_test.means import mean_values
+from tasks.evaluate.models_under_test.model_under_test import MODEL_PORTS, ModelUnderTest, list_models
 from tasks.shared.errors import ConfigError, DataError, ErrorList, TechniqueError
-from tasks.shared.records import Better, Figure
-from tasks.shared.scores import ItemScore, Measure, Sheet, write_scores
-from tasks.shared.sources import user_path
+from tasks.shared.formats.records import Better, Figure
+from tasks.shared.formats.scores import ItemScore, Measure, Sheet, write_scores
+from tasks.shared.isolation import preload
+from tasks.shared.model.sources import user_path
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun, Upstream
 
 Readings = Mapping[str, HarnessReading]
@@ -103,7 +103,7 @@ class LmEval:
         for a metric without a value per item, ModelError if the baseline fails.
         """
         plan = self._plan(run)
-        subjects = [replace(subject, engine="transformers") for subject in list_subjects(inputs, again=self.again)]
+        subjects = [replace(subject, engine="transformers") for subject in list_models(inputs, again=self.again)]
         plans = {
             subject.name: replace(plan, batch_size=other_batch(self.batch_size, subject.again)) for subject in subjects
         }
@@ -141,7 +141,7 @@ class LmEval:
         return HarnessPlan(
             tasks=plans, limit=self.limit, num_fewshot=self.num_fewshot, batch_size=self.batch_size, dtype=self.dtype,
             apply_chat_template=self.apply_chat_template, tags=self.tags, data=data, include=include,
-            answered=str((run.memo or run.scratch) / "answered"),
+            answered=str((run.prediction_cache or run.scratch) / "answered"),
         )  # fmt: skip
 
     def _measure(self, task: str, reading: TaskReading) -> tuple[str, str, Measure]:
@@ -159,14 +159,14 @@ class LmEval:
             return f"{task}.{ours.suffix or metric}", metric, ours.measure
         return f"{task}.{metric}", metric, Measure(title=f"{task}, {metric}", better=better_of(metric, reading))
 
-    def _notes(self, subjects: Sequence[Subject], readings: Readings) -> Iterator[str]:
+    def _notes(self, subjects: Sequence[ModelUnderTest], readings: Readings) -> Iterator[str]:
         baseline = readings[subjects[0].name]
         for task, found in baseline.tasks.items():
             yield f"{task}: {len(found.items)} of {found.of} items, {found.num_fewshot} examples before each question."
         yield f"lm-evaluation-harness, batches of {self.batch_size}, {baseline.dtype}."
         files = [subject.name for subject in subjects if subject.weights.suffix == ".gguf" and not subject.broken]
         if files:
-            yield f"{', '.join(files)}: GGUF weights, dequantised and run in transformers; llama.cpp's server gives no log-likelihoods of a prompt."
+            yield f"{', '.join(files)}: GGUF weights, dequantized and run in transformers; llama.cpp's server gives no log-likelihoods of a prompt."
         if len({reading.vocabulary for reading in readings.values()}) > 1:
             yield "The models' vocabularies differ: a choice is scored as each one's own tokens."
         if self.apply_chat_template:
@@ -186,7 +186,7 @@ def score_items(measure: str, metric: str, task: str, readings: Readings) -> Ite
     prints = {model: {key: item.fingerprint for key, item in items.items()} for model, items in by_model.items()}
     if strange := [model for model, found in prints.items() if found != next(iter(prints.values()))]:
         got = f"{', '.join(strange)} was asked other items than the rest"
-        raise DataError(f"task {task}", got, "the same items", "its data changed: delete artifacts/.memo/lmeval")
+        raise DataError(f"task {task}", got, "the same items", "its data changed: delete artifacts/.predictions/lmeval")
     for key, item in first.items():
         asked = {model: items[key] for model, items in by_model.items()}
         yield ItemScore(

@@ -9,19 +9,27 @@ from typing import Annotated, ClassVar
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from tasks.evaluate.asking.subjects import MODEL_PORTS, Subject, list_subjects
-from tasks.evaluate.cost import Prices
-from tasks.evaluate.judging.comparison import Rules, compare_measure, correct, list_flips, noise_floor, pair
-from tasks.evaluate.judging.decision import candidate_decision, choose_shipped, overall_decision
-from tasks.evaluate.judging.description import describe_models, with_costs
-from tasks.evaluate.judging.evidence import Evidence, gather
-from tasks.evaluate.judging.intervals import wilson
-from tasks.evaluate.judging.power import minimum_detectable
-from tasks.evaluate.slices import Slices, compare_slice, correct_slices, slices_of
+from tasks.evaluate.models_under_test.model_under_test import MODEL_PORTS, ModelUnderTest, list_models
+from tasks.evaluate.verdict.comparison import Rules, compare_measure, correct, list_flips, noise_floor, pair
+from tasks.evaluate.verdict.cost import Prices
+from tasks.evaluate.verdict.decision import candidate_decision, choose_shipped, overall_decision
+from tasks.evaluate.verdict.description import describe_models, with_costs
+from tasks.evaluate.verdict.evidence import Evidence, gather
+from tasks.evaluate.verdict.intervals import wilson
+from tasks.evaluate.verdict.power import minimum_detectable
+from tasks.evaluate.verdict.slices import Slices, compare_slice, correct_slices, slices_of
 from tasks.shared.errors import ConfigError
-from tasks.shared.scores import read_scores
+from tasks.shared.formats.scores import read_scores
+from tasks.shared.formats.verdict import (
+    Comparison,
+    Gate,
+    MeasureComparison,
+    NoiseFloor,
+    SliceComparison,
+    TestSplit,
+    Verdict,
+)
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun, Upstream
-from tasks.shared.verdict import Comparison, Gate, MeasureComparison, NoiseFloor, SliceComparison, TestSplit, Verdict
 
 SHOWN = 6
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -99,7 +107,7 @@ class Paired:
 
         Raises ConfigError for a margin of a measure that no step measured, DataError for scores that do not fit together.
         """
-        subjects = list_subjects(inputs)
+        subjects = list_models(inputs)
         evidence = gather([(artifact.name, read_scores(artifact.path)) for artifact in inputs.many("scores")])
         gates = self._gates(evidence)
         check_baseline(evidence, subjects[0].name)
@@ -128,7 +136,12 @@ class Paired:
         }
 
     def _judge(
-        self, subjects: Sequence[Subject], inputs: Inputs, evidence: Evidence, gates: Mapping[str, Gate], run: StepRun
+        self,
+        subjects: Sequence[ModelUnderTest],
+        inputs: Inputs,
+        evidence: Evidence,
+        gates: Mapping[str, Gate],
+        run: StepRun,
     ) -> Verdict:
         baseline = subjects[0].name
         candidates = [subject.name for subject in subjects if subject.role == "candidate"]
@@ -189,7 +202,11 @@ class Paired:
     def _changed(self, gate: Gate, found: MeasureComparison) -> bool:
         """Whether more answers are shown to have changed than may."""
         flips = found.to_wrong + found.to_right
-        return gate.margin is not None and gate.measure.binary and wilson(flips, found.n, 2 * self.alpha).low > self.max_flips
+        return (
+            gate.margin is not None
+            and gate.measure.binary
+            and wilson(flips, found.n, 2 * self.alpha).low > self.max_flips
+        )
 
     def _slices(
         self, baseline: str, candidate: str, evidence: Evidence, gates: Mapping[str, Gate], rules: Rules

@@ -8,21 +8,22 @@ from typing import Annotated, ClassVar
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from tasks.evaluate.asking.sittings import ask_each, make_sheet
-from tasks.evaluate.asking.split import read_test_rows, tag_rows
-from tasks.evaluate.asking.subjects import MODEL_PORTS, list_subjects
-from tasks.evaluate.judging.intervals import by_group, score_bounds
-from tasks.evaluate.likelihoods.documents import Document, answers_of, read_texts
-from tasks.evaluate.likelihoods.logits import expanded_notes, in_transformers, weighted_mean
-from tasks.evaluate.likelihoods.sliding import Loss, Plan, Reading, score_documents
-from tasks.shared.apart import Failure
+from tasks.evaluate.grading.eval_rows import read_test_rows, tag_rows
+from tasks.evaluate.likelihood.documents import answers_of
+from tasks.evaluate.likelihood.logits import expanded_notes, in_transformers, weighted_mean
+from tasks.evaluate.likelihood.sliding import Loss, Plan, Reading, score_documents
+from tasks.evaluate.models_under_test.isolated_runs import ask_each, make_sheet
+from tasks.evaluate.models_under_test.model_under_test import MODEL_PORTS, list_models
+from tasks.evaluate.verdict.intervals import by_group, score_bounds
 from tasks.shared.errors import ConfigError, DataError
-from tasks.shared.models import Dtype
-from tasks.shared.records import Figure
-from tasks.shared.rows import read_rows, spread
-from tasks.shared.scores import ItemScore, Measure, write_scores
-from tasks.shared.sources import user_path
+from tasks.shared.formats.records import Figure
+from tasks.shared.formats.rows import read_rows, spread
+from tasks.shared.formats.scores import ItemScore, Measure, write_scores
+from tasks.shared.isolation import Failure
+from tasks.shared.model.loading import Dtype
+from tasks.shared.model.sources import user_path
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun, Upstream
+from tasks.shared.text.files import Document, read_texts
 
 LARGEST = 700.0
 """Nats a token beyond which exp overflows."""
@@ -31,7 +32,7 @@ Readings = Mapping[str, Reading]
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Perplexity:
-    """Likelihood of texts under each model (see tasks/evaluate/likelihoods/sliding.py).
+    """Likelihood of texts under each model (see tasks/evaluate/likelihood/sliding.py).
 
     Scored are the test split's answers, each given its prompt, or, where `text` names one, a text of the user's.
     An item is an answer or a piece of text; its value is the bits that the model needs for it, over its bytes in UTF-8.
@@ -80,7 +81,7 @@ class Perplexity:
         ModelError if the baseline fails.
         """
         documents = spread(self._documents(inputs, run.step), self.limit)
-        subjects = in_transformers(list_subjects(inputs))
+        subjects = in_transformers(list_models(inputs))
         texts, prompts = [document.text for document in documents], [document.prompt for document in documents]
         plan = Plan(texts, prompts, self.context, self.stride, self.dtype)
         readings = ask_each(subjects, {subject.name: plan for subject in subjects}, score_documents, Reading, run)

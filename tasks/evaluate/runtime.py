@@ -14,8 +14,14 @@ from typing import Annotated, ClassVar, Literal, get_args
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from tasks.evaluate.asking.sittings import make_sheet
-from tasks.evaluate.asking.subjects import MODEL_PORTS, Messages, Subject, list_subjects, reference_questions
+from tasks.evaluate.models_under_test.isolated_runs import make_sheet
+from tasks.evaluate.models_under_test.model_under_test import (
+    MODEL_PORTS,
+    Messages,
+    ModelUnderTest,
+    list_models,
+    reference_questions,
+)
 from tasks.evaluate.timing.energy import Source, check_source, open_meter
 from tasks.evaluate.timing.engines import Effort, Engine, Probe, take_sample
 from tasks.evaluate.timing.rounds import (
@@ -25,18 +31,18 @@ from tasks.evaluate.timing.rounds import (
     of_model,
     ratios,
     slower,
-    summarise,
+    summarize,
     time_in_rounds,
 )
-from tasks.evaluate.timing.vllm_server import find_vllm, vllm_version
-from tasks.shared.apart import Failure, run_apart
-from tasks.shared.articles import read_articles
+from tasks.shared.engines.vllm_server import find_vllm, vllm_version
 from tasks.shared.errors import ConfigError, ModelError, TechniqueError
-from tasks.shared.lineage import made_from
-from tasks.shared.models import is_quantized, weight_bytes
-from tasks.shared.records import Figure
-from tasks.shared.rows import Row, read_rows
-from tasks.shared.scores import Sheet, write_scores
+from tasks.shared.formats.articles import read_articles
+from tasks.shared.formats.records import Figure
+from tasks.shared.formats.rows import Row, read_rows
+from tasks.shared.formats.scores import Sheet, write_scores
+from tasks.shared.isolation import Failure, run_isolated
+from tasks.shared.model.weights import is_quantized, weight_bytes
+from tasks.shared.store.lineage import made_from
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun, Upstream
 
 Choice = Literal["auto", "transformers", "llama.cpp", "vllm"]
@@ -107,7 +113,7 @@ class Runtime:
         """
         self._check_tools()
         meter = open_meter(self.energy, run.device)
-        subjects = [subject for subject in list_subjects(inputs) if subject.role != "reference" or self.time_reference]
+        subjects = [subject for subject in list_models(inputs) if subject.role != "reference" or self.time_reference]
         baseline, asked = subjects[0].name, self._conversations(subjects, inputs)
         notes = [*self._general_notes(asked[baseline], meter is None, run.device), *busy_notes()]
         plans = {subject.name: self._probes(subject, asked[subject.name], run.scratch) for subject in subjects}
@@ -131,7 +137,7 @@ class Runtime:
             run.threads, run.device,
         )  # fmt: skip
 
-    def _conversations(self, subjects: Sequence[Subject], inputs: Inputs) -> dict[str, Messages]:
+    def _conversations(self, subjects: Sequence[ModelUnderTest], inputs: Inputs) -> dict[str, Messages]:
         """What each model is asked.  A reference gets the article in its prompt, as it must to answer at all."""
         data = inputs.get("data")
         if data is None:
@@ -142,7 +148,7 @@ class Runtime:
         (question,) = reference_questions([row], articles, ())
         return {subject.name: question.answer if subject.role == "reference" else row.prompt for subject in subjects}
 
-    def _probes(self, subject: Subject, messages: Messages, scratch: Path) -> tuple[list[Probe], list[str]]:
+    def _probes(self, subject: ModelUnderTest, messages: Messages, scratch: Path) -> tuple[list[Probe], list[str]]:
         """How to time a subject, engine by engine, the first one first; and what there is to say about it."""
         found: dict[Engine, Probe] = {}
         notes: list[str] = []
@@ -176,7 +182,7 @@ def typical_row(rows: Sequence[Row]) -> Row:
     return sorted(rows, key=lambda row: sum(len(message.content) for message in row.messages[:-1]))[len(rows) // 2]
 
 
-def make_probe(subject: Subject, wanted: Choice, messages: Messages, scratch: Path) -> tuple[Probe | None, str]:
+def make_probe(subject: ModelUnderTest, wanted: Choice, messages: Messages, scratch: Path) -> tuple[Probe | None, str]:
     """How to time a subject in an engine, or None, and a note for the sheet ("" for none).  May write an f16 GGUF into scratch."""
     name, weights = subject.name, subject.weights
     if subject.broken:
@@ -191,7 +197,7 @@ def make_probe(subject: Subject, wanted: Choice, messages: Messages, scratch: Pa
         reason = f"llama.cpp does not read {subject.format}; vLLM is the engine that would serve it"
     else:
         file = scratch / f"{name.replace(' ', '_')}.f16.gguf"
-        refused = "" if file.is_file() else run_apart(write_f16, weights, file)
+        refused = "" if file.is_file() else run_isolated(write_f16, weights, file)
         if isinstance(refused, Failure):
             return None, f"{name}: not timed in llama.cpp: writing its f16 GGUF failed ({refused.reason})."
         if not refused:
@@ -204,7 +210,7 @@ def make_probe(subject: Subject, wanted: Choice, messages: Messages, scratch: Pa
 
 def write_f16(folder: Path, file: Path) -> str:
     """Write a dense folder as f16 GGUF, all or nothing; why that cannot be done, or "" when it is."""
-    from tasks.shared.gguf import write_gguf
+    from tasks.shared.gguf.writer import write_gguf
 
     part = file.with_suffix(".part.gguf")
     try:
@@ -223,7 +229,7 @@ def failure_of(name: str, timed: Sequence[Timed], notes: Sequence[str]) -> Failu
     return Failure(own[0].failure) if own[0].failure else None
 
 
-def parents_of(subjects: Sequence[Subject], inputs: Inputs) -> dict[str, str]:
+def parents_of(subjects: Sequence[ModelUnderTest], inputs: Inputs) -> dict[str, str]:
     """The model that each was made from, among those timed; "" where nobody knows."""
     names = {subject.name: subject.digest for subject in subjects}
     artifacts = {artifact.name: artifact for port in MODEL_PORTS for artifact in inputs.many(port)}
@@ -231,7 +237,7 @@ def parents_of(subjects: Sequence[Subject], inputs: Inputs) -> dict[str, str]:
 
 
 def with_figures(
-    sheet: Sheet, subjects: Sequence[Subject], timed: Sequence[Timed], parents: Mapping[str, str]
+    sheet: Sheet, subjects: Sequence[ModelUnderTest], timed: Sequence[Timed], parents: Mapping[str, str]
 ) -> Sheet:
     """The sheet with every model's figures and engine, and what has to be said about them."""
     models, notes = dict(sheet.models), list(sheet.notes)
@@ -244,14 +250,14 @@ def with_figures(
 
 
 def figures_of(
-    subject: Subject, timed: Sequence[Timed], baseline: str, parent: str
+    subject: ModelUnderTest, timed: Sequence[Timed], baseline: str, parent: str
 ) -> tuple[dict[str, Figure], list[str]]:
     """All figures of a subject, and what has to be said about them: that it is slower than its parent, or cannot be compared."""
     size = Figure(value=float(weight_bytes(subject.weights)), unit="bytes", better="lower")
     found, notes = {"size_bytes": size}, []
     for item in of_model(timed, subject.name):
         engine, own, first = item.probe.engine, item.samples, item.probe.first
-        figures = summarise(own)
+        figures = summarize(own)
         if own and subject.name != baseline:
             apart = [other for other in {baseline: 0, parent: 0} if other and not in_engine(timed, other, engine)]
             if apart and first:

@@ -1,4 +1,4 @@
-"""Export to llama.cpp's GGUF, behind a parity gate: the file must tokenise and answer like its source."""
+"""Export to llama.cpp's GGUF, behind a parity gate: the file must tokenize and answer like its source."""
 
 import json
 import logging
@@ -11,8 +11,8 @@ from pydantic.dataclasses import dataclass
 
 from tasks.export import parity
 from tasks.export.importance import input_energy
-from tasks.shared.calibration import calibration_ids, calibration_rows
-from tasks.shared.gguf import EmbeddingScheme, Scheme, write_gguf
+from tasks.shared.gguf.writer import EmbeddingScheme, Scheme, write_gguf
+from tasks.shared.model.calibration import calibration_ids, calibration_rows
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun
 
 if TYPE_CHECKING:
@@ -61,7 +61,8 @@ class Gguf:
         """Write model.gguf and parity.json to `out`; on ParityError `out` is left empty."""
         import torch
 
-        from tasks.shared.models import load_model, load_tokenizer, weight_bytes
+        from tasks.shared.model.loading import load_model, load_tokenizer
+        from tasks.shared.model.weights import weight_bytes
 
         torch.set_num_threads(run.threads)
         given, corpus = inputs.one("model").path, inputs.get("calibration")
@@ -110,9 +111,9 @@ class Gguf:
         corpus: Path | None,
         threads: int,
     ) -> parity.Parity:
-        """Serve the file and hold it against its source.  Raises ParityError if it tokenises differently or does not answer."""
-        from tasks.shared.llama_server import serve
-        from tasks.shared.models import render
+        """Serve the file and hold it against its source.  Raises ParityError if it tokenizes differently or does not answer."""
+        from tasks.shared.engines.llama_server import serve
+        from tasks.shared.model.loading import render
 
         conversations = [[{"role": "user", "content": text}] for text in parity.CONVERSATIONS[: self.prompts]]
         answers: list[str] = []
@@ -127,8 +128,9 @@ class Gguf:
 
 
 def dense_folder(source: Path, scratch: Path) -> Path:
-    """The source if it is a dense folder; a GGUF file or a quantised folder is made one."""
-    from tasks.shared.models import check_source, dense_copy, is_quantized
+    """The source if it is a dense folder; a GGUF file or a quantized folder is made one."""
+    from tasks.shared.model.saving import dense_copy
+    from tasks.shared.model.weights import check_source, is_quantized
 
     check_source(source)
     if source.is_dir() and not is_quantized(source):

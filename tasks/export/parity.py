@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 from math import exp
 from typing import TYPE_CHECKING, Any
 
-from tasks.shared.agreement import logits_of, truncated_divergence
 from tasks.shared.errors import ParityError
+from tasks.shared.model.agreement import logits_of, truncated_divergence
+from tasks.shared.model.generation import plain_greedy
 from tasks.shared.progress import track
-from tasks.shared.writing import plain_greedy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -20,11 +20,11 @@ REQUEST_TIMEOUT_S = 60.0
 CONVERSATIONS = (
     "How do I reset my password?",
     "My parcel, order 4417-B, hasn't arrived after 12 days. What now?",
-    "Name three primary colours.",
+    "Name three primary colors.",
     "What is 17 + 25?",
     "Please write one sentence about the sea.",
     "Is water's boiling point 100 °C at sea level?",
-    "Summarise: the shop opens at 9:30 and closes at 18:00, except on Sundays.",
+    "Summarize: the shop opens at 9:30 and closes at 18:00, except on Sundays.",
     "Who wrote Hamlet?",
 )
 """Prompts for an export without a corpus."""
@@ -63,7 +63,7 @@ class Parity:
         }
 
 
-def summarise(positions: Sequence[Position]) -> Parity:
+def summarize(positions: Sequence[Position]) -> Parity:
     """Mean figures over positions (at least one)."""
     count = len(positions)
     return Parity(
@@ -96,7 +96,7 @@ def post(url: str, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
             return answer
     except (urllib.error.URLError, TimeoutError, json.JSONDecodeError) as error:
         raise ParityError(
-            f"llama.cpp {path}", f"no answer: {error}", "the exported file loads and tokenises in llama.cpp"
+            f"llama.cpp {path}", f"no answer: {error}", "the exported file loads and tokenizes in llama.cpp"
         ) from error
 
 
@@ -195,4 +195,4 @@ def measure_parity(
                     truncated_divergence(reference, exported),
                 )
             )
-    return summarise(positions)
+    return summarize(positions)

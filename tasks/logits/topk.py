@@ -1,7 +1,7 @@
 """A teacher's soft targets, stored once: its k likeliest tokens at every position of the answers, and the mass of all others.
 
 Students are then trained without the teacher in memory, as often as wanted.  Keeping the tail as one more category keeps the
-targets a distribution; top k alone, renormalised, teaches to be surer than the teacher (Anshumann et al. 2025, arXiv 2503.16870,
+targets a distribution; top k alone, renormalized, teaches to be surer than the teacher (Anshumann et al. 2025, arXiv 2503.16870,
 section 3.2, which samples instead).
 """
 
@@ -14,14 +14,21 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from tasks.distill.losses.answers import counted
-from tasks.distill.losses.head import CHUNK_ELEMENTS, output_head
-from tasks.distill.training.encoding import Encoded, collate, encode
 from tasks.shared.errors import ConfigError, ModelError, TechniqueError
-from tasks.shared.models import Dtype, load_model, load_tokenizer
+from tasks.shared.formats.rows import read_rows
+from tasks.shared.formats.soft_targets import (
+    SMALL,
+    Positions,
+    bytes_per_position,
+    part_name,
+    row_key,
+    tail_shares,
+    write_index,
+)
+from tasks.shared.model.encoding import Encoded, collate, counted, encode
+from tasks.shared.model.head import CHUNK_ELEMENTS, output_head
+from tasks.shared.model.loading import Dtype, load_model, load_tokenizer
 from tasks.shared.progress import progress_bar
-from tasks.shared.rows import read_rows
-from tasks.shared.soft_targets import SMALL, Positions, bytes_per_position, part_name, row_key, tail_shares, write_index
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun, Upstream
 
 if TYPE_CHECKING:

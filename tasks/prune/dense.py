@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from tasks.shared.errors import ConfigError, TechniqueError
-from tasks.shared.models import is_quantized
+from tasks.shared.model.weights import is_quantized
 from tasks.shared.technique import Upstream
 
 ORDER = "prune first, then quantize"
@@ -16,10 +16,10 @@ def quantized_before(
     """A model that a quantize step makes."""
     for name in inputs.get("model", ()):
         if name in upstream and type(upstream[name].technique).__module__.startswith("tasks.quantize."):
-            yield ConfigError(f"{where}.inputs.model", f"{name}, whose weights are quantised", "dense weights", ORDER)
+            yield ConfigError(f"{where}.inputs.model", f"{name}, whose weights are quantized", "dense weights", ORDER)
 
 
 def check_dense(model: Path) -> None:
     """Raises TechniqueError for a folder of compressed weights."""
     if model.is_dir() and is_quantized(model):
-        raise TechniqueError(str(model), "quantised weights", "dense weights", ORDER)
+        raise TechniqueError(str(model), "quantized weights", "dense weights", ORDER)

@@ -9,20 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from tasks.shared.calibration import batches, calibration_ids, calibration_rows
 from tasks.shared.errors import TechniqueError
+from tasks.shared.model.calibration import batches, calibration_ids, calibration_rows
+from tasks.shared.model.layers import PER_LAYER_CONFIG, decoder_layers
 from tasks.shared.progress import track
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from torch.nn import ModuleList
     from transformers import PreTrainedModel
 
 log = logging.getLogger(__name__)
-LAYOUT = "model.model.layers"
-PER_LAYER_CONFIG = ("layer_types", "no_rope_layers", "mlp_layer_types")
-"""Configuration lists with one entry per decoder layer."""
 
 
 def block_influence(hidden_in: "Tensor", hidden_out: "Tensor", mask: "Tensor") -> "Tensor":
@@ -73,23 +70,6 @@ def check_layers(layers: Sequence[int], total: int) -> list[int]:
     if len(layers) == total:
         raise TechniqueError("layers", f"all {total} layers named", "at least one layer kept")
     return sorted(layers)
-
-
-def decoder_layers(model: "PreTrainedModel") -> "ModuleList":
-    """The decoder's layers.  Raises TechniqueError for a layout other than that of the Llama, Mistral and Qwen families."""
-    from torch.nn import ModuleList
-
-    layers = getattr(getattr(model, "model", None), "layers", None)
-    if isinstance(layers, ModuleList) and all(
-        hasattr(getattr(layer, "self_attn", None), "layer_idx") for layer in layers
-    ):
-        return layers
-    raise TechniqueError(
-        type(model).__name__,
-        f"this model's layers are not where they are looked for; its parts: {', '.join(name for name, _ in model.named_children())}",
-        f"{LAYOUT} as a ModuleList whose items have self_attn.layer_idx (Llama, Mistral, Qwen families)",
-        "choose a model of these families, or another pruning technique",
-    )
 
 
 def drop_layers(model: "PreTrainedModel", dropped: Sequence[int]) -> None:
@@ -171,7 +151,8 @@ class Depth:
         """Write the shorter model and influence.csv (layer, influence, dropped) to `out`."""
         import torch
 
-        from tasks.shared.models import load_model, load_tokenizer, save_model
+        from tasks.shared.model.loading import load_model, load_tokenizer
+        from tasks.shared.model.saving import save_model
 
         torch.set_num_threads(run.threads)
         source = inputs.one("model").path

@@ -20,7 +20,7 @@ from tasks.prune.tokens.rows import keep_rows, renumber, token_rows
 from tasks.prune.tokens.texts import Passage, domain, without_every_tenth
 from tasks.prune.tokens.tokenizer import Tokens, numbered, take_apart, trimmed, used_tokens, with_fewer_tokens
 from tasks.shared.errors import DataError, StillroomError, TechniqueError
-from tasks.shared.sources import user_path
+from tasks.shared.model.sources import user_path
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun, Upstream
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Vocabulary:
     def plan_problems(
         self, where: str, inputs: Mapping[str, tuple[str, ...]], upstream: Mapping[str, Upstream]
     ) -> Iterator[StillroomError]:
-        """A model that is quantised already."""
+        """A model that is quantized already."""
         yield from quantized_before(where, inputs, upstream)
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
@@ -71,7 +71,8 @@ class Vocabulary:
         """
         import torch
 
-        from tasks.shared.models import load_model, load_tokenizer, save_model
+        from tasks.shared.model.loading import load_model, load_tokenizer
+        from tasks.shared.model.saving import save_model
 
         torch.set_num_threads(run.threads)
         source = inputs.one("model").path

@@ -13,13 +13,13 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from tasks.prune.dense import check_dense, quantized_before
-from tasks.prune.depth import decoder_layers
 from tasks.prune.selection.activations import measure
 from tasks.prune.selection.copying import fill, student_config
 from tasks.prune.selection.picks import Picks, Scores, choose, leading
 from tasks.prune.selection.shape import Rule, Shape, check_heads, check_taken, layers_by_rule, shape_of, student_shape
-from tasks.shared.calibration import calibration_ids, calibration_rows
 from tasks.shared.errors import ConfigError, StillroomError, TechniqueError
+from tasks.shared.model.calibration import calibration_ids, calibration_rows
+from tasks.shared.model.layers import decoder_layers
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun, Upstream
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class WeightSelection:
     def plan_problems(
         self, where: str, inputs: Mapping[str, tuple[str, ...]], upstream: Mapping[str, Upstream]
     ) -> Iterator[StillroomError]:
-        """Heads that do not divide, activations without a text to measure them on, a model that is quantised already."""
+        """Heads that do not divide, activations without a text to measure them on, a model that is quantized already."""
         yield from quantized_before(where, inputs, upstream)
         if self.heads and self.kv_heads:
             try:
@@ -91,7 +91,8 @@ class WeightSelection:
         import torch
         from transformers import AutoModelForCausalLM
 
-        from tasks.shared.models import load_model, load_tokenizer, save_model
+        from tasks.shared.model.loading import load_model, load_tokenizer
+        from tasks.shared.model.saving import save_model
 
         torch.set_num_threads(run.threads)
         source, corpus = inputs.one("model").path, inputs.get("calibration")

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.shared.agreement import logits_of, token_agreement
 from tasks.shared.errors import TechniqueError
-from tasks.shared.models import save_tokenizer
+from tasks.shared.model.agreement import logits_of, token_agreement
+from tasks.shared.model.saving import save_tokenizer
 from tasks.shared.progress import no_foreign_bars, progress_bar
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ EXPECTED = ("Disabling tokenizer parallelism", "No accelerator available")
 
 
 def input_sizes(model: "PreTrainedModel") -> dict[str, int]:
-    """Input size of every linear layer that is quantised: all but the vocabulary head, which is tied to the embedding in small models."""
+    """Input size of every linear layer that is quantized: all but the vocabulary head, which is tied to the embedding in small models."""
     from torch.nn import Linear
 
     return {
@@ -69,10 +69,10 @@ def quiet_import() -> None:
 
 
 def check_dense(model: "PreTrainedModel", where: str) -> None:
-    """Raises TechniqueError if the model's weights are quantised already."""
+    """Raises TechniqueError if the model's weights are quantized already."""
     if getattr(model.config, "quantization_config", None) is not None:
         raise TechniqueError(
-            where, "this model is quantised already", "dense weights", "take the step before the quantisation as input"
+            where, "this model is quantized already", "dense weights", "take the step before the quantization as input"
         )
 
 
@@ -99,7 +99,7 @@ def quiet_llmcompressor(description: str, total: int) -> Iterator[None]:
 
 
 def forward_record(record: Mapping[str, Any], advance: Any) -> None:
-    """A log record of llm-compressor: a quantised layer moves the bar, a warning goes to our log, the rest is dropped."""
+    """A log record of llm-compressor: a quantized layer moves the bar, a warning goes to our log, the rest is dropped."""
     if record["message"].startswith("Quantizing "):
         advance()
     elif record["level"].name in ("WARNING", "ERROR", "CRITICAL") and not record["message"].startswith(EXPECTED):
@@ -113,7 +113,7 @@ def run_oneshot(
     scratch: Path,
     ids: Sequence[Sequence[int]] = (),
 ) -> None:
-    """Quantise in place.  ids: calibration rows; each is a batch of its own, so that no padding enters the statistics."""
+    """Quantize in place.  ids: calibration rows; each is a batch of its own, so that no padding enters the statistics."""
     import torch
     from llmcompressor import oneshot
     from torch.utils.data import DataLoader
@@ -127,7 +127,7 @@ def run_oneshot(
     ]
     loader: Any = DataLoader(rows, batch_size=None) if rows else None  # type: ignore[arg-type]
     pipeline = "sequential" if rows else "datafree"
-    with quiet_llmcompressor("quantise", len(input_sizes(model))):
+    with quiet_llmcompressor("quantize", len(input_sizes(model))):
         oneshot(
             model=model,
             tokenizer=tokenizer,
@@ -141,15 +141,15 @@ def run_oneshot(
 def save_compressed(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", out: Path) -> None:
     """Write packed integers, with scales and dense parts in bfloat16.
 
-    The quantised weights themselves stay in float32 until they are packed: rounded to bfloat16 first, 8-bit ones could fall on the next integer.
+    The quantized weights themselves stay in float32 until they are packed: rounded to bfloat16 first, 8-bit ones could fall on the next integer.
     """
     import torch
 
-    quantised = {
+    quantized = {
         id(module.weight) for module in model.modules() if getattr(module, "quantization_scheme", None) is not None
     }
     for parameter in model.parameters():
-        if parameter.is_floating_point() and id(parameter) not in quantised:
+        if parameter.is_floating_point() and id(parameter) not in quantized:
             parameter.data = parameter.data.to(torch.bfloat16)
     model.config.dtype = torch.bfloat16
     with quiet_llmcompressor("save", 1), warnings.catch_warnings():
@@ -166,7 +166,7 @@ def check_reload(out: Path, ids: Sequence[Sequence[int]], source_logits: Sequenc
     """
     import torch
 
-    from tasks.shared.models import load_model
+    from tasks.shared.model.loading import load_model
 
     with quiet_llmcompressor("reload", 1):
         logits = logits_of(load_model(out), ids)
@@ -174,7 +174,7 @@ def check_reload(out: Path, ids: Sequence[Sequence[int]], source_logits: Sequenc
     if not bool(torch.isfinite(ours).all()):
         raise TechniqueError(
             str(out),
-            "the quantised model's logits are not finite",
+            "the quantized model's logits are not finite",
             "finite logits",
             "larger damping, more calibration rows, or bits=8",
         )

@@ -9,8 +9,8 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from tasks.quantize import compressed
-from tasks.shared.agreement import logits_of
-from tasks.shared.calibration import calibration_ids, calibration_rows
+from tasks.shared.model.agreement import logits_of
+from tasks.shared.model.calibration import calibration_ids, calibration_rows
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun
 
 log = logging.getLogger(__name__)
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class GPTQ:
-    """Quantise every linear layer but the head to groups of small integers, calibrated on whole conversations."""
+    """Quantize every linear layer but the head to groups of small integers, calibrated on whole conversations."""
 
     bits: Literal[4, 8] = 4
     """Bits per weight; activations stay in floating point (W4A16, W8A16)."""
@@ -33,7 +33,7 @@ class GPTQ:
     damping: Annotated[float, Field(gt=0, lt=1)] = 0.01
     """Added to the Hessian's diagonal, as a fraction of its mean."""
     actorder: Literal["static", "group", "none"] = "static"
-    """Quantise the columns with the largest activations first; "group" also regroups them, which some engines run slower."""
+    """Quantize the columns with the largest activations first; "group" also regroups them, which some engines run slower."""
     check_rows: Annotated[int, Field(ge=1)] = 8
     """Calibration conversations on which the written model is compared with its source."""
 
@@ -57,7 +57,8 @@ class GPTQ:
         import torch
         from llmcompressor.modifiers.gptq import GPTQModifier
 
-        from tasks.shared.models import load_model, load_tokenizer, weight_bytes
+        from tasks.shared.model.loading import load_model, load_tokenizer
+        from tasks.shared.model.weights import weight_bytes
 
         source = inputs.one("model").path
         rows = calibration_rows(inputs.one("calibration").path, self.calibration_rows)

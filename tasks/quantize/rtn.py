@@ -9,8 +9,8 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from tasks.quantize import compressed
-from tasks.shared.agreement import logits_of
-from tasks.shared.calibration import calibration_ids, calibration_rows
+from tasks.shared.model.agreement import logits_of
+from tasks.shared.model.calibration import calibration_ids, calibration_rows
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun
 
 log = logging.getLogger(__name__)
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class RTN:
-    """Quantise every linear layer but the head by rounding each weight to its group's nearest step."""
+    """Quantize every linear layer but the head by rounding each weight to its group's nearest step."""
 
     bits: Literal[4, 8] = 4
     """Bits per weight; activations stay in floating point (W4A16, W8A16)."""
@@ -51,7 +51,8 @@ class RTN:
         import torch
         from llmcompressor.modifiers.quantization import QuantizationModifier
 
-        from tasks.shared.models import load_model, load_tokenizer, weight_bytes
+        from tasks.shared.model.loading import load_model, load_tokenizer
+        from tasks.shared.model.weights import weight_bytes
 
         torch.set_num_threads(run.threads)
         source, corpus = inputs.one("model").path, inputs.get("calibration")

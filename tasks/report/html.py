@@ -7,14 +7,14 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from tasks.report.cards import as_blocks, brief, read_card
-from tasks.report.content import Card, Licences, Pruning, Report, Reproduce, Training, from_verdict
-from tasks.report.curves import read_influence, read_loss
-from tasks.report.pack import PACKED, pack_model, write_cards, write_logs
-from tasks.report.page import render
-from tasks.report.provenance import WEIGHTS, read_origins
+from tasks.report.content.cards import as_blocks, brief, read_card
+from tasks.report.content.curves import read_influence, read_loss
+from tasks.report.content.provenance import WEIGHTS, read_origins
+from tasks.report.content.report import Card, Licenses, Pruning, Report, Reproduce, Training, from_verdict
+from tasks.report.documents.pack import PACKED, pack_model, write_cards, write_logs
+from tasks.report.page.render import render
+from tasks.shared.formats.verdict import Verdict, read_verdict
 from tasks.shared.technique import Artifact, Inputs, Kind, Metrics, Port, StepRun
-from tasks.shared.verdict import Verdict, read_verdict
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -31,13 +31,13 @@ class Html:
     max_flips: Annotated[int, Field(ge=0)] = 60
     """Changed answers to show, taken in turn from every candidate and direction; all are in the verdict's items.jsonl."""
     theme: Literal["auto", "light", "dark"] = "auto"
-    """Colours: the reader's choice (auto), or always light or dark.  Print is always light."""
+    """Colors: the reader's choice (auto), or always light or dark.  Print is always light."""
     command: str = ""
     """What to type to get this report again; shown when set."""
     base_model: str = ""
     """Hub id or name of the model that the recipe starts from, for the cards."""
-    licences: Licences = Field(default_factory=Licences)
-    """Licences and terms as far as they are known."""
+    licenses: Licenses = Field(default_factory=Licenses)
+    """Licenses and terms as far as they are known."""
 
     ports: ClassVar[Mapping[str, Port]] = {
         "verdict": Port((Kind.VERDICT,)),
@@ -84,7 +84,7 @@ class Html:
             again,
             title=self.title,
             base_model=self.base_model,
-            licences=self.licences,
+            licenses=self.licenses,
             packed=PACKED if verdict.shipped in made else "",
             training=[Training(model=m.name, points=p) for m in models if (p := read_loss(m.path))],
             pruning=[Pruning(model=m.name, layers=found) for m in models if (found := read_influence(m.path))],

@@ -8,11 +8,11 @@ class StillroomError(Exception):
     """A problem with the user's input or machine; printed as one message, without a traceback.
 
     where: recipe key, file and line, or URL.  got: the value found.  wanted: what is accepted.  fix: what to type.
-    passing: it may go away by itself (a server that is down), so that trying again makes sense.
+    retryable: it may go away by itself (a server that is down), so that trying again makes sense.
     """
 
-    def __init__(self, where: str, got: str, wanted: str = "", fix: str = "", passing: bool = False) -> None:
-        self.where, self.got, self.wanted, self.fix, self.passing = where, got, wanted, fix, passing
+    def __init__(self, where: str, got: str, wanted: str = "", fix: str = "", retryable: bool = False) -> None:
+        self.where, self.got, self.wanted, self.fix, self.retryable = where, got, wanted, fix, retryable
         parts = [f"{where}: {got}"]
         if wanted:
             parts.append(f"  wanted: {wanted}")
@@ -62,7 +62,7 @@ class ErrorList(StillroomError):
 
     def __init__(self, errors: Sequence[StillroomError]) -> None:
         self.errors = list(errors)
-        self.passing = False
+        self.retryable = False
         Exception.__init__(self, "\n".join(str(error) for error in errors))
 
 

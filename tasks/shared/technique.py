@@ -13,17 +13,17 @@ class Kind(StrEnum):
     """What flows along an edge of the graph."""
 
     CORPUS = "corpus"
-    """Conversations split into train, calibration and test (`tasks/shared/rows.py`)."""
+    """Conversations split into train, calibration and test (`tasks/shared/formats/rows.py`)."""
     TRACES = "traces"
     """Conversations with the answers to train on."""
     LOGITS = "logits"
-    """A teacher's next-token distributions on these answers (`tasks/shared/soft_targets.py`)."""
+    """A teacher's next-token distributions on these answers (`tasks/shared/formats/soft_targets.py`)."""
     MODEL = "model"
     """Weights that transformers loads: a folder with safetensors, or a GGUF file."""
     ENGINE = "engine"
     """A file for one serving engine, such as a llama.cpp GGUF."""
     SCORES = "scores"
-    """Values of some measures, item by item, for every model (`tasks/shared/scores.py`)."""
+    """Values of some measures, item by item, for every model (`tasks/shared/formats/scores.py`)."""
     VERDICT = "verdict"
     """Measures of every candidate against the baseline, and the decision."""
     REPORT = "report"
@@ -83,7 +83,7 @@ class StepRun:
     scratch: a folder that survives a kill and is the same for the same key; resumable work goes there.
     threads: CPU threads to use.  device: "cpu" or "cuda".
     checkpoint_s: seconds of work that a kill may cost; techniques that can, save their state that often.
-    memo: a folder that all runs of the same code and library versions share, for partial results that are filed under the
+    prediction_cache: a folder that all runs of the same code and library versions share, for partial results that are filed under the
     content of all that they were made from; None: there is none, and scratch serves.
     processes: how many may share the work, for techniques that declare `scales`.  sharding: how these keep the weights,
     "none" (each has all) or "fsdp" (each has a part).  compile: let torch.compile make kernels for a training.
@@ -95,7 +95,7 @@ class StepRun:
     threads: int = 2
     device: str = "cpu"
     checkpoint_s: float = 600.0
-    memo: Path | None = None
+    prediction_cache: Path | None = None
     processes: int = 1
     sharding: str = "none"
     compile: bool = False

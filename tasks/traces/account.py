@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tasks.shared.rows import Row
-from tasks.shared.samples import Sample
+from tasks.shared.engines.samples import Sample
+from tasks.shared.formats.rows import Row
 from tasks.traces.filter import ACCEPTED
 
 MILLION = 1_000_000
@@ -54,8 +54,8 @@ def card(rows: Sequence[Row], kept: Sequence[Row], fates: Mapping[str, Sequence[
     for row in rows:
         tried = fates.get(row.id, ())
         asked[row.kind] += bool(tried)
-        accepted[row.kind] += any(sample.fate == ACCEPTED for sample in tried)
-        dropped.update(sample.fate for sample in tried if sample.fate != ACCEPTED)
+        accepted[row.kind] += any(sample.rejection == ACCEPTED for sample in tried)
+        dropped.update(sample.rejection for sample in tried if sample.rejection != ACCEPTED)
     rates = {kind: round(accepted[kind] / count, 4) for kind, count in sorted(asked.items()) if count}
     everything = round(accepted.total() / asked.total(), 4) if asked.total() else 0.0
     return {
@@ -64,7 +64,7 @@ def card(rows: Sequence[Row], kept: Sequence[Row], fates: Mapping[str, Sequence[
         "gold": sum(row.source == "gold" for row in kept),
         "with_reasoning": sum(bool(row.reasoning) for row in kept),
         "accepted_with_hint": sum(
-            sample.hinted and sample.fate == ACCEPTED for tried in fates.values() for sample in tried
+            sample.hinted and sample.rejection == ACCEPTED for tried in fates.values() for sample in tried
         ),
         "prompts_asked": asked.total(),
         "prompts_without_accepted_answer": asked.total() - accepted.total(),

@@ -6,9 +6,9 @@ from typing import Annotated
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from tasks.shared.chat import normalise, refuses, states_fact
-from tasks.shared.grounding import DECLINING, invented_addresses, invented_numbers, support
-from tasks.shared.repetition import repeats
+from tasks.shared.text.chat import normalize, refuses, states_fact
+from tasks.shared.text.grounding import DECLINING, invented_addresses, invented_numbers, support
+from tasks.shared.text.repetition import repeats
 
 ACCEPTED = ""
 MARKUP = re.compile(
@@ -53,7 +53,7 @@ class Evidence:
 def judge(text: str, finish_reason: str, evidence: Evidence, limits: Limits) -> str:
     """Why this answer may not be trained on, in a word or two; "" if it may.
 
-    Form first, then inventions, then the fact.  For a refusal only `narrow` counts: it must not give another one's reason.
+    Form first, then hallucination, then the fact.  For a refusal only `narrow` counts: it must not give another one's reason.
     """
     form = _form(text, finish_reason, limits)
     if form:
@@ -78,7 +78,7 @@ def _answers(text: str, evidence: Evidence, limits: Limits) -> str:
         return "fact"
     if not limits.other_numbers and invented_numbers(text, evidence.narrow):
         return "other number"
-    if not limits.negations and NEGATION.search(normalise(text)) and not NEGATION.search(normalise(evidence.narrow)):
+    if not limits.negations and NEGATION.search(normalize(text)) and not NEGATION.search(normalize(evidence.narrow)):
         return "negation"
     return ACCEPTED if support(text, evidence.wide) >= limits.support else "unsupported"
 

@@ -13,15 +13,15 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import ConfigDict, Field, SecretStr
 from pydantic.dataclasses import dataclass
 
-from tasks.shared.articles import Article, read_articles
-from tasks.shared.chat import join_answer
-from tasks.shared.endpoint import check_url, connect, for_each, read_key
+from tasks.shared.engines.endpoint import check_url, connect, for_each, read_key
+from tasks.shared.engines.llama_server import serve
+from tasks.shared.engines.samples import Sample, SampleStore
 from tasks.shared.errors import ConfigError, DataError, ModelError
-from tasks.shared.llama_server import serve
+from tasks.shared.formats.articles import Article, read_articles
+from tasks.shared.formats.rows import Message, Row, read_rows, write_rows
 from tasks.shared.progress import progress_bar
-from tasks.shared.rows import Message, Row, read_rows, write_rows
-from tasks.shared.samples import Sample, SampleStore
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun
+from tasks.shared.text.chat import join_answer
 from tasks.traces.account import card, effort, usage
 from tasks.traces.filter import ACCEPTED, Evidence, Limits, close_sentence
 from tasks.traces.prompt import choose_examples, choose_refusals, narrow_sources, rank, sources, teacher_messages
@@ -185,7 +185,7 @@ class OpenAI:
                 await for_each(jobs, answer, self.concurrency)
 
     def _jobs(self, rows: Sequence[Row], articles: Mapping[str, Article] | None, seed: int) -> list[Job]:
-        """The prompts for the teacher, by intent and refusals last: neighbours share examples or articles, which the endpoint then finds cached."""
+        """The prompts for the teacher, by intent and refusals last: neighbors share examples or articles, which the endpoint then finds cached."""
         answered = choose_examples(
             [row for row in rows if row.article and not row.grounded and row.kind == "faq"], self.examples, seed
         )
@@ -274,7 +274,7 @@ class OpenAI:
     def _trace(self, row: Row, samples: Sequence[Sample] | None) -> Row | None:
         if samples is None:
             return row
-        accepted = next((sample for sample in samples if sample.fate == ACCEPTED), None)
+        accepted = next((sample for sample in samples if sample.rejection == ACCEPTED), None)
         if accepted is None:
             return row if self.when_rejected == "gold" else None
         said = take_apart(accepted, self.reasoning.wanted, self.stop)

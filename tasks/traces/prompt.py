@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 
-from tasks.shared.articles import Article, question_of, with_article
-from tasks.shared.chat import split_answer
 from tasks.shared.errors import DataError
-from tasks.shared.reasoning import join_reasoning
-from tasks.shared.rows import Row
+from tasks.shared.formats.articles import Article, question_of, with_article
+from tasks.shared.formats.rows import Row
+from tasks.shared.text.chat import split_answer
+from tasks.shared.text.reasoning import join_reasoning
 from tasks.traces.reasoning import FORM, example_reasoning
 
 ASK = "\n\nAnswer in one short sentence with the fact from the article."
@@ -55,7 +55,7 @@ def teacher_messages(
     """The chat that asks the teacher for `row`'s answer.
 
     examples: as `choose_examples` or `choose_refusals` gave them.  articles: by id; None to ask without articles.
-    hint: tell the fact that the answer must state, in the examples too (rationalisation: Zelikman et al. 2022, STaR,
+    hint: tell the fact that the answer must state, in the examples too (rationalization: Zelikman et al. 2022, STaR,
     arXiv 2203.14465, section 3.2); the teacher then only words it.  reason: ask for a short reasoning before the answer.
     Worked examples come first and are the same for all answerable prompts about another article, so that an endpoint which
     caches prefixes computes them once.  An article goes into the user's turn: small models overlook a system text.

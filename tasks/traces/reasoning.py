@@ -7,14 +7,14 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from tasks.shared.articles import Article
-from tasks.shared.chat import refuses
-from tasks.shared.grounding import invented_addresses, invented_numbers
-from tasks.shared.quantities import contradictions
-from tasks.shared.reasoning import CLOSE, OPEN, split_reasoning
-from tasks.shared.repetition import repeats
-from tasks.shared.rows import Row
-from tasks.shared.samples import Sample
+from tasks.shared.engines.samples import Sample
+from tasks.shared.formats.articles import Article
+from tasks.shared.formats.rows import Row
+from tasks.shared.text.chat import refuses
+from tasks.shared.text.grounding import invented_addresses, invented_numbers
+from tasks.shared.text.quantities import contradictions
+from tasks.shared.text.reasoning import CLOSE, OPEN, split_reasoning
+from tasks.shared.text.repetition import repeats
 from tasks.traces.filter import ACCEPTED, Evidence
 
 FORM = f"\n\nFirst write between {OPEN} and {CLOSE}, in one or two short sentences, how one comes to the answer. Then answer."

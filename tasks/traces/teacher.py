@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tasks.shared.endpoint import Endpoint
-from tasks.shared.rows import Row
-from tasks.shared.samples import Sample, SampleStore, request_digest
+from tasks.shared.engines.endpoint import Endpoint
+from tasks.shared.engines.samples import Sample, SampleStore, request_digest
+from tasks.shared.formats.rows import Row
 from tasks.traces.filter import ACCEPTED, Evidence, Limits, close_sentence, judge
 from tasks.traces.reasoning import Reasoning, judge_reasoning, take_apart
 
@@ -38,17 +38,17 @@ class Teacher:
         tried: list[Sample] = []
         for number in range(len(job.chats)):
             sample = await self._sample(job, number)
-            fate = self._judge(sample, job.evidence)
-            tried.append(sample.model_copy(update={"fate": fate, "hinted": job.hinted[number]}))
-            if tried[-1].fate == ACCEPTED:
+            rejection = self._judge(sample, job.evidence)
+            tried.append(sample.model_copy(update={"rejection": rejection, "hinted": job.hinted[number]}))
+            if tried[-1].rejection == ACCEPTED:
                 break
         return tried
 
     def _judge(self, sample: Sample, evidence: Evidence) -> str:
         said = take_apart(sample, self.reasoning.wanted, self.stop)
-        fate = judge(close_sentence(said.text), said.finish_reason, evidence, self.limits)
-        if fate != ACCEPTED or not self.reasoning.wanted:
-            return fate
+        rejection = judge(close_sentence(said.text), said.finish_reason, evidence, self.limits)
+        if rejection != ACCEPTED or not self.reasoning.wanted:
+            return rejection
         return judge_reasoning(said.reasoning, evidence, self.reasoning.max_words)
 
     async def _sample(self, job: Job, number: int) -> Sample:

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows.config import compose_recipe, recipe_names
-from flows.params import recipe_of, tracked_params
-from flows.plan import build_plan
-from flows.show import mermaid
-from flows.steps import Plan
+from flows.console.show import mermaid
+from flows.planning.config import compose_recipe, recipe_names
+from flows.planning.plan import build_plan
+from flows.planning.steps import Plan
 from flows.sync import dvc_yaml
+from flows.versioning.params import recipe_of, tracked_params
 from tasks.shared.errors import ErrorList
-from tasks.shared.keys import PROJECT
+from tasks.shared.store.keys import PROJECT
 from tests.benchmark_data import write_benchmark_data
 from tests.tiny_llama import save_tiny
 

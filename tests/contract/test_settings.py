@@ -21,10 +21,10 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.plan import STAGES, find_technique
-from flows.steps import Step
+from flows.planning.plan import STAGES, find_technique
+from flows.planning.steps import Step
 from tasks.shared.errors import StillroomError
-from tasks.shared.keys import PROJECT, UNKEYED, code_digest, code_files, module_file, step_key
+from tasks.shared.store.keys import PROJECT, UNKEYED, code_digest, code_files, module_file, step_key
 from tasks.shared.technique import Metrics
 from tests.settings_case import Case, Change, Result, empty_folders, nested, setting_names, watch_settings
 from tests.training_changes import OPTION_CHANGES, TRAINING_CHANGES

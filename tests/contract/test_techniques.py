@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.plan import STAGES, find_technique
-from flows.steps import plain
-from tasks.shared.keys import PROJECT
+from flows.planning.plan import STAGES, find_technique
+from flows.planning.steps import plain
+from tasks.shared.store.keys import PROJECT
 from tasks.shared.technique import Kind, Port, Technique
 
 OPTIONS = sorted(file for stage in STAGES for file in (PROJECT / "conf" / stage).glob("*.yaml"))
 IDS = [f"{file.parent.name}/{file.stem}" for file in OPTIONS]
-MODULES = sorted(PROJECT.glob("tasks/**/*.py")) + sorted(PROJECT.glob("flows/*.py"))
+MODULES = sorted(PROJECT.glob("tasks/**/*.py")) + sorted(PROJECT.glob("flows/**/*.py"))
 
 
 def test_every_stage_has_a_technique() -> None:
@@ -41,7 +41,9 @@ def test_all_three_files_exist_and_agree(option: Path) -> None:
 def test_ports_and_fields_are_documented(option: Path) -> None:
     technique = find_technique("test", yaml.safe_load(option.read_text("utf-8"))["_target_"])
     assert isinstance(technique.produces, Kind) and all(isinstance(port, Port) for port in technique.ports.values())
-    undocumented = [name for cls in technique.__mro__ if cls.__module__.startswith("tasks.") for name in _undocumented(cls)]
+    undocumented = [
+        name for cls in technique.__mro__ if cls.__module__.startswith("tasks.") for name in _undocumented(cls)
+    ]
     assert not undocumented, "every setting has its doc string under it"
 
 
@@ -88,6 +90,6 @@ def test_wiring_stays_out_of_the_library(file: Path) -> None:
     banned = (
         {"prefect", "hydra", "omegaconf", "dvc", "flows"} if "tasks" in file.relative_to(PROJECT).parts[:1] else set()
     )
-    if file.parent != PROJECT / "tasks" / "shared" / "tracking":
+    if file.parent != PROJECT / "flows" / "tracking":
         banned = banned | {"mlflow"}
     assert not _imports(file) & banned

@@ -86,9 +86,18 @@ def test_a_flow_and_dvc_repro_at_once(shop: Workshop) -> None:
 
 
 def test_each_artifact_is_called_made_by_one_run_alone(shop: Workshop) -> None:
-    command = [sys.executable, "-m", "flows.compress", "+recipe=toy", *SLOW, "runtime.orchestrator=none", "tracking=none"]
+    command = [
+        sys.executable,
+        "-m",
+        "flows.compress",
+        "+recipe=toy",
+        *SLOW,
+        "runtime.orchestrator=none",
+        "tracking=none",
+    ]
     runs = [
-        subprocess.Popen(command, cwd=shop.folder, env=shop.environment, stdout=subprocess.PIPE, text=True) for _ in range(2)
+        subprocess.Popen(command, cwd=shop.folder, env=shop.environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
     ]
     said = [run.communicate(timeout=180)[0] for run in runs]
     assert sum(text.count("│ made ") for text in said) == len(STEPS), said
@@ -96,7 +105,12 @@ def test_each_artifact_is_called_made_by_one_run_alone(shop: Workshop) -> None:
 
 
 def test_steps_that_differ_in_name_alone_are_made_once(shop: Workshop) -> None:
-    twin = ["+prune@steps.twin=toy", "+steps.twin.inputs={model: tuned}", "steps.twin.ratio=0.75", "steps.small.delay_s=2"]
+    twin = [
+        "+prune@steps.twin=toy",
+        "+steps.twin.inputs={model: tuned}",
+        "steps.twin.ratio=0.75",
+        "steps.small.delay_s=2",
+    ]
     finish(start(shop, "+recipe=toy", *twin, "runtime.parallel=3"))
     executed = shop.executed()
     assert executed.count("small") + executed.count("twin") == 1
@@ -108,7 +122,11 @@ def test_a_recipe_that_changes_beside_dvc_repro_mixes_nothing(shop: Workshop) ->
     text = recipe.read_text()
     assert shop.compress("+recipe=toy").returncode == 0
     shop.executed()
-    recipe.write_text(text.replace("data: corpus}}\n  verdict", "data: corpus}, delay_s: 6}\n  verdict").replace("ratio: 0.25", "ratio: 0.26"))
+    recipe.write_text(
+        text.replace("data: corpus}}\n  verdict", "data: corpus}, delay_s: 6}\n  verdict").replace(
+            "ratio: 0.25", "ratio: 0.26"
+        )
+    )
     assert shop.python("flows.sync").returncode == 0
     repro = subprocess.Popen(
         [sys.executable, "-m", "dvc", "repro", "toy-student"],
@@ -123,7 +141,9 @@ def test_a_recipe_that_changes_beside_dvc_repro_mixes_nothing(shop: Workshop) ->
     repro.wait(60)
     for manifest in shop.folder.glob("artifacts/.store/student/*/manifest.json"):
         told = json.loads(manifest.read_text())["inputs"]["model"]["slim"]
-        read = dict((name, digest) for _, name, digest in json.loads((manifest.parent / "out/content.json").read_text())["read"])
+        read = dict(
+            (name, digest) for _, name, digest in json.loads((manifest.parent / "out/content.json").read_text())["read"]
+        )
         slim = next(
             place for place in shop.folder.glob("artifacts/.store/slim/*/manifest.json")
             if json.loads(place.read_text())["output"] == told

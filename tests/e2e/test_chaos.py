@@ -21,7 +21,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tasks.shared.keys import PROJECT
+from tasks.shared.store.keys import PROJECT
 from tests.outputs import fingerprints
 from tests.trial_recipe import STEPS, Teacher, command_of, teacher_server, write_recipe
 

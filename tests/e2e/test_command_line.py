@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.shared.keys import PROJECT
+from tasks.shared.store.keys import PROJECT
 
 
 def run(*arguments: str, module: str = "flows.compress") -> "subprocess.CompletedProcess[str]":

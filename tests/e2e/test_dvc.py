@@ -311,7 +311,7 @@ RECORD = """
 import logging, subprocess, sys
 from pathlib import Path
 import yaml
-from flows import dvc
+from flows.versioning import commit as dvc
 logging.basicConfig(format="%(message)s")
 stage, key, case = sys.argv[1:]
 if case == "edited":
@@ -355,8 +355,8 @@ def test_only_what_a_step_was_made_from_is_recorded_with_it(shop: Workshop, case
 
 def test_a_users_own_file_runs_its_step_again_in_both(finished: Workshop, tmp_path: Path) -> None:
     shop = copy_of(finished, tmp_path / "shop")
-    shutil.copytree(shop.folder / "tasks/curate/knowledge", shop.folder / "my_knowledge")
-    shutil.copytree(shop.folder / "tasks/curate/knowledge", tmp_path / "far_knowledge")
+    shutil.copytree(shop.folder / "tasks/curate/shop/knowledge", shop.folder / "my_knowledge")
+    shutil.copytree(shop.folder / "tasks/curate/shop/knowledge", tmp_path / "far_knowledge")
     for name, folder in (("near", "my_knowledge"), ("far", tmp_path / "far_knowledge")):
         recipe = OWN_RECIPE.format(name=name, folder=folder)
         (shop.folder / f"conf/recipe/{name}.yaml").write_text(recipe)

@@ -17,7 +17,7 @@ defaults:
 name: shown
 steps:
   verdict: {text: ship}
-  report:  {inputs: {verdict: verdict, models: [tuned, slim, student, small], corpus: corpus}, licences: {data: CC-BY-4.0}}
+  report:  {inputs: {verdict: verdict, models: [tuned, slim, student, small], corpus: corpus}, licenses: {data: CC-BY-4.0}}
 """
 
 

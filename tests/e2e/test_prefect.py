@@ -131,7 +131,7 @@ def test_an_interrupted_flow_leaves_no_process(shop: Workshop, number: int, mome
         if moment == "while a step runs":
             wait_until(lambda: runs_now(shop, "slim"))
         else:
-            wait_until(lambda: any("flows.servers" in line for line in leftovers(shop)))
+            wait_until(lambda: any("flows.orchestration.servers" in line for line in leftovers(shop)))
         child.send_signal(number)
         said, _ = child.communicate(timeout=60)
     assert child.returncode == 130, said
@@ -160,12 +160,12 @@ def test_a_dead_server_is_one_warning(shop: Workshop, answers: bool) -> None:
 QUICK_TASKS = """
 import sys
 from pathlib import Path
-from flows.servers import choose_server, servers
+from flows.orchestration.servers import choose_server, servers
 
 choose_server(Path.cwd())
 from prefect import flow, runtime, task
 from prefect.events.worker import EventsWorker
-from flows.prefect_runs import settle
+from flows.orchestration.runs import settle
 
 @task(task_run_name="quick")
 def nothing(): ...

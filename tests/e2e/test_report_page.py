@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from flows.sweep import Job, Sweep
-from flows.sweep_page import render
+from flows.sweeps.page import render
+from flows.sweeps.results import Job, Sweep
 from tasks.shared.errors import DataError
 from tests.verdict_samples import CODE_LENGTH, GATES, a_verdict, all_inputs, compared, flip, make, measured, score
 
@@ -35,7 +35,7 @@ FLAGS = (
     "--allow-file-access-from-files",
     "--virtual-time-budget=5000",
 )
-WIDTHS = {"phone": 390, "desk": 1280}
+WIDTHS = {"phone": 390, "workspace": 1280}
 THEMES = ("light", "dark")
 PROBE = """<!doctype html><iframe id="page" src="report.html" style="width:WIDTHpx;height:900px;border:0"></iframe><pre id="found"></pre>
 <script>
@@ -148,7 +148,7 @@ def test_of_a_sweeps_page_nothing_sticks_out(tmp_path: Path) -> None:
 
 
 def test_filters_show_what_they_say(site: Site) -> None:
-    counts = site.probe(WIDTHS["desk"])["counts"]
+    counts = site.probe(WIDTHS["workspace"])["counts"]
     flips = [shown for group in site.data["flips"] for shown in group["shown"]]
     assert counts["candidate-0"] == counts["direction-0"] == counts["measure-0"] == len(flips)
     for number, group in enumerate(site.data["flips"], 1):

@@ -38,7 +38,9 @@ def test_a_sweep_over_techniques_and_settings_shares_all_that_is_common(shop: Wo
     assert "4 jobs over prune@steps.slim, steps.slim.ratio" in done.stdout and "slim=toy2 ratio=0.4" in done.stdout
     assert "Best by verdict: job 0 (slim=toy ratio=0.2), do not ship: student loses" in done.stdout
     page = Path(done.stdout.rpartition("sweep  ")[2].strip())
-    assert page.parent == shop.folder / "artifacts/.sweeps" and "Fact accuracy of student over" in page.read_text("utf-8")
+    assert page.parent == shop.folder / "artifacts/.sweeps" and "Fact accuracy of student over" in page.read_text(
+        "utf-8"
+    )
     assert shop.git("status", "--short") == "", "a sweep leaves no trace in git"
     again = shop.compress("prune@steps.slim=toy,toy2", "--multirun", "steps.slim.ratio=0.2,0.4", "+recipe=toy")
     assert again.returncode == 0 and shop.executed() == []
@@ -46,7 +48,7 @@ def test_a_sweep_over_techniques_and_settings_shares_all_that_is_common(shop: Wo
 
 
 def test_a_failing_job_does_not_stop_the_others(shop: Workshop) -> None:
-    done = shop.compress("+recipe=toy", "--multirun", "steps.slim.ratio=0.11,7e9,0.12", "steps.slim.fail=\"boom\",\"\"")
+    done = shop.compress("+recipe=toy", "--multirun", "steps.slim.ratio=0.11,7e9,0.12", 'steps.slim.fail="boom",""')
     executed = shop.executed()
     assert done.returncode == 2
     assert executed.count("slim") == 3 and executed.count("verdict") == 3
@@ -101,7 +103,9 @@ def test_a_recipe_under_another_files_name_is_refused(shop: Workshop, tmp_path: 
     assert done.returncode == 2 and "name: 'toy' in the file recipe/other.yaml" in done.stderr
 
 
-@pytest.mark.parametrize("typo", ["+typo=1", "+steps.slim.ratoi=1", "+runtime.typo=1", "+gate.typo=1", "+steps.x.ratio=1"])
+@pytest.mark.parametrize(
+    "typo", ["+typo=1", "+steps.slim.ratoi=1", "+runtime.typo=1", "+gate.typo=1", "+steps.x.ratio=1"]
+)
 def test_a_typo_is_refused_whatever_its_level(shop: Workshop, typo: str) -> None:
     done = shop.compress("+recipe=toy", typo)
     assert done.returncode == 2 and "Traceback" not in done.stderr
@@ -151,7 +155,15 @@ def test_the_store_is_shown_and_cleared_of_what_nobody_shows(shop: Workshop) -> 
 
 
 def test_the_jobs_of_a_sweep_share_one_prefect_server_that_ends_with_it(shop: Workshop) -> None:
-    command = [sys.executable, "-m", "flows.compress", "+recipe=toy", "-m", "steps.slim.ratio=0.51,0.52", "tracking=none"]
+    command = [
+        sys.executable,
+        "-m",
+        "flows.compress",
+        "+recipe=toy",
+        "-m",
+        "steps.slim.ratio=0.51,0.52",
+        "tracking=none",
+    ]
     sweep = subprocess.Popen(
         command, cwd=shop.folder, env=shop.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -159,7 +171,7 @@ def test_the_jobs_of_a_sweep_share_one_prefect_server_that_ends_with_it(shop: Wo
     while sweep.poll() is None:
         with suppress(psutil.Error):
             children = psutil.Process(sweep.pid).children()
-            servers |= {child for child in children if "flows.servers" in child.cmdline()}
+            servers |= {child for child in children if "flows.orchestration.servers" in child.cmdline()}
         time.sleep(0.1)
     assert sweep.stdout is not None
     said = sweep.stdout.read()

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tasks.shared.keys import PROJECT
+from tasks.shared.store.keys import PROJECT
 from tests.trial_recipe import KEY, STEPS, Teacher, command_of, teacher_server, write_recipe
 
 

@@ -2,24 +2,11 @@
 
 from typing import TYPE_CHECKING
 
-from tasks.distill.losses.head import Head, sum_over_chunks
+from tasks.shared.model.encoding import IGNORED, counted
+from tasks.shared.model.head import Head, sum_over_chunks
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-IGNORED = -100
-"""Label of a token that does not count, by torch's convention."""
-
-
-def counted(hidden: "Tensor", labels: "Tensor") -> tuple["Tensor", "Tensor"]:
-    """States that predict a token that counts, and these tokens.
-
-    hidden: (batch, tokens, width), the last layer's output.  labels: (batch, tokens), IGNORED where nothing counts.
-    Returns (counted, width) and (counted,), row by row: the state at position t predicts the token at t + 1.
-    """
-    following = labels[:, 1:]
-    mask = following != IGNORED
-    return hidden[:, :-1][mask], following[mask]
 
 
 def answer_loss(

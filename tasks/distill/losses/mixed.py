@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tasks.distill.losses.answers import divisor
-from tasks.distill.losses.head import Head, sum_over_chunks
 from tasks.distill.losses.soft import ABSENT, Divergence, coarse, divergence
+from tasks.shared.model.head import Head, sum_over_chunks
 
 if TYPE_CHECKING:
     from torch import Tensor

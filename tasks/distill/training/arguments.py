@@ -5,7 +5,7 @@ from typing import Any
 
 from tasks.distill.training.settings import Training
 from tasks.shared.errors import MachineError
-from tasks.shared.models import has_cpu_bfloat16
+from tasks.shared.model.loading import has_cpu_bfloat16
 from tasks.shared.technique import StepRun
 
 DECAY_SHARE = 0.2

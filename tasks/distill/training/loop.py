@@ -7,10 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.distill.losses.head import core_of
 from tasks.distill.training.arguments import training_arguments
 from tasks.distill.training.checkpoints import gathered, identity_of, keeper, last_checkpoint, resumable, train
-from tasks.distill.training.encoding import Encoded, collate, split_groups
 from tasks.distill.training.lora import adapt, merge
 from tasks.distill.training.memory import memory_errors, module_bytes, return_memory_at_once
 from tasks.distill.training.objective import Objective
@@ -20,11 +18,15 @@ from tasks.distill.training.processes import share_work
 from tasks.distill.training.settings import Training
 from tasks.distill.training.terms import warn_without_say
 from tasks.distill.training.trainer import objective_trainer
+from tasks.distill.training.validation import split_groups
 from tasks.distill.training.watch import overfits, runs_away, watcher
 from tasks.distill.training.weights import weigh
 from tasks.shared.errors import TechniqueError
-from tasks.shared.models import align_special_tokens, load_model, load_tokenizer, save_model
-from tasks.shared.rows import Row
+from tasks.shared.formats.rows import Row
+from tasks.shared.model.encoding import Encoded, collate
+from tasks.shared.model.head import core_of
+from tasks.shared.model.loading import load_model, load_tokenizer
+from tasks.shared.model.saving import align_special_tokens, save_model
 from tasks.shared.technique import Metrics, StepRun
 
 if TYPE_CHECKING:
@@ -169,18 +171,18 @@ def _figures(trainer: Any, settings: Training) -> Metrics:
     elif overfits(history):
         figures["overfitting"] = f"kept step {trainer.state.best_global_step}"
         log.warning(
-            "the validation loss rose again while the training loss fell: the rows are being learnt by heart after step %d, "
+            "the validation loss rose again while the training loss fell: the rows are being learned by heart after step %d, "
             "whose weights are kept; fewer epochs (3 to 5 are usual) or more rows",
             trainer.state.best_global_step,
         )
     elif not losses and settings.epochs > 5:
         log.warning(
-            "%g epochs and validation=0: nothing would show rows being learnt by heart; 3 to 5 epochs are usual",
+            "%g epochs and validation=0: nothing would show rows being learned by heart; 3 to 5 epochs are usual",
             settings.epochs,
         )
     names = trainer.term_names
     if len(names) > 1 and (silent := warn_without_say(history, names, trainer.objective.knob)):
-        figures["without_say"] = ", ".join(silent)
+        figures["negligible_terms"] = ", ".join(silent)
     return figures
 
 

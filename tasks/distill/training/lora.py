@@ -35,10 +35,15 @@ def adapt(model: "PreTrainedModel", lora: Lora) -> Any:
     from peft import LoraConfig, get_peft_model
 
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
-    linear = {name.rpartition(".")[2] for name, module in model.named_modules() if _is_linear(module) and module not in ends}
+    linear = {
+        name.rpartition(".")[2] for name, module in model.named_modules() if _is_linear(module) and module not in ends
+    }
     if unknown := sorted(set(lora.targets) - linear):
         raise TechniqueError(
-            "lora.targets", ", ".join(unknown), f"some of: {', '.join(sorted(linear))}", "mend the names, or leave targets empty"
+            "lora.targets",
+            ", ".join(unknown),
+            f"some of: {', '.join(sorted(linear))}",
+            "mend the names, or leave targets empty",
         )
     adapted = get_peft_model(
         model,

@@ -6,11 +6,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tasks.distill.losses.head import CHUNK_ELEMENTS
 from tasks.distill.training.arguments import precision_of
 from tasks.distill.training.options import Adapted
 from tasks.distill.training.settings import Training
 from tasks.shared.errors import MachineError
+from tasks.shared.model.head import CHUNK_ELEMENTS
 from tasks.shared.technique import StepRun
 
 if TYPE_CHECKING:

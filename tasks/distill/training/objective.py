@@ -5,15 +5,15 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tasks.distill.losses.answers import answer_loss
-from tasks.distill.losses.head import core_of, output_head
-from tasks.distill.training.encoding import encode
+from tasks.shared.model.encoding import encode
+from tasks.shared.model.head import core_of, output_head
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from tasks.distill.training.encoding import Encoded
-    from tasks.shared.rows import Row
+    from tasks.shared.formats.rows import Row
+    from tasks.shared.model.encoding import Encoded
 
 Batch = Mapping[str, "Tensor"]
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from tasks.distill.losses.head import core_of
+from tasks.shared.model.head import core_of
 
 if TYPE_CHECKING:
     from torch import Tensor

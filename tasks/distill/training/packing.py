@@ -8,9 +8,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from tasks.distill.losses.answers import IGNORED
-from tasks.distill.training.encoding import Encoded
 from tasks.shared.errors import TechniqueError
+from tasks.shared.model.encoding import IGNORED, Encoded
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,7 +32,8 @@ def pack(rows: Sequence[Encoded], max_tokens: int) -> list[Encoded]:
     with _quiet():
         packed = pack_dataset(Dataset.from_list(alone), max_tokens, strategy="bfd")
     return [
-        {name: found[name] for name in rows[0]} | {"position_ids": [place for length in found["seq_lengths"] for place in range(length)]}
+        {name: found[name] for name in rows[0]}
+        | {"position_ids": [place for length in found["seq_lengths"] for place in range(length)]}
         for found in packed
     ]
 
@@ -49,8 +49,12 @@ def check_packs(model: Any, packs: Sequence[Encoded]) -> None:
     first, second, end = [*starts, len(found["input_ids"])][:3]
 
     def states(begin: int) -> "Tensor":
-        ids, places = (torch.tensor([found[name][begin:end]], device=model.device) for name in ("input_ids", "position_ids"))
-        return model.base_model(input_ids=ids, position_ids=places, use_cache=False).last_hidden_state[:, second - begin :]
+        ids, places = (
+            torch.tensor([found[name][begin:end]], device=model.device) for name in ("input_ids", "position_ids")
+        )
+        return model.base_model(input_ids=ids, position_ids=places, use_cache=False).last_hidden_state[
+            :, second - begin :
+        ]
 
     was_training = model.training
     model.eval()

@@ -1,6 +1,6 @@
 """Several processes of this machine that work on one training together, and end together.
 
-They are forked from a clean server that has imported the heavy libraries once (`tasks/shared/apart.py`), find each other over the
+They are forked from a clean server that has imported the heavy libraries once (`tasks/shared/isolation.py`), find each other over the
 loopback interface, and hear of the end of the one that started them by a pipe that closes, also when it is killed.
 """
 
@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from multiprocessing.connection import wait
 from typing import Any, TypeVar
 
-from tasks.shared.apart import PRELOADED, preload
 from tasks.shared.errors import MachineError, StillroomError
+from tasks.shared.isolation import PRELOADED, preload
 
 Result = TypeVar("Result")
 LOOPBACK = "127.0.0.1"
@@ -126,7 +126,7 @@ def _member(
         _join(rank, crew)
         result = work(*arguments)
     except StillroomError as error:
-        told.put(Trouble(str(error), type(error), (error.where, error.got, error.wanted, error.fix, error.passing)))
+        told.put(Trouble(str(error), type(error), (error.where, error.got, error.wanted, error.fix, error.retryable)))
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -42,7 +42,7 @@ class Training:
     frozen_layers: Annotated[int, Field(ge=0)] = 0
     """Leave the embedding (and a head tied to it) and this many first layers as they are: the backward pass ends there.
 
-    Language and form sit low in a model and are kept; facts and answers are learnt in the layers above.
+    Language and form sit low in a model and are kept; facts and answers are learned in the layers above.
     """
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about 30 % more time; on a CPU, where freed memory then goes back

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Siz
 from itertools import islice
 from typing import Any, Protocol
 
-from tasks.distill.losses.answers import IGNORED
+from tasks.shared.model.encoding import IGNORED
 
 
 class Order(Iterable[int], Sized, Protocol):

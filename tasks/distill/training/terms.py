@@ -70,7 +70,7 @@ def gradient_norms(
     return norms
 
 
-def without_say(history: Sequence[Mapping[str, Any]], names: Iterable[str]) -> dict[str, float]:
+def negligible_terms(history: Sequence[Mapping[str, Any]], names: Iterable[str]) -> dict[str, float]:
     """Terms whose gradient, at its median over the measurements, is under LEAST_SHARE of the longest one's, with that share.
 
     A term without a measurement was zero in every batch.  Without any measurement nothing is known, and nothing is found.
@@ -87,7 +87,7 @@ def without_say(history: Sequence[Mapping[str, Any]], names: Iterable[str]) -> d
 
 def warn_without_say(history: Sequence[Mapping[str, Any]], names: Sequence[str], knob: str) -> list[str]:
     """A warning for each term that has no say; returns their names.  knob: the settings that weigh them."""
-    silent = without_say(history, names)
+    silent = negligible_terms(history, names)
     for name, share in silent.items():
         log.warning(
             "the %s term has no say: its gradient has %.1f %% of the length of the longest; weigh it by %s, or leave it out",

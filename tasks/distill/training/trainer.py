@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from tasks.distill.losses.answers import IGNORED
-from tasks.distill.losses.head import core_of
 from tasks.distill.training.memory import Seen
 from tasks.distill.training.objective import Objective
 from tasks.distill.training.shares import WITHHELD, Blankable, Order, Shares, collate_share
 from tasks.distill.training.terms import Tally, gradient_norms
+from tasks.shared.model.encoding import IGNORED
+from tasks.shared.model.head import core_of
 
 
 class Shared:

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from tasks.distill.training.encoding import Encoded
 from tasks.distill.training.options import Weighed
 from tasks.distill.training.settings import Training
-from tasks.shared.rows import Row
+from tasks.shared.formats.rows import Row
+from tasks.shared.model.encoding import Encoded
 
 
 def weigh(encoded: Sequence[Encoded], rows: Sequence[Row], settings: Training) -> list[Encoded]:
@@ -17,5 +17,6 @@ def weigh(encoded: Sequence[Encoded], rows: Sequence[Row], settings: Training) -
         return list(encoded)
     by_source = {"teacher": settings.teacher_weight, "gold": settings.gold_weight}
     return [
-        {**one, "weights": [by_source[row.source]] * len(one["input_ids"])} for one, row in zip(encoded, rows, strict=True)
+        {**one, "weights": [by_source[row.source]] * len(one["input_ids"])}
+        for one, row in zip(encoded, rows, strict=True)
     ]

@@ -16,7 +16,7 @@ from typing import Any
 
 from tasks.evaluate.benchmark.instructions import CHECKS, follows_all
 from tasks.shared.errors import DataError
-from tasks.shared.scores import Measure
+from tasks.shared.formats.scores import Measure
 
 Doc = dict[str, Any]
 Splits = dict[str, list[Doc]]
@@ -34,12 +34,15 @@ LINKS = {
 """By language: "because", "therefore"."""
 CHOICE: dict[str, Any] = {"output_type": "multiple_choice", "doc_to_text": "context", "doc_to_choice": "choices", "doc_to_target": "gold"}  # fmt: skip
 LIKELIEST: list[dict[str, Any]] = [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}]
-LIKELIEST_BY_LENGTH: list[dict[str, Any]] = [{"metric": "acc_norm", "aggregation": "mean", "higher_is_better": True}, *LIKELIEST]
+LIKELIEST_BY_LENGTH: list[dict[str, Any]] = [
+    {"metric": "acc_norm", "aggregation": "mean", "higher_is_better": True},
+    *LIKELIEST,
+]
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One task of ours.  files: below the data folder.  origin: where they come from, and their licence.
+    """One task of ours.  files: below the data folder.  origin: where they come from, and their license.
 
     read: the folder -> items by split ("test"; "train" if there are examples to show).  An item of a choice has id, context,
     choices, gold (the index) and tags.  metric: the harness's, whose value is the measure's.  suffix: what we call that.
@@ -141,7 +144,7 @@ def _crows_pairs(folder: Path) -> Splits:
     ])}  # fmt: skip
 
 
-def _labelled(identity: str, text: str, label: str, labels: Sequence[str], **tags: str) -> Doc:
+def _labeled(identity: str, text: str, label: str, labels: Sequence[str], **tags: str) -> Doc:
     others = random.Random(identity).sample(
         [other for other in labels if other != label], min(OPTIONS, len(labels)) - 1
     )
@@ -152,7 +155,7 @@ def _labelled(identity: str, text: str, label: str, labels: Sequence[str], **tag
 def _banking77(folder: Path) -> Splits:
     rows = list(_table(folder / "banking77" / "test.csv"))
     labels = sorted({row["category"] for _, row in rows})
-    return {"test": _drawn([_labelled(number, row["text"], row["category"], labels) for number, row in rows])}
+    return {"test": _drawn([_labeled(number, row["text"], row["category"], labels) for number, row in rows])}
 
 
 def _clinc150(folder: Path) -> Splits:
@@ -161,7 +164,7 @@ def _clinc150(folder: Path) -> Splits:
     domain_of = {label: domain for domain, labels in domains.items() for label in labels}
     labels = sorted(domain_of)
     return {"test": _drawn([
-        _labelled(str(index), text, label, labels, domain=domain_of[label]) for index, (text, label) in enumerate(rows, start=1)
+        _labeled(str(index), text, label, labels, domain=domain_of[label]) for index, (text, label) in enumerate(rows, start=1)
     ])}  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """Whether an answer follows its instructions, for those of IFEval's that plain string work decides (Zhou et al. 2023, arXiv 2311.07911, table 1).
 
-Five of the 25 kinds are left out, since they need a sentence splitter, a word tokeniser or a language detector: number_sentences,
+Five of the 25 kinds are left out, since they need a sentence splitter, a word tokenizer or a language detector: number_sentences,
 capital_word_frequency, english_capital, english_lowercase, response_language.
 """
 

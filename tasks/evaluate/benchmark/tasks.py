@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from tasks.evaluate.benchmark.benchmarks import BENCHMARKS
 from tasks.shared.errors import ConfigError
-from tasks.shared.sources import sha256_file, user_path
+from tasks.shared.model.sources import sha256_file, user_path
 
 Origin = Literal["ours", "folder", "library"]
 INCLUDED = re.compile(r"""(?:^|[{,])\s*["']?include["']?\s*:\s*["']?([^\s"',}]+)""", re.MULTILINE)
@@ -89,7 +89,12 @@ class TaskPlaces:
                 f"read the code, then {where}.include_code=true",
             )  # fmt: skip
         if self.include and (strange := outside_includes(self.folder)):
-            yield ConfigError(f"{where}.include", ", ".join(strange), "task files that stand in the folder", "copy what they include into it")
+            yield ConfigError(
+                f"{where}.include",
+                ", ".join(strange),
+                "task files that stand in the folder",
+                "copy what they include into it",
+            )
         found = list(self.find(names, where))
         yield from (item for item in found if isinstance(item, ConfigError))
         chosen = [item for item in found if isinstance(item, Chosen)]
@@ -156,12 +161,16 @@ class TaskPlaces:
                 for file in local_files(config, self.folder) or ()
             }
             inside = self.folder.resolve()
-            meant = {path.resolve() for file in files for path in ([file] if file.is_absolute() else self.folder.glob(str(file)))}
+            meant = {
+                path.resolve()
+                for file in files
+                for path in ([file] if file.is_absolute() else self.folder.glob(str(file)))
+            }
             found += [self.folder, *sorted(path for path in meant if path.exists() and not path.is_relative_to(inside))]
         return tuple(dict.fromkeys(found))
 
     def content(self, task: Chosen) -> str:
-        """Digest of what decides the task's items, for the memo; the library's come with its version and the hub's cache."""
+        """Digest of what decides the task's items, for the cache; the library's come with its version and the hub's cache."""
         if task.origin == "library":
             return ""
         named = self.sources([task.name])
@@ -175,7 +184,7 @@ class TaskPlaces:
 
 def folder_tasks(folder: Path) -> Mapping[str, Any]:
     """Tasks and groups of a folder by name, as the harness's index has them."""
-    from tasks.evaluate.benchmark.harness import quiet_harness
+    from tasks.evaluate.models_under_test.harness import quiet_harness
 
     with quiet_harness():
         from lm_eval.tasks import TaskManager
@@ -186,7 +195,7 @@ def folder_tasks(folder: Path) -> Mapping[str, Any]:
 @cache
 def library_tasks() -> Mapping[str, Any]:
     """The same for the harness's own library: some 14,000 files, which takes seconds."""
-    from tasks.evaluate.benchmark.harness import quiet_harness
+    from tasks.evaluate.models_under_test.harness import quiet_harness
 
     with quiet_harness():
         from lm_eval.tasks import TaskManager
@@ -245,8 +254,16 @@ def yaml_files(folder: Path) -> list[Path]:
 
 def outside_includes(folder: Path) -> list[str]:
     """Task files that include one from outside their folder, which nobody has looked through."""
-    named = ((file, part) for file in yaml_files(folder) for part in INCLUDED.findall(file.read_text("utf-8", errors="replace")))
-    return [f"{file.name} includes {part}" for file, part in named if not (file.parent / part).resolve().is_relative_to(folder.resolve())]
+    named = (
+        (file, part)
+        for file in yaml_files(folder)
+        for part in INCLUDED.findall(file.read_text("utf-8", errors="replace"))
+    )
+    return [
+        f"{file.name} includes {part}"
+        for file, part in named
+        if not (file.parent / part).resolve().is_relative_to(folder.resolve())
+    ]
 
 
 def network() -> bool:

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tasks.evaluate.asking.subjects import Messages
+from tasks.evaluate.models_under_test.model_under_test import Messages
 from tasks.evaluate.timing.energy import Source, open_meter
 from tasks.evaluate.timing.streams import Streamed, joint_speed, stream_answer, stream_together
-from tasks.evaluate.timing.vllm_server import NAME, serve_vllm
+from tasks.shared.engines.vllm_server import NAME, serve_vllm
 from tasks.shared.errors import ModelError
 
 Engine = Literal["transformers", "llama.cpp", "vllm"]
@@ -67,7 +67,7 @@ def take_sample(probe: Probe, effort: Effort) -> Sample:
 
 def _in_llama(probe: Probe, effort: Effort) -> Sample:
     """A server of one slot, then one for each batch size, so that the memory is that of serving one stream."""
-    from tasks.shared.llama_server import start
+    from tasks.shared.engines.llama_server import start
 
     found: Sample = {}
     for streams in (1, *effort.batch_sizes):

@@ -12,8 +12,8 @@ from statistics import fmean, median, stdev
 
 from tasks.evaluate.timing.engines import Effort, Engine, Probe, Sample
 from tasks.shared.errors import ModelError, StillroomError
+from tasks.shared.formats.records import Better, Figure
 from tasks.shared.progress import track
-from tasks.shared.records import Better, Figure
 
 log = logging.getLogger(__name__)
 UNITS: Mapping[str, tuple[str, Better | None]] = {
@@ -67,7 +67,7 @@ def time_in_rounds(
     ]
 
 
-def summarise(samples: Sequence[Sample]) -> dict[str, Figure]:
+def summarize(samples: Sequence[Sample]) -> dict[str, Figure]:
     """Median and range of each figure; of a peak the largest.  A figure that a repeat lacks is left out."""
     names = [name for name in samples[0] if all(name in sample for sample in samples)] if samples else []
     return {name: _figure(name, [sample[name] for sample in samples]) for name in names}

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from tasks.evaluate.asking.subjects import Messages
+from tasks.evaluate.models_under_test.model_under_test import Messages
 from tasks.shared.errors import EndpointError
 
 
@@ -34,7 +34,7 @@ class Streamed:
 def stream_answer(
     url: str, model: str, messages: Messages, tokens: int, limit: float, started: float = 0.0
 ) -> Streamed:
-    """Ask for exactly `tokens` tokens, greedy, the prompt read anew.  The server renders, tokenises and detokenises: that is in the times.
+    """Ask for exactly `tokens` tokens, greedy, the prompt read anew.  The server renders, tokenizes and detokenizes: that is in the times.
 
     url: ends in /v1.  limit: seconds without news.  started: time.perf_counter() that times count from; 0: this call.
     Raises EndpointError for a refusal, no answer, or an answer of another length.

@@ -5,11 +5,11 @@ Section 2.2 there: heads by their outputs, neurons by theirs, channels by the ou
 
 from typing import TYPE_CHECKING, Any
 
-from tasks.prune.depth import decoder_layers
 from tasks.prune.selection.picks import Scores
 from tasks.prune.selection.shape import Shape
-from tasks.shared.calibration import batches
 from tasks.shared.errors import TechniqueError
+from tasks.shared.model.calibration import batches
+from tasks.shared.model.layers import decoder_layers
 from tasks.shared.progress import track
 
 if TYPE_CHECKING:

@@ -5,10 +5,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tasks.prune.depth import PER_LAYER_CONFIG
 from tasks.prune.selection.picks import Picks
 from tasks.prune.selection.shape import Shape
 from tasks.shared.errors import TechniqueError
+from tasks.shared.model.layers import PER_LAYER_CONFIG
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,7 +1,7 @@
 """Which tokens a vocabulary needs so that byte-pair encoding still builds the ones that are wanted (pure, no libraries).
 
 Byte-pair encoding (Sennrich et al. 2016, arXiv 1508.07909, section 3.2) applies, as long as one applies, the merge of lowest
-rank to neighbouring symbols.  The merges inside a finished token never look beyond it, so they are those of the token by itself.
+rank to neighboring symbols.  The merges inside a finished token never look beyond it, so they are those of the token by itself.
 A vocabulary that keeps every symbol on the way to the tokens of a text, and every merge between kept symbols, hence meets the
 same merge at each step of that text, and cuts it as before.
 """

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasks.evaluate.likelihoods.documents import read_texts
-from tasks.shared.articles import read_articles, with_article
-from tasks.shared.calibration import CALIBRATION_FILE
-from tasks.shared.models import render
-from tasks.shared.rows import Row, read_rows
+from tasks.shared.formats.articles import read_articles, with_article
+from tasks.shared.formats.rows import Row, read_rows
+from tasks.shared.model.calibration import CALIBRATION_FILE
+from tasks.shared.model.loading import render
+from tasks.shared.text.files import read_texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -59,7 +59,7 @@ def domain(
 
 
 def conversation(tokenizer: "PreTrainedTokenizerBase", row: Row) -> Passage:
-    """A row in every form in which it is tokenised: whole for training, up to the answer for asking, the answer by itself."""
+    """A row in every form in which it is tokenized: whole for training, up to the answer for asking, the answer by itself."""
     whole = render(tokenizer, [message.model_dump() for message in row.messages], add_generation_prompt=False)
     spoken = "\n".join(message.content for message in row.messages if message.role != "system")
     return Passage(row.article or row.group, (whole, render(tokenizer, row.prompt), row.answer, row.intent), spoken)

@@ -9,8 +9,8 @@ import pytest
 
 from flows import compare as module
 from flows.compare import Contestant, as_name, at_path, evaluation_of, find_contestant, main, tell_apart
-from flows.config import CONF, compose_recipe
-from flows.plan import build_plan
+from flows.planning.config import CONF, compose_recipe
+from flows.planning.plan import build_plan
 from tasks.shared.errors import ConfigError
 from tests.verdict_samples import a_verdict
 
@@ -28,7 +28,11 @@ def make_step(root: Path, recipe: str, step: str, kind: str = "model") -> Path:
 def test_an_argument_is_a_path_a_step_or_a_run(tmp_path: Path) -> None:
     out = make_step(tmp_path, "bot", "student")
     assert find_contestant("bot/student", tmp_path, "") == Contestant("student", out, "bot")
-    assert find_contestant(str(out), tmp_path, "") == find_contestant(str(out.parent), tmp_path, "") == Contestant("student", out, "bot")
+    assert (
+        find_contestant(str(out), tmp_path, "")
+        == find_contestant(str(out.parent), tmp_path, "")
+        == Contestant("student", out, "bot")
+    )
     plain = tmp_path / "My Model-1.5"
     plain.mkdir()
     assert find_contestant(str(plain), tmp_path, "") == Contestant("my_model_1_5", plain)
@@ -53,7 +57,12 @@ def test_the_champion_is_asked_of_mlflow(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_names_fit_a_recipe_and_differ() -> None:
     assert [as_name(text) for text in ("Qwen2.5-0.5B", "7b", "---")] == ["qwen2_5_0_5b", "m_7b", "m_"]
-    same = [Contestant("student", Path("a"), "bot"), Contestant("student", Path("b"), "bench"), Contestant("x", Path("c")), Contestant("x", Path("d"))]
+    same = [
+        Contestant("student", Path("a"), "bot"),
+        Contestant("student", Path("b"), "bench"),
+        Contestant("x", Path("c")),
+        Contestant("x", Path("d")),
+    ]
     assert [one.name for one in tell_apart(same)] == ["bot_student", "bench_student", "x", "x_2"]
 
 
@@ -65,9 +74,14 @@ def test_the_evaluation_of_a_recipe_is_borrowed_whole(tmp_path: Path) -> None:
     assert [step.name for step in plan.steps] == ["corpus", "answers", "speed", "verdict", "report"]
     assert plan.step("answers").settings()["limit"] == 5
     for step in ("answers", "speed", "verdict"):
-        assert (plan.step(step).inputs["baseline"], plan.step(step).inputs["candidates"]) == (("models.big",), ("models.small",))
+        assert (plan.step(step).inputs["baseline"], plan.step(step).inputs["candidates"]) == (
+            ("models.big",),
+            ("models.small",),
+        )
     assert set(found["models"]) == {"big", "small"}, "the recipe's own models are not needed"
-    assert plan.step("corpus").settings() == build_plan(recipe).step("corpus").settings(), "the same key: it is made once for both"
+    assert plan.step("corpus").settings() == build_plan(recipe).step("corpus").settings(), (
+        "the same key: it is made once for both"
+    )
 
 
 @pytest.mark.parametrize(("decision", "code"), [("ship", 0), ("do not ship", 3), ("not enough data", 4)])
@@ -88,11 +102,16 @@ def test_a_recipe_of_the_user_s_own_is_the_models_own_one_too(
     for name in ("big", "small"):
         make_step(tmp_path, "mine", name)
     seen: list[Any] = []
-    monkeypatch.setattr("flows.execute.execute", lambda settings, told: seen.append(settings) or Namespace(run=None, outcomes=None))
-    monkeypatch.setattr("flows.show.show_result", lambda *told: Namespace(decision="ship"))
+    monkeypatch.setattr(
+        "flows.orchestration.execute.execute",
+        lambda settings, told: seen.append(settings) or Namespace(run=None, outcomes=None),
+    )
+    monkeypatch.setattr("flows.console.show.show_result", lambda *told: Namespace(decision="ship"))
     models = ["mine/big", "mine/small", f"runtime.root={tmp_path}"]
     assert main([*models, "--config-dir", str(folder), "steps.answers.limit=5"]) == 0
-    assert "measures and margins of mine" in capsys.readouterr().err and seen[0].recipe["steps"]["answers"]["limit"] == 5
+    assert (
+        "measures and margins of mine" in capsys.readouterr().err and seen[0].recipe["steps"]["answers"]["limit"] == 5
+    )
     assert main([*models, "--recipe", "mine"]) == 2, "it is not among those that ship"
 
 

@@ -12,17 +12,17 @@ from typing import Any
 
 import pytest
 
-from flows import runner
 from flows import stage as stage_module
-from flows.child import StepFailed
-from flows.config import Runtime
-from flows.plan import build_plan
-from flows.runner import Run, run_plain
-from flows.session import Session
-from flows.stage import make, pin_inputs, read_job, write_job
+from flows.planning.config import Runtime
+from flows.planning.plan import build_plan
+from flows.planning.session import Session
+from flows.running import runner
+from flows.running.child import StepFailed
+from flows.running.runner import Run, run_plain
+from flows.running.work import make, pin_inputs, read_job, write_job
 from tasks.curate.support import Support
 from tasks.shared.errors import ConfigError, MachineError, ModelError, StillroomError
-from tasks.shared.keys import PROJECT
+from tasks.shared.store.keys import PROJECT
 
 
 def recipe(**settings: Any) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def test_runtime_is_in_no_key(tmp_path: Path) -> None:
 
 def test_a_users_own_files_are_in_the_key(tmp_path: Path) -> None:
     knowledge = tmp_path / "knowledge"
-    shutil.copytree(PROJECT / "tasks/curate/knowledge", knowledge)
+    shutil.copytree(PROJECT / "tasks/curate/shop/knowledge", knowledge)
     before = session(tmp_path, knowledge=str(knowledge))
     first = before.key(before.plan.steps[0])
     file = sorted(knowledge.glob("*.yaml"))[0]
@@ -191,7 +191,7 @@ class Waits(logging.Handler):
     def emit(self, record):
         if "being made by another run" in record.getMessage():
             waits.touch()
-logging.getLogger("tasks.shared.artifacts").addHandler(Waits())
+logging.getLogger("tasks.shared.store.artifacts").addHandler(Waits())
 def counted(self, inputs, out, run):
     with calls.open("a") as stream:
         stream.write("made ")
@@ -269,7 +269,7 @@ def test_code_that_is_edited_while_a_step_starts_is_refused(tmp_path: Path, monk
 
 def test_an_input_that_changes_while_a_step_runs_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     knowledge = tmp_path / "knowledge"
-    shutil.copytree(PROJECT / "tasks/curate/knowledge", knowledge)
+    shutil.copytree(PROJECT / "tasks/curate/shop/knowledge", knowledge)
     work = Support.__call__
 
     def edited(self: Support, *arguments: Any) -> Any:

@@ -7,11 +7,12 @@ import pytest
 import yaml
 from filelock import FileLock
 
-from flows import params, sync
-from flows.params import recipe_of, recipe_params
-from flows.pipeline import dvc_yaml
-from flows.plan import build_plan
-from flows.sync import expected_files
+from flows import sync
+from flows.planning.plan import build_plan
+from flows.versioning import params
+from flows.versioning.files import expected_files
+from flows.versioning.params import recipe_of, recipe_params
+from flows.versioning.pipeline import dvc_yaml
 from tasks.shared.errors import ConfigError, MachineError
 
 

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from flows.show import where_tracked
+from flows.console.show import where_tracked
 from flows.track import main
-from tasks.shared.keys import PROJECT
-from tasks.shared.outbox import DAMAGED, base, list_outboxes
-from tasks.shared.tracking import MlflowTracker, NullTracker
+from flows.tracking import MlflowTracker, NullTracker
+from flows.tracking.outbox import DAMAGED, base, list_outboxes
+from tasks.shared.store.keys import PROJECT
 from tests.tracked_steps import RECIPE, free_port, in_process, recipe, tell
 
 
@@ -117,7 +117,7 @@ def test_garbage_and_interrupted_files_are_set_aside_and_block_nothing(
 
 
 DYING = """
-import sys, time; from pathlib import Path; from tasks.shared.tracking import MlflowTracker, NullTracker
+import sys, time; from pathlib import Path; from flows.tracking import MlflowTracker, NullTracker
 tracker = MlflowTracker("", Path(sys.argv[1]), "trial"); tracker.start("trial", {"git.commit": "abc"})
 print("ready", flush=True); time.sleep(120)
 """

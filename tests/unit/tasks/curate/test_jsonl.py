@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from tasks.curate.jsonl import Chat, Jsonl, fill_in
 from tasks.curate.support import Support
 from tasks.shared.errors import DataError, ErrorList
-from tasks.shared.rows import read_rows
+from tasks.shared.formats.rows import read_rows
 from tasks.shared.technique import Inputs, StepRun
 from tests.settings_case import Case, Change
 

@@ -11,16 +11,16 @@ from random import Random
 import pytest
 import yaml
 
-from tasks.curate import wording
-from tasks.curate.knowledge import BUILT_IN, load_knowledge
-from tasks.curate.phrasings import topics_of
+from tasks.curate.shop import wording
+from tasks.curate.shop.knowledge import BUILT_IN, load_knowledge
+from tasks.curate.shop.phrasings import topics_of
 from tasks.curate.support import Support, quotas
-from tasks.shared.articles import question_of, read_articles
-from tasks.shared.chat import refuses, split_answer, states_fact
 from tasks.shared.errors import DataError
-from tasks.shared.overlap import check_overlap, user_text
-from tasks.shared.rows import Row, read_rows
+from tasks.shared.formats.articles import question_of, read_articles
+from tasks.shared.formats.rows import Row, read_rows
 from tasks.shared.technique import Inputs, StepRun
+from tasks.shared.text.chat import refuses, split_answer, states_fact
+from tasks.shared.text.overlap import check_overlap, user_text
 from tests.settings_case import Case, Change
 
 SPLITS = ("train", "calibration", "test")

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from tasks.distill.cot import RATIONALE, CoT, Rationales, joint_rows, two_rows
-from tasks.distill.losses.answers import IGNORED
-from tasks.distill.training.encoding import collate, split_groups
 from tasks.distill.training.objective import Answers
-from tasks.shared.chat import split_answer
+from tasks.distill.training.validation import split_groups
 from tasks.shared.errors import DataError
-from tasks.shared.rows import Message, Row, write_rows
+from tasks.shared.formats.rows import Message, Row, write_rows
+from tasks.shared.model.encoding import IGNORED, collate
 from tasks.shared.technique import Artifact, Inputs, Kind
+from tasks.shared.text.chat import split_answer
 from tests.settings_case import Case, Change
 from tests.tiny_llama import build_model, build_tokenizer, empty_run, save_tiny, sentences
 from tests.training_changes import OPTION_CHANGES, TRAINING_CHANGES
@@ -51,7 +51,9 @@ def test_a_joint_target_is_marked_up_to_its_answer() -> None:
 
 def test_two_tasks_are_told_apart_by_the_instruction_and_stay_on_one_side() -> None:
     rows = two_rows(reasoned(), "Explain.")
-    assert [row for row in rows if not row.id.endswith(RATIONALE)] == reasoned(), "whoever wants the answer is asked as ever"
+    assert [row for row in rows if not row.id.endswith(RATIONALE)] == reasoned(), (
+        "whoever wants the answer is asked as ever"
+    )
     explaining = [row for row in rows if row.id.endswith(RATIONALE)]
     assert len(explaining) == 6
     for row in explaining:
@@ -82,7 +84,10 @@ def test_at_weight_one_the_terms_add_up_to_plain_fine_tuning(tasks: str) -> None
 
 def test_the_terms_part_at_every_token() -> None:
     """An answer's token is in the answer's gradient alone: without its reasoning a row gives the rationale term nothing."""
-    batch, model = collate(Rationales(1.0).encode(joint_rows(reasoned(2))[:1], build_tokenizer(), 512), 0), build_model()
+    batch, model = (
+        collate(Rationales(1.0).encode(joint_rows(reasoned(2))[:1], build_tokenizer(), 512), 0),
+        build_model(),
+    )
     terms = Rationales(1.0).terms(model, batch, None)
     assert terms["rationale"].item() == 0 and terms["answer"].item() > 0
 
@@ -94,13 +99,17 @@ def test_marks_within_a_reasoning_do_not_end_it() -> None:
 
 def test_training_tells_both_terms(tmp_path: Path) -> None:
     out, run = empty_run(tmp_path)
-    metrics = CoT(epochs=2, batch_size=4, precision="float32", learning_rate=3e-3, tasks="two")(make_inputs(tmp_path), out, run)
+    metrics = CoT(epochs=2, batch_size=4, precision="float32", learning_rate=3e-3, tasks="two")(
+        make_inputs(tmp_path), out, run
+    )
     assert (metrics["with_reasoning"], metrics["without_reasoning"]) == (6, 6)
     assert int(metrics["answer_tokens"]) > 0 and int(metrics["reasoning_tokens"]) > 0
     with (out / "loss.csv").open() as stream:
         told = [row for row in csv.DictReader(stream) if row["train_loss"]]
     for row in told:
-        assert float(row["answer_loss"]) + float(row["rationale_loss"]) == pytest.approx(float(row["train_loss"]), abs=2e-4)
+        assert float(row["answer_loss"]) + float(row["rationale_loss"]) == pytest.approx(
+            float(row["train_loss"]), abs=2e-4
+        )
 
 
 def test_rows_that_bring_no_reasoning_are_refused(tmp_path: Path) -> None:

@@ -9,12 +9,13 @@ import pytest
 
 from tasks.distill.features import PROJECTIONS, Features, Matching, projection
 from tasks.distill.layers import layer_pairs
-from tasks.distill.losses.answers import IGNORED, row_shares
+from tasks.distill.losses.answers import row_shares
 from tasks.distill.losses.features import attention_divergence, mean_over_tokens, state_distance
-from tasks.distill.training.encoding import Encoded, collate, encode
 from tasks.prune.depth import drop_layers, write_influence
 from tasks.shared.errors import ModelError, TechniqueError
-from tasks.shared.models import load_model, save_model
+from tasks.shared.model.encoding import IGNORED, Encoded, collate, encode
+from tasks.shared.model.loading import load_model
+from tasks.shared.model.saving import save_model
 from tasks.shared.technique import Artifact, Inputs, Kind, Upstream
 from tests.settings_case import Case, Change
 from tests.tiny_llama import build_model, build_tokenizer, empty_run, save_tiny

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from tasks.distill.gold import Gold, OtherTokens
-from tasks.distill.losses.answers import IGNORED
 from tasks.distill.losses.universal import Side, UniversalLoss, answer_offsets
-from tasks.distill.training.encoding import Encoded, collate, encode
 from tasks.shared.errors import ModelError, TechniqueError
-from tasks.shared.models import load_model, save_model
+from tasks.shared.model.encoding import IGNORED, Encoded, collate, encode
+from tasks.shared.model.loading import load_model
+from tasks.shared.model.saving import save_model
 from tasks.shared.technique import Artifact, Inputs, Kind
 from tests.settings_case import Case, Change
 from tests.tiny_llama import build_model, build_tokenizer, empty_run, save_tiny
@@ -44,9 +44,9 @@ def prepared(tmp_path: Path, teacher: Path, student: Any, **settings: Any) -> tu
     """An objective with its teacher loaded, and its rows."""
     rows = make_rows(6)
     made = OtherTokens(Gold(**settings), save_tiny(tmp_path / "student"), teacher, rows)
-    labelled = made.label(encode(rows, build_tokenizer(), 512))
+    labeled = made.label(encode(rows, build_tokenizer(), 512))
     made.attach(student, "cpu")
-    return made, labelled
+    return made, labeled
 
 
 @pytest.mark.parametrize("hybrid", [False, True])
@@ -168,15 +168,19 @@ def test_the_plan_knows_a_teacher_without_a_say() -> None:
 
 
 RISING = {"epochs": 6, "learning_rate": 0.05, "schedule": "constant_with_warmup", "patience": 0, "soft_weight": 0.1}
-CHANGES = TRAINING_CHANGES | LORA_CHANGES | {
-    "patience": Change(1, RISING),
-    "hard_weight": Change(0.1),
-    "soft_weight": Change(0.1),
-    "temperature": Change(3.0),
-    "alignment": Change("positions"),
-    "hybrid": Change(False),
-    "teacher_dtype": Change("bfloat16"),
-}
+CHANGES = (
+    TRAINING_CHANGES
+    | LORA_CHANGES
+    | {
+        "patience": Change(1, RISING),
+        "hard_weight": Change(0.1),
+        "soft_weight": Change(0.1),
+        "temperature": Change(3.0),
+        "alignment": Change("positions"),
+        "hybrid": Change(False),
+        "teacher_dtype": Change("bfloat16"),
+    }
+)
 
 
 @contextmanager

@@ -11,14 +11,14 @@ import torch
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
 from tasks.distill.logits import Logits, OnlineTargets, StoredTargets
-from tasks.distill.losses.answers import IGNORED
 from tasks.distill.losses.mixed import Blend
-from tasks.distill.training.encoding import collate, encode
 from tasks.logits.topk import TopK
 from tasks.shared.errors import DataError, ModelError
-from tasks.shared.models import load_model, load_tokenizer, save_model
-from tasks.shared.rows import read_rows, write_rows
-from tasks.shared.soft_targets import SoftTargets
+from tasks.shared.formats.rows import read_rows, write_rows
+from tasks.shared.formats.soft_targets import SoftTargets
+from tasks.shared.model.encoding import IGNORED, collate, encode
+from tasks.shared.model.loading import load_model, load_tokenizer
+from tasks.shared.model.saving import save_model
 from tasks.shared.technique import Artifact, Inputs, Kind, Upstream
 from tests.settings_case import Case, Change
 from tests.tiny_llama import build_model, build_tokenizer, empty_run, save_tiny
@@ -118,7 +118,7 @@ def test_both_terms_fall_and_are_told_with_their_gradients(inputs: Inputs, tmp_p
         assert row["soft_loss"] + row["hard_loss"] == pytest.approx(row["train_loss"], rel=1e-3)
     norms = [row for row in told if "soft_gradient" in row]
     assert len(norms) == 8 and all(row["soft_gradient"] > 0 and row["hard_gradient"] > 0 for row in norms)
-    assert "without_say" not in metrics and float(metrics["validation_loss"]) > 0
+    assert "negligible_terms" not in metrics and float(metrics["validation_loss"]) > 0
 
 
 def test_stored_targets_train_nearly_the_same_student(inputs: Inputs, tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_stored_targets_train_nearly_the_same_student(inputs: Inputs, tmp_path: 
 def test_a_term_without_a_say_is_told(inputs: Inputs, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     out, run = empty_run(tmp_path)
     metrics = Logits(**BASE, alpha=1e-4)(choose(inputs, "targets"), out, run)
-    assert metrics["without_say"] == "soft"
+    assert metrics["negligible_terms"] == "soft"
     assert "the soft term has no say" in caplog.text and "alpha and temperature" in caplog.text
 
 

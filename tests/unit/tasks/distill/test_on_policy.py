@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from tasks.distill.losses.answers import IGNORED
 from tasks.distill.on_policy import OnPolicy, OwnAnswers
-from tasks.distill.training.encoding import Encoded, collate, encode
 from tasks.distill.training.own_samples import draw_tokens, row_draws, sample_answers
 from tasks.shared.errors import ModelError, TechniqueError
-from tasks.shared.models import load_model, save_model
+from tasks.shared.model.encoding import IGNORED, Encoded, collate, encode
+from tasks.shared.model.loading import load_model
+from tasks.shared.model.saving import save_model
 from tasks.shared.technique import Inputs
 from tests.settings_case import Case, Change
 from tests.tiny_llama import build_model, build_tokenizer, empty_run, save_tiny
@@ -203,14 +203,18 @@ def test_the_plan_knows_that_nobody_teaches_itself() -> None:
 
 
 RISING = {"epochs": 6, "learning_rate": 0.1, "schedule": "constant_with_warmup", "patience": 0, "lmbda": 0.0}
-CHANGES = TRAINING_CHANGES | LORA_CHANGES | {
-    "patience": Change(1, RISING),
-    "lmbda": Change(1.0),
-    "beta": Change(0.0),
-    "temperature": Change(3.0),
-    "max_new_tokens": Change(2),
-    "teacher_dtype": Change("bfloat16"),
-}
+CHANGES = (
+    TRAINING_CHANGES
+    | LORA_CHANGES
+    | {
+        "patience": Change(1, RISING),
+        "lmbda": Change(1.0),
+        "beta": Change(0.0),
+        "temperature": Change(3.0),
+        "max_new_tokens": Change(2),
+        "teacher_dtype": Change("bfloat16"),
+    }
+)
 
 
 def case_inputs(folder: Path) -> Inputs:

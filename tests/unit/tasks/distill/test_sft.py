@@ -10,14 +10,15 @@ from typing import Any
 
 import pytest
 
-from tasks.distill.losses.answers import IGNORED, answer_loss
+from tasks.distill.losses.answers import answer_loss
 from tasks.distill.sft import SFT
-from tasks.distill.training.encoding import encode, split_groups
-from tasks.shared.chat import join_answer
+from tasks.distill.training.validation import split_groups
 from tasks.shared.errors import DataError, ModelError, TechniqueError
-from tasks.shared.models import load_model
-from tasks.shared.rows import Message, Row, write_rows
+from tasks.shared.formats.rows import Message, Row, write_rows
+from tasks.shared.model.encoding import IGNORED, encode
+from tasks.shared.model.loading import load_model
 from tasks.shared.technique import Artifact, Inputs, Kind
+from tasks.shared.text.chat import join_answer
 from tests.settings_case import Case
 from tests.tiny_llama import build_model, build_tokenizer, empty_run, save_tiny, sentences
 from tests.training_changes import OPTION_CHANGES, TRAINING_CHANGES

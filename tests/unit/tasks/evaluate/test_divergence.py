@@ -9,16 +9,17 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
-from tasks.evaluate.asking.subjects import open_subject
 from tasks.evaluate.divergence import Divergence
-from tasks.evaluate.likelihoods import following
-from tasks.evaluate.likelihoods.following import FollowPlan, check_vocabulary, distances, same_tokens
-from tasks.evaluate.likelihoods.logits import text_ids
+from tasks.evaluate.likelihood import next_token_divergence as following
+from tasks.evaluate.likelihood.logits import text_ids
+from tasks.evaluate.likelihood.next_token_divergence import FollowPlan, check_vocabulary, distances, same_tokens
+from tasks.evaluate.models_under_test.model_under_test import open_model
 from tasks.shared.errors import DataError, ModelError
-from tasks.shared.gguf import write_gguf
-from tasks.shared.models import load_model, load_tokenizer, save_model
-from tasks.shared.rows import read_rows
-from tasks.shared.scores import Scores, read_scores
+from tasks.shared.formats.rows import read_rows
+from tasks.shared.formats.scores import Scores, read_scores
+from tasks.shared.gguf.writer import write_gguf
+from tasks.shared.model.loading import load_model, load_tokenizer
+from tasks.shared.model.saving import save_model
 from tasks.shared.technique import Artifact, Inputs, Kind
 from tests.settings_case import Case, Change
 from tests.tiny_llama import build_model, build_tokenizer, empty_run, save_tiny, sentences
@@ -183,7 +184,7 @@ def test_a_broken_baseline_and_an_empty_test_split_are_refused(folder: Path, cor
 
 
 def test_the_baseline_s_place_is_not_in_the_question(folder: Path) -> None:
-    subject = open_subject(Artifact("tuned", Kind.MODEL, folder), "baseline")
+    subject = open_model(Artifact("tuned", Kind.MODEL, folder), "baseline")
     plans = [
         FollowPlan([], ["a"], "float32", "digest", replace(subject, weights=place)) for place in (folder, folder.parent)
     ]

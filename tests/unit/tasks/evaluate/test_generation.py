@@ -13,22 +13,27 @@ from typing import Any
 import pytest
 
 from tasks.evaluate import generation as module
-from tasks.evaluate.asking import sittings
-from tasks.evaluate.asking.answers import Reply
-from tasks.evaluate.asking.ask import Plan, Reading, ask, has_template, template_notes
-from tasks.evaluate.asking.sittings import Desk
-from tasks.evaluate.asking.subjects import folder_format, open_subject, reference_questions, tuned_questions
 from tasks.evaluate.generation import Generation
+from tasks.evaluate.grading.answers import Reply
+from tasks.evaluate.models_under_test import isolated_runs as sittings
+from tasks.evaluate.models_under_test.answering import Plan, Reading, ask, has_template, template_notes
+from tasks.evaluate.models_under_test.isolated_runs import Workspace
+from tasks.evaluate.models_under_test.model_under_test import (
+    folder_format,
+    open_model,
+    reference_questions,
+    tuned_questions,
+)
 from tasks.quantize.rtn import RTN
-from tasks.shared.apart import Failure
-from tasks.shared.articles import Article
-from tasks.shared.chat import join_answer
 from tasks.shared.errors import ConfigError, DataError, ModelError
-from tasks.shared.keys import PROJECT
-from tasks.shared.models import save_model
-from tasks.shared.rows import Message, Row, write_rows
-from tasks.shared.scores import Scores, read_scores
+from tasks.shared.formats.articles import Article
+from tasks.shared.formats.rows import Message, Row, write_rows
+from tasks.shared.formats.scores import Scores, read_scores
+from tasks.shared.isolation import Failure
+from tasks.shared.model.saving import save_model
+from tasks.shared.store.keys import PROJECT
 from tasks.shared.technique import Artifact, Inputs, Kind
+from tasks.shared.text.chat import join_answer
 from tests.outputs import fingerprints
 from tests.settings_case import Case, Change
 from tests.tiny_llama import build_model, build_tokenizer, empty_run, save_tiny
@@ -87,7 +92,7 @@ def broken(row: Row) -> Reply:
 
 
 def plain(row: Row) -> Reply:
-    return Reply(row.intent, row.answer.partition("\n")[2], labelled=False)
+    return Reply(row.intent, row.answer.partition("\n")[2], labeled=False)
 
 
 def measure(
@@ -171,17 +176,17 @@ CHILD = """
 import json, os, signal, sys
 from pathlib import Path
 from tasks.evaluate import generation
-from tasks.evaluate.asking import sittings
+from tasks.evaluate.models_under_test import isolated_runs as sittings
 from tasks.shared.technique import Artifact, Inputs, Kind, StepRun
-job, genuine = json.loads(sys.argv[1]), sittings.run_apart
-def run_apart(work, subject, *more):
+job, genuine = json.loads(sys.argv[1]), sittings.run_isolated
+def run_isolated(work, subject, *more):
     if subject.name == "other":
         os.kill(os.getpid(), signal.SIGKILL)
     return genuine(work, subject, *more)
-sittings.run_apart = run_apart
+sittings.run_isolated = run_isolated
 if __name__ == "__main__":
     ports = {port: tuple(Artifact(name, Kind(kind), Path(path)) for name, kind, path in found) for port, found in job["ports"].items()}
-    run = StepRun("step", 0, Path(job["scratch"]), threads=1, memo=Path(job["memo"]))
+    run = StepRun("step", 0, Path(job["scratch"]), threads=1, prediction_cache=Path(job["cache"]))
     generation.Generation(**job["settings"])(Inputs(ports), Path(job["out"]), run)
 """
 
@@ -190,12 +195,12 @@ def test_killed_at_the_second_model_it_asks_the_first_no_more_and_ends_the_same(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, corpus: Path
 ) -> None:
     folder, other = save_tiny(tmp_path / "model"), save_tiny(tmp_path / "other", build_model(seed=5))
-    inputs, memo = inputs_of(folder, {"other": other}, corpus), tmp_path / "memo"
+    inputs, cache = inputs_of(folder, {"other": other}, corpus), tmp_path / "cache"
     whole, run = empty_run(tmp_path, "whole")
     Generation(**SMALL)(inputs, whole, replace(run, step="step"))
     cut, stopped = empty_run(tmp_path, "cut")
     ports = {port: [(item.name, item.kind, str(item.path)) for item in found] for port, found in inputs.ports.items()}
-    job = {"ports": ports, "settings": SMALL, "out": str(cut), "scratch": str(stopped.scratch), "memo": str(memo)}
+    job = {"ports": ports, "settings": SMALL, "out": str(cut), "scratch": str(stopped.scratch), "cache": str(cache)}
     done = subprocess.run(
         [sys.executable, "-c", CHILD, json.dumps(job)],
         cwd=PROJECT,
@@ -205,21 +210,23 @@ def test_killed_at_the_second_model_it_asks_the_first_no_more_and_ends_the_same(
         check=False,
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert len(list(memo.glob("*.json"))) == 1
-    asked, genuine = [], sittings.run_apart
+    assert len(list(cache.glob("*.json"))) == 1
+    asked, genuine = [], sittings.run_isolated
     monkeypatch.setattr(
-        sittings, "run_apart", lambda work, subject, *more: asked.append(subject.name) or genuine(work, subject, *more)
+        sittings,
+        "run_isolated",
+        lambda work, subject, *more: asked.append(subject.name) or genuine(work, subject, *more),
     )
-    _, later = empty_run(tmp_path, "later")  # another run of the same code: the memo is shared, scratch is not
-    Generation(**SMALL)(inputs, cut, replace(later, step="step", memo=memo))
+    _, later = empty_run(tmp_path, "later")  # another run of the same code: the cache is shared, scratch is not
+    Generation(**SMALL)(inputs, cut, replace(later, step="step", prediction_cache=cache))
     assert asked == ["other"]
     assert fingerprints(cut) == fingerprints(whole)
     for torn in ('{"replies": [', "", "null"):
-        for file in memo.glob("*.json"):
+        for file in cache.glob("*.json"):
             file.write_text(torn, encoding="utf-8")
         asked.clear()
         again, _ = empty_run(tmp_path, f"torn{len(torn)}")
-        Generation(**SMALL)(inputs, again, replace(later, step="step", memo=memo))
+        Generation(**SMALL)(inputs, again, replace(later, step="step", prediction_cache=cache))
         assert asked == ["tuned", "other"], "a torn reading is not believed"
         assert fingerprints(again) == fingerprints(whole)
 
@@ -229,7 +236,7 @@ def test_models_of_other_formats_and_engines_answer_side_by_side_and_a_broken_on
 ) -> None:
     import torch
 
-    from tasks.shared.gguf import write_gguf
+    from tasks.shared.gguf.writer import write_gguf
 
     folder = save_tiny(tmp_path / "model")
     int4, run = empty_run(tmp_path, "int4")
@@ -278,34 +285,34 @@ def test_each_model_is_asked_in_its_own_template_and_one_without_fails(tmp_path:
     rows = tuned_questions([make_row(0)])
     folder = save_tiny(tmp_path / "model")
     plan = Plan(rows, [], True, 3, 4, 256)
-    subject = open_subject(Artifact("tuned", Kind.MODEL, folder), "candidate")
-    desk = Desk(tmp_path, 1, "cpu")
+    subject = open_model(Artifact("tuned", Kind.MODEL, folder), "candidate")
+    workspace = Workspace(tmp_path, 1, "cpu")
     assert has_template(folder) and template_notes([subject]) == []
-    (before,) = ask(subject, plan, desk).replies
+    (before,) = ask(subject, plan, workspace).replies
     file = folder / "chat_template.jinja"
     file.write_text("{% for message in messages %}{{ message.content }} {% endfor %}", encoding="utf-8")
-    (other,) = ask(subject, plan, desk).replies
+    (other,) = ask(subject, plan, workspace).replies
     assert before.words != other.words
     file.unlink()
     assert template_notes([subject]) == ["tuned brings no chat template and is asked in ChatML."]
-    assert ask(subject, plan, desk).replies == [before], "the tiny models' own template is ChatML"
+    assert ask(subject, plan, workspace).replies == [before], "the tiny models' own template is ChatML"
     for name in ("tokenizer.json", "tokenizer_config.json"):
         text = (folder / name).read_text(encoding="utf-8").replace("<|im_end|>", "<|done|>")
         (folder / name).write_text(text, encoding="utf-8")
     with pytest.raises(ModelError, match="no chat template"):
-        ask(subject, plan, desk)
+        ask(subject, plan, workspace)
 
 
 def test_llama_takes_chatml_for_a_file_without_a_template_and_that_is_told(tmp_path: Path) -> None:
-    from tasks.shared.gguf import write_gguf
+    from tasks.shared.gguf.writer import write_gguf
 
     whole, bare = tmp_path / "whole.gguf", tmp_path / "bare.gguf"
     write_gguf(save_tiny(tmp_path / "model"), whole, "f16")
     bare.write_bytes(whole.read_bytes().replace(b"tokenizer.chat_template", b"tokenizer.chat_leftover"))
-    subjects = [open_subject(Artifact(file.stem, Kind.ENGINE, file), "candidate") for file in (whole, bare)]
+    subjects = [open_model(Artifact(file.stem, Kind.ENGINE, file), "candidate") for file in (whole, bare)]
     assert template_notes(subjects) == ["bare brings no chat template and is asked in ChatML."]
     plan = Plan(tuned_questions([make_row(0)]), [], True, 3, 4, 256)
-    told = [ask(subject, plan, Desk(tmp_path, 1, "cpu")).replies for subject in subjects]
+    told = [ask(subject, plan, Workspace(tmp_path, 1, "cpu")).replies for subject in subjects]
     assert told[0] == told[1], "the tiny models' own template is ChatML"
 
 
@@ -327,7 +334,7 @@ def test_wrong_inputs_are_refused(tmp_path: Path, corpus: Path) -> None:
         Generation()(inputs_of(folder, {"slim": tmp_path / "nowhere"}, corpus), out, run)
     (tmp_path / "bad.gguf").write_bytes(b"hello world" * 10)
     with pytest.raises(ModelError, match="GGUF"):
-        open_subject(Artifact("gguf", Kind.ENGINE, tmp_path / "bad.gguf"), "candidate")
+        open_model(Artifact("gguf", Kind.ENGINE, tmp_path / "bad.gguf"), "candidate")
     assert folder_format(folder) == "float32 safetensors"
     write_rows(corpus / "test.jsonl", [])
     with pytest.raises(DataError, match="no rows"):
@@ -355,7 +362,7 @@ CHANGES = {
 @contextmanager
 def settings_case(folder: Path) -> Iterator[Case]:
     """Models of random weights: they answer much alike, and a reference and an engine show what the others cannot."""
-    from tasks.shared.gguf import write_gguf
+    from tasks.shared.gguf.writer import write_gguf
 
     corpus = write_corpus(folder / "corpus", 9)
     first, second = (

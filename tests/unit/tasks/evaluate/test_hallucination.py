@@ -8,17 +8,17 @@ from typing import Any
 import pytest
 
 from tasks.evaluate import hallucination as module
-from tasks.evaluate.asking.answers import Reply
-from tasks.evaluate.asking.ask import Reading
-from tasks.evaluate.asking.subjects import Question
+from tasks.evaluate.grading.answers import Reply
 from tasks.evaluate.hallucination import WITH, WITHOUT, Hallucination, without_answer
-from tasks.shared.apart import Failure
-from tasks.shared.articles import Article, with_article, write_articles
-from tasks.shared.chat import join_answer
+from tasks.evaluate.models_under_test.answering import Reading
+from tasks.evaluate.models_under_test.model_under_test import Question
 from tasks.shared.errors import DataError
-from tasks.shared.rows import Message, Row, write_rows
-from tasks.shared.scores import Scores, read_scores
+from tasks.shared.formats.articles import Article, with_article, write_articles
+from tasks.shared.formats.rows import Message, Row, write_rows
+from tasks.shared.formats.scores import Scores, read_scores
+from tasks.shared.isolation import Failure
 from tasks.shared.technique import Artifact, Inputs, Kind
+from tasks.shared.text.chat import join_answer
 from tests.settings_case import Case, Change
 from tests.tiny_llama import build_model, empty_run, save_tiny
 
@@ -184,7 +184,7 @@ def test_a_corpus_without_facts_or_articles_is_refused(tmp_path: Path) -> None:
 
 
 def test_real_models_answer_in_both_engines(tmp_path: Path) -> None:
-    from tasks.shared.gguf import write_gguf
+    from tasks.shared.gguf.writer import write_gguf
 
     folder, gguf = save_tiny(tmp_path / "model"), tmp_path / "model.gguf"
     write_gguf(folder, gguf, "f16")

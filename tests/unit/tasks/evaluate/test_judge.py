@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from tasks.evaluate.judge import Judge
-from tasks.shared import endpoint
+from tasks.shared.engines import endpoint
 from tasks.shared.errors import ConfigError, DataError, EndpointError
-from tasks.shared.records import Machine
-from tasks.shared.scores import ItemScore, Measure, Measured, Scores, Sheet, read_scores, write_scores
+from tasks.shared.formats.records import Machine
+from tasks.shared.formats.scores import ItemScore, Measure, Measured, Scores, Sheet, read_scores, write_scores
 from tasks.shared.technique import Artifact, Inputs, Kind, StepRun
 from tests.outputs import fingerprints
 from tests.settings_case import Case, Change
@@ -176,7 +176,10 @@ def test_a_judge_that_always_takes_the_first_ties_everything_and_is_told(tmp_pat
 def test_replies_without_a_verdict_tie_and_are_told_and_a_judge_that_never_gives_one_is_refused(tmp_path: Path) -> None:
     with Referee(lambda body, count: "Hm." if count == 1 else "Verdict: A") as referee:
         scores, _, _ = judge(tmp_path, referee.url, concurrency=1)
-    assert scores.sheet.notes[1] == "judged: 1 pairs tie because the judge refused them or gave no verdict that can be read."
+    assert (
+        scores.sheet.notes[1]
+        == "judged: 1 pairs tie because the judge refused them or gave no verdict that can be read."
+    )
     with (
         Referee(lambda *_: "I like both.") as referee,
         pytest.raises(EndpointError, match=r"none of 36 replies ends with a verdict"),
@@ -191,7 +194,7 @@ def test_a_judge_that_is_down_is_one_passing_error_and_what_it_said_is_kept(tmp_
     with Referee(lambda body, count: fair(body, count) if count <= 9 else 503) as referee:
         with pytest.raises(EndpointError, match=r"503.*\(2 attempts\)") as failure:
             judge(tmp_path, referee.url, run, max_attempts=2, concurrency=1)
-        assert failure.value.passing, "the step is tried again"
+        assert failure.value.retryable, "the step is tried again"
         referee.reply = fair
         referee.seen.clear()
         _, out, figures = judge(tmp_path, referee.url, run, max_attempts=2, concurrency=1)
@@ -202,7 +205,7 @@ def test_a_judge_that_is_down_is_one_passing_error_and_what_it_said_is_kept(tmp_
     assert fingerprints(out) == fingerprints(wanted)
     with pytest.raises(EndpointError, match="connection failed") as failure:
         judge(tmp_path, "http://127.0.0.1:9/v1", max_attempts=1)
-    assert failure.value.passing
+    assert failure.value.retryable
 
 
 def test_a_pair_that_the_judge_refuses_ties_and_the_others_are_judged(tmp_path: Path) -> None:
@@ -219,7 +222,7 @@ def test_a_pair_that_the_judge_refuses_ties_and_the_others_are_judged(tmp_path: 
         referee.reply = lambda body, count: 400
         with pytest.raises(EndpointError, match=r"refused all of 24 requests.*status 400") as failure:
             judge(tmp_path, referee.url)
-        assert not failure.value.passing
+        assert not failure.value.retryable
         referee.reply = lambda body, count: 404
         with pytest.raises(EndpointError, match="status 404"):
             judge(tmp_path, referee.url)

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from tasks.evaluate.benchmark.ask import HarnessReading, TaskReading, ask_tasks
+from tasks.evaluate.benchmark.run import HarnessReading, TaskReading, ask_tasks
 from tasks.evaluate.benchmark.samples import Answered
 from tasks.evaluate.lm_eval import LmEval, score_items
 from tasks.shared.errors import ConfigError, DataError, ErrorList, ModelError, TechniqueError
-from tasks.shared.scores import Scores, read_scores
+from tasks.shared.formats.scores import Scores, read_scores
 from tasks.shared.technique import Artifact, Inputs, Kind
 from tests.benchmark_data import write_benchmark_data
 from tests.settings_case import Case, Change
@@ -52,7 +52,7 @@ def values_of(scores: Scores, measure: str, model: str) -> list[float]:
 
 
 def test_models_side_by_side_item_by_item(data: Path, tmp_path: Path) -> None:
-    from tasks.shared.gguf import write_gguf
+    from tasks.shared.gguf.writer import write_gguf
 
     folder, other = save_tiny(tmp_path / "model"), save_tiny(tmp_path / "other", build_model(seed=5))
     write_gguf(folder, tmp_path / "model.gguf", "f16")
@@ -61,7 +61,11 @@ def test_models_side_by_side_item_by_item(data: Path, tmp_path: Path) -> None:
     tasks = ("hellaswag_val1000", "xcopa_languages", "crows_pairs_en")
     figures = LmEval(tasks=tasks, data=str(data), again=1, **SMALL)(
         inputs_of(
-            folder, copy=folder, other=other, gguf=tmp_path / "model.gguf", torn=tmp_path / "torn.gguf",
+            folder,
+            copy=folder,
+            other=other,
+            gguf=tmp_path / "model.gguf",
+            torn=tmp_path / "torn.gguf",
             broken=without_numbers(tmp_path / "bad"),
         ),  # fmt: skip
         out,
@@ -91,7 +95,7 @@ def test_models_side_by_side_item_by_item(data: Path, tmp_path: Path) -> None:
         pair.values["tuned"]
     )
     assert f"{tasks[0]}.acc" in models["tuned"].figures, "the other metrics are kept beside"
-    assert any(note.startswith("gguf: GGUF weights, dequantised") for note in scores.sheet.notes), "not of the torn one"
+    assert any(note.startswith("gguf: GGUF weights, dequantized") for note in scores.sheet.notes), "not of the torn one"
     assert f"{tasks[1]}: 4 of 22 items, 0 examples before each question." in scores.sheet.notes
 
 
@@ -101,7 +105,7 @@ def test_the_harness_alone_gives_the_same(data: Path, tmp_path: Path) -> None:
     from lm_eval.tasks import TaskManager
 
     from tasks.evaluate.benchmark.benchmarks import task_config
-    from tasks.shared.models import load_model, load_tokenizer
+    from tasks.shared.model.loading import load_model, load_tokenizer
 
     folder = save_tiny(tmp_path / "model")
     out, run = empty_run(tmp_path)
@@ -199,10 +203,10 @@ def test_tasks_of_the_user_s_own_with_code_groups_and_filters(tmp_path: Path) ->
 
 def test_what_was_answered_is_not_asked_again(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A longer limit and one more task ask only what is new, from another run's folder; half a line is passed over."""
-    from tasks.evaluate.asking.sittings import Desk
-    from tasks.evaluate.asking.subjects import open_subject
-    from tasks.evaluate.benchmark import ask as harness_asking
-    from tasks.evaluate.benchmark.ask import HarnessPlan, TaskPlan
+    from tasks.evaluate.benchmark import run as harness_asking
+    from tasks.evaluate.benchmark.run import HarnessPlan, TaskPlan
+    from tasks.evaluate.models_under_test.isolated_runs import Workspace
+    from tasks.evaluate.models_under_test.model_under_test import open_model
 
     asked: list[int] = []
     genuine = harness_asking.harness_model
@@ -215,20 +219,20 @@ def test_what_was_answered_is_not_asked_again(data: Path, tmp_path: Path, monkey
             yield lm
 
     monkeypatch.setattr(harness_asking, "harness_model", counted)
-    subject = open_subject(Artifact("tuned", Kind.MODEL, save_tiny(tmp_path / "model")), "baseline")
+    subject = open_model(Artifact("tuned", Kind.MODEL, save_tiny(tmp_path / "model")), "baseline")
     plan = HarnessPlan(
         tasks=(TaskPlan("crows_pairs_en", "ours", "x"),), limit=2, num_fewshot=None, batch_size=2, dtype="float32", apply_chat_template=False,
         tags=(), data=str(data), answered=str(tmp_path / "answered"),
     )  # fmt: skip
-    desk = Desk(tmp_path, 1, "cpu")
-    first = ask_tasks(subject, plan, desk)
-    assert ask_tasks(subject, plan, desk) == first and asked == [4]
+    workspace = Workspace(tmp_path, 1, "cpu")
+    first = ask_tasks(subject, plan, workspace)
+    assert ask_tasks(subject, plan, workspace) == first and asked == [4]
     more = replace(plan, limit=3, tasks=(*plan.tasks, TaskPlan("banking77_of10", "ours", "x")))
-    grown = ask_tasks(subject, more, desk)
+    grown = ask_tasks(subject, more, workspace)
     assert asked == [4, 2, 30] and grown.tasks["crows_pairs_en"].items[:2] == first.tasks["crows_pairs_en"].items
     (kept,) = (tmp_path / "answered").iterdir()
     kept.write_bytes(kept.read_bytes()[:-20])
-    assert ask_tasks(subject, more, desk) == grown and asked == [4, 2, 30, 1]
+    assert ask_tasks(subject, more, workspace) == grown and asked == [4, 2, 30, 1]
 
 
 def test_what_cannot_be_asked_is_refused_before_any_model_is_loaded(data: Path, tmp_path: Path) -> None:

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from tasks.evaluate.judging.comparison import Pairs, Rules, compare_measure, pair, weighted_mean
-from tasks.evaluate.judging.decision import choose_shipped, overall_decision
 from tasks.evaluate.paired import Paired
+from tasks.evaluate.verdict.comparison import Pairs, Rules, compare_measure, pair, weighted_mean
+from tasks.evaluate.verdict.decision import choose_shipped, overall_decision
 from tasks.shared.errors import ConfigError, DataError, TechniqueError
-from tasks.shared.records import Figure
-from tasks.shared.scores import ItemScore, Measure, read_scores
+from tasks.shared.formats.records import Figure
+from tasks.shared.formats.scores import ItemScore, Measure, read_scores
+from tasks.shared.formats.verdict import Comparison, Gate, Verdict, read_verdict
 from tasks.shared.technique import Artifact, Upstream
-from tasks.shared.verdict import Comparison, Gate, Verdict, read_verdict
 from tests.score_samples import BITS, FACT, LOOP, flipped, items_of, some_right, verdict_inputs, write_sheet
 from tests.settings_case import Case, Change, whole
 from tests.tiny_llama import empty_run
@@ -126,7 +126,7 @@ def test_a_looping_model_does_not_ship(tmp_path: Path) -> None:
     verdict = judge(tmp_path, [sheet], ["looper"], {"fact": 0.05, "loop": 0.02})
     found = verdict.comparisons["looper"].measures
     assert found["fact"].answer == "yes" and found["loop"].answer == "no"
-    assert found["loop"].difference == pytest.approx(-0.2), "in favour of the candidate: more loops are worse"
+    assert found["loop"].difference == pytest.approx(-0.2), "in favor of the candidate: more loops are worse"
     assert (found["loop"].baseline, found["loop"].candidate, found["loop"].retention) == (0.0, 0.2, None)
     assert verdict.decision == "do not ship"
 

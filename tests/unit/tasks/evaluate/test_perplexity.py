@@ -12,12 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.evaluate.asking import sittings
-from tasks.evaluate.asking.sittings import Desk
-from tasks.evaluate.asking.subjects import open_subject
-from tasks.evaluate.likelihoods.documents import Document
-from tasks.evaluate.likelihoods.logits import prompt_ids, text_ids
-from tasks.evaluate.likelihoods.sliding import (
+from tasks.evaluate.likelihood.logits import prompt_ids, text_ids
+from tasks.evaluate.likelihood.sliding import (
     Loss,
     Plan,
     document_nats,
@@ -26,25 +22,30 @@ from tasks.evaluate.likelihoods.sliding import (
     score_documents,
     windows,
 )
+from tasks.evaluate.models_under_test import isolated_runs as sittings
+from tasks.evaluate.models_under_test.isolated_runs import Workspace
+from tasks.evaluate.models_under_test.model_under_test import open_model
 from tasks.evaluate.perplexity import Perplexity, perplexity_bounds
-from tasks.shared import apart
+from tasks.shared import isolation as apart
 from tasks.shared.errors import ConfigError, DataError, ModelError
-from tasks.shared.gguf import write_gguf
-from tasks.shared.models import load_model, load_tokenizer, save_model
-from tasks.shared.rows import read_rows, write_rows
-from tasks.shared.scores import Scores, read_scores
+from tasks.shared.formats.rows import read_rows, write_rows
+from tasks.shared.formats.scores import Scores, read_scores
+from tasks.shared.gguf.writer import write_gguf
+from tasks.shared.model.loading import load_model, load_tokenizer
+from tasks.shared.model.saving import save_model
 from tasks.shared.technique import Artifact, Inputs, Kind
+from tasks.shared.text.files import Document
 from tests.settings_case import Case, Change
 from tests.tiny_llama import build_model, build_tokenizer, empty_run, save_tiny, sentences, write_corpus
 
-DESK = Desk(Path(), 1, "cpu")
+DESK = Workspace(Path(), 1, "cpu")
 
 
 @contextmanager
 def asked_here() -> Iterator[None]:
     """Models are asked in this process, which has loaded the libraries already; what they fail of is told in the same way."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sittings, "run_apart", lambda work, *arguments: apart._guarded(work, arguments))
+        patch.setattr(sittings, "run_isolated", lambda work, *arguments: apart._guarded(work, arguments))
         yield
 
 
@@ -138,7 +139,7 @@ def test_only_the_answer_counts(folder: Path, loaded: tuple[Any, Any], tmp_path:
     model, tokenizer = loaded
     row = read_rows(write_test(tmp_path / "corpus", 1) / "test.jsonl")[0]
     before, answer = prompt_ids(tokenizer, row.prompt), text_ids(tokenizer, row.answer)
-    subject = open_subject(Artifact("m", Kind.MODEL, folder), "candidate")
+    subject = open_model(Artifact("m", Kind.MODEL, folder), "candidate")
     found = score_documents(subject, Plan([row.answer], [row.prompt], 512, 256, "float32"), DESK)
     wanted = losses_in_one_pass(model, [*before, *answer])[len(before) - 1 :]
     assert found.losses[0].nats == pytest.approx(float(wanted.sum()), rel=1e-6)
@@ -185,7 +186,7 @@ def test_the_first_token_counts_where_the_tokenizer_opens_a_text(
     ids = text_ids(tokenizer, text)
     opened, bare = (
         score_documents(
-            open_subject(Artifact("m", Kind.MODEL, path), "candidate"), Plan([text], [[]], 16, 16, "float32"), DESK
+            open_model(Artifact("m", Kind.MODEL, path), "candidate"), Plan([text], [[]], 16, 16, "float32"), DESK
         )
         for path in (tmp_path / "opening", folder)
     )
@@ -198,8 +199,11 @@ def test_the_first_token_counts_where_the_tokenizer_opens_a_text(
 
 
 def test_a_first_token_that_ends_within_a_character_leaves_bytes_to_score(folder: Path) -> None:
-    assert [first_bytes(*pair) for pair in (("ab", "abc"), ("\ufffd", "é"), ("a\ufffd", "a€"), ("\ufffd", "\ufffdx"), ("a", ""))] == [2, 1, 2, 3, 0]
-    subject = open_subject(Artifact("m", Kind.MODEL, folder), "candidate")
+    assert [
+        first_bytes(*pair)
+        for pair in (("ab", "abc"), ("\ufffd", "é"), ("a\ufffd", "a€"), ("\ufffd", "\ufffdx"), ("a", ""))
+    ] == [2, 1, 2, 3, 0]
+    subject = open_model(Artifact("m", Kind.MODEL, folder), "candidate")
     (loss,) = score_documents(subject, Plan(["é"], [[]], 16, 16, "float32"), DESK).losses
     assert (loss.tokens, loss.skipped) == (1, 1), "two tokens, of a byte each"
 
@@ -213,7 +217,7 @@ def test_plain_text_needs_no_chat_template_and_answers_do(folder: Path, tmp_path
         text = (bare / name).read_text("utf-8").replace("<|im_end|>", "<|done|>")
         (bare / name).write_text(text, "utf-8")
     text = " ".join(sentences(4))
-    subject = open_subject(Artifact("m", Kind.MODEL, bare), "candidate")
+    subject = open_model(Artifact("m", Kind.MODEL, bare), "candidate")
     (own,) = score_documents(subject, Plan([text], [[]], 16, 16, "float32"), DESK).losses
     assert own.tokens
     with pytest.raises(ModelError, match="candidate m: no chat template"):

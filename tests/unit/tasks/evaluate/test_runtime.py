@@ -11,17 +11,17 @@ import pytest
 from pydantic import ValidationError
 
 from tasks.evaluate import runtime
-from tasks.evaluate.asking.subjects import open_subject
+from tasks.evaluate.models_under_test.model_under_test import open_model
 from tasks.evaluate.runtime import Runtime, make_probe, typical_row
 from tasks.evaluate.timing.engines import Effort, Probe, Sample, peak_memory
 from tasks.evaluate.timing.probe import answer
 from tasks.quantize.rtn import RTN
-from tasks.shared.apart import Failure
 from tasks.shared.errors import ConfigError, EndpointError, ModelError
-from tasks.shared.gguf import write_gguf
-from tasks.shared.models import load_model, load_tokenizer
-from tasks.shared.rows import Message, Row, write_rows
-from tasks.shared.scores import Scores, read_scores
+from tasks.shared.formats.rows import Message, Row, write_rows
+from tasks.shared.formats.scores import Scores, read_scores
+from tasks.shared.gguf.writer import write_gguf
+from tasks.shared.isolation import Failure
+from tasks.shared.model.loading import load_model, load_tokenizer
 from tasks.shared.technique import Artifact, Inputs, Kind
 from tests.fake_vllm import write_command
 from tests.settings_case import Case, Change, untimed_scores
@@ -93,7 +93,9 @@ def time(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, inputs: Inputs, clock: Clock, **settings: Any
 ) -> tuple[Scores, dict[str, Any]]:
     monkeypatch.setattr(runtime, "take_sample", clock)
-    monkeypatch.setattr(runtime, "run_apart", lambda work, *arguments: work(*arguments))  # tiny: no process of its own
+    monkeypatch.setattr(
+        runtime, "run_isolated", lambda work, *arguments: work(*arguments)
+    )  # tiny: no process of its own
     monkeypatch.setattr(runtime, "busy_notes", list)
     out, run = empty_run(tmp_path)
     metrics = Runtime(energy="off", **settings)(inputs, out, run)
@@ -126,7 +128,7 @@ def test_all_engines_on_real_models(models: dict[str, Artifact], tmp_path: Path)
         assert got["time_per_token_s"] == pytest.approx(1 / got["tokens_per_second"])
         assert 0 < got["time_to_first_token_s"] < got["end_to_end_s"] < got["load_s"] + got["end_to_end_s"]
         assert got["answer_tokens"] == 4 and got["peak_memory_bytes"] > 1e7
-    assert len({values(scores, name)["prompt_tokens"] for name in found}) == 1, "engines render and tokenise alike"
+    assert len({values(scores, name)["prompt_tokens"] for name in found}) == 1, "engines render and tokenize alike"
     assert values(scores, "gguf")["size_bytes"] == (models["gguf"].path / "model.gguf").stat().st_size
     assert metrics["gguf.speed_ratio"] == pytest.approx(
         values(scores, "gguf")["tokens_per_second"] / values(scores, "tuned")["tokens_per_second"]
@@ -200,12 +202,12 @@ def test_the_baseline_must_be_timed(
 def test_a_model_whose_gguf_cannot_be_written_is_timed_in_transformers_and_one_that_kills_the_writer_is_not(
     models: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    subject = open_subject(models["tuned"], "candidate")
-    monkeypatch.setattr(runtime, "run_apart", lambda *_: "no such architecture")
+    subject = open_model(models["tuned"], "candidate")
+    monkeypatch.setattr(runtime, "run_isolated", lambda *_: "no such architecture")
     probe, note = make_probe(subject, "auto", [], tmp_path)
     assert probe is not None and probe.engine == "transformers"
     assert note == "tuned: timed in transformers: no f16 GGUF can be written of it (no such architecture)."
-    monkeypatch.setattr(runtime, "run_apart", lambda *_: Failure("its process was killed"))
+    monkeypatch.setattr(runtime, "run_isolated", lambda *_: Failure("its process was killed"))
     probe, note = make_probe(subject, "auto", [], tmp_path)
     assert probe is None and "its process was killed" in note
 

@@ -12,9 +12,9 @@ from tasks.export import gguf as export
 from tasks.export import parity
 from tasks.export.gguf import Gguf
 from tasks.quantize.rtn import RTN
-from tasks.shared.agreement import truncated_divergence
 from tasks.shared.errors import ParityError
-from tasks.shared.gguf import write_gguf
+from tasks.shared.gguf.writer import write_gguf
+from tasks.shared.model.agreement import truncated_divergence
 from tests.settings_case import Case, Change
 from tests.tiny_llama import build_model, empty_run, inputs_of, save_tiny, write_corpus
 
@@ -106,7 +106,7 @@ def test_another_tokenizer_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_floor() -> None:
     same = parity.Position(0, 0, 7, 7, 0.1)
     other = parity.Position(0, 1, 7, 8, 0.5)
-    found = parity.summarise([same, same, same, other])
+    found = parity.summarize([same, same, same, other])
     assert found.top1 == 0.75 and found.divergence == pytest.approx(0.2)
     parity.check_floor(found, 0.75, 0.2001, "x")
     with pytest.raises(ParityError, match=r"75\.0%"):

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from tasks.export.parity import greedy_continuations
-from tasks.shared.models import load_model
+from tasks.shared.model.loading import load_model
 from tests.tiny_llama import save_tiny
 
 

@@ -10,14 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tasks.distill.training.encoding import encode
 from tasks.logits import topk
 from tasks.logits.topk import TopK, count_answer, top_and_tails
 from tasks.shared.errors import DataError, ModelError, TechniqueError
-from tasks.shared.keys import Digests
-from tasks.shared.models import load_model, load_tokenizer
-from tasks.shared.rows import read_rows, write_rows
-from tasks.shared.soft_targets import SoftTargets, bytes_per_position, part_name, row_key
+from tasks.shared.formats.rows import read_rows, write_rows
+from tasks.shared.formats.soft_targets import SoftTargets, bytes_per_position, part_name, row_key
+from tasks.shared.model.encoding import encode
+from tasks.shared.model.loading import load_model, load_tokenizer
+from tasks.shared.store.keys import Digests
 from tasks.shared.technique import Artifact, Inputs, Kind
 from tests.settings_case import Case, Change
 from tests.tiny_llama import build_model, empty_run, save_tiny
@@ -78,7 +78,9 @@ def test_every_position_of_every_answer_is_found_and_right(inputs: Inputs, tmp_p
         torch.testing.assert_close(logs.exp().sum(-1), torch.ones(len(ids)))
     assert metrics["positions"] == sum(map(count_answer, rows)) and metrics["rows"] == 24
     for temperature, share in stored.tails.items():
-        rest = torch.cat([stored.read(row_key(row["input_ids"], row["labels"]), temperature)[1][:, -1].exp() for row in rows])
+        rest = torch.cat(
+            [stored.read(row_key(row["input_ids"], row["labels"]), temperature)[1][:, -1].exp() for row in rows]
+        )
         assert share == metrics[f"tail_at_{temperature:g}"] == pytest.approx(float(rest.mean()), abs=1e-4)
     part = load_file(out / part_name(0))
     size = sum(tensor.numel() * tensor.element_size() for tensor in part.values())

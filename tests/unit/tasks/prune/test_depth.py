@@ -10,7 +10,7 @@ import torch
 
 from tasks.prune.depth import Depth, block_influence, check_layers, choose_layers, drop_layers, measure_influence
 from tasks.shared.errors import TechniqueError
-from tasks.shared.models import load_model
+from tasks.shared.model.loading import load_model
 from tests.settings_case import Case, Change
 from tests.tiny_llama import build_model, build_tokenizer, empty_run, inputs_of, save_tiny, write_corpus
 

@@ -13,10 +13,11 @@ from tasks.export.gguf import Gguf
 from tasks.prune.tokens.record import VOCABULARY_FILE, Trimming
 from tasks.prune.vocabulary import Vocabulary, check_cuts
 from tasks.quantize.rtn import RTN
-from tasks.shared.articles import Article, write_articles
 from tasks.shared.errors import DataError, TechniqueError
-from tasks.shared.models import load_model, load_tokenizer, save_model
-from tasks.shared.rows import read_rows
+from tasks.shared.formats.articles import Article, write_articles
+from tasks.shared.formats.rows import read_rows
+from tasks.shared.model.loading import load_model, load_tokenizer
+from tasks.shared.model.saving import save_model
 from tasks.shared.technique import Artifact, Inputs, Kind, Upstream
 from tests.settings_case import Case, Change
 from tests.tiny_llama import SPECIAL, build_model, build_tokenizer, empty_run, save_tiny, write_corpus
@@ -144,18 +145,18 @@ def test_no_texts_are_refused(tmp_path: Path) -> None:
         Vocabulary()(inputs_of(save_tiny(tmp_path / "source")), out, run)
 
 
-def test_quantised_weights_are_refused_in_the_plan() -> None:
+def test_quantized_weights_are_refused_in_the_plan() -> None:
     upstream = {"int4": Upstream(RTN(), {}), "tuned": Upstream(Vocabulary(), {})}
     (problem,) = Vocabulary().plan_problems("steps.small", {"model": ("int4",)}, upstream)
     assert "prune first" in str(problem)
     assert not list(Vocabulary().plan_problems("steps.small", {"model": ("tuned",)}, upstream))
 
 
-def test_quantised_weights_are_refused_when_they_come_from_elsewhere(tmp_path: Path) -> None:
+def test_quantized_weights_are_refused_when_they_come_from_elsewhere(tmp_path: Path) -> None:
     source = save_tiny(tmp_path / "source")
     config = json.loads((source / "config.json").read_text("utf-8"))
     (source / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "x"}}), "utf-8")
-    with pytest.raises(TechniqueError, match="quantised weights"):
+    with pytest.raises(TechniqueError, match="quantized weights"):
         trim(tmp_path, source)
 
 

@@ -17,7 +17,8 @@ from tasks.prune.selection.shape import Shape, shape_of, student_shape
 from tasks.prune.weight_selection import WeightSelection
 from tasks.quantize.rtn import RTN
 from tasks.shared.errors import ConfigError, TechniqueError
-from tasks.shared.models import load_model, save_model
+from tasks.shared.model.loading import load_model
+from tasks.shared.model.saving import save_model
 from tasks.shared.technique import Upstream
 from tests.settings_case import Case, Change
 from tests.tiny_llama import build_model, build_tokenizer, empty_run, inputs_of, save_tiny, write_corpus

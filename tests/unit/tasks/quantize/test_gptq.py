@@ -10,9 +10,10 @@ import torch
 
 from tasks.quantize import compressed
 from tasks.quantize.gptq import GPTQ
-from tasks.shared.agreement import logits_of, token_agreement
 from tasks.shared.errors import TechniqueError
-from tasks.shared.models import load_model, weight_bytes
+from tasks.shared.model.agreement import logits_of, token_agreement
+from tasks.shared.model.loading import load_model
+from tasks.shared.model.weights import weight_bytes
 from tests.settings_case import Case, Change
 from tests.tiny_llama import build_model, empty_run, inputs_of, save_tiny, write_corpus
 
@@ -71,10 +72,10 @@ def test_error_is_smaller_than_rounding_and_the_reload_is_exact(
     assert list((tmp_path / "cwd").iterdir()) == [], "llm-compressor left files in the working directory"
 
 
-def test_quantised_source_is_refused(tmp_path: Path) -> None:
+def test_quantized_source_is_refused(tmp_path: Path) -> None:
     model = build_model()
     model.config.quantization_config = {"quant_method": "compressed-tensors"}
-    with pytest.raises(TechniqueError, match="quantised already"):
+    with pytest.raises(TechniqueError, match="quantized already"):
         compressed.check_dense(model, "model")
 
 

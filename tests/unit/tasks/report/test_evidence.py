@@ -22,14 +22,14 @@ from verdict_samples import (
     write,
 )
 
-from tasks.report.markdown import code, escape, table
-from tasks.report.materials import library_licence, licence_entry
-from tasks.report.pack import folder_name
-from tasks.report.performance import PerformanceLog
-from tasks.report.provenance import ancestors, changes_since, parent_of, read_origin, read_origins
+from tasks.report.content.provenance import ancestors, changes_since, parent_of, read_origin, read_origins
+from tasks.report.documents.bill_of_materials import library_license, license_entry
+from tasks.report.documents.pack import folder_name
+from tasks.report.documents.performance import PerformanceLog
+from tasks.report.words.markdown import code, escape, table
 from tasks.shared.errors import DataError
+from tasks.shared.formats.verdict import Verdict
 from tasks.shared.technique import Artifact, Inputs, Kind
-from tasks.shared.verdict import Verdict
 
 
 def out_of(root: Path, verdict: Verdict, **settings: Any) -> Path:
@@ -43,7 +43,7 @@ def log_of(out: Path) -> PerformanceLog:
 
 def test_log_says_what_was_modified_and_what_that_changed(tmp_path: Path) -> None:
     verdict = a_verdict()
-    log = log_of(out_of(tmp_path, verdict, command="make run", licences={"data": "CC-BY-4.0"}))
+    log = log_of(out_of(tmp_path, verdict, command="make run", licenses={"data": "CC-BY-4.0"}))
     assert (log.date, log.decision, log.baseline.name) == ("2026-11-26T08:08:30+00:00", "do not ship", "tuned")
     gguf = next(found for found in log.candidates if found.name == "gguf")
     assert [(c.step, c.technique) for c in gguf.changes] == [
@@ -57,7 +57,7 @@ def test_log_says_what_was_modified_and_what_that_changed(tmp_path: Path) -> Non
         assert after.inputs[before.step] == before.after, "digest by digest, from the baseline on"
     assert gguf.changes[0].inputs["tuned"] == log.baseline.digest == digest_of("tuned")
     assert gguf.measures == verdict.comparisons["gguf"].measures and gguf.slices == verdict.comparisons["gguf"].slices
-    assert log.licences.data == "CC-BY-4.0" and log.data[0].card["card.json"]["counts"]["test"]["faq"] == 120
+    assert log.licenses.data == "CC-BY-4.0" and log.data[0].card["card.json"]["counts"]["test"]["faq"] == 120
     assert log.evidence["verdict"] == digest_of("verdict") and set(log.evidence) >= {"corpus", "answers", "gguf"}
     assert any("smallest margin that can be decided is 6.1 points" in line for line in log.limits)
     assert any("language fi" in line for line in log.limits) and verdict.notes[0] in log.limits
@@ -86,7 +86,7 @@ def test_markdown_tables_are_whole_whatever_the_words(tmp_path: Path) -> None:
 
 
 def test_bill_of_materials(tmp_path: Path) -> None:
-    out = out_of(tmp_path, shipping(), licences={"model": "Apache-2.0", "data": "my own terms", "teacher": "MIT"})
+    out = out_of(tmp_path, shipping(), licenses={"model": "Apache-2.0", "data": "my own terms", "teacher": "MIT"})
     bill = json.loads((out / "materials.json").read_text("utf-8"))
     assert (bill["bomFormat"], bill["specVersion"]) == ("CycloneDX", "1.6")
     assert bill["metadata"]["component"]["name"] == "gguf" and bill["metadata"]["timestamp"].startswith("2026-11-26")
@@ -104,20 +104,29 @@ def test_bill_of_materials(tmp_path: Path) -> None:
     assert "| corpus | data | my own terms |" in (out / "materials.md").read_text("utf-8")
 
 
-def test_a_licence_is_that_of_the_baselines_source_only(tmp_path: Path) -> None:
+def test_a_license_is_that_of_the_baselines_source_only(tmp_path: Path) -> None:
     inputs = all_inputs(tmp_path / "in", a_verdict())
     others = {artifact.name: artifact for port in inputs.ports.values() for artifact in port}
     foreign = an_artifact(
-        tmp_path / "in", "foreign", Kind.MODEL, {}, others, technique="tasks.quantize.rtn.Rtn", inputs={"model": ["models.other"]}
+        tmp_path / "in",
+        "foreign",
+        Kind.MODEL,
+        {},
+        others,
+        technique="tasks.quantize.rtn.Rtn",
+        inputs={"model": ["models.other"]},
     )
     models = a_verdict().models | {"foreign": measures("candidate", 20, 90, 0.8)}
     verdict = a_verdict(models=models, comparisons={"gguf": compared(-0.07), "foreign": compared(-0.07)})
     (inputs.one("verdict").path / "verdict.json").unlink()
     (inputs.one("verdict").path / "verdict.json").write_text(verdict.model_dump_json(), encoding="utf-8")
     given = Inputs({**inputs.ports, "models": (*inputs.many("models"), foreign)})
-    make(tmp_path, given, licences={"model": "Apache-2.0"})
+    make(tmp_path, given, licenses={"model": "Apache-2.0"})
     out = tmp_path / "out"
-    found = {item["bom-ref"]: item.get("licenses") for item in json.loads((out / "materials.json").read_text("utf-8"))["components"]}
+    found = {
+        item["bom-ref"]: item.get("licenses")
+        for item in json.loads((out / "materials.json").read_text("utf-8"))["components"]
+    }
     stated = [{"expression": "Apache-2.0"}]
     assert (found["model:teacher"], found["model:tuned"], found["model:gguf"]) == (stated, stated, stated)
     assert (found["model:other"], found["model:foreign"]) == (None, None)
@@ -126,17 +135,17 @@ def test_a_licence_is_that_of_the_baselines_source_only(tmp_path: Path) -> None:
     assert "source model: not stated" in cards["foreign"].text
 
 
-def test_licences_of_libraries() -> None:
+def test_licenses_of_libraries() -> None:
     from importlib.metadata import version
 
-    assert library_licence("pydantic", version("pydantic")) == "MIT"
-    assert library_licence("pydantic", "0.1") == library_licence("no-such-package", "1") == "not stated"
-    assert licence_entry("apache-2.0") == {"expression": "Apache-2.0"}
-    assert licence_entry("BSD License") == {"license": {"name": "BSD License"}}
+    assert library_license("pydantic", version("pydantic")) == "MIT"
+    assert library_license("pydantic", "0.1") == library_license("no-such-package", "1") == "not stated"
+    assert license_entry("apache-2.0") == {"expression": "Apache-2.0"}
+    assert license_entry("BSD License") == {"license": {"name": "BSD License"}}
 
 
 def test_shipped_model_is_packed_by_links_with_its_card(tmp_path: Path) -> None:
-    out = out_of(tmp_path, shipping(), base_model="someone/a-model", licences={"model": "Apache-2.0"})
+    out = out_of(tmp_path, shipping(), base_model="someone/a-model", licenses={"model": "Apache-2.0"})
     source = tmp_path / "in" / "gguf" / "out" / "model.gguf"
     assert source.samefile(out / "model" / "model.gguf")
     card = ModelCard.load(out / "model" / "README.md")
@@ -150,10 +159,16 @@ def test_shipped_model_is_packed_by_links_with_its_card(tmp_path: Path) -> None:
 def test_only_what_was_measured_on_the_corpus_is_said_to_be(tmp_path: Path) -> None:
     gates = GATES | {"intent": GATES["intent"].model_copy(update={"step": "benchmarks"})}
     out = out_of(tmp_path, shipping().model_copy(update={"gates": gates}))
-    found = {result.metric_type: result for result in ModelCard.load(out / "model" / "README.md").data.eval_results or []}
+    found = {
+        result.metric_type: result for result in ModelCard.load(out / "model" / "README.md").data.eval_results or []
+    }
     assert (found["fact"].dataset_name, found["fact"].dataset_revision) == ("test split of corpus", digest_of("corpus"))
     other = found["intent"]
-    assert (other.dataset_name, other.dataset_revision, other.dataset_split) == ("items of the step benchmarks", None, None)
+    assert (other.dataset_name, other.dataset_revision, other.dataset_split) == (
+        "items of the step benchmarks",
+        None,
+        None,
+    )
 
 
 def test_a_gguf_file_given_as_a_source_is_described_as_one(tmp_path: Path) -> None:
@@ -167,7 +182,9 @@ def test_a_gguf_file_given_as_a_source_is_described_as_one(tmp_path: Path) -> No
 
 def test_a_source_as_baseline_is_traced(tmp_path: Path) -> None:
     verdict = a_verdict()
-    models = {("teacher" if name == "tuned" else name): model for name, model in verdict.models.items() if name != "teacher"}
+    models = {
+        ("teacher" if name == "tuned" else name): model for name, model in verdict.models.items() if name != "teacher"
+    }
     models["slim"] = models["slim"].model_copy(update={"made_from": ""})
     log = log_of(out_of(tmp_path, a_verdict(baseline="teacher", reference=None, models=models)))
     assert all(found.traced for found in log.candidates), "manifests call it models.teacher"
@@ -177,14 +194,14 @@ def test_a_source_as_baseline_is_traced(tmp_path: Path) -> None:
 
 
 def test_nothing_is_packed_without_a_ship(tmp_path: Path) -> None:
-    out = out_of(tmp_path, a_verdict(), licences={"model": "Some Licence 1.0"})
+    out = out_of(tmp_path, a_verdict(), licenses={"model": "Some License 1.0"})
     assert not (out / "model").exists()
     assert {folder.name for folder in (out / "models").iterdir()} == {"slim", "student", "int4", "gguf"}
     for file in (out / "models").glob("*/README.md"):
         card = ModelCard.load(file)
         assert card.text.strip().splitlines()[2].startswith("> **Not cleared to ship (do not ship).**")
         assert "not-cleared-to-ship" in card.data.tags
-        assert (card.data.license, card.data.license_name) == ("other", "Some Licence 1.0")
+        assert (card.data.license, card.data.license_name) == ("other", "Some License 1.0")
 
 
 def test_a_shipped_model_that_was_not_given_is_told(tmp_path: Path) -> None:

@@ -24,12 +24,12 @@ from verdict_samples import (
 )
 
 from tasks.report import html
-from tasks.report.cards import as_blocks, brief
-from tasks.report.content import Report, choose_flips
-from tasks.report.wording import decision_line
+from tasks.report.content.cards import as_blocks, brief
+from tasks.report.content.report import Report, choose_flips
+from tasks.report.words.wording import decision_line
 from tasks.shared.errors import DataError, TechniqueError
+from tasks.shared.formats.verdict import Comparison, NoiseFloor
 from tasks.shared.technique import Inputs
-from tasks.shared.verdict import Comparison, NoiseFloor
 from tests.settings_case import Case, Change
 
 
@@ -118,7 +118,7 @@ def test_svg_is_named_described_and_unique(tmp_path: Path) -> None:
     assert len(ids) == len(set(ids))
     for tag, attributes in tags:
         if tag == "svg":
-            assert set(str(attributes["aria-labelledby"]).split()) <= set(ids)
+            assert set(str(attributes["aria-labeledby"]).split()) <= set(ids)
 
 
 def test_same_input_gives_same_bytes(tmp_path: Path) -> None:
@@ -205,13 +205,13 @@ def test_cards_of_any_shape_become_tables() -> None:
     assert as_blocks([]) and as_blocks({}) == [] and as_blocks("text")[0].rows == [["", "text"]]
 
 
-def luminance(colour: str) -> float:
-    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+def luminance(color: str) -> float:
+    channels = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-def test_text_colours_stand_out_in_every_theme() -> None:
+def test_text_colors_stand_out_in_every_theme() -> None:
     css = (
         Path(html.__file__)
         .with_name("html.css")
@@ -247,7 +247,7 @@ def test_extreme_figures_draw(tmp_path: Path, figure: float) -> None:
     )
 
 
-def test_three_decisions_are_told_by_word_sign_and_colour(tmp_path: Path) -> None:
+def test_three_decisions_are_told_by_word_sign_and_color(tmp_path: Path) -> None:
     comparisons = {"student": compared(-0.01), "int4": compared(-0.04), "slim": compared(-0.8)}
     page, _ = make(tmp_path, all_inputs(tmp_path, a_verdict(comparisons=comparisons)))
     lines = page[page.index('<ul class="lines">') : page.index("What decides")]
@@ -300,7 +300,9 @@ def test_noise_of_amounts_is_in_their_differences(tmp_path: Path) -> None:
     """Nearly every item of an amount differs a little, so the share of those that do says nothing."""
     verdict = a_verdict()
     models = {
-        name: model.model_copy(update={"scores": model.scores | {"code_length": score(0.9, 48 if name == "gguf" else 240)}})
+        name: model.model_copy(
+            update={"scores": model.scores | {"code_length": score(0.9, 48 if name == "gguf" else 240)}}
+        )
         for name, model in verdict.models.items()
     }
     floor = NoiseFloor(model="tuned again", n=240, difference=-0.03, flip_rate=0.9)
@@ -308,7 +310,12 @@ def test_noise_of_amounts_is_in_their_differences(tmp_path: Path) -> None:
     def text(difference: float) -> str:
         found = compared(0.0, measures={"code_length": measured(0.9, difference, 0.03, flip_rate=0.2)})
         place = tmp_path / f"{difference}"
-        changed = a_verdict(gates=GATES | {"code_length": CODE_LENGTH}, models=models, comparisons={"gguf": found}, noise={"code_length": [floor]})
+        changed = a_verdict(
+            gates=GATES | {"code_length": CODE_LENGTH},
+            models=models,
+            comparisons={"gguf": found},
+            noise={"code_length": [floor]},
+        )
         return Page(make(place, all_inputs(place, changed))[0]).text
 
     far, near = text(-0.12), text(0.02)
@@ -317,7 +324,7 @@ def test_noise_of_amounts_is_in_their_differences(tmp_path: Path) -> None:
     assert "n 48" in far and "n 240" not in far, "only where it is not the baseline's number"
 
 
-def test_harmed_and_thin_slices_are_marked_besides_their_colour(tmp_path: Path) -> None:
+def test_harmed_and_thin_slices_are_marked_besides_their_color(tmp_path: Path) -> None:
     slices = [in_slice("language", "et", "fact", -0.21, n=34), in_slice("language", "en", "fact", 0.01, n=150)]
     page, _ = make(tmp_path, all_inputs(tmp_path, a_verdict(comparisons={"gguf": compared(0.0, slices=slices)})))
     harmed = re.search(r'<td class="cell harmed[^>]*>(.*?)</td>', page)
@@ -340,9 +347,9 @@ CHANGES = {
     "theme": Change("dark"),
     "command": Change("make run"),
     "base_model": Change("someone/a-model"),
-    "licences.model": Change("Apache-2.0"),
-    "licences.data": Change("CC-BY-4.0"),
-    "licences.teacher": Change("terms of the teacher's maker"),
+    "licenses.model": Change("Apache-2.0"),
+    "licenses.data": Change("CC-BY-4.0"),
+    "licenses.teacher": Change("terms of the teacher's maker"),
 }
 
 

@@ -8,7 +8,9 @@ SOURCES = f"{ARTICLE}\n{NARROW}"
 ACCEPT = (("45 days", "forty-five days"),)
 
 
-def fate(text: str, finish: str = "stop", accept=ACCEPT, refusal: bool = False, narrow: str = NARROW, **limits) -> str:
+def rejection(
+    text: str, finish: str = "stop", accept=ACCEPT, refusal: bool = False, narrow: str = NARROW, **limits
+) -> str:
     evidence = Evidence(accept=accept, narrow=narrow, wide=f"{ARTICLE}\n{narrow}", refusal=refusal)
     return judge(text, finish, evidence, Limits(**limits))
 
@@ -22,7 +24,7 @@ def fate(text: str, finish: str = "stop", accept=ACCEPT, refusal: bool = False, 
     ],
 )
 def test_keeps_what_the_article_says(text):
-    assert fate(text) == ""
+    assert rejection(text) == ""
 
 
 @pytest.mark.parametrize(
@@ -50,38 +52,38 @@ def test_keeps_what_the_article_says(text):
     ],
 )
 def test_drops_and_says_why(text, reason):
-    assert fate(text) == reason
+    assert rejection(text) == reason
 
 
 def test_an_answer_cut_off_is_dropped():
-    assert fate("You have 45 days to return an unused kettle", finish="length") == "unfinished"
+    assert rejection("You have 45 days to return an unused kettle", finish="length") == "unfinished"
 
 
 def test_every_group_must_be_stated():
     both = (("45 days",), ("£3.50",))
-    assert fate("You have 45 days to return it.", accept=both) == "fact"
-    assert fate("You have 45 days and postage costs £3.50.", accept=both) == ""
+    assert rejection("You have 45 days to return it.", accept=both) == "fact"
+    assert rejection("You have 45 days and postage costs £3.50.", accept=both) == ""
 
 
 def test_refusals_must_refuse():
-    assert fate("Sorry, I can't help with that.", accept=(), refusal=True) == ""
-    assert fate("Of course, here is the code.", accept=(), refusal=True) == "no refusal"
-    assert fate("I can't share the code 9924.", accept=(), refusal=True) == "number"
+    assert rejection("Sorry, I can't help with that.", accept=(), refusal=True) == ""
+    assert rejection("Of course, here is the code.", accept=(), refusal=True) == "no refusal"
+    assert rejection("I can't share the code 9924.", accept=(), refusal=True) == "number"
 
 
 def test_a_refusal_with_another_ones_reason_is_dropped():
     asked = "do espresso and pills mix?\nSorry, I can't advise on health."
-    assert fate("Sorry, I can't advise on health.", accept=(), refusal=True, narrow=asked) == ""
+    assert rejection("Sorry, I can't advise on health.", accept=(), refusal=True, narrow=asked) == ""
     assert (
-        fate("Sorry, I can't advise on the law; a solicitor can.", accept=(), refusal=True, narrow=asked)
+        rejection("Sorry, I can't advise on the law; a solicitor can.", accept=(), refusal=True, narrow=asked)
         == "unsupported"
     )
 
 
 def test_strictness_is_a_setting():
-    assert fate("You have 45 days, and repairs take 9 weeks.", other_numbers=True) == ""
-    assert fate("You do not have 45 days to return it.", negations=True) == ""
-    assert fate("You have 45 days because wizards charge batteries under moonlight.", support=0) == ""
+    assert rejection("You have 45 days, and repairs take 9 weeks.", other_numbers=True) == ""
+    assert rejection("You do not have 45 days to return it.", negations=True) == ""
+    assert rejection("You have 45 days because wizards charge batteries under moonlight.", support=0) == ""
 
 
 def test_a_swallowed_full_stop_comes_back():

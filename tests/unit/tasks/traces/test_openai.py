@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tasks.shared import endpoint
-from tasks.shared.articles import Article, write_articles
+from tasks.shared.engines import endpoint
+from tasks.shared.engines.samples import SampleStore
 from tasks.shared.errors import ConfigError, DataError, EndpointError, ModelError
-from tasks.shared.keys import Digests
-from tasks.shared.rows import Message, Row, read_rows, write_rows
-from tasks.shared.samples import SampleStore
+from tasks.shared.formats.articles import Article, write_articles
+from tasks.shared.formats.rows import Message, Row, read_rows, write_rows
+from tasks.shared.store.keys import Digests
 from tasks.shared.technique import Artifact, Inputs, Kind, StepRun
 from tasks.traces.filter import Evidence
 from tasks.traces.openai import Embedded, OpenAI, Prices
@@ -377,7 +377,7 @@ def test_a_reasoning_models_own_thoughts_are_taken(corpus, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("thought", "fate"),
+    ("thought", "rejection"),
     [
         ("", "no reasoning"),
         ("It weighs 912 grams.", "reasoning: invents"),
@@ -386,12 +386,12 @@ def test_a_reasoning_models_own_thoughts_are_taken(corpus, tmp_path):
         ("so it is, so it is, so it is, so it is", "reasoning: form"),
     ],
 )
-def test_answers_with_bad_reasoning_are_dropped_and_counted(corpus, tmp_path, thought, fate):
+def test_answers_with_bad_reasoning_are_dropped_and_counted(corpus, tmp_path, thought, rejection):
     with Teacher(lambda messages, _: {"content": right(messages), "reasoning_content": thought}) as teacher:
         settings = {"gold_ratio": 0, "max_prompts": 3, "samples": 1, "reasoning": Reasoning(ask="native")}
         _, rows, card, _ = trace(corpus, teacher.url, tmp_path, **settings)
     asked = next(iter(card["samples_dropped"]), "")
-    assert asked == fate and (rows == ROWS) == (card["teacher"] == 0)
+    assert asked == rejection and (rows == ROWS) == (card["teacher"] == 0)
 
 
 def test_reasoning_that_ends_at_another_quantity_contradicts():
@@ -401,7 +401,7 @@ def test_reasoning_that_ends_at_another_quantity_contradicts():
 
 
 def test_the_embedded_server_answers(corpus, tmp_path):
-    from tasks.shared.gguf import write_gguf
+    from tasks.shared.gguf.writer import write_gguf
     from tests.tiny_llama import save_tiny
 
     write_gguf(save_tiny(tmp_path / "hf"), tmp_path / "tiny.gguf")
@@ -481,7 +481,7 @@ def vary(body, words):
 
 @contextmanager
 def settings_case(folder: Path) -> Iterator[Case]:
-    from tasks.shared.gguf import write_gguf
+    from tasks.shared.gguf.writer import write_gguf
     from tests.tiny_llama import build_model, save_tiny
 
     write_gguf(save_tiny(folder / "hf", build_model(num_hidden_layers=1)), folder / "tiny.gguf")

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from tasks.distill.losses import head
 from tasks.distill.sft import SFT
 from tasks.distill.training.arguments import precision_of, schedule_options
-from tasks.distill.training.encoding import collate, encode
 from tasks.distill.training.loop import make_trainer, train_model
 from tasks.distill.training.objective import Answers
 from tasks.shared.errors import MachineError
-from tasks.shared.models import load_model
+from tasks.shared.model import head
+from tasks.shared.model.encoding import collate, encode
+from tasks.shared.model.loading import load_model
 from tasks.shared.technique import StepRun
 from tests.tiny_llama import build_model, build_tokenizer, chats, empty_run, save_tiny
 from tests.two_terms import TwoTerms
@@ -92,9 +92,17 @@ def test_hard_labels_train_as_trls_own_trainer_does(model: Path, tmp_path: Path)
 
     rows = encode(chats(20), build_tokenizer(), 512)
     settings = SFT(epochs=2, batch_size=4, accumulation=2, learning_rate=0.3, precision="float32", validation=0.0)
-    ours = make_trainer(settings, load_model(model, "float32"), build_tokenizer(), rows, [], Answers(), empty_run(tmp_path)[1])
+    ours = make_trainer(
+        settings, load_model(model, "float32"), build_tokenizer(), rows, [], Answers(), empty_run(tmp_path)[1]
+    )
     steps = {name: ours.args.to_dict()[name] for name in SAME}
-    fixed: dict[str, Any] = {"output_dir": str(tmp_path / "trl"), "use_cpu": True, "bf16": False, "report_to": "none", "save_strategy": "no"}
+    fixed: dict[str, Any] = {
+        "output_dir": str(tmp_path / "trl"),
+        "use_cpu": True,
+        "bf16": False,
+        "report_to": "none",
+        "save_strategy": "no",
+    }
     theirs = SFTTrainer(
         load_model(model, "float32"),
         SFTConfig(**steps, **fixed, dataset_kwargs={"skip_prepare_dataset": True}),

@@ -16,11 +16,11 @@ import pytest
 from tasks.distill.sft import SFT
 from tasks.distill.training import checkpoints, loop
 from tasks.distill.training.checkpoints import MARK, STATE, last_checkpoint
-from tasks.shared.chat import join_answer
 from tasks.shared.errors import MachineError
-from tasks.shared.keys import PROJECT, Digests
-from tasks.shared.rows import Message, Row, write_rows
+from tasks.shared.formats.rows import Message, Row, write_rows
+from tasks.shared.store.keys import PROJECT, Digests
 from tasks.shared.technique import Artifact, Inputs, Kind
+from tasks.shared.text.chat import join_answer
 from tests.tiny_llama import build_model, empty_run, save_tiny, sentences
 
 SETTINGS: dict[str, Any] = {

@@ -14,16 +14,16 @@ import pytest
 
 from tasks.distill.sft import SFT
 from tasks.distill.training import checkpoints, loop
-from tasks.distill.training.encoding import encode
 from tasks.distill.training.loop import check_finite, train_model
 from tasks.distill.training.memory import ROOM, Demand
 from tasks.distill.training.objective import Answers, Objective
 from tasks.distill.training.watch import overfits, runs_away
-from tasks.shared.apart import Failure, preload, run_apart
 from tasks.shared.errors import DataError, TechniqueError
-from tasks.shared.keys import PROJECT, Digests
-from tasks.shared.models import load_model
-from tasks.shared.rows import Message, Row
+from tasks.shared.formats.rows import Message, Row
+from tasks.shared.isolation import Failure, preload, run_isolated
+from tasks.shared.model.encoding import encode
+from tasks.shared.model.loading import load_model
+from tasks.shared.store.keys import PROJECT, Digests
 from tasks.shared.technique import Metrics, StepRun
 from tests.tiny_llama import build_model, build_tokenizer, chats, empty_run, save_tiny
 from tests.two_terms import TwoTerms, train_in
@@ -230,14 +230,14 @@ def test_weights_rows_and_seed_are_part_of_what_a_checkpoint_is_for(tmp_path: Pa
 def test_out_of_memory_names_what_it_took_and_a_batch_that_fits(model: Path, tmp_path: Path) -> None:
     """A real failure: the address space is limited to what the process has and 500 MB, a third of what the batch takes."""
     preload("trl.trainer.sft_trainer", "datasets")
-    failed = run_apart(train_in, 500e6, model, tmp_path / "large", {"batch_size": 256})
+    failed = run_isolated(train_in, 500e6, model, tmp_path / "large", {"batch_size": 256})
     assert isinstance(failed, Failure), f"it fitted: {failed} optimizer steps"
     assert "out of memory at 256 conversations of up to" in failed.reason
     assert "GB for weights, gradients and moments and" in failed.reason
     found = re.search(r"batch_size=(\d+) steps.step.accumulation=(\d+)", failed.reason)
     assert found and int(found[1]) * int(found[2]) == 256
     fits = {"batch_size": int(found[1]), "accumulation": int(found[2])}
-    assert run_apart(train_in, 500e6, model, tmp_path / "small", fits) == 1, "one optimizer step, as was asked for"
+    assert run_isolated(train_in, 500e6, model, tmp_path / "small", fits) == 1, "one optimizer step, as was asked for"
 
 
 def test_the_demand_of_a_batch() -> None:
@@ -272,7 +272,9 @@ def test_memory_is_returned_from_between_what_is_kept() -> None:
     """64 pieces of 4 MiB, every second one freed."""
 
     def held(how: str) -> float:
-        done = subprocess.run([sys.executable, "-c", HOLES, how], cwd=PROJECT, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", HOLES, how], cwd=PROJECT, capture_output=True, text=True, check=True
+        )
         return float(done.stdout)
 
     assert held("at once") < 140 and held("as ever") > 200

@@ -9,15 +9,15 @@ from pydantic import ValidationError
 
 from tasks.distill.sft import SFT
 from tasks.distill.training import checkpoints
-from tasks.distill.training.encoding import Encoded, collate, encode
 from tasks.distill.training.lora import Lora, adapt, merge
 from tasks.distill.training.objective import Answers
 from tasks.distill.training.settings import Training
 from tasks.distill.training.weights import weigh
 from tasks.shared.errors import TechniqueError
-from tasks.shared.keys import Digests
-from tasks.shared.models import load_model
-from tasks.shared.rows import Message, Row, write_rows
+from tasks.shared.formats.rows import Message, Row, write_rows
+from tasks.shared.model.encoding import Encoded, collate, encode
+from tasks.shared.model.loading import load_model
+from tasks.shared.store.keys import Digests
 from tasks.shared.technique import Artifact, Inputs, Kind
 from tests.tiny_llama import build_model, build_tokenizer, empty_run, save_tiny, sentences
 
@@ -58,7 +58,9 @@ def test_a_row_of_weight_two_is_a_row_that_stands_there_twice() -> None:
     twice = encoded + [one for one, row in zip(encoded, rows, strict=True) if row.source == "teacher"]
     expected = hard(model, twice, 100)
     torch.testing.assert_close(hard(model, weigh(encoded, rows, SFT(teacher_weight=2.0)), 100), expected)
-    torch.testing.assert_close(hard(model, weigh(encoded, rows, SFT(gold_weight=0.5)), 50), expected, msg="only the ratio matters")
+    torch.testing.assert_close(
+        hard(model, weigh(encoded, rows, SFT(gold_weight=0.5)), 50), expected, msg="only the ratio matters"
+    )
 
 
 def test_adapters_begin_as_nothing_and_merge_into_the_same_model() -> None:

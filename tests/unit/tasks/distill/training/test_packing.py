@@ -4,11 +4,10 @@ from typing import Any
 
 import pytest
 
-from tasks.distill.losses.answers import IGNORED
-from tasks.distill.training.encoding import Encoded, collate
 from tasks.distill.training.objective import Answers
 from tasks.distill.training.packing import check_packs, pack
 from tasks.shared.errors import TechniqueError
+from tasks.shared.model.encoding import IGNORED, Encoded, collate
 from tests.tiny_llama import build_model
 
 
@@ -41,7 +40,9 @@ def test_packed_and_alone_give_the_same_loss_and_gradient(attention: str) -> Non
     model, rows = build_model(), conversations()
     model.set_attn_implementation(attention)
     packs = pack(rows, 40)
-    assert 1 < len(packs) < len(rows) and len({len(one["input_ids"]) for one in packs}) > 1, "a batch of several, one of them padded"
+    assert 1 < len(packs) < len(rows) and len({len(one["input_ids"]) for one in packs}) > 1, (
+        "a batch of several, one of them padded"
+    )
     assert max(len(one["input_ids"]) for one in packs) <= 40
     expected, gradients = loss_and_gradient(model, rows)
     found, packed = loss_and_gradient(model, packs)
@@ -57,7 +58,9 @@ def test_every_token_stands_in_one_pack_with_its_own_columns() -> None:
         starts = [place for place, position in enumerate(one["position_ids"]) if position == 0]
         for begin, end in zip(starts, [*starts[1:], len(one["input_ids"])], strict=True):
             found.append({name: column[begin:end] for name, column in one.items()})
-    expected = [{**row, "labels": [IGNORED, *row["labels"][1:]], "position_ids": [*range(len(row["labels"]))]} for row in rows]
+    expected = [
+        {**row, "labels": [IGNORED, *row["labels"][1:]], "position_ids": [*range(len(row["labels"]))]} for row in rows
+    ]
     assert sorted(found, key=lambda one: len(one["labels"])) == expected
     assert pack([], 40) == []
 

@@ -19,12 +19,12 @@ import pytest
 import yaml
 
 from tasks.distill.sft import SFT
-from tasks.distill.training.encoding import collate
 from tasks.distill.training.loop import train_model
 from tasks.distill.training.shares import WITHHELD, Blankable, Shares, collate_share
 from tasks.shared.errors import MachineError, ModelError, TechniqueError
-from tasks.shared.keys import PROJECT
-from tasks.shared.models import load_model
+from tasks.shared.model.encoding import collate
+from tasks.shared.model.loading import load_model
+from tasks.shared.store.keys import PROJECT
 from tasks.shared.technique import Inputs, Metrics
 from tests.settings_case import nested, setting_names
 from tests.sharding import shard_on_cpus
@@ -94,7 +94,7 @@ def test_two_processes_train_as_one_does(made: dict[int, tuple[Path, Metrics]]) 
     assert len(expected) >= 6 and any("size_gradient" in line for line in expected)
     for one, two in zip(expected, curve(both), strict=True):
         assert two == pytest.approx(one, rel=2e-5, abs=1e-6)
-    assert "without_say" not in told and told.keys() == figures.keys()
+    assert "negligible_terms" not in told and told.keys() == figures.keys()
     assert all(told[name] == pytest.approx(value, rel=1e-3) for name, value in figures.items())
     first, second = (load_model(out).state_dict() for out in (alone, both))
     for name, weight in first.items():

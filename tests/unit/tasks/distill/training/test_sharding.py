@@ -10,7 +10,7 @@ import pytest
 from tasks.distill.sft import SFT
 from tasks.distill.training.loop import train_model
 from tasks.shared.errors import MachineError, TechniqueError
-from tasks.shared.models import load_model
+from tasks.shared.model.loading import load_model
 from tests.sharding import shard_on_cpus
 from tests.tiny_llama import build_model, chats, empty_run, save_tiny
 from tests.two_terms import TwoTerms

@@ -11,7 +11,7 @@ import pytest
 from tasks.distill.sft import SFT
 from tasks.distill.training import checkpoints
 from tasks.distill.training.loop import train_model
-from tasks.distill.training.terms import gradient_norms, without_say
+from tasks.distill.training.terms import gradient_norms, negligible_terms
 from tasks.shared.technique import Metrics, StepRun
 from tests.tiny_llama import build_model, chats, empty_run, save_tiny
 from tests.two_terms import TwoTerms
@@ -68,25 +68,27 @@ def test_what_counts_as_no_say() -> None:
         named = ({"a_gradient": first, "b_gradient": second} for first, second in pairs)
         return [{name: value for name, value in entry.items() if value is not None} for entry in named]
 
-    assert without_say(history((1, 0.01), (1, 0.01)), "ab") == {"b": 0.01}
-    assert not without_say(history((1, 0.01), (1, 0.03), (1, 0.03)), "ab"), "the median counts"
-    assert not without_say(history((1, None), (None, 0.5)), "ab"), "each where it was"
-    assert without_say(history((1, None)), "ab") == {"b": 0.0}, "it never was"
-    assert not without_say([], "ab") and not without_say(history((0, 0)), "ab"), "nothing was measured, nothing moves"
+    assert negligible_terms(history((1, 0.01), (1, 0.01)), "ab") == {"b": 0.01}
+    assert not negligible_terms(history((1, 0.01), (1, 0.03), (1, 0.03)), "ab"), "the median counts"
+    assert not negligible_terms(history((1, None), (None, 0.5)), "ab"), "each where it was"
+    assert negligible_terms(history((1, None)), "ab") == {"b": 0.0}, "it never was"
+    assert not negligible_terms([], "ab") and not negligible_terms(history((0, 0)), "ab"), (
+        "nothing was measured, nothing moves"
+    )
 
 
 def test_a_term_that_the_first_batch_lacks_is_measured_where_it_is(model: Path, tmp_path: Path) -> None:
     late, always = empty_run(tmp_path, "late"), empty_run(tmp_path, "always")
-    assert "without_say" not in train(model, late, Scarce(lambda step: step % STEPS == 3))
-    assert "without_say" not in train(model, always, Scarce(lambda _: True))
+    assert "negligible_terms" not in train(model, late, Scarce(lambda step: step % STEPS == 3))
+    assert "negligible_terms" not in train(model, always, Scarce(lambda _: True))
     assert len(measured(late[0], "size")) == len(measured(late[0], "hard")) == 2, "once an epoch"
     assert measured(late[0], "hard")[0] == measured(always[0], "hard")[0], "its own time is still the first pass"
 
 
 def test_a_term_without_say_is_named(model: Path, tmp_path: Path) -> None:
-    assert train(model, empty_run(tmp_path, "never"), Scarce(lambda _: False))["without_say"] == "size"
+    assert train(model, empty_run(tmp_path, "never"), Scarce(lambda _: False))["negligible_terms"] == "size"
     place = empty_run(tmp_path, "weak")
-    assert train(model, place, Scarce(lambda step: step % STEPS == 3, 1e-6))["without_say"] == "size"
+    assert train(model, place, Scarce(lambda step: step % STEPS == 3, 1e-6))["negligible_terms"] == "size"
     assert all(0 < value < 1e-3 for value in measured(place[0], "size")), "measured, and too small"
 
 

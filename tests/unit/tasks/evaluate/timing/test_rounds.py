@@ -17,7 +17,7 @@ from tasks.evaluate.timing.rounds import (
     ratios,
     slower,
     spread,
-    summarise,
+    summarize,
     time_in_rounds,
 )
 from tasks.shared.errors import EndpointError, ModelError
@@ -71,7 +71,7 @@ def test_without_the_baseline_s_speed_there_is_nothing_to_compare() -> None:
 
 
 def test_median_and_range_of_what_every_repeat_tells() -> None:
-    found = summarise(
+    found = summarize(
         [
             {"load_s": 3.0, "peak_memory_bytes": 10.0, "answer_tokens": 4.0, "energy_wh_per_1000": 1.0},
             {"load_s": 1.0, "peak_memory_bytes": 30.0, "answer_tokens": 4.0},
@@ -83,7 +83,7 @@ def test_median_and_range_of_what_every_repeat_tells() -> None:
     assert (load.value, load.low, load.high, load.bounds, load.better) == (2.0, 1.0, 3.0, "range of 3 repeats", "lower")
     assert (peak.value, peak.low, peak.high) == (30.0, 10.0, 30.0), "a peak is the largest seen"
     assert (tokens.value, tokens.low, tokens.bounds) == (4.0, None, "")
-    assert summarise([]) == {}
+    assert summarize([]) == {}
 
 
 def test_one_repeat_has_no_range() -> None:
@@ -136,7 +136,7 @@ def test_slower_together_is_told_apart_from_slower_alone() -> None:
 
 
 def test_figures_of_a_further_engine_carry_its_name() -> None:
-    figures = summarise(speeds(3.0))
+    figures = summarize(speeds(3.0))
     assert list(of_engine(figures, "vllm", first=True)) == ["tokens_per_second", "tokens_per_second_batch_8"]
     assert list(of_engine(figures, "vllm", first=False)) == [
         "tokens_per_second (vllm)",

@@ -1,13 +1,13 @@
-"""What a domain's texts are: every form in which rows are tokenised, and nothing of the test."""
+"""What a domain's texts are: every form in which rows are tokenized, and nothing of the test."""
 
 from pathlib import Path
 
 import pytest
 
 from tasks.prune.tokens.texts import Passage, domain, without_every_tenth
-from tasks.shared.articles import Article, write_articles
 from tasks.shared.errors import DataError
-from tasks.shared.rows import read_rows, write_rows
+from tasks.shared.formats.articles import Article, write_articles
+from tasks.shared.formats.rows import read_rows, write_rows
 from tests.tiny_llama import build_tokenizer, write_corpus
 
 

@@ -1,0 +1,1 @@
+"""Messages, tables and exit codes that a person sees in the terminal."""

@@ -1,0 +1,221 @@
+"""What a run shows a person: the plan before, the table of models and where everything is after."""
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.tree import Tree
+
+from flows.planning.config import Runtime
+from flows.planning.estimate import Estimate, estimate_plan
+from flows.planning.session import Session
+from flows.planning.status import Status, find_status
+from flows.planning.steps import Plan, Step
+from tasks.shared.errors import ErrorList
+from tasks.shared.technique import Kind
+
+if TYPE_CHECKING:
+    from flows.running.runner import Outcome, Run
+    from flows.tracking import Tracker
+    from tasks.shared.formats.verdict import Verdict
+    from tasks.shared.store.artifacts import Place
+
+
+def show_plan(plan: Plan, runtime: Runtime, variant: bool = False, console: Console | None = None) -> None:
+    """Print the plan as a table of costs, what is done already and why the rest would run, as a tree, and as mermaid text."""
+    console = console or Console()
+    estimates = estimate_plan(plan, runtime)
+    status = find_status(Session(plan, runtime, variant))
+    console.print(cost_table(plan, estimates, status))
+    reasons = {
+        name: item.why
+        for name, item in status.items()
+        if not item.done and item.why != "new" and not item.why.startswith("after ")
+    }
+    for name, why in reasons.items():
+        console.print(f"[bold]{name}[/bold] runs again: {escape(why)}", highlight=False)
+    console.print(tree(plan))
+    console.print("mermaid (paste it into Markdown):", style="bold")
+    console.print(mermaid(plan), markup=False, highlight=False, soft_wrap=True)
+
+
+def cost_table(plan: Plan, estimates: dict[str, Estimate], status: Mapping[str, Status]) -> Table:
+    """Every step with its technique, inputs and forecast; "done" for the time of a step whose artifact is there."""
+    caption = "forecast; * measured in an earlier run here"
+    table = Table(title=f"plan of {plan.recipe}: {len(plan.steps)} steps", caption=caption)
+    for name, justify in (
+        ("step", "left"),
+        ("technique", "left"),
+        ("reads", "left"),
+        ("time", "right"),
+        ("disk", "right"),
+        ("memory", "right"),
+    ):
+        table.add_column(name, justify=justify, no_wrap=name != "reads")  # type: ignore[arg-type]
+    for step in plan.steps:
+        item = estimates[step.name]
+        table.add_row(
+            step.name,
+            technique_name(step),
+            ", ".join(step.needs),
+            "done" if status[step.name].done else f"{duration(item.seconds)}{'*' if item.measured else ''}",
+            bytes_text(item.disk_bytes),
+            bytes_text(item.memory_bytes),
+        )
+    total = sum(item.seconds for name, item in estimates.items() if not status[name].done)
+    table.add_section()
+    table.add_row(
+        "all",
+        "",
+        "",
+        duration(total),
+        bytes_text(sum(item.disk_bytes for item in estimates.values())),
+        bytes_text(max(item.memory_bytes for item in estimates.values())),
+    )
+    return table
+
+
+def tree(plan: Plan) -> Tree:
+    """The graph as a tree: each step under the first step that feeds it; its other inputs in brackets."""
+    root = Tree(f"[bold]{plan.recipe}[/bold]")
+    branches = {name: root.add(name) for name in plan.sources}
+    for step in plan.steps:
+        first = _parent(plan, step)
+        others = [name for name in step.needs if name != first]
+        label = f"[bold]{step.name}[/bold] {technique_name(step)}" + (
+            f" [dim]+ {', '.join(others)}[/dim]" if others else ""
+        )
+        branches[step.name] = (branches[first] if first else root).add(label)
+    return root
+
+
+def _parent(plan: Plan, step: Step) -> str | None:
+    """The input a reader would expect a step under: the latest one made before it."""
+    order = {name: index for index, name in enumerate([*plan.sources, *(item.name for item in plan.steps)])}
+    return max(step.needs, key=order.__getitem__, default=None)
+
+
+def mermaid(plan: Plan) -> str:
+    """The graph as mermaid text."""
+    lines = ["graph LR"]
+    lines += [f"  {name.replace('.', '_')}[({name})]" for name in plan.sources]
+    lines += [f'  {step.name}["{step.name}<br/>{technique_name(step)}"]' for step in plan.steps]
+    lines += [f"  {name.replace('.', '_')} --> {step.name}" for step in plan.steps for name in step.needs]
+    return "\n".join(lines)
+
+
+def technique_name(step: Step) -> str:
+    """Stage and technique as Hydra names them, such as prune/depth."""
+    return "/".join(step.target.split(".")[1:3])
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people."""
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 90
+        else f"{seconds / 60:.1f} min"
+        if seconds < 5400
+        else f"{seconds / 3600:.1f} h"
+    )
+
+
+def bytes_text(count: float) -> str:
+    """Bytes for people, decimal units."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.0f} {unit}" if unit in {"B", "kB", "MB"} else f"{count:.1f} {unit}"
+        count /= 1000
+    return ""
+
+
+def step_table(outcomes: "list[Outcome]") -> Table:
+    """What each step did, and how long it took to make."""
+    table = Table(title="steps")
+    for name, justify in (
+        ("step", "left"),
+        ("status", "left"),
+        ("made in", "right"),
+        ("memory", "right"),
+        ("figures", "left"),
+    ):
+        table.add_column(name, justify=justify, no_wrap=name != "figures")  # type: ignore[arg-type]
+    for outcome in outcomes:
+        manifest = outcome.manifest
+        figures = ", ".join(f"{key} {_figure(value)}" for key, value in list(manifest["metrics"].items())[:4])
+        table.add_row(
+            outcome.step,
+            outcome.status,
+            duration(manifest["duration_s"]),
+            bytes_text(manifest["peak_memory_bytes"]),
+            figures,
+        )
+    return table
+
+
+def _figure(value: float | int | str) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def show_result(
+    run: "Run", outcomes: "list[Outcome]", seconds: float, console: Console | None = None
+) -> "Verdict | None":
+    """Print the steps, the table of models, the verdict and where to look; returns the last verdict, if the recipe has one."""
+    from tasks.report.words.table import decision_line, model_table
+
+    console = console or Console()
+    console.print(step_table(outcomes))
+    places = {outcome.step: outcome.place for outcome in outcomes}
+    verdict = None
+    for verdict in verdicts_of(run, places).values():
+        console.print(model_table(verdict))
+        console.print(decision_line(verdict), markup=False, highlight=False, style="bold")
+    for label, text in where_to_look(run, places):
+        _line(console, label, text)
+    _line(console, "time", duration(seconds))
+    return verdict
+
+
+def verdicts_of(run: "Run", places: "Mapping[str, Place]") -> "dict[str, Verdict]":
+    """The run's verdicts by step, in the order of its plan."""
+    from tasks.shared.formats.verdict import read_verdict
+
+    steps = [step.name for step in run.session.plan.steps if step.kind is Kind.VERDICT]
+    return {name: read_verdict(places[name].out / "verdict.json") for name in steps}
+
+
+def where_to_look(run: "Run", places: "Mapping[str, Place]") -> Iterator[tuple[str, str]]:
+    """Report, MLflow and models: what it is, and its address or command."""
+    session = run.session
+    for step in session.plan.steps:
+        if step.stage == "report":
+            place = places[step.name] if session.variant else session.view(step.name)
+            yield "report", str(place.out / "report.html")
+    if tracked := where_tracked(run.recorder.tracker):
+        yield "MLflow", tracked
+    models = [step.name for step in session.plan.steps if step.kind in {Kind.MODEL, Kind.ENGINE}]
+    if not session.variant:
+        yield "models", str(session.view("").folder)
+    elif models:
+        yield "models", str(session.place(models[-1]).folder)
+
+
+def where_tracked(tracker: "Tracker") -> str:
+    """A run's page, its server, or the command that shows a database; empty if nothing is tracked."""
+    address = tracker.address
+    if not address or address.startswith("http"):
+        return tracker.link or address
+    return f"mlflow ui --backend-store-uri {address}   then http://127.0.0.1:5000"
+
+
+def first_line(error: BaseException) -> str:
+    """An error in one line, for a table of jobs."""
+    if isinstance(error, ErrorList):
+        return f"{len(error.errors)} problems: {first_line(error.errors[0])}"
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def _line(console: Console, label: str, text: str) -> None:
+    console.print(f"{label:>7}  {text}", markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,37 @@
+"""The flow that a Prefect deployment runs: the same as the command's, composed from its parameters."""
+
+from typing import Any
+
+from prefect import flow, runtime
+from prefect.states import State
+
+from flows.console.logs import prepare_logging
+from flows.orchestration.flow import as_state, flow_name
+from flows.planning.config import Settings, compose_recipe
+from flows.running.runner import Outcome
+
+
+def run_name() -> str:
+    """The recipe, and what differs from it."""
+    given = runtime.flow_run.parameters
+    return flow_name(str(given.get("recipe", "")), given.get("overrides") or [])
+
+
+@flow(name="compress", flow_run_name=run_name, persist_result=False)
+def compress(recipe: str, overrides: list[str] | None = None) -> "State[Any]":
+    """A recipe: every step that has no artifact for its key.
+
+    Args:
+        recipe: name of a file in conf/recipe
+        overrides: as on the command line, for example steps.slim.ratio=0.3
+    """
+    from flows.orchestration.execute import execute
+
+    prepare_logging()
+    changed = list(overrides or [])
+
+    def work() -> list[Outcome]:
+        settings: Settings = compose_recipe(recipe, changed)
+        return execute(settings, [f"+recipe={recipe}", *changed]).outcomes
+
+    return as_state(work, [])

@@ -1,0 +1,157 @@
+"""One run of a composed recipe, whoever asks for it: the command line, a sweep's job, or a deployment."""
+
+import logging
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from flows.planning.config import Settings, is_variant
+from flows.planning.plan import build_plan
+from flows.planning.session import Session
+from flows.planning.steps import Plan
+from flows.tracking import MlflowTracker, NullTracker, Tracker
+from flows.tracking.address import sqlite_file
+from flows.versioning.params import tracked_params
+from tasks.shared.errors import StillroomError
+from tasks.shared.store.artifacts import SHORT, disk_errors
+from tasks.shared.store.keys import PROJECT, digest_json
+
+if TYPE_CHECKING:
+    from flows.running.recorder import Recorder
+    from flows.running.runner import Outcome, Run
+
+log = logging.getLogger("stillroom")
+
+
+@dataclass
+class Execution:
+    """A run and how it ended."""
+
+    run: "Run"
+    outcomes: "list[Outcome]" = field(default_factory=list)
+
+
+def execute(settings: Settings, overrides: Sequence[str], tags: Mapping[str, str] | None = None) -> Execution:
+    """Plan, then find that all is done or run what is not.  tags: more of what identifies the run in MLflow.
+
+    Raises StillroomError, or Stopped after a cancellation; finished steps are kept.
+    """
+    from flows.planning.estimate import check_machine
+    from flows.planning.status import find_status
+
+    plan = build_plan(settings.recipe)
+    execution = Execution(open_run(settings, plan, overrides))
+    run = execution.run
+    run.recorder = open_recorder(run, settings)
+    if (done := run.cached()) is not None:
+        log.info("nothing to do: all %d steps are up to date", len(done))
+        if not watched_by_server():
+            execution.outcomes = done
+            return execution
+        run.recorder.tracker = NullTracker()  # Prefect's pages show what was found; MLflow has its runs already
+    status = find_status(Session(plan, settings.runtime, run.session.variant))
+    check_machine(plan, settings.runtime, [name for name, item in status.items() if item.done])
+    run.tags = {**run_tags(settings, overrides), **(tags or {})}
+    execution.outcomes = carry_out(run, settings, overrides)
+    return execution
+
+
+def watched_by_server() -> bool:
+    """Whether a Prefect server of the user's wants to see even a run that has nothing to do."""
+    from flows.orchestration.servers import has_server
+
+    return has_server()
+
+
+def open_run(settings: Settings, plan: Plan, overrides: Sequence[str]) -> "Run":
+    """A run of this plan; a tracked recipe as written brings params.yaml and dvc.yaml up to date first."""
+    from flows.running.runner import Run
+    from flows.versioning.commit import mend_after_kill, obstacle
+    from flows.versioning.files import update_recipe
+
+    folder = settings.runtime.folder
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    known = folder == PROJECT and plan.recipe in tracked_params()
+    variant = is_variant(overrides) or (known and not settings.runtime.sync)
+    tracked = known and settings.runtime.dvc and not variant
+    if tracked and (reason := obstacle()):
+        log.warning("DVC records nothing: %s", reason)
+        tracked = False
+    if tracked:
+        mend_after_kill()
+    if tracked and (update := update_recipe(settings.recipe, plan)):
+        log.log(logging.WARNING if update.changes else logging.INFO, "%s", update.describe())
+    return Run(Session(plan, settings.runtime, variant), settings.recipe, tracked)
+
+
+def carry_out(run: "Run", settings: Settings, overrides: Sequence[str]) -> "list[Outcome]":
+    """Run what is missing under the configured orchestrator, recorded in the configured tracker."""
+    from flows.orchestration.flow import run_prefect
+    from flows.running.runner import run_plain
+
+    status = "KILLED"
+    try:
+        if settings.runtime.orchestrator == "prefect":
+            outcomes = run_prefect(run, [item for item in overrides if not item.lstrip("+").startswith("recipe=")])
+        else:
+            outcomes = run_plain(run)
+        status = "FINISHED"
+    except StillroomError:
+        status = "FAILED"
+        raise
+    finally:
+        run.recorder.finish(status)
+    return outcomes
+
+
+def open_recorder(run: "Run", settings: Settings) -> "Recorder":
+    """The run's recorder, with notes of its own for the recipe as written and for variants of it: what they tell differs."""
+    from flows.running.recorder import Recorder
+
+    tracker = open_tracker(settings)
+    told = [tracker.address, run.session.plan.recipe, run.session.variant]
+    notes = run.session.store.home / ".tracked" / digest_json(told)[:SHORT]
+    database = sqlite_file(tracker.address)
+    if database is not None and not database.is_file():
+        shutil.rmtree(notes, ignore_errors=True)  # it was deleted, and knows nothing any more
+    return Recorder(tracker, notes if tracker.address else None)
+
+
+def open_tracker(settings: Settings) -> Tracker:
+    """The tracker of the configuration."""
+    if settings.tracking.kind == "none":
+        return NullTracker()
+    return MlflowTracker(settings.tracking.uri, settings.runtime.folder, str(settings.recipe["name"]))
+
+
+def run_tags(settings: Settings, overrides: Sequence[str]) -> dict[str, str]:
+    """What identifies a run in MLflow."""
+    found = {
+        "recipe": str(settings.recipe["name"]),
+        "overrides": " ".join(overrides),
+        "config": digest_json(settings.recipe),
+    }
+    if commit := git("rev-parse", "HEAD"):
+        found |= {"git.commit": commit, "git.dirty": str(bool(git("status", "--porcelain", "--untracked-files=no")))}
+    return found
+
+
+def git(*arguments: str) -> str:
+    """What git says of the project; empty where there is no git or no repository."""
+    program = shutil.which("git")
+    if program is None:
+        return ""
+    done = subprocess.run(
+        [program, *arguments],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=10,
+        check=False,
+        env=dict(os.environ),
+    )
+    return done.stdout.strip() if done.returncode == 0 else ""

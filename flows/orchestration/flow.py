@@ -1,0 +1,235 @@
+"""The same run as a Prefect flow: a task for each step, watched and cancelled from Prefect's pages.
+
+Prefect says how a run goes; whether a step is needed, the key says.  With PREFECT_API_URL set, that server has the run;
+without, a temporary one (`flows/orchestration/servers.py`) lasts as long as the command.  A server that dies takes no step with it.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from flows.orchestration.servers import choose_server, has_server, servers
+from flows.planning.session import pick_device
+from flows.planning.steps import Step
+from flows.running.child import Listener, Progress, Stopped
+from flows.running.runner import Outcome, Run, announcer
+from tasks.shared.errors import MachineError, StillroomError
+
+if TYPE_CHECKING:
+    from prefect.states import State
+
+log = logging.getLogger("stillroom")
+AWAIT_RETRY_S = 2
+"""How long Prefect waits before a step is tried again; it cannot be woken, so the rest is waited where it can."""
+WAIT_MORE_S = (0, 8, 58)
+GPU = "gpu"
+"""The tag of steps that hold a GPU, and the name of the server's limit on them."""
+
+
+def run_prefect(run: Run, overrides: Sequence[str] = ()) -> list[Outcome]:
+    """All steps as tasks of one Prefect flow.  Raises what went wrong, as `Run.carry_out` does."""
+    choose_server(run.session.runtime.folder)
+    from prefect.context import FlowRunContext
+
+    if FlowRunContext.get():  # a deployment's run: the flow is there already
+        return drive(run)
+    failed: list[BaseException] = []
+    try:
+        start_flow(run, overrides, failed)
+    except unreachable() as error:
+        if not failed and len(run.outcomes) < len(run.session.plan.steps):
+            raise lost_server(error) from error
+        log.warning("Prefect's server went away before the end of the run; what it shows of it is not complete")
+    if failed:
+        raise failed[0]
+    return [run.outcomes[step.name] for step in run.session.plan.steps]
+
+
+def start_flow(run: Run, overrides: Sequence[str], failed: list[BaseException]) -> None:
+    """Run the flow to its end.  What a user is to be told goes into `failed`; everything else is raised."""
+    from prefect import flow, tags
+    from prefect.events.worker import EventsWorker
+    from prefect.task_runners import ThreadPoolTaskRunner
+
+    def compress(recipe: str, overrides: list[str], steps: dict[str, str]) -> "State[Any]":
+        return as_state(lambda: drive(run), failed)
+
+    plan = run.session.plan
+    runner: Any = ThreadPoolTaskRunner(max_workers=len(plan.steps))
+    decorated: Any = flow(
+        name="compress",
+        description="A recipe: every step that has no artifact for its key.",
+        flow_run_name=flow_name(plan.recipe, overrides),
+        task_runner=runner,
+        persist_result=False,
+        validate_parameters=False,
+    )(compress)
+    steps = {step.name: step.target for step in plan.steps}
+    try:
+        with tags(*flow_tags(run)):
+            decorated(plan.recipe, list(overrides), steps, return_state=True)
+    finally:
+        EventsWorker.drain_all(timeout=10)  # task states travel as events; without this the last ones are lost at exit
+
+
+def flow_name(recipe: str, overrides: Sequence[str]) -> str:
+    """A flow run's name: the recipe, and what of it is made otherwise."""
+    from flows.planning.config import is_variant
+
+    return " ".join([recipe, *(item for item in overrides if is_variant([item]))])[:200]
+
+
+def flow_tags(run: Run) -> list[str]:
+    """What one may want to find flow runs by."""
+    return [f"recipe:{run.session.plan.recipe}", "variant" if run.session.variant else "as written"]
+
+
+def as_state(work: Callable[[], list[Outcome]], failed: list[BaseException]) -> "State[Any]":
+    """Do a flow's work and say how it ended as a state: with a message where a traceback would tell nobody anything.
+
+    What was wrong goes into `failed` too, so that a command can say it in its own way.
+    """
+    from prefect.states import Cancelled, Completed, Failed
+
+    try:
+        outcomes = work()
+    except Stopped as error:
+        failed.append(error)
+        return Cancelled(message="cancelled; finished steps are kept")
+    except StillroomError as error:
+        failed.append(error)
+        return Failed(message=str(error))
+    made = sum(outcome.status == "made" for outcome in outcomes)
+    return Completed(message=f"{made} steps made, {len(outcomes) - made} found")
+
+
+def drive(run: Run) -> list[Outcome]:
+    """The body of a flow: every step a task."""
+    from prefect import runtime
+    from prefect.utilities.urls import url_for
+
+    from flows.orchestration.pages import show_result
+    from flows.orchestration.runs import limit_gpus, present, settle, watched
+
+    page = str(url_for("flow-run", obj_id=runtime.flow_run.id))  # runtime.flow_run.ui_url is the former pages' (3.8)
+    if has_server() and any(on_gpu(run, step) for step in run.session.plan.steps):
+        limit_gpus(GPU)
+    if has_server():
+        log.info("watch it at %s", page)
+    announce = announcer(run)
+    futures: dict[str, Any] = {}
+    flow_run = str(runtime.flow_run.id)
+    servers.enter_context(present(run.session.runtime.folder, flow_run))  # until Prefect has heard of the run's end
+    if not has_server():
+        servers.callback(settle, flow_run, lambda: len(run.outcomes.keys() | run.problems.keys()))
+    with watched(run, flow_run):
+        ids = {"prefect.flow_run_id": flow_run, "prefect.url": page}
+        outcomes = run.carry_out(lambda step: submit(run, step, futures, announce), ids)
+        with suppress(*unreachable()):
+            show_result(run)
+    return outcomes
+
+
+def on_gpu(run: Run, step: Step) -> bool:
+    """Whether the step will hold a GPU."""
+    return step.accelerated and pick_device(run.session.runtime.device) == "cuda"
+
+
+def submit(run: Run, step: Step, futures: dict[str, Any], announce: Callable[[Step], None]) -> None:
+    """Start a step's task, linked to its inputs' tasks in the run graph."""
+    from prefect import task
+    from prefect.cache_policies import NO_CACHE
+
+    def carry_out(name: str, technique: str, settings: dict[str, Any], inputs: dict[str, list[str]]) -> "State[Any]":
+        announce(step)
+        return attempt(run, step)
+
+    def may_pass(*_: Any) -> bool:
+        return not run.stop.is_set() and bool(getattr(run.problems.get(step.name), "retryable", False))
+
+    def over(_: Any) -> None:
+        if step.name not in run.outcomes and step.name not in run.problems and not run.stop.is_set():
+            go_on_unwatched(run, step)
+        run.over(step)
+
+    decorated: Any = task(
+        name=f"{step.stage}/{step.module.rpartition('.')[2]}",
+        task_run_name=step.name,
+        tags=[f"recipe:{run.session.plan.recipe}", step.stage, *([GPU] if on_gpu(run, step) else [])],
+        cache_policy=NO_CACHE,  # Prefect's own cache cannot see that a file was changed or deleted
+        persist_result=False,
+        retries=step.retries,
+        retry_delay_seconds=AWAIT_RETRY_S,
+        retry_condition_fn=may_pass,
+    )(carry_out)
+    inputs = {port: list(names) for port, names in step.inputs.items()}
+    needs = [futures[name] for name in step.needs if name in futures]
+    future = futures[step.name] = decorated.submit(step.name, step.target, step.settings(), inputs, wait_for=needs)
+    future.add_done_callback(over)
+
+
+def go_on_unwatched(run: Run, step: Step) -> None:
+    """Make a step that Prefect could not begin, because its server went away."""
+    log.warning("Prefect's server cannot be reached; %s goes on without it", step.name)
+    with suppress(StillroomError, Stopped):  # kept in run.problems
+        run.attempt(step, Listener(run.board.line, run.board.progress, run.stop))
+
+
+def attempt(run: Run, step: Step) -> "State[Any]":
+    """Try a step and say how it went as a state."""
+    from prefect import get_run_logger, runtime
+    from prefect.states import Cancelled, Completed, Failed
+
+    from flows.orchestration.pages import ProgressArtifact, show_step
+    from flows.orchestration.runs import gpu_slot
+
+    logger: Any = get_run_logger()
+    reporter = ProgressArtifact(run.session.plan.recipe, step.name)
+
+    def line(name: str, text: str) -> None:
+        run.board.line(name, text)
+        logger.info(text)
+
+    def progress(name: str, told: Progress) -> None:
+        run.board.progress(name, told)
+        reporter.show(told)
+
+    ids = {"prefect.task_run_id": str(runtime.task_run.id), "prefect.flow_run_id": str(runtime.flow_run.id)}
+    try:
+        wait_before(run, int(runtime.task_run.run_count or 1))
+        with gpu_slot(GPU if on_gpu(run, step) else "", run.stop):
+            outcome = run.attempt(step, Listener(line, progress, run.stop), ids)
+    except Stopped:
+        return Cancelled(message="stopped with its flow; no half artifact is left")
+    except StillroomError as error:
+        return Failed(message=str(error))
+    reporter.finish()
+    with suppress(*unreachable()):
+        show_step(run, outcome)
+    logger.info("%s %s %s", outcome.status, step.name, outcome.place.folder)
+    name = "Cached" if outcome.status == "cached" else "Completed"
+    return Completed(name=name, message=f"key {outcome.manifest['key'][:12]}", data=outcome.manifest["key"])
+
+
+def wait_before(run: Run, attempt: int) -> None:
+    """Leave a server in trouble more time with each attempt.  Raises Stopped."""
+    if attempt > 1 and run.stop.wait(WAIT_MORE_S[min(attempt - 2, len(WAIT_MORE_S) - 1)]):
+        raise Stopped
+
+
+def unreachable() -> tuple[type[Exception], ...]:
+    """What Prefect's client raises when there is no server to talk to, or one that cannot answer."""
+    from flows.orchestration.runs import UNREACHABLE
+
+    return UNREACHABLE
+
+
+def lost_server(error: Exception) -> StillroomError:
+    """The message for a run that could not go on."""
+    return MachineError(
+        "Prefect's server",
+        f"it went away ({type(error).__name__})",
+        "a server that answers",
+        "finished steps are kept; run the same command again, with runtime.orchestrator=none if need be",
+    )

@@ -1,0 +1,1 @@
+"""From a composed recipe to a checked plan, its keys and its cost."""

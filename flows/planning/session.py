@@ -1,0 +1,179 @@
+"""A plan being carried out: where every artifact lives, what each step's key is, and why a step has to run."""
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from flows.planning.config import Runtime
+from flows.planning.gpus import gpus, may_use_gpu
+from flows.planning.steps import Plan, Step
+from tasks.shared.errors import ConfigError
+from tasks.shared.store.artifacts import Place, Store
+from tasks.shared.store.keys import PROJECT, code_digest, flatten, step_key
+from tasks.shared.technique import Artifact, Inputs
+
+log = logging.getLogger("stillroom")
+
+
+@dataclass
+class Session:
+    """A plan being carried out: where artifacts live, and where each finished step's is."""
+
+    plan: Plan
+    runtime: Runtime
+    variant: bool = False
+    places: dict[str, Place] = field(default_factory=dict)
+    code: dict[str, str] = field(default_factory=dict)
+    """By step: the digest of the code that this process has imported, where later edits of the files must not count."""
+
+    def __post_init__(self) -> None:
+        """Open the store."""
+        self.store = Store(self.runtime.folder, shared_root(self.runtime.folder), trust=self.runtime.verify == "stat")
+
+    def place(self, name: str) -> Place:
+        """Where a step's artifact is read from."""
+        return self.places.get(name) or self.view(name)
+
+    def view(self, name: str) -> Place:
+        """Where people and DVC find a step's artifact when the recipe runs as written."""
+        return self.store.view(self.plan.recipe, name)
+
+    def artifact(self, name: str) -> Artifact:
+        """An input by its name: a source, or a finished step."""
+        if name in self.plan.sources:
+            return Artifact(name.removeprefix("models."), self.plan.sources[name].kind, self.plan.sources[name].path)
+        return Artifact(name, self.plan.step(name).kind, self.place(name).out)
+
+    def digest(self, name: str) -> str:
+        """Content digest of an input.  Raises ModelError if a source is not what the recipe expects."""
+        path = self.artifact(name).path
+        if not path.exists():
+            raise ConfigError(
+                f"steps.{name}",
+                "it has not been made yet",
+                "its artifact",
+                f"python -m flows.stage {self.plan.recipe} {name}",
+            )
+        found = self.store.digests.tree(path)
+        if name in self.plan.sources:
+            self.plan.sources[name].settings.verify(name, found)
+        return found
+
+    def inputs(self, step: Step) -> Inputs:
+        """The step's inputs as its technique receives them."""
+        return Inputs(
+            {
+                port: tuple(replace(self.artifact(name), digest=self.digest(name)) for name in names)
+                for port, names in step.inputs.items()
+            }
+        )
+
+    def key(self, step: Step) -> str:
+        """The step's key; its inputs must be finished."""
+        inputs = {port: [[name, self.digest(name)] for name in names] for port, names in step.inputs.items()}
+        inputs["files"] = [[str(index), self.store.digests.tree(file)] for index, file in enumerate(step.files())]
+        return step_key(step.identity(self.plan.seed_of(step)), self.code_of(step), inputs)
+
+    def code_of(self, step: Step) -> str:
+        """Digest of the code that the step runs."""
+        return self.code.get(step.name) or code_digest(step.module)
+
+    def threads(self, step: Step) -> int:
+        """CPU threads of a step: all cores, or its share of them if others may run beside it; the same each time it runs."""
+        at_once = 1 if step.alone else min(self.runtime.steps_at_once, 1 + len(self.plan.beside(step)))
+        return self.runtime.threads or max(1, self.runtime.cores // at_once)
+
+    def gpus(self, step: Step) -> int:
+        """How many GPUs a step holds, if the machine has any: one for each process that computes."""
+        if not (step.accelerated and may_use_gpu(self.runtime.device)):
+            return 0
+        wanted = self.runtime.processes if step.scales else 1
+        return wanted or len(gpus())
+
+    def processes(self, step: Step, device: str) -> int:
+        """How many processes share a step."""
+        if not step.scales:
+            return 1
+        return self.runtime.processes or (self.gpus(step) if device == "cuda" else 1)
+
+    def find(self, step: Step, key: str) -> Place | None:
+        """A valid artifact made earlier, by whatever recipe; shown in the recipe's folder if that runs as written."""
+        found = self.store.find(step.name, key)
+        if found is not None:
+            self.places[step.name] = found
+            if not self.variant:
+                view = self.view(step.name)
+                damaged = (view.read_manifest() or {}).get("key") == key
+                if self.store.show(found, view) and damaged:
+                    log.info("%s: the files in %s were changed; restored from the store", step.name, view.folder)
+        return found
+
+    def why(self, step: Step, key: str) -> str:
+        """Why a step has to run although something is there; empty when nothing is."""
+        if fault := self.store.fault(self.store.entry(step.name, key), key):
+            return fault
+        before = self.view(step.name).read_manifest()
+        if self.variant:
+            return ""  # that it differs from the recipe is what the user asked for
+        if before is None:
+            return self.store.fault(self.view(step.name), key) or ""
+        if before.get("key") == key:
+            return self.store.fault(self.view(step.name), key) or "its files are gone from the store"
+        return ", ".join(changes(before, describe(self, step, key)))
+
+
+def shared_root(folder: Path) -> Path:
+    """The root whose store is used: the checkout's own, where DVC runs an experiment in a temporary copy of it ($DVC_ROOT)."""
+    home = Path(os.environ.get("DVC_ROOT") or folder).resolve()
+    return home if folder == PROJECT and folder.is_relative_to(home / ".dvc" / "tmp") else folder
+
+
+def describe(session: Session, step: Step, key: str) -> dict[str, Any]:
+    """The manifest's account of what the artifact was made from."""
+    return {
+        "recipe": session.plan.recipe,
+        "step": step.name,
+        "kind": str(step.kind),
+        "key": key,
+        **step.identity(session.plan.seed_of(step)),
+        "code": session.code_of(step),
+        "inputs": {port: {name: session.digest(name) for name in names} for port, names in step.inputs.items()},
+        "files": {str(file): session.store.digests.tree(file) for file in step.files()},
+    }
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """What differs between two manifests' accounts, in words: the reasons why a step runs again."""
+    old, new = facts(before), facts(now)
+    for name in sorted(old.keys() | new.keys(), key=list(old | new).index):
+        if old.get(name) != new.get(name):
+            shown = name in new and not name.startswith(("its ", "input "))
+            yield f"{name} {old.get(name)} -> {new.get(name)}" if shown else f"{name} changed"
+
+
+def facts(account: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that is in a key, by the name that a person would give it."""
+    inputs = account.get("inputs", {})
+    return {
+        "technique": account.get("technique"),
+        **flatten(account.get("settings", {})),
+        "seed": account.get("seed"),
+        **account.get("versions", {}),
+        "its code": account.get("code"),
+        "its files": sorted(account.get("files", {}).values()),
+        **{f"input {name}": [port, digest] for port, names in inputs.items() for name, digest in names.items()},
+    }
+
+
+def pick_device(wanted: str) -> str:
+    """The device that `runtime.device` means on this machine."""
+    if wanted != "auto":
+        return wanted
+    if not any(Path("/dev").glob("nvidia[0-9]*")):  # do not pay for importing torch where there is no driver
+        return "cpu"
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"

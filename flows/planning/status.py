@@ -1,0 +1,37 @@
+"""What a run would do with each step, found without doing it: what is there already, and why the rest has to run."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from flows.planning.session import Session
+from flows.planning.steps import Step
+
+
+@dataclass(frozen=True)
+class Status:
+    """done: a valid artifact is there.  why: the reason for running it, as far as that can be known before its inputs are made."""
+
+    done: bool
+    why: str = ""
+
+
+def find_status(session: Session) -> dict[str, Status]:
+    """Every step's status, in plan order.  Touches no artifact; what had to be read is remembered for the run."""
+    found: dict[str, Status] = {}
+    for step in session.plan.steps:
+        found[step.name] = _status(session, step, found)
+    session.store.digests.save()
+    return found
+
+
+def _status(session: Session, step: Step, found: Mapping[str, Status]) -> Status:
+    if waiting := [name for name in step.needs if name in found and not found[name].done]:
+        return Status(False, f"after {', '.join(waiting)}")
+    if session.store.is_empty():
+        return Status(False, "new")  # without reading a large model only to learn that
+    key = session.key(step)
+    place = session.store.look_up(step.name, key)
+    if place is None:
+        return Status(False, session.why(step, key) or "new")
+    session.places[step.name] = place
+    return Status(True)

@@ -1,0 +1,68 @@
+"""What a person sees while a run goes on: a bar for each running step, and lines above them."""
+
+import threading
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from flows.running.child import Progress
+from tasks.shared.progress import LINE_EVERY_S, bars
+
+
+class Board:
+    """Bars on a terminal; without one, a line now and then.  Safe to use from several threads; use as a context manager."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True)
+        self.live = bars(self.console) if self.console.is_terminal else None
+        self.rows: dict[str, Any] = {}
+        self.began: dict[str, float] = {}
+        self.told: dict[str, float] = {}
+        self.lock = threading.Lock()
+
+    def __enter__(self) -> "Board":
+        """Begin to draw."""
+        if self.live:
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave the lines, take the bars away."""
+        if self.live:
+            self.live.stop()
+
+    def begin(self, step: str) -> None:
+        """A step's process starts."""
+        with self.lock:
+            self.began[step] = self.told[step] = time.monotonic()
+            if self.live:
+                self.rows[step] = self.live.add_task(escape(step), total=None, note="")
+
+    def line(self, step: str, text: str) -> None:
+        """A line that the step printed."""
+        self.console.print(f"[dim]{escape(step)} |[/dim] {escape(text)}", highlight=False, soft_wrap=True)
+
+    def progress(self, step: str, progress: Progress) -> None:
+        """How far the step is."""
+        with self.lock:
+            if self.live and step in self.rows:
+                self.live.update(
+                    self.rows[step],
+                    description=escape(f"{step}: {progress.description}"),
+                    completed=progress.done,
+                    total=progress.total,
+                    note=escape(progress.note),
+                )
+            elif time.monotonic() - self.told.get(step, 0) >= LINE_EVERY_S:
+                self.told[step] = time.monotonic()
+                seconds = time.monotonic() - self.began.get(step, self.told[step])
+                text = f"{progress.description}: {progress.done} of {progress.total}, {seconds:.0f} s {progress.note}"
+                self.line(step, text.rstrip())
+
+    def end(self, step: str) -> None:
+        """The step's process is gone."""
+        with self.lock:
+            if self.live and step in self.rows:
+                self.live.remove_task(self.rows.pop(step))

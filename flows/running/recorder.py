@@ -1,0 +1,79 @@
+"""Finished steps are told to MLflow and DVC by one thread, beside the next step's work."""
+
+import logging
+import queue
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from flows.tracking import StepRecord, Tracker
+from flows.versioning.commit import record
+from tasks.shared.store.artifacts import SHORT
+
+log = logging.getLogger("stillroom")
+
+
+class Recorder:
+    """Queue of what is to be recorded.  Nothing that fails here loses an artifact: both can be told again later.
+
+    notes: folder with an empty file for each artifact that the tracker was told of, so that the next run knows without asking
+    a server; what `dvc repro` made, or a run that was killed before it could tell, is told then.
+    """
+
+    def __init__(self, tracker: Tracker, notes: Path | None = None) -> None:
+        self.tracker = tracker
+        self.notes = notes
+        self.worker = ThreadPoolExecutor(1, thread_name_prefix="recorder")
+        self.waiting: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
+        self.pending: list[Future[Any]] = []
+
+    def start(self, name: str, tags: Mapping[str, str]) -> None:
+        """The run begins."""
+        self._later(self.tracker.start, name, tags)
+
+    def step(self, step: StepRecord, stage: str | None) -> None:
+        """A step ended well.  stage: its stage in dvc.yaml, if DVC is to record it."""
+        self._later(self._tell, step)
+        if stage:
+            self.waiting.put((stage, str(step.manifest["key"])))
+            self._later(self._dvc)
+
+    def told(self, key: str) -> bool:
+        """Whether the tracker was told of this artifact, now or by an earlier run."""
+        return self.notes is None or (self.notes / key[:SHORT]).is_file()
+
+    def settle(self) -> None:
+        """Wait until everything said so far is recorded; raises what went wrong unforeseen."""
+        pending, self.pending = self.pending, []
+        for item in pending:
+            item.result()
+
+    def finish(self, status: str) -> None:
+        """The run ended; waits for the last record."""
+        self._later(self.tracker.finish, status)
+        try:
+            self.settle()
+        finally:
+            self.worker.shutdown()
+
+    def _tell(self, step: StepRecord) -> None:
+        self.tracker.step(step)
+        if self.notes is not None:
+            with suppress(OSError):  # without the note the next run tells it again, and MLflow knows it
+                self.notes.mkdir(parents=True, exist_ok=True)
+                (self.notes / str(step.manifest["key"])[:SHORT]).touch()
+
+    def _dvc(self) -> None:
+        """Record all stages that wait, in one go: those that came while the last ones were recorded."""
+        stages: dict[str, str] = {}
+        with suppress(queue.Empty):
+            while True:
+                stage, key = self.waiting.get_nowait()
+                stages[stage] = key
+        if stages:
+            record(stages)
+
+    def _later(self, call: Any, *arguments: Any) -> None:
+        self.pending.append(self.worker.submit(call, *arguments))

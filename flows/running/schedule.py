@@ -1,0 +1,66 @@
+"""In which order and how many at once: every step after its inputs, branches beside each other within a budget."""
+
+import queue
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from flows.planning.steps import Step
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What steps running at once may use together.  memory: bytes by forecast; one step may always run."""
+
+    steps: int
+    memory: float
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A step's end, as a worker reports it.  good: it left an artifact.  stop: nothing more may start."""
+
+    step: str
+    good: bool
+    stop: bool = False
+
+
+def run_graph(
+    steps: Sequence[Step],
+    memory: Mapping[str, float],
+    budget: Budget,
+    start: Callable[[Step], None],
+    ended: "queue.Queue[Ended]",
+) -> list[str]:
+    """Start every step once its inputs are made, and return when none runs any more.
+
+    start: begins a step elsewhere and returns at once; its end comes through `ended`.  A step that fails takes with it
+    those that need it; other branches go on.  Returns the names of the steps that were never started.
+    """
+    own = {step.name for step in steps}
+    waiting = list(steps)
+    running: dict[str, Step] = {}
+    made: set[str] = set()
+    stopped = False
+    while True:
+        for step in list(waiting):
+            ready = all(name in made for name in step.needs if name in own)
+            if ready and not stopped and fits(step, running, memory, budget):
+                waiting.remove(step)
+                running[step.name] = step
+                start(step)
+        if not running:
+            return [step.name for step in waiting]
+        end = ended.get()
+        del running[end.step]
+        stopped = stopped or end.stop
+        if end.good:
+            made.add(end.step)
+
+
+def fits(step: Step, running: Mapping[str, Step], memory: Mapping[str, float], budget: Budget) -> bool:
+    """Whether a step may start beside those that run: a free slot, memory for all, and nobody who measures time."""
+    if not running:
+        return True
+    if step.alone or any(other.alone for other in running.values()) or len(running) >= budget.steps:
+        return False
+    return sum(memory[name] for name in [step.name, *running]) <= budget.memory

@@ -1,0 +1,101 @@
+"""A sweep in words: its best candidate, how to read its figures, and what they do not show."""
+
+from collections.abc import Sequence
+from math import floor
+
+from flows.sweeps.results import Entry, Sweep, baseline_of
+from tasks.report.words.numbers import gap_unit, margin
+from tasks.report.words.wording import candidate_line
+
+SHOWN = 6
+"""Names in a sentence at the most."""
+
+
+def reading(sweep: Sweep) -> str:
+    """How to read the table's figures."""
+    assert sweep.best is not None
+    verdict = sweep.best.verdict
+    margins = ", ".join(
+        f"{name.replace('_', ' ')} {margin(allowed, verdict.gates[name].measure.unit)}{' % of it' if verdict.gates[name].relative else ''}"
+        for name, allowed in verdict.margin.items()
+    )
+    units = ", ".join(dict.fromkeys(gap_unit(verdict.gates[name].measure.unit) for name in verdict.margin))
+    return (
+        f"Differences from {verdict.baseline} in the candidate's favor, in {units}, with {100 * (1 - 2 * verdict.alpha):.3g} % bounds; "
+        f"margins: {margins}. Room: the least distance from a lower bound to its margin, in margins; from 0 on it is inside."
+    )
+
+
+def best_line(sweep: Sweep) -> str:
+    """The best candidate, its decision and the number that decides, in a sentence; empty without a verdict."""
+    best = sweep.best
+    if best is None:
+        return ""
+    where = f"job {best.job} ({sweep.labels[best.job]})"
+    return f"Best by verdict: {where}, {best.comparison.decision}: {candidate_line(best.verdict, best.name)}"
+
+
+def caveats(sweep: Sweep) -> list[str]:
+    """What the best candidate does not show, one sentence or two for each reason."""
+    best = sweep.best
+    if best is None:
+        return []
+    return [line for line in (_shown(sweep, best), _several(sweep, best), *_incomparable(sweep)) if line]
+
+
+def _shown(sweep: Sweep, best: Entry) -> str:
+    """Which others it is not shown to be better than."""
+    others = [one for one in sweep.entries if one is not best and not (one.digest and one.digest == best.digest)]
+    beaten = [one for one in others if one not in sweep.rivals]
+    bounds = f"{_percent(1 - 2 * best.verdict.alpha)} bounds"
+    if not others:
+        return ""
+    if not sweep.rivals:
+        return (
+            f"It is shown to be better than every other: on some measure that decides, its {bounds} lie above theirs."
+        )
+    equal = [one for one in others if one.rank[:3] == best.rank[:3]]
+    tied = f"{_names(sweep, equal)}: equal by all that counts; the best is only the first of them. " if equal else ""
+    named = _names(sweep, sweep.rivals) if beaten else "any other"
+    told = f"The best is not shown to be better than {named}: the {bounds} overlap, or the measures disagree."
+    return tied + told + (f" It is shown to be better than {_names(sweep, beaten)}." if beaten else "")
+
+
+def _several(sweep: Sweep, best: Entry) -> str:
+    """What it does that several models were judged."""
+    if sweep.models < 2:
+        return ""
+    alpha, count = best.verdict.alpha, sweep.models
+    setting = f"steps.{sweep.jobs[best.job].judge}.alpha={floor(1e4 * alpha / count) / 1e4:g}"
+    return (
+        f"{count} models were judged, and each has a {_percent(alpha)} chance to ship with a loss of exactly the margin: one of them, "
+        f"up to {_percent(min(1.0, alpha * count))} ({setting} makes that {_percent(alpha)} at the most). The best of several owes part of its "
+        "figures to luck: judge it on fresh items before you rely on them."
+    )
+
+
+def _incomparable(sweep: Sweep) -> list[str]:
+    """What else than the candidates differs between the jobs' verdicts."""
+    verdicts = [job.verdict for job in sweep.jobs if job.verdict is not None]
+    first = verdicts[0]
+    found = []
+    if any(baseline_of(one) != baseline_of(first) for one in verdicts):
+        found.append(
+            "The jobs' baselines are not one model: each candidate is compared with its own job's, and the best may have an easier one."
+        )
+    if any(one.margin != first.margin for one in verdicts):
+        found.append("The jobs' margins differ, and with them what a margin of room is.")
+    if any(one.test.items != first.test.items for one in verdicts):
+        found.append("The jobs' numbers of test items differ; more items alone make bounds narrower.")
+    return found
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g} %"
+
+
+def _names(sweep: Sweep, entries: Sequence[Entry]) -> str:
+    """Candidates with their jobs."""
+    alone = len(sweep.candidates) == 1
+    told = [f"job {one.job}" if alone else f"{one.name} of job {one.job}" for one in entries]
+    return ", ".join(told[:SHOWN]) + (f" and {len(told) - SHOWN} more" if len(told) > SHOWN else "")

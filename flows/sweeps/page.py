@@ -1,0 +1,62 @@
+"""A sweep's page: plots, jobs and the best of them, in one HTML file that needs nothing else."""
+
+import os
+import shlex
+from pathlib import Path
+
+from flows.console.show import first_line
+from flows.sweeps.caveats import best_line, caveats, reading
+from flows.sweeps.figures import sweep_figures
+from flows.sweeps.results import Sweep, table_rows
+from tasks.report.page.render import templates
+from tasks.shared.store.artifacts import disk_errors
+
+FOLDER = ".sweeps"
+"""Of the pages, beside the store; the same sweep writes the same page."""
+
+
+def write_page(sweep: Sweep) -> Path:
+    """Write the page of a sweep that has a best candidate; returns its path.  Raises MachineError for a disk that takes no file."""
+    assert sweep.best is not None
+    path = sweep.jobs[sweep.best.job].home / FOLDER / f"{sweep.name}.html"
+    with disk_errors(path.parent):
+        path.parent.mkdir(exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        temporary.write_text(render(sweep, path.parent), "utf-8")
+        temporary.replace(path)
+    return path
+
+
+def render(sweep: Sweep, folder: Path, theme: str = "auto") -> str:
+    """The page as text.  folder: where it will be, for links to the jobs' reports."""
+    reports = {
+        number: Path(os.path.relpath(job.folders[job.report] / "report.html", folder)).as_posix()
+        for number, job in enumerate(sweep.jobs)
+        if job.report
+    }
+    return (
+        templates(Path(__file__).parent)
+        .get_template("sweep.jinja")
+        .render(
+            sweep=sweep,
+            best=sweep.best,
+            line=best_line(sweep),
+            reading=reading(sweep),
+            notes=caveats(sweep),
+            versus=versus(sweep),
+            figures=sweep_figures(sweep),
+            rows=table_rows(sweep),
+            reports=reports,
+            errors={number: first_line(job.error) for number, job in enumerate(sweep.jobs) if job.error},
+            theme=theme,
+        )
+    )
+
+
+def versus(sweep: Sweep) -> str:
+    """The command that compares the best model with the next one that it is not shown to be better than; empty if there is none."""
+    best, rivals = sweep.best, sorted(sweep.rivals, key=lambda entry: entry.rank, reverse=True)
+    if best is None or not rivals:
+        return ""
+    folders = [sweep.jobs[entry.job].folders.get(entry.name) for entry in (rivals[0], best)]
+    return "" if None in folders else shlex.join(["python", "-m", "flows.compare", *map(str, folders)])

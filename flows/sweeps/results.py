@@ -1,0 +1,248 @@
+"""What a sweep came to: its jobs' candidates side by side, which of them did best by its verdict, and what that does not show.
+
+The best candidate is the first of all jobs' candidates by, in this order:
+
+1. its verdict: ship, then not enough data, then do not ship;
+2. its room: on each measure that decides, what is left between the pessimistic (lower) bound of its difference from the baseline
+   and minus the margin, counted in margins; the least of these counts.  0: just inside.  1: shown to lose nothing.  A measure
+   that was not taken leaves no room;
+3. the smaller one on disk, then the earlier one.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import inf, isfinite
+from pathlib import Path
+
+from flows.planning.config import is_variant
+from tasks.report.words.wording import NEARNESS, room
+from tasks.shared.formats.verdict import Comparison, MeasureComparison, Verdict
+from tasks.shared.store.keys import digest_json
+
+TAG = "stillroom.sweep"
+"""Of the runs that a sweep's jobs have in MLflow."""
+LOG_RATIO = 20
+"""Swept values that lie further apart stand on a logarithmic axis."""
+
+
+@dataclass
+class Job:
+    """How one job of a command ended.
+
+    code: its exit code alone.  verdict: of its last verdict step, named by `judge`.  folders: what each step made, by step.
+    """
+
+    overrides: list[str]
+    code: int = 0
+    error: BaseException | None = None
+    seconds: float = 0.0
+    verdict: Verdict | None = None
+    judge: str = ""
+    report: str = ""
+    """The step whose folder holds its report; empty if it has none."""
+    folders: Mapping[str, Path] = field(default_factory=dict)
+    home: Path = field(default_factory=Path)
+    """The folder of all artifacts."""
+
+    @property
+    def decision(self) -> str | None:
+        """The verdict's, if there is one."""
+        return self.verdict.decision if self.verdict else None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One candidate of one job."""
+
+    job: int
+    name: str
+    verdict: Verdict
+
+    @property
+    def comparison(self) -> Comparison:
+        """With its job's baseline."""
+        return self.verdict.comparisons[self.name]
+
+    @property
+    def digest(self) -> str:
+        """Of the model's files; empty where nobody knows."""
+        return self.verdict.models[self.name].digest
+
+    @property
+    def size(self) -> int | None:
+        """Bytes on disk, if known."""
+        return self.verdict.models[self.name].size_bytes or None
+
+    @property
+    def deciding(self) -> dict[str, MeasureComparison]:
+        """The measures with a margin that this candidate was measured on."""
+        return {name: found for name in self.verdict.margin if (found := self.comparison.measures.get(name))}
+
+    @property
+    def room(self) -> float:
+        """The least room on any measure that decides, in margins (see above)."""
+        found = self.deciding
+        return min(map(room, found.values())) if found and len(found) == len(self.verdict.margin) else -inf
+
+    @property
+    def rank(self) -> tuple[int, float, float, int]:
+        """Higher is better; of equal ones the first counts."""
+        return NEARNESS[self.comparison.decision], self.room, -(self.size or inf), -self.job
+
+    def shown_better(self, other: "Entry") -> bool:
+        """Whether its bounds lie wholly above the other's on a measure that decides, and wholly below on none."""
+        pairs = [(mine, other.deciding[name]) for name, mine in self.deciding.items() if name in other.deciding]
+        return any(a.low > b.high for a, b in pairs) and not any(b.low > a.high for a, b in pairs)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One candidate, or a job without any.  first: the job's first row, which says what the job is."""
+
+    job: int
+    entry: Entry | None
+    first: bool
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Where the jobs stand on a plot: numbers at their values, anything else side by side.  places, labels: by job."""
+
+    title: str
+    places: list[float]
+    labels: list[str]
+    numeric: bool = False
+    log: bool = False
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The jobs of one sweep.  name: of its page, and its tag in MLflow."""
+
+    name: str
+    jobs: Sequence[Job]
+
+    @cached_property
+    def entries(self) -> list[Entry]:
+        """Every candidate of every job that has a verdict."""
+        judged = [(number, job.verdict) for number, job in enumerate(self.jobs) if job.verdict is not None]
+        return [Entry(number, name, verdict) for number, verdict in judged for name in verdict.comparisons]
+
+    @cached_property
+    def own(self) -> list[list[str]]:
+        """By job: the overrides that not all jobs have."""
+        common = set.intersection(*(set(job.overrides) for job in self.jobs))
+        return [[item for item in job.overrides if item not in common] for job in self.jobs]
+
+    @cached_property
+    def varied(self) -> list[str]:
+        """What differs between the jobs, such as steps.student.temperature."""
+        return list(dict.fromkeys(item.partition("=")[0].lstrip("+~") for items in self.own for item in items))
+
+    @cached_property
+    def labels(self) -> list[str]:
+        """By job: what is its own, in short; unlike `own`, each name is cut to what tells it from the others."""
+        names = short_names(self.varied)
+        return [" ".join(short_override(item, names) for item in items) or "as written" for items in self.own]
+
+    @cached_property
+    def axis(self) -> Axis:
+        """By value if all jobs differ in one number (a seed is a name, not a number)."""
+        title, each = ", ".join(self.varied), [float(number) for number in range(len(self.jobs))]
+        if len(self.varied) != 1 or any(len(items) != 1 for items in self.own):
+            return Axis(title, each, self.labels)
+        labels = [items[0].partition("=")[2] for items in self.own]
+        values = [as_number(label) for label in labels]
+        known = [value for value in values if value is not None]
+        if len(known) < len(values) or self.varied[0].rpartition(".")[2] == "seed":
+            return Axis(title, each, labels)
+        return Axis(title, known, labels, numeric=True, log=min(known) > 0 and max(known) / min(known) >= LOG_RATIO)
+
+    @cached_property
+    def candidates(self) -> list[str]:
+        """Names of all candidates."""
+        return list(dict.fromkeys(entry.name for entry in self.entries))
+
+    @cached_property
+    def measures(self) -> list[str]:
+        """All measures that decide in a job."""
+        return list(dict.fromkeys(name for entry in self.entries for name in entry.verdict.margin))
+
+    @cached_property
+    def best(self) -> Entry | None:
+        """The best candidate by its verdict, if any job has one."""
+        return max(self.entries, key=lambda entry: entry.rank, default=None)
+
+    @cached_property
+    def rivals(self) -> list[Entry]:
+        """The other models that the best one is not shown to be better than."""
+        best = self.best
+        if best is None:
+            return []
+        others = [one for one in self.entries if one is not best and not (one.digest and one.digest == best.digest)]
+        return [
+            one for one in others if baseline_of(one.verdict) != baseline_of(best.verdict) or not best.shown_better(one)
+        ]
+
+    @cached_property
+    def models(self) -> int:
+        """How many models were judged; one that several jobs share counts once."""
+        return len({(entry.name, entry.digest or str(entry.job)) for entry in self.entries})
+
+
+def sweep_name(arguments: Sequence[str]) -> str:
+    """A name that the same sweep always has: its recipe, and a digest of what differs from the recipe as written.
+
+    arguments: of the command line; its flags do not count.
+    """
+    told = [item for item in arguments if not item.startswith("-") and not item.lstrip("+~").startswith("hydra")]
+    recipes = [item.partition("=")[2] for item in told if item.lstrip("+").startswith("recipe=")]
+    changed = sorted(item for item in told if is_variant([item]))
+    return f"{re.sub(r'[^A-Za-z0-9_]+', '-', recipes[0]) if recipes else 'sweep'}-{digest_json([recipes, changed])[:8]}"
+
+
+def as_number(text: str) -> float | None:
+    """A finite number, or None."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if isfinite(value) else None
+
+
+def short_names(keys: Sequence[str]) -> dict[str, str]:
+    """Each dotted name without the parts that tell it from no other: steps.slim.ratio as ratio, or slim.ratio beside student.ratio."""
+    found = {}
+    for key in keys:
+        parts = key.split(".")
+        ends = (".".join(parts[start:]) for start in range(len(parts) - 1, -1, -1))
+        found[key] = next(
+            end
+            for end in ends
+            if end == key or not any(f".{other}".endswith(f".{end}") for other in keys if other != key)
+        )
+    return found
+
+
+def short_override(item: str, names: Mapping[str, str]) -> str:
+    """An override with its name cut short."""
+    key, equals, value = item.partition("=")
+    bare = key.lstrip("+~")
+    return f"{'~' * key.startswith('~')}{names[bare]}{equals}{value}"
+
+
+def baseline_of(verdict: Verdict) -> object:
+    """What tells one baseline from another."""
+    model = verdict.models[verdict.baseline]
+    return model.digest or {name: score.value for name, score in model.scores.items()}
+
+
+def table_rows(sweep: Sweep) -> list[Row]:
+    """Every job's candidates, or the job alone."""
+    rows = []
+    for number in range(len(sweep.jobs)):
+        own: list[Entry | None] = [entry for entry in sweep.entries if entry.job == number]
+        rows += [Row(number, entry, index == 0) for index, entry in enumerate(own or [None])]
+    return rows

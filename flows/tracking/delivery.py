@@ -1,0 +1,101 @@
+"""From the outbox to the server: by the run itself as it goes, or later by whoever flushes."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from flows.tracking.address import MASK, resolve_uri
+from flows.tracking.errors import Refused, Unreachable
+from flows.tracking.outbox import Outbox, list_outboxes
+from flows.tracking.runs import Runs
+
+
+@dataclass
+class Delivery:
+    """What came of it.  problems: one line each.  aside: unreadable files, where they are now."""
+
+    sent: int = 0
+    waiting: int = 0
+    problems: list[str] = field(default_factory=list)
+    aside: list[Path] = field(default_factory=list)
+
+
+def deliver(outbox: Outbox, runs: Runs, found: Delivery, late: bool) -> str:
+    """Send one run's waiting events in their order; returns the id of its run on the server, if one was needed.
+
+    Holds the outbox's lock for one event at a time, so that several senders share the work and none repeats it.
+    Raises Unreachable; a refused event is reported, stays, and the next is tried.
+    """
+    parent, refused = "", set[Path]()
+    while outbox.folder.is_dir():
+        with outbox.sending() as mine:
+            file = next((file for file in outbox.files() if file not in refused), None)
+            if not mine or file is None:
+                return parent
+            event = outbox.read(file)
+            if event is None:
+                found.aside.append(outbox.set_aside(file))
+                continue
+            try:
+                parent = runs.send(event, late)
+            except Refused as error:
+                found.problems.append(f"{file}: {error}")
+                refused.add(file)
+                continue
+            outbox.sent(event)
+            found.sent += 1
+            if event.kind == "finish":
+                outbox.close()
+                return parent
+    return parent
+
+
+def flush(root: Path, uri: str, progress: Callable[[Outbox], None] | None = None) -> Delivery:
+    """Send everything that waits below a root.  uri: where to, else where each run meant to go.
+
+    Nothing is lost whatever happens: an event that is not sent stays.  Raises ConfigError for a URI with credentials.
+    """
+    given = resolve_uri(uri, root, "--uri") if uri else ""
+    servers: dict[str, Runs] = {}
+    down: set[str] = set()
+    found = Delivery()
+    for outbox in list_outboxes(root):
+        if progress is not None:
+            progress(outbox)
+        address = given or own_address(outbox, root)
+        if address not in down:
+            try:
+                send_all(outbox, servers.setdefault(address, Runs(address, root)), found)
+            except Unreachable as error:
+                down.add(address)
+                found.problems.append(str(error))
+        found.waiting += len(outbox.files())
+    return found
+
+
+def send_all(outbox: Outbox, runs: Runs, found: Delivery) -> None:
+    """One run of a flush: what waits, and the end of a run whose process died.  Raises Unreachable."""
+    deliver(outbox, runs, found, late=True)
+    with outbox.sending() as mine:
+        if not mine or outbox.alive():
+            return
+        found.aside += [outbox.set_aside(file) for file in outbox.interrupted()]
+        header = outbox.header()
+        if header is not None and not outbox.files():
+            try:
+                runs.abandon(header)
+            except Refused as error:
+                found.problems.append(f"{outbox.folder}: {error}")
+                return
+        outbox.close()
+
+
+def own_address(outbox: Outbox, root: Path) -> str:
+    """Where the run meant to go; what stood in MLFLOW_TRACKING_URI is not kept if it held credentials, so it is read again."""
+    header = outbox.header()
+    if header is not None and header.address and MASK not in header.address:
+        return header.address
+    if header is not None and MASK in header.address and not os.environ.get("MLFLOW_TRACKING_URI"):
+        return header.address  # nobody answers there, and the message says so
+    return resolve_uri("", root)

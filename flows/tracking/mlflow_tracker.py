@@ -1,0 +1,98 @@
+"""The tracker of a flow: every event is a file first, then it is sent, then the file goes."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flows.tracking.address import mask, resolve_uri
+from flows.tracking.delivery import Delivery, deliver
+from flows.tracking.errors import NotSent
+from flows.tracking.events import step_content
+from flows.tracking.interface import StepRecord
+from flows.tracking.outbox import Event, Header, new_outbox, now
+from flows.tracking.runs import Runs
+
+log = logging.getLogger(__name__)
+
+
+class MlflowTracker:
+    """MLflow in a sqlite file, or wherever `uri` points.
+
+    Making one touches neither disk nor network.  After the first event that cannot be sent the rest only waits in the
+    outbox, so that a server that is down costs a run seconds, once.  Raises ConfigError for a URI with credentials.
+    """
+
+    def __init__(self, uri: str, root: Path, experiment: str) -> None:
+        self._uri = resolve_uri(uri, root)
+        self._root = root
+        self._runs = Runs(self._uri, root)
+        self._outbox = new_outbox(root)
+        self._header = Header(self._outbox.run, experiment, self.address, now())
+        self._down = False
+        self._run_id = ""
+
+    @property
+    def run_id(self) -> str:
+        """MLflow's id of the flow's run; empty as long as no server has it."""
+        return self._run_id
+
+    @property
+    def address(self) -> str:
+        """The tracking URI, credentials masked."""
+        return mask(self._uri, self._uri)
+
+    @property
+    def link(self) -> str:
+        """The run's page in a browser; empty if no server with pages has it."""
+        if not self._run_id or not self._uri.startswith("http"):
+            return ""
+        experiment = self._runs.server.experiment(self._header.experiment)
+        return f"{self.address.rstrip('/')}/#/experiments/{experiment}/runs/{self._run_id}"
+
+    def start(self, name: str, tags: Mapping[str, str]) -> None:
+        """Open the run of the whole flow."""
+        self._record("start", {"name": name, "tags": dict(tags)})
+
+    def step(self, record: StepRecord) -> None:
+        """Record one finished step: a child run if it was made, a tag on the flow's run if it was found."""
+        self._record("step", step_content(record))
+
+    def finish(self, status: str) -> None:
+        """Close the run: FINISHED, FAILED or KILLED."""
+        self._record("finish", {"status": status})
+        self._outbox.release()
+
+    def _record(self, kind: str, content: Mapping[str, Any]) -> None:
+        event = self._outbox.event(self._header, kind, content)
+        try:
+            self._outbox.put(event)
+        except OSError as error:
+            self._unkept(event, error)
+            return
+        if self._down:
+            return
+        found = Delivery()
+        try:
+            self._run_id = deliver(self._outbox, self._runs, found, late=False) or self._run_id
+        except (NotSent, OSError) as error:
+            found.problems.append(str(error))
+        if found.problems:
+            self._down = True
+            log.warning(
+                "MLflow (%s) did not take the record of this run (%s): %s\n  it is kept in %s; when the server is back: python -m flows.track flush",
+                self.address,
+                event.identity,
+                mask(found.problems[0], self._uri),
+                self._outbox.folder,
+            )
+
+    def _unkept(self, event: Event, error: OSError) -> None:
+        """The disk does not take the event: the server may, and the step's artifact is safe in any case."""
+        log.warning("the record of this run cannot be kept in %s: %s", self._outbox.folder, error.strerror or error)
+        if not self._down:
+            try:
+                self._run_id = self._runs.send(event, late=False)
+            except NotSent as reason:
+                self._down = True
+                log.warning("MLflow (%s) does not have it: %s", self.address, reason)

@@ -1,0 +1,244 @@
+"""Events as MLflow runs: a parent per flow, a child per executed step.  Sending one twice changes nothing.
+
+Runs are found again by the tags stillroom.run and stillroom.event; times are those of the event, so figures that are
+sent twice are the same figures to MLflow.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from flows.tracking.events import WEIGHTS, figures
+from flows.tracking.models import Models, Weights
+from flows.tracking.outbox import Event, Header
+from flows.tracking.server import Server, clean, sending_to
+from tasks.shared.store.keys import flatten
+from tasks.shared.technique import Kind
+
+RUN, EVENT = "stillroom.run", "stillroom.event"
+PARENT = "mlflow.parentRunId"
+SKIPPED = "files.skipped"
+PAGES = (
+    "report.html",
+    "report.json",
+    "performance.json",
+    "materials.json",
+    "verdict.json",
+    "scores.json",
+    "metrics.json",
+    "card.json",
+    "usage.json",
+    "parity.json",
+    "loss.csv",
+    "influence.csv",
+)
+"""Small files of a step's output that are logged as artifacts; weights stay where they are, named by path and digest."""
+SHOWN = ("report.html", "report.json", "performance.json", "materials.json", "verdict.json")
+"""Those of them that the flow's run shows as well."""
+
+
+class Runs:
+    """Where events are sent."""
+
+    def __init__(self, uri: str, root: Path) -> None:
+        self.server = Server(uri, root)
+        self._parents: dict[str, str] = {}
+        self._models: dict[str, Models] = {}
+
+    def send(self, event: Event, late: bool) -> str:
+        """Record one event; returns the id of the flow's run.  late: it waited for somebody to flush it.
+
+        Raises Unreachable or Refused; what was recorded until then is found again next time.
+        """
+        with sending_to(self.server):
+            parent = self._parent(event.header)
+            if event.kind == "start":
+                self.server.log(parent, tags=event.content["tags"])
+                self.server.client.update_run(parent, name=event.content["name"])
+            elif event.kind == "step":
+                self._step(event, parent, late)
+            else:
+                self.server.client.set_terminated(parent, event.content["status"], end_time=event.at)
+                self.server.settle()
+        return parent
+
+    def abandon(self, header: Header) -> None:
+        """Close the run of a process that died.  Raises Unreachable or Refused."""
+        with sending_to(self.server):
+            found = self.server.find_run([self.server.experiment(header.experiment)], {RUN: header.run, EVENT: "start"})
+            if found is not None and found.info.status == "RUNNING":
+                self.server.client.set_terminated(found.info.run_id, "KILLED")
+
+    def _parent(self, header: Header) -> str:
+        """The flow's run; made here if this server has not seen its start."""
+        if header.run not in self._parents:
+            experiment = self.server.experiment(header.experiment)
+            mine = {RUN: header.run, EVENT: "start"}
+            run = self.server.find_run([experiment], mine) or self.server.client.create_run(
+                experiment, start_time=header.started, tags=mine, run_name=header.experiment
+            )
+            self._parents[header.run] = run.info.run_id
+        return self._parents[header.run]
+
+    def _step(self, event: Event, parent: str, late: bool) -> None:
+        content, manifest = event.content, event.content["manifest"]
+        maker = self._maker(event)
+        child = (
+            None if maker else self._child(event, parent)
+        )  # also what `dvc repro` made, or a run that died too soon to tell
+        if child is not None and child.info.status == "FINISHED":
+            return  # closing the child is the last thing that is done
+        tags: dict[str, str] = {}
+        if child is None:
+            tags[f"reused.{content['name']}"] = maker
+        else:
+            self._record(event, child.info.run_id)
+        if not self._files(event, child.info.run_id if child else "", parent):
+            tags[f"{SKIPPED}.{content['name']}"] = "the artifact was replaced before they could be sent"
+        numbers = {f"{content['name']}.{key}": value for key, value in figures(manifest).items()}
+        self.server.log(parent, points(numbers, event.at), tags=tags)
+        if content["verdict"]:
+            self._verdict(event, child.info.run_id if child else parent, late, measured=child is not None)
+        if child is not None:
+            self.server.client.set_terminated(child.info.run_id, "FINISHED", end_time=event.at)
+
+    def _child(self, event: Event, parent: str) -> Any:
+        """The step's run, found or made."""
+        content, manifest = event.content, event.content["manifest"]
+        experiment = self.server.experiment(event.header.experiment)
+        mine = {RUN: event.header.run, EVENT: event.identity}
+        tags = {
+            **mine,
+            PARENT: parent,
+            "stage_key": manifest["key"],
+            "step": content["name"],
+            "kind": content["kind"],
+            "technique": str(manifest.get("technique", "")),
+            "output": manifest["output"],
+            "made": str(manifest.get("made", "")),
+            "folder": content["folder"],
+            **content["prefect"],
+        }
+        started = event.at - int(1000 * float(manifest.get("duration_s", 0)))
+        return self.server.find_run([experiment], mine) or self.server.client.create_run(
+            experiment, start_time=started, tags=tags, run_name=content["name"]
+        )
+
+    def _record(self, event: Event, run: str) -> None:
+        """Settings, figures, curves, what went in and what came out."""
+        content, manifest = event.content, event.content["manifest"]
+        numbers = points(figures(manifest), event.at, content["curve"])
+        self.server.log(run, numbers, params=flatten(manifest["settings"]))
+        self._inputs(event, run)
+        if content["kind"] in WEIGHTS:
+            path = str(Path(content["folder"]) / "out")
+            weights = Weights(content["name"], content["kind"], manifest["output"], manifest["key"], path)
+            self._output(run, self._models_of(event.header).ensure(weights, run).model_id)
+
+    def _inputs(self, event: Event, run: str) -> None:
+        """Corpora and traces as datasets, models as logged models where they are known."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput
+
+        models = self._models_of(event.header)
+        datasets = [
+            DatasetInput(
+                Dataset(
+                    item["name"],
+                    item["digest"][:36],  # MLflow's limit; the tag has all of it
+                    "local",
+                    json.dumps({"uri": item["path"]}),
+                    profile=json.dumps(item["profile"]) if item["profile"] else None,
+                ),
+                [InputTag("mlflow.data.context", item["port"]), InputTag("digest", item["digest"])],
+            )
+            for item in event.content["datasets"]
+        ]
+        known = {model.model_id for item in event.content["models"] if (model := models.find(item["digest"]))}
+        fresh = self._new_inputs(run, known)
+        if datasets or fresh:
+            self.server.client.log_inputs(run, datasets, [LoggedModelInput(one) for one in sorted(fresh)])
+
+    def _new_inputs(self, run: str, known: set[str]) -> set[str]:
+        """Of these models, the ones that are no inputs of the run yet (MLflow would add them again)."""
+        if not known:
+            return set()
+        inputs = self.server.client.get_run(run).inputs
+        return known - {item.model_id for item in inputs.model_inputs} if inputs else known
+
+    def _output(self, run: str, model: str) -> None:
+        from mlflow.entities import LoggedModelOutput
+
+        outputs = self.server.client.get_run(run).outputs
+        if not outputs or model not in {item.model_id for item in outputs.model_outputs}:
+            self.server.client.log_outputs(run, [LoggedModelOutput(model, 0)])
+
+    def _models_of(self, header: Header) -> Models:
+        experiment = self.server.experiment(header.experiment)
+        return self._models.setdefault(experiment, Models(self.server, experiment))
+
+    def _maker(self, event: Event) -> str:
+        """The run that recorded an artifact, of this recipe or another; empty if this server knows of none but this event's own.
+
+        Of a step that this flow executed, only a record of the same making counts: a later flow may have found the artifact
+        and told of it while this event waited, its own flow killed.
+        """
+        manifest = event.content["manifest"]
+        key = {"stage_key": manifest["key"]}
+        if event.content["executed"]:
+            if not manifest.get("made"):
+                return ""
+            key |= {"made": manifest["made"], "output": manifest["output"]}
+        own = [self.server.experiment(event.header.experiment)]
+        found = self.server.find_run(own, key)
+        if found is None:
+            every = [item.experiment_id for item in self.server.client.search_experiments()]
+            found = self.server.find_run(every, key)
+        if found is None or (found.data.tags.get(RUN), found.data.tags.get(EVENT)) == (
+            event.header.run,
+            event.identity,
+        ):
+            return ""
+        return str(found.info.run_id)
+
+    def _files(self, event: Event, child: str, parent: str) -> bool:
+        """Log the small files, from the artifact itself; False if it is another one by now."""
+        folder = Path(event.content["folder"])
+        if current_output(folder) != event.content["manifest"]["output"]:
+            return False
+        found = [file for page in PAGES if (file := folder / "out" / page).is_file()]
+        for file in [folder / "manifest.json", *found] if child else []:
+            self.server.client.log_artifact(child, str(file))
+        if child or event.content["kind"] in {Kind.REPORT, Kind.VERDICT}:
+            for file in found:
+                if file.name in SHOWN:
+                    self.server.client.log_artifact(parent, str(file))
+        return True
+
+    def _verdict(self, event: Event, run: str, late: bool, measured: bool) -> None:
+        """Figures on the models that were compared; the one that ships into the registry."""
+        verdict, models = event.content["verdict"], self._models_of(event.header)
+        compared = {item["name"]: item for item in event.content["models"]}
+        for name, numbers in verdict["figures"].items() if measured else ():
+            if name in compared:
+                models.measured(compared[name]["digest"], numbers, event.at)
+        shipped = compared.get(verdict["shipped"] or "")
+        if verdict["decision"] == "ship" and shipped is not None:
+            weights = Weights(**{key: shipped[key] for key in ("name", "kind", "digest", "key", "path")})
+            models.promote(event, weights, run, late)
+
+
+def points(numbers: Mapping[str, float], at: int, curve: Sequence[Sequence[Any]] = ()) -> list[Any]:
+    """Figures, and the points of curves, as metrics of one moment."""
+    from mlflow.entities import Metric
+
+    single = [Metric(clean(key), value, at, 0) for key, value in numbers.items()]
+    return single + [Metric(clean(name), value, at, step) for name, step, value in curve]
+
+
+def current_output(folder: Path) -> str:
+    """Content digest of the artifact that is there now, as its manifest says; empty if there is none."""
+    try:
+        return str(json.loads((folder / "manifest.json").read_text("utf-8"))["output"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""

@@ -1,0 +1,194 @@
+"""One MLflow tracking server: opening it, and its errors as ours."""
+
+import logging
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
+
+from flows.tracking.address import mask, sqlite_file
+from flows.tracking.errors import Refused, Unreachable
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric
+
+PATIENCE_S = 10
+"""How long one request may take, and it is tried twice: a dead server delays a run once, by seconds.
+
+MLFLOW_HTTP_REQUEST_TIMEOUT and MLFLOW_HTTP_REQUEST_MAX_RETRIES overrule it.
+"""
+REFUSALS = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "INVALID_STATE", "RESOURCE_ALREADY_EXISTS"}
+EXISTS = "RESOURCE_ALREADY_EXISTS"
+
+
+def prepare_mlflow() -> None:
+    """What MLflow reads when it is imported: quiet, offline, impatient."""
+    for name, value in {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "true",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+        "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": str(PATIENCE_S),
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "MLFLOW_CONFIGURE_LOGGING": "false",
+    }.items():
+        os.environ.setdefault(name, value)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # what fails is said by us, once and without a traceback
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it warns of every retry
+
+
+class Server:
+    """A client that is opened at the first use.
+
+    root: holds the lock, and mlartifacts/ for a sqlite file.
+    """
+
+    def __init__(self, uri: str, root: Path) -> None:
+        self.uri, self.root = uri, root
+        self._client: MlflowClient | None = None
+        self._experiments: dict[str, str] = {}
+
+    @property
+    def client(self) -> "MlflowClient":
+        """The client.
+
+        The first opening of a sqlite database migrates its schema and breaks it for good when two processes do so at
+        once, hence the lock.
+        """
+        if self._client is None:
+            prepare_mlflow()
+            import mlflow
+
+            with self.alone():
+                prepare_database(sqlite_file(self.uri))
+                client = mlflow.MlflowClient(self.uri)
+                client.search_experiments(max_results=1)  # the store is opened by its first use
+                self._client = client
+        return self._client
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other processes of this machine from opening the database or moving an alias."""
+        file = sqlite_file(self.uri)
+        own = file is None or file.parent == self.root
+        lock = self.root / "artifacts" / ".mlflow.lock" if own or file is None else file.with_name(f".{file.name}.lock")
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(lock, timeout=120, thread_local=False):
+            yield
+
+    def settle(self) -> None:
+        """Bring everything into a sqlite database's one file, so that a copy of that file is complete."""
+        if (file := sqlite_file(self.uri)) is not None:
+            with closing(sqlite3.connect(file, timeout=5)) as database:
+                database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def experiment(self, name: str) -> str:
+        """Id of the experiment, made if need be."""
+        if name not in self._experiments:
+            client = self.client
+            with self.alone():
+                found = client.get_experiment_by_name(name)
+                place = (self.root / "mlartifacts").as_uri() if sqlite_file(self.uri) is not None else None
+                self._experiments[name] = (
+                    found.experiment_id if found else client.create_experiment(name, artifact_location=place)
+                )
+        return self._experiments[name]
+
+    def find_run(self, experiments: Sequence[str], tags: Mapping[str, str]) -> Any:
+        """The newest run with these tags, or None."""
+        wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+        found = self.client.search_runs(list(experiments), wanted, max_results=1)
+        return found[0] if found else None
+
+    def log(
+        self,
+        run: str,
+        metrics: "Iterable[Metric]" = (),
+        params: Mapping[str, Any] | None = None,
+        tags: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Any number of figures in as few requests as MLflow's limits allow."""
+        from mlflow.entities import Param, RunTag
+
+        points = list(metrics)
+        pairs = [Param(clean(key), str(value)[:500]) for key, value in (params or {}).items()]
+        marks = [RunTag(clean(key), str(value)[:5000]) for key, value in (tags or {}).items()]
+        while points or pairs or marks:
+            self.client.log_batch(run, metrics=points[:800], params=pairs[:100], tags=marks[:100])
+            points, pairs, marks = points[800:], pairs[100:], marks[100:]
+
+
+def prepare_database(file: Path | None) -> None:
+    """Make a sqlite file that is not there yet, and let it write ahead: readers and one writer at once, fewer waits for the disk.
+
+    MLflow builds the schema in dozens of steps, and one that is killed among them can never be opened again; so it is built
+    beside, and renamed when it is whole.
+    """
+    if file is None:
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if not file.exists():
+        import mlflow
+
+        fresh = file.with_name(f".{file.name}.new")
+        for leftover in file.parent.glob(f"{fresh.name}*"):
+            leftover.unlink()
+        mlflow.MlflowClient(f"sqlite:///{fresh}").search_experiments(max_results=1)
+        fresh.replace(file)
+    with closing(sqlite3.connect(file, timeout=10)) as database:
+        database.execute("PRAGMA journal_mode=WAL")
+
+
+def clean(key: str) -> str:
+    """A key that MLflow accepts: letters, digits, and _-./: and space, at most 250."""
+    return "".join(letter if letter.isalnum() or letter in "_-./: " else "_" for letter in key)[:250]
+
+
+@contextmanager
+def sending_to(server: Server) -> Iterator[None]:
+    """Turn whatever MLflow, its database and its artifact store raise into Unreachable or Refused.
+
+    An OSError is among them: requests' errors, a full or read-only disk, a lock that nobody gives back.
+    """
+    prepare_mlflow()
+    import sys
+
+    from alembic.util import CommandError
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+    from urllib3.exceptions import HTTPError
+
+    cloud = sys.modules.get("botocore.exceptions")  # an S3 artifact store's errors are no MLflow errors
+    foreign: tuple[type[Exception], ...] = (
+        SQLAlchemyError,
+        sqlite3.Error,
+        CommandError,
+        HTTPError,
+        OSError,
+        ImportError,
+    )
+    if cloud is not None:
+        foreign = (*foreign, cloud.BotoCoreError, cloud.ClientError)
+    try:
+        yield
+    except MlflowException as error:
+        kind = Refused if error.error_code in REFUSALS else Unreachable
+        raise kind(first_line(error, server.uri)) from None
+    except foreign as error:
+        raise Unreachable(f"{type(error).__name__}: {first_line(error, server.uri)}") from None
+
+
+def first_line(error: Exception, uri: str) -> str:
+    """What happened, without credentials, at most a line; of requests' nested message its two ends."""
+    text = (str(error).strip().splitlines() or [""])[0]
+    call, nested, cause = text.partition(" failed with exception ")
+    if nested:
+        text = f"{call}: {cause.rpartition(': ')[2].rstrip(chr(34) + chr(39) + ')')}"
+    return mask(text, uri)[:300]

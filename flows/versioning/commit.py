@@ -1,0 +1,205 @@
+"""Record finished steps in dvc.lock, so that `dvc repro` finds nothing to do and `dvc push` has something to send.
+
+`dvc commit --force` records whatever is on the disk at that moment, so a step is recorded only while its code, settings and
+inputs are still those that its artifact was made from, and the record is taken back if they changed meanwhile.
+DVC runs as a child of its own: that takes 0.4 s, and 0.07 s more for each stage, and DVC's logging, threads and 560 modules
+stay out of the flow.
+"""
+
+import filecmp
+import hashlib
+import logging
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from flows.planning.config import Runtime
+from flows.planning.plan import build_plan
+from flows.planning.session import Session
+from flows.planning.steps import Plan
+from flows.versioning.files import locked
+from flows.versioning.lockfile import CACHE, SPARE, mend, prepare, recorded, take_back
+from flows.versioning.params import tracked_recipe
+from flows.versioning.pipeline import split_stage, view_folder
+from tasks.shared.errors import MachineError, StillroomError
+from tasks.shared.store.artifacts import SHORT, Place, link_or_copy
+from tasks.shared.store.keys import PROJECT, Digests
+
+__all__ = ["mend_after_kill", "moved", "obstacle", "record", "recorded", "relink"]
+log = logging.getLogger("stillroom")
+BUSY = ("Unable to acquire lock", "is busy, it is being blocked by")
+"""How DVC says that another process of its own holds the repository, or this stage's files."""
+PATIENCE_S, PAUSE_S = 60.0, 1.0
+
+
+def record(stages: Mapping[str, str], patience_s: float = PATIENCE_S) -> list[str]:
+    """Record finished steps, stage -> key, and return those that dvc.lock holds now.
+
+    A step that is not recorded is said in one warning; its artifact is kept, and the next run or `dvc repro` records it.
+    Waits up to `patience_s` while another DVC process is at work.  Call it from one thread at a time.
+    """
+    until = time.monotonic() + patience_s
+    try:
+        while True:
+            with locked():  # not while we wait: `dvc repro` may be waiting for a step that wants the lock
+                kept, failure = _attempt(stages)
+            if not _is_busy(failure) or time.monotonic() > until:
+                break
+            time.sleep(PAUSE_S)
+    except MachineError as error:
+        kept, failure = [], str(error)
+    if failure:
+        missing = ", ".join(stage for stage in stages if stage not in kept)
+        log.warning("DVC could not record %s (the artifacts are kept, the next run tries again): %s", missing, failure)
+    return kept
+
+
+def mend_after_kill() -> None:
+    """Mend what a killed run left of dvc.lock, unless another run records just now."""
+    if SPARE.is_file():
+        with suppress(MachineError), locked(0):
+            mend()
+
+
+def obstacle() -> str:
+    """Why DVC cannot record anything in this checkout, in one line; empty if it can.  A run does without DVC then."""
+    if not (PROJECT / ".dvc" / "config").is_file():
+        return "there is no .dvc folder (dvc init makes one)"
+    configs = [PROJECT / ".dvc" / name for name in ("config", "config.local")]
+    if any(re.search(r"(?m)^\s*no_scm\s*=\s*true", path.read_text("utf-8")) for path in configs if path.is_file()):
+        return ""
+    if any((folder / ".git").exists() for folder in (PROJECT, *PROJECT.parents)):
+        return ""
+    return "this is no git repository (git init, or: dvc config --local core.no_scm true)"
+
+
+def _attempt(stages: Mapping[str, str]) -> tuple[list[str], str]:
+    """Record what still is as it was made; the stages recorded, and DVC's last words if it failed."""
+    sessions: dict[str, Session] = {}
+    started = time.time()
+    ready = {}
+    for stage, key in stages.items():
+        if reason := moved(stage, key, sessions):
+            log.warning("%s is not recorded in dvc.lock: %s; the next run looks again", stage, reason)
+        else:
+            ready[stage] = key
+    if not ready:
+        return [], ""
+    if failure := _commit(list(ready)):
+        if _is_busy(failure) or len(ready) == 1:
+            return [], failure
+        alone = {
+            stage: failure for stage in ready if (failure := _commit([stage]))
+        }  # one bad stage must not stop the others
+        ready = {stage: key for stage, key in ready.items() if stage not in alone}
+        failure = "; ".join(dict.fromkeys(alone.values()))
+    sessions.clear()
+    for stage, key in list(ready.items()):
+        if reason := moved(stage, key, sessions):
+            log.warning("%s is not recorded in dvc.lock: %s meanwhile; the next run looks again", stage, reason)
+            take_back(stage, started)
+            del ready[stage]
+        else:
+            recipe, step = split_stage(stage)
+            relink(PROJECT / view_folder(recipe, step), PROJECT / "artifacts" / ".store" / step / key[:SHORT])
+    return list(ready), failure
+
+
+def moved(stage: str, key: str, sessions: dict[str, Session]) -> str:
+    """Why dvc.lock must not call this key's artifact the stage's result now; empty if it may.
+
+    Everything is read anew except large files, whose digests are remembered; sessions: opened ones, by recipe.
+    """
+    recipe, name = split_stage(stage)
+    try:
+        session = sessions.get(recipe)
+        if session is None:
+            session = sessions[recipe] = Session(_plan(recipe), Runtime())
+        found = session.key(session.plan.step(name))
+    except (StillroomError, OSError) as error:
+        return str(error).splitlines()[0]
+    if found != key:
+        return "its code, settings, files or inputs changed"
+    manifest = Place(PROJECT / view_folder(recipe, name)).read_manifest()
+    return "" if manifest is not None and manifest.get("key") == key else "its folder shows another artifact"
+
+
+def relink(view: Path, entry: Path) -> int:
+    """Let a store entry and the view of it share one copy with DVC's cache; returns the files that were linked.
+
+    DVC moves the view's inodes into its cache, or, when it had the content, links the view to its own.  Then the store's
+    files would be a second copy.  Where contents differ, DVC's copy is damaged: the store's takes its place.
+    """
+    count = 0
+    for file in sorted(path for path in entry.rglob("*") if path.is_file()):
+        twin = view / file.relative_to(entry)
+        if not twin.is_file() or twin.samefile(file):
+            continue
+        if filecmp.cmp(file, twin, shallow=False):
+            _link(twin, file)
+            count += 1
+        elif _intact(entry):
+            _mend(file, twin)
+            count += 1
+    return count
+
+
+def _intact(entry: Path) -> bool:
+    manifest = Place(entry).read_manifest() or {}
+    return Digests(entry.parents[2] / ".digests.json").tree(entry / "out") == manifest.get("output")
+
+
+def _mend(good: Path, damaged: Path) -> None:
+    """Put a good file in place of a view's damaged one and of the object in DVC's cache that this came from."""
+    with good.open("rb") as stream:
+        name = hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    cached = CACHE / "files" / "md5" / name[:2] / name[2:]
+    if cached.is_file() and cached.samefile(damaged):
+        log.warning("DVC's cache had a damaged copy of %s; it is replaced", damaged.name)
+        _link(good, cached)
+    _link(good, damaged)
+
+
+def _link(source: Path, target: Path) -> None:
+    """Let target be another name of source's file, in one rename; where the file system has no hard links, it stays a copy."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    link_or_copy(str(source), str(temporary))
+    temporary.replace(target)
+
+
+def _plan(recipe: str) -> Plan:
+    return build_plan(tracked_recipe(recipe))
+
+
+def _commit(stages: Sequence[str]) -> str:
+    """`dvc commit` of these stages; what it complained of, or an empty text.
+
+    In a session of its own: Ctrl-C on the flow must not end it while it writes dvc.lock.  Not --quiet: that hides errors.
+    """
+    if fault := prepare():
+        return fault
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", "commit", "--force", *stages],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"DVC_NO_ANALYTICS": "1"},
+        check=False,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    SPARE.unlink(missing_ok=True)
+    if done.returncode == 0:
+        return ""
+    errors = [row.partition("ERROR: ")[2] for row in done.stderr.splitlines() if "ERROR: " in row]
+    return "; ".join(errors) or done.stderr.strip() or f"dvc commit ended with code {done.returncode}"
+
+
+def _is_busy(failure: str) -> bool:
+    return any(words in failure for words in BUSY)

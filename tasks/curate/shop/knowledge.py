@@ -1,0 +1,192 @@
+"""A company's knowledge base: YAML files of articles with their facts, and of topics to refuse; checked on load.
+
+The built-in one lies in the folder of the same name beside this file (Fenwick & Lark, an invented maker of espresso
+machines).  A folder of your own has the same form; the order of files and articles is kept, and file names are free.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from tasks.shared.errors import DataError
+from tasks.shared.formats.articles import Article
+from tasks.shared.formats.rows import Text
+from tasks.shared.text.chat import normalize, refuses, states_fact
+
+BUILT_IN = Path(__file__).parent / "knowledge"
+Label = Annotated[str, Field(pattern=r"^[a-z]+$")]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")]
+Accept = Annotated[tuple[Annotated[tuple[Text, ...], Field(min_length=1)], ...], Field(min_length=1)]
+Texts = Annotated[tuple[Text, ...], Field(min_length=1)]
+
+
+class Strict(BaseModel):
+    """Frozen, and unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FirstStep(Strict):
+    """What the bot tries first in troubleshooting, before the fact itself."""
+
+    answers: Texts
+    accept: Accept
+
+
+class Fact(Strict):
+    """One checkable statement of an article and the ways in which people ask for it."""
+
+    id: Name
+    kind: Literal["faq", "troubleshoot", "edge"]
+    gold: Texts
+    """Wordings of the answer; each states the fact."""
+    accept: Accept
+    """Groups of alternatives: an answer states the fact when it holds one of every group."""
+    questions: Texts
+    first: FirstStep | None = None
+    followups: tuple[Text, ...] = ()
+    """Troubleshooting only: ways to say that the first step did not help."""
+
+    @model_validator(mode="after")
+    def _troubleshooting_is_complete(self) -> Self:
+        wants = self.kind == "troubleshoot"
+        if wants != (self.first is not None) or wants != (len(self.followups) >= 4):
+            raise ValueError("`first` and at least 4 `followups` belong to kind troubleshoot, and only to it")
+        return self
+
+
+class Entry(Strict):
+    """One article with its facts."""
+
+    id: Name
+    title: Text
+    intent: Label
+    text: Text
+    held_out: bool = False
+    facts: Annotated[tuple[Fact, ...], Field(min_length=1)]
+
+    @property
+    def article(self) -> Article:
+        """The article as it is written beside a corpus."""
+        return Article(id=self.id, title=self.title, intent=self.intent, text=self.text, held_out=self.held_out)
+
+
+class Refusal(Strict):
+    """One topic that the bot declines."""
+
+    id: Name
+    intent: Label
+    answers: Texts
+    questions: Texts
+
+
+class Company(Strict):
+    """Whose bot it is."""
+
+    name: Text
+    system: Text
+    """The system message of every conversation."""
+
+
+class _File(Strict):
+    company: Company | None = None
+    articles: tuple[Entry, ...] = ()
+    refusals: tuple[Refusal, ...] = ()
+
+
+class Knowledge(Strict):
+    """A whole knowledge base."""
+
+    company: Company
+    articles: tuple[Entry, ...]
+    refusals: tuple[Refusal, ...]
+
+    @property
+    def intents(self) -> list[str]:
+        """All labels, sorted."""
+        return sorted({item.intent for item in self.articles} | {item.intent for item in self.refusals})
+
+
+def load_knowledge(folder: Path = BUILT_IN) -> Knowledge:
+    """Read all *.yaml of a folder in order of name.  Raises DataError that lists every problem of every file."""
+    paths = sorted(folder.glob("*.yaml"))
+    if not paths:
+        raise DataError(
+            str(folder),
+            "no *.yaml file" if folder.is_dir() else "no such folder",
+            "a folder of knowledge-base files",
+            f"start from a copy of {BUILT_IN}",
+        )
+    problems: list[str] = []
+    files = [found for path in paths if (found := _read_file(path, problems)) is not None]
+    companies = [found.company for found in files if found.company is not None]
+    articles = tuple(entry for found in files for entry in found.articles)
+    refusals = tuple(refusal for found in files for refusal in found.refusals)
+    if not problems and len(companies) != 1:
+        problems.append(f"{len(companies)} entries `company` (name, system), exactly one is wanted")
+    if not problems and not articles:
+        problems.append("no articles")
+    problems.extend(_contradictions(articles, refusals))
+    if problems:
+        raise DataError(
+            str(folder),
+            f"{len(problems)} problems\n    " + "\n    ".join(problems),
+            "a sound knowledge base",
+            "mend these entries",
+        )
+    return Knowledge(company=companies[0], articles=articles, refusals=refusals)
+
+
+def _read_file(path: Path, problems: list[str]) -> _File | None:
+    try:
+        return _File.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+    except UnicodeDecodeError as error:
+        problems.append(f"{path.name}: not UTF-8 (byte {error.start})")
+    except yaml.YAMLError as error:
+        problems.append(f"{path.name}: not YAML: {' '.join(str(error).split())}")
+    except ValidationError as error:
+        for item in error.errors():
+            problems.append(f"{path.name}: {'.'.join(map(str, item['loc'])) or 'top level'}: {item['msg']}")
+    return None
+
+
+def _contradictions(articles: tuple[Entry, ...], refusals: tuple[Refusal, ...]) -> Iterator[str]:
+    yield from _repeats("id", [item.id for item in articles] + [item.id for item in refusals])
+    asked = [text for entry in articles for fact in entry.facts for text in fact.questions]
+    asked += [text for refusal in refusals for text in refusal.questions]
+    yield from _repeats("question", [re.sub(r"[^\w ]", "", normalize(text)) for text in asked])
+    routed = {entry.intent for entry in articles}
+    for entry in articles:
+        yield from _repeats(f"{entry.id}: fact id", [fact.id for fact in entry.facts])
+        for fact in entry.facts:
+            yield from _fact_problems(entry, fact)
+    for refusal in refusals:
+        yield from (f"{refusal.id}: answer does not refuse: {text!r}" for text in refusal.answers if not refuses(text))
+        if refusal.intent in routed:
+            yield f"{refusal.id}: intent {refusal.intent!r} is also the intent of an article"
+
+
+def _fact_problems(entry: Entry, fact: Fact) -> Iterator[str]:
+    place = f"{entry.id}.{fact.id}"
+    parts = [("gold", fact.gold, fact.accept)]
+    if fact.first is not None:
+        parts.append(("first.answers", fact.first.answers, fact.first.accept))
+    for key, answers, accept in parts:
+        if not states_fact(entry.text, accept):
+            yield f"{place}: the text does not state {key}'s accept groups {[list(group) for group in accept]}"
+        for text in answers:
+            if not states_fact(text, accept):
+                yield f"{place}: {key} does not state its accept groups: {text!r}"
+            if refuses(text):
+                yield f"{place}: {key} reads as a refusal: {text!r}"
+            if "\n" in text:
+                yield f"{place}: {key} has a line break: {text!r}"
+
+
+def _repeats(what: str, values: list[str]) -> Iterator[str]:
+    yield from (f"{what} appears {count} times: {value!r}" for value, count in Counter(values).items() if count > 1)

@@ -1,0 +1,1 @@
+"""Grades for one answer of a model."""

@@ -1,0 +1,70 @@
+"""The test split as it is measured: checked against training, and each row with the tags that slices are made by."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from statistics import median
+
+from tasks.shared.errors import DataError
+from tasks.shared.formats.articles import question_of
+from tasks.shared.formats.rows import Row, read_rows
+
+SHOWN = 5
+
+
+def read_test_rows(corpus: Path) -> list[Row]:
+    """The test split.
+
+    Raises DataError if it is empty, for an id that stands twice, and for rows whose id or phrasing group is in another split.
+    """
+    file = corpus / "test.jsonl"
+    rows = read_rows(file)
+    counts = Counter(row.id for row in rows)
+    twice = sorted(key for key, count in counts.items() if count > 1)
+    if twice:
+        raise DataError(str(file), f"{len(twice)} ids stand twice: {', '.join(twice[:SHOWN])}", "every id once")
+    for split in ("train", "calibration"):
+        other = corpus / f"{split}.jsonl"
+        if split == "calibration" and not other.is_file():
+            continue
+        known = {key for row in read_rows(other) for key in (("id", row.id), ("group", row.group))}
+        leaks = [row.id for row in rows if ("id", row.id) in known or ("group", row.group) in known]
+        if leaks:
+            raise DataError(
+                str(file), f"{len(leaks)} rows share their id or phrasing group with {split}.jsonl: {', '.join(leaks[:SHOWN])}",
+                "a test split that nothing was trained on", "make the corpus again, split by phrasing group",
+            )  # fmt: skip
+    return rows
+
+
+def read_labels(corpus: Path, rows: Iterable[Row]) -> list[str]:
+    """The intents to choose from: those of card.json and of the rows, sorted."""
+    card = corpus / "card.json"
+    listed = json.loads(card.read_text(encoding="utf-8")).get("intents", []) if card.is_file() else []
+    return sorted({*map(str, listed), *(row.intent for row in rows)})
+
+
+def last_question(row: Row) -> str:
+    """What the user asks last, without an article that stands in the turn."""
+    return question_of(row.messages[-2].content)
+
+
+def tag_rows(rows: Sequence[Row], train: Sequence[Row]) -> dict[str, dict[str, str]]:
+    """Tags by row id: kind, intent, frequency, length, grounded.
+
+    frequency: "tail" if fewer training rows have this intent than the median intent has (so at most half of the intents are tail, and
+    none is where all are equally frequent; an intent that was never trained counts 0), else "head".
+    length: "long" if the last question has more words than the median one of `rows` (the whole split), else "short".
+    """
+    trained = Counter(row.intent for row in train)
+    usual = median(trained[intent] for intent in {row.intent for row in (*rows, *train)})
+    words = {row.id: len(last_question(row).split()) for row in rows}
+    typical = median(words.values())
+    return {
+        row.id: {
+            "kind": row.kind, "intent": row.intent.lower(), "frequency": "tail" if trained[row.intent] < usual else "head",
+            "length": "long" if words[row.id] > typical else "short", "grounded": "yes" if row.grounded else "no",
+        }
+        for row in rows
+    }  # fmt: skip

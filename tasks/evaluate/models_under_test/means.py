@@ -1,0 +1,18 @@
+"""The few figures that a measuring step shows in the run's table."""
+
+from collections.abc import Sequence
+from statistics import fmean
+
+from tasks.evaluate.models_under_test.model_under_test import ModelUnderTest
+from tasks.shared.formats.scores import ItemScore
+
+
+def mean_values(items: Sequence[ItemScore], subjects: Sequence[ModelUnderTest]) -> dict[str, float]:
+    """Unweighted mean by "model.measure" of the baseline and the candidates that have values."""
+    names = [subject.name for subject in subjects if subject.role in ("baseline", "candidate")]
+    found: dict[str, list[float]] = {}
+    for item in items:
+        for name in names:
+            if name in item.values:
+                found.setdefault(f"{name}.{item.measure}", []).append(item.values[name])
+    return {name: round(fmean(values), 4) for name, values in found.items()}

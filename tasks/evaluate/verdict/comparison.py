@@ -1,0 +1,194 @@
+"""From items to comparisons: one measure of one candidate against the baseline, over all items and within slices."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from tasks.evaluate.verdict.exact_bounds import Interval
+from tasks.evaluate.verdict.intervals import by_group, grouped_bounds, mean_bounds, retention_bounds, score_bounds
+from tasks.evaluate.verdict.paired_tests import count_flips, effect_size, holm, mcnemar_p, sign_flip_p, weighted_spread
+from tasks.evaluate.verdict.power import decide, detectable_mean, minimum_detectable
+from tasks.shared.errors import ConfigError, TechniqueError
+from tasks.shared.formats.scores import ItemScore, Measure
+from tasks.shared.formats.verdict import Answer, Flip, Gate, MeasureComparison, NoiseFloor, Score
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How certain a decision has to be.
+
+    alpha: chance of shipping a candidate whose true loss is exactly the margin.  power: chance to pass of an equal one that
+    "the data would have shown it" means.  seed: of the bootstrap.
+    """
+
+    alpha: float
+    power: float
+    resamples: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Values of baseline and candidate on the same items, aligned, with the items' weights and clusters."""
+
+    measure: Measure
+    baseline: Sequence[float]
+    candidate: Sequence[float]
+    weights: Sequence[float]
+    clusters: Sequence[str]
+
+    @property
+    def sign(self) -> float:
+        """+1 where higher is better, -1 where lower is."""
+        return 1.0 if self.measure.better == "higher" else -1.0
+
+    @property
+    def right(self) -> tuple[list[bool], list[bool]]:
+        """Binary values as right or wrong: a value of 1 is wrong where lower is better."""
+        good = 1.0 if self.measure.better == "higher" else 0.0
+        return [value == good for value in self.baseline], [value == good for value in self.candidate]
+
+    @property
+    def gains(self) -> list[float]:
+        """Differences by item, in favor of the candidate."""
+        return [self.sign * (after - before) for before, after in zip(self.baseline, self.candidate, strict=True)]
+
+    @property
+    def clustered(self) -> bool:
+        """Whether some items belong together, so that they are fewer pieces of evidence than items."""
+        return len(set(self.clusters)) < len(self.clusters)
+
+    @property
+    def reach(self) -> float:
+        """The most that one item can change: 1 for a share, or the range of what was seen where that is more."""
+        seen = [*self.baseline, *self.candidate]
+        return max(max(seen) - min(seen), 1.0 if self.measure.unit == "share" else 0.0)
+
+    def grouped(self, changes: Sequence[float]) -> tuple[list[float], list[float]]:
+        """Means and weights of the clusters, from one value per item: what is resampled."""
+        return by_group(changes, self.weights, self.clusters)
+
+
+def pair(measure: Measure, items: Sequence[ItemScore], baseline: str, candidate: str) -> Pairs:
+    """The items of one measure that both models have.  Raises TechniqueError if one model has items that the other lacks."""
+    odd = [item.id for item in items if (baseline in item.values) != (candidate in item.values)]
+    if odd:
+        raise TechniqueError(
+            f"comparison of {candidate} with {baseline}",
+            f"{len(odd)} items answered by one model only ({', '.join(odd[:3])})",
+            "the same items for both",
+        )
+    both = [item for item in items if baseline in item.values]
+    return Pairs(
+        measure,
+        [item.values[baseline] for item in both],
+        [item.values[candidate] for item in both],
+        [item.weight for item in both],
+        [item.cluster or item.id for item in both],
+    )
+
+
+def weighted_mean(values: Sequence[float], weights: Sequence[float]) -> float:
+    """Sum of weight x value over sum of weights."""
+    return sum(value * weight for value, weight in zip(values, weights, strict=True)) / sum(weights)
+
+
+def score(measure: Measure, values: Sequence[float], weights: Sequence[float], seed: int) -> Score:
+    """A model's mean with its 95 % interval."""
+    found = score_bounds(values, weights, measure.binary, seed=seed)
+    return Score(value=found.value, low=found.low, high=found.high, n=len(values))
+
+
+def compare_measure(pairs: Pairs, gate: Gate, rules: Rules) -> MeasureComparison:
+    """All that is said of one measure; its `p_holm` is set once all measures are known (`correct`)."""
+    baseline = weighted_mean(pairs.baseline, pairs.weights)
+    if gate.relative and not baseline:
+        raise ConfigError(
+            "relative_margins", "the baseline's own value is 0", "an absolute margin", "put the measure under margins"
+        )
+    margin = None if gate.margin is None else gate.margin * (abs(baseline) if gate.relative else 1.0)
+    bounds, detectable = change_bounds(pairs, rules), passing_margin(pairs, rules)
+    retention = (
+        retention_bounds(pairs.baseline, pairs.candidate, pairs.weights, rules.alpha, rules.resamples, rules.seed)
+        if pairs.measure.better == "higher"
+        else None
+    )
+    return MeasureComparison(
+        n=len(pairs.baseline), baseline=baseline, candidate=weighted_mean(pairs.candidate, pairs.weights),
+        difference=bounds.value, low=bounds.low, high=bounds.high, p=(p := difference_p(pairs, rules)), p_holm=p,
+        effect=effect_size(pairs.gains, pairs.weights, pairs.measure.binary),
+        to_wrong=sum(gain < 0 for gain in pairs.gains), to_right=sum(gain > 0 for gain in pairs.gains),
+        flip_rate=sum(gain != 0 for gain in pairs.gains) / len(pairs.gains),
+        retention=retention.value if retention else None,
+        retention_low=retention.low if retention else None, retention_high=retention.high if retention else None,
+        margin=margin, detectable=detectable, answer=_answer(pairs, gate, margin, bounds, detectable, rules),
+    )  # fmt: skip
+
+
+def _answer(
+    pairs: Pairs, gate: Gate, margin: float | None, bounds: Interval, detectable: float, rules: Rules
+) -> Answer:
+    if margin is None:
+        return "yes"
+    if not gate.relative or gate.margin is None:
+        return decide(bounds, margin, detectable)
+    # The baseline's value, of which the margin is a share, is an estimate from the same items: bound gain + share x baseline as one mean.
+    share = gate.margin
+    kept = [gain + share * abs(before) for gain, before in zip(pairs.gains, pairs.baseline, strict=True)]
+    found = mean_bounds(
+        *pairs.grouped(kept), rules.alpha, rules.resamples, rules.seed, (1.0 + share) * max(pairs.reach, 1e-12)
+    )
+    return decide(replace(bounds, low=found.low - margin), margin, detectable)
+
+
+def change_bounds(pairs: Pairs, rules: Rules) -> Interval:
+    """The mean gain of the candidate; each bound is a one-sided 1 - alpha bound: exact for right/wrong answers, else by bootstrap."""
+    if pairs.measure.binary:
+        return grouped_bounds(*pairs.right, pairs.clusters, rules.alpha, rules.resamples, rules.seed)
+    return mean_bounds(*pairs.grouped(pairs.gains), rules.alpha, rules.resamples, rules.seed, pairs.reach)
+
+
+def difference_p(pairs: Pairs, rules: Rules) -> float:
+    """That there is no difference: McNemar's exact test of independent flips, else sign flips of the clusters' means."""
+    if pairs.measure.binary and not pairs.clustered:
+        return mcnemar_p(count_flips(*pairs.right))
+    return sign_flip_p(*pairs.grouped(pairs.gains), rules.resamples, rules.seed)
+
+
+def passing_margin(pairs: Pairs, rules: Rules) -> float:
+    """The smallest margin that an equal candidate would pass on items like these."""
+    if pairs.measure.binary and not pairs.clustered:
+        flips = count_flips(*pairs.right)
+        return minimum_detectable(flips.items, flips.rate, rules.alpha, rules.power)
+    spread = weighted_spread(*pairs.grouped(pairs.gains))
+    return detectable_mean(spread.deviation, spread.items, rules.alpha, rules.power, pairs.reach)
+
+
+def correct(comparisons: Mapping[str, MeasureComparison]) -> dict[str, MeasureComparison]:
+    """The same with Holm's correction (1979) over all measures of the candidate."""
+    adjusted = holm([found.p for found in comparisons.values()])
+    return {
+        name: found.model_copy(update={"p_holm": p})
+        for (name, found), p in zip(comparisons.items(), adjusted, strict=True)
+    }
+
+
+def noise_floor(pairs: Pairs, model: str) -> NoiseFloor:
+    """How far the baseline lies from itself."""
+    gains = pairs.gains
+    return NoiseFloor(
+        model=model, n=len(gains), difference=weighted_mean(gains, pairs.weights), flip_rate=sum(gain != 0 for gain in gains) / len(gains)
+    )  # fmt: skip
+
+
+def list_flips(measure: Measure, items: Sequence[ItemScore], baseline: str, candidate: str) -> list[Flip]:
+    """Every item of a binary measure on which the candidate differs from the baseline."""
+    good = 1.0 if measure.better == "higher" else 0.0
+    return [
+        Flip(
+            candidate=candidate, id=item.id, kind=item.tags.get("kind", ""), measure=item.measure,
+            direction="to_wrong" if item.values[baseline] == good else "to_right", question=item.question, wanted=item.wanted,
+            baseline_answer=item.answers.get(baseline, ""), candidate_answer=item.answers.get(candidate, ""),
+        )
+        for item in items
+        if measure.binary and {baseline, candidate} <= item.values.keys() and item.values[baseline] != item.values[candidate]
+    ]  # fmt: skip

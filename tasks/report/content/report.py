@@ -1,0 +1,282 @@
+"""Everything that a report shows, gathered in one typed record: the page is drawn from it and report.json is it."""
+
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+from pydantic.dataclasses import dataclass
+
+from tasks.report.content.cards import Block
+from tasks.report.content.curves import Curve, Layer
+from tasks.report.content.provenance import Origin, measured_parent
+from tasks.report.words.wording import (
+    candidate_line,
+    decision_line,
+    lowest_retention,
+    nearest_candidate,
+    times_faster,
+    times_smaller,
+)
+from tasks.shared.formats.records import Machine
+from tasks.shared.formats.scores import Role
+from tasks.shared.formats.verdict import (
+    Decision,
+    Flip,
+    Gate,
+    MeasureComparison,
+    ModelMeasures,
+    NoiseFloor,
+    SliceComparison,
+    Verdict,
+)
+from tasks.shared.formats.verdict import TestSplit as Split
+
+
+class Part(BaseModel):
+    """Base of every part of a report."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Retention(Part):
+    """The measure that a candidate keeps least of."""
+
+    measure: str
+    share: float
+
+
+class ModelRow(Part):
+    """One model with its ratios to the baseline; None is "not measured"."""
+
+    name: str
+    role: Role
+    digest: str
+    parent: str
+    """The measured model that it was made from; empty for the baseline, or where nobody knows."""
+    technique: str
+    """What made it, such as quantize/gptq; empty where nobody knows."""
+    decision: Decision | None
+    sentence: str
+    reasons: list[str]
+    """What stands in its way, as the evaluation says it."""
+    times_smaller: float | None
+    times_faster: float | None
+    """In the same engine as the baseline, round by round; its range is the figure speed_ratio of `measured`."""
+    lowest_retention: Retention | None
+    measured: ModelMeasures
+
+
+class ComparisonRow(Part):
+    """One measure of one candidate."""
+
+    candidate: str
+    measure: str
+    result: MeasureComparison
+
+
+class SliceRow(Part):
+    """One measure of one candidate within one slice."""
+
+    candidate: str
+    result: SliceComparison
+
+
+class FlipGroup(Part):
+    """Flips of one candidate: all that the verdict holds, and those shown."""
+
+    candidate: str
+    to_wrong: int
+    to_right: int
+    shown: list[Flip]
+
+
+class Training(Part):
+    """Loss over training of one model."""
+
+    model: str
+    points: list[Curve]
+
+
+class Pruning(Part):
+    """Influence of every block of the model that a pruning step cut."""
+
+    model: str
+    layers: list[Layer]
+
+
+class Card(Part):
+    """A card of an artifact: as read, and as tables for people."""
+
+    title: str
+    blocks: list[Block]
+    raw: Any
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class Licenses:
+    """Licenses and terms that no file of a model or a corpus states.  Empty: "not stated"."""
+
+    model: str = ""
+    """Of the model that the recipe starts from; an SPDX identifier where there is one."""
+    data: str = ""
+    """Of the corpus."""
+    teacher: str = ""
+    """Under which the teacher's answers may be trained on."""
+
+
+class Reproduce(Part):
+    """How to get the same figures again.  made: when the verdict was made (UTC), as its manifest says; empty if it does not."""
+
+    command: str
+    seed: int
+    recipe: str
+    made: str
+
+
+class Report(Part):
+    """The whole report."""
+
+    version: int = 2
+    title: str
+    decision: Decision
+    shipped: str | None
+    nearest: str | None
+    sentence: str
+    baseline: str
+    reference: str | None
+    gates: dict[str, Gate]
+    alpha: float
+    power: float
+    test: Split
+    models: list[ModelRow]
+    comparisons: list[ComparisonRow]
+    slices: list[SliceRow]
+    noise: dict[str, list[NoiseFloor]]
+    flips: list[FlipGroup]
+    flips_total: int
+    training: list[Training]
+    pruning: list[Pruning]
+    parity: list[Card]
+    corpus: list[Card]
+    traces: list[Card]
+    machine: Machine
+    versions: dict[str, str]
+    notes: list[str]
+    origins: dict[str, Origin]
+    """Every artifact that the report was given, by name."""
+    base_model: str
+    licenses: Licenses
+    packed: str
+    """The folder beside the page that holds the shipped model; empty when there is none."""
+    reproduce: Reproduce
+
+    @property
+    def deciding(self) -> list[tuple[str, Gate]]:
+        """The measures that decide."""
+        return [(name, gate) for name, gate in self.gates.items() if gate.margin is not None]
+
+    @property
+    def candidates(self) -> list[str]:
+        """Names of the compared models, in the verdict's order."""
+        return [row.name for row in self.models if row.decision is not None]
+
+    def model(self, name: str) -> ModelRow:
+        """The model of that name."""
+        return next(row for row in self.models if row.name == name)
+
+
+def model_rows(verdict: Verdict, origins: Mapping[str, Origin]) -> list[ModelRow]:
+    """Every model: the baseline first, then the candidates, the repeats, the reference; the verdict's order within each."""
+    order = {"baseline": 0, "candidate": 1, "repeat": 2, "reference": 3}
+    return [
+        model_row(verdict, origins, name)
+        for name, measured in sorted(verdict.models.items(), key=lambda pair: order[pair[1].role])
+    ]
+
+
+def model_row(verdict: Verdict, origins: Mapping[str, Origin], name: str) -> ModelRow:
+    """One model."""
+    measured, comparison, origin = verdict.models[name], verdict.comparisons.get(name), origins.get(name)
+    lowest = lowest_retention(comparison)
+    return ModelRow(
+        name=name,
+        role=measured.role,
+        digest=measured.digest or (origin.digest if origin else ""),
+        parent=measured.made_from or measured_parent(origins, name, verdict.models),
+        technique=origin.technique if origin else "",
+        decision=comparison.decision if comparison else None,
+        sentence=candidate_line(verdict, name) if comparison else "",
+        reasons=comparison.reasons if comparison else [],
+        times_smaller=times_smaller(verdict, name),
+        times_faster=times_faster(verdict, name),
+        lowest_retention=Retention(measure=lowest[0], share=lowest[1]) if lowest else None,
+        measured=measured,
+    )
+
+
+def comparison_rows(verdict: Verdict) -> list[ComparisonRow]:
+    """Every measure of every candidate, in the verdict's order."""
+    return [
+        ComparisonRow(candidate=name, measure=measure, result=result)
+        for name, comparison in verdict.comparisons.items()
+        for measure, result in comparison.measures.items()
+    ]
+
+
+def choose_flips(flips: Sequence[Flip], most: int) -> list[Flip]:
+    """At most so many flips, taken in turn from every candidate, direction and measure, in the verdict's order."""
+    groups: dict[tuple[str, str, str], list[Flip]] = {}
+    for flip in sorted(flips, key=lambda f: f.direction != "to_wrong"):
+        groups.setdefault((flip.candidate, flip.direction, flip.measure), []).append(flip)
+    turns = [flip for turn in zip_longest(*groups.values()) for flip in turn if flip is not None]
+    return turns[:most]
+
+
+def flip_groups(verdict: Verdict, most: int) -> list[FlipGroup]:
+    """The shown flips by candidate, newly wrong ones first."""
+    shown = choose_flips(verdict.flips, most)
+    names = dict.fromkeys([*verdict.comparisons, *(flip.candidate for flip in verdict.flips)])
+    groups = []
+    for name in names:
+        own = [flip for flip in verdict.flips if flip.candidate == name]
+        lost = sum(flip.direction == "to_wrong" for flip in own)
+        kept = [flip for flip in shown if flip.candidate == name]
+        kept.sort(key=lambda f: (f.direction != "to_wrong", f.measure))
+        groups.append(FlipGroup(candidate=name, to_wrong=lost, to_right=len(own) - lost, shown=kept))
+    return [group for group in groups if group.to_wrong or group.to_right]
+
+
+def from_verdict(
+    verdict: Verdict, origins: Mapping[str, Origin], max_flips: int, reproduce: Reproduce, **other: Any
+) -> Report:
+    """The report of a verdict.  other: title, terms and cards, the cards as far as they exist."""
+    empty: dict[str, Any] = {"training": [], "pruning": [], "parity": [], "corpus": [], "traces": []}
+    return Report(
+        decision=verdict.decision,
+        shipped=verdict.shipped,
+        nearest=nearest_candidate(verdict),
+        sentence=decision_line(verdict),
+        baseline=verdict.baseline,
+        reference=verdict.reference,
+        gates=verdict.gates,
+        alpha=verdict.alpha,
+        power=verdict.power,
+        test=verdict.test,
+        models=model_rows(verdict, origins),
+        comparisons=comparison_rows(verdict),
+        slices=[
+            SliceRow(candidate=name, result=part)
+            for name, found in verdict.comparisons.items()
+            for part in found.slices
+        ],
+        noise=verdict.noise,
+        flips=flip_groups(verdict, max_flips),
+        flips_total=len(verdict.flips),
+        machine=verdict.machine,
+        versions=verdict.versions,
+        notes=verdict.notes,
+        origins=dict(origins),
+        reproduce=reproduce,
+        **(empty | other),
+    )

@@ -1,0 +1,1 @@
+"""Model card, bill of materials and performance log."""

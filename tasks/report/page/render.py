@@ -1,0 +1,72 @@
+"""The page, drawn from a report.  Names, questions and answers are untrusted: the templates escape all of them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.report.content.cards import readable
+from tasks.report.content.report import Report
+from tasks.report.words import numbers
+from tasks.report.words.wording import reason
+from tasks.shared.store.keys import flatten
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+FILTERS = (
+    "amount", "byte_size", "count", "duration", "gap", "gap_unit", "margin", "p_value", "parameters", "percent", "points", "quantity",
+    "score_interval", "seconds", "smaller", "times",
+)  # fmt: skip
+
+
+def render(report: Report, theme: str = "auto") -> str:
+    """The page as one HTML text that needs nothing else."""
+    from tasks.report.content.slice_tables import slice_tables
+    from tasks.report.content.specification import specification
+    from tasks.report.documents.bill_of_materials import list_materials
+    from tasks.report.figures.all_figures import all_figures
+
+    return (
+        templates()
+        .get_template("html.jinja")
+        .render(
+            report=report,
+            figures=all_figures(report),
+            slices=slice_tables(report),
+            materials=list_materials(report),
+            specification=specification(report),
+            theme=theme,
+        )
+    )
+
+
+def templates(*folders: Path) -> "Environment":
+    """The report's templates, style sheet and filters, after those of other folders."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    from tasks.report.words.diff import word_runs
+
+    environment = Environment(
+        loader=FileSystemLoader([*folders, Path(__file__).parent]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {name: getattr(numbers, name) for name in FILTERS} | {
+        "reason": reason,
+        "sentence": sentence,
+        "flat": flat,
+    }
+    environment.globals |= {"interval": numbers.interval, "missing": numbers.MISSING, "word_runs": word_runs}
+    return environment
+
+
+def sentence(words: str) -> str:
+    """Words with a capital first letter, the rest as it is."""
+    return words[:1].upper() + words[1:]
+
+
+def flat(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Nested settings as dotted names and readable values."""
+    return [(name, readable(value)) for name, value in flatten(settings).items()]

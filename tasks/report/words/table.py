@@ -1,0 +1,166 @@
+"""The table and the sentence that end a run in the console."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+from tasks.report.words.numbers import MISSING, amount, byte_size, parameters, percent, score_interval, seconds, times
+from tasks.report.words.wording import decision_line, lowest_retention, times_faster, times_smaller
+from tasks.shared.formats.verdict import Verdict
+
+__all__ = ["decision_line", "model_table"]
+
+ABSENT = "-"
+STYLES = {"ship": "green", "not enough data": "yellow", "do not ship": "red"}
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: its heading, the cell of a model, and whether it is text (left) or a number (right)."""
+
+    heading: str
+    cell: Callable[[Verdict, str], str]
+    text: bool = False
+
+
+def _size(verdict: Verdict, name: str) -> str:
+    return byte_size(verdict.models[name].size_bytes)
+
+
+def _smaller(verdict: Verdict, name: str) -> str:
+    return times(times_smaller(verdict, name))
+
+
+def _faster(verdict: Verdict, name: str) -> str:
+    return times(times_faster(verdict, name))
+
+
+def _speed(verdict: Verdict, name: str) -> str:
+    spread = verdict.models[name].tokens_per_second
+    return ABSENT if spread is None else f"{spread.median:.0f}"
+
+
+def _parameters(verdict: Verdict, name: str) -> str:
+    return parameters(verdict.models[name].parameters)
+
+
+def _first_token(verdict: Verdict, name: str) -> str:
+    return seconds(verdict.models[name].time_to_first_token_s)
+
+
+def _memory(verdict: Verdict, name: str) -> str:
+    return byte_size(verdict.models[name].peak_memory_bytes)
+
+
+def _score(measure: str, places: int = 1, bounds: bool = False) -> Callable[[Verdict, str], str]:
+    def cell(verdict: Verdict, name: str) -> str:
+        unit = verdict.gates[measure].measure.unit
+        score = verdict.models[name].scores.get(measure)
+        value = amount(score.value if score else None, unit, places)
+        return f"{value} {score_interval(score, unit)}" if bounds and score else value
+
+    return cell
+
+
+def _kept(verdict: Verdict, name: str) -> str:
+    lowest = lowest_retention(verdict.comparisons.get(name))
+    return ABSENT if lowest is None else percent(lowest[1], 0)
+
+
+def _verdict(verdict: Verdict, name: str) -> str:
+    comparison = verdict.comparisons.get(name)
+    return comparison.decision if comparison else verdict.models[name].role
+
+
+def _name(_: Verdict, name: str) -> str:
+    return name
+
+
+def _layouts(verdict: Verdict) -> list[tuple[int, list[Column]]]:
+    """Padding and columns from the widest table to the narrowest; model, size, two measures and the verdict are in all of them."""
+    model, decided = Column("model", _name, text=True), Column("verdict", _verdict, text=True)
+    cost = [Column("size", _size), Column("x smaller", _smaller)]
+    speed = [Column("tokens/s", _speed), Column("x faster", _faster)]
+    more = [Column("parameters", _parameters), Column("first token", _first_token), Column("memory", _memory)]
+    measures = list(verdict.margin or verdict.gates)
+    names = {measure: measure.replace("_", " ") for measure in measures}
+    plain = [Column(names[measure], _score(measure)) for measure in measures]
+    bounds = [Column(f"{names[measure]} [95 %]", _score(measure, bounds=True)) for measure in measures]
+    kept = Column("kept", _kept)
+    short_cost = [Column("size", _size), Column("x\nsmaller", _smaller)]
+    short_speed = [Column("tok\n/s", _speed), Column("x\nfaster", _faster)]
+    short = [Column(measure.replace("_", "\n"), _score(measure, places=0)) for measure in measures]
+    fewer = [short[:most] for most in range(len(short), 1, -1)] or [short]
+    return [
+        (1, [model, *cost, *more, *speed, *bounds, kept, decided]),
+        (1, [model, *cost, *speed, *bounds, kept, decided]),
+        (1, [model, *cost, *more, *speed, *plain, kept, decided]),
+        (1, [model, *cost, *speed, *plain, kept, decided]),
+        (0, [model, *short_cost, *short_speed, *short, kept, decided]),
+        *((0, [model, *short_cost, short_speed[1], *some, decided]) for some in fewer),
+        (0, [model, short_cost[0], *short[:2], decided]),
+    ]
+
+
+class ModelTable(Table):
+    """A table that picks, when it is printed, the widest layout that the console can hold on one line per model."""
+
+    def __init__(self, layouts: Sequence[Table]) -> None:
+        super().__init__()
+        self.layouts = layouts
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Yield the layout for this width."""
+        yield self.layout(console, options)
+
+    def layout(self, console: Console, options: ConsoleOptions) -> Table:
+        """The first layout whose full width fits, or the narrowest."""
+        free = options.update(max_width=10_000)
+        fitting = (t for t in self.layouts if Measurement.get(console, free, t).maximum <= options.max_width)
+        return next(fitting, self.layouts[-1])
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        """Measure the layout that would be printed: from the narrowest to the widest."""
+        narrow = Measurement.get(console, options, self.layouts[-1])
+        wide = Measurement.get(console, options, self.layouts[0])
+        return Measurement(narrow.minimum, wide.maximum)
+
+
+def _style(verdict: Verdict, name: str) -> str:
+    comparison = verdict.comparisons.get(name)
+    if comparison is None:
+        return "dim" if verdict.models[name].role in ("reference", "repeat") else ""
+    return STYLES[comparison.decision]
+
+
+def _table(verdict: Verdict, columns: Sequence[Column], gap: int) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, gap), collapse_padding=True, header_style="bold")
+    for column in columns:
+        table.add_column(
+            column.heading,
+            justify="left" if column.text else "right",
+            vertical="bottom",
+            no_wrap=column.heading != "model",
+            overflow="fold",
+        )
+    for name in verdict.models:
+        # Text, not str: a model's name may hold square brackets, which rich would read as markup.
+        cells = [Text(column.cell(verdict, name).replace(MISSING, ABSENT)) for column in columns]
+        cells[0].stylize("bold" if name == verdict.shipped else "")
+        cells[-1].stylize(_style(verdict, name))
+        table.add_row(*cells)
+    return table
+
+
+def model_table(verdict: Verdict) -> Table:
+    """Every model with size, speed and quality; it fits itself to the console's width when printed.
+
+    x smaller and x faster are against the baseline.  kept: the lowest share of the baseline's score over the measures.  Only
+    measures that decide have a column; a narrow console shows fewer of them.
+    """
+    return ModelTable([_table(verdict, columns, gap) for gap, columns in _layouts(verdict)])

@@ -1,0 +1,1 @@
+"""Engines that run a model: llama.cpp, vLLM, any OpenAI-compatible endpoint."""

@@ -1,0 +1,1 @@
+"""Schemas of the artifacts that flow between steps."""

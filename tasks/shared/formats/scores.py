@@ -1,0 +1,126 @@
+"""The file of scores: what a measuring step found, item by item and model by model.
+
+scores.json   which measures there are, what each model was run in, figures that are not taken per item
+items.jsonl   one line per measure and item, with the value (and the answer) of every model that was asked
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationError
+
+from tasks.shared.errors import DataError
+from tasks.shared.formats.records import Better, Figure, Machine, Record
+from tasks.shared.formats.rows import parse_lines
+
+SHEET, ITEMS = "scores.json", "items.jsonl"
+Role = Literal["baseline", "candidate", "repeat", "reference"]
+"""repeat: the baseline once more (asked again, or trained again), which shows how much of a difference is noise.
+reference: measured beside the others; decides nothing."""
+
+
+class Measure(Record):
+    """What one measure's values are.  A model's score is the (weighted) mean over items."""
+
+    title: str
+    """As it is called in a sentence: "fact accuracy"."""
+    unit: str = "share"
+    """"share": shown in per cent, differences in points.  Otherwise the unit's name: "bits per byte", "nats"."""
+    better: Better = "higher"
+    binary: bool = True
+    """Every value is 0 or 1, so that items flip."""
+    against_baseline: bool = False
+    """Values are a distance from the baseline, so that those of two verdicts with other baselines do not compare."""
+
+
+class Measured(Record):
+    """One model as this step measured it.  failure: why it has no values (out of memory, NaN logits); empty if it has."""
+
+    role: Role
+    engine: str
+    """What ran it: "transformers", "llama.cpp", "vllm"."""
+    format: str
+    """Weights as stored, such as "bfloat16 safetensors"."""
+    figures: dict[str, Figure] = Field(default_factory=dict)
+    failure: str = ""
+
+
+class ItemScore(Record):
+    """One item under one measure.  values and answers are by model; a model that failed is absent."""
+
+    measure: str
+    id: str
+    tags: dict[str, str] = Field(default_factory=dict)
+    """What slices are made by: {"kind": "faq", "language": "et"}."""
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """Of the item in the mean, the same for all models (bytes of a text)."""
+    cluster: str = ""
+    """Items that belong together (wordings of one question) and so are no independent evidence; empty: on its own."""
+    question: str = ""
+    wanted: str = ""
+    values: dict[str, float]
+    answers: dict[str, str] = Field(default_factory=dict)
+
+
+class Sheet(Record):
+    """scores.json."""
+
+    step: str
+    measures: dict[str, Measure]
+    models: dict[str, Measured]
+    machine: Machine
+    versions: dict[str, str]
+    notes: list[str] = Field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A sheet with its items."""
+
+    sheet: Sheet
+    items: Sequence[ItemScore]
+
+
+def write_scores(out: Path, sheet: Sheet, items: Iterable[ItemScore]) -> None:
+    """Write both files.  Raises DataError for an item of an unknown measure or model, an item that stands twice, a binary value that is neither 0 nor 1."""
+    items = list(items)
+    _check(out, sheet, items)
+    (out / ITEMS).write_text("".join(item.model_dump_json() + "\n" for item in items), encoding="utf-8")
+    (out / SHEET).write_text(sheet.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+
+def read_scores(folder: Path) -> Scores:
+    """Read both files.  Raises DataError that names the file and what is wrong."""
+    file = folder / SHEET
+    if not file.is_file():
+        raise DataError(str(file), "no such file", "scores", "run the step that measures")
+    try:
+        sheet = Sheet.model_validate_json(file.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "file"
+        raise DataError(
+            str(file), f"{place}: {first['msg']}", "the schema of tasks/shared/formats/scores.py"
+        ) from error
+    items = parse_lines(folder / ITEMS, lambda text, _: ItemScore.model_validate_json(text))
+    _check(folder, sheet, items)
+    return Scores(sheet, items)
+
+
+def _check(folder: Path, sheet: Sheet, items: Sequence[ItemScore]) -> None:
+    seen: set[tuple[str, str]] = set()
+    for item in items:
+        where = f"{folder / ITEMS}: {item.measure} {item.id}"
+        measure = sheet.measures.get(item.measure)
+        if measure is None:
+            raise DataError(where, f"no measure {item.measure!r}", ", ".join(sheet.measures))
+        if (item.measure, item.id) in seen:
+            raise DataError(where, "the item stands twice", "every item once per measure")
+        seen.add((item.measure, item.id))
+        strange = sorted((item.values.keys() | item.answers.keys()) - sheet.models.keys())
+        if strange:
+            raise DataError(where, f"no model {', '.join(strange)}", ", ".join(sheet.models))
+        if measure.binary and any(value not in (0.0, 1.0) for value in item.values.values()):
+            raise DataError(where, f"values {sorted(set(item.values.values()))}", "0 or 1")

@@ -1,0 +1,1 @@
+"""Models of transformers: loading, saving, weights, layout, generation."""

@@ -1,0 +1,49 @@
+"""Calibration batches: conversations of the calibration split, rendered with their answers and tokenized."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tasks.shared.formats.rows import Row, read_rows
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+CALIBRATION_FILE = "calibration.jsonl"
+
+
+def choose_rows(rows: list[Row], count: int) -> list[Row]:
+    """`count` rows spread evenly over the file, which may be sorted by intent; all of them when there are fewer."""
+    if len(rows) <= count:
+        return rows
+    return [rows[index * len(rows) // count] for index in range(count)]
+
+
+def calibration_rows(corpus: Path, count: int) -> list[Row]:
+    """Rows of a corpus folder's calibration split.  Raises DataError if the file is missing or has bad lines."""
+    return choose_rows(read_rows(corpus / CALIBRATION_FILE), count)
+
+
+def calibration_ids(tokenizer: "PreTrainedTokenizerBase", rows: list[Row], max_tokens: int) -> list[list[int]]:
+    """Token ids of each whole conversation, answer included, cut to `max_tokens`."""
+    from tasks.shared.model.loading import render
+
+    texts = [
+        render(tokenizer, [message.model_dump() for message in row.messages], add_generation_prompt=False)
+        for row in rows
+    ]
+    return [tokenizer(text, add_special_tokens=False)["input_ids"][:max_tokens] for text in texts]
+
+
+def batches(ids: list[list[int]], batch_size: int, pad_id: int) -> Iterator[dict[str, "Tensor"]]:
+    """Batches of similar length, padded on the right: input_ids and attention_mask, both (batch, length), int64."""
+    import torch
+
+    order = sorted(ids, key=len)
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        width = max(len(row) for row in chosen)
+        padded = torch.tensor([row + [pad_id] * (width - len(row)) for row in chosen])
+        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in chosen])
+        yield {"input_ids": padded, "attention_mask": mask}

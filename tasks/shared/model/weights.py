@@ -1,0 +1,117 @@
+"""Weight files: which a model consists of, their size, their parameters, and whether they are safe to read."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.shared.errors import ModelError
+
+if TYPE_CHECKING:
+    from gguf import GGUFReader
+
+
+def check_source(path: Path) -> None:
+    """Refuse what cannot or must not be loaded: a missing path, pickled weights, a folder without safetensors.
+
+    Raises ModelError.  Pickles run code when they are read, so they are never the fallback.
+    """
+    if not path.exists():
+        raise ModelError(
+            str(path),
+            "no such file or folder",
+            "a Hugging Face folder with safetensors, or a .gguf file",
+            "correct the model's path",
+        )
+    if path.is_file():
+        if _magic(path) != b"GGUF":
+            raise ModelError(
+                str(path), "not a GGUF file", "a llama.cpp .gguf file or a folder", "point at the model's folder"
+            )
+        return
+    if not (path / "config.json").is_file():
+        raise ModelError(str(path), "no config.json in this folder", "a Hugging Face model folder")
+    if any(path.glob("*.safetensors")):
+        return
+    pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth", "*.pkl") for file in path.glob(pattern))
+    if pickles:
+        raise ModelError(
+            str(path),
+            f"weights in pickles ({', '.join(pickles[:3])}), which run code when loaded",
+            "safetensors only",
+            "convert once in a place you trust: AutoModelForCausalLM.from_pretrained(...).save_pretrained(..., safe_serialization=True)",
+        )
+    raise ModelError(str(path), "no *.safetensors in this folder", "a Hugging Face model folder with weights")
+
+
+def _magic(path: Path) -> bytes:
+    with path.open("rb") as stream:
+        return stream.read(4)
+
+
+def is_quantized(folder: Path) -> bool:
+    """Whether a Hugging Face folder holds compressed weights."""
+    return "quantization_config" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The files that hold weights: the GGUF itself, or a folder's safetensors and GGUF files."""
+    return [path] if path.is_file() else sorted([*path.glob("*.safetensors"), *path.glob("*.gguf")])
+
+
+def weight_bytes(path: Path) -> int:
+    """Bytes of weights on disk."""
+    return sum(file.stat().st_size for file in weight_files(path))
+
+
+def parameter_count(path: Path) -> int:
+    """Parameters by the tensor headers alone, nothing loaded.  Tied tensors count once; int4 words are counted as their weights.
+
+    Raises ModelError if the path holds no weights.
+    """
+    files = weight_files(path)
+    if not files:
+        raise ModelError(str(path), "no weights", "*.safetensors or *.gguf")
+    return sum(_gguf_parameters(file) if file.suffix == ".gguf" else _safetensors_parameters(file) for file in files)
+
+
+def _gguf_parameters(file: Path) -> int:
+    return int(sum(int(tensor.n_elements) for tensor in read_gguf(file).tensors))
+
+
+def read_gguf(file: Path) -> "GGUFReader":
+    """Fields and tensors of a GGUF file.  Raises ValueError, IndexError, KeyError or OSError for what is none.
+
+    A vocabulary is cut out of the file word by word, and numpy builds an object in Python around each cut of a mapped file: for 49,152
+    tokens and their merges three times the work of plain arrays, 2 s at every start.
+    """
+    import numpy
+    from gguf import GGUFReader
+
+    class Reader(GGUFReader):
+        @property
+        def data(self) -> Any:
+            return self._plain
+
+        @data.setter
+        def data(self, mapped: Any) -> None:
+            self._plain = mapped.view(numpy.ndarray)
+
+    return Reader(file)
+
+
+def _safetensors_parameters(file: Path) -> int:
+    with file.open("rb") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        header: dict[str, Any] = json.loads(stream.read(size))
+    packed = {name for name in header if name.endswith((".weight_packed", ".weight_shape"))}
+    count = 0
+    for name, entry in header.items():
+        if name == "__metadata__" or name.endswith(
+            (".weight_scale", ".weight_zero_point", ".weight_shape", ".weight_g_idx")
+        ):
+            continue
+        elements = 1
+        for length in entry["shape"]:
+            elements *= length
+        count += elements * 8 if name in packed else elements  # eight 4-bit weights in one 32-bit word
+    return count

@@ -1,0 +1,1 @@
+"""The artifact store: keys, places, lineage."""

@@ -1,0 +1,13 @@
+"""Answers that go round in a loop."""
+
+import re
+
+from tasks.shared.text.chat import normalize
+
+
+def repeats(text: str) -> bool:
+    """Whether the answer loops: five words in a row twice, or one word three times running."""
+    words = re.findall(r"\w+", normalize(text))
+    fives = [tuple(words[start : start + 5]) for start in range(len(words) - 4)]
+    threes = zip(words, words[1:], words[2:], strict=False)
+    return len(fives) != len(set(fives)) or any(len(set(three)) == 1 for three in threes)

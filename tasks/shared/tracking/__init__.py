@@ -1,9 +1,0 @@
-"""Where runs are recorded: MLflow behind one small interface, and `NullTracker`, its twin that records nothing.
-
-A parent run per flow, a child per step that really ran; a reused step is a tag on the parent.  Only this package imports mlflow.
-"""
-
-from tasks.shared.tracking.interface import NullTracker, StepRecord, Tracker
-from tasks.shared.tracking.mlflow_tracker import MlflowTracker
-
-__all__ = ["MlflowTracker", "NullTracker", "StepRecord", "Tracker"]

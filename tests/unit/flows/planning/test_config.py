@@ -1,0 +1,73 @@
+"""Composing: what Hydra lets through, we do not."""
+
+import pytest
+
+from flows.compress import flags_first
+from flows.planning.config import Runtime, compose_recipe, recipe_names
+from flows.planning.plan import build_plan
+from tasks.shared.errors import ConfigError, StillroomError
+
+
+def test_recipes_are_found() -> None:
+    assert "support_bot" in recipe_names()
+
+
+def test_unknown_recipe_lists_the_known() -> None:
+    with pytest.raises(ConfigError, match="support_bot"):
+        compose_recipe("suport_bot")
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("+typo=1", "no such key"),
+        ("+runtime.thread=2", "thread"),
+        ("runtime.device=tpu", "device"),
+        ("+gate.enfroce=true", "enfroce"),
+    ],
+)
+def test_unknown_keys_are_refused(override: str, words: str) -> None:
+    with pytest.raises(StillroomError, match=words):
+        compose_recipe("support_bot", [override])
+
+
+@pytest.mark.needs_embedded
+def test_swapping_a_technique_keeps_the_graph() -> None:
+    plan = build_plan(compose_recipe("support_bot", ["quantize@steps.int4=rtn"]).recipe)
+    assert plan.step("int4").target == "tasks.quantize.rtn.RTN"
+
+
+@pytest.mark.needs_embedded
+def test_adding_a_step_from_the_command_line() -> None:
+    plan = build_plan(
+        compose_recipe(
+            "support_bot", ["+prune@steps.slim2=depth", "+steps.slim2.inputs={model: student, calibration: corpus}"]
+        ).recipe
+    )
+    names = [step.name for step in plan.steps]
+    assert names.index("slim2") > names.index("student")
+
+
+@pytest.mark.needs_embedded
+def test_removing_a_technique_but_not_its_settings_is_explained() -> None:
+    with pytest.raises(StillroomError, match="without a technique"):
+        build_plan(compose_recipe("support_bot", ["~prune@steps.slim"]).recipe)
+
+
+def test_root_defaults_to_the_project() -> None:
+    assert (Runtime().folder / "conf" / "config.yaml").is_file()
+
+
+@pytest.mark.parametrize(
+    ("typed", "wanted"),
+    [
+        ([], []),
+        (["+recipe=x", "--multirun", "a=1,2"], ["--multirun", "+recipe=x", "a=1,2"]),
+        (["--config-dir", "a=b", "+recipe=x"], ["--config-dir", "a=b", "+recipe=x"]),
+        (["+recipe=x", "--info", "seed=1"], ["--info=all", "+recipe=x", "seed=1"]),
+        (["+recipe=x", "--info", "plugins"], ["--info", "plugins", "+recipe=x"]),
+        (["~steps.verdict", "-m"], ["-m", "~steps.verdict"]),
+    ],
+)
+def test_flags_come_first_and_keep_their_values(typed: list[str], wanted: list[str]) -> None:
+    assert flags_first(typed) == wanted

@@ -1,0 +1,71 @@
+"""The test split: leaks are refused with their rows, and tags say what a row is."""
+
+from pathlib import Path
+
+import pytest
+
+from tasks.evaluate.grading.eval_rows import read_labels, read_test_rows, tag_rows
+from tasks.shared.errors import DataError
+from tasks.shared.formats.articles import Article, with_article
+from tasks.shared.formats.rows import Message, Row, write_rows
+
+
+def make_row(name: str, intent: str = "returns", question: str = "How long?", **more: object) -> Row:
+    turns = (Message(role="user", content=question), Message(role="assistant", content=f"{intent}\nThat is 45 days."))
+    return Row.model_validate(
+        {"id": name, "kind": "faq", "intent": intent, "group": f"g-{name}", "messages": turns} | more
+    )
+
+
+def write_split(folder: Path, test: list[Row], train: list[Row]) -> Path:
+    write_rows(folder / "test.jsonl", test)
+    write_rows(folder / "train.jsonl", train)
+    return folder
+
+
+def test_a_clean_split_is_read(tmp_path: Path) -> None:
+    rows = [make_row("a"), make_row("b", "other")]
+    assert read_test_rows(write_split(tmp_path, rows, [make_row("c")])) == rows
+    assert read_labels(tmp_path, rows) == ["other", "returns"]
+    (tmp_path / "card.json").write_text('{"intents": ["warranty"]}', encoding="utf-8")
+    assert read_labels(tmp_path, rows[:1]) == ["returns", "warranty"]
+
+
+@pytest.mark.parametrize("train", [make_row("a", group="other"), make_row("c", group="g-a")])
+def test_rows_that_were_trained_on_are_refused_by_name(tmp_path: Path, train: Row) -> None:
+    with pytest.raises(DataError, match=r"1 rows share their id or phrasing group with train.jsonl: a"):
+        read_test_rows(write_split(tmp_path, [make_row("a"), make_row("b")], [train]))
+
+
+def test_calibration_counts_as_training(tmp_path: Path) -> None:
+    write_split(tmp_path, [make_row("a")], [make_row("c")])
+    write_rows(tmp_path / "calibration.jsonl", [make_row("a")])
+    with pytest.raises(DataError, match=r"calibration.jsonl: a"):
+        read_test_rows(tmp_path)
+
+
+def test_an_empty_split_and_an_id_that_stands_twice_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"test.jsonl: no rows"):
+        read_test_rows(write_split(tmp_path, [], [make_row("c")]))
+    with pytest.raises(DataError, match="1 ids stand twice: a"):
+        read_test_rows(write_split(tmp_path, [make_row("a"), make_row("a")], [make_row("c")]))
+
+
+def test_tags_tell_rare_intents_long_questions_and_articles_in_the_prompt() -> None:
+    article = Article(
+        id="a1", title="Times", intent="returns", text="Forty-five days it is, and not a day more or less than that."
+    )
+    rows = [
+        make_row("a"), make_row("b", "warranty", with_article("How long?", article), grounded=True),
+        make_row("c", "other", "And how long would that be for a kettle?"),
+    ]  # fmt: skip
+    train = [
+        make_row(f"t{index}", intent) for index, intent in enumerate(["returns"] * 3 + ["warranty"] * 2 + ["other"])
+    ]
+    tags = tag_rows(rows, train)
+    assert [tags[name]["frequency"] for name in "abc"] == ["head", "head", "tail"]
+    assert [tags[name]["length"] for name in "abc"] == ["short", "short", "long"]
+    assert [tags[name]["grounded"] for name in "abc"] == ["no", "yes", "no"]
+    assert tags["a"] == {"kind": "faq", "intent": "returns", "frequency": "head", "length": "short", "grounded": "no"}
+    assert tag_rows(rows[:1], train[3:])["a"]["frequency"] == "tail", "an intent that was never trained"
+    assert {found["frequency"] for found in tag_rows(rows, rows).values()} == {"head"}, "all equally frequent"

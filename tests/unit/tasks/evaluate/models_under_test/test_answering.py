@@ -1,0 +1,46 @@
+"""Asking llama.cpp: what does not fit is told before anything is asked."""
+
+import pytest
+
+from tasks.evaluate.models_under_test.answering import EXTRA, Plan, check_context, choice_contexts
+from tasks.evaluate.models_under_test.model_under_test import reference_questions, tuned_questions
+from tasks.shared.engines.llama_client import LlamaClient
+from tasks.shared.errors import ModelError
+from tasks.shared.formats.rows import Row
+from tasks.shared.model.generation import Written
+
+
+class Counting(LlamaClient):
+    """One token per word."""
+
+    def __init__(self) -> None:
+        super().__init__("http://127.0.0.1:9/v1")
+        self.asked: list[str] = []
+
+    def tokens(self, text: str) -> list[int]:
+        self.asked.append(text)
+        return [0] * len(text.split())
+
+
+def test_an_answer_that_the_context_would_cut_is_refused_with_the_number_that_is_needed() -> None:
+    client = Counting()
+    check_context(client, ["words " * 20, "short", "words " * 30], 32, 32 + 30 + EXTRA)
+    assert client.asked == ["words " * 20, "words " * 30], "what fits by its bytes needs no counting"
+    with pytest.raises(ModelError, match=r"context: 63 tokens, .*needs 64\n.*at least 64\n.*context: 64"):
+        check_context(client, ["words " * 30, "words"], 32, 63)
+    check_context(client, [], 32, 10)
+
+
+def test_a_label_is_chosen_after_the_models_own_reasoning() -> None:
+    row = Row.model_validate({
+        "id": "a", "kind": "faq", "intent": "i", "group": "g",
+        "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "i\na"}],
+    })  # fmt: skip
+    tuned, other = tuned_questions([row])[0], reference_questions([row], {}, ["i"])[0]
+    plan = Plan([tuned, tuned, tuned, other], ["i"], True, 8, 1, 64)
+    words = [
+        Written(text, True)
+        for text in ("i\na", "<think>\nt\n</think>\n\ni\na", "<think>\nt", "<think>\nt\n</think>\na")
+    ]
+    told = choice_contexts(lambda messages: "P", plan, words)
+    assert told == ["P", "P<think>\nt\n</think>\n\n", "P", "P"]

@@ -1,0 +1,94 @@
+"""The GGUF writer: size arithmetic, what it writes, what it refuses."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tasks.shared.errors import ModelError, TechniqueError
+from tasks.shared.gguf.writer import byte_level_splits, tensor_bytes, write_gguf
+from tasks.shared.model.weights import parameter_count, read_gguf
+from tests.tiny_llama import build_model, build_tokenizer, save_tiny
+
+
+@pytest.mark.parametrize(
+    ("scheme", "bits"),
+    [("f32", 32), ("f16", 16), ("bf16", 16), ("q8_0", 8.5), ("q5_1", 6), ("q5_0", 5.5), ("q4_1", 5), ("q4_0", 4.5)],
+)
+def test_bits_per_weight(scheme: str, bits: float) -> None:
+    assert tensor_bytes(4096, scheme) * 8 / 4096 == bits
+
+
+def test_file_holds_the_declared_types_tokenizer_and_template(tmp_path: Path) -> None:
+    from gguf import GGUFReader
+
+    source, file = save_tiny(tmp_path / "source"), tmp_path / "model.gguf"
+    write_gguf(source, file, "q4_0", "q8_0", name="tiny")
+    reader = GGUFReader(file)
+    types = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
+    assert (
+        types["token_embd.weight"] == "Q8_0"
+        and types["blk.0.ffn_up.weight"] == "Q4_0"
+        and types["blk.0.attn_norm.weight"] == "F32"
+    )
+    assert "output.weight" not in types  # tied
+    fields = {key: field.contents() for key, field in reader.fields.items()}
+    assert fields["tokenizer.ggml.model"] == "gpt2" and fields["tokenizer.ggml.pre"] == "gpt-2"
+    assert fields["tokenizer.ggml.eos_token_id"] == 2 and fields["tokenizer.ggml.add_bos_token"] is False
+    assert "<|im_start|>" in fields["tokenizer.chat_template"] and fields["general.name"] == "tiny"
+    assert fields["llama.block_count"] == 4 and fields["llama.attention.head_count_kv"] == 2
+    weights = sum(int(tensor.n_bytes) for tensor in reader.tensors)
+    assert weights == sum(tensor_bytes(int(tensor.n_elements), tensor.tensor_type.name) for tensor in reader.tensors)
+    assert parameter_count(file) == build_model().num_parameters()
+    quick = read_gguf(file)
+    assert {key: field.contents() for key, field in quick.fields.items()} == fields
+    assert all((mine.data == other.data).all() for mine, other in zip(quick.tensors, reader.tensors, strict=True))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.gguf", "source"]
+
+
+def test_quantized_weights_are_refused(tmp_path: Path) -> None:
+    source = save_tiny(tmp_path / "source")
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(
+        json.dumps(config | {"quantization_config": {"quant_method": "compressed-tensors"}})
+    )
+    with pytest.raises(TechniqueError, match="compressed-tensors"):
+        write_gguf(source, tmp_path / "model.gguf")
+
+
+def test_unknown_architecture_is_refused(tmp_path: Path) -> None:
+    source = save_tiny(tmp_path / "source")
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"architectures": ["NovelForCausalLM"]}))
+    with pytest.raises(TechniqueError, match="NovelForCausalLM"):
+        write_gguf(source, tmp_path / "model.gguf")
+    assert not (tmp_path / "model.gguf").exists()
+
+
+def test_rows_that_do_not_fill_blocks_are_refused(tmp_path: Path) -> None:
+    source = save_tiny(tmp_path / "source", build_model(hidden_size=48, intermediate_size=80))
+    with pytest.raises(TechniqueError, match=r"down_proj.weight \(row=80\)"):
+        write_gguf(source, tmp_path / "model.gguf", "q4_0")
+    write_gguf(source, tmp_path / "model.gguf", "f16")
+
+
+def test_folder_without_config_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"config\.json"):
+        write_gguf(tmp_path, tmp_path / "model.gguf")
+
+
+def test_pre_tokenizers_by_structure(tmp_path: Path) -> None:
+    from tokenizers import pre_tokenizers
+
+    tokenizer = build_tokenizer()
+    tokenizer.save_pretrained(tmp_path)
+    assert byte_level_splits(tmp_path) == "gpt-2"
+    core = tokenizer.backend_tokenizer
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    core.save(str(tmp_path / "tokenizer.json"))
+    assert byte_level_splits(tmp_path) == "smollm"
+    core.pre_tokenizer = pre_tokenizers.Metaspace()
+    core.save(str(tmp_path / "tokenizer.json"))
+    assert byte_level_splits(tmp_path) is None
