@@ -149,7 +149,7 @@ def ours(job: dict[str, Any]) -> Any:
     from tasks.shared.formats.soft_targets import SoftTargets
     from tasks.shared.model.encoding import encode
     from tasks.shared.model.loading import load_model, load_tokenizer
-    from tasks.shared.technique import StepRun
+    from tasks.shared.technique import Compute, StepRun
 
     source, teacher, folder = Path(job["student"]), Path(job["teacher"]), Path(job["folder"])
     blend = Blend(0.5, job["temperature"], "forward_kl", 0.5)
@@ -169,7 +169,9 @@ def ours(job: dict[str, Any]) -> Any:
         learning_rate=RATE, schedule="cosine", warmup_ratio=0.0, weight_decay=0.0,
     )  # fmt: skip
     scratch = Path(tempfile.mkdtemp(dir=folder))
-    run = StepRun("bench", job["seed"], scratch, threads=job["threads"], device=job["device"], checkpoint_s=1e9)
+    run = StepRun(
+        "bench", job["seed"], scratch, compute=Compute(threads=job["threads"], device=job["device"], checkpoint_s=1e9)
+    )
     trainer = make_trainer(settings, model, tokenizer, rows, [], objective, run)
     trainer.args.save_strategy = "no"
     return trainer
@@ -277,7 +279,7 @@ def training_memory(job: dict[str, Any]) -> dict[str, Any]:
     from tasks.shared.formats.rows import read_rows
     from tasks.shared.model.encoding import encode
     from tasks.shared.model.loading import load_tokenizer
-    from tasks.shared.technique import StepRun
+    from tasks.shared.technique import Compute, StepRun
 
     source, folder = Path(job["student"]), Path(tempfile.mkdtemp(dir=job["folder"]))
     write_conversations(folder / "data", 2 * job["batch"], job["tokens"], job["share"])
@@ -286,7 +288,9 @@ def training_memory(job: dict[str, Any]) -> dict[str, Any]:
         epochs=1, batch_size=job["batch"], max_tokens=10_000, validation=0, precision=job["precision"],
         gradient_checkpointing=job["recompute"],
     )  # fmt: skip
-    run = StepRun("bench", 0, folder / "scratch", threads=job["threads"], device=job["device"], checkpoint_s=1e9)
+    run = StepRun(
+        "bench", 0, folder / "scratch", compute=Compute(threads=job["threads"], device=job["device"], checkpoint_s=1e9)
+    )
     (folder / "out").mkdir()
     before, began = resident(), time.perf_counter()
     train_model(settings, source, rows, Answers(), folder / "out", run)
@@ -475,7 +479,7 @@ def first_at(curve: Curve, wanted: float) -> tuple[int, float] | None:
 def make_inputs(folder: Path, given: argparse.Namespace) -> Path:
     """Conversations, the model and its stored targets."""
     from tasks.logits.topk import TopK
-    from tasks.shared.technique import Artifact, Inputs, Kind, StepRun
+    from tasks.shared.technique import Artifact, Compute, Inputs, Kind, StepRun
 
     write_conversations(folder / "data", given.batch * STEPS, given.tokens, given.share)
     if given.tiny:
@@ -492,7 +496,7 @@ def make_inputs(folder: Path, given: argparse.Namespace) -> Path:
         "teacher": (Artifact("t", Kind.MODEL, model),),
         "data": (Artifact("d", Kind.TRACES, folder / "data"),),
     }
-    run = StepRun("targets", 0, folder / "scratch", threads=given.threads, device=given.device)
+    run = StepRun("targets", 0, folder / "scratch", compute=Compute(threads=given.threads, device=given.device))
     TopK(max_tokens=10_000, batch_size=given.batch)(Inputs(ports), folder / "targets", run)
     return model
 

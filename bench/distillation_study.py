@@ -33,7 +33,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tasks.shared.technique import Artifact, Inputs, Kind, StepRun, Technique
+from tasks.shared.technique import Artifact, Compute, Inputs, Kind, StepRun, Technique
 
 SEEDS = 5
 MOST_TOKENS = 128
@@ -118,7 +118,9 @@ def carry_out(technique: Technique, inputs: Inputs, folder: Path, setup: Setup, 
     out, scratch = folder / "out", folder / "scratch"
     out.mkdir(parents=True)
     scratch.mkdir()
-    technique(inputs, out, StepRun(folder.name, seed, scratch, threads=setup.threads, device=setup.device))
+    technique(
+        inputs, out, StepRun(folder.name, seed, scratch, compute=Compute(threads=setup.threads, device=setup.device))
+    )
     shutil.rmtree(scratch)
     return out
 

@@ -87,7 +87,7 @@ def score_ours(job: dict[str, Any]) -> dict[str, float]:
     from tasks.evaluate.lm_eval import LmEval
     from tasks.shared.formats.scores import read_scores
     from tasks.shared.model.sources import sha256_file
-    from tasks.shared.technique import Artifact, Inputs, Kind, StepRun
+    from tasks.shared.technique import Artifact, Compute, Inputs, Kind, StepRun
 
     models = [
         Artifact(path.name, Kind.MODEL, path, sha256_file(path / "model.safetensors"))
@@ -96,7 +96,7 @@ def score_ours(job: dict[str, Any]) -> dict[str, float]:
     work = Path(job["work"])
     ports = {"baseline": (models[0],), "candidates": tuple(models[1:])}
     out, scratch = Path(tempfile.mkdtemp(dir=work)), Path(tempfile.mkdtemp(dir=work))
-    run = StepRun("bench", 0, scratch, job["threads"], prediction_cache=work / "cache")
+    run = StepRun("bench", 0, scratch, work / "cache", Compute(threads=job["threads"]))
     LmEval(tasks=tuple(job["tasks"]), data=job["data"], limit=job["items"], batch_size=BATCH, dtype=job["dtype"])(
         Inputs(ports), out, run
     )

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flows.console import exit_codes
-from flows.running.work import find_or_make, read_job
+from flows.running.work import obtain, read_job
 from tasks.shared.errors import StillroomError
 from tasks.shared.processes import follow_parent
 from tasks.shared.store.artifacts import disk_errors
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         job = read_job(options.recipe, options.job)
         result = job.result
         with disk_errors(job.runtime.folder):
-            made = find_or_make(job.open(options.step), options.step, told=result is None)
+            made = obtain(job.open(options.step), options.step, told=result is None)
         if result is not None:
             result.write_text(json.dumps({"made": made}), "utf-8")
     except StillroomError as error:

@@ -28,8 +28,7 @@ def compose_tracked(names: Sequence[str]) -> dict[str, Any]:
     """What params.yaml should hold for these recipes, from conf/.  Raises ConfigError."""
     recipes = {}
     for name in names:
-        recipe = compose_recipe(name).recipe
-        recipes[name] = recipe_params(recipe, build_plan(recipe))
+        recipes[name] = recipe_params(build_plan(compose_recipe(name).recipe))
     return recipes
 
 

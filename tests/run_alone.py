@@ -20,13 +20,15 @@ def run(folder: Path) -> None:
     job = json.loads((folder / "job.json").read_text("utf-8"))
     module, _, name = job["target"].rpartition(".")
     technique = getattr(import_module(module), name)(**job["settings"])
-    from tasks.shared.technique import Artifact, Inputs, Kind, StepRun
+    from tasks.shared.technique import Artifact, Compute, Inputs, Kind, StepRun
 
     ports = {
         port: tuple(Artifact(item[0], Kind(item[1]), Path(item[2]), item[3]) for item in items)
         for port, items in job["ports"].items()
     }
-    metrics = technique(Inputs(ports), folder / "out", StepRun("step", 0, folder / "scratch", 1))
+    metrics = technique(
+        Inputs(ports), folder / "out", StepRun("step", 0, folder / "scratch", compute=Compute(threads=1))
+    )
     (folder / "metrics.json").write_text(json.dumps(metrics), "utf-8")
 
 

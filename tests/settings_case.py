@@ -14,7 +14,7 @@ from typing import Any
 
 from tasks.shared.formats.scores import read_scores
 from tasks.shared.model.sources import sha256_file
-from tasks.shared.technique import Inputs, Metrics, StepRun
+from tasks.shared.technique import Compute, Inputs, Metrics, StepRun
 from tests.outputs import CIRCUMSTANCES, CLOCKED
 
 Settings = Mapping[str, Any]
@@ -118,7 +118,7 @@ def empty_folders(folder: Path) -> tuple[Path, StepRun]:
     out, scratch = folder / "out", folder / "scratch"
     out.mkdir(parents=True)
     scratch.mkdir()
-    return out, StepRun(step="step", seed=0, scratch=scratch, threads=1)
+    return out, StepRun(step="step", seed=0, scratch=scratch, compute=Compute(threads=1))
 
 
 def untimed_scores(out: Path, metrics: Metrics) -> Result:

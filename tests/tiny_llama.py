@@ -1,13 +1,14 @@
 """A Llama of 0.2M random weights, a byte-level tokenizer trained in code, and a small corpus: models for tests."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tasks.shared.formats.rows import Message, Row, write_rows
 from tasks.shared.model.loading import CHATML
 from tasks.shared.model.saving import save_model
-from tasks.shared.technique import Artifact, Inputs, Kind, StepRun
+from tasks.shared.technique import Artifact, Compute, Inputs, Kind, StepRun
 from tasks.shared.text.chat import join_answer
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -106,4 +107,9 @@ def empty_run(folder: Path, step: str = "step") -> tuple[Path, StepRun]:
     out, scratch = folder / f"{step}-out", folder / f"{step}-scratch"
     out.mkdir()
     scratch.mkdir()
-    return out, StepRun(step=step, seed=0, scratch=scratch, threads=1)
+    return out, StepRun(step=step, seed=0, scratch=scratch, compute=Compute(threads=1))
+
+
+def with_compute(run: StepRun, **changes: object) -> StepRun:
+    """The same run with other threads, device, processes, sharding or checkpoints."""
+    return replace(run, compute=replace(run.compute, **changes))  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ from tasks.shared.errors import ModelError
 from tasks.shared.formats.rows import Row
 from tasks.shared.model.encoding import counted
 from tasks.shared.model.head import core_of, output_head
-from tasks.shared.technique import StepRun
+from tasks.shared.technique import Compute, StepRun
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -79,7 +79,7 @@ def train_in(room: float, model: Path, folder: Path, settings: dict[str, Any]) -
 
     def train(name: str, rows: list[Row], **more: Any) -> int:
         (folder / name).mkdir(parents=True)
-        run = StepRun("step", 0, folder / f"{name}-scratch", threads=1)
+        run = StepRun("step", 0, folder / f"{name}-scratch", compute=Compute(threads=1))
         chosen = SFT(epochs=1, validation=0.0, precision="float32", **more)
         return int(train_model(chosen, model, rows, Answers(), folder / name, run)["optimizer_steps"])
 

@@ -46,7 +46,7 @@ def execute(settings: Settings, overrides: Sequence[str], tags: Mapping[str, str
     execution = Execution(open_run(settings, plan, overrides))
     run = execution.run
     run.recorder = open_recorder(run, settings)
-    if (done := run.cached()) is not None:
+    if (done := run.find_all()) is not None:
         log.info("nothing to do: all %d steps are up to date", len(done))
         if not watched_by_server():
             execution.outcomes = done
@@ -55,7 +55,7 @@ def execute(settings: Settings, overrides: Sequence[str], tags: Mapping[str, str
     status = find_status(Session(plan, settings.runtime, run.session.variant))
     check_machine(plan, settings.runtime, [name for name, item in status.items() if item.done])
     run.tags = {**run_tags(settings, overrides), **(tags or {})}
-    execution.outcomes = carry_out(run, settings, overrides)
+    execution.outcomes = orchestrate(run, settings, overrides)
     return execution
 
 
@@ -83,22 +83,22 @@ def open_run(settings: Settings, plan: Plan, overrides: Sequence[str]) -> "Run":
         tracked = False
     if tracked:
         mend_after_kill()
-    if tracked and (update := update_recipe(settings.recipe, plan)):
+    if tracked and (update := update_recipe(plan)):
         log.log(logging.WARNING if update.changes else logging.INFO, "%s", update.describe())
-    return Run(Session(plan, settings.runtime, variant), settings.recipe, tracked)
+    return Run(Session(plan, settings.runtime, variant), tracked)
 
 
-def carry_out(run: "Run", settings: Settings, overrides: Sequence[str]) -> "list[Outcome]":
+def orchestrate(run: "Run", settings: Settings, overrides: Sequence[str]) -> "list[Outcome]":
     """Run what is missing under the configured orchestrator, recorded in the configured tracker."""
-    from flows.orchestration.flow import run_prefect
-    from flows.running.runner import run_plain
+    from flows.orchestration.flow import run_with_prefect
+    from flows.running.runner import run_in_threads
 
     status = "KILLED"
     try:
         if settings.runtime.orchestrator == "prefect":
-            outcomes = run_prefect(run, [item for item in overrides if not item.lstrip("+").startswith("recipe=")])
+            outcomes = run_with_prefect(run, [item for item in overrides if not item.lstrip("+").startswith("recipe=")])
         else:
-            outcomes = run_plain(run)
+            outcomes = run_in_threads(run)
         status = "FINISHED"
     except StillroomError:
         status = "FAILED"

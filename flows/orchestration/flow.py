@@ -27,8 +27,8 @@ GPU = "gpu"
 """The tag of steps that hold a GPU, and the name of the server's limit on them."""
 
 
-def run_prefect(run: Run, overrides: Sequence[str] = ()) -> list[Outcome]:
-    """All steps as tasks of one Prefect flow.  Raises what went wrong, as `Run.carry_out` does."""
+def run_with_prefect(run: Run, overrides: Sequence[str] = ()) -> list[Outcome]:
+    """All steps as tasks of one Prefect flow.  Raises what went wrong, as `Run.schedule` does."""
     choose_server(run.session.runtime.folder)
     from prefect.context import FlowRunContext
 
@@ -125,7 +125,7 @@ def drive(run: Run) -> list[Outcome]:
         servers.callback(settle, flow_run, lambda: len(run.outcomes.keys() | run.problems.keys()))
     with watched(run, flow_run):
         ids = {"prefect.flow_run_id": flow_run, "prefect.url": page}
-        outcomes = run.carry_out(lambda step: submit(run, step, futures, announce), ids)
+        outcomes = run.schedule(lambda step: submit(run, step, futures, announce), ids)
         with suppress(*unreachable()):
             show_result(run)
     return outcomes
@@ -141,9 +141,9 @@ def submit(run: Run, step: Step, futures: dict[str, Any], announce: Callable[[St
     from prefect import task
     from prefect.cache_policies import NO_CACHE
 
-    def carry_out(name: str, technique: str, settings: dict[str, Any], inputs: dict[str, list[str]]) -> "State[Any]":
+    def work(name: str, technique: str, settings: dict[str, Any], inputs: dict[str, list[str]]) -> "State[Any]":
         announce(step)
-        return attempt(run, step)
+        return attempt_as_state(run, step)
 
     def may_pass(*_: Any) -> bool:
         return not run.stop.is_set() and bool(getattr(run.problems.get(step.name), "retryable", False))
@@ -151,7 +151,7 @@ def submit(run: Run, step: Step, futures: dict[str, Any], announce: Callable[[St
     def over(_: Any) -> None:
         if step.name not in run.outcomes and step.name not in run.problems and not run.stop.is_set():
             go_on_unwatched(run, step)
-        run.over(step)
+        run.report_end(step)
 
     decorated: Any = task(
         name=f"{step.stage}/{step.module.rpartition('.')[2]}",
@@ -162,7 +162,7 @@ def submit(run: Run, step: Step, futures: dict[str, Any], announce: Callable[[St
         retries=step.retries,
         retry_delay_seconds=AWAIT_RETRY_S,
         retry_condition_fn=may_pass,
-    )(carry_out)
+    )(work)
     inputs = {port: list(names) for port, names in step.inputs.items()}
     needs = [futures[name] for name in step.needs if name in futures]
     future = futures[step.name] = decorated.submit(step.name, step.target, step.settings(), inputs, wait_for=needs)
@@ -176,7 +176,7 @@ def go_on_unwatched(run: Run, step: Step) -> None:
         run.attempt(step, Listener(run.board.line, run.board.progress, run.stop))
 
 
-def attempt(run: Run, step: Step) -> "State[Any]":
+def attempt_as_state(run: Run, step: Step) -> "State[Any]":
     """Try a step and say how it went as a state."""
     from prefect import get_run_logger, runtime
     from prefect.states import Cancelled, Completed, Failed

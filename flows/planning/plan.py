@@ -57,7 +57,7 @@ def build_plan(config: Mapping[str, Any]) -> Plan:
     order = _order(steps, problems)
     if problems:
         raise ErrorList(problems)
-    return Plan(name, int(config.get("seed", 0)), sources, tuple(steps[key] for key in order))
+    return Plan(config, sources, tuple(steps[key] for key in order))
 
 
 def _valid_name(name: str) -> bool:

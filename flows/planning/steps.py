@@ -101,12 +101,24 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """A recipe, ready to run: its sources, and its steps in an order in which every input comes first."""
+    """A recipe, ready to run: its sources, and its steps in an order in which every input comes first.
 
-    recipe: str
-    seed: int
+    config: the composed recipe that the plan was built from (`name`, `seed`, `models`, `steps`), as plain values.
+    """
+
+    config: Mapping[str, Any]
     sources: Mapping[str, Source]
     steps: tuple[Step, ...]
+
+    @property
+    def recipe(self) -> str:
+        """The recipe's name."""
+        return str(self.config.get("name", ""))
+
+    @property
+    def seed(self) -> int:
+        """The recipe's seed."""
+        return int(self.config.get("seed", 0))
 
     def seed_of(self, step: Step) -> int:
         """The seed that a step runs with."""

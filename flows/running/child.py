@@ -66,13 +66,13 @@ class Listener:
     stop: threading.Event = field(default_factory=threading.Event)
 
 
-def run_child(session: Session, recipe: Mapping[str, Any], step: Step, listener: Listener) -> bool:
+def run_child(session: Session, step: Step, listener: Listener) -> bool:
     """Run one step in a process group of its own and wait for it; False if another run made the artifact meanwhile.
 
     Raises StepFailed with the step's message, or Stopped when `listener.stop` was set; the whole group is gone then.
     """
     with job_folder(session) as folder:
-        job = write_job(session, recipe, folder)
+        job = write_job(session, folder)
         command = [sys.executable, "-m", "flows.stage", session.plan.recipe, step.name, "--job", str(job)]
         child = subprocess.Popen(
             [*command, "--parent", str(os.getpid())],

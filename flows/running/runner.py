@@ -43,10 +43,9 @@ class Outcome:
 
 @dataclass
 class Run:
-    """One execution of a recipe: its session, the recipe it was built from, where it is recorded, and how far it is."""
+    """One execution of a recipe: its session, where it is recorded, and how far it is."""
 
     session: Session
-    recipe: Mapping[str, Any]
     tracked: bool
     """The recipe stands in params.yaml and runs as written, so DVC records its steps."""
     tags: Mapping[str, str] = field(default_factory=dict)
@@ -58,7 +57,7 @@ class Run:
     problems: dict[str, BaseException] = field(default_factory=dict)
     ended: "queue.Queue[Ended]" = field(default_factory=queue.Queue)
 
-    def cached(self) -> list[Outcome] | None:
+    def find_all(self) -> list[Outcome] | None:
         """Every step's outcome if nothing has to run or to be recorded, else None; imports nothing heavy."""
         outcomes: list[Outcome] = []
         for step in self.session.plan.steps:
@@ -73,7 +72,7 @@ class Run:
         self.session.store.digests.save()
         return outcomes
 
-    def step(self, step: Step, listener: Listener | None = None, ids: Mapping[str, str] | None = None) -> Outcome:
+    def obtain(self, step: Step, listener: Listener | None = None, ids: Mapping[str, str] | None = None) -> Outcome:
         """Find or make one step, then have it recorded.  ids: what to note beside it in MLflow.
 
         Raises StepFailed, another StillroomError, or Stopped.
@@ -104,7 +103,7 @@ class Run:
         self.session.store.digests.save()  # what was read here need not be read there
         self.board.begin(step.name)
         try:
-            return run_child(self.session, self.recipe, step, listener)
+            return run_child(self.session, step, listener)
         except StepFailed as error:
             self.session.store.digests.load()
             if self.session.find(step, key) is None:
@@ -116,21 +115,21 @@ class Run:
             self.board.end(step.name)
 
     def attempt(self, step: Step, listener: Listener | None = None, ids: Mapping[str, str] | None = None) -> Outcome:
-        """`step`, with what went wrong kept in `problems` until another attempt succeeds."""
+        """`obtain`, with what went wrong kept in `problems` until another attempt succeeds."""
         try:
-            outcome = self.step(step, listener, ids)
+            outcome = self.obtain(step, listener, ids)
         except BaseException as error:
             self.problems[step.name] = error
             raise
         self.problems.pop(step.name, None)
         return outcome
 
-    def over(self, step: Step) -> None:
+    def report_end(self, step: Step) -> None:
         """Tell the schedule that a step will not be attempted again."""
         self.ended.put(Ended(step.name, step.name in self.outcomes, stop=self.stop.is_set()))
 
-    def carry_out(self, start: Callable[[Step], None], ids: Mapping[str, str] | None = None) -> list[Outcome]:
-        """Let every step run once its inputs are there.  start: begins a step in another thread, which calls `over` at its end.
+    def schedule(self, start: Callable[[Step], None], ids: Mapping[str, str] | None = None) -> list[Outcome]:
+        """Let every step run once its inputs are there.  start: begins a step in another thread, which calls `report_end` at its end.
         ids: what to note in MLflow beside the run's tags.
 
         Raises what went wrong: one StillroomError, a list of them, or Stopped.
@@ -172,14 +171,14 @@ def announcer(run: Run) -> Callable[[Step], None]:
     return announce
 
 
-def run_plain(run: Run) -> list[Outcome]:
+def run_in_threads(run: Run) -> list[Outcome]:
     """All steps without Prefect."""
     announce = announcer(run)
 
     def pause(seconds: float) -> None:
         run.stop.wait(seconds)
 
-    def attempt(step: Step) -> None:
+    def work(step: Step) -> None:
         announce(step)
         again = Retrying(
             stop=stop_after_attempt(step.retries + 1),
@@ -192,14 +191,14 @@ def run_plain(run: Run) -> list[Outcome]:
         try:
             again(run.attempt, step)
         finally:
-            run.over(step)
+            run.report_end(step)
 
     with ThreadPoolExecutor(len(run.session.plan.steps), thread_name_prefix="step") as pool:
 
         def start(step: Step) -> None:
-            pool.submit(attempt, step)
+            pool.submit(work, step)
 
-        return run.carry_out(start)
+        return run.schedule(start)
 
 
 def _error(state: Any) -> str:

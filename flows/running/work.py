@@ -23,7 +23,7 @@ from flows.versioning.params import tracked_recipe
 from tasks.shared.errors import ConfigError, StillroomError
 from tasks.shared.store.artifacts import MANIFEST, Place, disk_errors
 from tasks.shared.store.keys import code_digest, code_files, module_name
-from tasks.shared.technique import StepRun
+from tasks.shared.technique import Compute, StepRun
 
 log = logging.getLogger("stillroom")
 RESULT = "result.json"
@@ -47,11 +47,11 @@ def make(session: Session, step: Step, key: str) -> bool:
         device = pick_device(runtime.device)
         load_code(step.module)
         account = describe(session, step, key)
-        run = StepRun(
-            step.name, session.plan.seed_of(step), scratch, session.threads(step), device, runtime.checkpoint_s,
-            session.store.prediction_cache(step.target, account["code"], account["versions"], device),
-            session.processes(step, device), runtime.sharding, runtime.compile,
+        compute = Compute(
+            session.threads(step), device, session.processes(step, device), runtime.sharding, runtime.compile, runtime.checkpoint_s
         )  # fmt: skip
+        predictions = session.store.prediction_cache(step.target, account["code"], account["versions"], device)
+        run = StepRun(step.name, session.plan.seed_of(step), scratch, predictions, compute)
         started = time.monotonic()
         metrics = step.technique(session.inputs(step), out, run)
         check_unchanged(session, step, account)
@@ -175,11 +175,11 @@ def read_job(recipe: str, file: Path | None) -> Job:
     return Job(found["recipe"], Runtime(**found["runtime"]), found["variant"], found["places"], Path(found["result"]))
 
 
-def write_job(session: Session, recipe: Mapping[str, Any], folder: Path) -> Path:
+def write_job(session: Session, folder: Path) -> Path:
     """A file from which a child process rebuilds this session."""
     job = folder / "job.json"
     content = {
-        "recipe": recipe,
+        "recipe": session.plan.config,
         "runtime": asdict(session.runtime),
         "variant": session.variant,
         "places": {name: str(place.folder) for name, place in dict(session.places).items()},
@@ -189,7 +189,7 @@ def write_job(session: Session, recipe: Mapping[str, Any], folder: Path) -> Path
     return job
 
 
-def find_or_make(session: Session, name: str, told: bool) -> bool:
+def obtain(session: Session, name: str, told: bool) -> bool:
     """Find one step's artifact or make it; whether it was made here.  told: say what happens to a person."""
     step = session.plan.step(name)
     offline_environment(session.threads(step))

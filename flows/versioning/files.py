@@ -11,6 +11,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from flows.planning.plan import build_plan
+from flows.planning.steps import Plan
 from flows.versioning.params import PARAMS, changed_settings, read_mapping, recipe_of, recipe_params, tracked_params
 from flows.versioning.pipeline import dvc_yaml
 from tasks.shared.errors import ConfigError, MachineError
@@ -120,13 +121,13 @@ def check_stages() -> None:
         )
 
 
-def update_recipe(recipe: Mapping[str, Any], plan: Any) -> Update:
+def update_recipe(plan: Plan) -> Update:
     """Put a tracked recipe's current settings into both files, under the lock that all writers take.
 
     The other recipes' parts stay as they are.  Raises ConfigError if a file is broken; nothing is changed then.
     """
     with locked():
-        before, now = tracked_params(), recipe_params(recipe, plan)
+        before, now = tracked_params(), recipe_params(plan)
         changes = list(changed_settings(before[plan.recipe], now)) if plan.recipe in before else []
         former = PARAMS.read_bytes() if changes else b""
         files = write_files(before | {plan.recipe: now})

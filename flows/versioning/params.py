@@ -13,7 +13,7 @@ from tasks.shared.store.keys import PROJECT, library_versions
 PARAMS = PROJECT / "params.yaml"
 
 
-def recipe_params(recipe: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
+def recipe_params(plan: Plan) -> dict[str, Any]:
     """Everything that the keys of a recipe's steps read, resolved; under `unkeyed`, the settings that no key reads."""
     steps = {}
     for step in plan.steps:
@@ -28,7 +28,9 @@ def recipe_params(recipe: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
             "versions": library_versions(step.technique.libraries),
         }
     unkeyed = {step.name: found for step in plan.steps if (found := step.unkeyed())}
-    return {"seed": plan.seed, "models": recipe["models"], "steps": steps} | ({"unkeyed": unkeyed} if unkeyed else {})
+    return {"seed": plan.seed, "models": plan.config["models"], "steps": steps} | (
+        {"unkeyed": unkeyed} if unkeyed else {}
+    )
 
 
 def recipe_of(name: str, params: Mapping[str, Any]) -> dict[str, Any]:

@@ -112,10 +112,10 @@ class Runtime:
         or a meter that is not there.
         """
         self._check_tools()
-        meter = open_meter(self.energy, run.device)
+        meter = open_meter(self.energy, run.compute.device)
         subjects = [subject for subject in list_models(inputs) if subject.role != "reference" or self.time_reference]
         baseline, asked = subjects[0].name, self._conversations(subjects, inputs)
-        notes = [*self._general_notes(asked[baseline], meter is None, run.device), *busy_notes()]
+        notes = [*self._general_notes(asked[baseline], meter is None, run.compute.device), *busy_notes()]
         plans = {subject.name: self._probes(subject, asked[subject.name], run.scratch) for subject in subjects}
         if not plans[baseline][0]:
             raise ModelError(f"baseline {baseline}", " ".join(plans[baseline][1]), "a model that can be timed")
@@ -134,7 +134,7 @@ class Runtime:
     def _effort(self, run: StepRun) -> Effort:
         return Effort(
             self.tokens, self.warm_up_tokens, self.batch_sizes, self.context, self.limit_s, self.energy, self.vllm_command,
-            run.threads, run.device,
+            run.compute.threads, run.compute.device,
         )  # fmt: skip
 
     def _conversations(self, subjects: Sequence[ModelUnderTest], inputs: Inputs) -> dict[str, Messages]:

@@ -64,7 +64,7 @@ class Gguf:
         from tasks.shared.model.loading import load_model, load_tokenizer
         from tasks.shared.model.weights import weight_bytes
 
-        torch.set_num_threads(run.threads)
+        torch.set_num_threads(run.compute.threads)
         given, corpus = inputs.one("model").path, inputs.get("calibration")
         source = dense_folder(given, run.scratch)
         model, tokenizer = load_model(source), load_tokenizer(source)
@@ -75,7 +75,7 @@ class Gguf:
         file = out / "model.gguf"
         try:
             write_gguf(source, file, self.scheme, self.embedding, inputs.one("model").name, importance)
-            found = self.compare(model, tokenizer, file, None if corpus is None else corpus.path, run.threads)
+            found = self.compare(model, tokenizer, file, None if corpus is None else corpus.path, run.compute.threads)
             parity.check_floor(found, self.min_top1, self.max_kl, f"{file.name} ({self.scheme})")
         except BaseException:
             file.unlink(missing_ok=True)

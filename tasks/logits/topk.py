@@ -81,7 +81,7 @@ class TopK:
         """
         import torch
 
-        torch.set_num_threads(run.threads)
+        torch.set_num_threads(run.compute.threads)
         source = inputs.one("teacher").path
         tokenizer = load_tokenizer(source)
         rows = encode(read_rows(inputs.one("data").path / "train.jsonl"), tokenizer, self.max_tokens)
@@ -119,7 +119,7 @@ class TopK:
         missing = [n for n in range(len(parts)) if str(n) not in sums or not (run.scratch / part_name(n)).exists()]
         if not missing:
             return
-        model = load_model(source, self.dtype, run.device)
+        model = load_model(source, self.dtype, run.compute.device)
         with progress_bar("soft targets", len(parts)) as advance:
             advance(len(parts) - len(missing))
             for number in missing:

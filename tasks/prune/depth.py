@@ -154,10 +154,10 @@ class Depth:
         from tasks.shared.model.loading import load_model, load_tokenizer
         from tasks.shared.model.saving import save_model
 
-        torch.set_num_threads(run.threads)
+        torch.set_num_threads(run.compute.threads)
         source = inputs.one("model").path
         rows = calibration_rows(inputs.one("calibration").path, self.calibration_rows)
-        model, tokenizer = load_model(source, device=run.device), load_tokenizer(source)
+        model, tokenizer = load_model(source, device=run.compute.device), load_tokenizer(source)
         total = len(decoder_layers(model))
         before = model.num_parameters()
         # Refuse bad settings before the forward passes.

@@ -74,7 +74,7 @@ class Vocabulary:
         from tasks.shared.model.loading import load_model, load_tokenizer
         from tasks.shared.model.saving import save_model
 
-        torch.set_num_threads(run.threads)
+        torch.set_num_threads(run.compute.threads)
         source = inputs.one("model").path
         check_dense(source)
         with tempfile.TemporaryDirectory(dir=run.scratch) as folder:
@@ -82,7 +82,7 @@ class Vocabulary:
             tokens = take_apart(tokenizer, str(source))
             passages = domain(tokenizer, [each.path for each in inputs.many("data")], self.sources(), self.articles)
             cuts = used_tokens(tokenizer, texts_of(passages))
-            model = load_model(source, device=run.device)
+            model = load_model(source, device=run.compute.device)
             rows, before = token_rows(model), model.num_parameters()
             new = numbered(tokens, self.choose(tokens, set().union(*cuts), rows))
             small = trimmed(tokenizer, tokens, new, Path(folder) / "trimmed")

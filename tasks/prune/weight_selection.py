@@ -94,10 +94,10 @@ class WeightSelection:
         from tasks.shared.model.loading import load_model, load_tokenizer
         from tasks.shared.model.saving import save_model
 
-        torch.set_num_threads(run.threads)
+        torch.set_num_threads(run.compute.threads)
         source, corpus = inputs.one("model").path, inputs.get("calibration")
         check_dense(source)
-        model, tokenizer = load_model(source, device=run.device), load_tokenizer(source)
+        model, tokenizer = load_model(source, device=run.compute.device), load_tokenizer(source)
         decoder_layers(model)
         teacher = shape_of(model.config)
         student, layers = self.student(teacher)

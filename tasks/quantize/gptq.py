@@ -82,7 +82,7 @@ class GPTQ:
         try:
             compressed.run_oneshot(model, tokenizer, modifier, run.scratch, ids)
         finally:
-            torch.set_num_threads(run.threads)
+            torch.set_num_threads(run.compute.threads)
         compressed.save_compressed(model, tokenizer, out)
         measured = compressed.check_reload(out, checks, source_logits)
         return {

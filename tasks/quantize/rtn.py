@@ -54,7 +54,7 @@ class RTN:
         from tasks.shared.model.loading import load_model, load_tokenizer
         from tasks.shared.model.weights import weight_bytes
 
-        torch.set_num_threads(run.threads)
+        torch.set_num_threads(run.compute.threads)
         source, corpus = inputs.one("model").path, inputs.get("calibration")
         model, tokenizer = load_model(source), load_tokenizer(source)
         compressed.check_dense(model, str(source))

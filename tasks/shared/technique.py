@@ -76,29 +76,42 @@ class Inputs:
 
 
 @dataclass(frozen=True)
-class StepRun:
-    """What a running step gets besides its settings and inputs.  Nothing here may change the result.
+class Compute:
+    """How much of the machine a step uses.  Nothing here changes the result, so nothing here is in a key.
 
-    step: its name in the recipe.  seed: the recipe's seed (the one field that is in the key).
-    scratch: a folder that survives a kill and is the same for the same key; resumable work goes there.
-    threads: CPU threads to use.  device: "cpu" or "cuda".
-    checkpoint_s: seconds of work that a kill may cost; techniques that can, save their state that often.
-    prediction_cache: a folder that all runs of the same code and library versions share, for partial results that are filed under the
-    content of all that they were made from; None: there is none, and scratch serves.
-    processes: how many may share the work, for techniques that declare `scales`.  sharding: how these keep the weights,
-    "none" (each has all) or "fsdp" (each has a part).  compile: let torch.compile make kernels for a training.
+    threads: CPU threads.
+    device: "cpu" or "cuda".
+    processes: processes that share a training, for techniques that declare `distributed`.
+    sharding: how these processes keep the weights: "none" (each has all) or "fsdp" (each has a part).
+    compile: compile a training's decoder layers with torch.compile.
+    checkpoint_s: seconds of work that a kill may cost; techniques that can save their state that often.
+    """
+
+    threads: int = 2
+    device: str = "cpu"
+    processes: int = 1
+    sharding: str = "none"
+    compile: bool = False
+    checkpoint_s: float = 600.0
+
+
+@dataclass(frozen=True)
+class StepRun:
+    """A running step, as its technique sees it besides settings and inputs.
+
+    step: its name in the recipe.
+    seed: the recipe's seed, or the step's own; part of the key.
+    scratch: a folder that survives a kill and is the same for the same key, for work that can be resumed.
+    prediction_cache: a folder shared by all runs of the same code and library versions; partial results are filed there under
+    the content of everything that they were made from.  None: use scratch.
+    compute: threads, device and processes.
     """
 
     step: str
     seed: int
     scratch: Path
-    threads: int = 2
-    device: str = "cpu"
-    checkpoint_s: float = 600.0
     prediction_cache: Path | None = None
-    processes: int = 1
-    sharding: str = "none"
-    compile: bool = False
+    compute: Compute = Compute()
 
 
 Metrics = dict[str, float | int | str]

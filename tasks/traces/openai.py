@@ -227,7 +227,7 @@ class OpenAI:
         model = _gguf(teacher.path)
         settings = self.embedded
         with serve(
-            model, threads=run.threads, parallel=self.concurrency, context=settings.context, port=settings.port
+            model, threads=run.compute.threads, parallel=self.concurrency, context=settings.context, port=settings.port
         ) as url:
             yield url, f"{model.name}:{model.stat().st_size}"
 

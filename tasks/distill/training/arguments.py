@@ -16,15 +16,15 @@ def training_arguments(settings: Training, steps_per_epoch: int, watched: bool, 
     """TRL's arguments.  watched: there are validation rows."""
     from trl import SFTConfig
 
-    cpu = run.device == "cpu"
+    cpu = run.compute.device == "cpu"
     steps = math.ceil(steps_per_epoch * settings.epochs)
     warmup = int(settings.warmup_ratio * steps_per_epoch * settings.epochs)
-    each = settings.batch_size // run.processes
-    arithmetic = precision_of(settings.precision, run.device)
+    each = settings.batch_size // run.compute.processes
+    arithmetic = precision_of(settings.precision, run.compute.device)
     spread: dict[str, Any] = {}
-    if run.processes > 1:
+    if run.compute.processes > 1:
         spread = {"ddp_find_unused_parameters": False, "ddp_backend": "gloo" if cpu else "nccl"}
-        if run.sharding == "fsdp":
+        if run.compute.sharding == "fsdp":
             spread |= {"fsdp": True, "fsdp_config": {"version": 2, "state_dict_type": "FULL_STATE_DICT"}}
     arguments = SFTConfig(
         output_dir=str(run.scratch / "checkpoints"),

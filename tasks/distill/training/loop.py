@@ -40,28 +40,28 @@ def train_model(
 ) -> Metrics:
     """Train a model on conversations and write it: a Hugging Face folder in bfloat16 with loss.csv.
 
-    With `run.processes` above 1 each of them gets a pickled copy of all that is given, the objective as it is before `attach`,
+    With `run.compute.processes` above 1 each of them gets a pickled copy of all that is given, the objective as it is before `attach`,
     and computes its share of every batch.
     The last checkpoint stays in scratch until the artifact is in its place: a kill before that costs no training.
     Raises DataError for rows that are too long or too few, TechniqueError when the loss runs away before any epoch was kept,
     MachineError when memory or disk is too small.
     """
     check_processes(settings, run)
-    if run.processes == 1:
+    if run.compute.processes == 1:
         return _train(settings, source, rows, objective, out, run)
-    return share_work(run.processes, run.device, _train, settings, source, rows, objective, out, run)
+    return share_work(run.compute.processes, run.compute.device, _train, settings, source, rows, objective, out, run)
 
 
 def check_processes(settings: Training, run: StepRun) -> None:
     """Raise TechniqueError for a batch that the processes cannot share evenly, or weights that cannot be spread over them."""
-    if settings.batch_size % run.processes:
+    if settings.batch_size % run.compute.processes:
         raise TechniqueError(
             f"steps.{run.step}.batch_size",
-            f"{settings.batch_size} conversations for {run.processes} processes",
+            f"{settings.batch_size} conversations for {run.compute.processes} processes",
             "as many for each",
-            f"steps.{run.step}.batch_size={-(-settings.batch_size // run.processes) * run.processes}, or another runtime.processes",
+            f"steps.{run.step}.batch_size={-(-settings.batch_size // run.compute.processes) * run.compute.processes}, or another runtime.processes",
         )
-    if run.sharding == "fsdp" and run.device == "cpu":
+    if run.compute.sharding == "fsdp" and run.compute.device == "cpu":
         raise TechniqueError(
             "runtime.sharding", "fsdp on CPUs", "GPUs: accelerate shards nowhere else", "runtime.sharding=none"
         )
@@ -80,9 +80,9 @@ def _train(
         for part in split_groups(rows, settings.validation, run.seed)
     )
     told: Metrics = {"rows": len(training)}
-    torch.set_num_threads(max(1, run.threads // run.processes))
+    torch.set_num_threads(max(1, run.compute.threads // run.compute.processes))
     set_seed(run.seed)
-    if settings.gradient_checkpointing and run.device == "cpu":
+    if settings.gradient_checkpointing and run.compute.device == "cpu":
         return_memory_at_once()
     model = prepared_model(settings, source, run)
     align_special_tokens(core_of(model), tokenizer)  # before the trainer does it in its own way
@@ -92,7 +92,7 @@ def _train(
         told["packs"] = len(training)
     identity = identity_of(settings, model, [*training, *validation], run)
     with memory_errors(settings, model, run) as seen:
-        objective.attach(model, run.device)
+        objective.attach(model, run.compute.device)
         seen.beside = module_bytes(objective)
         trainer = make_trainer(settings, model, tokenizer, training, validation, objective, run)
         trainer.seen, trainer.identity = seen, identity
@@ -111,11 +111,11 @@ def _train(
 def prepared_model(settings: Training, source: Path, run: StepRun) -> "PreTrainedModel":
     """The model to train, in float32 on the CPU: its adapters, if any, its frozen layers."""
     model = load_model(source, "float32")
-    if run.device == "cpu":
+    if run.compute.device == "cpu":
         model.set_attn_implementation("eager")  # 15 % faster here: the fused kernel's backward pass is slow on CPUs
     model = adapt(model, settings.lora) if isinstance(settings, Adapted) else model
     freeze(core_of(model), settings.frozen_layers)
-    if run.compile:
+    if run.compute.compile:
         for layer in layers_of(core_of(model)):
             layer.compile(dynamic=True)  # batches are of many lengths
     return model
@@ -219,7 +219,7 @@ def make_trainer(
     trainer.objective = objective
     trainer.steps_per_epoch = steps_per_epoch
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(keeper(trainer, run.checkpoint_s))
+    trainer.add_callback(keeper(trainer, run.compute.checkpoint_s))
     return trainer
 
 

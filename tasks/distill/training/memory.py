@@ -47,7 +47,7 @@ def memory_errors(settings: Training, model: "PreTrainedModel", run: StepRun) ->
 
     Yields what the trainer notes its batches in.
     """
-    seen = Seen(room_for(model, run.device))
+    seen = Seen(room_for(model, run.compute.device))
     try:
         yield seen
     except MemoryError as error:
@@ -108,8 +108,12 @@ def demand(settings: Training, model: "PreTrainedModel", run: StepRun, seen: See
     config = model.config.get_text_config()
     weights = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    fixed = (4 * weights + (BYTES_PER_WEIGHT - 4) * trained) / (run.processes if run.sharding == "fsdp" else 1)
-    size = 4 if precision_of(settings.precision, run.device) == "float32" else 3  # norms and softmax stay float32
+    fixed = (4 * weights + (BYTES_PER_WEIGHT - 4) * trained) / (
+        run.compute.processes if run.compute.sharding == "fsdp" else 1
+    )
+    size = (
+        4 if precision_of(settings.precision, run.compute.device) == "float32" else 3
+    )  # norms and softmax stay float32
     eager = config._attn_implementation == "eager"
     return Demand(config, fixed + seen.beside, seen.tokens or settings.max_tokens, eager, size)
 
@@ -144,11 +148,11 @@ def return_memory_at_once() -> None:
 
 def _too_small(settings: Training, model: "PreTrainedModel", run: StepRun, seen: Seen) -> MachineError:
     took = demand(settings, model, run, seen)
-    together = run.processes if run.device == "cpu" else 1
-    rows = seen.rows or max(1, settings.batch_size // run.processes)
+    together = run.compute.processes if run.compute.device == "cpu" else 1
+    rows = seen.rows or max(1, settings.batch_size // run.compute.processes)
     batch = took.batch(rows, settings.gradient_checkpointing)
     when = f"at {rows} conversations of up to {took.tokens} tokens at once" if seen.rows else "before the first batch"
-    whose = f"the {'machine' if run.device == 'cpu' else 'GPU'} had {seen.room / 1e9:.2f} GB left"
+    whose = f"the {'machine' if run.compute.device == 'cpu' else 'GPU'} had {seen.room / 1e9:.2f} GB left"
     shared = f", of {together} processes" if together > 1 else ""
     return MachineError(
         f"step {run.step}",
@@ -160,7 +164,7 @@ def _too_small(settings: Training, model: "PreTrainedModel", run: StepRun, seen:
 
 def _knobs(settings: Training, took: Demand, run: StepRun, total: float) -> list[str]:
     """Settings with which the same training should fit, by the same arithmetic; else what makes it smaller."""
-    step, asked = f"steps.{run.step}", settings.batch_size // run.processes
+    step, asked = f"steps.{run.step}", settings.batch_size // run.compute.processes
     knobs = []
     for checkpointing in sorted({settings.gradient_checkpointing, True}):
         rows = took.most_rows(asked, checkpointing, total)
@@ -169,7 +173,7 @@ def _knobs(settings: Training, took: Demand, run: StepRun, total: float) -> list
             rows = next((size for size in range(asked - 1, 0, -1) if asked % size == 0), 0)
         if not rows:
             continue
-        batch, passes = rows * run.processes, settings.accumulation * asked // rows
+        batch, passes = rows * run.compute.processes, settings.accumulation * asked // rows
         smaller = [f"{step}.batch_size={batch} {step}.accumulation={passes}"] if rows < asked else []
         knobs.append(" ".join([*smaller, *([] if same else [f"{step}.gradient_checkpointing=true"])]))
     return knobs or _last_resorts(settings, took, run)
@@ -183,6 +187,6 @@ def _last_resorts(settings: Training, took: Demand, run: StepRun) -> list[str]:
         hints.append(f"{step}.lora.rank=16 trains adapters alone")
     if not settings.frozen_layers:
         hints.append(f"{step}.frozen_layers=N leaves gradients and moments out")
-    if run.device == "cuda" and run.sharding == "none":
+    if run.compute.device == "cuda" and run.compute.sharding == "none":
         hints.append("runtime.processes=0 runtime.sharding=fsdp spreads the weights over several GPUs")
     return [*hints, f"shorter conversations (up to {took.tokens} tokens now)", "a smaller model"]

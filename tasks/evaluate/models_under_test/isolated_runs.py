@@ -63,7 +63,7 @@ def ask_each(
         log.info("%s %s in %s", subject.role, subject.name, subject.engine)
         scratch = run.scratch / "workspaces" / subject.name.replace(" ", "_")
         scratch.mkdir(parents=True, exist_ok=True)
-        reading = run_isolated(ask, subject, plan, Workspace(scratch, run.threads, run.device))
+        reading = run_isolated(ask, subject, plan, Workspace(scratch, run.compute.threads, run.compute.device))
         if isinstance(reading, Failure):
             _refuse(subject, reading)
         else:
@@ -96,7 +96,7 @@ def make_sheet(
     }  # fmt: skip
     versions = {name: version(name) for name in libraries}
     return Sheet(
-        step=run.step, measures=dict(measures), models=models, machine=describe_machine(run.device), versions=versions, notes=list(notes)
+        step=run.step, measures=dict(measures), models=models, machine=describe_machine(run.compute.device), versions=versions, notes=list(notes)
     )  # fmt: skip
 
 
@@ -111,7 +111,7 @@ def _refuse(subject: ModelUnderTest, failure: Failure) -> None:
 def _kept(subject: ModelUnderTest, plan: Any, form: type[Any], run: StepRun) -> Path:
     """Where this reading is filed: by the content of the weights and everything that is asked."""
     asked = json.dumps(
-        [form.__qualname__, subject.content, subject.engine, subject.again, TypeAdapter(type(plan)).dump_python(plan, mode="json"), run.threads],
+        [form.__qualname__, subject.content, subject.engine, subject.again, TypeAdapter(type(plan)).dump_python(plan, mode="json"), run.compute.threads],
         sort_keys=True,
     )  # fmt: skip
     return (run.prediction_cache or run.scratch / "cache") / f"{hashlib.sha256(asked.encode()).hexdigest()}.json"

@@ -18,7 +18,7 @@ from flows.planning.plan import build_plan
 from flows.planning.session import Session
 from flows.running import runner
 from flows.running.child import StepFailed
-from flows.running.runner import Run, run_plain
+from flows.running.runner import Run, run_in_threads
 from flows.running.work import make, pin_inputs, read_job, write_job
 from tasks.curate.support import Support
 from tasks.shared.errors import ConfigError, MachineError, ModelError, StillroomError
@@ -43,7 +43,7 @@ def session(root: Path, variant: bool = False, **settings: Any) -> Session:
 
 def execute(root: Path, **settings: Any) -> str:
     opened = session(root, **settings)
-    return run_plain(Run(opened, recipe(**settings), tracked=False))[0].status
+    return run_in_threads(Run(opened, tracked=False))[0].status
 
 
 def test_a_step_is_made_once(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_a_model_of_another_digest_is_refused(tmp_path: Path) -> None:
 
 def test_a_job_file_carries_the_session(tmp_path: Path) -> None:
     opened = session(tmp_path, variant=True)
-    job = read_job("trial", write_job(opened, recipe(), tmp_path))
+    job = read_job("trial", write_job(opened, tmp_path))
     again = job.open("corpus")
     assert again.variant and again.runtime == opened.runtime and job.result == tmp_path / "result.json"
     assert again.plan.steps == opened.plan.steps
@@ -166,7 +166,7 @@ sys.exit(stage.main(sys.argv[1:]))
 def test_a_killed_step_leaves_no_half_artifact_and_can_run_again(
     tmp_path: Path, number: signal.Signals, nohup: bool
 ) -> None:
-    job = write_job(session(tmp_path), recipe(), tmp_path)
+    job = write_job(session(tmp_path), tmp_path)
     environment = os.environ | {"PYTHONPATH": str(PROJECT)}
     ignoring = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)" if nohup else ""
     command = [sys.executable, "-c", ignoring + SLEEPER, "trial", "corpus", "--job", str(job)]
@@ -205,7 +205,7 @@ sys.exit(stage.main(sys.argv[1:]))
 
 
 def test_two_runs_at_once_make_a_step_once(tmp_path: Path) -> None:
-    job = write_job(session(tmp_path), recipe(), tmp_path)
+    job = write_job(session(tmp_path), tmp_path)
     command = [sys.executable, "-c", COUNTED, str(tmp_path / "calls"), "trial", "corpus", "--job", str(job)]
     environment = os.environ | {"PYTHONPATH": str(PROJECT)}
     children = [subprocess.Popen(command, stderr=subprocess.PIPE, env=environment, text=True) for _ in range(2)]
@@ -226,7 +226,7 @@ child.wait()
 
 
 def test_a_step_ends_when_the_flow_is_killed(tmp_path: Path) -> None:
-    job = write_job(session(tmp_path), recipe(), tmp_path)
+    job = write_job(session(tmp_path), tmp_path)
     environment = os.environ | {"PYTHONPATH": str(PROJECT)}
     parent = subprocess.Popen(
         [sys.executable, "-c", PARENT, SLEEPER, str(job)], stdout=subprocess.PIPE, env=environment, text=True
@@ -260,7 +260,7 @@ def test_a_step_that_is_killed_when_its_artifact_is_in_place_is_done(
 
 
 def test_code_that_is_edited_while_a_step_starts_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    job = read_job("trial", write_job(session(tmp_path), recipe(), tmp_path))
+    job = read_job("trial", write_job(session(tmp_path), tmp_path))
     digests = iter(["before", "after"])
     monkeypatch.setattr(stage_module, "code_digest", lambda module: next(digests))
     with pytest.raises(StillroomError, match="edited while it started"):
@@ -291,7 +291,7 @@ def test_what_is_there_is_found_where_nothing_can_be_written(tmp_path: Path) -> 
     shutil.rmtree(tmp_path / "artifacts/.locks")
     (tmp_path / "artifacts/.locks").write_text("no folder")
     opened = session(tmp_path)
-    assert Run(opened, recipe(), tracked=False).cached() is not None
+    assert Run(opened, tracked=False).find_all() is not None
     with pytest.raises(StillroomError, match="cannot be written"):
         execute(tmp_path, train_size=50)
 

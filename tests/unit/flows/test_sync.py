@@ -31,7 +31,7 @@ def recipe() -> dict[str, Any]:
 
 def test_params_rebuild_the_same_plan(recipe: dict[str, Any]) -> None:
     plan = build_plan(recipe)
-    text = yaml.safe_dump(recipe_params(recipe, plan))
+    text = yaml.safe_dump(recipe_params(plan))
     assert build_plan(recipe_of("trial", yaml.safe_load(text))).steps == plan.steps
 
 
@@ -59,31 +59,31 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_writing_is_idempotent_and_a_stale_file_is_seen(recipe: dict[str, Any], files: Path) -> None:
     plan = build_plan(recipe)
-    assert sync.update_recipe(recipe, plan).files == ("params.yaml", "dvc.yaml")
-    assert not sync.update_recipe(recipe, plan)
+    assert sync.update_recipe(plan).files == ("params.yaml", "dvc.yaml")
+    assert not sync.update_recipe(plan)
     recipe["steps"]["corpus"]["train_size"] = 51
-    assert sync.update_recipe(recipe, build_plan(recipe)).files == ("params.yaml",)
+    assert sync.update_recipe(build_plan(recipe)).files == ("params.yaml",)
     expected = expected_files(params.tracked_params())
     assert all(path.read_text() == text for path, text in expected.items())
 
 
 def test_another_recipes_part_is_left_as_it_is(recipe: dict[str, Any], files: Path) -> None:
-    sync.update_recipe(recipe, build_plan(recipe))
+    sync.update_recipe(build_plan(recipe))
     first = params.tracked_params()["trial"]
     other = recipe | {"name": "second", "seed": 4}
-    sync.update_recipe(other, build_plan(other))
-    assert params.tracked_params() == {"trial": first, "second": recipe_params(other, build_plan(other))}
+    sync.update_recipe(build_plan(other))
+    assert params.tracked_params() == {"trial": first, "second": recipe_params(build_plan(other))}
     stages = yaml.safe_load((files / "dvc.yaml").read_text())["stages"]
     assert list(stages) == ["trial-corpus", "trial-other", "second-corpus", "second-other"]
 
 
 def test_what_changes_is_said_and_the_former_file_kept(recipe: dict[str, Any], files: Path) -> None:
-    sync.update_recipe(recipe, build_plan(recipe))
+    sync.update_recipe(build_plan(recipe))
     former = (
         (files / "params.yaml").read_text().replace("train_size: 50", "train_size: 70").replace("seed: 3", "seed: 9")
     )
     (files / "params.yaml").write_text(former)
-    update = sync.update_recipe(recipe, build_plan(recipe))
+    update = sync.update_recipe(build_plan(recipe))
     assert update.changes == ("seed: 9 -> 3", "steps.corpus.train_size: 70 -> 50")
     assert (files / "before.yaml").read_text() == former
     said = update.describe(most=1)
@@ -113,7 +113,7 @@ def test_steps_that_come_and_go_are_said(recipe: dict[str, Any]) -> None:
 def test_a_broken_file_is_a_message_and_stays(recipe: dict[str, Any], files: Path, content: bytes, words: str) -> None:
     (files / "params.yaml").write_bytes(content)
     with pytest.raises(ConfigError, match=words):
-        sync.update_recipe(recipe, build_plan(recipe))
+        sync.update_recipe(build_plan(recipe))
     assert (files / "params.yaml").read_bytes() == content and not (files / "dvc.yaml").exists()
 
 

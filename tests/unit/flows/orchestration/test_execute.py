@@ -66,7 +66,7 @@ def test_finished_steps_need_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_sweeps_jobs_can_be_found_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
-    monkeypatch.setattr(module, "carry_out", lambda run, *_: seen.append(run.tags) or [])
+    monkeypatch.setattr(module, "orchestrate", lambda run, *_: seen.append(run.tags) or [])
     recipe = {"name": "trial", "seed": 0, "models": {}, "steps": {"one": {"_target_": "tasks.curate.support.Support"}}}
     settings = Settings(recipe, Runtime(root=str(tmp_path)), Tracking(kind="none"), Gate(), dry_run=False)
     execute(settings, ["+recipe=trial", "seed=0"], {"stillroom.sweep": "trial-0123abcd"})

@@ -156,8 +156,6 @@ def test_a_step_may_have_a_seed_of_its_own(recipe: dict[str, Any]) -> None:
     assert [plan.seed_of(plan.step(name)) for name in ("student", "again")] == [0, 7]
     again, student = (plan.step(name) for name in ("again", "student"))
     assert again.settings() == student.settings(), "it is no setting of the technique"
-    assert recipe_of("trial", recipe_params(recipe, plan))["steps"]["again"]["seed"] == 7, (
-        "dvc repro runs it with the same"
-    )
+    assert recipe_of("trial", recipe_params(plan))["steps"]["again"]["seed"] == 7, "dvc repro runs it with the same"
     recipe["steps"]["again"]["seed"] = "seven"
     assert "steps.again.seed" in refused(recipe)

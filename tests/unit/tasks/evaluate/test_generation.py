@@ -186,7 +186,7 @@ def run_isolated(work, subject, *more):
 sittings.run_isolated = run_isolated
 if __name__ == "__main__":
     ports = {port: tuple(Artifact(name, Kind(kind), Path(path)) for name, kind, path in found) for port, found in job["ports"].items()}
-    run = StepRun("step", 0, Path(job["scratch"]), threads=1, prediction_cache=Path(job["cache"]))
+    run = StepRun("step", 0, Path(job["scratch"]), prediction_cache=Path(job["cache"]), compute=Compute(threads=1))
     generation.Generation(**job["settings"])(Inputs(ports), Path(job["out"]), run)
 """
 

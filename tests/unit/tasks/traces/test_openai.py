@@ -18,7 +18,7 @@ from tasks.shared.errors import ConfigError, DataError, EndpointError, ModelErro
 from tasks.shared.formats.articles import Article, write_articles
 from tasks.shared.formats.rows import Message, Row, read_rows, write_rows
 from tasks.shared.store.keys import Digests
-from tasks.shared.technique import Artifact, Inputs, Kind, StepRun
+from tasks.shared.technique import Artifact, Compute, Inputs, Kind, StepRun
 from tasks.traces.filter import Evidence
 from tasks.traces.openai import Embedded, OpenAI, Prices
 from tasks.traces.prompt import choose_examples, choose_refusals, teacher_messages
@@ -412,7 +412,9 @@ def test_the_embedded_server_answers(corpus, tmp_path):
     (tmp_path / "out").mkdir()
     technique = OpenAI(max_prompts=2, samples=1, max_tokens=4, concurrency=2, embedded=Embedded(context=1024))
     metrics = technique(
-        Inputs(ports), tmp_path / "out", StepRun(step="traces", seed=0, scratch=tmp_path / "scratch", threads=1)
+        Inputs(ports),
+        tmp_path / "out",
+        StepRun(step="traces", seed=0, scratch=tmp_path / "scratch", compute=Compute(threads=1)),
     )
     assert metrics["requests"] == 2 and metrics["rows"] == 12
 

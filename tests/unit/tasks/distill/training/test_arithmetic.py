@@ -15,7 +15,7 @@ from tasks.shared.model import head
 from tasks.shared.model.encoding import collate, encode
 from tasks.shared.model.loading import load_model
 from tasks.shared.technique import StepRun
-from tests.tiny_llama import build_model, build_tokenizer, chats, empty_run, save_tiny
+from tests.tiny_llama import build_model, build_tokenizer, chats, empty_run, save_tiny, with_compute
 from tests.two_terms import TwoTerms
 
 
@@ -138,20 +138,22 @@ def test_compiled_layers_train_the_same(model: Path, tmp_path: Path) -> None:
     plain = curve(tmp_path, model, run)
     for settings in ({}, {"gradient_checkpointing": True}, {"frozen_layers": 1}):
         expected = curve(tmp_path, model, run, **settings) if "frozen_layers" in settings else plain
-        for line, wanted in zip(curve(tmp_path, model, replace(run, compile=True), **settings), expected, strict=True):
+        for line, wanted in zip(
+            curve(tmp_path, model, with_compute(run, compile=True), **settings), expected, strict=True
+        ):
             assert line == pytest.approx(wanted, rel=1e-4)
 
 
 @pytest.mark.gpu
 def test_a_gpu_trains_as_a_cpu_does_in_every_precision_and_compiled(model: Path, tmp_path: Path) -> None:
     run = empty_run(tmp_path)[1]
-    gpu = replace(run, device="cuda")
+    gpu = with_compute(run, device="cuda")
     expected = curve(tmp_path, model, run)
     for near, place, settings in (
         (1e-3, gpu, {"precision": "float32"}),
         (3e-2, gpu, {"precision": "bfloat16"}),
         (3e-2, gpu, {"precision": "float16"}),
-        (3e-2, replace(gpu, compile=True), {"precision": "bfloat16"}),
+        (3e-2, with_compute(gpu, compile=True), {"precision": "bfloat16"}),
     ):
         for line, wanted in zip(curve(tmp_path, model, place, **settings), expected, strict=True):
             assert line == pytest.approx(wanted, rel=near), settings
@@ -164,7 +166,7 @@ def test_out_of_memory_on_a_gpu_names_a_batch_that_fits(model: Path, tmp_path: P
 
     import torch
 
-    run = replace(empty_run(tmp_path)[1], device="cuda")
+    run = with_compute(empty_run(tmp_path)[1], device="cuda")
     rows = [row.model_copy(update={"id": f"{row.id}-{index}"}) for index in range(400) for row in chats(256)]
     fixed: dict[str, Any] = {"epochs": 1e-5, "validation": 0.0, "precision": "float32"}
     wide = save_tiny(tmp_path / "wide", build_model(num_hidden_layers=24, hidden_size=512, intermediate_size=2048))
@@ -188,9 +190,9 @@ def test_several_gpus_train_as_one_does(model: Path, tmp_path: Path, sharding: s
     count = torch.cuda.device_count()
     if count < 2:
         pytest.skip("one GPU")
-    gpu = replace(empty_run(tmp_path)[1], device="cuda")
+    gpu = with_compute(empty_run(tmp_path)[1], device="cuda")
     expected = curve(tmp_path, model, gpu)
     for line, wanted in zip(
-        curve(tmp_path, model, replace(gpu, processes=2, sharding=sharding)), expected, strict=True
+        curve(tmp_path, model, with_compute(gpu, processes=2, sharding=sharding)), expected, strict=True
     ):
         assert line == pytest.approx(wanted, rel=1e-4)

@@ -21,7 +21,7 @@ from tasks.shared.formats.rows import Message, Row, write_rows
 from tasks.shared.store.keys import PROJECT, Digests
 from tasks.shared.technique import Artifact, Inputs, Kind
 from tasks.shared.text.chat import join_answer
-from tests.tiny_llama import build_model, empty_run, save_tiny, sentences
+from tests.tiny_llama import build_model, empty_run, save_tiny, sentences, with_compute
 
 SETTINGS: dict[str, Any] = {
     "epochs": 3,
@@ -57,7 +57,7 @@ def killing(step):
     return callback
 loop.watcher = killing
 ports = {"model": (Artifact("m", Kind.MODEL, Path(job["model"])),), "data": (Artifact("d", Kind.TRACES, Path(job["data"])),)}
-run = StepRun("step", 0, Path(job["scratch"]), threads=1, checkpoint_s=0)
+run = StepRun("step", 0, Path(job["scratch"]), compute=Compute(threads=1, checkpoint_s=0))
 sft.SFT(**job["settings"])(Inputs(ports), Path(job["out"]), run)
 """
 
@@ -160,7 +160,7 @@ def interrupted(
 
     with monkeypatch.context() as patch, pytest.raises(Stop):
         patch.setattr(checkpoints, "_mark", mark)
-        technique(inputs, out, replace(run, checkpoint_s=0.0))
+        technique(inputs, out, with_compute(run, checkpoint_s=0.0))
     return out, run
 
 
@@ -324,7 +324,7 @@ def test_a_full_disk_is_one_message_and_the_last_checkpoint_survives(
 
     with monkeypatch.context() as patch, pytest.raises(MachineError, match="MiB free") as caught:
         patch.setattr(torch, "save", save)
-        SFT(**SETTINGS)(inputs, out, replace(run, checkpoint_s=0.0))
+        SFT(**SETTINGS)(inputs, out, with_compute(run, checkpoint_s=0.0))
     assert "runtime.root" in str(caught.value)
     point = last_checkpoint(run.scratch / "checkpoints")
     assert point is not None and point.name == "checkpoint-13"

@@ -25,7 +25,7 @@ from tasks.shared.model.encoding import encode
 from tasks.shared.model.loading import load_model
 from tasks.shared.store.keys import PROJECT, Digests
 from tasks.shared.technique import Metrics, StepRun
-from tests.tiny_llama import build_model, build_tokenizer, chats, empty_run, save_tiny
+from tests.tiny_llama import build_model, build_tokenizer, chats, empty_run, save_tiny, with_compute
 from tests.two_terms import TwoTerms, train_in
 
 SETTINGS: dict[str, Any] = {
@@ -72,7 +72,7 @@ def test_two_terms_with_their_telemetry_go_on_to_the_same_end(
     whole, cut = empty_run(tmp_path, "whole"), empty_run(tmp_path, "cut")
     train(model, whole, TwoTerms(), epochs=2)
     out, run = cut
-    stopped(monkeypatch, 13, lambda: train(model, (out, replace(run, checkpoint_s=0.0)), TwoTerms(), epochs=2))
+    stopped(monkeypatch, 13, lambda: train(model, (out, with_compute(run, checkpoint_s=0.0)), TwoTerms(), epochs=2))
     train(model, cut, TwoTerms(), epochs=2)
     assert content(out) == content(whole[0]), "sums and gradients since the last log line were in the checkpoint"
     names = (out / "loss.csv").read_text().splitlines()[0].split(",")
@@ -112,7 +112,7 @@ def test_a_loss_that_is_no_number_keeps_the_best_epoch_also_in_a_run_that_goes_o
     weights = load_model(whole[0]).state_dict().values()
     assert all(torch.isfinite(weight).all() for weight in weights)
     out, run = cut
-    stopped(monkeypatch, 15, lambda: train(model, (out, replace(run, checkpoint_s=0.0)), Poisoned(14)))
+    stopped(monkeypatch, 15, lambda: train(model, (out, with_compute(run, checkpoint_s=0.0)), Poisoned(14)))
     assert train(model, cut, Poisoned(14)) == figures and content(out) == content(whole[0])
     assert train(model, (tmp_path / "whole-out", whole[1]), Poisoned(14)) == figures, "killed before it was published"
 

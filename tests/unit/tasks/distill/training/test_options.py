@@ -19,7 +19,7 @@ from tasks.shared.model.encoding import Encoded, collate, encode
 from tasks.shared.model.loading import load_model
 from tasks.shared.store.keys import Digests
 from tasks.shared.technique import Artifact, Inputs, Kind
-from tests.tiny_llama import build_model, build_tokenizer, empty_run, save_tiny, sentences
+from tests.tiny_llama import build_model, build_tokenizer, empty_run, save_tiny, sentences, with_compute
 
 LORA = Lora(rank=4, alpha=8, dropout=0.1)
 SETTINGS: dict[str, Any] = {"epochs": 2, "learning_rate": 1e-2, "batch_size": 2, "precision": "float32", "lora": LORA}
@@ -121,7 +121,7 @@ def test_adapters_go_on_from_a_checkpoint_to_the_same_model(
 
     with monkeypatch.context() as patch, pytest.raises(Stop):
         patch.setattr(checkpoints, "_mark", mark)
-        SFT(**settings)(inputs, out, replace(run, checkpoint_s=0.0))
+        SFT(**settings)(inputs, out, with_compute(run, checkpoint_s=0.0))
     SFT(**settings)(inputs, out, run)
     assert Digests(tmp_path / "none").tree(out) == Digests(tmp_path / "none").tree(whole)
 

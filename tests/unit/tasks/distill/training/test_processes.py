@@ -28,7 +28,7 @@ from tasks.shared.store.keys import PROJECT
 from tasks.shared.technique import Inputs, Metrics
 from tests.settings_case import nested, setting_names
 from tests.sharding import shard_on_cpus
-from tests.tiny_llama import build_model, chats, empty_run, save_tiny
+from tests.tiny_llama import build_model, chats, empty_run, save_tiny, with_compute
 from tests.two_terms import TwoTerms
 
 SETTINGS: dict[str, Any] = {
@@ -46,7 +46,7 @@ SETTINGS: dict[str, Any] = {
 def train(model: Path, folder: Path, name: str, processes: int, fault: str = "", **more: Any) -> tuple[Path, Metrics]:
     out, run = empty_run(folder, name)
     settings = SFT(**SETTINGS | more)
-    return out, train_model(settings, model, chats(21), TwoTerms(fault), out, replace(run, processes=processes))
+    return out, train_model(settings, model, chats(21), TwoTerms(fault), out, with_compute(run, processes=processes))
 
 
 def curve(out: Path) -> list[dict[str, float]]:
@@ -132,7 +132,7 @@ from tasks.shared.technique import StepRun
 from tests.tiny_llama import chats
 from tests.two_terms import TwoTerms
 model, scratch, out = map(Path, sys.argv[1:4])
-run = StepRun("step", 0, scratch, threads=1, processes=2, checkpoint_s=0)
+run = StepRun("step", 0, scratch, compute=Compute(threads=1, processes=2, checkpoint_s=0))
 train_model(SFT(**json.loads(sys.argv[4])), model, chats(21), TwoTerms("orphan"), out, run)
 """
 
@@ -159,7 +159,7 @@ def test_they_end_with_the_process_that_started_them_and_go_on_to_the_same_end(
     for processes, scratch, rel in ((2, run.scratch, 0.0), (1, tmp_path / "other", 2e-5)):
         again = tmp_path / f"again-{processes}"
         again.mkdir()
-        resumed = replace(run, processes=processes, scratch=scratch)
+        resumed = replace(with_compute(run, processes=processes), scratch=scratch)
         train_model(SFT(**SETTINGS), model, chats(21), TwoTerms(), again, resumed)
         for found, expected in zip(curve(again), curve(made[2][0]), strict=True):
             assert found == pytest.approx(expected, rel=rel, abs=rel)
@@ -188,7 +188,7 @@ def test_every_technique_trains_in_two_processes_as_in_one(
             curves = []
             for processes in (1, 2):
                 out, run = empty_run(tmp_path, f"{number}-by-{processes}")
-                technique(**nested(settings))(inputs, out, replace(run, processes=processes, sharding=sharding))
+                technique(**nested(settings))(inputs, out, with_compute(run, processes=processes, sharding=sharding))
                 curves.append(curve(out))
             assert len(curves[0]) >= 4
             for one, two in zip(*curves, strict=True):

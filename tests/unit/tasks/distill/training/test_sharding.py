@@ -12,7 +12,7 @@ from tasks.distill.training.loop import train_model
 from tasks.shared.errors import MachineError, TechniqueError
 from tasks.shared.model.loading import load_model
 from tests.sharding import shard_on_cpus
-from tests.tiny_llama import build_model, chats, empty_run, save_tiny
+from tests.tiny_llama import build_model, chats, empty_run, save_tiny, with_compute
 from tests.two_terms import TwoTerms
 from tests.unit.tasks.distill.training.test_processes import SETTINGS, curve, without_gradients
 
@@ -66,11 +66,11 @@ def test_a_spread_training_that_was_killed_goes_on_to_the_same_end(
     shard_on_cpus(monkeypatch)
     model = save_tiny(tmp_path / "model", build_model(num_hidden_layers=2))
     out, run = empty_run(tmp_path, "whole")
-    whole = replace(run, **SHARDED)
+    whole = with_compute(run, **SHARDED)
     train_model(SFT(**SETTINGS), model, chats(21), TwoTerms(), out, whole)
     expected = curve(out)
     out, run = empty_run(tmp_path, "cut")
-    cut = replace(run, **SHARDED, checkpoint_s=0)
+    cut = with_compute(run, **SHARDED, checkpoint_s=0)
     with pytest.raises(MachineError, match="signal 9"):
         train_model(SFT(**SETTINGS), model, chats(21), TwoTerms("late kill"), out, cut)
     assert [path.parent.name for path in cut.scratch.glob("checkpoints/*/complete.json")] == ["checkpoint-2"]
@@ -82,4 +82,4 @@ def test_without_the_switch_of_these_tests_cpus_are_refused(tmp_path: Path) -> N
     out, run = empty_run(tmp_path, "spread")
     model = save_tiny(tmp_path / "model", build_model(num_hidden_layers=1))
     with pytest.raises(TechniqueError, match=r"runtime\.sharding=none"):
-        train_model(SFT(**SETTINGS), model, chats(21), TwoTerms(), out, replace(run, **SHARDED))
+        train_model(SFT(**SETTINGS), model, chats(21), TwoTerms(), out, with_compute(run, **SHARDED))

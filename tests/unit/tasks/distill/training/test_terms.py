@@ -2,7 +2,6 @@
 
 import csv
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ from tasks.distill.training import checkpoints
 from tasks.distill.training.loop import train_model
 from tasks.distill.training.terms import gradient_norms, negligible_terms
 from tasks.shared.technique import Metrics, StepRun
-from tests.tiny_llama import build_model, chats, empty_run, save_tiny
+from tests.tiny_llama import build_model, chats, empty_run, save_tiny, with_compute
 from tests.two_terms import TwoTerms
 
 if TYPE_CHECKING:
@@ -107,7 +106,7 @@ def test_what_a_killed_epoch_still_waits_for_is_measured_afterwards(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(checkpoints, "_mark", mark)
-        train(model, (out, replace(run, checkpoint_s=0.0)), objective)
+        train(model, (out, with_compute(run, checkpoint_s=0.0)), objective)
     train(model, (out, run), objective)
     assert (out / "loss.csv").read_text() == (whole[0] / "loss.csv").read_text()
     assert len(measured(out, "size")) == 2
