@@ -15,12 +15,10 @@ from typing import Any
 from flows.console import exit_codes
 from flows.planning.config import compose_recipe
 from flows.planning.plan import build_plan
-from flows.versioning.files import LOCK, Update, expected_files, locked, stale_files, update_recipe, write_files
+from flows.versioning.files import locked, stale_files, write_files
 from flows.versioning.params import recipe_params, tracked_params
-from flows.versioning.pipeline import stage_name
 from tasks.shared.errors import ConfigError, StillroomError
 
-__all__ = ["LOCK", "Update", "expected_files", "locked", "main", "stage_name", "update_recipe", "write_files"]
 log = logging.getLogger("stillroom")
 
 

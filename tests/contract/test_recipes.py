@@ -13,8 +13,8 @@ from flows.console.show import mermaid
 from flows.planning.config import compose_recipe, recipe_names
 from flows.planning.plan import build_plan
 from flows.planning.steps import Plan
-from flows.sync import dvc_yaml
 from flows.versioning.params import recipe_of, tracked_params
+from flows.versioning.pipeline import dvc_yaml
 from tasks.shared.errors import ErrorList
 from tasks.shared.store.keys import PROJECT
 from tests.benchmark_data import write_benchmark_data

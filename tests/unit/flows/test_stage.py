@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from flows import stage as stage_module
 from flows.planning.config import Runtime
 from flows.planning.plan import build_plan
 from flows.planning.session import Session
 from flows.running import runner
+from flows.running import work as work_module
 from flows.running.child import StepFailed
 from flows.running.runner import Run, run_in_threads
 from flows.running.work import make, pin_inputs, read_job, write_job
@@ -262,7 +262,7 @@ def test_a_step_that_is_killed_when_its_artifact_is_in_place_is_done(
 def test_code_that_is_edited_while_a_step_starts_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = read_job("trial", write_job(session(tmp_path), tmp_path))
     digests = iter(["before", "after"])
-    monkeypatch.setattr(stage_module, "code_digest", lambda module: next(digests))
+    monkeypatch.setattr(work_module, "code_digest", lambda module: next(digests))
     with pytest.raises(StillroomError, match="edited while it started"):
         job.open("corpus")
 

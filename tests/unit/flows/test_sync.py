@@ -7,8 +7,8 @@ import pytest
 import yaml
 from filelock import FileLock
 
-from flows import sync
 from flows.planning.plan import build_plan
+from flows.versioning import files as generated
 from flows.versioning import params
 from flows.versioning.files import expected_files
 from flows.versioning.params import recipe_of, recipe_params
@@ -48,42 +48,42 @@ def test_a_stage_depends_on_code_inputs_and_its_own_params(recipe: dict[str, Any
 @pytest.fixture
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Both files in a folder of the test's own."""
-    for module in (sync, params):
+    for module in (generated, params):
         monkeypatch.setattr(module, "PARAMS", tmp_path / "params.yaml")
-    monkeypatch.setattr(sync, "PROJECT", tmp_path)
-    monkeypatch.setattr(sync, "DVC", tmp_path / "dvc.yaml")
-    monkeypatch.setattr(sync, "LOCK", tmp_path / "lock")
-    monkeypatch.setattr(sync, "BEFORE", tmp_path / "before.yaml")
+    monkeypatch.setattr(generated, "PROJECT", tmp_path)
+    monkeypatch.setattr(generated, "DVC", tmp_path / "dvc.yaml")
+    monkeypatch.setattr(generated, "LOCK", tmp_path / "lock")
+    monkeypatch.setattr(generated, "BEFORE", tmp_path / "before.yaml")
     return tmp_path
 
 
 def test_writing_is_idempotent_and_a_stale_file_is_seen(recipe: dict[str, Any], files: Path) -> None:
     plan = build_plan(recipe)
-    assert sync.update_recipe(plan).files == ("params.yaml", "dvc.yaml")
-    assert not sync.update_recipe(plan)
+    assert generated.update_recipe(plan).files == ("params.yaml", "dvc.yaml")
+    assert not generated.update_recipe(plan)
     recipe["steps"]["corpus"]["train_size"] = 51
-    assert sync.update_recipe(build_plan(recipe)).files == ("params.yaml",)
+    assert generated.update_recipe(build_plan(recipe)).files == ("params.yaml",)
     expected = expected_files(params.tracked_params())
     assert all(path.read_text() == text for path, text in expected.items())
 
 
 def test_another_recipes_part_is_left_as_it_is(recipe: dict[str, Any], files: Path) -> None:
-    sync.update_recipe(build_plan(recipe))
+    generated.update_recipe(build_plan(recipe))
     first = params.tracked_params()["trial"]
     other = recipe | {"name": "second", "seed": 4}
-    sync.update_recipe(build_plan(other))
+    generated.update_recipe(build_plan(other))
     assert params.tracked_params() == {"trial": first, "second": recipe_params(build_plan(other))}
     stages = yaml.safe_load((files / "dvc.yaml").read_text())["stages"]
     assert list(stages) == ["trial-corpus", "trial-other", "second-corpus", "second-other"]
 
 
 def test_what_changes_is_said_and_the_former_file_kept(recipe: dict[str, Any], files: Path) -> None:
-    sync.update_recipe(build_plan(recipe))
+    generated.update_recipe(build_plan(recipe))
     former = (
         (files / "params.yaml").read_text().replace("train_size: 50", "train_size: 70").replace("seed: 3", "seed: 9")
     )
     (files / "params.yaml").write_text(former)
-    update = sync.update_recipe(build_plan(recipe))
+    update = generated.update_recipe(build_plan(recipe))
     assert update.changes == ("seed: 9 -> 3", "steps.corpus.train_size: 70 -> 50")
     assert (files / "before.yaml").read_text() == former
     said = update.describe(most=1)
@@ -113,7 +113,7 @@ def test_steps_that_come_and_go_are_said(recipe: dict[str, Any]) -> None:
 def test_a_broken_file_is_a_message_and_stays(recipe: dict[str, Any], files: Path, content: bytes, words: str) -> None:
     (files / "params.yaml").write_bytes(content)
     with pytest.raises(ConfigError, match=words):
-        sync.update_recipe(build_plan(recipe))
+        generated.update_recipe(build_plan(recipe))
     assert (files / "params.yaml").read_bytes() == content and not (files / "dvc.yaml").exists()
 
 
@@ -124,5 +124,9 @@ def test_an_empty_file_tracks_nothing(files: Path) -> None:
 
 
 def test_a_lock_held_too_long_is_a_message(files: Path) -> None:
-    with FileLock(sync.LOCK), pytest.raises(MachineError, match="held by another run"), sync.locked(patience_s=0.1):
+    with (
+        FileLock(generated.LOCK),
+        pytest.raises(MachineError, match="held by another run"),
+        generated.locked(patience_s=0.1),
+    ):
         pass

@@ -9,8 +9,7 @@ import pytest
 import yaml
 import zc.lockfile
 
-from flows import sync
-from flows.versioning import lockfile, params
+from flows.versioning import files, lockfile, params
 from flows.versioning.lockfile import lock_fault, prepare, recorded, take_back
 
 KEY = "ab" * 32
@@ -23,7 +22,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for module, names in (
         (lockfile, ("PROJECT", "LOCK_FILE", "DVC", "PARAMS", "CACHE", "SPARE", "DVC_LOCK", "READERS")),
         (params, ("PARAMS",)),
-        (sync, ("DVC",)),
+        (files, ("DVC",)),
     ):
         for name in names:
             file = {
