@@ -13,7 +13,7 @@ from flows.tracking.interface import StepRecord
 from flows.tracking.outbox import Event, Header, new_outbox, now
 from flows.tracking.runs import Runs
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("stillroom")
 
 
 class MlflowTracker:

@@ -284,7 +284,7 @@ def test_a_server_over_http_that_dies_and_comes_back_has_everything_once(
     for record in steps[3:]:
         tracker.step(record)
     tracker.finish("FINISHED")
-    (warning,) = [record.getMessage() for record in caplog.records if record.name.startswith("tasks")]
+    (warning,) = [record.getMessage() for record in caplog.records if record.name == "stillroom"]
     assert uri in warning and "python -m flows.track flush" in warning and str(base(tmp_path)) in warning
     assert [file.name for file in list_outboxes(tmp_path)[0].files()] == [
         "0004-step.json",
@@ -316,7 +316,7 @@ def test_a_server_that_is_down_is_asked_once_and_never_an_error(
         tell(tracker, recipe(tmp_path), "FAILED")
     assert asked == ["0000-start"]
     assert tracker.run_id == ""
-    assert len([record for record in caplog.records if record.name.startswith("tasks")]) == 1
+    assert len([record for record in caplog.records if record.name == "stillroom"]) == 1
     (outbox,) = list_outboxes(tmp_path)
     assert len(outbox.files()) == 7 and not outbox.alive()
 
