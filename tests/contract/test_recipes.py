@@ -23,8 +23,6 @@ from tests.tiny_llama import save_tiny
 README = (PROJECT / "README.md").read_text("utf-8")
 RECIPE_PAGE = (PROJECT / "docs" / "recipe.md").read_text("utf-8")
 DATA_PAGE = (PROJECT / "docs" / "your-data.md").read_text("utf-8")
-PAGES = [README, (PROJECT / "CONTRIBUTING.md").read_text("utf-8")]
-PAGES += [file.read_text("utf-8") for file in sorted((PROJECT / "docs").glob("*.md"))]
 RECIPES = recipe_names()
 DATA = {"support_bot_bench": "steps.bench.data"}
 """By recipe: the setting for a folder of data that the user brings; a stand-in takes its place here."""
@@ -97,10 +95,17 @@ def dry_run(*arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=120, check=False)
 
 
+def pages() -> list[str]:
+    """The documents that show commands to type, log and decisions aside."""
+    found = sorted((PROJECT / "docs").glob("*.md"))
+    assert found, "docs/ holds no pages"
+    return [README, *(file.read_text("utf-8") for file in [PROJECT / "CONTRIBUTING.md", *found])]
+
+
 COMMAND = r"python -m flows\.\w+[^\n#`]*|make \w+"
 COMMANDS = sorted({
     command.strip()
-    for page in PAGES
+    for page in pages()
     for found in re.findall(rf"^\s*(?:\$ )?({COMMAND})|`({COMMAND})`", page, re.MULTILINE)
     for command in found
     if command
