@@ -21,6 +21,8 @@ def documents() -> list[Path]:
 
 DOCUMENTS = documents()
 LOG = [file for file in DOCUMENTS if file.parent.name == "log"]
+CURRENT = [file for file in DOCUMENTS if file not in LOG]
+"""The log may name what is gone."""
 IDS = [file.relative_to(PROJECT).as_posix() for file in DOCUMENTS]
 MOST_LINES = 150
 HOME = ("artifacts", "bench", "conf", "docs", "flows", "tasks", "tests")
@@ -29,6 +31,9 @@ GENERATED = ("artifacts",)
 
 WRITTEN = frozenset({"dvc.lock", "mine.yaml", "performance.md", "materials.md"})
 """Files that a run or the user writes."""
+
+OTHERS = frozenset({"my_conf", "my_recipe"})
+"""Names of the user's own."""
 
 CODE = re.compile(r"`([^`\n]+)`")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -143,6 +148,26 @@ def test_every_named_runtime_setting_exists(file: Path) -> None:
     settings = yaml.safe_load((PROJECT / "conf" / "runtime" / "local.yaml").read_text("utf-8"))
     named = set(re.findall(r"\bruntime\.(\w+)\b", file.read_text("utf-8"))) - {"py", "yaml", "html"}
     assert named <= set(settings)
+
+
+@cache
+def words() -> frozenset[str]:
+    """Every word of the project's code and settings."""
+    files = [file for folder in ("flows", "tasks", "bench", "conf", "tests") for file in tree(folder)]
+    files = [file for file in files if file.suffix in {".py", ".yaml", ".jinja"} and file != Path(__file__)]
+    assert len(files) > 200
+    found = {word for file in files for word in re.findall(r"\w+", file.read_text("utf-8"))}
+    return frozenset(found | {file.stem for file in tree("tests")})
+
+
+@pytest.mark.parametrize("file", CURRENT, ids=[file.relative_to(PROJECT).as_posix() for file in CURRENT])
+def test_every_named_setting_or_function_is_in_the_code(file: Path) -> None:
+    named = {
+        name
+        for code in CODE.findall(prose(file.read_text("utf-8")))
+        for name in re.findall(r"\b[a-z]+(?:_[a-z0-9]+)+\b", code)
+    }
+    assert sorted(named - words() - OTHERS) == []
 
 
 def test_the_log_index_lists_every_entry() -> None:
