@@ -1,4 +1,4 @@
-"""Every shipped recipe composes and plans; the generated files match; the README's commands are real."""
+"""Every shipped recipe composes and plans; the generated files match; the commands and recipes of README and docs are real."""
 
 import re
 import shlex
@@ -21,6 +21,8 @@ from tests.benchmark_data import write_benchmark_data
 from tests.tiny_llama import save_tiny
 
 README = (PROJECT / "README.md").read_text("utf-8")
+RECIPE_PAGE = (PROJECT / "docs" / "recipe.md").read_text("utf-8")
+DATA_PAGE = (PROJECT / "docs" / "your-data.md").read_text("utf-8")
 RECIPES = recipe_names()
 DATA = {"support_bot_bench": "steps.bench.data"}
 """By recipe: the setting for a folder of data that the user brings; a stand-in takes its place here."""
@@ -93,47 +95,89 @@ def dry_run(*arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=120, check=False)
 
 
-COMMANDS = sorted(set(re.findall(r"^\s*(?:\$ )?(python -m flows\.\w+[^\n#]*|make \w+)", README, re.MULTILINE)))
+def pages() -> list[str]:
+    """The documents that show commands to type, log and decisions aside."""
+    found = sorted((PROJECT / "docs").glob("*.md"))
+    assert found, "docs/ holds no pages"
+    return [README, *(file.read_text("utf-8") for file in [PROJECT / "CONTRIBUTING.md", *found])]
 
 
-@pytest.mark.needs_embedded
-def test_readme_shows_the_recipe_and_the_plan_that_run() -> None:
-    recipe = (PROJECT / "conf" / "recipe" / "support_bot.yaml").read_text("utf-8")
-    assert f"```yaml\n{recipe[recipe.index('defaults:') :].rstrip()}\n```" in README
-    assert f"```mermaid\n{mermaid(build_plan(compose_recipe('support_bot').recipe))}\n```" in README
+COMMAND = r"python -m flows\.\w+[^\n#`]*|make \w+"
+COMMANDS = sorted({
+    command.strip()
+    for page in pages()
+    for found in re.findall(rf"^\s*(?:\$ )?({COMMAND})|`({COMMAND})`", page, re.MULTILINE)
+    for command in found
+    if command
+})  # fmt: skip
+"""On lines of their own, or in backticks."""
+PLANNED = [item for item in COMMANDS if item.startswith("python -m flows.compress ") and "my_conf" not in item]
 
 
-@pytest.mark.needs_embedded
-def test_readme_way_to_own_data_plans(tmp_path: Path) -> None:
-    text = (PROJECT / "conf" / "recipe" / "support_bot.yaml").read_text("utf-8")
-    diff = README[README.index("```diff\n") + 8 :].partition("```")[0].splitlines()
-    for line in diff:
+def short_recipe() -> str:
+    """The recipe that README shows."""
+    return README.partition("<!-- recipe: short -->\n```yaml\n")[2].partition("```")[0]
+
+
+def changed(text: str, page: str) -> str:
+    """A recipe after the change that a page shows as a diff: lines are added where the line before them is, or was."""
+    lines, place = text.splitlines(), 0
+    for line in page[page.index("```diff\n") + 8 :].partition("```")[0].splitlines():
+        if line.startswith("+"):
+            lines.insert(place, line[1:])
+            place += 1
+            continue
+        assert line[1:] in lines, f"the recipe has no line {line[1:]!r}"
+        place = lines.index(line[1:])
         if line.startswith("-"):
-            assert line[1:] + "\n" in text, line
-            text = text.replace(line[1:] + "\n", "")
-    added = [line[1:] for line in diff if line.startswith("+")]
-    defaults, models, corpus = added[:2], added[2], added[3]
-    text = text.replace("defaults:\n", "defaults:\n" + "\n".join(defaults) + "\n")
-    text = text.replace("name: support_bot\nsteps:\n", f"name: mine\n{models}\nsteps:\n{corpus}\n")
+            del lines[place]
+        else:
+            place += 1
+    return "\n".join(lines) + "\n"
+
+
+def plan_written(text: str, folder: Path) -> str:
+    """What a dry run prints of a recipe of the user's own, less its first words."""
+    name = re.findall(r"^name: (\w+)$", text, re.MULTILINE)[0]
+    (folder / "conf" / "recipe").mkdir(parents=True)
+    (folder / "conf" / "recipe" / f"{name}.yaml").write_text(text)
+    done = dry_run("--config-dir", str(folder / "conf"), f"+recipe={name}")
+    assert done.returncode == 0, done.stderr
+    return done.stdout.partition(f"plan of {name}: ")[2]
+
+
+@pytest.mark.needs_embedded
+def test_the_page_shows_the_recipe_and_the_plan_that_run() -> None:
+    recipe = (PROJECT / "conf" / "recipe" / "support_bot.yaml").read_text("utf-8")
+    assert f"```yaml\n{recipe[recipe.index('defaults:') :].rstrip()}\n```" in RECIPE_PAGE
+    assert f"```mermaid\n{mermaid(build_plan(compose_recipe('support_bot').recipe))}\n```" in RECIPE_PAGE
+
+
+@pytest.mark.needs_embedded
+def test_readme_shows_a_recipe_that_plans(tmp_path: Path) -> None:
+    assert plan_written(short_recipe(), tmp_path).startswith("6 steps")
+
+
+@pytest.mark.needs_embedded
+@pytest.mark.parametrize(("page", "steps"), [("README", 6), ("docs/your-data.md", 14)])
+def test_the_way_to_own_data_plans(page: str, steps: int, tmp_path: Path) -> None:
+    shipped = (PROJECT / "conf" / "recipe" / "support_bot.yaml").read_text("utf-8")
+    text = changed(short_recipe(), README) if page == "README" else changed(shipped, DATA_PAGE)
     save_tiny(tmp_path / "model")
     row = '{"messages": [{"role": "user", "content": "%s"}, {"role": "assistant", "content": "yes"}]}\n'
     for split in ("train", "calibration", "test"):
         (tmp_path / f"{split}.jsonl").write_text(row % split)
     text = text.replace("/models/my-8b", str(tmp_path / "model")).replace("data/", f"{tmp_path}/")
-    (tmp_path / "conf" / "recipe").mkdir(parents=True)
-    (tmp_path / "conf" / "recipe" / "mine.yaml").write_text(text)
-    done = dry_run("--config-dir", str(tmp_path / "conf"), "+recipe=mine")
-    assert done.returncode == 0, done.stderr
-    assert "plan of mine: 14 steps" in done.stdout
+    assert plan_written(text, tmp_path).startswith(f"{steps} steps")
 
 
 def test_readme_shows_the_two_commands() -> None:
-    assert "make run" in COMMANDS and "make test" in COMMANDS
+    assert "make run" in COMMANDS and "make test" in COMMANDS and len(PLANNED) > 5
 
 
 @pytest.mark.needs_embedded
-@pytest.mark.parametrize("command", [item for item in COMMANDS if "flows.compress" in item])
-def test_readme_commands_plan(command: str, data: Path) -> None:
+@pytest.mark.parametrize("command", PLANNED)
+def test_commands_plan(command: str, data: Path) -> None:
     arguments = [item.replace("/your/benchmarks", str(data)) for item in shlex.split(command.strip())[3:]]
     assert any(item.startswith("+recipe=") for item in arguments)
     done = dry_run(*arguments)
@@ -142,5 +186,5 @@ def test_readme_commands_plan(command: str, data: Path) -> None:
 
 
 @pytest.mark.parametrize("target", [item.split()[1] for item in COMMANDS if item.startswith("make ")])
-def test_readme_make_targets_exist(target: str) -> None:
+def test_make_targets_exist(target: str) -> None:
     assert re.search(rf"^{target}:", (PROJECT / "Makefile").read_text("utf-8"), re.MULTILINE)
