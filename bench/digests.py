@@ -1,4 +1,4 @@
-"""What it costs to know that a large artifact is unchanged: a tree of sparse files, read once, then looked at.
+"""Cost of checking that a large artifact is unchanged: sparse files, read, then stat'ed.
 
 python -m bench.digests                          100 GB in files of 4 GB, as a sharded model has; about two minutes
 python -m bench.digests --gigabytes 10 --files 1000
@@ -31,7 +31,7 @@ def grow(folder: Path, files: int, size: int) -> None:
 
 
 def timed(memory: Path, folder: Path) -> float:
-    """Seconds of one command's look: the memory is read, every file is asked for its state, the memory is saved."""
+    """Seconds of one check: load the remembered digests, stat every file, save them."""
     started = time.perf_counter()
     digests = Digests(memory)
     digests.tree(folder)

@@ -1,4 +1,4 @@
-"""What distillation costs: seconds and memory a step, ours and TRL's trainers, on the same conversations in turns.
+"""Cost of distillation: seconds and memory per step, ours and TRL's trainers, alternating.
 
 python -m bench.distill                        the embedded model teaching itself; about twenty minutes on two cores
 python -m bench.distill --tiny --rounds 1      random weights, to try it; a minute
@@ -82,7 +82,7 @@ def write_conversations(folder: Path, count: int, tokens: int, share: float) -> 
 
 
 def stopwatch(judge: Callable[[Any], float] | None = None) -> Any:
-    """A callback that notes each step's seconds, and every EVERY steps, not counted in them, what `judge` says of the model."""
+    """Callback that records seconds per step, and `judge`'s loss every EVERY steps (untimed)."""
     import torch
     from transformers import TrainerCallback
 
@@ -214,7 +214,10 @@ def theirs(job: dict[str, Any]) -> Any:
 
 
 def measure(job: dict[str, Any]) -> dict[str, Any]:
-    """Median seconds a step, peak bytes, what was there before the first step, and with `judged` the curve of losses over seconds."""
+    """Median seconds per step, peak bytes, bytes before the first step.
+
+    With `judged`, also the curve of losses over seconds.
+    """
     import torch
 
     torch.set_num_threads(job["threads"])
@@ -240,7 +243,7 @@ def resident() -> int:
 
 
 def head_memory(job: dict[str, Any]) -> dict[str, Any]:
-    """Peak bytes that hard labels take in the output head, forward and backward, over what was there before; chunked or whole."""
+    """Peak extra bytes of hard labels in the output head; chunked or whole."""
     import torch
     from torch.nn.functional import cross_entropy
 
@@ -267,7 +270,7 @@ def head_memory(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def training_memory(job: dict[str, Any]) -> dict[str, Any]:
-    """Peak bytes of two steps of hard labels over what libraries take, the estimate of them, tokens of the longest, and seconds."""
+    """Peak bytes of two steps of hard labels, their estimate, longest row, and seconds."""
     import datasets  # noqa: F401 - libraries are not the training's
     import torch
     import trl.trainer.sft_trainer  # noqa: F401
@@ -400,7 +403,10 @@ def trainer_table(given: argparse.Namespace, console: Console) -> None:
 def in_turns(
     given: argparse.Namespace, trainers: Iterable[str], place: str, data: dict[str, str], epochs: float, judged: bool
 ) -> dict[str, list[dict[str, Any]]]:
-    """Every one of these trainers so many times; what it took is told at once, on the error stream.  data: paths by name."""
+    """Run each of these trainers several times, reporting each on standard error as it ends.
+
+    data: paths by name.
+    """
     job = {
         "kind": "trainer", "folder": place, "batch": given.batch, "epochs": epochs, "device": given.device,
         "threads": given.threads, "precision": given.precision, "judged": judged, "temperature": given.temperature, **data,
@@ -414,7 +420,7 @@ def in_turns(
 
 
 def quality_table(given: argparse.Namespace, console: Console) -> None:
-    """How soon each trainer's student is as good as the first one's is at its best."""
+    """Time until each trainer's student reaches the first one's best loss."""
     from bench.distillation_study import Setup, embedded_model, prepare
     from tasks.evaluate.models_under_test.machine import describe_machine
 

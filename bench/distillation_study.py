@@ -1,4 +1,4 @@
-"""Which way of teaching gives the better student: the same student, prompts and number of optimizer steps, several seeds.
+"""Ways to distill compared: same student, prompts and optimizer steps, several seeds.
 
 python -m bench.distillation_study                                  all lessons, five seeds; hours on two cores, minutes on a GPU
 python -m bench.distillation_study --device cuda --workers 8
@@ -66,13 +66,16 @@ class Setup:
 
     @property
     def hard(self) -> dict[str, Any]:
-        """What every training has in common."""
+        """Settings shared by all trainings."""
         return HARD | {"epochs": self.epochs, "batch_size": self.batch}
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """One way to make a student.  base: the student before (see `prepare`).  corpus: what the student is asked at the end."""
+    """One way to make a student.
+
+    base: the student before training (see `prepare`).  corpus: the data it is evaluated on.
+    """
 
     title: str
     teach: Callable[["Class"], Path]
@@ -174,7 +177,7 @@ def reasoning(tasks: str, data: str = "corpus", **more: Any) -> Callable[[Class]
 
 
 def progressive(lesson: Class) -> Path:
-    """Half of the layers go first, and the student of that is the next teacher; half of the steps each."""
+    """Progressive distillation: drop half of the layers, train, and teach from that student."""
     from tasks.distill.logits import Logits
     from tasks.prune.depth import Depth
 
@@ -290,7 +293,7 @@ def prepare(setup: Setup, needed: Collection[str]) -> None:
 
 
 def write_sums(setup: Setup) -> None:
-    """Bills that nobody has seen twice: rows to train on with their reckoning, and rows to judge by."""
+    """Arithmetic over bills, none twice: training rows with reasoning, and test rows."""
     from tasks.shared.formats.rows import write_rows
 
     folder = setup.work / SUMS / "out"
@@ -328,7 +331,10 @@ def bill(number: int, kettles: int, each: int, mugs: int, apiece: int, delivery:
 
 
 def write_words(setup: Setup, name: str, teacher: str) -> None:
-    """The training prompts with the teacher's own greedy answers, right or wrong (Kim and Rush 2016, arXiv 1606.07947)."""
+    """Training prompts with the teacher's greedy answers, right or wrong.
+
+    Source: Kim and Rush 2016, arXiv 1606.07947.
+    """
     from tasks.shared.formats.rows import Message, read_rows, write_rows
 
     folder = setup.work / name / "out"
@@ -359,7 +365,7 @@ def answers(model: Path, prompts: Sequence[list[dict[str, str]]], setup: Setup) 
 
 
 def grade(model: Path, setup: Setup, corpus: str) -> dict[str, dict[str, float]]:
-    """By measure, what each test row is worth: the label as written, the fact, the refusal; `steps` is the fact in step-by-step rows."""
+    """Grades of each test row: label, fact, refusal, fact in step-by-step rows."""
     from tasks.evaluate.grading.answers import Reply
     from tasks.shared.formats.rows import read_rows, spread
     from tasks.shared.text.chat import refuses, states_fact
@@ -380,7 +386,10 @@ def grade(model: Path, setup: Setup, corpus: str) -> dict[str, dict[str, float]]
 
 
 def attend(job: tuple[str, int, Setup]) -> dict[str, Any]:
-    """One lesson with one seed, graded; `seconds` and `peak_bytes` (of the GPU; 0 without one) are the teaching's."""
+    """Train and grade one student with one seed.
+
+    Returns grades, and seconds and peak_bytes (GPU; 0 without one) of the training.
+    """
     name, seed, setup = job
     import torch
 
@@ -403,7 +412,7 @@ def attend(job: tuple[str, int, Setup]) -> dict[str, Any]:
 
 
 def show(results: Iterable[Mapping[str, Any]], console: Console) -> None:
-    """Means over seeds with 95 % t-intervals, and each lesson's difference to hard labels for the same student, seed by seed."""
+    """Means over seeds with 95 % t-intervals, and differences to hard labels, paired by seed."""
     from scipy import stats
 
     titles = {name: lesson.title for name, lesson in lessons().items()} | {

@@ -1,4 +1,4 @@
-"""What the comparison of models costs over scoring them: lm-evaluation-harness alone, and our step with its verdict, in turns.
+"""Cost of a comparison over plain scoring: lm-evaluation-harness and our step, alternating.
 
 python -m bench.evaluate                        the embedded model and four candidates, 500 items, three rounds; well over an hour on two cores
 python -m bench.evaluate --tiny --rounds 1      models of random weights, to try it; a minute
@@ -120,7 +120,7 @@ Took = tuple[float, float]
 
 
 def timed(arm: str, job: dict[str, Any]) -> tuple[Took, dict[str, float]]:
-    """What one arm's whole process took, with those it started, and the accuracies it found."""
+    """Time and memory of one arm's whole process tree, and its accuracies."""
     started = time.perf_counter()
     command = [sys.executable, "-m", "bench.evaluate", "--arm", arm, "--job", json.dumps(job)]
     offline = {
@@ -138,7 +138,7 @@ def timed(arm: str, job: dict[str, Any]) -> tuple[Took, dict[str, float]]:
 
 
 def processor_seconds() -> float:
-    """Of this process and those it started, whether they have ended (the models' own) or not (what forks them)."""
+    """Figures of this process and its descendants, both finished and still running."""
     import psutil
 
     own = psutil.Process()
@@ -146,7 +146,7 @@ def processor_seconds() -> float:
 
 
 def measure(job: dict[str, Any], rounds: int, work: Path) -> dict[str, list[Took]]:
-    """What every arm took by round, the first of a pair changing from round to round; each round starts with an empty cache."""
+    """Measure every arm by round, alternating the order; each round starts with an empty cache."""
     seconds: dict[str, list[Took]] = {"harness alone": [], "ours": [], "ours, again": []}
     for number in range(rounds):
         fresh = job | {"work": str(work / f"round{number}")}

@@ -1,4 +1,4 @@
-"""What orchestration costs: chains of steps that do no work, by every way to run them, in one go.
+"""Cost of orchestration: chains of empty steps, run in every way there is.
 
 python -m bench.orchestration                     three rounds, about five minutes on two cores
 python -m bench.orchestration --rounds 1

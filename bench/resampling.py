@@ -1,4 +1,4 @@
-"""Whether a verdict on amounts can be trusted, and what items that belong together do to it: simulated.
+"""Simulated error rates of the verdict on amounts, with independent and with grouped items.
 
 python -m bench.resampling                       everything; about fifteen minutes on two idle cores
 python -m bench.resampling groups --items 240    only this table (see TABLES), for these numbers of items
@@ -85,7 +85,10 @@ def groups(items: Sequence[int]) -> None:
 def grouped_rates(
     n: int, together: int, share: float, margin: float, discordance: float, trials: int
 ) -> tuple[float, float]:
-    """How often the margin is passed, taking items, and taking groups, for independent; share: of groups that flip as one."""
+    """Rate of passing at the margin with items, and with groups, taken as independent.
+
+    share: fraction of groups that flip together.
+    """
     draw, passed = np.random.default_rng(n), np.zeros(2)
     chances = [1 - discordance, (discordance + margin) / 2, (discordance - margin) / 2]
     whole = -(-n // together)

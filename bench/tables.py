@@ -1,4 +1,4 @@
-"""Tables of the simulations, and the command line that they share: which tables, and for how many items."""
+"""Tables of the simulations, and the command line that they share."""
 
 import argparse
 import os

@@ -1,4 +1,4 @@
-"""Tokens per second of one training step, by precision, head, attention and frozen layers; side by side, in turns.
+"""Tokens per second of training by precision, head, attention and frozen layers.
 
     python bench/training_speed.py [model folder or .gguf]
 

@@ -1,4 +1,4 @@
-"""Whether a verdict on right/wrong answers can be trusted: error rates of its bound and of its answer, counted over all tables.
+"""Exact error rates of the verdict on right/wrong answers, counted over all tables.
 
 python -m bench.verdict                          everything; about fifteen minutes on two idle cores
 python -m bench.verdict size power               only these tables (see TABLES)
@@ -32,13 +32,13 @@ TRIALS = 1000
 
 
 def exact_passes(lost: int, gained: int, items: int, margin: float) -> bool:
-    """Whether the bound that decides lies above -margin, without looking for the bound itself."""
+    """Return True if the deciding bound is above -margin, without computing the bound."""
     order = float(score_bound(lost, gained, items, ALPHA))
     return rarity(order, lost + gained, items, ALPHA)(-margin) <= ALPHA
 
 
 def resampled_sums(lost: int, gained: int, items: int) -> np.ndarray:
-    """Probabilities of the sum of n differences in a bootstrap with endless resamples, from -n to n."""
+    """Exact bootstrap distribution of the sum of n differences, from -n to n."""
     step = np.zeros(2 * items + 1)
     step[:3] = lost / items, 1 - (lost + gained) / items, gained / items  # shifted by one
     return np.clip(np.fft.irfft(np.fft.rfft(step) ** items, 2 * items + 1), 0.0, None)
@@ -119,13 +119,13 @@ def size(items: Sequence[int]) -> None:
 
 @dataclass(frozen=True)
 class Rule:
-    """What the answer is for a number of flips and losses."""
+    """Decision for a number of flips and losses."""
 
     items: int
     margin: float
 
     def shares(self, loss: float, discordance: float) -> tuple[float, float, float, float]:
-        """Of yes, of no, of unknown, and of no if "the test was large enough and it has not passed" sufficed."""
+        """Probabilities of ship, do not ship and not enough data; and of a refusal by power alone."""
         most = int(binom.isf(1e-9, self.items, min(1.0, discordance + loss)))
         yes = no = bold = 0.0
         large = self.large_until(most)

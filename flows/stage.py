@@ -25,7 +25,10 @@ log = logging.getLogger("stillroom")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line.  Exit codes: 0 done or already there, 2 a message for the user, 130 interrupted."""
+    """Run the command line; return the exit code.
+
+    0: made or found.  2: a message for the user.  130: interrupted.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m flows.stage", description="Run one step of a recipe, or find that it is done."
     )

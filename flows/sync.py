@@ -23,7 +23,7 @@ log = logging.getLogger("stillroom")
 
 
 def compose_tracked(names: Sequence[str]) -> dict[str, Any]:
-    """What params.yaml should hold for these recipes, from conf/.  Raises ConfigError."""
+    """Compose these recipes from conf/ into the content of params.yaml."""
     recipes = {}
     for name in names:
         recipes[name] = recipe_params(build_plan(compose_recipe(name).recipe))

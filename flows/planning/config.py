@@ -23,7 +23,7 @@ KEYS = ("name", "seed", "models", "steps", "runtime", "tracking", "gate", "dry_r
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Runtime:
-    """How a run is carried out.  Nothing here changes a result, so nothing here is in a key."""
+    """Settings of a run's execution; none changes a result, so none is in a key."""
 
     root: str = ""
     """Folder for artifacts/, mlflow.db and mlartifacts/; empty: the project's folder."""
@@ -83,7 +83,7 @@ class Tracking:
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Gate:
-    """What the exit code says."""
+    """Effect of the verdict on the exit code."""
 
     enforce: bool = False
     """Exit with 3 when the verdict is "do not ship", with 4 when it is "not enough data"."""
@@ -140,7 +140,10 @@ def read_settings(config: "DictConfig") -> Settings:
 
 
 def check_name(name: str, overrides: Sequence[str]) -> None:
-    """Raise ConfigError when a recipe's name is not its file's: two files of one name would overwrite each other's artifacts."""
+    """Raise ConfigError if a recipe's name differs from its file's.
+
+    Two files with the same name would overwrite each other's artifacts.
+    """
     chosen = {item.partition("=")[2] for item in overrides if item.lstrip("+").startswith("recipe=")}
     renamed = any(item.lstrip("+").startswith("name=") for item in overrides)
     if chosen and name not in chosen and not renamed:
@@ -149,7 +152,7 @@ def check_name(name: str, overrides: Sequence[str]) -> None:
 
 
 def is_variant(overrides: Sequence[str]) -> bool:
-    """Whether command line overrides make the run differ from the recipe as written."""
+    """Return True if command line overrides make the run differ from the recipe as written."""
     return any(not item.lstrip("+~").startswith(NOT_A_VARIANT) for item in overrides)
 
 

@@ -1,6 +1,6 @@
-"""GPUs of this machine for a step: a file lock for each, held by the step's own process whoever started it.
+"""GPUs of this machine: a file lock for each, held by the process of the step.
 
-Prefect's limits do nothing without a server and can leak with one; `dvc repro` knows no limits.
+Prefect's limits have no effect without a server and can leak with one; `dvc repro` has no limits.
 """
 
 import os
@@ -31,10 +31,10 @@ def may_use_gpu(device: str) -> bool:
 
 @contextmanager
 def hold_gpu(wanted: int) -> Iterator[str]:
-    """Wait for so many free GPUs, hold them, and let this process see no others; yields their names, or "" if none is wanted.
+    """Wait for free GPUs, lock them and hide all others from this process.
 
-    Runs of one user exclude each other; other users' locks are theirs.  Nobody holds some while waiting for more, so that two
-    who want several cannot wait for each other.  Raises MachineError if this machine has fewer.
+    Yields their names, or "" if none is wanted.  Runs of one user exclude each other; other users have their own locks.  A process never
+    holds some GPUs while it waits for more, so that two cannot deadlock.  Raises MachineError if this machine has fewer.
     """
     if not wanted:
         yield ""

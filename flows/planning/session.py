@@ -82,25 +82,28 @@ class Session:
         return self.code.get(step.name) or code_digest(step.module)
 
     def threads(self, step: Step) -> int:
-        """CPU threads of a step: all cores, or its share of them if others may run beside it; the same each time it runs."""
+        """CPU threads of a step: all cores, or its share if other steps may run at the same time."""
         at_once = 1 if step.alone else min(self.runtime.steps_at_once, 1 + len(self.plan.beside(step)))
         return self.runtime.threads or max(1, self.runtime.cores // at_once)
 
     def gpus(self, step: Step) -> int:
-        """How many GPUs a step holds, if the machine has any: one for each process that computes."""
+        """Number of GPUs that a step holds: one per process, 0 without GPUs."""
         if not (step.accelerated and may_use_gpu(self.runtime.device)):
             return 0
         wanted = self.runtime.processes if step.scales else 1
         return wanted or len(gpus())
 
     def processes(self, step: Step, device: str) -> int:
-        """How many processes share a step."""
+        """Number of processes that share a step."""
         if not step.scales:
             return 1
         return self.runtime.processes or (self.gpus(step) if device == "cuda" else 1)
 
     def find(self, step: Step, key: str) -> Place | None:
-        """A valid artifact made earlier, by whatever recipe; shown in the recipe's folder if that runs as written."""
+        """Find a valid artifact, whichever recipe made it.
+
+        If the recipe runs as written, its folder shows the artifact.
+        """
         found = self.store.find(step.name, key)
         if found is not None:
             self.places[step.name] = found
@@ -112,7 +115,7 @@ class Session:
         return found
 
     def why(self, step: Step, key: str) -> str:
-        """Why a step has to run although something is there; empty when nothing is."""
+        """Reason why a step has to run although an artifact exists; empty if none does."""
         if fault := self.store.fault(self.store.entry(step.name, key), key):
             return fault
         before = self.view(step.name).read_manifest()
@@ -126,7 +129,7 @@ class Session:
 
 
 def shared_root(folder: Path) -> Path:
-    """The root whose store is used: the checkout's own, where DVC runs an experiment in a temporary copy of it ($DVC_ROOT)."""
+    """Root of the store; in DVC's temporary copy for an experiment, that of the checkout."""
     home = Path(os.environ.get("DVC_ROOT") or folder).resolve()
     return home if folder == PROJECT and folder.is_relative_to(home / ".dvc" / "tmp") else folder
 
@@ -146,7 +149,7 @@ def describe(session: Session, step: Step, key: str) -> dict[str, Any]:
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    """What differs between two manifests' accounts, in words: the reasons why a step runs again."""
+    """Yield the differences of two manifests in words: the reasons why a step runs again."""
     old, new = facts(before), facts(now)
     for name in sorted(old.keys() | new.keys(), key=list(old | new).index):
         if old.get(name) != new.get(name):
@@ -155,7 +158,7 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
 
 
 def facts(account: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything that is in a key, by the name that a person would give it."""
+    """All parts of a key, under names for people."""
     inputs = account.get("inputs", {})
     return {
         "technique": account.get("technique"),

@@ -1,4 +1,4 @@
-"""What a run would do with each step, found without doing it: what is there already, and why the rest has to run."""
+"""Status of each step before a run: up to date, or the reason to run."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,14 +9,20 @@ from flows.planning.steps import Step
 
 @dataclass(frozen=True)
 class Status:
-    """done: a valid artifact is there.  why: the reason for running it, as far as that can be known before its inputs are made."""
+    """Status of a step.
+
+    done: a valid artifact exists.  why: the reason to run, as far as it is known before the inputs exist.
+    """
 
     done: bool
     why: str = ""
 
 
 def find_status(session: Session) -> dict[str, Status]:
-    """Every step's status, in plan order.  Touches no artifact; what had to be read is remembered for the run."""
+    """Status of every step, in plan order.
+
+    No artifact is touched; digests taken here are remembered for the run.
+    """
     found: dict[str, Status] = {}
     for step in session.plan.steps:
         found[step.name] = _status(session, step, found)

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a bar for each running step, and lines above them."""
+"""Console during a run: a progress bar per running step, with log lines above."""
 
 import threading
 import time
@@ -12,7 +12,10 @@ from tasks.shared.progress import LINE_EVERY_S, bars
 
 
 class Board:
-    """Bars on a terminal; without one, a line now and then.  Safe to use from several threads; use as a context manager."""
+    """Progress bars on a terminal, or occasional lines without one.
+
+    A context manager, safe to use from several threads.
+    """
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)
@@ -45,7 +48,7 @@ class Board:
         self.console.print(f"[dim]{escape(step)} |[/dim] {escape(text)}", highlight=False, soft_wrap=True)
 
     def progress(self, step: str, progress: Progress) -> None:
-        """How far the step is."""
+        """Show the progress of a step."""
         with self.lock:
             if self.live and step in self.rows:
                 self.live.update(

@@ -16,10 +16,10 @@ log = logging.getLogger("stillroom")
 
 
 class Recorder:
-    """Queue of what is to be recorded.  Nothing that fails here loses an artifact: both can be told again later.
+    """Queue of records for MLflow and DVC; a failure here never loses an artifact.
 
-    notes: folder with an empty file for each artifact that the tracker was told of, so that the next run knows without asking
-    a server; what `dvc repro` made, or a run that was killed before it could tell, is told then.
+    notes: folder with an empty file per artifact that the tracker has recorded, so that the next run need not query
+    a server.  Artifacts of `dvc repro`, or of a run that was killed before it recorded them, are recorded by the next run.
     """
 
     def __init__(self, tracker: Tracker, notes: Path | None = None) -> None:
@@ -41,7 +41,7 @@ class Recorder:
             self._later(self._dvc)
 
     def told(self, key: str) -> bool:
-        """Whether the tracker was told of this artifact, now or by an earlier run."""
+        """Return True if the tracker has recorded this artifact, in this run or an earlier one."""
         return self.notes is None or (self.notes / key[:SHORT]).is_file()
 
     def settle(self) -> None:

@@ -1,4 +1,4 @@
-"""In which order and how many at once: every step after its inputs, branches beside each other within a budget."""
+"""Order and concurrency of steps: inputs first, branches in parallel within a budget."""
 
 import queue
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +9,10 @@ from flows.planning.steps import Step
 
 @dataclass(frozen=True)
 class Budget:
-    """What steps running at once may use together.  memory: bytes by forecast; one step may always run."""
+    """Limits of the steps that run at the same time; a single step may always run.
+
+    steps: how many.  memory: bytes by forecast.
+    """
 
     steps: int
     memory: float
@@ -17,7 +20,10 @@ class Budget:
 
 @dataclass(frozen=True)
 class Ended:
-    """A step's end, as a worker reports it.  good: it left an artifact.  stop: nothing more may start."""
+    """End of a step, as reported by its worker.
+
+    good: it left an artifact.  stop: no other step may start.
+    """
 
     step: str
     good: bool
@@ -58,7 +64,7 @@ def run_graph(
 
 
 def fits(step: Step, running: Mapping[str, Step], memory: Mapping[str, float], budget: Budget) -> bool:
-    """Whether a step may start beside those that run: a free slot, memory for all, and nobody who measures time."""
+    """Return True if a step may start now: a free slot, enough memory, no exclusive step."""
     if not running:
         return True
     if step.alone or any(other.alone for other in running.values()) or len(running) >= budget.steps:

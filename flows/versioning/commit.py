@@ -67,7 +67,10 @@ def mend_after_kill() -> None:
 
 
 def obstacle() -> str:
-    """Why DVC cannot record anything in this checkout, in one line; empty if it can.  A run does without DVC then."""
+    """Reason why DVC cannot record anything in this checkout, in one line; empty if it can.
+
+    A run then continues without DVC.
+    """
     if not (PROJECT / ".dvc" / "config").is_file():
         return "there is no .dvc folder (dvc init makes one)"
     configs = [PROJECT / ".dvc" / name for name in ("config", "config.local")]
@@ -79,7 +82,10 @@ def obstacle() -> str:
 
 
 def _attempt(stages: Mapping[str, str]) -> tuple[list[str], str]:
-    """Record what still is as it was made; the stages recorded, and DVC's last words if it failed."""
+    """Record the stages whose inputs are unchanged.
+
+    Returns the recorded stages, and DVC's last line of output if it failed.
+    """
     sessions: dict[str, Session] = {}
     started = time.time()
     ready = {}
@@ -111,9 +117,11 @@ def _attempt(stages: Mapping[str, str]) -> tuple[list[str], str]:
 
 
 def moved(stage: str, key: str, sessions: dict[str, Session]) -> str:
-    """Why dvc.lock must not call this key's artifact the stage's result now; empty if it may.
+    """Reason why this key's artifact is no longer the stage's result; empty if it still is.
 
-    Everything is read anew except large files, whose digests are remembered; sessions: opened ones, by recipe.
+    Everything is read again except large files, whose digests are remembered.
+
+    sessions: open sessions by recipe.
     """
     recipe, name = split_stage(stage)
     try:
@@ -130,10 +138,10 @@ def moved(stage: str, key: str, sessions: dict[str, Session]) -> str:
 
 
 def relink(view: Path, entry: Path) -> int:
-    """Let a store entry and the view of it share one copy with DVC's cache; returns the files that were linked.
+    """Share one copy of the files among a store entry, its view and DVC's cache.
 
-    DVC moves the view's inodes into its cache, or, when it had the content, links the view to its own.  Then the store's
-    files would be a second copy.  Where contents differ, DVC's copy is damaged: the store's takes its place.
+    Returns the number of files that were linked.  DVC moves the view's inodes into its cache or, if it has the content already, links
+    the view to its own; then the store's files would be a second copy.  If contents differ, DVC's copy is damaged and gets replaced.
     """
     count = 0
     for file in sorted(path for path in entry.rglob("*") if path.is_file()):
@@ -155,7 +163,7 @@ def _intact(entry: Path) -> bool:
 
 
 def _mend(good: Path, damaged: Path) -> None:
-    """Put a good file in place of a view's damaged one and of the object in DVC's cache that this came from."""
+    """Replace a view's damaged file, and the object in DVC's cache that it came from."""
     with good.open("rb") as stream:
         name = hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
     cached = CACHE / "files" / "md5" / name[:2] / name[2:]
@@ -166,7 +174,7 @@ def _mend(good: Path, damaged: Path) -> None:
 
 
 def _link(source: Path, target: Path) -> None:
-    """Let target be another name of source's file, in one rename; where the file system has no hard links, it stays a copy."""
+    """Hard-link `target` to `source` by one rename; without hard links it stays a copy."""
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     temporary.unlink(missing_ok=True)
     link_or_copy(str(source), str(temporary))

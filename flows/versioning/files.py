@@ -32,9 +32,9 @@ PATIENCE_S = 600
 
 @dataclass(frozen=True)
 class Update:
-    """What bringing both files up to a recipe did.  False if they already said what the recipe says.
+    """Result of bringing both files up to date with a recipe; false if nothing changed.
 
-    files: names of the files that were written.  changes: every setting in params.yaml that is another one now.
+    files: names of the files that were written.  changes: every changed setting of params.yaml, in words.
     """
 
     files: tuple[str, ...] = ()
@@ -62,7 +62,10 @@ class Update:
 
 @contextmanager
 def locked(patience_s: float = PATIENCE_S) -> Iterator[None]:
-    """Hold the only right to write params.yaml, dvc.yaml and dvc.lock on this checkout.  Raises MachineError after a while."""
+    """Hold this checkout's lock on params.yaml, dvc.yaml and dvc.lock.
+
+    Raises MachineError after `patience_s` seconds of waiting.
+    """
     LOCK.parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(LOCK, timeout=patience_s):
@@ -77,7 +80,7 @@ def locked(patience_s: float = PATIENCE_S) -> Iterator[None]:
 
 
 def expected_files(recipes: Mapping[str, Any]) -> dict[Path, str]:
-    """What both files should hold for these recipes' params."""
+    """Expected content of both files for the params of these recipes."""
     plans = [build_plan(recipe_of(name, params)) for name, params in recipes.items()]
     dump: dict[str, Any] = {"sort_keys": False, "allow_unicode": True, "width": 120}
     return {
@@ -93,7 +96,10 @@ def stale_files(recipes: Mapping[str, Any]) -> dict[Path, str]:
 
 
 def write_files(recipes: Mapping[str, Any]) -> list[str]:
-    """Bring both files up to date; returns the names of those that changed.  Raises ConfigError rather than lose foreign stages."""
+    """Write both files and return the names of those that changed.
+
+    Raises ConfigError if dvc.yaml holds stages that would be lost.
+    """
     stale = stale_files(recipes)
     if DVC in stale:
         check_stages()
@@ -122,9 +128,9 @@ def check_stages() -> None:
 
 
 def update_recipe(plan: Plan) -> Update:
-    """Put a tracked recipe's current settings into both files, under the lock that all writers take.
+    """Write a tracked recipe's current settings to both files, under the writers' lock.
 
-    The other recipes' parts stay as they are.  Raises ConfigError if a file is broken; nothing is changed then.
+    Other recipes' parts stay as they are.  Raises ConfigError if a file is broken, and changes nothing.
     """
     with locked():
         before, now = tracked_params(), recipe_params(plan)

@@ -1,7 +1,7 @@
-"""dvc.lock and dvc.yaml read without DVC: what is recorded, how to take a record back, and what a kill amid DVC's writing broke.
+"""dvc.lock and dvc.yaml without DVC: look up a record, take one back, repair after a kill.
 
-DVC empties dvc.lock, and its own list of who reads and writes what, before it writes them anew: whoever is killed in between
-leaves an empty or a torn file, which no later `dvc` command can read.
+DVC truncates dvc.lock, and its own list of readers and writers, before it writes them again: a kill in between
+leaves an empty or a partial file, which no later `dvc` command can read.
 """
 
 import hashlib
@@ -35,10 +35,10 @@ log = logging.getLogger("stillroom")
 
 
 def recorded(stage: str, key: str) -> bool:
-    """Whether dvc.lock holds this very artifact for this stage as dvc.yaml has it now: nothing to record.
+    """Return True if dvc.lock already records this artifact for this stage of dvc.yaml.
 
     The manifest holds the key and is one of the stage's outputs, so its digest in dvc.lock says which artifact was recorded.
-    Takes a few milliseconds and no DVC; a dvc.lock that is missing, old, broken or of another commit is simply no record.
+    This takes a few milliseconds and no DVC; a missing, old, broken or foreign dvc.lock counts as no record.
     """
     lock, wanted = _stage(LOCK_FILE, stage), _stage(DVC, stage)
     place = Place(PROJECT / view_folder(*split_stage(stage)))
@@ -62,7 +62,7 @@ def recorded(stage: str, key: str) -> bool:
 
 
 def take_back(stage: str, since: float) -> None:
-    """Remove a stage's record from dvc.lock, and what DVC's run cache took for a result of it after `since`."""
+    """Remove a stage's record from dvc.lock, and its entries in DVC's run cache after `since`."""
     kept = {name: text for name, text in _blocks(*_stamp(LOCK_FILE)).items() if name != stage}
     if kept:
         text = LOCK_FILE.read_text("utf-8")
@@ -76,7 +76,7 @@ def take_back(stage: str, since: float) -> None:
 
 
 def prepare() -> str:
-    """Get dvc.lock ready to be written by DVC, with a spare copy of it.  Returns what is wrong with it, if anything."""
+    """Prepare dvc.lock for DVC, with a spare copy; return the fault found in it, or ""."""
     mend()
     with _held(DVC_LOCK) as ours:
         if not ours:
@@ -88,10 +88,10 @@ def prepare() -> str:
 
 
 def mend() -> None:
-    """Bring dvc.lock back as it was before a recording that was killed, if that left it empty or torn.
+    """Restore dvc.lock if a killed recording left it empty or partial.
 
-    What that recording had to say is recorded anew by the next: dvc.lock is never the only place that knows it.
-    Does nothing while a process of DVC's is at work: it may be in the midst of writing.
+    The next recording repeats what was lost: dvc.lock is never the only place that knows it.
+    Does nothing while a DVC process is running: it may be writing.
     """
     SPARE.parent.mkdir(parents=True, exist_ok=True)
     _mend_readers()
@@ -112,7 +112,7 @@ def mend() -> None:
 
 
 def lock_fault() -> str:
-    """What is wrong with dvc.lock, with what to do, where DVC would show a page of YAML."""
+    """Fault of dvc.lock and its fix, in a short message; "" if there is none."""
     if not LOCK_FILE.is_file():
         return ""
     try:
@@ -128,7 +128,7 @@ def lock_fault() -> str:
 
 
 def _is_record(stage: Any) -> bool:
-    """Whether a stage's record has what DVC asks of one."""
+    """Return True if a stage's record has the fields that DVC requires."""
     if not isinstance(stage, dict) or "cmd" not in stage:
         return False
     files, params = [stage.get("deps", []), stage.get("outs", [])], stage.get("params", {})
@@ -141,7 +141,7 @@ def _is_record(stage: Any) -> bool:
 
 
 def _mend_readers() -> None:
-    """Remove DVC's list of readers and writers if it is torn: all that it can say by then is that somebody was killed."""
+    """Remove DVC's list of readers and writers if it is partial: its writer was killed."""
     if not READERS.is_file() or _is_json(READERS):
         return
     with _held(READERS.with_name("rwlock.lock")) as ours:  # else a living process is writing it
@@ -190,7 +190,10 @@ def _stamp(path: Path) -> tuple[Path, int, int, int]:
 
 @lru_cache(maxsize=4)
 def _blocks(path: Path, *_: int) -> dict[str, str]:
-    """The text of every stage in dvc.yaml or dvc.lock: both are written by programs, so indentation tells where one ends."""
+    """Text of every stage in dvc.yaml or dvc.lock.
+
+    Programs write both files, so indentation marks the end of a stage.
+    """
     try:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError):
@@ -199,7 +202,7 @@ def _blocks(path: Path, *_: int) -> dict[str, str]:
 
 
 def _stage(path: Path, stage: str) -> dict[str, Any] | None:
-    """One stage of dvc.yaml or dvc.lock, parsed alone: the whole file would take ten times as long."""
+    """Parse one stage of dvc.yaml or dvc.lock; the whole file would take ten times as long."""
     text = _blocks(*_stamp(path)).get(stage)
     return _parsed(text) if text else None
 

@@ -1,4 +1,4 @@
-"""A recipe's part of params.yaml: what its steps' keys read, and beside it, in no stage's params, how they are carried out."""
+"""A recipe's part of params.yaml: keyed settings, and unkeyed ones outside of any stage."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,7 +14,7 @@ PARAMS = PROJECT / "params.yaml"
 
 
 def recipe_params(plan: Plan) -> dict[str, Any]:
-    """Everything that the keys of a recipe's steps read, resolved; under `unkeyed`, the settings that no key reads."""
+    """Resolved settings of a recipe's steps; those that no key reads are under `unkeyed`."""
     steps = {}
     for step in plan.steps:
         inputs = {
@@ -41,7 +41,10 @@ def recipe_of(name: str, params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def tracked_params() -> dict[str, Any]:
-    """The recipes in params.yaml.  Raises ConfigError if the file is not what `flows.sync` or `dvc exp` would write."""
+    """Read the recipes of params.yaml.
+
+    Raises ConfigError if neither `flows.sync` nor `dvc exp` could have written the file.
+    """
     if not PARAMS.is_file():
         return {}
     recipes = (read_mapping(PARAMS).get("recipes") or {}) if PARAMS.stat().st_size else {}
@@ -60,7 +63,10 @@ def tracked_recipe(name: str) -> dict[str, Any]:
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """A YAML file that holds a mapping.  Raises ConfigError that says where it is broken; nothing is changed."""
+    """Read a YAML file that holds a mapping.
+
+    Raises ConfigError with the place of the fault.
+    """
     try:
         text = path.read_text("utf-8")
         found = load_yaml(text)
@@ -101,7 +107,7 @@ def load_yaml(text: str) -> Any:
 
 
 def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    """Every setting that differs between two versions of a recipe's part of params.yaml: "steps.slim.ratio: 0.3 -> 0.25"."""
+    """Yield each difference of two versions, such as "steps.slim.ratio: 0.3 -> 0.25"."""
     old, new = dict(_flat(before)), dict(_flat(now))
     for name in dict.fromkeys([*old, *new]):
         if name not in new:

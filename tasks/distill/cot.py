@@ -1,4 +1,6 @@
-"""Distillation of reasoning: the student learns the reasoning as well as the answer (Hsieh et al. 2023, arXiv 2305.02301, section 3.2).
+"""Distillation of reasoning: the student learns the teacher's reasoning and its answer.
+
+Source: Hsieh et al. 2023, arXiv 2305.02301, section 3.2.
 
 Rows bring their reasoning in `Row.reasoning`: from a teacher (traces with `reasoning.ask`), from the support corpus (its rows of more
 than one step), or from your own files.
@@ -54,7 +56,10 @@ class CoT(Adapted, Weighed, Packed, Training):
     produces: ClassVar[Kind] = Kind.MODEL
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
-        """Train and write the model folder with loss.csv (`train_model`).  Raises DataError if no row has reasoning."""
+        """Train and write the model folder with loss.csv (`train_model`).
+
+        Raises DataError if no row has reasoning.
+        """
         file = inputs.one("data").path / "train.jsonl"
         rows = read_rows(file)
         reasoned = [row for row in rows if row.reasoning.strip()]
@@ -109,7 +114,10 @@ class Rationales(Objective):
 
 
 def mark(row: Row, encoded: Encoded, tokenizer: Any) -> list[int]:
-    """1 for each token that counts and belongs to a reasoning: the whole target of a rationale row, else up to </think> and its break."""
+    """Mask of the labeled tokens that belong to reasoning, 1 or 0 per token.
+
+    In a rationale row that is the whole target, elsewhere everything up to </think> and its line break.
+    """
     spoken = [place for place, label in enumerate(encoded["labels"]) if label != IGNORED]
     length = len(spoken)
     if not row.id.endswith(RATIONALE):
@@ -127,7 +135,10 @@ def joint_rows(rows: Sequence[Row]) -> list[Row]:
 
 
 def two_rows(rows: Sequence[Row], instruction: str) -> list[Row]:
-    """Every row, and after each that has reasoning one that asks for it; both of one phrasing group, so no split parts them."""
+    """Every row, each one with reasoning followed by a row that asks for the reasoning.
+
+    Both keep the same phrasing group, so that no split separates them.
+    """
     found = []
     for row in rows:
         found.append(row)

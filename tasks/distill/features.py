@@ -1,6 +1,6 @@
-"""Feature distillation: the student's hidden states, and its attention if wanted, are drawn to those of a teacher in memory.
+"""Feature distillation: match hidden states (and attention) to a teacher in memory.
 
-Each matched layer of the student has a linear projection to the teacher's width, which is trained along and left out of the
+Each matched layer of the student has a linear projection to the teacher's width, which is trained with it and left out of the
 artifact (FitNets, Romero et al. 2015, arXiv 1412.6550; TinyBERT, Jiao et al. 2020, arXiv 1909.10351, section 3.1).
 """
 
@@ -36,7 +36,7 @@ PROJECTIONS = "feature_projections"
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Features(Training):
-    """Train on the answers, and on the distance of the student's inner states from the teacher's."""
+    """Train on the answers and on the distance between student and teacher hidden states."""
 
     ports: ClassVar[Mapping[str, Port]] = {
         "model": Port((Kind.MODEL,)),
@@ -103,7 +103,10 @@ class Matching(Objective):
         self.missing = 0
 
     def label(self, rows: Sequence[Encoded]) -> list[Encoded]:
-        """Adds `teacher_ids` and `known`: a conversation with a token that the teacher lacks gets hard targets alone."""
+        """Add `teacher_ids` and `known` to the rows.
+
+        A conversation with a token that the teacher lacks gets hard targets only.
+        """
         found = self.family.add_teacher_ids(rows)
         self.missing += sum(not row["known"] for row in found)
         return found
@@ -187,8 +190,10 @@ class Matching(Objective):
 
 
 def projection(student: int, teacher: int, seed: int) -> "Linear":
-    """A linear map from the student's width to the teacher's: the identity where they are equal, else rows or columns at right
-    angles, which keep lengths as far as the widths allow.
+    """Linear map from the student's width to the teacher's.
+
+    It starts as the identity if the widths are equal, else with orthonormal rows or columns, which preserve norms as far as
+    the widths allow.
     """
     import torch
     from torch.nn import Linear, init

@@ -1,7 +1,9 @@
-"""Soft targets of a teacher that has another tokenizer: ULD (Boizard et al. 2024, arXiv 2402.12030) as TRL's GOLD does it.
+"""Soft targets across tokenizers: ULD as in TRL's GOLD.
 
-Both models read the conversation in their own chat format and tokens; the answer's text is the same, and its tokens are brought
-together by their bytes.  The loss is TRL's class (`losses/universal.py`), the loop is this stage's: TRL 1.16's `GOLDTrainer` hands
+Source: Boizard et al. 2024, arXiv 2402.12030.
+
+Both models read the conversation in their own chat format and tokens; the answer's text is the same, and its tokens are aligned
+by their bytes.  The loss is TRL's class (`losses/universal.py`), the loop is this stage's: TRL 1.16's `GOLDTrainer` gives
 the teacher its prompt in the student's markup, and averages over the rows of a batch, so that accumulation changes the loss.
 """
 
@@ -37,7 +39,7 @@ UNLIMITED = 2**31
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Gold(Training, Adapted):
-    """Train on the answers, and on the distance of next-token distributions from those of a teacher of any tokenizer."""
+    """Train on the answers and on the distance to a teacher with any tokenizer."""
 
     ports: ClassVar[Mapping[str, Port]] = {
         "model": Port((Kind.MODEL,)),
@@ -78,9 +80,10 @@ class Gold(Training, Adapted):
 
 @dataclass(frozen=True)
 class Twin:
-    """A conversation in the teacher's tokens, and where both models' answer tokens stand in the answer's text.
+    """A conversation in the teacher's tokens, with both models' token offsets in the answer.
 
-    start: the teacher's tokens before the answer.  offsets: of the student's and of the teacher's answer tokens.
+    start: number of the teacher's tokens before the answer.
+    offsets: byte offsets of the student's and of the teacher's answer tokens.
     """
 
     ids: list[int]
@@ -89,7 +92,7 @@ class Twin:
 
 
 class OtherTokens(Objective):
-    """Hard labels, and the distance from a teacher that reads the same conversation in tokens of its own."""
+    """Hard labels, and the distance to a teacher that reads the conversation in its own tokens."""
 
     knob = "hard_weight and soft_weight"
 
@@ -125,7 +128,10 @@ class OtherTokens(Objective):
         return [{**row, "row": start + place} for place, row in enumerate(rows)]
 
     def attach(self, model: "PreTrainedModel", device: str) -> None:
-        """Load the teacher and TRL's loss.  Raises TechniqueError for what these two models have no room for."""
+        """Load the teacher and TRL's loss.
+
+        Raises TechniqueError if a conversation exceeds either model's maximum length.
+        """
         self.teacher = load_model(self.source, self.settings.teacher_dtype, device).requires_grad_(False)
         places = getattr(self.teacher.config.get_text_config(), "max_position_embeddings", None) or UNLIMITED
         if self.longest > places:
@@ -162,7 +168,7 @@ class OtherTokens(Objective):
         return found
 
     def _distances(self, model: Any, hidden: "Tensor", batch: Batch, twins: Sequence[Twin]) -> "list[Tensor]":
-        """The distance of each row, its logits computed again in the backward pass: no more than one row's exist at a time."""
+        """Distance of each row; logits are recomputed in the backward pass, one row at a time."""
         import torch
         from torch.utils.checkpoint import checkpoint
 

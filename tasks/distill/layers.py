@@ -1,4 +1,4 @@
-"""Which of the student's layers learns from which of the teacher's."""
+"""Pairing of student layers with teacher layers."""
 
 import csv
 from collections.abc import Sequence
@@ -34,7 +34,10 @@ def layer_pairs(rule: Rule, student: int, teacher: int, kept: Sequence[int] = ()
 
 
 def check_pairs(pairs: Pairs, student: int, teacher: int) -> Pairs:
-    """Pairs given by hand, as they are.  Raises TechniqueError for a layer that one of the two does not have, or a pair given twice."""
+    """Return explicit pairs unchanged.
+
+    Raises TechniqueError for a layer that one of the models lacks, or a pair listed twice.
+    """
     outside = [pair for pair in pairs if pair[0] >= student or pair[1] >= teacher]
     if outside:
         raise TechniqueError(

@@ -1,8 +1,9 @@
-"""Soft-target distillation: the student learns the teacher's next-token distributions, not its words alone (Hinton et al. 2015,
-arXiv 1503.02531).
+"""Soft-target distillation: the student learns the teacher's next-token distributions.
 
-The teacher is in memory beside the student (port `teacher`), or it wrote its targets down in a step of its own (port `targets`,
-`logits/topk`), and only the student is.
+Source: Hinton et al. 2015, arXiv 1503.02531.
+
+The teacher is in memory next to the student (port `teacher`), or a separate step stored its targets (port `targets`,
+`logits/topk`) and only the student is in memory.
 """
 
 import logging
@@ -37,7 +38,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Logits(Training, Adapted):
-    """Train on alpha T^2 D(teacher, student) + (1 - alpha) cross-entropy, on the answers' tokens."""
+    """Train on alpha T^2 D(teacher, student) + (1 - alpha) cross-entropy at answer tokens."""
 
     ports: ClassVar[Mapping[str, Port]] = {
         "model": Port((Kind.MODEL,)),
@@ -61,7 +62,7 @@ class Logits(Training, Adapted):
     def plan_problems(
         self, where: str, inputs: Mapping[str, tuple[str, ...]], upstream: Mapping[str, Upstream]
     ) -> Iterator[ConfigError]:
-        """Not exactly one source of targets; targets of other data, or not stored for this temperature."""
+        """Yield problems: not exactly one source of targets, or targets that do not fit."""
         sources = [port for port in ("teacher", "targets") if inputs.get(port)]
         if len(sources) != 1:
             got = " and ".join(sources) or "neither teacher nor targets"
@@ -121,7 +122,7 @@ class StoredTargets(Objective):
         return self.targets.tails.get(self.blend.temperature, 0.0)
 
     def attach(self, model: "PreTrainedModel", device: str) -> None:
-        """Note how many rows the student's head has: fewer than a padded teacher's, perhaps.  Warn where most of it is tail."""
+        """Record the rows of the student's head, and warn if most of the mass is in the tail."""
         self.rows = int(model.get_output_embeddings().weight.shape[0])
         if self.tail > 0.5:
             log.warning(
@@ -161,7 +162,10 @@ class StoredTargets(Objective):
         return blended_loss(states, output_head(model), tokens, known, Stored((ids, logs)), self.blend, count)
 
     def _read(self, row: int, labels: "Tensor") -> "tuple[Tensor, Tensor, Tensor]":
-        """Of one conversation: which tokens have targets (tokens,), ids (tokens, k), logs (tokens, k + 1); numbers that do not count for none."""
+        """Read the stored targets of one conversation.
+
+        Returns known (tokens,), ids (tokens, k), logs (tokens, k + 1); filler where a token has no target.
+        """
         import torch
 
         tokens = int((labels[1:] >= 0).sum())
@@ -174,7 +178,7 @@ class StoredTargets(Objective):
         return torch.ones(tokens, dtype=torch.bool), ids, logs
 
     def figures(self) -> Mapping[str, float | int | str]:
-        """Conversations that had hard targets alone, and the mean share of the targets that no stored token has."""
+        """Conversations with hard targets only, and the mean tail mass of the stored targets."""
         return {"tail": self.tail, **({"rows_without_targets": self.missing} if self.missing else {})}
 
 
@@ -202,7 +206,10 @@ class OnlineTargets(Objective):
         self.teacher = None
 
     def label(self, rows: Sequence[Encoded]) -> list[Encoded]:
-        """Adds `teacher_ids` and `known`: a conversation with a token that the teacher lacks gets hard targets."""
+        """Add `teacher_ids` and `known` to the rows.
+
+        A conversation with a token that the teacher lacks gets hard targets.
+        """
         found = self.family.add_teacher_ids(rows)
         self.missing += sum(not row["known"] for row in found)
         return found

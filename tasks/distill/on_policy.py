@@ -1,12 +1,13 @@
-"""On-policy distillation: the student's own answers, scored token by token by a teacher in memory (GKD, Agarwal et al. 2024,
-arXiv 2306.13649, algorithm 1).
+"""On-policy distillation: a teacher scores the student's own answers token by token.
 
-Trained on the teacher's words alone a student never sees the mistakes that it makes when it speaks itself; here it does.
+Source: GKD, Agarwal et al. 2024, arXiv 2306.13649, algorithm 1.
+
+A student trained only on the teacher's answers never sees its own mistakes; here it does.
 
 The loop is this stage's own, not TRL's: of TRL 1.16, `DistillationTrainer` has no `lmbda`, projects every position to logits
-where there is no Triton, and validates on new samples each epoch, so that the epochs' losses are no comparison;
+where there is no Triton, and validates on new samples each epoch, so that losses of epochs cannot be compared;
 `experimental.gkd` holds both models' logits of all positions, and divides the loss of samples by the number of tokens of the
-answers that they replaced.  What is compared, and how, is theirs: `beta` means the same.
+answers that they replaced.  The divergence is the same: `beta` means what it means there.
 """
 
 import math
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class OnPolicy(Training, Adapted):
-    """Train on the divergence from the teacher, on the student's own answers and on those of the data.
+    """Train on the divergence from the teacher, on the student's own and the data's answers.
 
     The validation loss is the same divergence on the data's answers, which stay the same from epoch to epoch.
     """
@@ -97,7 +98,11 @@ class OwnAnswers(Objective):
         self.longest = self.missing = 0
 
     def label(self, rows: Sequence[Encoded]) -> list[Encoded]:
-        """Adds `prompt`, the number of tokens before the answer, `row`, which conversation it is, `teacher_ids` and `known`: nothing
+        """Add `prompt`, `row`, `teacher_ids` and `known` to the rows.
+
+        prompt: number of tokens before the answer.  row: the conversation's index.
+
+        Nothing
         is learned from a conversation with a token that the teacher lacks.
         """
         found = self.family.add_teacher_ids(rows)
@@ -109,7 +114,10 @@ class OwnAnswers(Objective):
         return found
 
     def attach(self, model: "PreTrainedModel", device: str) -> None:
-        """Load the teacher.  Raises TechniqueError if a prompt and an answer are more than one of the models has positions for."""
+        """Load the teacher.
+
+        Raises TechniqueError if a prompt and its answer exceed either model's maximum length.
+        """
         self.teacher = load_model(self.source, self.settings.teacher_dtype, device).requires_grad_(False)
         heads = (int(part.get_output_embeddings().weight.shape[0]) for part in (model, self.teacher))
         columns = self.family.columns(*heads)
@@ -130,9 +138,11 @@ class OwnAnswers(Objective):
         self.teacher = None
 
     def is_own(self, step: int) -> bool:
-        """Whether this step trains on own answers: after any number of steps their share is `lmbda`, to within half a step.
+        """Return True if this step trains on the student's own answers.
 
-        The first step is of the more frequent kind, so that a loss that runs away is seen against its like.
+        After any number of steps, the share of such steps is `lmbda` to within half a step.
+
+        The first step is of the more frequent kind, so that a diverging loss is compared with its own kind.
         """
         share = self.settings.lmbda
         return math.floor((step + 1) * share + 0.5) > math.floor(step * share + 0.5)
@@ -172,7 +182,7 @@ class OwnAnswers(Objective):
         return {name: tensor.to(batch["input_ids"].device) for name, tensor in made.items()}
 
     def _scorable(self, answer: list[int]) -> list[int]:
-        """An answer up to the first token that the teacher lacks: a row of a padded head, which means nothing."""
+        """Cut an answer before the first token that the teacher lacks (a padding row of the head)."""
         known = self.family.to_teacher
         lacking = (place for place, token in enumerate(answer) if token >= len(known) or known[token] < 0)
         return answer[: next(lacking, len(answer))]
@@ -183,10 +193,10 @@ class OwnAnswers(Objective):
 
 
 def token_weights(labels: "Tensor", shares: "Tensor") -> "Tensor":
-    """What each counted token weighs: its row's share, spread over the row's counted tokens.
+    """Weight of each counted token: its row's share, spread over the row's counted tokens.
 
-    labels: (batch, tokens).  shares: (batch,).  Returns (counted,), row by row as `counted` lists them.  So a student gains nothing
-    by shorter or longer answers.
+    labels: (batch, tokens).  shares: (batch,).  Returns (counted,), in the order of `counted`.  A student gains nothing
+    from shorter or longer answers.
     """
     mask = labels[:, 1:] != IGNORED
     each = shares / mask.sum(dim=1).clamp_min(1)

@@ -1,4 +1,6 @@
-"""Supervised fine-tuning on traces: response distillation (Kim and Rush 2016, arXiv 1606.07947, section 3.2).
+"""Supervised fine-tuning on traces, that is response distillation.
+
+Source: Kim and Rush 2016, arXiv 1606.07947, section 3.2.
 
 The student learns to write the teacher's accepted answers; only the tokens of the final answer count.
 """

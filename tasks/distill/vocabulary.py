@@ -1,4 +1,4 @@
-"""Teacher and student of one tokenizer family: whose token is which, also where one vocabulary is padded or trimmed."""
+"""Token ids of a teacher and a student of one tokenizer family, padded or trimmed."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ LEAST_COMMON = 0.98
 
 @dataclass(frozen=True)
 class Family:
-    """How token numbers correspond.
+    """Correspondence of token ids.
 
-    to_teacher: by student token, the teacher's number of the same token, -1 where the teacher has none (padding).
+    to_teacher: by student token, the teacher's id of the same token, -1 if the teacher has none (padding).
     to_student: by teacher token, likewise, -1 for tokens that were trimmed away.
     same: both number all the tokens alike, and each has them all.
     """
@@ -27,7 +27,7 @@ class Family:
     same: bool
 
     def columns(self, student_rows: int, teacher_rows: int) -> "Tensor | None":
-        """By row of the student's head, the teacher's row of the same token, -1 for none; None if the two heads agree row by row."""
+        """Teacher row of each row of the student's head, -1 for none; None if both heads agree."""
         from torch.nn.functional import pad
 
         if self.same and student_rows == teacher_rows:
@@ -35,15 +35,17 @@ class Family:
         return pad(self.to_teacher, (0, student_rows - len(self.to_teacher)), value=-1)
 
     def teacher_ids(self, ids: Sequence[int]) -> list[int] | None:
-        """The teacher's numbers of these tokens; None if it does not have them all.  Negative numbers (labels) stay."""
+        """The teacher's ids of these tokens; None if it lacks one.  Negative ids (labels) stay."""
         if self.same:
             return list(ids)
         mapped = [token if token < 0 else int(self.to_teacher[token]) for token in ids]
         return None if any(new < 0 <= old for new, old in zip(mapped, ids, strict=True)) else mapped
 
     def add_teacher_ids(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """The rows with `teacher_ids` beside `input_ids`, and `known`: 0 for a row with a token that the teacher lacks, whose
-        `teacher_ids` mean nothing.
+        """Add `teacher_ids` and `known` to the rows.
+
+        known: 0 for a row with a token that the teacher lacks, whose
+        `teacher_ids` are filler.
         """
         found = []
         for row in rows:

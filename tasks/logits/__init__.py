@@ -1,1 +1,1 @@
-"""What a teacher expects, written down once."""
+"""Store a teacher's soft targets."""

@@ -1,7 +1,7 @@
-"""A teacher's soft targets, stored once: its k likeliest tokens at every position of the answers, and the mass of all others.
+"""A teacher's soft targets, stored once: top-k tokens and the tail's mass.
 
-Students are then trained without the teacher in memory, as often as wanted.  Keeping the tail as one more category keeps the
-targets a distribution; top k alone, renormalized, teaches to be surer than the teacher (Anshumann et al. 2025, arXiv 2503.16870,
+Students then train without the teacher in memory.  Keeping the tail as one more category keeps the
+targets a distribution; top k alone, renormalized, makes students overconfident (Anshumann et al. 2025, arXiv 2503.16870,
 section 3.2, which samples instead).
 """
 
@@ -42,7 +42,7 @@ PART_ROWS = 64
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class TopK:
-    """Read every training answer with the teacher and keep what it expected at each token."""
+    """Run the teacher over every training answer and store its top-k distribution at each token."""
 
     ports: ClassVar[Mapping[str, Port]] = {"teacher": Port((Kind.MODEL,)), "data": Port((Kind.TRACES, Kind.CORPUS))}
     produces: ClassVar[Kind] = Kind.LOGITS
@@ -74,7 +74,9 @@ class TopK:
             yield ConfigError(f"{where}.temperatures", f"{list(self.temperatures)}", "every temperature once")
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
-        """Write the parts, index.json and vocabulary.json (`soft_targets`).  A killed run goes on from its last whole part.
+        """Write the parts, index.json and vocabulary.json to `out`.
+
+        A killed run resumes after its last whole part.
 
         Raises DataError for rows that are too long, TechniqueError for a k that leaves no rest, ModelError for logits that are no
         numbers.
@@ -111,7 +113,10 @@ class TopK:
         }
 
     def _make_parts(self, source: Path, parts: Sequence[Sequence[Encoded]], pad: int, run: StepRun) -> None:
-        """The parts that scratch does not have yet, each in place by one rename; the teacher is loaded for the first of them."""
+        """Make the parts that scratch lacks; each appears by one rename.
+
+        The teacher is loaded only if a part is missing.
+        """
         from safetensors.torch import save_file
 
         account = run.scratch / ACCOUNT
@@ -163,7 +168,7 @@ class TopK:
 
 
 def count_answer(row: Encoded) -> int:
-    """Positions of a conversation that count: tokens with a label, but for the very first token, which nothing predicts."""
+    """Number of labeled tokens of a conversation, without the very first token."""
     return sum(label >= 0 for label in row["labels"][1:])
 
 

@@ -1,4 +1,4 @@
-"""Pruning comes before quantization: weights that lie on a grid are refused, in the plan where it can be seen there."""
+"""Refuse to prune quantized weights, at plan time where the recipe shows it."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path

@@ -1,4 +1,7 @@
-"""Depth pruning: remove the decoder layers that change their input least (ShortGPT, Men et al. 2024, arXiv 2403.03853)."""
+"""Depth pruning: remove the decoder layers with the least block influence.
+
+Source: ShortGPT, Men et al. 2024, arXiv 2403.03853.
+"""
 
 import csv
 import logging
@@ -23,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 def block_influence(hidden_in: "Tensor", hidden_out: "Tensor", mask: "Tensor") -> "Tensor":
-    """How much a layer turns the hidden state: 1 minus the cosine similarity of its input and output, summed over tokens.
+    """Block influence of a layer: 1 - cosine similarity of input and output, summed over tokens.
 
     hidden_in, hidden_out: (batch, length, hidden), any float dtype.  mask: (batch, length), 1 on real tokens.
     Returns a float64 scalar >= 0; divide the sum over batches by the number of real tokens for the mean of
@@ -36,7 +39,9 @@ def block_influence(hidden_in: "Tensor", hidden_out: "Tensor", mask: "Tensor") -
 
 
 def choose_layers(influence: Sequence[float], ratio: float, protect_first: int = 0, protect_last: int = 0) -> list[int]:
-    """Indices of the layers to drop: round(ratio * layers) of them, lowest influence first, ties by the later layer.
+    """Choose the layers to drop: round(ratio * layers) of them, lowest influence first.
+
+    Of layers with equal influence, the later one goes first.
 
     Raises TechniqueError if that is every layer, or more than the protected ends leave.
     """
@@ -61,7 +66,10 @@ def choose_layers(influence: Sequence[float], ratio: float, protect_first: int =
 
 
 def check_layers(layers: Sequence[int], total: int) -> list[int]:
-    """Explicit layer indices, sorted.  Raises TechniqueError for an index outside the model, a repeat, or every layer."""
+    """Return explicit layer indices in ascending order.
+
+    Raises TechniqueError for an index outside the model, a repeated index, or a list that names every layer.
+    """
     outside = sorted(index for index in set(layers) if not 0 <= index < total)
     if outside:
         raise TechniqueError("layers", f"no layer {', '.join(map(str, outside))} in this model", f"0 to {total - 1}")
@@ -73,7 +81,7 @@ def check_layers(layers: Sequence[int], total: int) -> list[int]:
 
 
 def drop_layers(model: "PreTrainedModel", dropped: Sequence[int]) -> None:
-    """Remove layers in place: the ModuleList, the configuration and the cache indices then say the same."""
+    """Remove layers in place, and update the configuration and the cache indices to match."""
     from torch.nn import ModuleList
 
     layers = decoder_layers(model)
@@ -126,7 +134,10 @@ def measure_influence(model: "PreTrainedModel", ids: list[list[int]], batch_size
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Depth:
-    """Drop whole decoder layers, least block influence first, all at once; the result loads in plain transformers."""
+    """Drop the decoder layers with the least block influence, all at once.
+
+    The result loads in plain transformers.
+    """
 
     ratio: Annotated[float, Field(ge=0, lt=1)] = 0.25
     """Fraction of decoder layers to drop, rounded to whole layers."""

@@ -1,4 +1,6 @@
-"""Vocabulary trimming: drop the tokens that a domain does not use (Abdaoui et al. 2020, arXiv 2010.05609), and their rows.
+"""Vocabulary trimming: drop the tokens that a domain does not use, and their weight rows.
+
+Source: Abdaoui et al. 2020, arXiv 2010.05609.
 
 In a small model embedding and head are a large part of the weights, and a domain uses a few thousand tokens.  What is left cuts
 the domain's texts exactly as before, and can still write any other text, in more and shorter tokens.
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Vocabulary:
-    """Keep the tokens that the texts of `data` use, what they are built from, bytes and special tokens; drop the other rows.
+    """Keep the tokens that `data` needs, bytes and special tokens; drop all other rows.
 
     Texts are the training and calibration rows of every corpus and of all traces in `data`, as the model reads them.
     """
@@ -111,7 +113,7 @@ class Vocabulary:
     def tried(
         self, tokenizer: "PreTrainedTokenizerBase", tokens: Tokens, passages: Sequence[Passage], rows: int
     ) -> Trial | None:
-        """How text about something new fares: chosen without a tenth of the topics, counted on what is said of those."""
+        """Measure the trimming on unseen topics: choose without a tenth, count on that tenth."""
         from tokenizers import Tokenizer
 
         known, unseen = without_every_tenth(passages)
@@ -141,7 +143,7 @@ def texts_of(passages: Sequence[Passage]) -> list[str]:
 
 
 def shrink(model: "PreTrainedModel", old_ids: Sequence[int]) -> None:
-    """The model with these rows of its vocabulary, in place; its configurations name the same tokens by their new ids."""
+    """Keep these vocabulary rows of a model, in place, and renumber its configurations."""
     new = {old: position for position, old in enumerate(old_ids)}
     keep_rows(model, old_ids)
     renumber(model.config, new)
@@ -150,7 +152,7 @@ def shrink(model: "PreTrainedModel", old_ids: Sequence[int]) -> None:
 
 
 def check_cuts(small: "PreTrainedTokenizerBase", texts: Sequence[str], cuts: Sequence[Sequence[str]]) -> None:
-    """Raises TechniqueError at the first text that the trimmed tokenizer, as it was saved, cuts in another way than before."""
+    """Raise TechniqueError at the first text that the trimmed tokenizer splits differently."""
     for text, before, after in zip(texts, cuts, used_tokens(small, texts), strict=True):
         if before != after:
             place = next(
@@ -165,7 +167,7 @@ def check_cuts(small: "PreTrainedTokenizerBase", texts: Sequence[str], cuts: Seq
 
 
 def figures(trimming: Trimming) -> Metrics:
-    """What the tables show."""
+    """Figures for the run's tables."""
     trial = trimming.held_out
     found: Metrics = trimming.model_dump(exclude={"old_ids", "held_out"})
     if trial is not None:

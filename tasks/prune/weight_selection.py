@@ -1,7 +1,7 @@
-"""A smaller student filled with weights of its teacher: weight selection (Xu et al. 2023, arXiv 2311.18823).
+"""Weight selection: a smaller student initialized from its teacher's weights.
 
-Layers by rule, as DistilBERT takes every other one (Sanh et al. 2019, arXiv 1910.01108); width by what activations say, as Minitron
-does (Muralidharan et al. 2024, arXiv 2407.14679).  Such a student says little before it is trained: a distill step comes next.
+Source: Xu et al. 2023, arXiv 2311.18823.  Layers by rule, as in DistilBERT (Sanh et al. 2019, arXiv 1910.01108); width by activations, as in Minitron
+(Muralidharan et al. 2024, arXiv 2407.14679).  Such a student is of little use before a distill step trains it.
 """
 
 import json
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class WeightSelection:
-    """Make a student with fewer layers, channels, neurons or heads than its teacher, and copy what is left.
+    """Make a student with fewer layers, channels, neurons or heads from its teacher.
 
     Sizes of 0 are the teacher's.  Heads keep their size; what is not copied starts as the architecture starts it, by the seed.
     """
@@ -66,14 +66,14 @@ class WeightSelection:
 
     @property
     def measures(self) -> bool:
-        """Whether activations decide: a width is asked for, and not the first of everything."""
+        """True if activations choose the width: a width is set, and `width` is "activation"."""
         narrower = any((self.hidden_size, self.intermediate_size, self.heads, self.kv_heads))
         return narrower and self.width == "activation"
 
     def plan_problems(
         self, where: str, inputs: Mapping[str, tuple[str, ...]], upstream: Mapping[str, Upstream]
     ) -> Iterator[StillroomError]:
-        """Heads that do not divide, activations without a text to measure them on, a model that is quantized already."""
+        """Yield problems: indivisible heads, missing calibration data, quantized weights."""
         yield from quantized_before(where, inputs, upstream)
         if self.heads and self.kv_heads:
             try:
@@ -125,7 +125,7 @@ class WeightSelection:
         }
 
     def student(self, teacher: Shape) -> tuple[Shape, list[int]]:
-        """The student's sizes, and the teacher's layer for each of its own; none where they start afresh."""
+        """Return the student's sizes and its teacher layers; an empty list if layers start fresh."""
         taken = check_taken(self.take, teacher.layers)
         count = len(taken) or self.layers
         fresh = self.rule == "none" and not taken
@@ -137,7 +137,10 @@ class WeightSelection:
     def scores(
         self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", teacher: Shape, corpus: Path | None
     ) -> Scores:
-        """By which channels, neurons and heads are chosen.  Raises ConfigError without the text that activations need."""
+        """Return the scores that choose channels, neurons and heads.
+
+        Raises ConfigError if activations are needed and no calibration data is given.
+        """
         if not self.measures:
             return leading(teacher)
         if corpus is None:
@@ -158,7 +161,7 @@ def no_calibration(where: str) -> ConfigError:
 
 
 def write_selection(file: Path, layers: Sequence[int], picks: Sequence[Picks], energy: Sequence[float]) -> None:
-    """The channels, and for each layer of the student the teacher's layer, heads and neurons it holds.
+    """Write the kept channels, and for each student layer its teacher layer, heads and neurons.
 
     energy: sum of squares of each of the teacher's channels, where activations were measured.
     """

@@ -36,12 +36,14 @@ def answer_loss(
 
 
 def divisor(tokens: "Tensor", count: "Tensor | int | None") -> "Tensor | int":
-    """What sums over tokens are divided by: the whole batch's count, or that of these tokens, at least 1."""
+    """Divisor of sums over tokens: the whole batch's count, or these tokens', at least 1."""
     return max(1, tokens.shape[0]) if count is None else count
 
 
 def row_shares(labels: "Tensor", count: "Tensor | int | None" = None) -> "Tensor":
-    """Share of each row in the step's counted tokens: the weight of a row's mean, for terms that are means over other tokens.
+    """Share of each row in the step's counted tokens.
+
+    It is the weight of a row's mean, for terms that are means over other tokens.
 
     labels, count: as in `answer_loss`.  Returns (batch,), float32; over all batches of a step they add up to 1, so that parts
     of a step add up to the whole.

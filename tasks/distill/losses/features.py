@@ -1,4 +1,4 @@
-"""How far a student's inner states are from its teacher's."""
+"""Distances between a student's and a teacher's hidden states and attention."""
 
 from typing import TYPE_CHECKING, Literal
 
@@ -25,10 +25,12 @@ def state_distance(student: "Tensor", teacher: "Tensor", kind: Distance) -> "Ten
 
 
 def attention_divergence(student: "Tensor", teacher: "Tensor") -> "Tensor":
-    """KL(teacher || student) of each token's attention, mean over heads (MiniLM, Wang et al. 2020, arXiv 2002.10957, equation 1).
+    """KL(teacher || student) of each token's attention, mean over heads.
+
+    Source: MiniLM, Wang et al. 2020, arXiv 2002.10957, equation 1.
 
     student, teacher: (batch, heads, tokens, tokens), attention probabilities.  Returns (batch, tokens), float32.
-    What neither may look at (later tokens) is 0 in both and adds nothing.
+    Masked positions (later tokens) are 0 in both and add nothing.
     """
     import torch
 

@@ -1,4 +1,7 @@
-"""Hard and soft targets in one pass over the output head (Hinton et al. 2015, arXiv 1503.02531, section 2)."""
+"""Hard and soft targets in one pass over the output head.
+
+Source: Hinton et al. 2015, arXiv 1503.02531, section 2.
+"""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -41,9 +44,10 @@ class Stored:
 
 @dataclass(frozen=True)
 class Online:
-    """A teacher in memory: its last hidden states, and its head, which is applied chunk by chunk as well.
+    """A teacher in memory: last hidden states and head, which is applied in chunks too.
 
-    rows: (tokens, teacher's width).  columns: by student token the teacher's number of it, -1 for none; None: the same numbers.
+    rows: (tokens, teacher's width).
+    columns: (student's tokens,), the teacher's id of each token, -1 for none; None if both number tokens alike.
     """
 
     rows: "tuple[Tensor, ...]"
@@ -51,7 +55,7 @@ class Online:
     columns: "Tensor | None"
 
     def pair(self, logits: "Tensor", rows: "tuple[Tensor, ...]", temperature: float) -> "tuple[Tensor, Tensor]":
-        """Over all tokens that both have; what either expects of others is left out, and the rest brought to 1."""
+        """Log-probabilities over the shared tokens, renormalized without all others."""
         import torch
 
         with torch.no_grad():
@@ -74,10 +78,10 @@ def blended_loss(
     blend: Blend,
     count: "Tensor | int | None" = None,
 ) -> "dict[str, Tensor]":
-    """The weighted terms `soft` and `hard`, float32 scalars; one that weighs nothing is left out.
+    """Weighted terms `soft` and `hard`, float32 scalars; a term of weight 0 is left out.
 
-    states: (tokens, width) and tokens: (tokens,), as `counted` gives them.  known: (tokens,) bool, which tokens have soft targets; the
-    others learn from hard ones alone, with their full weight.  count: as in `answer_loss`.
+    states: (tokens, width) and tokens: (tokens,), as `counted` returns them.  known: (tokens,) bool, True where soft targets exist; the
+    other tokens have hard targets only, at full weight.  count: as in `answer_loss`.
     """
     import torch
     from torch.nn.functional import cross_entropy
@@ -99,11 +103,11 @@ def blended_loss(
 
 
 def without_absent(ids: "Tensor", logs: "Tensor", to_student: "Tensor") -> "tuple[Tensor, Tensor]":
-    """Stored targets in the student's numbers: tokens that it does not have are left out, and the rest is brought to 1.
+    """Map stored targets to the student's token ids, and renormalize without tokens it lacks.
 
-    to_student: (teacher's tokens,), -1 for none; rows of the teacher's head beyond its tokens are nobody's either.
+    to_student: (teacher's tokens,), -1 for none; padding rows of the teacher's head have no token either.
 
-    ids: (tokens, k) teacher's numbers.  logs: (tokens, k + 1).  Returns the same shapes, -1 and ABSENT for what is left out.
+    ids: (tokens, k), the teacher's ids.  logs: (tokens, k + 1).  Returns the same shapes, -1 and ABSENT for tokens left out.
     """
     import torch
 

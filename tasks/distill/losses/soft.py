@@ -58,11 +58,11 @@ def _mixture(first: "Tensor", second: "Tensor", share: float) -> "Tensor":
 
 
 def coarse(logits: "Tensor", ids: "Tensor", temperature: float) -> "Tensor":
-    """Log-probabilities of the k tokens `ids` and, last, of all others together, at a temperature.
+    """Log-probabilities of the k tokens `ids` and, last, of all other tokens together.
 
     logits: (tokens, vocabulary) float32.  ids: (tokens, k), each row without repetitions; -1: no such token, ABSENT in the result.
-    Returns (tokens, k + 1).  The others' mass is summed over their own logits: as 1 minus the rest it would be rounding error
-    wherever the k tokens hold nearly everything, and that is where most tokens are.
+    Returns (tokens, k + 1).  The tail's mass is summed over its own logits: computed as 1 minus the rest, it would be rounding error
+    wherever the k tokens hold nearly all of the mass, which is the usual case.
     """
     import torch
     from torch.nn.functional import pad

@@ -1,7 +1,8 @@
-"""Soft targets across tokenizers, by TRL's loss: universal logit distillation (Boizard et al. 2024, arXiv 2402.12030), with TRL's
-alignment of tokens by bytes and its direct comparison of tokens that both vocabularies have (GOLD).
+"""Universal logit distillation across tokenizers, by TRL's loss.
 
-`trl.experimental` may change in any release: all that is used of it is named here, and pyproject holds TRL to one minor version.
+Source: Boizard et al. 2024, arXiv 2402.12030, with TRL's byte alignment and direct comparison of shared tokens (GOLD).
+
+`trl.experimental` may change in any release: only this module uses it, and pyproject pins TRL to one minor version.
 """
 
 import warnings
@@ -33,15 +34,17 @@ class Side:
 
 
 class UniversalLoss:
-    """Distance of the two models' next-token distributions over one answer, mean over the tokens that could be aligned."""
+    """Distance between two models' next-token distributions, mean over aligned tokens."""
 
     def __init__(
         self, student: "PreTrainedTokenizerBase", teacher: "PreTrainedTokenizerBase", alignment: Alignment, hybrid: bool,
         temperature: float, device: str,
     ) -> None:  # fmt: skip
-        """alignment: bytes: tokens are joined up to the next byte at which both end one, and their probabilities multiplied;
-        positions: the n-th of one with the n-th of the other.  hybrid: tokens that both vocabularies have are compared as such
-        (JSD), the rest by sorted probabilities; else all by sorted probabilities.
+        """Set up TRL's loss for two tokenizers.
+
+        alignment: "bytes" merges tokens up to the next byte at which both models end one, and multiplies their probabilities;
+        "positions" pairs the n-th token of one with the n-th of the other.  hybrid: compare shared tokens directly
+        (JSD) and the rest by sorted probabilities; else compare all by sorted probabilities.
 
         Raises TechniqueError if `hybrid` finds no token in common.
         """
@@ -63,7 +66,9 @@ class UniversalLoss:
         self._loss: Any = ULDLoss(settings, student_tokenizer=student, teacher_tokenizer=teacher, device=device)
 
     def __call__(self, student: Side, teacher: Side) -> "Tensor":
-        """A float32 scalar, >= 0; 0 with a zero gradient when both sides are the same.  The end of turn is not compared: it is
+        """Return a float32 scalar >= 0; 0 with zero gradient if both sides are equal.
+
+        The end of turn is not compared: it is
         the last token of both sides, and hard labels teach it.
         """
         import torch
@@ -76,10 +81,10 @@ class UniversalLoss:
 
 
 def answer_offsets(tokenizer: "PreTrainedTokenizerBase", ids: list[int], answer: str) -> Offsets:
-    """Byte offsets of an answer's tokens; tokens after the text, such as the end of turn, stand at its end.
+    """Byte offsets of an answer's tokens; tokens after the text (end of turn) are at its end.
 
-    ids: what the model is trained on.  Raises ModelError for a tokenizer that is not of bytes, or that cuts the text otherwise when
-    the end of turn follows.
+    ids: the token ids that the model trains on.  Raises ModelError for a tokenizer that is not byte-based, or that splits the text
+    differently when the end of turn follows.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -1,1 +1,1 @@
-"""Train a model on conversations, whatever the objective: one loop for all techniques of the stage."""
+"""The training loop shared by all techniques of the stage."""

@@ -53,14 +53,19 @@ def training_arguments(settings: Training, steps_per_epoch: int, watched: bool, 
 
 
 def schedule_options(schedule: str, steps: int) -> dict[str, Any]:
-    """What a schedule wants to know besides its warm-up.  steps: those after it."""
+    """Options of a schedule besides its warm-up.
+
+    steps: optimizer steps after the warm-up.
+    """
     if schedule != "warmup_stable_decay":
         return {}
     return {"num_decay_steps": max(1, int(DECAY_SHARE * steps)), "decay_type": "1-sqrt"}
 
 
 def precision_of(wanted: str, device: str) -> str:
-    """float32, bfloat16 or float16.  auto: bfloat16 only where the hardware multiplies it; elsewhere it is emulated and slower.
+    """Return the precision to train in: float32, bfloat16 or float16.
+
+    "auto" means bfloat16 only where the hardware supports it; elsewhere it is emulated and slower.
 
     Raises MachineError for float16 on a CPU.
     """

@@ -1,4 +1,4 @@
-"""Checkpoints that a killed training goes on from, to the very weights and curve of an undisturbed one.
+"""Checkpoints from which a killed training resumes to identical weights and curve.
 
 The trainer's own checkpoints lose four things, which are kept here: the loss summed since the last log line, whether
 training had ended, the order of the rows in an epoch that was cut, and the difference between a whole checkpoint and
@@ -34,10 +34,9 @@ SAMPLED = 1024
 
 
 def last_checkpoint(folder: Path, identity: Identity | None = None) -> Path | None:
-    """The newest checkpoint to go on from; unfinished and unreadable ones are deleted, and those of another training, with a message.
+    """Return the newest usable checkpoint; delete unfinished, unreadable and foreign ones.
 
-    identity: of this training (`identity_of`).  One whose best epoch's checkpoint is lost is of no use either: the best epoch is what
-    training ends in.
+    identity: of this training (`identity_of`).  A checkpoint whose best epoch is lost is unusable too: training ends in the best epoch.
     """
     if folder.exists() and not folder.is_dir():
         folder.unlink()
@@ -63,7 +62,10 @@ def _step(path: Path) -> int:
 
 
 def _fault(path: Path, identity: Identity) -> str:
-    """Why a checkpoint cannot be used, or "".  The zip files' checksums are read through, once per resumed run."""
+    """Reason why a checkpoint cannot be used, or "".
+
+    The zip files' checksums are verified, once per resumed run.
+    """
     try:
         mark = json.loads((path / MARK).read_text("utf-8"))
         files: Mapping[str, int] = mark["files"]
@@ -86,17 +88,17 @@ def _fault(path: Path, identity: Identity) -> str:
 
 
 def _differences(found: Identity, wanted: Identity) -> list[str]:
-    """What a checkpoint was written for and what it would be used for, where they differ."""
+    """Differences between a checkpoint's identity and the wanted one, in words."""
     return [
         f"{name} {found.get(name, 'unknown')} -> {value}" for name, value in wanted.items() if found.get(name) != value
     ]
 
 
 def identity_of(settings: Any, model: Any, rows: Sequence[Mapping[str, Any]], run: StepRun) -> Identity:
-    """What a checkpoint belongs to: settings, seed, weights and rows, by name.
+    """Identity of a training: settings, seed, weights and rows, by name.
 
-    A folder of checkpoints is one step's with one key already; this is for those that were moved, or written by hand.
-    The weights are known by a sample of each tensor, before training.
+    A checkpoint folder already belongs to one step and key; this catches checkpoints that were moved, or written by hand.
+    The weights are identified by a sample of each tensor, before training.
     """
     import numpy
     import torch
@@ -122,7 +124,7 @@ def _best(path: Path) -> Path | None:
 
 
 def has_ended(checkpoint: Path) -> bool:
-    """Whether training was over when this checkpoint was written: all steps done, or stopped early."""
+    """Return True if training had ended, or stopped early, when this checkpoint was written."""
     return bool(json.loads((checkpoint / MARK).read_text("utf-8"))["ended"])
 
 
@@ -139,7 +141,7 @@ def train(trainer: Any, checkpoint: Path | None) -> None:
 
 
 def resumable(base: type[Any]) -> type[Any]:
-    """A Trainer class whose checkpoints are marked when whole, and whose epochs have an order of their own.
+    """Trainer class that marks complete checkpoints and shuffles each epoch on its own.
 
     base: `loop.objective_trainer`.  Give it `keeper` as a callback and save_total_limit=None: what is
     deleted is decided here, by step number, since clocks can be set back.
@@ -173,7 +175,10 @@ def resumable(base: type[Any]) -> type[Any]:
 
 
 def _mark(folder: Path, trainer: Any) -> None:
-    """Flush every file to the disk, then say that the checkpoint is whole, and what the trainer itself does not keep."""
+    """Flush every file to disk, then mark the checkpoint as complete.
+
+    The mark holds the state that the trainer itself does not save.
+    """
     alone = {"loss": trainer._tr_loss.item(), "terms": dict(trainer.tally.state())}
     everyone = gathered(trainer, alone)
     if not trainer.is_world_process_zero():
@@ -197,14 +202,14 @@ def _mark(folder: Path, trainer: Any) -> None:
 
 
 def gathered(trainer: Any, own: Any) -> list[Any]:
-    """What every process has, by rank."""
+    """Gather an object from every process, by rank."""
     from accelerate.utils import gather_object
 
     return list(gather_object([own]))
 
 
 def anyone(trainer: Any, says: bool) -> bool:
-    """Whether any process says so: clocks differ, and either all write a checkpoint or none."""
+    """Return True if any process says so, so that all of them write a checkpoint or none does."""
     if trainer.accelerator.num_processes == 1:
         return says
     import torch
@@ -213,7 +218,7 @@ def anyone(trainer: Any, says: bool) -> bool:
 
 
 def _own_part(everyone: Sequence[Mapping[str, Any]], rank: int, count: int) -> tuple[float, dict[str, float]]:
-    """The loss and the terms that a process goes on from: its own, or, after another number of processes, as much as adds up to the same.
+    """Loss and terms from which a process resumes, also with another number of processes.
 
     The loss is averaged over the processes, each of which has multiplied its part by their number; the terms are added up.
     """
@@ -225,7 +230,7 @@ def _own_part(everyone: Sequence[Mapping[str, Any]], rank: int, count: int) -> t
 
 
 def _write_error(folder: Path, error: Exception) -> MachineError:
-    """What a failed write means; the half checkpoint is deleted, which also gives its room back."""
+    """Translate a failed write into an error, and delete the partial checkpoint."""
     free = shutil.disk_usage(folder.parent).free
     shutil.rmtree(folder, ignore_errors=True)
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -254,7 +259,7 @@ def epoch_sampler(lengths: list[int], batch: int, seed: int, epoch: Callable[[],
 
 
 def keeper(trainer: Any, every_s: float) -> "TrainerCallback":
-    """A callback that asks for a checkpoint when `every_s` seconds of work have passed, and restores what the trainer forgets.
+    """Callback that requests a checkpoint every `every_s` seconds and restores lost state.
 
     Never at an epoch's last step: that one's checkpoint is written after the evaluation, and must not be written twice.
     """

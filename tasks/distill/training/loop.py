@@ -1,4 +1,4 @@
-"""The one training loop of the stage: a model folder, rows and an objective go in, a model folder and its curve come out."""
+"""The training loop: model folder, rows and objective in; model folder and loss curve out."""
 
 import csv
 import logging
@@ -38,12 +38,12 @@ log = logging.getLogger(__name__)
 def train_model(
     settings: Training, source: Path, rows: Sequence[Row], objective: Objective, out: Path, run: StepRun
 ) -> Metrics:
-    """Train a model on conversations and write it: a Hugging Face folder in bfloat16 with loss.csv.
+    """Train a model and write it as a Hugging Face folder in bfloat16, with loss.csv.
 
-    With `run.compute.processes` above 1 each of them gets a pickled copy of all that is given, the objective as it is before `attach`,
+    With `run.compute.processes` above 1, each process gets a pickled copy of the arguments, the objective as it is before `attach`,
     and computes its share of every batch.
-    The last checkpoint stays in scratch until the artifact is in its place: a kill before that costs no training.
-    Raises DataError for rows that are too long or too few, TechniqueError when the loss runs away before any epoch was kept,
+    The last checkpoint stays in scratch until the artifact is published, so that a kill before that costs no training.
+    Raises DataError for rows that are too long or too few, TechniqueError if the loss diverges before any epoch was kept,
     MachineError when memory or disk is too small.
     """
     check_processes(settings, run)
@@ -53,7 +53,7 @@ def train_model(
 
 
 def check_processes(settings: Training, run: StepRun) -> None:
-    """Raise TechniqueError for a batch that the processes cannot share evenly, or weights that cannot be spread over them."""
+    """Raise TechniqueError for a batch that processes cannot split evenly, or fsdp on a CPU."""
     if settings.batch_size % run.compute.processes:
         raise TechniqueError(
             f"steps.{run.step}.batch_size",
@@ -122,14 +122,17 @@ def prepared_model(settings: Training, source: Path, run: StepRun) -> "PreTraine
 
 
 def go_on_from(trainer: Any, folder: Path) -> Path | None:
-    """The checkpoint that all processes go on from.  The first looks, and deletes what is of no use."""
+    """Return the checkpoint from which all processes resume; the first one chooses it."""
     found = last_checkpoint(folder, trainer.identity) if trainer.is_world_process_zero() else None
     point: Path | None = gathered(trainer, found)[0]
     return point
 
 
 def whole_model(trainer: Any, prepare: Callable[[], "PreTrainedModel"]) -> "PreTrainedModel":
-    """The trained model without what was put around it, whole in the first process.  prepare: makes it as it was before training."""
+    """Return the unwrapped trained model, complete in the first process.
+
+    prepare: makes the model as it was before training.
+    """
     found: PreTrainedModel = trainer.accelerator.unwrap_model(trainer.model)
     if not trainer.is_fsdp_enabled:
         return found
@@ -142,7 +145,10 @@ def whole_model(trainer: Any, prepare: Callable[[], "PreTrainedModel"]) -> "PreT
 
 
 def check_finite(model: "PreTrainedModel", settings: Training, run: StepRun) -> None:
-    """Raise TechniqueError for weights that are no numbers: steps after the last logged loss can still run away."""
+    """Raise TechniqueError for weights that are not finite.
+
+    Steps after the last logged loss can still diverge.
+    """
     import torch
 
     broken = [name for name, weight in model.named_parameters() if not torch.isfinite(weight).all()]
@@ -156,7 +162,7 @@ def check_finite(model: "PreTrainedModel", settings: Training, run: StepRun) -> 
 
 
 def _figures(trainer: Any, settings: Training) -> Metrics:
-    """What the step's table says of a training."""
+    """Figures of a training for the step's table."""
     history = trainer.state.log_history
     losses = [float(entry["eval_loss"]) for entry in history if "eval_loss" in entry]
     finite = [loss for loss in losses if math.isfinite(loss)]
@@ -251,7 +257,10 @@ CURVE = ("step", "epoch", "train_loss", "validation_loss")
 
 
 def write_curve(path: Path, history: Sequence[Mapping[str, Any]]) -> None:
-    """loss.csv: CURVE, then `<term>_loss` and `<term>_gradient` of each term if there are several; blank where a step has none."""
+    """Write loss.csv: CURVE, then `<term>_loss` and `<term>_gradient` of each of several terms.
+
+    A cell is blank where a step has no value.
+    """
     logged = [entry for entry in history if "loss" in entry or "eval_loss" in entry]
     terms = sorted(
         {name for entry in logged for name in entry if name.endswith(("_loss", "_gradient"))} - {"eval_loss"}

@@ -1,4 +1,7 @@
-"""Low-rank adapters (Hu et al. 2021, arXiv 2106.09685, section 4.1) by peft, merged into the weights at the end."""
+"""Low-rank adapters by peft, merged into the weights at the end.
+
+Source: Hu et al. 2021, arXiv 2106.09685, section 4.1.
+"""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Lora:
-    """Adapters that are trained in place of the weights: gradients, moments and checkpoints for them alone."""
+    """Adapters trained instead of the weights; only they have gradients, moments, checkpoints."""
 
     rank: Annotated[int, Field(ge=0)] = 0
     """Rank of an adapter; 0: no adapters, the weights themselves are trained."""
@@ -26,9 +29,9 @@ class Lora:
 
 
 def adapt(model: "PreTrainedModel", lora: Lora) -> Any:
-    """The model with adapters in it, which begin as zero; the model itself at rank 0.  Its own weights are frozen.
+    """Return the model with zero-initialized adapters and frozen weights; unchanged at rank 0.
 
-    Raises TechniqueError for names that no layer has, and for the head and the embedding: our losses apply the head's own weight.
+    Raises TechniqueError for unknown layer names, and for head and embedding: our losses apply the head's own weight.
     """
     if not lora.rank:
         return model

@@ -1,4 +1,4 @@
-"""Out of memory: what the weights and the batch that failed take by arithmetic, and the setting that fits."""
+"""Out of memory: estimate the demand of weights and batch, and suggest settings that fit."""
 
 import sys
 from collections.abc import Iterator
@@ -43,9 +43,9 @@ class Seen:
 
 @contextmanager
 def memory_errors(settings: Training, model: "PreTrainedModel", run: StepRun) -> Iterator[Seen]:
-    """Turn an allocation that failed into MachineError: what weights and batch take, and which setting makes it fit.
+    """Turn a failed allocation into a MachineError with the demand and settings that fit.
 
-    Yields what the trainer notes its batches in.
+    Yields the record in which the trainer notes its batches.
     """
     seen = Seen(room_for(model, run.compute.device))
     try:
@@ -68,9 +68,9 @@ def module_bytes(objective: object) -> float:
 
 @dataclass(frozen=True)
 class Demand:
-    """What a training takes by arithmetic, in bytes of one process.
+    """Estimated memory of a training, in bytes per process.
 
-    fixed: weights, gradients and moments, and the teacher's weights.  eager: attention keeps its probabilities.  size: bytes of a value.
+    fixed: weights, gradients, moments and the teacher's weights.  eager: attention keeps its probabilities.  size: bytes per value.
     """
 
     config: Any
@@ -80,12 +80,12 @@ class Demand:
     size: float
 
     def batch(self, rows: int, checkpointing: bool) -> float:
-        """What a batch keeps for the backward pass, and one chunk of logits.
+        """Bytes that a batch keeps for the backward pass, and one chunk of logits.
 
         Counted from a Llama layer (as Korthikanti et al. 2022, arXiv 2205.05198, section 4.1, do for GPT's): per token 2 norms with
         input and output, queries, keys, values, attention's output and both residual sums, four tensors of the feed-forward
         network's width, and heads x tokens probabilities.  With gradient checkpointing a layer keeps its input, and one layer at a
-        time is whole.  Measured on a CPU: from 0.8 to 1.2 times as much (docs/LOG.md).
+        time is expanded.  Measured on a CPU: 0.8 to 1.2 times the estimate (docs/LOG.md).
         """
         config = self.config
         width, heads, layers = config.hidden_size, config.num_attention_heads, config.num_hidden_layers
@@ -119,7 +119,7 @@ def demand(settings: Training, model: "PreTrainedModel", run: StepRun, seen: See
 
 
 def room_for(model: "PreTrainedModel", device: str) -> float:
-    """Bytes for a training on this device, the model's weights included: what others leave, and what limits allow."""
+    """Bytes available to a training on this device, the model's weights included."""
     import resource
 
     import psutil
@@ -135,10 +135,10 @@ def room_for(model: "PreTrainedModel", device: str) -> float:
 
 
 def return_memory_at_once() -> None:
-    """Let freed tensors go back to the system, here and for good: for a training on a CPU that would rather be small than fast.
+    """Return freed tensors to the system from now on: a CPU training gets smaller and slower.
 
-    By itself glibc soon keeps pieces of up to 32 MiB, and what recomputed layers leave between them fills most of the memory that
-    recomputing was to save (docs/LOG.md).  Other C libraries have no such setting.
+    By default glibc keeps pieces of up to 32 MiB, and recomputed layers fragment most of the memory that
+    recomputing should save (docs/LOG.md).  Other C libraries have no such setting.
     """
     import ctypes
 
@@ -163,7 +163,7 @@ def _too_small(settings: Training, model: "PreTrainedModel", run: StepRun, seen:
 
 
 def _knobs(settings: Training, took: Demand, run: StepRun, total: float) -> list[str]:
-    """Settings with which the same training should fit, by the same arithmetic; else what makes it smaller."""
+    """Settings with which the same training should fit by the estimate; else ways to shrink it."""
     step, asked = f"steps.{run.step}", settings.batch_size // run.compute.processes
     knobs = []
     for checkpointing in sorted({settings.gradient_checkpointing, True}):
@@ -180,7 +180,7 @@ def _knobs(settings: Training, took: Demand, run: StepRun, total: float) -> list
 
 
 def _last_resorts(settings: Training, took: Demand, run: StepRun) -> list[str]:
-    """What makes the training itself smaller."""
+    """Changes that make the training itself smaller."""
     step = f"steps.{run.step}"
     hints = []
     if isinstance(settings, Adapted) and not settings.lora.rank:

@@ -1,4 +1,4 @@
-"""What a training lowers: one class a technique, asked for its terms batch by batch."""
+"""Objectives: one class per technique, which computes the terms of the loss for a batch."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ Batch = Mapping[str, "Tensor"]
 
 
 class Objective(ABC):
-    """Terms that add up to the loss.  They are weighted already; each is logged, and so is its share of the gradient."""
+    """Weighted terms that add up to the loss; each is logged, with its gradient norm."""
 
     knob: str = ""
     """The settings that weigh the terms, for the warning that one of them has no say."""
@@ -29,7 +29,10 @@ class Objective(ABC):
     same in a run that goes on."""
 
     def attach(self, model: "PreTrainedModel", device: str) -> None:  # noqa: B027 - most objectives have nothing to do here
-        """Before training: put the teacher on the device; hang modules that are trained along (`detach` takes them off) into the model."""
+        """Prepare for training: move the teacher to the device, add auxiliary modules to the model.
+
+        `detach` removes these modules.
+        """
 
     def detach(self, model: "PreTrainedModel") -> None:  # noqa: B027
         """After training: take off what `attach` hung in, so that a plain model is saved."""
@@ -44,10 +47,13 @@ class Objective(ABC):
 
     @abstractmethod
     def terms(self, model: Any, batch: Batch, count: "Tensor | int | None") -> "dict[str, Tensor]":
-        """Weighted scalars, float32.  count: tokens that count in the whole step, of which this batch may be a part (`answer_loss`)."""
+        """Return the weighted terms of a batch, float32 scalars.
+
+        count: counted tokens of the whole step, of which this batch may be a part (`answer_loss`).
+        """
 
     def figures(self) -> Mapping[str, float | int | str]:
-        """What to tell of the targets in the step's table."""
+        """Figures of the targets for the step's table."""
         return {}
 
 
@@ -61,7 +67,10 @@ class Answers(Objective):
 
 
 def last_hidden(model: Any, batch: Batch) -> "Tensor":
-    """(batch, tokens, width): the last layer's output.  The head is not applied: a CPU would spend a fifth of its time there."""
+    """Output of the last layer, (batch, tokens, width), without the head.
+
+    On a CPU, the head over all tokens would take a fifth of the time.
+    """
     return states_of(model, batch).last_hidden_state
 
 

@@ -1,6 +1,6 @@
-"""Settings of ways to train that not every objective can go: a technique that can inherits them beside `Training`.
+"""Training settings that only some objectives support; those techniques inherit them.
 
-To any other technique they are unknown settings, and refused as such before anything is computed.
+Any other technique refuses them as unknown settings at plan time.
 """
 
 from dataclasses import field
@@ -38,7 +38,10 @@ class Weighed:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Adapted:
-    """For objectives that train nothing but the model: a checkpoint of adapters holds no other modules."""
+    """LoRA settings, for objectives without auxiliary modules.
+
+    A checkpoint of adapters holds no other modules.
+    """
 
     lora: Lora = field(default_factory=Lora)
     """Train low-rank adapters in place of the weights."""

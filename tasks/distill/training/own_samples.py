@@ -1,4 +1,4 @@
-"""The student's own answers, drawn during its training: the same ones again when a killed run goes on."""
+"""Student answers sampled during training, reproducibly across a resume."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -18,9 +18,9 @@ def row_number(ids: Sequence[int]) -> int:
 
 
 def row_draws(seed: int, step: int, rows: Sequence[int], count: int) -> "Tensor":
-    """Numbers in [0, 1) to draw each row's tokens by, (rows, count) float64: of the seed, the step and the row's content alone.
+    """Uniform numbers that draw each row's tokens, (rows, count) float64 in [0, 1).
 
-    So neither the batch that a row is in, nor a kill before, nor the trainer's own generator has a part in what is drawn.
+    They depend on the seed, the step and the row only: neither the batch, nor a resume, nor the trainer's generator changes them.
     """
     import torch
 
@@ -51,9 +51,9 @@ def draw_tokens(logits: "Tensor", draws: "Tensor", temperature: float) -> "Tenso
 def sample_answers(
     model: Any, prompts: Sequence[Sequence[int]], draws: "Tensor", temperature: float, end: int, pad: int
 ) -> list[list[int]]:
-    """An answer to each prompt, as many tokens as there are draws at the most, up to and with the end of turn.
+    """Sample an answer to each prompt, up to and including the end of turn.
 
-    draws: (prompts, tokens), `row_draws`.  end, pad: token numbers.
+    draws: (prompts, tokens), from `row_draws`; its width is the length limit.  end, pad: token ids.
     """
     import torch
     from transformers import GenerationConfig, LogitsProcessorList
@@ -79,7 +79,7 @@ def _until(end: int, tokens: list[int]) -> list[int]:
 
 @contextmanager
 def evaluating(model: Any) -> Iterator[Any]:
-    """The language model in evaluation mode and without generation settings of its own, such as a penalty for repetition."""
+    """Model in evaluation mode, without its own generation settings (repetition penalty, ...)."""
     from transformers import GenerationConfig
 
     core, training = core_of(model), model.training

@@ -19,9 +19,11 @@ LEAK = 1e-3
 
 
 def pack(rows: Sequence[Encoded], max_tokens: int) -> list[Encoded]:
-    """The rows' columns laid end to end, with `position_ids`; every column must be a list of one entry per token.
+    """Concatenate rows into packs with `position_ids`.
 
-    The first token of a conversation never counts: in a pack, the one before it belongs to another.
+    rows: every column is a list with one entry per token.
+
+    The first token of a conversation never counts: in a pack, the token before it belongs to another conversation.
     """
     if not rows:
         return []
@@ -39,7 +41,10 @@ def pack(rows: Sequence[Encoded], max_tokens: int) -> list[Encoded]:
 
 
 def check_packs(model: Any, packs: Sequence[Encoded]) -> None:
-    """Raises TechniqueError if the model mixes what shares a pack: recurrent layers and custom attention may not heed positions."""
+    """Raise TechniqueError if the model mixes conversations within a pack.
+
+    Recurrent layers and custom attention may ignore positions.
+    """
     import torch
 
     found = next((pack for pack in packs if pack["position_ids"].count(0) > 1), None)

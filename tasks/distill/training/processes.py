@@ -30,7 +30,10 @@ AFTERMATH_S = 2.0
 
 @dataclass(frozen=True)
 class Crew:
-    """What a process needs to find the others.  port: of the store that the starting process serves."""
+    """Address by which the processes find each other.
+
+    port: of the store that the starting process serves.
+    """
 
     count: int
     port: int
@@ -38,11 +41,11 @@ class Crew:
 
 
 def share_work(count: int, device: str, work: Callable[..., Result], *arguments: Any) -> Result:
-    """`work(*arguments)` in `count` processes, joined by torch.distributed; returns what the first of them returns.
+    """Run `work(*arguments)` in several torch.distributed processes; return the first's result.
 
-    Arguments and result are pickled, and `work` is a function of a module.  The first process' log comes out here.  What one of
-    them raises ends all: one of our errors is raised here as it was, another as a RuntimeError with its traceback; MachineError
-    for one that was killed.  No process outlives this call, or the process that made it.
+    Arguments and result are pickled; `work` must be importable.  The first process' log appears here.  An error in one of
+    them ends all: one of our errors is raised here unchanged, another as a RuntimeError with its traceback; MachineError
+    if one was killed.  No process outlives this call, or the calling process.
     """
     from torch.distributed import TCPStore
 
@@ -75,7 +78,10 @@ def share_work(count: int, device: str, work: Callable[..., Result], *arguments:
 
 
 def _wait(members: Sequence[Any]) -> bool:
-    """Until all have ended, or one has failed and the others had time to follow; whether one failed."""
+    """Wait until all have ended, or one has failed and the others had time to follow.
+
+    Returns True if one failed.
+    """
     left = {member.sentinel: member for member in members}
     failed = False
     while left:
@@ -91,7 +97,10 @@ def _wait(members: Sequence[Any]) -> bool:
 
 @dataclass(frozen=True)
 class Trouble:
-    """What a process died of.  kind: the class of one of our errors, with its fields; None: another error, as text."""
+    """Error of a process.
+
+    kind: the class of one of our errors, with its fields; None for any other error, as text.
+    """
 
     text: str
     kind: type[StillroomError] | None = None
@@ -99,7 +108,7 @@ class Trouble:
 
 
 def _reason(members: Sequence[Any], trouble: Trouble | None) -> Exception:
-    """Why the work ended: the first word that came, unless one was killed by the kernel and the others only lost it."""
+    """Error to raise: the first one reported, or that of a killed process that others lost."""
     if trouble is not None and trouble.kind is not None:
         return trouble.kind(*trouble.fields)
     killed = [rank for rank, member in enumerate(members) if member.exitcode == -signal.SIGKILL]
@@ -139,7 +148,7 @@ def _member(
 
 
 def _send_log(rank: int, records: Any) -> None:
-    """The first process' log goes to the one that started it; the others' would say the same again, but for errors."""
+    """Send the first process' log to the starting process; of the others, only errors."""
     handler = logging.handlers.QueueHandler(records)
     handler.setLevel(logging.INFO if rank == 0 else logging.ERROR)
     logging.getLogger().handlers = [handler]
@@ -148,7 +157,7 @@ def _send_log(rank: int, records: Any) -> None:
 
 
 def _addresses(rank: int, crew: Crew) -> dict[str, str]:
-    """What torch, accelerate, gloo and NCCL look for: everything on this machine's own interface."""
+    """Environment variables for torch, accelerate, gloo and NCCL, all on the loopback interface."""
     own = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), "lo")
     device = (
         {"ACCELERATE_TORCH_DEVICE": "cpu"} if crew.backend == "gloo" else {}

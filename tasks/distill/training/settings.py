@@ -8,7 +8,7 @@ from pydantic.dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Training:
-    """How a model is trained, whatever on: techniques of this stage inherit these settings."""
+    """Training settings that all techniques of this stage inherit."""
 
     scales: ClassVar[bool] = True
     libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "trl", "accelerate", "peft", "tokenizers", "gguf")

@@ -1,4 +1,4 @@
-"""Which rows each process computes: all go through the same batches in the same order, and each takes its share of every one."""
+"""Rows of each process: all see the same batches in the same order and take a share of each."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from itertools import islice
@@ -56,7 +56,7 @@ WITHHELD = "withheld"
 
 
 def collate_share(collate: Callable[[Any], dict[str, Any]], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """A batch; of a blank one the labels are all IGNORED, so that it has no part in the count of tokens, and its own are WITHHELD."""
+    """Collate a batch; a blank one has IGNORED labels, so that it adds no counted tokens."""
     batch = collate(rows)
     if isinstance(rows[0], Blank):
         batch[WITHHELD] = batch["labels"]

@@ -1,4 +1,4 @@
-"""Telemetry of a loss of several terms: what each is, how hard each pulls, and a warning when one has no say."""
+"""Size and gradient norm of each term of a loss, and a warning for negligible terms."""
 
 import logging
 from collections import defaultdict
@@ -15,9 +15,9 @@ LEAST_SHARE = 0.02
 
 
 class Tally:
-    """Sums of the terms since the last log line.  They outlive a kill: `state` and `since` go into the checkpoint.
+    """Sums of the terms since the last log line; they survive a kill through the checkpoint.
 
-    since: the optimizer step of that line.  The trainer's own note of it is moved on before the line is written.
+    since: the optimizer step of that line.  The trainer updates its own record before the line is written.
     """
 
     def __init__(self) -> None:
@@ -49,9 +49,11 @@ def gradient_norms(
     parameters: "Iterable[Parameter]",
     reduce: "Callable[[Tensor, str], Tensor] | None" = None,
 ) -> dict[str, float]:
-    """`<term>_gradient`: the Euclidean norm of each term's gradient over the trained parameters.  The graph stays, no gradient is left.
+    """Euclidean norm of each term's gradient over the trained parameters, as `<term>_gradient`.
 
-    reduce: adds up a tensor over all processes ("sum"), each of which has a part of the batch; None: this one has all of it.
+    The graph is kept, and no gradient is stored.
+
+    reduce: sums a tensor over all processes ("sum"), each with a part of the batch; None: this process has the whole batch.
     """
     import torch
 
@@ -71,9 +73,9 @@ def gradient_norms(
 
 
 def negligible_terms(history: Sequence[Mapping[str, Any]], names: Iterable[str]) -> dict[str, float]:
-    """Terms whose gradient, at its median over the measurements, is under LEAST_SHARE of the longest one's, with that share.
+    """Terms whose median gradient norm is under LEAST_SHARE of the largest one, with that share.
 
-    A term without a measurement was zero in every batch.  Without any measurement nothing is known, and nothing is found.
+    A term without a measurement was zero in every batch.  Without any measurement, none is returned.
     """
     from statistics import median
 
@@ -86,7 +88,10 @@ def negligible_terms(history: Sequence[Mapping[str, Any]], names: Iterable[str])
 
 
 def warn_without_say(history: Sequence[Mapping[str, Any]], names: Sequence[str], knob: str) -> list[str]:
-    """A warning for each term that has no say; returns their names.  knob: the settings that weigh them."""
+    """Warn of each negligible term, and return their names.
+
+    knob: the settings that weigh them.
+    """
     silent = negligible_terms(history, names)
     for name, share in silent.items():
         log.warning(

@@ -13,7 +13,7 @@ from tasks.shared.model.head import core_of
 
 
 class Shared:
-    """A trainer's batches: each process takes its share of every one, and what is measured is all processes' together."""
+    """Trainer mixin: each process takes its share of a batch; measurements cover all processes."""
 
     accelerator: Any
     args: Any
@@ -47,7 +47,7 @@ class Shared:
         self, dataloader: Any, description: str, prediction_loss_only: Any = None, ignore_keys: Any = None,
         metric_key_prefix: str = "eval",
     ) -> Any:  # fmt: skip
-        """The loss over all validation rows as one batch: it depends on neither batches nor processes."""
+        """Validation loss over all rows as one batch, independent of batch size and processes."""
         import torch
         from transformers.trainer_utils import EvalLoopOutput
 
@@ -84,9 +84,11 @@ class Telling:
         self.begun_at = -1
 
     def note(self, terms: Mapping[str, Any], model: Any) -> None:
-        """One forward pass.  A gradient is measured in the first of an epoch whose batch has anything of its term.
+        """Record one forward pass; measure each term's gradient once per epoch.
 
-        Not with fsdp, where nobody has a whole one.
+        A term is measured in the first batch of the epoch that contains any of it.
+
+        With fsdp none is measured: no process has a whole gradient.
         """
         self.term_names = list(terms)
         if len(terms) < 2:
@@ -103,12 +105,15 @@ class Telling:
             self.measured |= gradient_norms(found, model.parameters(), reduce)
 
     def _is_here(self, term: Any) -> bool:
-        """Whether a batch has anything of a term, in any process: batches of like lengths may lack one."""
+        """Return True if a batch contains any of a term, in any process.
+
+        Batches of similar length may lack one.
+        """
         size = term.detach().float().abs()
         return bool((self.accelerator.reduce(size, "sum") if self.accelerator.num_processes > 1 else size).item())
 
     def told(self) -> dict[str, float]:
-        """What a log line says besides the loss: means since the last one, over all processes."""
+        """Figures of a log line besides the loss: means since the last one, over all processes."""
         if len(self.term_names) < 2:
             return {}
         means, measured = self.tally.take(self.state.global_step), self.measured
@@ -165,7 +170,7 @@ def objective_trainer() -> type[Any]:
             return self.through_wrapper(model, inner, terms) if wrapped else terms()
 
         def _issue_warnings_after_load(self, load_result: Any) -> None:
-            """Without those that a checkpoint has under another name: a head that is the embedding as well."""
+            """Warn without tied weights, which a checkpoint stores under one name only."""
             tied = core_of(self.model).all_tied_weights_keys
             missing = [name for name in load_result.missing_keys if name not in tied]
             super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))

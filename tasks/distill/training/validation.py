@@ -1,4 +1,4 @@
-"""Which rows validate a training: whole groups of phrasings, never parts of one."""
+"""Choice of validation rows: whole phrasing groups, never parts of one."""
 
 import math
 import random
@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 
 def split_groups(rows: Sequence[Row], share: float, seed: int) -> tuple[list[Row], list[Row]]:
-    """Training and validation rows, no phrasing group in both; a share above 0 keeps at least one group.
+    """Split rows into training and validation without a phrasing group in both.
+
+    A share above 0 keeps at least one group for validation.
 
     Raises DataError if too few rows remain to train on.
     """

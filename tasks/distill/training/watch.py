@@ -1,4 +1,4 @@
-"""Who watches a training: its progress, a loss that runs away, and one that only learns its rows by heart."""
+"""Callbacks that watch a training: progress, divergence, overfitting."""
 
 import logging
 import math
@@ -21,7 +21,10 @@ LINES = 3
 
 
 def runs_away(history: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether training diverges: the loss is no number, or the last LINES logged are RUNAWAY times the first."""
+    """Return True if training diverges.
+
+    The loss is not finite, or the last LINES logged losses are RUNAWAY times the first.
+    """
     losses = [float(entry["loss"]) for entry in history if "loss" in entry]
     losses += [float(entry["eval_loss"]) for entry in history[-1:] if "eval_loss" in entry and not losses]
     if not losses:
@@ -33,7 +36,7 @@ def runs_away(history: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def overfits(history: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether the last validation loss is over the best by a tenth while the training loss went on falling."""
+    """Return True if validation loss exceeds its best by a tenth while training loss falls."""
     held = [(entry["step"], float(entry["eval_loss"])) for entry in history if "eval_loss" in entry]
     if len(held) < 2:
         return False

@@ -1,4 +1,4 @@
-"""How much rows count, by who answered them."""
+"""Weights of rows by the source of their answer."""
 
 from collections.abc import Sequence
 

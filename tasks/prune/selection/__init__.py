@@ -1,1 +1,1 @@
-"""Parts of weight selection: the sizes of a student, what is taken of each layer, and how its weights are filled."""
+"""Parts of weight selection: the student's shape, the kept units, the copied weights."""

@@ -39,7 +39,10 @@ SHOWN = 5
 
 
 def student_config(teacher: Any, shape: Shape, origins: Sequence[int]) -> Any:
-    """The teacher's configuration with the student's sizes.  origins: the teacher's layer that each layer's kind follows.
+    """Return the teacher's configuration with the student's sizes.
+
+    shape: the student's sizes.
+    origins: for each layer of the student, the teacher layer whose type it takes (sliding or full attention).
 
     The head size stays the teacher's, whatever the width: rotary positions turn its channels in pairs.
     """
@@ -73,7 +76,7 @@ def take(weight: "Tensor", name: str, picks: Picks) -> "Tensor":
 
 
 def fill(student: "PreTrainedModel", teacher: "PreTrainedModel", layers: Sequence[int], picks: Sequence[Picks]) -> int:
-    """Fill the student's weights in place from the teacher's; layers beyond `layers` stay as they are.  Returns how many were copied.
+    """Copy the teacher's weights into the student in place; return the number of weights copied.
 
     layers: the teacher's layer for each of the student's.  picks: what is taken, by teacher layer.
     Raises TechniqueError for weights that are not known to shrink in this way.

@@ -1,4 +1,4 @@
-"""The sizes of a decoder, those that a student may have, and which of its teacher's layers it takes (pure, no libraries)."""
+"""Sizes of a decoder, valid sizes of its student, and the choice of layers (pure Python)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,10 @@ Rule = Literal["uniform", "first", "last", "ends", "none"]
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a decoder.  kv_heads: heads of keys and values, each shared by heads / kv_heads query heads."""
+    """Sizes of a decoder.
+
+    kv_heads: key-value heads, each shared by heads / kv_heads query heads.
+    """
 
     layers: int
     hidden: int
@@ -27,7 +30,10 @@ class Shape:
 
 
 def shape_of(config: Any) -> Shape:
-    """The sizes in a configuration.  Raises TechniqueError if one is missing, or is a list with a value per layer."""
+    """Read the sizes from a transformers configuration.
+
+    Raises TechniqueError if a size is missing, or differs by layer.
+    """
     names = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads")
     sizes = [getattr(config, name, None) for name in names]
     odd = [name for name, size in zip(names, sizes, strict=True) if not isinstance(size, int)]
@@ -43,7 +49,9 @@ def shape_of(config: Any) -> Shape:
 def student_shape(
     teacher: Shape, layers: int, hidden: int, intermediate: int, heads: int, kv_heads: int, deeper: bool = False
 ) -> Shape:
-    """The student's sizes; 0 means as the teacher.  Of heads and kv_heads one follows the other, in the teacher's ratio.
+    """Return the student's sizes; 0 means the teacher's.
+
+    If only one of heads and kv_heads is set, the other follows in the teacher's ratio.
 
     deeper: more layers than the teacher's are allowed.
     Raises TechniqueError for a size above the teacher's, or query heads that do not fit the heads they would share.
@@ -116,7 +124,10 @@ def layers_by_rule(rule: Rule, count: int, total: int) -> list[int]:
 
 
 def check_taken(taken: Sequence[int], total: int) -> list[int]:
-    """Explicit teacher layers, in the teacher's order.  Raises TechniqueError for one that it lacks, or that stands twice."""
+    """Return explicit teacher layers in the teacher's order.
+
+    Raises TechniqueError for a layer that the teacher lacks, or that is listed twice.
+    """
     outside = sorted(index for index in set(taken) if not 0 <= index < total)
     if outside:
         raise TechniqueError("take", f"no layer {', '.join(map(str, outside))} in the teacher", f"0 to {total - 1}")

@@ -1,4 +1,4 @@
-"""Which tokens a vocabulary needs so that byte-pair encoding still builds the ones that are wanted (pure, no libraries).
+"""Tokens that byte-pair encoding needs to build the wanted ones (pure Python).
 
 Byte-pair encoding (Sennrich et al. 2016, arXiv 1508.07909, section 3.2) applies, as long as one applies, the merge of lowest
 rank to neighboring symbols.  The merges inside a finished token never look beyond it, so they are those of the token by itself.
@@ -34,7 +34,7 @@ class Merges:
         return {pair: rank for rank, pair in enumerate(self.pairs)}
 
     def parts(self, token: str) -> frozenset[str]:
-        """Every symbol on the way from single characters to the token, itself included; empty if merges never arrive there."""
+        """Symbols that merges pass through to build a token, itself included; empty if unreachable."""
         if token not in self._known:
             self._known[token] = self._follow(token)
         return self._known[token]
@@ -56,14 +56,20 @@ class Merges:
         return frozenset(seen)
 
     def closed(self, tokens: Iterable[str]) -> set[str]:
-        """The tokens and all that they are built from; one that merges cannot build (an added token, a whole word) needs nothing."""
+        """The tokens and every symbol that merges need to build them.
+
+        A token that merges cannot build (an added token, a whole word) needs no others.
+        """
         found: set[str] = set()
         for token in tokens:
             found |= self.parts(token) or {token}
         return found
 
     def filled(self, kept: Iterable[str], size: int) -> set[str]:
-        """The kept tokens and, by rank, as many others with their parts as fit into `size`; merges rank by frequency in training."""
+        """The kept tokens, filled up to `size` with others by merge rank.
+
+        Merge rank follows frequency in the tokenizer's training.  A token is added with the symbols it is built from.
+        """
         found = set(kept)
         for left, right in self.pairs:
             if len(found) >= size:
@@ -85,7 +91,7 @@ def rounded_up(count: int, multiple: int) -> int:
 
 
 def always_kept(tokens: Iterable[str], byte_level: bool, numbers: bool) -> set[str]:
-    """Tokens without which some text could not be written, or would be written in pieces no one has seen: bytes, punctuation, digits.
+    """Tokens that are always kept, so that any text still encodes: bytes, punctuation, digits.
 
     byte_level: single characters are the bytes.  Else bytes are spelt out and only ASCII characters are kept with them.
     numbers: tokens of several digits too.

@@ -1,4 +1,4 @@
-"""The record beside a model whose vocabulary was trimmed: which token of the old vocabulary each new one is."""
+"""Record of a vocabulary trimming: the old id of every new token, with figures."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +9,7 @@ VOCABULARY_FILE = "vocabulary.json"
 
 
 class Trial(BaseModel):
-    """A trimming chosen without a tenth of the topics, tried on these: what text about something new may expect.
+    """Cross-check of a trimming: chosen without a tenth of the topics, measured on them.
 
     kept: share of their tokens, as they were, that the trimmed vocabulary has.
     """
@@ -22,7 +22,7 @@ class Trial(BaseModel):
 
 
 class Trimming(BaseModel):
-    """Figures of a trimming, and `old_ids[new]`: the id that token `new` had in the model that was trimmed."""
+    """Figures of a trimming; `old_ids[new]` is the id of token `new` before it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     tokens_before: int

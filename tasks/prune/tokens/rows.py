@@ -1,4 +1,4 @@
-"""The rows of a model that stand for tokens: embedding, output head, and every id in its configurations."""
+"""Rows of a model that belong to tokens: embedding, head, ids in its configurations."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,10 @@ ID_PHRASES = ("bad_words_ids", "force_words_ids")
 
 
 def token_rows(model: "PreTrainedModel") -> int:
-    """Rows of the embedding.  Raises TechniqueError if other parts have a row per token too, or the head has other rows."""
+    """Number of rows of the embedding.
+
+    Raises TechniqueError if another module has a row per token too, or the head has a different number of rows.
+    """
     from torch.nn import Embedding
 
     embedding: Any = model.get_input_embeddings()
@@ -38,7 +41,7 @@ def token_rows(model: "PreTrainedModel") -> int:
 
 
 def keep_rows(model: "PreTrainedModel", old_ids: Sequence[int]) -> None:
-    """Keep these rows of embedding and head, in place and in this order; a head that was tied stays tied."""
+    """Keep these rows of embedding and head, in place and in this order; a tied head stays tied."""
     import torch
     from torch.nn import Parameter
 
@@ -60,7 +63,7 @@ def keep_rows(model: "PreTrainedModel", old_ids: Sequence[int]) -> None:
 
 
 def renumber(settings: Any, new: Mapping[int, int]) -> None:
-    """Give every token id of a configuration or generation configuration its new number, in place; one that is gone becomes None.
+    """Replace every token id in a configuration by its new id, in place; None if dropped.
 
     Raises TechniqueError for a generation configuration that weights sequences of tokens.
     """

@@ -1,4 +1,4 @@
-"""The texts of a domain: conversations as models read and write them, articles, and files of the user's.  Never a test split."""
+"""Texts of a domain: rendered conversations, articles, the user's files; no test split."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -36,7 +36,9 @@ class Passage:
 def domain(
     tokenizer: "PreTrainedTokenizerBase", folders: Iterable[Path], files: Iterable[Path], articles: bool
 ) -> list[Passage]:
-    """All passages of corpora or traces (their training and calibration rows) and of the user's files, each once, in order.
+    """Passages of corpora, traces and the user's files, without repeats.
+
+    Of corpora and traces, training and calibration rows are read.
 
     articles: the corpora's articles too, but for those that are held out for the test.
     Raises DataError for a file with bad lines or that cannot be read.
@@ -59,14 +61,16 @@ def domain(
 
 
 def conversation(tokenizer: "PreTrainedTokenizerBase", row: Row) -> Passage:
-    """A row in every form in which it is tokenized: whole for training, up to the answer for asking, the answer by itself."""
+    """A row in every form that gets tokenized: the whole conversation, the prompt, the answer."""
     whole = render(tokenizer, [message.model_dump() for message in row.messages], add_generation_prompt=False)
     spoken = "\n".join(message.content for message in row.messages if message.role != "system")
     return Passage(row.article or row.group, (whole, render(tokenizer, row.prompt), row.answer, row.intent), spoken)
 
 
 def without_every_tenth(passages: Sequence[Passage]) -> tuple[list[Passage], list[Passage]]:
-    """Passages to choose by and passages to try the choice on: all about every tenth topic, of at least one.
+    """Split passages into those that choose the tokens and those that check the choice.
+
+    All passages about every tenth topic are held out for the check, at least one topic.
 
     None to try on when there are fewer than two topics.
     """

@@ -1,4 +1,4 @@
-"""What a tokenizer's files say of its tokens, and the same files with fewer of them.
+"""Tokenizer files taken apart, and written again with fewer tokens.
 
 Handled: byte-level BPE (GPT-2, Llama 3, SmolLM, Qwen) and BPE with byte fallback (Llama 2, Gemma), in which every text can still be
 written with whatever tokens are left.  WordPiece and Unigram are refused.
@@ -43,7 +43,10 @@ class Tokens:
 
 
 def take_apart(tokenizer: "PreTrainedTokenizerBase", where: str) -> Tokens:
-    """The tokenizer's parts.  Raises TechniqueError for another algorithm, or one that would lose text without its tokens."""
+    """Take a tokenizer apart.
+
+    Raises TechniqueError for an algorithm other than BPE, or one that could no longer encode every text.
+    """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise TechniqueError(
@@ -91,7 +94,7 @@ def _types(node: Any) -> Iterable[str]:
 
 
 def used_tokens(tokenizer: "PreTrainedTokenizerBase", texts: Iterable[str]) -> list[list[str]]:
-    """The tokens of each text, as they stand in the vocabulary, without what a tokenizer puts around a text."""
+    """Tokens of each text as vocabulary strings, without special tokens around it."""
     found = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
     return [list(tokenizer.convert_ids_to_tokens(ids)) for ids in found]
 
@@ -117,7 +120,10 @@ def with_fewer_tokens(tokens: Tokens, new: Mapping[str, int]) -> dict[str, Any]:
 
 
 def _renumber_template(node: Any, new: Mapping[str, int]) -> None:
-    """Ids in post-processors, in place: those of templates, and of BERT's and RoBERTa's ["</s>", 2]."""
+    """Renumber ids in post-processors, in place.
+
+    Covers templates, and BERT's and RoBERTa's ["</s>", 2].
+    """
     if isinstance(node, list):
         for item in node:
             _renumber_template(item, new)
@@ -133,7 +139,10 @@ def _renumber_template(node: Any, new: Mapping[str, int]) -> None:
 
 
 def settings_of_fewer(settings: Mapping[str, Any], tokens: Tokens, new: Mapping[str, int]) -> dict[str, Any]:
-    """A tokenizer_config.json without tokens that are gone (loading would add them again), and with the ids of the others."""
+    """A tokenizer_config.json without dropped tokens, with new ids.
+
+    Loading would add a dropped token back if it stayed here.
+    """
     gone = tokens.ids.keys() - new.keys()
     by_old = {old: new[token] for token, old in tokens.ids.items() if token in new}
     found: dict[str, Any] = {}
