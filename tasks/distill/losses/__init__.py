@@ -1,1 +1,1 @@
-"""What students are trained to lower: tensor maths, and no model, file or setting in it."""
+"""What students are trained to lower: tensor math, and no model, file or setting in it."""

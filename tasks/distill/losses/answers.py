@@ -15,7 +15,7 @@ def answer_loss(
     """Mean cross-entropy of the counted tokens, the head applied to no others.
 
     hidden: (batch, tokens, width), the last layer's output.  labels: (batch, tokens), IGNORED where nothing counts.
-    count: divisor, for batches that are parts of a larger one; None: the tokens counted here.  weights: (batch, tokens), how often
+    count: (), the divisor, for batches that are parts of a larger one; None: the tokens counted here.  weights: (batch, tokens), how often
     each token counts in the sum, as if its row stood in the batch so many times; None: once.  Returns a float32 scalar,
     0 with a zero gradient when nothing counts.  A small model's head is a fifth of its work, and answers are a quarter of
     the tokens.
@@ -36,15 +36,19 @@ def answer_loss(
 
 
 def divisor(tokens: "Tensor", count: "Tensor | int | None") -> "Tensor | int":
-    """What sums over tokens are divided by: the whole batch's count, or that of these tokens, at least 1."""
+    """Return the divisor of sums over tokens: `count`, or else the number of these tokens, at least 1.
+
+    tokens: (tokens,), those that count.  count: (), the whole batch's; None: take that of `tokens`.
+    """
     return max(1, tokens.shape[0]) if count is None else count
 
 
 def row_shares(labels: "Tensor", count: "Tensor | int | None" = None) -> "Tensor":
-    """Share of each row in the step's counted tokens: the weight of a row's mean, for terms that are means over other tokens.
+    """Share of each row in the step's counted tokens.
 
-    labels, count: as in `answer_loss`.  Returns (batch,), float32; over all batches of a step they add up to 1, so that parts
-    of a step add up to the whole.
+    It weights a row's mean in terms that are means over other tokens.  labels: (batch, tokens), IGNORED where nothing counts.
+    count: (), the step's counted tokens; None: those of this batch.  Returns (batch,), float32; the shares of all batches of a
+    step sum to 1, so parts of a step sum to the whole.
     """
     own = (labels[:, 1:] != IGNORED).sum(dim=1)
     return own.float() / (own.sum().clamp_min(1) if count is None else count)

@@ -34,7 +34,10 @@ class Stored:
     rows: "tuple[Tensor, ...]"
 
     def pair(self, logits: "Tensor", rows: "tuple[Tensor, ...]", temperature: float) -> "tuple[Tensor, Tensor]":
-        """Over the k tokens and the rest."""
+        """Log-probabilities of student and teacher over the k tokens and the rest, (tokens, k + 1) each.
+
+        logits: (tokens, vocabulary) of the student.  rows: ids (tokens, k) and log-probabilities (tokens, k + 1) of these tokens.
+        """
         ids, logs = rows
         return coarse(logits, ids, temperature), logs
 
@@ -51,7 +54,11 @@ class Online:
     columns: "Tensor | None"
 
     def pair(self, logits: "Tensor", rows: "tuple[Tensor, ...]", temperature: float) -> "tuple[Tensor, Tensor]":
-        """Over all tokens that both have; what either expects of others is left out, and the rest brought to 1."""
+        """Log-probabilities of student and teacher over their common tokens, (tokens, common) each.
+
+        Both are renormalized: probability of tokens that only one model has is dropped.
+        logits: (tokens, vocabulary) of the student.  rows: (tokens, teacher's width), its hidden states, as the only item.
+        """
         import torch
 
         with torch.no_grad():
@@ -77,7 +84,7 @@ def blended_loss(
     """The weighted terms `soft` and `hard`, float32 scalars; one that weighs nothing is left out.
 
     states: (tokens, width) and tokens: (tokens,), as `counted` gives them.  known: (tokens,) bool, which tokens have soft targets; the
-    others learn from hard ones alone, with their full weight.  count: as in `answer_loss`.
+    others learn from hard ones alone, with their full weight.  count: (), as in `answer_loss`.
     """
     import torch
     from torch.nn.functional import cross_entropy

@@ -1,4 +1,4 @@
-"""Which channels, neurons and heads of a teacher a narrower student takes (pure tensor maths)."""
+"""Which channels, neurons and heads of a teacher a narrower student takes (pure tensor math)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

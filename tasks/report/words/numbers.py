@@ -88,7 +88,7 @@ def points(value: float | None, signed: bool = True) -> str:
 
 
 def amount(value: float | None, unit: str = SHARE, places: int = 1) -> str:
-    """A measure's value without its unit's name: a share in per cent, anything else with three digits."""
+    """A measure's value without its unit's name: a share in percent, anything else with three digits."""
     if value is None or unit == SHARE:
         return percent(value, places)
     return quantity(value).replace("-", MINUS)
@@ -120,7 +120,7 @@ def interval(low: float | None, high: float | None, unit: str = SHARE) -> str:
 
 
 def score_interval(score: Score | None, unit: str = SHARE) -> str:
-    """Bounds of a score; of a share in per cent."""
+    """Bounds of a score; of a share in percent."""
     if score is None:
         return ""
     if unit == SHARE:
