@@ -214,7 +214,8 @@ def luminance(color: str) -> float:
 def test_text_colors_stand_out_in_every_theme() -> None:
     css = (
         Path(html.__file__)
-        .with_name("html.css")
+        .with_name("page")
+        .joinpath("html.css")
         .read_text(encoding="utf-8")
         .replace("#fff;", "#ffffff;")
         .replace("#111;", "#111111;")
