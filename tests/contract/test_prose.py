@@ -25,8 +25,6 @@ PENDING_DOCSTRINGS = {
     "flows/tracking",
     "flows/versioning",
     "tasks",
-    "tasks/curate",
-    "tasks/curate/shop",
     "tasks/distill",
     "tasks/distill/losses",
     "tasks/distill/training",
