@@ -1,4 +1,4 @@
-"""A corpus from your own conversations: three JSON-lines files, checked for form and overlap."""
+"""A corpus from your own conversations: JSON-lines files, checked for form and overlap."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict

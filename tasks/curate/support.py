@@ -90,7 +90,7 @@ class Support:
         return (user_path(self.knowledge) if self.knowledge else BUILT_IN,)
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
-        """Write train, calibration, test and articles (JSON lines), card.json and corpus.schema.json."""
+        """Write train, calibration, test and articles (.jsonl), card.json and corpus.schema.json."""
         knowledge = load_knowledge(*self.sources())
         topics = topics_of(knowledge, self.articles)
         shared = [share_out(topic, run.seed, self.test_fraction, self.calibration_fraction) for topic in topics]

@@ -1,4 +1,4 @@
-"""Reasoning derived from the knowledge base: the article, the step tried, the step that follows.
+"""Reasoning derived from the knowledge base: the article, the step tried, the next step.
 
 Only troubleshooting rows get reasoning, because only they have more than one step.  It contains nothing but the article's
 title and the strings that identify a step (`accept`).
