@@ -188,7 +188,10 @@ STEMS = (
     "priorit|quant|random|rational|recogn|regular|serial|special|stabil|standard|student|summar|synchron|token|util|vector|visual"
 )
 """Of verbs in -ise, -ising and nouns in -isation, which have a z in American English."""
-PATTERN = re.compile(rf"({'|'.join(BRITISH)})|({STEMS})is(?=e|ing|ation)|analys(?=ed|ing|e\b)", re.IGNORECASE)
+PATTERN = re.compile(
+    rf"(?!labelledby)({'|'.join(BRITISH)})|({STEMS})is(?=e|ing|ation)|analys(?=ed|ing|e\b)", re.IGNORECASE
+)
+"""Not the attribute `aria-labelledby` of HTML, which browsers know in British spelling only."""
 OWN_SPELLING = (
     "tasks/curate/shop/",  # the shop's articles and questions are British
     "tasks/shared/text/quantities.py",  # reads quantities in either spelling

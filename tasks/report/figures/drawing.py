@@ -23,7 +23,7 @@ class Figure:
 
 def drawing(key: str, title: str, alt: str, height: float, *parts: Markup) -> Markup:
     """The svg element: named by its title and described in words for those who cannot see it."""
-    names = {"role": "img", "aria-labeledby": f"{key}-title {key}-alt", "viewBox": f"0 0 {WIDTH} {height:g}"}
+    names = {"role": "img", "aria-labelledby": f"{key}-title {key}-alt", "viewBox": f"0 0 {WIDTH} {height:g}"}
     inside = [element("title", title, id=f"{key}-title"), element("desc", alt, id=f"{key}-alt"), *parts]
     return element("svg", *inside, **names)
 

@@ -118,7 +118,7 @@ def test_svg_is_named_described_and_unique(tmp_path: Path) -> None:
     assert len(ids) == len(set(ids))
     for tag, attributes in tags:
         if tag == "svg":
-            assert set(str(attributes["aria-labeledby"]).split()) <= set(ids)
+            assert set(str(attributes["aria-labelledby"]).split()) <= set(ids)
 
 
 def test_same_input_gives_same_bytes(tmp_path: Path) -> None:
