@@ -251,7 +251,7 @@ def test_extreme_figures_draw(tmp_path: Path, figure: float) -> None:
 def test_three_decisions_are_told_by_word_sign_and_color(tmp_path: Path) -> None:
     comparisons = {"student": compared(-0.01), "int4": compared(-0.04), "slim": compared(-0.8)}
     page, _ = make(tmp_path, all_inputs(tmp_path, a_verdict(comparisons=comparisons)))
-    lines = page[page.index('<ul class="lines">') : page.index("What decides")]
+    lines = page[page.index('<ul class="lines">') : page.index("Measures that decide")]
     for decision, sign in (("ship", "✓"), ("not enough data", "?"), ("do not ship", "✕")):
         assert f">{sign}</span> {decision}</span>" in lines
 
