@@ -50,16 +50,16 @@ def card(rows: Sequence[Row], kept: Sequence[Row], judged: Mapping[str, Sequence
     rows: the corpus.  kept: the rows written.  judged: the judged samples of each prompt sent, by row id.
     `acceptance` is the fraction of the prompts sent with an accepted answer, in total and per kind of row.
     """
-    asked: Counter[str] = Counter()
+    sent: Counter[str] = Counter()
     accepted: Counter[str] = Counter()
     dropped: Counter[str] = Counter()
     for row in rows:
         tried = judged.get(row.id, ())
-        asked[row.kind] += bool(tried)
+        sent[row.kind] += bool(tried)
         accepted[row.kind] += any(sample.rejection == ACCEPTED for sample in tried)
         dropped.update(sample.rejection for sample in tried if sample.rejection != ACCEPTED)
-    rates = {kind: round(accepted[kind] / count, 4) for kind, count in sorted(asked.items()) if count}
-    total = round(accepted.total() / asked.total(), 4) if asked.total() else 0.0
+    rates = {kind: round(accepted[kind] / count, 4) for kind, count in sorted(sent.items()) if count}
+    total = round(accepted.total() / sent.total(), 4) if sent.total() else 0.0
     return {
         "rows": len(kept),
         "teacher": sum(row.source == "teacher" for row in kept),
@@ -68,8 +68,8 @@ def card(rows: Sequence[Row], kept: Sequence[Row], judged: Mapping[str, Sequence
         "accepted_with_hint": sum(
             sample.hinted and sample.rejection == ACCEPTED for tried in judged.values() for sample in tried
         ),
-        "prompts_asked": asked.total(),
-        "prompts_without_accepted_answer": asked.total() - accepted.total(),
+        "prompts_asked": sent.total(),
+        "prompts_without_accepted_answer": sent.total() - accepted.total(),
         "rows_left_out": len(rows) - len(kept),
         "acceptance": {"all": total, **rates},
         "samples_dropped": dict(dropped.most_common()),
