@@ -1,10 +1,12 @@
-"""Every path, file and module of the project that code or settings name exists, and every glob of the tests matches something.
+"""Every path, file and module that code or settings name exists, and every glob of the tests matches something.
 
-Documents: test_documents.py.
+Of the tests only comments and docstrings are read: their code names files that they write themselves.
 """
 
 import ast
+import io
 import re
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -66,9 +68,25 @@ def names_of(file: Path) -> set[str]:
     return found
 
 
+def prose_lines(file: Path) -> Iterator[tuple[int, str]]:
+    """Numbered lines of a file; of a test's file those of its comments and docstrings."""
+    text = (PROJECT / file).read_text("utf-8")
+    if file.parts[0] != "tests":
+        yield from enumerate(text.splitlines(), 1)
+        return
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        docstring = (
+            token.type == tokenize.STRING
+            and token.string.startswith('"""')
+            and not token.line[: token.start[1]].strip()
+        )
+        if docstring or token.type == tokenize.COMMENT:
+            yield from enumerate(token.string.splitlines(), token.start[0])
+
+
 def missing(file: Path) -> Iterator[str]:
     """Every name of a path, file or module in a file that leads nowhere."""
-    for number, line in enumerate((PROJECT / file).read_text("utf-8").splitlines(), 1):
+    for number, line in prose_lines(file):
         absent = [name for name in PATH.findall(line) if not path_exists(name)]
         absent += [name for name in FILE.findall(line) if name not in NAMES]
         absent += [name for name in MODULE.findall(line) if name not in NOT_MODULES and not module_exists(name)]
