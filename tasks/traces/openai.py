@@ -68,17 +68,17 @@ class OpenAI:
     """
 
     base_url: str = ""
-    """URL of the endpoint up to and including /v1; empty: run the teacher's GGUF in llama.cpp on this machine."""
+    """Endpoint up to and including /v1; empty to run the teacher's GGUF in llama.cpp on this machine."""
     model: str = ""
-    """Model name at the endpoint; not needed for the embedded server."""
+    """Model name that the endpoint knows; not needed for the embedded server."""
     api_key_env: str = ""
-    """Name of the environment variable with the endpoint's key; empty: no key.  The key itself is stored nowhere."""
+    """Name of the environment variable that holds the endpoint's key; empty for none.  The key itself goes nowhere else."""
     concurrency: Annotated[int, Field(ge=1)] = 8
     """Requests in flight; the embedded server gets as many slots, so that the next sample finds its prompt cached."""
     timeout_s: Annotated[float, Field(gt=0)] = 120.0
     """Seconds for one attempt at one request."""
     max_attempts: Annotated[int, Field(ge=1)] = 5
-    """Most attempts at one request, after 429, 5xx, timeouts and broken connections."""
+    """Attempts at one request in all, on 429, 5xx, time-outs and broken connections."""
     samples: Annotated[int, Field(ge=1)] = 2
     """Most answers to request for a prompt until one is accepted."""
     temperature: Annotated[float, Field(ge=0)] = 0.3

@@ -1,1 +1,1 @@
-"""What students are trained to lower: tensor math, and no model, file or setting in it."""
+"""Losses of distillation: pure tensor math, without models, files or settings."""

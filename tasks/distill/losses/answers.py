@@ -36,9 +36,9 @@ def answer_loss(
 
 
 def divisor(tokens: "Tensor", count: "Tensor | int | None") -> "Tensor | int":
-    """Return the divisor of sums over tokens: `count`, or else the number of these tokens, at least 1.
+    """Divisor of sums over tokens: the whole batch's count, or these tokens', at least 1.
 
-    tokens: (tokens,), those that count.  count: (), the whole batch's; None: take that of `tokens`.
+    tokens: (tokens,), those that count.  count: (), the whole batch's; None: the number of `tokens`.
     """
     return max(1, tokens.shape[0]) if count is None else count
 
@@ -46,9 +46,10 @@ def divisor(tokens: "Tensor", count: "Tensor | int | None") -> "Tensor | int":
 def row_shares(labels: "Tensor", count: "Tensor | int | None" = None) -> "Tensor":
     """Share of each row in the step's counted tokens.
 
-    It weights a row's mean in terms that are means over other tokens.  labels: (batch, tokens), IGNORED where nothing counts.
-    count: (), the step's counted tokens; None: those of this batch.  Returns (batch,), float32; the shares of all batches of a
-    step sum to 1, so parts of a step sum to the whole.
+    It is the weight of a row's mean, for terms that are means over other tokens.
+
+    labels: (batch, tokens), count: (), both as in `answer_loss`.  Returns (batch,), float32; over all batches of a step they add up to 1, so that parts
+    of a step add up to the whole.
     """
     own = (labels[:, 1:] != IGNORED).sum(dim=1)
     return own.float() / (own.sum().clamp_min(1) if count is None else count)

@@ -1,4 +1,7 @@
-"""Hard and soft targets in one pass over the output head (Hinton et al. 2015, arXiv 1503.02531, section 2)."""
+"""Hard and soft targets in one pass over the output head.
+
+Source: Hinton et al. 2015, arXiv 1503.02531, section 2.
+"""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -34,9 +37,10 @@ class Stored:
     rows: "tuple[Tensor, ...]"
 
     def pair(self, logits: "Tensor", rows: "tuple[Tensor, ...]", temperature: float) -> "tuple[Tensor, Tensor]":
-        """Log-probabilities of student and teacher over the k tokens and the rest, (tokens, k + 1) each.
+        """Log-probabilities of student and teacher over the k tokens and the rest.
 
-        logits: (tokens, vocabulary) of the student.  rows: ids (tokens, k) and log-probabilities (tokens, k + 1) of these tokens.
+        logits: (tokens, vocabulary), the student's.  rows: ids (tokens, k) and log-probabilities (tokens, k + 1) of the teacher.
+        Returns two tensors of (tokens, k + 1).
         """
         ids, logs = rows
         return coarse(logits, ids, temperature), logs
@@ -44,9 +48,10 @@ class Stored:
 
 @dataclass(frozen=True)
 class Online:
-    """A teacher in memory: its last hidden states, and its head, which is applied chunk by chunk as well.
+    """A teacher in memory: last hidden states and head, which is applied in chunks too.
 
-    rows: (tokens, teacher's width).  columns: by student token the teacher's number of it, -1 for none; None: the same numbers.
+    rows: (tokens, teacher's width).
+    columns: (student's tokens,), the teacher's id of each token, -1 for none; None if both number tokens alike.
     """
 
     rows: "tuple[Tensor, ...]"
@@ -54,10 +59,10 @@ class Online:
     columns: "Tensor | None"
 
     def pair(self, logits: "Tensor", rows: "tuple[Tensor, ...]", temperature: float) -> "tuple[Tensor, Tensor]":
-        """Log-probabilities of student and teacher over their common tokens, (tokens, common) each.
+        """Log-probabilities over the shared tokens, renormalized without all others.
 
-        Both are renormalized: probability of tokens that only one model has is dropped.
-        logits: (tokens, vocabulary) of the student.  rows: (tokens, teacher's width), its hidden states, as the only item.
+        logits: (tokens, student's vocabulary).  rows: (tokens, teacher's width), as the only item.
+        Returns two tensors of (tokens, shared tokens).
         """
         import torch
 
@@ -81,10 +86,10 @@ def blended_loss(
     blend: Blend,
     count: "Tensor | int | None" = None,
 ) -> "dict[str, Tensor]":
-    """The weighted terms `soft` and `hard`, float32 scalars; one that weighs nothing is left out.
+    """Weighted terms `soft` and `hard`, float32 scalars; a term of weight 0 is left out.
 
-    states: (tokens, width) and tokens: (tokens,), as `counted` gives them.  known: (tokens,) bool, which tokens have soft targets; the
-    others learn from hard ones alone, with their full weight.  count: (), as in `answer_loss`.
+    states: (tokens, width) and tokens: (tokens,), as `counted` returns them.  known: (tokens,) bool, True where soft targets exist; the
+    other tokens have hard targets only, at full weight.  count: (), as in `answer_loss`.
     """
     import torch
     from torch.nn.functional import cross_entropy
@@ -106,11 +111,11 @@ def blended_loss(
 
 
 def without_absent(ids: "Tensor", logs: "Tensor", to_student: "Tensor") -> "tuple[Tensor, Tensor]":
-    """Stored targets in the student's numbers: tokens that it does not have are left out, and the rest is brought to 1.
+    """Map stored targets to the student's token ids, and renormalize without tokens it lacks.
 
-    to_student: (teacher's tokens,), -1 for none; rows of the teacher's head beyond its tokens are nobody's either.
+    to_student: (teacher's tokens,), -1 for none; padding rows of the teacher's head have no token either.
 
-    ids: (tokens, k) teacher's numbers.  logs: (tokens, k + 1).  Returns the same shapes, -1 and ABSENT for what is left out.
+    ids: (tokens, k), the teacher's ids.  logs: (tokens, k + 1).  Returns the same shapes, -1 and ABSENT for tokens left out.
     """
     import torch
 

@@ -129,11 +129,11 @@ def llama_choices(
     ids = None if road == "grammar" else label_tokens(client, labels)
     if ids is None and road == "bias":
         raise ModelError("labels", "not one distinct token each", "single-token labels, or the grammar road")
-    spelled = close_labels(labels)
+    spelt = close_labels(labels)
     options: dict[str, Any] = (
-        {"grammar": grammar_of(spelled)} if ids is None else {"logit_bias": [[token, BIAS] for token in ids]}
+        {"grammar": grammar_of(spelt)} if ids is None else {"logit_bias": [[token, BIAS] for token in ids]}
     )
-    longest = 1 if ids else max(len(client.tokens(label)) for label in spelled) + 4
+    longest = 1 if ids else max(len(client.tokens(label)) for label in spelt) + 4
 
     def choose(prompt: str) -> str:
         return str(client.complete(prompt, longest, **options)["text"]).strip()

@@ -14,7 +14,7 @@ Price = Annotated[float, Field(ge=0)]
 SECONDS_PER_HOUR = 3600
 ANSWERS = 1000
 POINT = 0.01
-"""A quality point: one percent of a share."""
+"""A quality point: one per cent of a share."""
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))

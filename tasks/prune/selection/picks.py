@@ -1,4 +1,4 @@
-"""Which channels, neurons and heads of a teacher a narrower student takes (pure tensor math)."""
+"""Choice of the channels, neurons and heads that a student keeps (pure tensor math)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +12,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Scores:
-    """How much each part does; larger is kept.  hidden: (hidden,).  heads: (layers, heads).  neurons: (layers, intermediate)."""
+    """Importance scores; the highest are kept.
+
+    hidden: (hidden,).  heads: (layers, heads).  neurons: (layers, intermediate).
+    """
 
     hidden: "Tensor"
     heads: "Tensor"
@@ -21,7 +24,10 @@ class Scores:
 
 @dataclass(frozen=True)
 class Picks:
-    """What of one teacher layer is taken, as ascending indices: heads, key-value heads, neurons; and channels, the same in all layers."""
+    """Ascending indices of the units kept of one teacher layer.
+
+    hidden: (kept,), the channels; the same in all layers.  heads, kv_heads, neurons: (kept,), of this layer.
+    """
 
     hidden: "Tensor"
     heads: "Tensor"
@@ -40,14 +46,20 @@ class Picks:
 
 
 def rows_of(heads: "Tensor", head_dim: int) -> "Tensor":
-    """Rows of a projection that belong to the heads: (heads,) -> (heads * head_dim,)."""
+    """Rows of a projection that belong to the given heads.
+
+    heads: (heads,), indices.  Returns (heads * head_dim,).
+    """
     import torch
 
     return (heads[:, None] * head_dim + torch.arange(head_dim)).flatten()
 
 
 def leading(shape: Shape) -> Scores:
-    """Scores by which the first of everything is taken: consecutive selection (Xu et al. 2023, arXiv 2311.18823, section 3)."""
+    """Scores that keep the first units: consecutive selection.
+
+    Source: Xu et al. 2023, arXiv 2311.18823, section 3.
+    """
     import torch
 
     falling = [-torch.arange(size, dtype=torch.float64) for size in (shape.hidden, shape.heads, shape.intermediate)]
@@ -55,12 +67,15 @@ def leading(shape: Shape) -> Scores:
 
 
 def highest(scores: "Tensor", count: int) -> "Tensor":
-    """Ascending indices of the largest scores; of equal ones the first."""
+    """Ascending indices of the `count` largest scores; ties go to the lower index.
+
+    scores: (units,).  Returns (count,), int64.
+    """
     return scores.argsort(descending=True, stable=True)[:count].sort().values
 
 
 def choose_heads(scores: "Tensor", teacher: Shape, student: Shape) -> "tuple[Tensor, Tensor]":
-    """Query heads and the key-value heads that they share, for one layer.
+    """Choose query heads and the key-value heads that they share, for one layer.
 
     scores: (heads,).  Of each group of query heads that share a key-value head the best are candidates; the groups with the
     largest sum of candidates stay.  So every head keeps the key-value head it was trained with.
@@ -74,7 +89,7 @@ def choose_heads(scores: "Tensor", teacher: Shape, student: Shape) -> "tuple[Ten
 
 
 def choose(scores: Scores, teacher: Shape, student: Shape) -> list[Picks]:
-    """What is taken of each of the teacher's layers."""
+    """Choose the units to keep of each teacher layer."""
     hidden = highest(scores.hidden, student.hidden)
     found = []
     for heads, neurons in zip(scores.heads, scores.neurons, strict=True):

@@ -11,9 +11,9 @@ from tasks.shared.technique import Artifact, Kind
 
 WEIGHTS = (Kind.MODEL, Kind.ENGINE)
 SOURCE = "models."
-"""Prefix in a manifest of an input that is one of the recipe's source models, not a step's output."""
+"""How a manifest marks an input that the recipe started from, rather than one that a step made."""
 MAIN_PORT = "model"
-"""Port of the model that a step changes, for a step with several model inputs."""
+"""The port by which a step takes the model that it changes, where it takes several."""
 
 
 class Manifest(BaseModel):
