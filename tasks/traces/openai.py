@@ -74,7 +74,7 @@ class OpenAI:
     api_key_env: str = ""
     """Name of the environment variable that holds the endpoint's key; empty for none.  The key itself goes nowhere else."""
     concurrency: Annotated[int, Field(ge=1)] = 8
-    """Requests in flight; the embedded server gets as many slots, so that the next sample finds its prompt cached."""
+    """Requests in flight; the embedded server gets as many slots, so that a next sample finds its prompt cached."""
     timeout_s: Annotated[float, Field(gt=0)] = 120.0
     """Seconds for one attempt at one request."""
     max_attempts: Annotated[int, Field(ge=1)] = 5
@@ -133,7 +133,7 @@ class OpenAI:
     retries: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for settings that cannot work together."""
+        """Raises ConfigError for settings that cannot work together."""
         if self.base_url:
             check_url(self.base_url)
         different = 2 if self.hint == "retry" else 1

@@ -20,7 +20,7 @@ from tests.project_files import matching, technique_options
 
 OPTIONS = technique_options()
 IDS = [f"{file.parent.name}/{file.stem}" for file in OPTIONS]
-MODULES = [file for stage in STAGES for file in matching(f"tasks/{stage}/*.py") if file.stem != "__init__"]
+STAGE_MODULES = [file for stage in STAGES for file in matching(f"tasks/{stage}/*.py") if file.stem != "__init__"]
 """Modules directly in a stage's folder: its techniques, and what several of them use."""
 
 
@@ -42,7 +42,7 @@ def test_all_three_files_exist_and_agree(option: Path) -> None:
 
 def test_every_technique_has_its_yaml() -> None:
     written = {f"tasks.{option.parent.name}.{option.stem}" for option in OPTIONS}
-    found = [(file.parent.name, file.stem, cls) for file in MODULES for cls in _techniques(file)]
+    found = [(file.parent.name, file.stem, cls) for file in STAGE_MODULES for cls in _techniques(file)]
     assert len(found) >= len(OPTIONS)
     missing = [
         f"conf/{stage}/{name}.yaml for {cls}" for stage, name, cls in found if f"tasks.{stage}.{name}" not in written
@@ -64,7 +64,7 @@ def _parameters(call: object) -> set[str]:
 
 def test_every_test_of_a_stage_is_named_after_its_module() -> None:
     files = matching(*(f"tests/unit/tasks/{stage}/test_*.py" for stage in STAGES))
-    modules = {(file.parent.name, file.stem) for file in MODULES}
+    modules = {(file.parent.name, file.stem) for file in STAGE_MODULES}
     nameless = [file.name for file in files if (file.parent.name, file.stem.removeprefix("test_")) not in modules]
     assert nameless == [], (
         "a unit test is named after the module that it tests: tests/unit/tasks/<stage>/test_<module>.py"
