@@ -26,6 +26,7 @@ test-all: setup-dev
 
 lint: setup-dev
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 types: setup-dev
 	$(BIN)/mypy

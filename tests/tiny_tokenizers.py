@@ -66,8 +66,8 @@ def sentencepiece_like(prefix: bool = False, fallback: bool = True) -> Any:
     core.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
     content = json.loads(core.to_str())
     specials = ["<unk>", BEGIN, "</s>", *SPECIAL]
-    spelt = [f"<0x{byte:02X}>" for byte in range(256)]
-    names = [*specials, *spelt, *content["model"]["vocab"]]
+    spelled = [f"<0x{byte:02X}>" for byte in range(256)]
+    names = [*specials, *spelled, *content["model"]["vocab"]]
     content["model"] |= {
         "vocab": {name: place for place, name in enumerate(names)},
         "byte_fallback": fallback,

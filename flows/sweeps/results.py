@@ -17,7 +17,7 @@ from math import inf, isfinite
 from pathlib import Path
 
 from flows.planning.config import is_variant
-from tasks.report.words.wording import NEARNESS, room
+from tasks.report.words.wording import DECISION_RANK, headroom
 from tasks.shared.formats.verdict import Comparison, MeasureComparison, Verdict
 from tasks.shared.store.keys import digest_json
 
@@ -84,12 +84,12 @@ class Entry:
     def room(self) -> float:
         """The least room on any measure that decides, in margins (see above)."""
         found = self.deciding
-        return min(map(room, found.values())) if found and len(found) == len(self.verdict.margin) else -inf
+        return min(map(headroom, found.values())) if found and len(found) == len(self.verdict.margin) else -inf
 
     @property
     def rank(self) -> tuple[int, float, float, int]:
         """Higher is better; of equal ones the first counts."""
-        return NEARNESS[self.comparison.decision], self.room, -(self.size or inf), -self.job
+        return DECISION_RANK[self.comparison.decision], self.room, -(self.size or inf), -self.job
 
     def shown_better(self, other: "Entry") -> bool:
         """Whether its bounds lie wholly above the other's on a measure that decides, and wholly below on none."""

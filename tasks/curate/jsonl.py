@@ -1,4 +1,4 @@
-"""Your own conversations as a corpus: three JSON-lines files, checked line by line and for overlap."""
+"""A corpus from your own conversations: JSON-lines files, checked for form and overlap."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -21,7 +21,7 @@ from tasks.shared.text.reasoning import CLOSE, split_reasoning
 
 
 class Chat(BaseModel):
-    """A plain chat row: messages alone, and perhaps its intent."""
+    """A plain chat row: messages, and optionally an intent."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     messages: Annotated[tuple[Message, ...], Field(min_length=2)]
@@ -30,39 +30,47 @@ class Chat(BaseModel):
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Jsonl:
-    """Reads rows of the corpus schema (corpus.schema.json) and plain chats, {"messages": [...]}, mixed freely.
+    """A corpus from your own JSON-lines files of conversations.
 
-    A line with an `id` must meet the whole schema.  In a plain chat these fields are filled in:
-    id: split and line number.  intent: the row's `intent`; else the answer's first line if that is one word and more
-    follows; else the setting `intent`, and the label is put before the answer.  kind: "refuse" if the answer declines,
-    else "faq".  group: the user's words.  accept: empty, so the fact measure skips the row.  source: "gold".
-    reasoning: what the answer has between <think> and </think>; it is taken off the answer.
+    A line is either a row of the corpus schema (corpus.schema.json) or a plain chat, {"messages": [...]}; a file may mix both.
+    A line with an `id` must match the whole schema.  A plain chat gets these fields:
+    id: split and line number.
+    intent: the row's `intent`; else the answer's first line if it is one word followed by more text; else the setting
+    `intent`, which is then put before the answer as its label.
+    kind: "refuse" if the answer declines, else "faq".
+    group: the user's words, normalized.
+    accept: empty, so the fact measure skips the row.
+    source: "gold".
+    reasoning: the text between <think> and </think>, removed from the answer.
     """
 
     train: str = ""
-    """JSON-lines file of conversations to train on."""
+    """JSON-lines file of training conversations."""
     calibration: str = ""
     """JSON-lines file for pruning and quantization statistics."""
     test: str = ""
-    """JSON-lines file to judge by."""
+    """JSON-lines file of test conversations."""
     articles: str = ""
-    """JSON-lines file of articles ({"id", "title", "intent", "text", "held_out"}); empty for none."""
+    """JSON-lines file of articles ({"id", "title", "intent", "text", "held_out"}); empty: no articles."""
     intent: Annotated[str, Field(pattern=r"^\S+$")] = "support"
-    """Label for plain chats that bring none; best one token of the model's vocabulary."""
+    """Label for plain chats without one; preferably a single token of the model's vocabulary."""
     max_similarity: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """Largest character 5-gram Jaccard similarity of a test conversation to any other split's.  A little higher than in
-    the support corpus, because a near-copy here stops the run instead of being replaced by another wording."""
+    """Largest character 5-gram Jaccard similarity between a test conversation and any conversation of another split.  Higher than in
+    the support corpus, because a near-copy stops the run here, while the support corpus replaces it by another wording."""
 
     ports: ClassVar[Mapping[str, Port]] = {}
     produces: ClassVar[Kind] = Kind.CORPUS
     libraries: ClassVar[tuple[str, ...]] = ("pydantic",)
 
     def sources(self) -> tuple[Path, ...]:
-        """Files outside the recipe's graph whose content decides the result."""
+        """User files whose content is part of the key."""
         return tuple(user_path(path) for path in (self.train, self.calibration, self.test, self.articles) if path)
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
-        """Write the same files as the support corpus.  Raises ErrorList with the problems of all files at once."""
+        """Write the same files as the support corpus.
+
+        Raises ErrorList with the problems of all files at once.
+        """
         rows, articles = self._read()
         known = [*rows["train"], *rows["calibration"]]
         overlap = check_overlap(rows["test"], known, self.max_similarity)
@@ -94,7 +102,10 @@ class Jsonl:
 
 
 def read_split(split: Split, path: str, intent: str) -> list[Row]:
-    """Rows of one file, plain chats filled in.  Raises DataError: no path, no file, bad lines (all listed), no rows."""
+    """Read the rows of one file, with the missing fields of plain chats filled in.
+
+    Raises DataError for a missing path, a missing file, an empty file, or bad lines (all of them listed).
+    """
     if not path:
         raise DataError(
             f"curate.{split}", "no file given", "the path of a JSON-lines file", f"{split}=path/to/{split}.jsonl"
@@ -105,7 +116,7 @@ def read_split(split: Split, path: str, intent: str) -> list[Row]:
             f"curate.{split}={path}",
             "no such file",
             "a JSON-lines file",
-            "check the path; relative ones start at the current folder or the project's",
+            "check the path; a relative path starts at the current folder or at the project",
         )
     rows = parse_lines(file, lambda text, number: _parse(text, f"{split}-{number:05d}", intent))
     if not rows:
@@ -125,11 +136,11 @@ def _parse(text: str, name: str, intent: str) -> Row:
 
 
 def fill_in(chat: Chat, name: str, intent: str) -> Row:
-    """A corpus row from a plain chat (see `Jsonl` for what is filled in)."""
+    """Corpus row of a plain chat, with the fields that `Jsonl` describes filled in."""
     *before, last = chat.messages
     reasoning, spoken = split_reasoning(last.content)
     if not spoken:
-        raise _bad_messages([last.content], f"the answer is nothing but reasoning: {CLOSE} and an answer are missing")
+        raise _bad_messages([last.content], f"the answer holds only reasoning; {CLOSE} and an answer must follow it")
     first, rest = split_answer(spoken)
     labeled = len(first.split()) == 1 and bool(rest)
     label = chat.intent or (first if labeled else intent)
@@ -163,23 +174,28 @@ def _bad_messages(found: Sequence[str], reason: str) -> ValidationError:
 
 def _unknown_articles(rows: Mapping[Split, Sequence[Row]], articles: Mapping[str, Article]) -> list[StillroomError]:
     named = {row.article for found in rows.values() for row in found if row.article}
-    lost = sorted(named - set(articles))
-    if not lost:
+    missing = sorted(named - set(articles))
+    if not missing:
         return []
     return [
         DataError(
             "articles",
-            f"{len(lost)} articles that rows name are missing: {', '.join(lost[:5])}",
-            "every article that a row names",
+            f"{len(missing)} articles that rows refer to are missing: {', '.join(missing[:5])}",
+            "every article that a row refers to",
+            "add them to the articles file, or clear the rows' `article`",
         )
     ]
 
 
 def _repeated_ids(rows: Mapping[Split, Sequence[Row]]) -> list[StillroomError]:
     seen: set[str] = set()
-    twice = [row.id for found in rows.values() for row in found if row.id in seen or seen.add(row.id)]  # type: ignore[func-returns-value]
+    repeated = [row.id for found in rows.values() for row in found if row.id in seen or seen.add(row.id)]  # type: ignore[func-returns-value]
     return (
-        [DataError("id", f"{len(twice)} ids stand on several rows: {', '.join(twice[:5])}", "one id per row")]
-        if twice
+        [
+            DataError(
+                "id", f"{len(repeated)} ids are used by several rows: {', '.join(repeated[:5])}", "a unique id per row"
+            )
+        ]
+        if repeated
         else []
     )

@@ -1,4 +1,7 @@
-"""Support conversations from a knowledge base: FAQ, troubleshooting, edge cases and requests to refuse, seeded."""
+"""Generate support conversations from a knowledge base.
+
+Kinds: FAQ, troubleshooting, edge cases and requests to refuse.  The same seed yields the same corpus.
+"""
 
 import json
 import logging
@@ -26,55 +29,56 @@ from tasks.shared.text.overlap import TextIndex, check_overlap, user_text
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 TRIES = 60
-"""Variants of one topic's next conversation to try before it counts as used up."""
+"""Variants to try for a topic's next conversation before the topic counts as exhausted."""
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Support:
-    """Writes train, calibration and test conversations that ask for the same facts in different words.
+    """Train, calibration and test conversations that ask for the same facts in different words.
 
-    The wall between the splits is the phrasing group: all typo and tone variants of one wording stay on one side.  On
-    top of that each test text is compared with all others (`tasks/shared/text/overlap.py`) and near-copies are dropped.
+    Splits are separated by phrasing group: all typo and tone variants of one wording are in one split.  In addition, each test
+    text is compared with all other texts (`tasks/shared/text/overlap.py`), and near-copies are dropped.
     Multi-turn rows keep the bot's first step as the customer saw it, without a label: train on the last turn only.
-    Troubleshooting rows, the slice of more than one step, carry their reasoning: the article, what was tried, what comes next.
+    Troubleshooting rows, which have more than one step, carry reasoning: the article, the step that was tried, the next step.
     """
 
     knowledge: str = ""
-    """Folder of your own knowledge base (*.yaml); empty for the built-in Fenwick & Lark."""
+    """Folder of your own knowledge base (*.yaml); empty: the built-in one, Fenwick & Lark."""
     articles: Annotated[int, Field(ge=0)] = 0
-    """Use only so many of the articles that are in training: first one for each intent of the held-out articles, the others
-    evenly spread over the knowledge base; 0 for all."""
+    """Number of training articles to use; 0 for all.  One article for each intent of the held-out articles comes first, the others
+    are spread evenly over the knowledge base."""
     train_size: Annotated[int, Field(ge=1)] = 3000
-    """Conversations to train on."""
+    """Number of training conversations."""
     calibration_size: Annotated[int, Field(ge=1)] = 256
-    """Conversations for pruning and quantization statistics."""
+    """Number of conversations for pruning and quantization statistics."""
     test_size: Annotated[int, Field(ge=1)] = 1000
-    """Conversations to judge by."""
+    """Number of test conversations."""
     test_fraction: Annotated[float, Field(gt=0, le=0.5)] = 0.25
-    """Part of every fact's phrasings that only the test may use."""
+    """Fraction of every fact's phrasings that only the test split may use."""
     calibration_fraction: Annotated[float, Field(gt=0, le=0.5)] = 0.07
-    """Part of every fact's phrasings that only calibration may use."""
+    """Fraction of every fact's phrasings that only the calibration split may use."""
     min_train_phrasings: Annotated[int, Field(ge=1)] = 10
-    """Wordings of each fact that training must be left with."""
+    """Fewest phrasings of each fact that must remain for training."""
     refusal_share: Fraction = 0.2
-    """Fraction of conversations that ask for something to refuse."""
+    """Fraction of conversations with a request to refuse."""
     held_out_share: Fraction = 0.1
-    """Fraction of test conversations about articles that are never in training, with the article in the prompt."""
+    """Fraction of test conversations about articles absent from training, with the article in the prompt."""
     grounded_rate: Fraction = 0.08
-    """Fraction of the training and calibration conversations about an article that carry it in the prompt."""
+    """Fraction of training and calibration conversations about an article with that article in the prompt."""
     first_turn_rate: Fraction = 0.25
     """Fraction of troubleshooting conversations that end with the first step instead of the second."""
     typo_rate: Fraction = 0.3
-    """Fraction of user turns with one or two slips of the finger."""
+    """Fraction of user turns with one or two typing errors."""
     tone_rate: Fraction = 0.3
-    """Fraction of conversations with greeting, apology, urgency or thanks around the question; the test has its own."""
+    """Fraction of conversations with a greeting, apology, urgency or thanks around the question; the test split has its own wordings."""
     max_similarity: Annotated[float, Field(gt=0, le=1)] = 0.4
-    """Largest character 5-gram Jaccard similarity of a test conversation to any other split's; nearer ones are dropped.
+    """Largest character 5-gram Jaccard similarity between a test conversation and any conversation of another split; more similar
+    ones are dropped.
 
-    Measured on the built-in questions, so that paraphrases pass and edited copies do not: nearest other wording of the
-    same fact 0.08 (median) and 0.21 (99th percentile), nearest question about another fact 0.12 and 0.32; a copy with
-    typos 0.83 (median) and 0.50 (5th percentile), one with a greeting 0.61 and 0.30.
+    The default separates paraphrases from edited copies of the built-in questions.  Measured: nearest paraphrase of the same
+    fact 0.08 (median) and 0.21 (99th percentile); nearest question about another fact 0.12 and 0.32; a copy with typos 0.83
+    (median) and 0.50 (5th percentile); a copy with a greeting 0.61 and 0.30.
     """
 
     ports: ClassVar[Mapping[str, Port]] = {}
@@ -82,38 +86,38 @@ class Support:
     libraries: ClassVar[tuple[str, ...]] = ("pydantic", "PyYAML")
 
     def sources(self) -> tuple[Path, ...]:
-        """Files and folders outside the recipe's graph whose content decides the result."""
+        """Folder of the knowledge base, whose content is part of the key."""
         return (user_path(self.knowledge) if self.knowledge else BUILT_IN,)
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
-        """Write train, calibration, test and articles as JSON lines, card.json and corpus.schema.json."""
+        """Write train, calibration, test and articles (.jsonl), card.json and corpus.schema.json."""
         knowledge = load_knowledge(*self.sources())
         topics = topics_of(knowledge, self.articles)
         shared = [share_out(topic, run.seed, self.test_fraction, self.calibration_fraction) for topic in topics]
-        self._enough(shared)
+        self._check_phrasings(shared)
         parts = {split: [cut[split] for cut in shared if split in cut] for split in SPLITS}
         known: list[Row] = []
         rows: dict[Split, list[Row]] = {}
         for split in ("train", "calibration"):
             rows[split] = _Writer(self, knowledge.company.system, split, run.seed).rows(parts[split])
             known += rows[split]
-        judge = _Writer(self, knowledge.company.system, "test", run.seed, TextIndex(user_text(row) for row in known))
-        rows["test"] = judge.rows(parts["test"])
-        overlap = {**asdict(check_overlap(rows["test"], known, self.max_similarity)), "dropped": judge.dropped}
+        writer = _Writer(self, knowledge.company.system, "test", run.seed, TextIndex(user_text(row) for row in known))
+        rows["test"] = writer.rows(parts["test"])
+        overlap = {**asdict(check_overlap(rows["test"], known, self.max_similarity)), "dropped": writer.dropped}
         _save(out, rows, knowledge, topics, overlap)
         sizes: Metrics = {split: len(rows[split]) for split in SPLITS}
         return sizes | {
             "intents": len({topic.intent for topic in topics}),
             "overlap_max": round(overlap["max"], 3),
             "overlap_median": round(overlap["median"], 3),
-            "near_copies_dropped": judge.dropped,
+            "near_copies_dropped": writer.dropped,
         }
 
     def size_of(self, split: Split) -> int:
-        """Conversations wanted in a split."""
+        """Number of conversations to generate for a split."""
         return {"train": self.train_size, "calibration": self.calibration_size, "test": self.test_size}[split]
 
-    def _enough(self, shared: Sequence[Mapping[Split, Topic]]) -> None:
+    def _check_phrasings(self, shared: Sequence[Mapping[Split, Topic]]) -> None:
         short = [
             f"{cut['train'].id} ({len(cut['train'].phrasings)})"
             for cut in shared
@@ -122,24 +126,31 @@ class Support:
         if short:
             raise DataError(
                 "knowledge base",
-                f"too few phrasings left to train on: {', '.join(short)}",
+                f"too few phrasings left for training: {', '.join(short)}",
                 f"at least {self.min_train_phrasings} each",
-                "write more questions for them, or lower test_fraction or min_train_phrasings",
+                "write more questions for these facts, or lower test_fraction or min_train_phrasings",
             )
 
 
 class _Writer:
-    """Makes one split's rows: balanced over topics, no text twice, none too near to the index."""
+    """Generator of one split's rows, balanced over topics.
 
-    def __init__(self, settings: Support, system: str, split: Split, seed: int, wall: TextIndex | None = None) -> None:
-        self.settings, self.split, self.wall = settings, split, wall
+    It repeats no text, and drops near-copies of other splits' texts.
+
+    others: index of the texts of the other splits; None: do not compare.
+    """
+
+    def __init__(
+        self, settings: Support, system: str, split: Split, seed: int, others: TextIndex | None = None
+    ) -> None:
+        self.settings, self.split, self.others = settings, split, others
         self.system = Message(role="system", content=system)
         self.rng = Random(f"{seed}/{split}")
         self.seen: set[str] = set()
         self.dropped = 0
 
     def rows(self, topics: Sequence[Topic]) -> list[Row]:
-        """The split's rows in mixed order, numbered."""
+        """Rows of the split, shuffled and numbered."""
         wanted = quotas(topics, self.settings.size_of(self.split), self._shares(), self.rng)
         made = [row for topic in topics for row in self._topic(topic, wanted[topic.id])]
         self.rng.shuffle(made)
@@ -170,7 +181,7 @@ class _Writer:
         text = user_text(row)
         if normalize(text) in self.seen:
             return False
-        if self.wall is not None and self.wall.nearest(text)[0] > self.settings.max_similarity:
+        if self.others is not None and self.others.nearest(text)[0] > self.settings.max_similarity:
             self.dropped += 1
             return False
         self.seen.add(normalize(text))
@@ -178,20 +189,20 @@ class _Writer:
 
     def _variant(self, topic: Topic, phrasing: Phrasing) -> Row:
         rng, settings = self.rng, self.settings
-        question = self._slips(phrasing.text)
+        question = self._with_typos(phrasing.text)
         if rng.random() < settings.tone_rate:
             test = self.split == "test"
             openings = wording.TEST_OPENINGS if test else wording.TRAIN_OPENINGS
             question = wording.dress(question, openings, wording.TEST_CLOSINGS if test else wording.TRAIN_CLOSINGS, rng)
-        carries = settings.grounded_rate if self.split != "test" else float(topic.held_out)
-        grounded = topic.article is not None and rng.random() < carries
+        grounded_rate = settings.grounded_rate if self.split != "test" else float(topic.held_out)
+        grounded = topic.article is not None and rng.random() < grounded_rate
         turns = [with_article(question, topic.article) if grounded and topic.article else question]
         answers, accept = topic.answers, topic.accept
         first = bool(topic.first_answers) and rng.random() < settings.first_turn_rate
         if first:
             answers, accept = topic.first_answers, topic.first_accept
         elif topic.first_answers:
-            turns += [rng.choice(topic.first_answers), self._slips(rng.choice(topic.followups))]
+            turns += [rng.choice(topic.first_answers), self._with_typos(rng.choice(topic.followups))]
         turns.append(join_answer(topic.intent, rng.choice(answers)))
         talk = [Message(role="assistant" if i % 2 else "user", content=text) for i, text in enumerate(turns)]
         return Row(
@@ -206,23 +217,24 @@ class _Writer:
             messages=(self.system, *talk),
         )
 
-    def _slips(self, text: str) -> str:
+    def _with_typos(self, text: str) -> str:
         return wording.mistype(text, self.rng) if self.rng.random() < self.settings.typo_rate else text
 
 
 def quotas(topics: Sequence[Topic], size: int, shares: tuple[float, float], rng: Random) -> dict[str, int]:
-    """Conversations per topic: the shares of refusals and held-out topics, the rest to facts; even within each part.
+    """Number of conversations per topic id.
 
-    shares: (refusals, held out), fractions of `size`; a part without topics gives its share to the facts.
+    The numbers sum to `size` and are even within each group of topics.
+    shares: fractions of `size` for refusals and for held-out topics.  Facts get the rest, and the share of a group without topics.
     """
     refusals = [topic.id for topic in topics if topic.kind == "refuse"]
     held_out = [topic.id for topic in topics if topic.held_out]
     facts = [topic.id for topic in topics if topic.kind != "refuse" and not topic.held_out]
-    counts = [round(size * share) if part else 0 for part, share in zip((refusals, held_out), shares, strict=True)]
+    counts = [round(size * share) if group else 0 for group, share in zip((refusals, held_out), shares, strict=True)]
     found: dict[str, int] = {}
-    for part, count in ((refusals, counts[0]), (held_out, counts[1]), (facts, size - sum(counts))):
-        lucky = set(rng.sample(part, count % len(part))) if part else set()
-        found |= {name: count // len(part) + (name in lucky) for name in part}
+    for group, count in ((refusals, counts[0]), (held_out, counts[1]), (facts, size - sum(counts))):
+        one_more = set(rng.sample(group, count % len(group))) if group else set()
+        found |= {name: count // len(group) + (name in one_more) for name in group}
     return found
 
 

@@ -1,4 +1,4 @@
-"""The evidence pack: a page for people with the verdict first, the same as data, a performance log, a bill of materials, model cards."""
+"""Evidence pack of a verdict: page, data, performance log, bill of materials, model cards."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,25 +19,28 @@ from tasks.shared.technique import Artifact, Inputs, Kind, Metrics, Port, StepRu
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Html:
-    """Write the evidence of one verdict, everything in it traced to digests.
+    """Write the evidence of one verdict, with the digest of each artifact.
 
-    report.html (no network, no script, no other file), report.json (everything shown), performance.json and .md (what was modified
-    and what that changed), materials.json (CycloneDX) and .md, models/<name>/README.md for each candidate; if one ships that a step
-    made, model/ with its files and card.
+    report.html: the page; it needs no network, script or other file.
+    report.json: the data of the page.
+    performance.json and .md: the modifications and their effects.
+    materials.json (CycloneDX) and .md: the bill of materials.
+    models/<name>/README.md: a model card for each candidate.
+    model/: the shipped model with its card, if a step of the recipe made it.
     """
 
     title: Annotated[str, Field(min_length=1)] = "Compression report"
     """Heading of the page."""
     max_flips: Annotated[int, Field(ge=0)] = 60
-    """Changed answers to show, taken in turn from every candidate and direction; all are in the verdict's items.jsonl."""
+    """Most changed answers to show, taken in turn from each candidate and direction; items.jsonl of the verdict has all of them."""
     theme: Literal["auto", "light", "dark"] = "auto"
-    """Colors: the reader's choice (auto), or always light or dark.  Print is always light."""
+    """Colors: the reader's system setting (auto), or always light or dark.  Print is always light."""
     command: str = ""
-    """What to type to get this report again; shown when set."""
+    """Command that reproduces this report; shown if set."""
     base_model: str = ""
-    """Hub id or name of the model that the recipe starts from, for the cards."""
+    """Hub id or name of the recipe's source model, for the cards."""
     licenses: Licenses = Field(default_factory=Licenses)
-    """Licenses and terms as far as they are known."""
+    """Licenses and terms, as far as known."""
 
     ports: ClassVar[Mapping[str, Port]] = {
         "verdict": Port((Kind.VERDICT,)),
@@ -50,7 +53,10 @@ class Html:
     libraries: ClassVar[tuple[str, ...]] = ("jinja2", "markupsafe", "pydantic", "huggingface-hub", "packaging")
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
-        """Gather, then write every part.  Raises DataError for a broken verdict, manifest, card or curve."""
+        """Write all files of the evidence pack.
+
+        Raises DataError for a broken verdict, manifest, card or curve.
+        """
         verdict = read_verdict(inputs.one("verdict").path / "verdict.json")
         report = self._gather(verdict, inputs, run.seed)
         (out / "report.json").write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
@@ -95,7 +101,7 @@ class Html:
 
 
 def cards(artifact: Artifact | None, *files: str) -> list[Card]:
-    """Those of the named JSON files that the artifact has, as cards."""
+    """Cards of an artifact: those of the named JSON files that it has."""
     found = [] if artifact is None else [(file, brief(read_card(artifact.path / file))) for file in files]
     name = artifact.name if artifact else ""
     return [Card(title=f"{name}/{file}", blocks=as_blocks(raw), raw=raw) for file, raw in found if raw is not None]

@@ -1,4 +1,4 @@
-"""What the teacher's answers cost, and what became of them."""
+"""Tokens, cost and acceptance of the teacher's answers."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,8 +12,9 @@ MILLION = 1_000_000
 
 
 def usage(samples: Sequence[Sample], price_in: float, price_out: float) -> dict[str, Any]:
-    """Tokens, requests and cost of the samples: the same however often the run was interrupted.
+    """Tokens, requests and cost of the samples.
 
+    They do not depend on how often the run was interrupted.
     price_in, price_out: per million tokens.  A sample without reported tokens counts under `without_usage`.
     """
     prompt, answer = (
@@ -30,45 +31,46 @@ def usage(samples: Sequence[Sample], price_in: float, price_out: float) -> dict[
 
 
 def effort(samples: Sequence[Sample], fresh: Sequence[Sample], seconds: float) -> dict[str, float]:
-    """What the answers took.  It differs from run to run, so it is a metric and stands in no artifact.
+    """Retries, seconds and speed of the answers: metrics only, as they differ from run to run.
 
-    fresh: the samples that this run asked for, in `seconds`; the others were kept from a run that was killed.
+    fresh: the samples that this run requested, in `seconds`; the others are from a run that was killed.
     """
-    asked = {(sample.row, sample.sample, sample.digest) for sample in fresh}
+    requested = {(sample.row, sample.sample, sample.digest) for sample in fresh}
     return {
         "retries": sum(sample.attempts - 1 for sample in samples),
-        "reused": sum((sample.row, sample.sample, sample.digest) not in asked for sample in samples),
+        "reused": sum((sample.row, sample.sample, sample.digest) not in requested for sample in samples),
         "seconds": round(seconds, 2),
         "tokens_per_second": round(sum(sample.completion_tokens for sample in fresh) / seconds, 1) if seconds else 0.0,
     }
 
 
-def card(rows: Sequence[Row], kept: Sequence[Row], fates: Mapping[str, Sequence[Sample]]) -> dict[str, Any]:
-    """Counts of the traces.  fates: judged samples of each prompt that was asked, by row id.
+def card(rows: Sequence[Row], kept: Sequence[Row], judged: Mapping[str, Sequence[Sample]]) -> dict[str, Any]:
+    """Counts of the traces, for card.json.
 
-    acceptance: fraction of the asked prompts that got an accepted answer, over all and per kind of row.
+    rows: the corpus.  kept: the rows written.  judged: the judged samples of each prompt sent, by row id.
+    `acceptance` is the fraction of the prompts sent with an accepted answer, in total and per kind of row.
     """
-    asked: Counter[str] = Counter()
+    sent: Counter[str] = Counter()
     accepted: Counter[str] = Counter()
     dropped: Counter[str] = Counter()
     for row in rows:
-        tried = fates.get(row.id, ())
-        asked[row.kind] += bool(tried)
+        tried = judged.get(row.id, ())
+        sent[row.kind] += bool(tried)
         accepted[row.kind] += any(sample.rejection == ACCEPTED for sample in tried)
         dropped.update(sample.rejection for sample in tried if sample.rejection != ACCEPTED)
-    rates = {kind: round(accepted[kind] / count, 4) for kind, count in sorted(asked.items()) if count}
-    everything = round(accepted.total() / asked.total(), 4) if asked.total() else 0.0
+    rates = {kind: round(accepted[kind] / count, 4) for kind, count in sorted(sent.items()) if count}
+    total = round(accepted.total() / sent.total(), 4) if sent.total() else 0.0
     return {
         "rows": len(kept),
         "teacher": sum(row.source == "teacher" for row in kept),
         "gold": sum(row.source == "gold" for row in kept),
         "with_reasoning": sum(bool(row.reasoning) for row in kept),
         "accepted_with_hint": sum(
-            sample.hinted and sample.rejection == ACCEPTED for tried in fates.values() for sample in tried
+            sample.hinted and sample.rejection == ACCEPTED for tried in judged.values() for sample in tried
         ),
-        "prompts_asked": asked.total(),
-        "prompts_without_accepted_answer": asked.total() - accepted.total(),
+        "prompts_asked": sent.total(),
+        "prompts_without_accepted_answer": sent.total() - accepted.total(),
         "rows_left_out": len(rows) - len(kept),
-        "acceptance": {"all": everything, **rates},
+        "acceptance": {"all": total, **rates},
         "samples_dropped": dict(dropped.most_common()),
     }

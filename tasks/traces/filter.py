@@ -1,4 +1,4 @@
-"""Rejection filter: which answers of a teacher may be trained on, and why the others may not."""
+"""Rejection filter for a teacher's answers: accept one for training, or name its defect."""
 
 import re
 from typing import Annotated
@@ -22,26 +22,28 @@ NEGATION = re.compile(r"\b(?:no|not|never|none|nothing|without|cannot|\w+n't)\b"
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Limits:
-    """What an accepted answer may be like."""
+    """Limits that an accepted answer must keep."""
 
     min_words: Annotated[int, Field(ge=1)] = 3
-    """Fewest words."""
+    """Fewest words of an answer."""
     max_words: Annotated[int, Field(ge=1)] = 40
-    """Most words."""
+    """Most words of an answer."""
     support: Annotated[float, Field(ge=0, le=1)] = 0.8
-    """Smallest fraction of the answer's content words that its sources hold; 0 turns it off."""
+    """Smallest fraction of the answer's content words that its sources contain; 0 turns the check off."""
     other_numbers: bool = False
-    """Keep answers with numbers of the article that belong to other facts than the one asked for."""
+    """Keep answers with numbers from the article that belong to other facts."""
     negations: bool = False
-    """Keep answers that say "not" or the like where neither gold answer nor question does."""
+    """Keep answers with a negation that neither the gold answer nor the question has."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """What an answer is held against.
+    """Texts that an answer is checked against.
 
-    accept: groups of strings, one of each must be stated.  narrow: question, gold answer and accepted strings.
-    wide: narrow and the article.  refusal: the right answer declines.
+    accept: groups of strings; the answer must contain one string of each group.
+    narrow: question, gold answer and accepted strings.
+    wide: narrow and the article.
+    refusal: True if the correct answer declines.
     """
 
     accept: tuple[tuple[str, ...], ...]
@@ -51,27 +53,28 @@ class Evidence:
 
 
 def judge(text: str, finish_reason: str, evidence: Evidence, limits: Limits) -> str:
-    """Why this answer may not be trained on, in a word or two; "" if it may.
+    """Return the reason for rejecting an answer, in a word or two; "" if it is accepted.
 
-    Form first, then hallucination, then the fact.  For a refusal only `narrow` counts: it must not give another one's reason.
+    The order is form, hallucination, fact.  A refusal is checked against `narrow` alone, so that it cannot state the reason of
+    another refusal.
     """
-    form = _form(text, finish_reason, limits)
+    form = _judge_form(text, finish_reason, limits)
     if form:
         return form
     if invented_numbers(text, evidence.wide):
         return "number"
     if invented_addresses(text, evidence.wide):
         return "address"
-    return _declines(text, evidence, limits) if evidence.refusal else _answers(text, evidence, limits)
+    return _judge_refusal(text, evidence, limits) if evidence.refusal else _judge_answer(text, evidence, limits)
 
 
-def _declines(text: str, evidence: Evidence, limits: Limits) -> str:
+def _judge_refusal(text: str, evidence: Evidence, limits: Limits) -> str:
     if not refuses(text):
         return "no refusal"
     return ACCEPTED if support(text, f"{evidence.narrow}\n{DECLINING}") >= limits.support else "unsupported"
 
 
-def _answers(text: str, evidence: Evidence, limits: Limits) -> str:
+def _judge_answer(text: str, evidence: Evidence, limits: Limits) -> str:
     if refuses(text) and not refuses(evidence.narrow):
         return "refuses"
     if not states_fact(text, evidence.accept):
@@ -83,7 +86,7 @@ def _answers(text: str, evidence: Evidence, limits: Limits) -> str:
     return ACCEPTED if support(text, evidence.wide) >= limits.support else "unsupported"
 
 
-def _form(text: str, finish_reason: str, limits: Limits) -> str:
+def _judge_form(text: str, finish_reason: str, limits: Limits) -> str:
     words = text.split()
     if not words:
         return "empty"
@@ -99,6 +102,6 @@ def _form(text: str, finish_reason: str, limits: Limits) -> str:
 
 
 def close_sentence(text: str) -> str:
-    """The answer stripped, with the full stop that a stop string of the request has swallowed."""
+    """Return the answer stripped, with the final period that a stop string removed."""
     text = text.strip()
     return f"{text}." if text and (text[-1].isalnum() or text[-1] in "'\")%") else text

@@ -1,4 +1,4 @@
-"""Answers of a teacher behind an OpenAI-compatible endpoint, kept only where they agree with the article."""
+"""Answers of a teacher behind an OpenAI-compatible endpoint, filtered by the article."""
 
 import asyncio
 import json
@@ -25,7 +25,7 @@ from tasks.shared.text.chat import join_answer
 from tasks.traces.account import card, effort, usage
 from tasks.traces.filter import ACCEPTED, Evidence, Limits, close_sentence
 from tasks.traces.prompt import choose_examples, choose_refusals, narrow_sources, rank, sources, teacher_messages
-from tasks.traces.reasoning import Reasoning, take_apart
+from tasks.traces.reasoning import Reasoning, split_reply
 from tasks.traces.teacher import Job, Teacher
 
 STRICT = ConfigDict(extra="forbid")
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Prices:
-    """What the endpoint charges, in any one currency."""
+    """Prices of the endpoint, all in the same currency."""
 
     input: Annotated[float, Field(ge=0)] = 0.0
     """Price of a million prompt tokens."""
@@ -44,24 +44,27 @@ class Prices:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Embedded:
-    """llama.cpp's server, used when `base_url` is empty; it decodes `concurrency` answers together."""
+    """Settings of llama.cpp's server, used when `base_url` is empty.
+
+    It decodes `concurrency` answers at once.
+    """
 
     context: Annotated[int, Field(ge=256)] = 1536
-    """Tokens of one prompt and its answer."""
+    """Context length: most tokens of one prompt and its answer."""
     port: Annotated[int, Field(ge=0, le=65535)] = 0
     """Loopback port; 0 takes a free one."""
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", hide_input_in_errors=True))
 class OpenAI:
-    """Asks a teacher for every training answer, several times if need be, and keeps the first one that passes the filter.
+    """Training answers from a teacher: the first sample of each prompt that passes the filter.
 
-    Samples of a prompt are asked one after another until one is accepted: an answer that passed needs no rival, and the
-    next try finds its prompt in the endpoint's cache.  First accepted instead of, say, shortest keeps the teacher's variety.
-    With `reasoning` it comes with the teacher's reasoning, which is filtered too; an answer without any is dropped.
-    The teacher writes the answer's text only; the intent is the corpus'.  Rows with no fact to check by (nothing in
-    `accept`, no refusal) keep their gold answer.  Every sample has a seed of its own from the recipe's seed, row and number;
-    with continuous batching llama.cpp is still not reproducible bit by bit, because sums depend on what shares the batch.
+    Samples of a prompt are requested one after another until one is accepted, so that each retry finds its prompt in the
+    endpoint's cache.  Taking the first accepted answer, and not for example the shortest, keeps the teacher's variety.
+    With `reasoning`, answers come with the teacher's reasoning, which is filtered too; an answer without reasoning is dropped.
+    The teacher writes the answer's text only; the intent is from the corpus.  Rows without a fact to check (an empty `accept`
+    and no refusal) keep their gold answer.  Each sample has its own seed, from the recipe's seed, row and sample number;
+    llama.cpp with continuous batching is still not reproducible bit by bit, because sums depend on the other requests of a batch.
     """
 
     base_url: str = ""
@@ -77,36 +80,36 @@ class OpenAI:
     max_attempts: Annotated[int, Field(ge=1)] = 5
     """Attempts at one request in all, on 429, 5xx, time-outs and broken connections."""
     samples: Annotated[int, Field(ge=1)] = 2
-    """Answers to ask for, at most, until one is accepted."""
+    """Most answers to request for a prompt until one is accepted."""
     temperature: Annotated[float, Field(ge=0)] = 0.3
-    """Sampling temperature; with 0 more than one sample is pointless and refused."""
+    """Sampling temperature; 0 with several samples is refused, as it would repeat the same answer."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
-    """Nucleus to sample from."""
+    """Probability mass of nucleus sampling."""
     max_tokens: Annotated[int, Field(ge=1)] = 60
-    """Most tokens of one answer; an answer cut off there is dropped."""
+    """Most tokens of one answer; an answer that reaches this limit is dropped."""
     stop: tuple[str, ...] = ("\n", ". ")
-    """Strings that end an answer (at most four at most endpoints); the default keeps one sentence, since weak teachers ramble on.
-    Reasoning before an answer is not ended by them."""
+    """Strings that end an answer (most endpoints allow four).  The default keeps one sentence, because weak teachers ramble.
+    They do not end the reasoning before an answer."""
     send_seed: bool = True
-    """Send `seed`; false for endpoints that refuse it."""
+    """Send `seed` with a request; false for endpoints that reject it."""
     article_in_prompt: bool = True
     """Put the article into the prompt."""
     examples: Annotated[int, Field(ge=0)] = 2
     """Worked examples in the prompt."""
     hint: Literal["never", "retry", "always"] = "retry"
-    """When to tell the teacher the fact that its answer must state, so that it only words it: a weak teacher rarely finds it."""
+    """When to state the fact in the prompt, so that the teacher only words it: weak teachers rarely find it themselves."""
     gold_ratio: Annotated[float, Field(ge=0, le=1)] = 0.25
-    """Fraction of the training prompts that keep the corpus' gold answer, chosen by seed."""
+    """Fraction of the training prompts that keep the gold answer of the corpus, chosen by seed."""
     when_rejected: Literal["gold", "drop"] = "gold"
-    """What becomes of a prompt with no accepted answer."""
+    """gold: a prompt without an accepted answer keeps its gold answer.  drop: its row is left out."""
     max_prompts: Annotated[int, Field(ge=0)] = 0
     """Most prompts to send to the teacher, chosen by seed; the rest keep their gold answer.  0 sends all."""
     reasoning: Reasoning = field(default_factory=Reasoning)
-    """The teacher's reasoning, kept in the rows beside the answers."""
+    """The teacher's reasoning, stored in the rows next to the answers."""
     limits: Limits = field(default_factory=Limits)
-    """What the filter accepts."""
+    """Limits of the filter."""
     prices: Prices = field(default_factory=Prices)
-    """Prices for the cost in usage.json."""
+    """Prices, for the cost in usage.json."""
     embedded: Embedded = field(default_factory=Embedded)
     """The embedded server."""
 
@@ -135,30 +138,30 @@ class OpenAI:
             check_url(self.base_url)
         different = 2 if self.hint == "retry" else 1
         if self.temperature == 0 and self.samples > different:
-            got = f"{self.samples} with temperature 0 and hint {self.hint!r} gives the same answer again"
+            got = f"{self.samples}, but temperature 0 with hint {self.hint!r} repeats the same answer"
             raise ConfigError("samples", got, f"{different}, or a temperature above 0", f"samples: {different}")
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
-        """Write train.jsonl, samples.jsonl, usage.json and card.json into `out`; what the answers took is in the metrics.
+        """Write train.jsonl, samples.jsonl, usage.json and card.json to `out`.
 
-        Answers are kept in `run.scratch` as they come, so a killed run asks only for what is missing.
-        Raises EndpointError, ConfigError, DataError, ModelError or MachineError; what was answered until then is kept.
+        Each answer is stored in `run.scratch` as it arrives, so a run after a kill or a failure requests only the missing ones.
+        Raises EndpointError, ConfigError, DataError, ModelError or MachineError.
         """
         corpus = inputs.one("prompts").path
         rows = read_rows(corpus / "train.jsonl")
         articles = read_articles(corpus / "articles.jsonl") if self.article_in_prompt else None
         key = read_key(self.api_key_env)
         jobs = self._jobs(rows, articles, run.seed)
-        fates: dict[str, list[Sample]] = {}
-        begun = time.monotonic()
+        judged: dict[str, list[Sample]] = {}
+        started = time.monotonic()
         with SampleStore(run.scratch / "samples.jsonl") as store, self._endpoint(inputs, run) as (url, model):
-            asyncio.run(self._ask(jobs, fates, store=store, url=url, model=model, key=key, seed=run.seed))
-        return self._write(out, rows, fates, time.monotonic() - begun, store.added)
+            asyncio.run(self._ask(jobs, judged, store=store, url=url, model=model, key=key, seed=run.seed))
+        return self._write(out, rows, judged, time.monotonic() - started, store.added)
 
     async def _ask(
         self,
         jobs: Sequence[Job],
-        fates: dict[str, list[Sample]],
+        judged: dict[str, list[Sample]],
         *,
         store: SampleStore,
         url: str,
@@ -166,7 +169,7 @@ class OpenAI:
         key: SecretStr | None,
         seed: int,
     ) -> None:
-        """Fill `fates` with the judged samples of every job, by row id."""
+        """Fill `judged` with the judged samples of each job, by row id."""
         limits: dict[str, Any] = {
             "timeout": self.timeout_s,
             "max_attempts": self.max_attempts,
@@ -179,13 +182,16 @@ class OpenAI:
             with progress_bar("asking the teacher", len(jobs)) as advance:
 
                 async def answer(job: Job) -> None:
-                    fates[job.row.id] = await teacher.answer(job)
+                    judged[job.row.id] = await teacher.answer(job)
                     advance()
 
                 await for_each(jobs, answer, self.concurrency)
 
     def _jobs(self, rows: Sequence[Row], articles: Mapping[str, Article] | None, seed: int) -> list[Job]:
-        """The prompts for the teacher, by intent and refusals last: neighbors share examples or articles, which the endpoint then finds cached."""
+        """Prompts for the teacher, sorted by intent, refusals last.
+
+        Neighboring prompts share examples or articles, which the endpoint then finds cached.
+        """
         answered = choose_examples(
             [row for row in rows if row.article and not row.grounded and row.kind == "faq"], self.examples, seed
         )
@@ -196,16 +202,15 @@ class OpenAI:
             hinted = [self._hinted(row, number) for number in range(self.samples)]
             reason = self.reasoning.ask == "request"
             chats = [teacher_messages(row, shown, self.examples, articles, hint, reason) for hint in hinted]
-            alike = [
-                other.answer for other in shown if row.kind == "refuse"
-            ]  # any gold reason of the same policy will do
+            # A refusal may state any gold reason of the same policy.
+            alike = [other.answer for other in shown if row.kind == "refuse"]
             narrow, wide = ("\n".join([text, *alike]) for text in (narrow_sources(row), sources(row, articles)))
             evidence = Evidence(accept=row.accept, narrow=narrow, wide=wide, refusal=row.kind == "refuse")
             jobs.append(Job(row, chats, hinted, evidence))
         return jobs
 
     def _choose(self, rows: Sequence[Row], seed: int) -> list[Row]:
-        """The rows to ask the teacher about, in the corpus' order."""
+        """Rows to send to the teacher, in the order of the corpus."""
         ranked = sorted(rows, key=lambda row: rank(seed, row.id))[round(self.gold_ratio * len(rows)) :]
         checkable = [row for row in ranked if row.accept or row.kind == "refuse"]
         chosen = {row.id for row in (checkable[: self.max_prompts] if self.max_prompts else checkable)}
@@ -216,7 +221,7 @@ class OpenAI:
 
     @contextmanager
     def _endpoint(self, inputs: Inputs, run: StepRun) -> Iterator[tuple[str, str]]:
-        """Base URL, and what stands for the model in digests."""
+        """Base URL, and the name of the model in digests."""
         if self.base_url:
             yield self.base_url, self.model
             return
@@ -232,7 +237,7 @@ class OpenAI:
             yield url, f"{model.name}:{model.stat().st_size}"
 
     def sampling(self, row: Row, number: int, seed: int) -> dict[str, Any]:
-        """Everything of a request but the model and the messages."""
+        """Sampling settings of a request, without model and messages."""
         room = self.max_tokens + (self.reasoning.tokens if self.reasoning.wanted else 0)
         body: dict[str, Any] = {"max_tokens": room, "temperature": self.temperature, "top_p": self.top_p}
         if self.stop and not self.reasoning.wanted:
@@ -245,31 +250,31 @@ class OpenAI:
         self,
         out: Path,
         rows: Sequence[Row],
-        fates: Mapping[str, Sequence[Sample]],
+        judged: Mapping[str, Sequence[Sample]],
         seconds: float,
         fresh: Sequence[Sample],
     ) -> Metrics:
-        traced = [self._trace(row, fates.get(row.id)) for row in rows]
+        traced = [self._trace(row, judged.get(row.id)) for row in rows]
         kept = [row for row in traced if row is not None]
         if not kept:
-            got = "no answer was accepted, and `when_rejected: drop` leaves no row"
-            raise DataError(str(out), got, "at least one", "when_rejected: gold")
+            got = "no answer was accepted, so `when_rejected: drop` leaves no row"
+            raise DataError(str(out), got, "at least one row", "when_rejected: gold")
         write_rows(out / "train.jsonl", kept)
-        samples = [sample for row in rows for sample in fates.get(row.id, ())]
+        samples = [sample for row in rows for sample in judged.get(row.id, ())]
         (out / "samples.jsonl").write_text("".join(sample.line() for sample in samples), encoding="utf-8")
         used = usage(samples, self.prices.input, self.prices.output)
-        told = card(rows, kept, fates)
-        for name, content in (("usage.json", used), ("card.json", told)):
+        counts = card(rows, kept, judged)
+        for name, content in (("usage.json", used), ("card.json", counts)):
             (out / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         log.info(
             "%d of %d prompts answered by the teacher; dropped: %s",
-            told["teacher"],
-            told["prompts_asked"],
-            told["samples_dropped"],
+            counts["teacher"],
+            counts["prompts_asked"],
+            counts["samples_dropped"],
         )
-        figures = {name: told[name] for name in ("rows", "teacher", "gold", "prompts_asked")}
+        figures = {name: counts[name] for name in ("rows", "teacher", "gold", "prompts_asked")}
         figures |= {name: used[name] for name in ("requests", "prompt_tokens", "completion_tokens", "cost")}
-        return {**figures, **effort(samples, fresh, seconds), "acceptance": told["acceptance"]["all"]}
+        return {**figures, **effort(samples, fresh, seconds), "acceptance": counts["acceptance"]["all"]}
 
     def _trace(self, row: Row, samples: Sequence[Sample] | None) -> Row | None:
         if samples is None:
@@ -277,18 +282,21 @@ class OpenAI:
         accepted = next((sample for sample in samples if sample.rejection == ACCEPTED), None)
         if accepted is None:
             return row if self.when_rejected == "gold" else None
-        said = take_apart(accepted, self.reasoning.wanted, self.stop)
-        answer = Message(role="assistant", content=join_answer(row.intent, close_sentence(said.text)))
-        messages, reasoning = (*row.messages[:-1], answer), said.reasoning or row.reasoning
+        reply = split_reply(accepted, self.reasoning.wanted, self.stop)
+        answer = Message(role="assistant", content=join_answer(row.intent, close_sentence(reply.text)))
+        messages, reasoning = (*row.messages[:-1], answer), reply.reasoning or row.reasoning
         return row.model_copy(update={"source": "teacher", "messages": messages, "reasoning": reasoning})
 
 
 def _gguf(path: Path) -> Path:
-    """The GGUF file that the embedded server can run: `path` itself, or the only one in that folder."""
+    """Return the GGUF file for the embedded server: `path` itself, or the only one in it."""
     found = [path] if path.is_file() else sorted(path.glob("*.gguf"))
     if len(found) != 1 or found[0].suffix != ".gguf":
         fix = "give a GGUF as the teacher, or serve this model elsewhere and set base_url"
         raise ModelError(
-            str(path), f"{len(found)} files, none of them one the embedded server can run", "a .gguf file", fix
+            str(path),
+            ", ".join(file.name for file in found) or "no .gguf file",
+            "exactly one .gguf file for the embedded server",
+            fix,
         )
     return found[0]

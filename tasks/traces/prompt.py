@@ -1,4 +1,4 @@
-"""What the teacher is asked: the bot's system text, worked examples, then the article and the question."""
+"""The teacher's prompt: the bot's system text, worked examples, the article, the question."""
 
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
@@ -15,20 +15,20 @@ ASK_HINT = "\n\nAnswer in one short sentence that says: {fact}."
 ASK_ALONE = "\n\nAnswer in one short sentence."
 DECLINE = "\n\nThis is against our policy. Decline in one polite sentence: say that you can't help with it."
 EXAMPLE_WORDS = 25
-"""Worked examples have at most so many words, so that the teacher learns to be short."""
+"""Most words in a worked example; short examples make the teacher brief."""
 
 Turn = dict[str, str]
 
 
 def rank(seed: int, name: str) -> int:
-    """A number for `name` that looks random and depends on nothing else: sort by it to choose by seed."""
+    """Pseudo-random number of a name and a seed; sorting by it is a seeded choice."""
     return int.from_bytes(sha256(f"{seed}:{name}".encode()).digest()[:8])
 
 
 def choose_examples(rows: Sequence[Row], count: int, seed: int) -> list[Row]:
-    """`count` + 1 rows with short gold answers, each about another article, chosen by seed.
+    """Choose `count` + 1 rows with short gold answers about different articles, by seed.
 
-    The last one is the spare for prompts about an article that one of the others shows.
+    The last one replaces an example that is about the article of the prompt.
     """
     found: dict[str, Row] = {}
     for row in sorted(rows, key=lambda row: rank(seed, row.id)):
@@ -39,7 +39,10 @@ def choose_examples(rows: Sequence[Row], count: int, seed: int) -> list[Row]:
 
 
 def choose_refusals(row: Row, refused: Sequence[Row], count: int, seed: int) -> list[Row]:
-    """`count` refusals of the same intent in other words, or fewer: examples of another intent make the teacher give its reason."""
+    """Choose at most `count` refusals of the same intent in other words, by seed.
+
+    An example of another intent would lead the teacher to state that intent's reason.
+    """
     found = [other for other in refused if other.intent == row.intent and other.group != row.group]
     return sorted(found, key=lambda other: rank(seed, other.id))[:count]
 
@@ -52,14 +55,18 @@ def teacher_messages(
     hint: bool = False,
     reason: bool = False,
 ) -> list[Turn]:
-    """The chat that asks the teacher for `row`'s answer.
+    """Build the chat that requests `row`'s answer from the teacher.
 
-    examples: as `choose_examples` or `choose_refusals` gave them.  articles: by id; None to ask without articles.
-    hint: tell the fact that the answer must state, in the examples too (rationalization: Zelikman et al. 2022, STaR,
-    arXiv 2203.14465, section 3.2); the teacher then only words it.  reason: ask for a short reasoning before the answer.
-    Worked examples come first and are the same for all answerable prompts about another article, so that an endpoint which
-    caches prefixes computes them once.  An article goes into the user's turn: small models overlook a system text.
-    Earlier turns stay turns.
+    examples: from `choose_examples` or `choose_refusals`.
+    count: most examples to show.
+    articles: by id; None leaves articles out of the prompt.
+    hint: state the fact in the prompt and in the examples, so that the teacher only words it (rationalization: Zelikman et al.
+    2022, STaR, arXiv 2203.14465, section 3.2).
+    reason: request a short reasoning before the answer.
+
+    Worked examples come first and are the same for all answerable prompts about other articles, so an endpoint with a prefix
+    cache computes them once.  The article is in the user's turn, because small models overlook a system text.
+    Earlier turns of the row remain turns.
     """
     shown = [example for example in examples if row.kind == "refuse" or example.article != row.article][:count]
     turns = [turn for turn in row.prompt if turn["role"] == "system"]
@@ -87,21 +94,23 @@ def _user_turn(row: Row, content: str, articles: Mapping[str, Article] | None, h
 
 
 def find_article(row: Row, articles: Mapping[str, Article]) -> Article:
-    """The article of a row.  Raises DataError if the corpus does not hold it."""
+    """Return the article of a row.  Raises DataError if the corpus does not contain it."""
     if row.article not in articles:
-        got = f"no article {row.article!r}, which row {row.id!r} names"
-        raise DataError("articles.jsonl", got, "every article that a row names", "add it, or clear the row's `article`")
+        got = f"no article {row.article!r}, which row {row.id!r} refers to"
+        raise DataError(
+            "articles.jsonl", got, "every article that a row refers to", "add it, or clear the row's `article`"
+        )
     return articles[row.article]
 
 
 def sources(row: Row, articles: Mapping[str, Article] | None) -> str:
-    """Everything that an answer may draw on: the article, the conversation, the gold answer and the fact's strings."""
+    """Text that may support an answer: article, conversation, gold answer, the fact's strings."""
     article = articles.get(row.article) if articles else None
     parts = [article.title, article.text] if article else []
     return "\n".join([*parts, narrow_sources(row)])
 
 
 def narrow_sources(row: Row) -> str:
-    """What an answer about this very question may draw on: `sources` without the article."""
+    """Text that may support an answer to this very question: `sources` without the article."""
     parts = [question_of(turn["content"]) for turn in row.prompt if turn["role"] != "system"]
     return "\n".join([*parts, split_answer(row.answer)[1], *(phrase for group in row.accept for phrase in group)])

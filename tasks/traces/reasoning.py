@@ -1,4 +1,4 @@
-"""Reasoning that a teacher gives before its answer: how it is asked for, read out of a reply, and held against the evidence."""
+"""A teacher's reasoning before its answer: requested, split from the reply, checked."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass as plain_dataclass
@@ -18,59 +18,60 @@ from tasks.shared.text.repetition import repeats
 from tasks.traces.filter import ACCEPTED, Evidence
 
 FORM = f"\n\nFirst write between {OPEN} and {CLOSE}, in one or two short sentences, how one comes to the answer. Then answer."
-"""Goes before what the teacher is asked for."""
+"""Part of a user turn, before the request for an answer."""
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Reasoning:
-    """Whether the teacher's reasoning is kept, for techniques that teach it (`distill/cot`)."""
+    """Settings of the teacher's reasoning, for techniques that train on it (`distill/cot`)."""
 
     ask: Literal["none", "request", "native"] = "none"
-    """none: answers only.  request: the prompt asks for a short reasoning in marks, and the worked examples show one.
-    native: what a reasoning model gives by itself, as `reasoning_content` or before </think>."""
+    """none: answers only.  request: the prompt requests a short reasoning between marks, and the worked examples show one.
+    native: the reasoning that a reasoning model returns by itself, as `reasoning_content` or before </think>."""
     tokens: Annotated[int, Field(ge=1)] = 150
-    """Room for the reasoning in a reply, on top of `max_tokens`."""
+    """Most tokens of the reasoning, in addition to `max_tokens`."""
     max_words: Annotated[int, Field(ge=1)] = 80
-    """Longer reasoning is dropped with its answer: a small student cannot learn it, and has to write all of it."""
+    """Most words of the reasoning.  Longer reasoning is dropped with its answer: a small student cannot learn it."""
 
     @property
     def wanted(self) -> bool:
-        """Whether there is any."""
+        """True if answers come with reasoning."""
         return self.ask != "none"
 
 
 @plain_dataclass(frozen=True)
-class Spoken:
-    """A reply taken apart."""
+class Reply:
+    """A teacher's reply, split into answer and reasoning."""
 
     text: str
     finish_reason: str
     reasoning: str = ""
 
 
-def take_apart(sample: Sample, wanted: bool, stop: Sequence[str]) -> Spoken:
-    """Answer and reasoning of a sample.
+def split_reply(sample: Sample, wanted: bool, stop: Sequence[str]) -> Reply:
+    """Split a sample into answer and reasoning.
 
-    stop: strings that end an answer.  An endpoint would end the reasoning at them, so it is not told them, and the answer is cut here.
+    wanted: whether the sample has reasoning.
+    stop: strings that end an answer.  An endpoint would end the reasoning at them as well, so the answer is cut here instead.
     """
     if not wanted:
-        return Spoken(sample.text, sample.finish_reason)
+        return Reply(sample.text, sample.finish_reason)
     before, answer = split_reasoning(sample.text)
     cuts = [place for text in stop if (place := answer.find(text)) >= 0]
     finish = "stop" if cuts else sample.finish_reason
-    return Spoken(answer[: min(cuts)] if cuts else answer, finish, tidy(sample.reasoning or before))
+    return Reply(answer[: min(cuts)] if cuts else answer, finish, tidy(sample.reasoning or before))
 
 
 def tidy(reasoning: str) -> str:
-    """The reasoning in lines without blank ones and without spaces around them."""
+    """Return the reasoning without blank lines and without surplus spaces."""
     return "\n".join(" ".join(line.split()) for line in reasoning.splitlines() if line.strip())
 
 
 def judge_reasoning(reasoning: str, evidence: Evidence, max_words: int) -> str:
-    """Why this reasoning may not be trained on; "" if it may.
+    """Return the reason for rejecting a reasoning; "" if it is accepted.
 
-    It must invent nothing, must not end elsewhere than the answer (another quantity in place of the fact, a refusal of what is
-    answered), and must not loop.  Whether its steps follow from each other no rule sees.
+    A reasoning must not contain invented numbers or addresses, must not contradict the answer (another quantity in place of
+    the fact, or a refusal of an answerable question), and must not loop.  No rule checks that its steps follow from each other.
     """
     if not reasoning:
         return "no reasoning"
@@ -80,14 +81,16 @@ def judge_reasoning(reasoning: str, evidence: Evidence, max_words: int) -> str:
         return "reasoning: form"
     if invented_numbers(reasoning, evidence.wide) or invented_addresses(reasoning, evidence.wide):
         return "reasoning: invents"
-    strays = not evidence.refusal and refuses(reasoning) and not refuses(evidence.narrow)
+    refuses_an_answer = not evidence.refusal and refuses(reasoning) and not refuses(evidence.narrow)
     return (
-        "reasoning: contradicts" if strays or contradictions(reasoning, evidence.accept, evidence.narrow) else ACCEPTED
+        "reasoning: contradicts"
+        if refuses_an_answer or contradictions(reasoning, evidence.accept, evidence.narrow)
+        else ACCEPTED
     )
 
 
 def example_reasoning(example: Row, articles: Mapping[str, Article] | None) -> str:
-    """The reasoning of a worked example: the row's own, or the one step that its article and fact give."""
+    """Reasoning of a worked example: the row's own, or one step from its article and fact."""
     if example.reasoning:
         return example.reasoning
     if example.kind == "refuse":

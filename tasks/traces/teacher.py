@@ -1,4 +1,4 @@
-"""One teacher answering prompts: sample, judge, store, until an answer is accepted."""
+"""A teacher that answers prompts: sample, judge and store until an answer is accepted."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -8,12 +8,16 @@ from tasks.shared.engines.endpoint import Endpoint
 from tasks.shared.engines.samples import Sample, SampleStore, request_digest
 from tasks.shared.formats.rows import Row
 from tasks.traces.filter import ACCEPTED, Evidence, Limits, close_sentence, judge
-from tasks.traces.reasoning import Reasoning, judge_reasoning, take_apart
+from tasks.traces.reasoning import Reasoning, judge_reasoning, split_reply
 
 
 @dataclass(frozen=True)
 class Job:
-    """One prompt for the teacher.  chats: one for each sample, in order.  hinted: which of them tell the fact.  evidence: what the answers are held against."""
+    """One prompt for the teacher.
+
+    chats: one for each sample, in order.  hinted: by chat, True if it states the fact.
+    evidence: the texts that the answers are checked against.
+    """
 
     row: Row
     chats: Sequence[Sequence[Mapping[str, str]]]
@@ -23,7 +27,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Teacher:
-    """model: what stands for it in digests.  sampling: the request's settings for a row and a sample number."""
+    """A teacher behind an endpoint, with the filter for its answers.
+
+    model: name of the model in digests.  sampling: the request's settings for a row and a sample number.
+    stop: strings that end an answer.
+    """
 
     endpoint: Endpoint
     store: SampleStore
@@ -34,7 +42,10 @@ class Teacher:
     stop: Sequence[str]
 
     async def answer(self, job: Job) -> list[Sample]:
-        """The samples of one prompt, judged, the accepted one last; stored ones are not asked for again."""
+        """Return the judged samples of one prompt, the accepted one last.
+
+        Stored samples are not requested again.
+        """
         tried: list[Sample] = []
         for number in range(len(job.chats)):
             sample = await self._sample(job, number)
@@ -45,11 +56,11 @@ class Teacher:
         return tried
 
     def _judge(self, sample: Sample, evidence: Evidence) -> str:
-        said = take_apart(sample, self.reasoning.wanted, self.stop)
-        rejection = judge(close_sentence(said.text), said.finish_reason, evidence, self.limits)
+        reply = split_reply(sample, self.reasoning.wanted, self.stop)
+        rejection = judge(close_sentence(reply.text), reply.finish_reason, evidence, self.limits)
         if rejection != ACCEPTED or not self.reasoning.wanted:
             return rejection
-        return judge_reasoning(said.reasoning, evidence, self.reasoning.max_words)
+        return judge_reasoning(reply.reasoning, evidence, self.reasoning.max_words)
 
     async def _sample(self, job: Job, number: int) -> Sample:
         sampling = self.sampling(job.row, number)

@@ -21,17 +21,16 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.planning.plan import STAGES, find_technique
+from flows.planning.plan import find_technique
 from flows.planning.steps import Step
 from tasks.shared.errors import StillroomError
 from tasks.shared.store.keys import PROJECT, UNKEYED, code_digest, code_files, module_file, step_key
 from tasks.shared.technique import Metrics
+from tests.project_files import technique_options
 from tests.settings_case import Case, Change, Result, empty_folders, nested, setting_names, watch_settings
 from tests.training_changes import OPTION_CHANGES, TRAINING_CHANGES
 
-OPTIONS = sorted(
-    f"{file.parent.name}/{file.stem}" for stage in STAGES for file in (PROJECT / "conf" / stage).glob("*.yaml")
-)
+OPTIONS = sorted(f"{file.parent.name}/{file.stem}" for file in technique_options())
 
 
 @cache

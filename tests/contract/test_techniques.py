@@ -5,6 +5,7 @@ import importlib
 import subprocess
 import sys
 from dataclasses import asdict
+from inspect import isfunction, signature
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ from flows.planning.plan import STAGES, find_technique
 from flows.planning.steps import plain
 from tasks.shared.store.keys import PROJECT
 from tasks.shared.technique import Kind, Port, Technique
+from tests.project_files import matching, technique_options
 
-OPTIONS = sorted(file for stage in STAGES for file in (PROJECT / "conf" / stage).glob("*.yaml"))
+OPTIONS = technique_options()
 IDS = [f"{file.parent.name}/{file.stem}" for file in OPTIONS]
-MODULES = sorted(PROJECT.glob("tasks/**/*.py")) + sorted(PROJECT.glob("flows/**/*.py"))
+STAGE_MODULES = [file for stage in STAGES for file in matching(f"tasks/{stage}/*.py") if file.stem != "__init__"]
+"""Modules directly in a stage's folder: its techniques, and what several of them use."""
 
 
 def test_every_stage_has_a_technique() -> None:
@@ -35,6 +38,37 @@ def test_all_three_files_exist_and_agree(option: Path) -> None:
     assert isinstance(technique(**content), Technique)
     assert content == plain(asdict(technique())), "the YAML's keys and values are the class defaults"
     assert (PROJECT / "tests" / "unit" / "tasks" / stage / f"test_{name}.py").is_file()
+
+
+def test_every_technique_has_its_yaml() -> None:
+    written = {f"tasks.{option.parent.name}.{option.stem}" for option in OPTIONS}
+    found = [(file.parent.name, file.stem, cls) for file in STAGE_MODULES for cls in _techniques(file)]
+    assert len(found) >= len(OPTIONS)
+    missing = [
+        f"conf/{stage}/{name}.yaml for {cls}" for stage, name, cls in found if f"tasks.{stage}.{name}" not in written
+    ]
+    assert missing == []
+
+
+def _techniques(file: Path) -> list[str]:
+    """Names of the classes of a module that can be called as a step: with inputs, an output folder and a run."""
+    classes = [node for node in ast.parse(file.read_text("utf-8")).body if isinstance(node, ast.ClassDef)]
+    module = importlib.import_module(f"tasks.{file.parent.name}.{file.stem}") if classes else None
+    calls = {cls.name: getattr(getattr(module, cls.name), "__call__", None) for cls in classes}  # noqa: B004
+    return [name for name, call in calls.items() if {"inputs", "out", "run"} <= _parameters(call)]
+
+
+def _parameters(call: object) -> set[str]:
+    return set(signature(call).parameters) if isfunction(call) else set()
+
+
+def test_every_test_of_a_stage_is_named_after_its_module() -> None:
+    files = matching(*(f"tests/unit/tasks/{stage}/test_*.py" for stage in STAGES))
+    modules = {(file.parent.name, file.stem) for file in STAGE_MODULES}
+    nameless = [file.name for file in files if (file.parent.name, file.stem.removeprefix("test_")) not in modules]
+    assert nameless == [], (
+        "a unit test is named after the module that it tests: tests/unit/tasks/<stage>/test_<module>.py"
+    )
 
 
 @pytest.mark.parametrize("option", OPTIONS, ids=IDS)
@@ -73,23 +107,3 @@ def test_importing_a_technique_is_light(option: Path) -> None:
         cwd=PROJECT,
     )
     assert shown.stdout.strip() == "set()"
-
-
-def _imports(file: Path) -> set[str]:
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
-        if isinstance(node, ast.Import):
-            found.update(alias.name.split(".")[0] for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module.split(".")[0])
-    return found
-
-
-@pytest.mark.parametrize("file", MODULES, ids=[file.relative_to(PROJECT).as_posix() for file in MODULES])
-def test_wiring_stays_out_of_the_library(file: Path) -> None:
-    banned = (
-        {"prefect", "hydra", "omegaconf", "dvc", "flows"} if "tasks" in file.relative_to(PROJECT).parts[:1] else set()
-    )
-    if file.parent != PROJECT / "flows" / "tracking":
-        banned = banned | {"mlflow"}
-    assert not _imports(file) & banned

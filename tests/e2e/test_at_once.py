@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.project_files import matching
 from tests.workshop import STEPS, Workshop, build_workshop
 
 SLOW = [f"steps.{name}.delay_s=1" for name in STEPS]
@@ -139,7 +140,7 @@ def test_a_recipe_that_changes_beside_dvc_repro_mixes_nothing(shop: Workshop) ->
     recipe.write_text(recipe.read_text().replace("ratio: 0.26", "ratio: 0.27"))
     finish(start(shop, "+recipe=toy", "runtime.dvc=false"))
     repro.wait(60)
-    for manifest in shop.folder.glob("artifacts/.store/student/*/manifest.json"):
+    for manifest in matching("artifacts/.store/student/*/manifest.json", root=shop.folder):
         told = json.loads(manifest.read_text())["inputs"]["model"]["slim"]
         read = dict(
             (name, digest) for _, name, digest in json.loads((manifest.parent / "out/content.json").read_text())["read"]

@@ -1,7 +1,7 @@
-"""A company's knowledge base: YAML files of articles with their facts, and of topics to refuse; checked on load.
+"""A company's knowledge base: YAML files of articles with facts, and of topics to refuse.
 
-The built-in one lies in the folder of the same name beside this file (Fenwick & Lark, an invented maker of espresso
-machines).  A folder of your own has the same form; the order of files and articles is kept, and file names are free.
+The built-in one (Fenwick & Lark, an invented maker of espresso machines) is in tasks/curate/shop/knowledge.  Your own folder
+has the same format; files are read in order of name, and their names are free.  Loading checks every entry.
 """
 
 import re
@@ -26,36 +26,36 @@ Texts = Annotated[tuple[Text, ...], Field(min_length=1)]
 
 
 class Strict(BaseModel):
-    """Frozen, and unknown keys are errors."""
+    """Base of all entries: frozen, with unknown keys refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class FirstStep(Strict):
-    """What the bot tries first in troubleshooting, before the fact itself."""
+    """First step of troubleshooting, which the bot suggests before the fact itself."""
 
     answers: Texts
     accept: Accept
 
 
 class Fact(Strict):
-    """One checkable statement of an article and the ways in which people ask for it."""
+    """One checkable statement of an article, and the questions that ask for it."""
 
     id: Name
     kind: Literal["faq", "troubleshoot", "edge"]
     gold: Texts
     """Wordings of the answer; each states the fact."""
     accept: Accept
-    """Groups of alternatives: an answer states the fact when it holds one of every group."""
+    """Groups of alternatives: an answer states the fact if it contains one string of every group."""
     questions: Texts
     first: FirstStep | None = None
     followups: tuple[Text, ...] = ()
-    """Troubleshooting only: ways to say that the first step did not help."""
+    """Troubleshooting only: user turns which say that the first step did not help."""
 
     @model_validator(mode="after")
     def _troubleshooting_is_complete(self) -> Self:
-        wants = self.kind == "troubleshoot"
-        if wants != (self.first is not None) or wants != (len(self.followups) >= 4):
+        needed = self.kind == "troubleshoot"
+        if needed != (self.first is not None) or needed != (len(self.followups) >= 4):
             raise ValueError("`first` and at least 4 `followups` belong to kind troubleshoot, and only to it")
         return self
 
@@ -72,12 +72,12 @@ class Entry(Strict):
 
     @property
     def article(self) -> Article:
-        """The article as it is written beside a corpus."""
+        """The article as it is written next to a corpus."""
         return Article(id=self.id, title=self.title, intent=self.intent, text=self.text, held_out=self.held_out)
 
 
 class Refusal(Strict):
-    """One topic that the bot declines."""
+    """One topic that the bot refuses."""
 
     id: Name
     intent: Label
@@ -86,7 +86,7 @@ class Refusal(Strict):
 
 
 class Company(Strict):
-    """Whose bot it is."""
+    """The company that runs the bot."""
 
     name: Text
     system: Text
@@ -108,12 +108,15 @@ class Knowledge(Strict):
 
     @property
     def intents(self) -> list[str]:
-        """All labels, sorted."""
+        """All intent labels, sorted."""
         return sorted({item.intent for item in self.articles} | {item.intent for item in self.refusals})
 
 
 def load_knowledge(folder: Path = BUILT_IN) -> Knowledge:
-    """Read all *.yaml of a folder in order of name.  Raises DataError that lists every problem of every file."""
+    """Read all *.yaml files of a folder, in order of name.
+
+    Raises DataError that lists every problem of every file.
+    """
     paths = sorted(folder.glob("*.yaml"))
     if not paths:
         raise DataError(
@@ -128,7 +131,7 @@ def load_knowledge(folder: Path = BUILT_IN) -> Knowledge:
     articles = tuple(entry for found in files for entry in found.articles)
     refusals = tuple(refusal for found in files for refusal in found.refusals)
     if not problems and len(companies) != 1:
-        problems.append(f"{len(companies)} entries `company` (name, system), exactly one is wanted")
+        problems.append(f"{len(companies)} entries `company` (name, system) instead of exactly one")
     if not problems and not articles:
         problems.append("no articles")
     problems.extend(_contradictions(articles, refusals))
@@ -136,8 +139,8 @@ def load_knowledge(folder: Path = BUILT_IN) -> Knowledge:
         raise DataError(
             str(folder),
             f"{len(problems)} problems\n    " + "\n    ".join(problems),
-            "a sound knowledge base",
-            "mend these entries",
+            "a consistent knowledge base",
+            "correct these entries",
         )
     return Knowledge(company=companies[0], articles=articles, refusals=refusals)
 
@@ -157,17 +160,17 @@ def _read_file(path: Path, problems: list[str]) -> _File | None:
 
 def _contradictions(articles: tuple[Entry, ...], refusals: tuple[Refusal, ...]) -> Iterator[str]:
     yield from _repeats("id", [item.id for item in articles] + [item.id for item in refusals])
-    asked = [text for entry in articles for fact in entry.facts for text in fact.questions]
-    asked += [text for refusal in refusals for text in refusal.questions]
-    yield from _repeats("question", [re.sub(r"[^\w ]", "", normalize(text)) for text in asked])
-    routed = {entry.intent for entry in articles}
+    questions = [text for entry in articles for fact in entry.facts for text in fact.questions]
+    questions += [text for refusal in refusals for text in refusal.questions]
+    yield from _repeats("question", [re.sub(r"[^\w ]", "", normalize(text)) for text in questions])
+    article_intents = {entry.intent for entry in articles}
     for entry in articles:
         yield from _repeats(f"{entry.id}: fact id", [fact.id for fact in entry.facts])
         for fact in entry.facts:
             yield from _fact_problems(entry, fact)
     for refusal in refusals:
         yield from (f"{refusal.id}: answer does not refuse: {text!r}" for text in refusal.answers if not refuses(text))
-        if refusal.intent in routed:
+        if refusal.intent in article_intents:
             yield f"{refusal.id}: intent {refusal.intent!r} is also the intent of an article"
 
 
@@ -188,5 +191,5 @@ def _fact_problems(entry: Entry, fact: Fact) -> Iterator[str]:
                 yield f"{place}: {key} has a line break: {text!r}"
 
 
-def _repeats(what: str, values: list[str]) -> Iterator[str]:
-    yield from (f"{what} appears {count} times: {value!r}" for value, count in Counter(values).items() if count > 1)
+def _repeats(name: str, values: list[str]) -> Iterator[str]:
+    yield from (f"{name} appears {count} times: {value!r}" for value, count in Counter(values).items() if count > 1)

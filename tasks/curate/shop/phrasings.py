@@ -1,4 +1,4 @@
-"""What can be asked about a knowledge base, and how its wordings are shared out among train, calibration and test."""
+"""Topics of a knowledge base, their phrasings split into train, calibration and test."""
 
 import logging
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ SPLITS: tuple[Split, ...] = ("train", "calibration", "test")
 
 @dataclass(frozen=True)
 class Phrasing:
-    """One wording of a question and its group's name."""
+    """One wording of a question, and the name of its group."""
 
     group: str
     text: str
@@ -39,20 +39,21 @@ class Topic:
 
     @property
     def held_out(self) -> bool:
-        """Whether it may be asked in the test only."""
+        """True if only the test split may ask about the topic."""
         return self.article is not None and self.article.held_out
 
 
 def topics_of(knowledge: Knowledge, articles: int = 0) -> list[Topic]:
-    """All topics; `articles` > 0 keeps so many of the articles that are in training.
+    """All topics of a knowledge base.
 
-    A held-out article is asked about only if a kept one has its intent: nobody can choose a label never seen.
+    articles: number of training articles to keep; 0 for all.  A held-out article is used only if a kept article has its intent,
+    because a model cannot choose a label that it has never seen.
     """
     kept = choose_articles(knowledge, articles)
     known = {entry.intent for entry in knowledge.articles if entry.id in kept}
-    strange = {entry.id for entry in knowledge.articles if entry.held_out and entry.intent not in known}
-    if strange:
-        log.info("not asked, for no article in training has their intent: %s", ", ".join(sorted(strange)))
+    unlabeled = {entry.id for entry in knowledge.articles if entry.held_out and entry.intent not in known}
+    if unlabeled:
+        log.info("left out, because no training article has their intent: %s", ", ".join(sorted(unlabeled)))
     facts = [
         Topic(
             id=f"{entry.id}.{fact.id}",
@@ -68,7 +69,7 @@ def topics_of(knowledge: Knowledge, articles: int = 0) -> list[Topic]:
         )
         for entry in knowledge.articles
         for fact in entry.facts
-        if entry.id in kept or (entry.held_out and entry.id not in strange)
+        if entry.id in kept or (entry.held_out and entry.id not in unlabeled)
     ]
     refusals = [
         Topic(item.id, "refuse", item.intent, item.answers, (), _number(f"refuse.{item.id}", item.questions))
@@ -78,7 +79,11 @@ def topics_of(knowledge: Knowledge, articles: int = 0) -> list[Topic]:
 
 
 def choose_articles(knowledge: Knowledge, count: int) -> set[str]:
-    """Ids of the articles to train on: one for each intent of the held-out articles, the others evenly spread; 0 for all."""
+    """Ids of the articles to train on.
+
+    count: their number; 0 for all.  One article for each intent of the held-out articles comes first, the others are spread
+    evenly over the knowledge base.
+    """
     trained = [entry for entry in knowledge.articles if not entry.held_out]
     if not 0 < count < len(trained):
         return {entry.id for entry in trained}
@@ -91,9 +96,9 @@ def choose_articles(knowledge: Knowledge, count: int) -> set[str]:
 
 
 def share_out(topic: Topic, seed: int, test: float, calibration: float) -> dict[Split, Topic]:
-    """The topic cut in three by phrasing (and by follow-up); no wording stands in two parts.
+    """Split a topic's phrasings and follow-ups, so that no wording is in two splits.
 
-    test, calibration: fractions of the phrasings, rounded, at least one each.  A held-out topic is all test.
+    test, calibration: fractions of the phrasings, rounded, at least one phrasing each.  A held-out topic is in the test split only.
     """
     if topic.held_out:
         return {"test": topic}

@@ -1,7 +1,7 @@
-"""Reasoning that a knowledge base itself gives: which article it is, which step was done, hence which comes next.
+"""Reasoning derived from the knowledge base: the article, the step tried, the next step.
 
-Only troubleshooting has more than one step; for all other rows there is nothing to derive, and they get no reasoning.  It says
-nothing that is not in the article: its title and the strings by which a step is known (`accept`).
+Only troubleshooting rows get reasoning, because only they have more than one step.  It contains nothing but the article's
+title and the strings that identify a step (`accept`).
 """
 
 from collections.abc import Sequence
@@ -10,17 +10,18 @@ from tasks.curate.shop.phrasings import Topic
 
 
 def derive_reasoning(topic: Topic, first: bool) -> str:
-    """The reasoning of a troubleshooting row; "" for every other kind.  first: no step was tried yet."""
+    """Reasoning of a troubleshooting row; "" for every other kind.
+
+    first: True if no step was tried yet.
+    """
     if topic.article is None or not topic.first_answers:
         return ""
-    step = _named(topic.first_accept)
+    step = _step_name(topic.first_accept)
     place = f"The article is: {topic.article.title}."
     if first:
         return f"{place} Nothing was tried yet. So the first step comes: {step}."
-    return (
-        f"{place} Its first step, {step}, was tried and did not help. So the second step comes: {_named(topic.accept)}."
-    )
+    return f"{place} Its first step, {step}, was tried and did not help. So the second step comes: {_step_name(topic.accept)}."
 
 
-def _named(accept: Sequence[Sequence[str]]) -> str:
+def _step_name(accept: Sequence[Sequence[str]]) -> str:
     return ", ".join(group[0] for group in accept)

@@ -1,4 +1,4 @@
-"""How people type: slips of the finger, and the greetings and stories around a question."""
+"""Typing errors, and the greetings and remarks that people put around a question."""
 
 import re
 from random import Random
@@ -80,13 +80,16 @@ def _double(word: str, i: int, rng: Random) -> str:
     return word[: i + 1] + word[i] + word[i + 1 :]
 
 
-def _neighbour(word: str, i: int, rng: Random) -> str:
+def _neighbor_key(word: str, i: int, rng: Random) -> str:
     keys = _NEXT_KEY.get(word[i].lower(), "")
     return word[:i] + rng.choice(keys) + word[i + 1 :] if keys else word
 
 
-def _slip(text: str, rng: Random) -> str:
-    """One slip inside a plain word of four letters or more; first letters and numbers stay right, as in real typing."""
+def _mistype_word(text: str, rng: Random) -> str:
+    """Return the text with one typing error inside a word of four letters or more.
+
+    First letters and numbers stay correct, as in real typing.
+    """
     words = list(re.finditer(r"[A-Za-z]{4,}", text))
     if not words:
         return text
@@ -94,14 +97,17 @@ def _slip(text: str, rng: Random) -> str:
     word = match.group()
     place = rng.randrange(1, len(word) - 1)
     return (
-        text[: match.start()] + rng.choice((_swap, _drop, _double, _neighbour))(word, place, rng) + text[match.end() :]
+        text[: match.start()]
+        + rng.choice((_swap, _drop, _double, _neighbor_key))(word, place, rng)
+        + text[match.end() :]
     )
 
 
 def mistype(text: str, rng: Random) -> str:
-    """Return the text with one or two slips: letters swapped, dropped, doubled or beside the key, capitals lost.
+    """Return the text with one or two typing errors.
 
-    A slip changes the length by at most one.  A text without a word of four letters may stay the same.
+    An error swaps, drops, doubles or replaces a letter (by one of a neighboring key), drops an apostrophe, or loses the capitals.
+    It changes the length by at most one.  A text without a word of four letters may stay the same.
     """
     for _ in range(rng.choice((1, 1, 2))):
         kind = rng.random()
@@ -110,12 +116,12 @@ def mistype(text: str, rng: Random) -> str:
         elif kind < 0.3 and text != text.lower():
             text = text.lower()
         else:
-            text = _slip(text, rng)
+            text = _mistype_word(text, rng)
     return text
 
 
 def dress(text: str, openings: tuple[str, ...], closings: tuple[str, ...], rng: Random) -> str:
-    """The text with an opening, a closing, or both, as people write to a stranger."""
+    """Return the text with an opening, a closing, or both."""
     place = rng.choice(("before", "before", "after", "both"))
     if place != "before":
         end = "" if text[-1] in ".?!" else "."

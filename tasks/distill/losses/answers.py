@@ -15,7 +15,7 @@ def answer_loss(
     """Mean cross-entropy of the counted tokens, the head applied to no others.
 
     hidden: (batch, tokens, width), the last layer's output.  labels: (batch, tokens), IGNORED where nothing counts.
-    count: divisor, for batches that are parts of a larger one; None: the tokens counted here.  weights: (batch, tokens), how often
+    count: (), the divisor, for batches that are parts of a larger one; None: the tokens counted here.  weights: (batch, tokens), how often
     each token counts in the sum, as if its row stood in the batch so many times; None: once.  Returns a float32 scalar,
     0 with a zero gradient when nothing counts.  A small model's head is a fifth of its work, and answers are a quarter of
     the tokens.
@@ -36,7 +36,10 @@ def answer_loss(
 
 
 def divisor(tokens: "Tensor", count: "Tensor | int | None") -> "Tensor | int":
-    """Divisor of sums over tokens: the whole batch's count, or these tokens', at least 1."""
+    """Divisor of sums over tokens: the whole batch's count, or these tokens', at least 1.
+
+    tokens: (tokens,), those that count.  count: (), the whole batch's; None: the number of `tokens`.
+    """
     return max(1, tokens.shape[0]) if count is None else count
 
 
@@ -45,7 +48,7 @@ def row_shares(labels: "Tensor", count: "Tensor | int | None" = None) -> "Tensor
 
     It is the weight of a row's mean, for terms that are means over other tokens.
 
-    labels, count: as in `answer_loss`.  Returns (batch,), float32; over all batches of a step they add up to 1, so that parts
+    labels: (batch, tokens), count: (), both as in `answer_loss`.  Returns (batch,), float32; over all batches of a step they add up to 1, so that parts
     of a step add up to the whole.
     """
     own = (labels[:, 1:] != IGNORED).sum(dim=1)

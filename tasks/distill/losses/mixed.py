@@ -37,7 +37,11 @@ class Stored:
     rows: "tuple[Tensor, ...]"
 
     def pair(self, logits: "Tensor", rows: "tuple[Tensor, ...]", temperature: float) -> "tuple[Tensor, Tensor]":
-        """Over the k tokens and the rest."""
+        """Log-probabilities of student and teacher over the k tokens and the rest.
+
+        logits: (tokens, vocabulary), the student's.  rows: ids (tokens, k) and log-probabilities (tokens, k + 1) of the teacher.
+        Returns two tensors of (tokens, k + 1).
+        """
         ids, logs = rows
         return coarse(logits, ids, temperature), logs
 
@@ -55,7 +59,11 @@ class Online:
     columns: "Tensor | None"
 
     def pair(self, logits: "Tensor", rows: "tuple[Tensor, ...]", temperature: float) -> "tuple[Tensor, Tensor]":
-        """Log-probabilities over the shared tokens, renormalized without all others."""
+        """Log-probabilities over the shared tokens, renormalized without all others.
+
+        logits: (tokens, student's vocabulary).  rows: (tokens, teacher's width), as the only item.
+        Returns two tensors of (tokens, shared tokens).
+        """
         import torch
 
         with torch.no_grad():
@@ -81,7 +89,7 @@ def blended_loss(
     """Weighted terms `soft` and `hard`, float32 scalars; a term of weight 0 is left out.
 
     states: (tokens, width) and tokens: (tokens,), as `counted` returns them.  known: (tokens,) bool, True where soft targets exist; the
-    other tokens have hard targets only, at full weight.  count: as in `answer_loss`.
+    other tokens have hard targets only, at full weight.  count: (), as in `answer_loss`.
     """
     import torch
     from torch.nn.functional import cross_entropy

@@ -93,7 +93,7 @@ def rounded_up(count: int, multiple: int) -> int:
 def always_kept(tokens: Iterable[str], byte_level: bool, numbers: bool) -> set[str]:
     """Tokens that are always kept, so that any text still encodes: bytes, punctuation, digits.
 
-    byte_level: single characters are the bytes.  Else bytes are spelt out and only ASCII characters are kept with them.
+    byte_level: single characters are the bytes.  Else bytes are spelled out and only ASCII characters are kept with them.
     numbers: tokens of several digits too.
     """
     found = set()

@@ -27,7 +27,7 @@ class Tokens:
     """A byte-pair tokenizer taken apart.
 
     content: its tokenizer.json.  ids: of all tokens, added ones included.  added: those looked for before anything is cut.
-    byte_level: every byte is one character of the vocabulary; else bytes are spelt out, <0x41>.
+    byte_level: every byte is one character of the vocabulary; else bytes are spelled out, <0x41>.
     """
 
     content: Mapping[str, Any]

@@ -1,1 +1,1 @@
-"""Everything that a report shows, as typed records."""
+"""Content of a report as typed records."""

@@ -1,4 +1,4 @@
-"""Cards (JSON of any shape beside an artifact) as tables for people."""
+"""Cards (JSON files of any shape in an artifact) as readable tables."""
 
 import json
 from collections.abc import Mapping
@@ -11,12 +11,12 @@ from tasks.report.words.numbers import MISSING, count, quantity
 from tasks.shared.errors import DataError
 
 LONGEST_LIST = 40
-"""Longer lists, and lists of records, are shown by their length."""
+"""Longest list shown in full.  Only the length is shown of longer lists and of lists of records."""
 MOST_COLUMNS = 6
 
 
 class Block(BaseModel):
-    """A part of a card: a table whose first column names the row; without columns, names and values."""
+    """Part of a card: a table whose first column names the row, or name-value pairs."""
 
     model_config = ConfigDict(frozen=True)
     title: str
@@ -25,22 +25,22 @@ class Block(BaseModel):
 
     @property
     def wordy(self) -> bool:
-        """Whether it holds words rather than numbers, so that its cells read better from the left."""
+        """True if the cells hold text, which is aligned left, and not numbers."""
         return not self.columns and any(len(cell) > 24 for row in self.rows for cell in row[1:])
 
 
 def read_card(path: Path) -> Any | None:
-    """A JSON card, or None when there is no file.  Raises DataError for broken JSON."""
+    """Read a JSON card; None without a file.  Raises DataError for broken JSON."""
     if not path.is_file():
         return None
     try:
         return json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda _: None)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(str(path), f"not JSON ({error})", "a card", "run the step that writes it again") from error
+        raise DataError(str(path), f"not JSON ({error})", "a card", "rerun the step that writes it") from error
 
 
 def readable(value: Any) -> str:
-    """A leaf of a card as text."""
+    """Format a leaf value of a card."""
     if value is None:
         return MISSING
     if isinstance(value, bool):
@@ -55,12 +55,12 @@ def readable(value: Any) -> str:
 
 
 def spaced(key: str) -> str:
-    """A key of a card as words."""
+    """Words of a card's key."""
     return key.replace("_", " ").replace(".", " ")
 
 
 def brief(value: Any) -> Any:
-    """A card without its long lists and lists of records, which stay in the artifact."""
+    """Return a card with long lists and lists of records replaced by their lengths."""
     if isinstance(value, dict):
         return {key: brief(inner) for key, inner in value.items()}
     if isinstance(value, list) and (len(value) > LONGEST_LIST or any(isinstance(item, dict) for item in value)):
@@ -69,7 +69,10 @@ def brief(value: Any) -> Any:
 
 
 def as_blocks(card: Any, title: str = "") -> list[Block]:
-    """A card as tables: its leaves first, then its inner mappings, those with shared keys side by side as columns."""
+    """Convert a card to tables: leaf values first, then the inner mappings.
+
+    Inner mappings with shared keys become the columns of one table.
+    """
     if not isinstance(card, dict):
         return [Block(title=title, columns=[], rows=[["", readable(card)]])]
     leaves = [[spaced(key), readable(value)] for key, value in card.items() if not isinstance(value, dict)]
@@ -83,7 +86,10 @@ def as_blocks(card: Any, title: str = "") -> list[Block]:
 
 
 def side_by_side(mappings: Mapping[str, Mapping[str, Any]], title: str) -> list[Block]:
-    """Mappings with shared keys as columns of one table; their inner mappings as tables of the same columns."""
+    """Convert mappings with shared keys to the columns of one table.
+
+    Their inner mappings become further tables with the same columns.
+    """
     keys = list(dict.fromkeys(key for mapping in mappings.values() for key in mapping))
     nested = [key for key in keys if any(isinstance(mapping.get(key), dict) for mapping in mappings.values())]
     rows = [
@@ -99,5 +105,5 @@ def side_by_side(mappings: Mapping[str, Mapping[str, Any]], title: str) -> list[
 
 
 def join_titles(title: str, key: str) -> str:
-    """The title of an inner table."""
+    """Title of an inner table."""
     return f"{title}: {spaced(key)}" if title else spaced(key).capitalize()

@@ -1,4 +1,4 @@
-"""Loss curves and block influence that training and pruning left beside their models, read with errors that name the line."""
+"""Read loss curves and block influence from model folders; errors name the line."""
 
 import csv
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from tasks.shared.errors import DataError
 
 
 class Curve(BaseModel):
-    """One logged moment of training; None where that loss was not measured at this step."""
+    """One logged step of training; a loss is None if it was not measured at this step."""
 
     model_config = ConfigDict(frozen=True)
     step: int
@@ -21,7 +21,10 @@ class Curve(BaseModel):
 
 
 class Layer(BaseModel):
-    """One block of the source model: its influence (1 - cosine of input and output) and whether it was dropped."""
+    """One block of the source model.
+
+    influence: 1 - cosine of the block's input and output.  dropped: True if pruning removed the block.
+    """
 
     model_config = ConfigDict(frozen=True)
     layer: int
@@ -30,7 +33,7 @@ class Layer(BaseModel):
 
 
 def read_number(cell: str | None, where: str) -> float | None:
-    """A finite number, or None for a blank, NaN or infinity.  Raises DataError for anything else."""
+    """Parse a number; None for a blank, NaN or infinity.  Raises DataError for other text."""
     shown = (cell or "").strip()
     if not shown:
         return None
@@ -42,39 +45,47 @@ def read_number(cell: str | None, where: str) -> float | None:
 
 
 def read_table(path: Path, needed: tuple[str, ...]) -> Iterator[tuple[str, dict[str, str]]]:
-    """Rows of a CSV file with their place for messages; none when there is no file.  Raises DataError for absent columns."""
+    """Yield the rows of a CSV file, each with its place for messages; none without a file.
+
+    Raises DataError for missing columns.
+    """
     if not path.is_file():
         return
     with path.open(encoding="utf-8", newline="") as stream:
         reader = csv.DictReader(stream)
-        absent = [name for name in needed if name not in (reader.fieldnames or ())]
-        if absent:
+        missing = [name for name in needed if name not in (reader.fieldnames or ())]
+        if missing:
             raise DataError(
                 str(path),
                 f"columns {reader.fieldnames}",
-                f"also {', '.join(absent)}",
-                "run the step that writes it again",
+                f"also {', '.join(missing)}",
+                "rerun the step that writes it",
             )
         for row in reader:
             yield f"{path}:{reader.line_num}", row
 
 
 def read_loss(folder: Path) -> list[Curve]:
-    """Loss curve of a model folder (loss.csv), by step; empty when it has none."""
+    """Read the loss curve of a model folder (loss.csv), sorted by step; empty without a file."""
     points = []
     for where, row in read_table(folder / "loss.csv", ("step", "train_loss", "validation_loss")):
         step = read_number(row["step"], where)
         if step is None:
             raise DataError(where, "no step", "the number of the training step")
-        train, held = read_number(row["train_loss"], where), read_number(row["validation_loss"], where)
+        train, validation = read_number(row["train_loss"], where), read_number(row["validation_loss"], where)
         points.append(
-            Curve(step=int(step), epoch=read_number(row.get("epoch"), where), train_loss=train, validation_loss=held)
+            Curve(
+                step=int(step), epoch=read_number(row.get("epoch"), where), train_loss=train, validation_loss=validation
+            )
         )
     return sorted(points, key=lambda point: point.step)
 
 
 def read_influence(folder: Path) -> list[Layer]:
-    """Block influence of a pruned model's source (influence.csv), by layer; empty when there is none."""
+    """Read the block influence of a pruned model's source (influence.csv), sorted by layer.
+
+    Empty without a file.
+    """
     layers = []
     for where, row in read_table(folder / "influence.csv", ("layer", "influence", "dropped")):
         layer = read_number(row["layer"], where)

@@ -1,4 +1,4 @@
-"""Where every artifact of a run came from, as the manifests beside the artifacts say it."""
+"""Origin of every artifact of a run, read from the manifests of the steps."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -17,7 +17,7 @@ MAIN_PORT = "model"
 
 
 class Manifest(BaseModel):
-    """The part of a step's manifest that evidence rests on.  made: date and time in UTC, ISO 8601."""
+    """Part of a step's manifest that is used as evidence.  made: date and time in UTC, ISO 8601."""
 
     model_config = ConfigDict(frozen=True)
     recipe: str = ""
@@ -38,7 +38,7 @@ class Manifest(BaseModel):
 
 
 class Origin(BaseModel):
-    """One artifact: what it is, and its manifest; None for what no step made (a source), whose digest is all there is."""
+    """One artifact with its manifest.  manifest: None for a source, which no step made."""
 
     model_config = ConfigDict(frozen=True)
     name: str
@@ -48,12 +48,12 @@ class Origin(BaseModel):
 
     @property
     def technique(self) -> str:
-        """Stage and technique as Hydra names them, such as prune/depth; empty for a source."""
+        """Stage and technique by their Hydra name, such as prune/depth; empty for a source."""
         return "/".join(self.manifest.technique.split(".")[1:3]) if self.manifest else ""
 
     @property
     def made_from(self) -> dict[str, str]:
-        """Digests of its inputs by name."""
+        """Digests of the artifact's inputs by name."""
         return (
             {}
             if self.manifest is None
@@ -62,9 +62,9 @@ class Origin(BaseModel):
 
 
 def read_origin(artifact: Artifact) -> Origin:
-    """An artifact's origin.  Raises DataError for a manifest that is there and is not ours.
+    """Read an artifact's origin.  Raises DataError for a manifest that breaks the schema.
 
-    A manifest counts only beside a step's `out`: what lies beside a user's own model is not read.
+    Only a step's output folder, `out`, has a manifest; files next to a user's own model are not read.
     """
     place = Place(artifact.path.parent)
     found = place.read_manifest() if artifact.path == place.out else None
@@ -75,17 +75,20 @@ def read_origin(artifact: Artifact) -> Origin:
     except ValidationError as error:
         first = error.errors()[0]
         where = f"{place.manifest}: {'.'.join(map(str, first['loc']))}"
-        raise DataError(where, first["msg"], "a step's manifest", "make the step again") from error
+        raise DataError(where, first["msg"], "a step's manifest", "rerun the step") from error
     return Origin(name=artifact.name, kind=artifact.kind, digest=artifact.digest or manifest.output, manifest=manifest)
 
 
 def read_origins(artifacts: Iterable[Artifact]) -> dict[str, Origin]:
-    """Origins by name, each once, in the order given."""
+    """Read the origins of artifacts, by name in the order given."""
     return {artifact.name: read_origin(artifact) for artifact in artifacts}
 
 
 def parent_of(origins: Mapping[str, Origin], name: str) -> str:
-    """The model that a model was made from: an input with a known model's name and digest, or a source; empty when nobody knows."""
+    """Name of the model that a model was made from; empty if unknown.
+
+    That is an input with a known model's name and digest, or a source.
+    """
     origin = origins.get(name)
     if origin is None or origin.manifest is None:
         return ""
@@ -99,7 +102,7 @@ def parent_of(origins: Mapping[str, Origin], name: str) -> str:
 
 
 def ancestors(origins: Mapping[str, Origin], name: str) -> list[str]:
-    """A model's ancestors, the nearest first; ends at a source, or where the manifests end."""
+    """Ancestors of a model, nearest first, up to a source or to the last known manifest."""
     found: list[str] = []
     while (name := parent_of(origins, name)) and name not in found:
         found.append(name)
@@ -107,14 +110,20 @@ def ancestors(origins: Mapping[str, Origin], name: str) -> list[str]:
 
 
 def source_of(origins: Mapping[str, Origin], name: str) -> str:
-    """The source that a model's weights come from, without its prefix (a source is its own); empty where the manifests end before it."""
+    """Name of the source of a model's weights, without its prefix.
+
+    The source of a source is itself.  Empty if the manifests end before a source.
+    """
     last = [name, *ancestors(origins, name)][-1]
     known = origins.get(last)
     return "" if known and known.manifest else last.removeprefix(SOURCE)
 
 
 def changes_since(origins: Mapping[str, Origin], baseline: str, name: str) -> list[Origin]:
-    """The steps between the baseline and a model, the earliest first; back to where the manifests end if it has other roots."""
+    """Steps between the baseline and a model, earliest first.
+
+    For a model that was not made from the baseline: all steps with known manifests.
+    """
     line = [name, *ancestors(origins, name)]
     if baseline in line:
         line = line[: line.index(baseline)]
@@ -122,7 +131,7 @@ def changes_since(origins: Mapping[str, Origin], baseline: str, name: str) -> li
 
 
 def measured_parent(origins: Mapping[str, Origin], name: str, measured: Iterable[str]) -> str:
-    """The nearest ancestor that was measured too."""
+    """Nearest ancestor among the measured models; empty without one."""
     known = set(measured)
     line = (parent.removeprefix(SOURCE) for parent in ancestors(origins, name))
     return next((parent for parent in line if parent in known), "")

@@ -1,4 +1,4 @@
-"""Everything that a report shows, gathered in one typed record: the page is drawn from it and report.json is it."""
+"""Typed record of a report's content, rendered as the page and stored in report.json."""
 
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
@@ -40,29 +40,29 @@ class Part(BaseModel):
 
 
 class Retention(Part):
-    """The measure that a candidate keeps least of."""
+    """Measure with a candidate's lowest retention."""
 
     measure: str
     share: float
 
 
 class ModelRow(Part):
-    """One model with its ratios to the baseline; None is "not measured"."""
+    """One model with its ratios to the baseline; None if not measured."""
 
     name: str
     role: Role
     digest: str
     parent: str
-    """The measured model that it was made from; empty for the baseline, or where nobody knows."""
+    """Measured model that it was made from; empty for the baseline, or if unknown."""
     technique: str
-    """What made it, such as quantize/gptq; empty where nobody knows."""
+    """Stage and technique that made it, such as quantize/gptq; empty if unknown."""
     decision: Decision | None
     sentence: str
     reasons: list[str]
-    """What stands in its way, as the evaluation says it."""
+    """Reasons of the evaluation for its decision."""
     times_smaller: float | None
     times_faster: float | None
-    """In the same engine as the baseline, round by round; its range is the figure speed_ratio of `measured`."""
+    """Speed relative to the baseline, timed in the same engine and round by round; its range is `measured.speed_ratio`."""
     lowest_retention: Retention | None
     measured: ModelMeasures
 
@@ -76,14 +76,14 @@ class ComparisonRow(Part):
 
 
 class SliceRow(Part):
-    """One measure of one candidate within one slice."""
+    """One measure of one candidate in one slice."""
 
     candidate: str
     result: SliceComparison
 
 
 class FlipGroup(Part):
-    """Flips of one candidate: all that the verdict holds, and those shown."""
+    """Flips of one candidate: counts over the whole verdict, and the flips shown."""
 
     candidate: str
     to_wrong: int
@@ -92,21 +92,21 @@ class FlipGroup(Part):
 
 
 class Training(Part):
-    """Loss over training of one model."""
+    """Loss curve of one model's training."""
 
     model: str
     points: list[Curve]
 
 
 class Pruning(Part):
-    """Influence of every block of the model that a pruning step cut."""
+    """Influence of each block of the source model of a pruning step."""
 
     model: str
     layers: list[Layer]
 
 
 class Card(Part):
-    """A card of an artifact: as read, and as tables for people."""
+    """Card of an artifact: as read (`raw`), and as tables (`blocks`)."""
 
     title: str
     blocks: list[Block]
@@ -115,18 +115,21 @@ class Card(Part):
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Licenses:
-    """Licenses and terms that no file of a model or a corpus states.  Empty: "not stated"."""
+    """Licenses and terms, which no file of a model or a corpus states.  Empty: "not stated"."""
 
     model: str = ""
-    """Of the model that the recipe starts from; an SPDX identifier where there is one."""
+    """License of the recipe's source model; an SPDX identifier if there is one."""
     data: str = ""
-    """Of the corpus."""
+    """License of the corpus."""
     teacher: str = ""
-    """Under which the teacher's answers may be trained on."""
+    """Terms for training on the teacher's answers."""
 
 
 class Reproduce(Part):
-    """How to get the same figures again.  made: when the verdict was made (UTC), as its manifest says; empty if it does not."""
+    """Instructions to reproduce the figures.
+
+    made: date and time of the verdict (UTC) from its manifest; empty without one.
+    """
 
     command: str
     seed: int
@@ -135,7 +138,7 @@ class Reproduce(Part):
 
 
 class Report(Part):
-    """The whole report."""
+    """Content of a report."""
 
     version: int = 2
     title: str
@@ -164,30 +167,33 @@ class Report(Part):
     versions: dict[str, str]
     notes: list[str]
     origins: dict[str, Origin]
-    """Every artifact that the report was given, by name."""
+    """Origin of each input artifact, by name."""
     base_model: str
     licenses: Licenses
     packed: str
-    """The folder beside the page that holds the shipped model; empty when there is none."""
+    """Folder next to the page with the shipped model; empty if no model is packed."""
     reproduce: Reproduce
 
     @property
     def deciding(self) -> list[tuple[str, Gate]]:
-        """The measures that decide."""
+        """Measures with a margin, which decide."""
         return [(name, gate) for name, gate in self.gates.items() if gate.margin is not None]
 
     @property
     def candidates(self) -> list[str]:
-        """Names of the compared models, in the verdict's order."""
+        """Names of the compared models, in the order of the verdict."""
         return [row.name for row in self.models if row.decision is not None]
 
     def model(self, name: str) -> ModelRow:
-        """The model of that name."""
+        """Row of a model by name."""
         return next(row for row in self.models if row.name == name)
 
 
 def model_rows(verdict: Verdict, origins: Mapping[str, Origin]) -> list[ModelRow]:
-    """Every model: the baseline first, then the candidates, the repeats, the reference; the verdict's order within each."""
+    """Rows of all models: baseline, candidates, repeats, reference.
+
+    Within each role they are in the order of the verdict.
+    """
     order = {"baseline": 0, "candidate": 1, "repeat": 2, "reference": 3}
     return [
         model_row(verdict, origins, name)
@@ -196,7 +202,7 @@ def model_rows(verdict: Verdict, origins: Mapping[str, Origin]) -> list[ModelRow
 
 
 def model_row(verdict: Verdict, origins: Mapping[str, Origin], name: str) -> ModelRow:
-    """One model."""
+    """Row of one model."""
     measured, comparison, origin = verdict.models[name], verdict.comparisons.get(name), origins.get(name)
     lowest = lowest_retention(comparison)
     return ModelRow(
@@ -216,7 +222,7 @@ def model_row(verdict: Verdict, origins: Mapping[str, Origin], name: str) -> Mod
 
 
 def comparison_rows(verdict: Verdict) -> list[ComparisonRow]:
-    """Every measure of every candidate, in the verdict's order."""
+    """Rows of every measure of every candidate, in the order of the verdict."""
     return [
         ComparisonRow(candidate=name, measure=measure, result=result)
         for name, comparison in verdict.comparisons.items()
@@ -225,7 +231,7 @@ def comparison_rows(verdict: Verdict) -> list[ComparisonRow]:
 
 
 def choose_flips(flips: Sequence[Flip], most: int) -> list[Flip]:
-    """At most so many flips, taken in turn from every candidate, direction and measure, in the verdict's order."""
+    """Choose at most `most` flips, in turn from each candidate, direction and measure."""
     groups: dict[tuple[str, str, str], list[Flip]] = {}
     for flip in sorted(flips, key=lambda f: f.direction != "to_wrong"):
         groups.setdefault((flip.candidate, flip.direction, flip.measure), []).append(flip)
@@ -234,7 +240,7 @@ def choose_flips(flips: Sequence[Flip], most: int) -> list[Flip]:
 
 
 def flip_groups(verdict: Verdict, most: int) -> list[FlipGroup]:
-    """The shown flips by candidate, newly wrong ones first."""
+    """Flips to show by candidate, newly wrong ones first.  most: their largest number in total."""
     shown = choose_flips(verdict.flips, most)
     names = dict.fromkeys([*verdict.comparisons, *(flip.candidate for flip in verdict.flips)])
     groups = []
@@ -250,7 +256,10 @@ def flip_groups(verdict: Verdict, most: int) -> list[FlipGroup]:
 def from_verdict(
     verdict: Verdict, origins: Mapping[str, Origin], max_flips: int, reproduce: Reproduce, **other: Any
 ) -> Report:
-    """The report of a verdict.  other: title, terms and cards, the cards as far as they exist."""
+    """Build the report of a verdict.
+
+    other: title, licenses, and the cards and curves that exist.
+    """
     empty: dict[str, Any] = {"training": [], "pruning": [], "parity": [], "corpus": [], "traces": []}
     return Report(
         decision=verdict.decision,

@@ -1,4 +1,4 @@
-"""The slice heat map: what a candidate loses or gains on each measure within each slice."""
+"""Slice heat map: differences from the baseline by candidate, measure and slice."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,10 +10,10 @@ from tasks.shared.formats.verdict import SliceComparison
 
 @dataclass(frozen=True)
 class Cell:
-    """One measure within one slice.
+    """One measure in one slice.
 
-    state: harmed; thin, when a loss of the size of the margin would not be found here; else plain.
-    tint: from -1 (a loss of a margin or more) to 1.
+    state: harmed; thin, if a loss of the size of the margin would go undetected; else plain.
+    tint: depth of the shade, from -1 (a loss of a margin or more) to 1.
     """
 
     result: SliceComparison
@@ -23,7 +23,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class SliceLine:
-    """One slice: its value, its items, and a cell per measure (None: no items)."""
+    """One slice: its value, its number of items, and a cell per measure (None: no items)."""
 
     value: str
     n: int
@@ -32,20 +32,20 @@ class SliceLine:
 
 @dataclass(frozen=True)
 class SliceTable:
-    """All slices of one candidate by dimension."""
+    """Slices of one candidate by dimension."""
 
     candidate: str
     measures: Sequence[str]
     dimensions: dict[str, list[SliceLine]]
 
     def count(self, state: str) -> int:
-        """Cells in this state."""
+        """Number of cells in a state."""
         lines = [line for part in self.dimensions.values() for line in part]
         return sum(cell is not None and cell.state == state for line in lines for cell in line.cells)
 
 
 def slice_cell(result: SliceComparison) -> Cell:
-    """A comparison with its state and tint."""
+    """Cell of a comparison, with state and tint."""
     state: Literal["harmed", "thin", "plain"] = "plain"
     if result.harmed:
         state = "harmed"
@@ -56,7 +56,10 @@ def slice_cell(result: SliceComparison) -> Cell:
 
 
 def slice_tables(report: Report) -> list[SliceTable]:
-    """A table for every candidate that has slices: measures in the order of the gates, slices in the verdict's order."""
+    """Tables of all candidates that have slices.
+
+    Measures are in the order of the gates, slices in the order of the verdict.
+    """
     found = []
     for candidate in report.candidates:
         own = [row.result for row in report.slices if row.candidate == candidate]

@@ -1,4 +1,7 @@
-"""Every model side by side: what it is, what it costs, how well it answers.  Models are columns, so any number of measures fits."""
+"""Table of all models: format, cost and quality.
+
+Models are columns, so any number of measures fits.
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,7 +26,7 @@ from tasks.shared.formats.verdict import FIGURES, Score
 
 @dataclass(frozen=True)
 class Cell:
-    """A value and, smaller, its bounds or where it was found; an empty value is "not measured"."""
+    """Value with a detail in smaller type, such as its bounds; an empty value is "not measured"."""
 
     value: str
     detail: str = ""
@@ -40,7 +43,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Group:
-    """Rows of one kind.  words: they read better from the left."""
+    """Rows of one kind.  words: True for text, which is aligned left."""
 
     title: str
     rows: list[Row]
@@ -48,7 +51,7 @@ class Group:
 
 
 def specification(report: Report) -> list[Group]:
-    """All groups; those without rows are left out."""
+    """Groups of the table; groups without rows are left out."""
     deciding = {name for name, _ in report.deciding}
     groups = [
         Group("Weights", weight_rows(report)),
@@ -63,14 +66,14 @@ def specification(report: Report) -> list[Group]:
 
 
 def weight_rows(report: Report) -> list[Row]:
-    """What lies on the disk."""
+    """Rows about a model's weights and files."""
 
     def row(title: str, cell: Callable[[ModelRow], Cell], detail: str = "") -> Row:
         return Row(title, detail, [cell(model) for model in report.models])
 
     return [
         row("Format", lambda m: Cell(m.measured.format)),
-        row("Answers made in", lambda m: Cell(m.measured.engine)),
+        row("Answers generated in", lambda m: Cell(m.measured.engine)),
         row("Speed measured in", lambda m: Cell(m.measured.speed_engine)),
         row("Made by", lambda m: Cell(m.technique or m.role, f"from {m.parent}" if m.parent else "")),
         row("Parameters", lambda m: Cell("" if m.measured.parameters is None else parameters(m.measured.parameters))),
@@ -81,19 +84,19 @@ def weight_rows(report: Report) -> list[Row]:
                 smaller(m.times_smaller) if m.times_smaller and m.role != "baseline" else "",
             ),
         ),
-        row("Least retained", retained, "smallest share of the baseline's score, and where"),
+        row("Lowest retention", retained, "lowest share of the baseline's score, and its measure"),
     ]
 
 
 def retained(model: ModelRow) -> Cell:
-    """The measure that a candidate keeps least of."""
+    """Cell of a candidate's lowest retention."""
     if model.lowest_retention is None:
         return Cell("" if model.role == "candidate" else "-")
     return Cell(percent(model.lowest_retention.share), model.lowest_retention.measure.replace("_", " "))
 
 
 def score_row(report: Report, name: str) -> Row:
-    """One measure of all models."""
+    """Row of one measure."""
     measure = report.gates[name].measure
     unit = [] if measure.unit == SHARE else [measure.unit]
     detail = ", ".join([*unit, *(["lower is better"] if measure.better == "lower" else [])])
@@ -105,14 +108,14 @@ def score_row(report: Report, name: str) -> Row:
 
 
 def score_detail(report: Report, name: str, score: Score) -> str:
-    """The interval, and the number of items where it is not the baseline's."""
+    """Interval of a score, with the number of items if it differs from the baseline's."""
     usual = report.model(report.baseline).measured.scores.get(name)
     bounds = score_interval(score, report.gates[name].measure.unit)
     return bounds if usual and usual.n == score.n else f"{bounds}, n {count(score.n)}"
 
 
 def figure_rows(report: Report) -> Iterator[Row]:
-    """Every figure of any model, the known names first; the known names that nobody has are left out."""
+    """Rows of all figures that some model has, those with a known name first."""
     named = [name for model in report.models for name in model.measured.figures]
     for name in dict.fromkeys([*(name for name in FIGURES if name in named), *named]):
         found = [model.measured.figures.get(name) for model in report.models]
@@ -121,7 +124,10 @@ def figure_rows(report: Report) -> Iterator[Row]:
 
 
 def figure_title(name: str) -> str:
-    """A figure in words, of any number of streams, any further engine ("load_s (vllm)") and any prefix of perplexity."""
+    """Title of a figure in words.
+
+    It knows any number of streams, an engine in brackets ("load_s (vllm)") and any prefix of perplexity.
+    """
     plain, _, engine = name.removesuffix(")").partition(" (")
     base, _, streams = plain.partition("_batch_")
     if engine:
@@ -135,7 +141,7 @@ def figure_title(name: str) -> str:
 
 
 def figure_cell(figure: Figure | None) -> Cell:
-    """A figure in its unit, with its bounds."""
+    """Cell of a figure in its unit, with its bounds."""
     if figure is None:
         return Cell("")
     forms = {"bytes": byte_size, "s": duration, "share": percent, "x": times, "answers": count, "tokens": count}

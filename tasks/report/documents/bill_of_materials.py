@@ -1,5 +1,6 @@
-"""Bill of materials: models, data and libraries with versions, digests and licenses; as CycloneDX JSON and as a table.
+"""Bill of materials as CycloneDX JSON and as a table.
 
+It lists models, data and libraries with versions, digests and licenses.
 CycloneDX 1.6 (ECMA-424): https://cyclonedx.org/docs/1.6/json/
 """
 
@@ -25,14 +26,14 @@ CLASSIFIERS = {
     "Mozilla Public License 2.0 (MPL 2.0)": "MPL-2.0",
     "ISC License (ISCL)": "ISC",
 }
-"""SPDX identifiers of what older packages call their license, where the words leave no choice ("BSD License" does)."""
+"""SPDX identifiers of the license names of older packages; ambiguous names such as "BSD License" are left out."""
 
 
 class Material(BaseModel):
-    """One thing that went into the models or the measurement.
+    """One model, data set or library that the models or the measurements depend on.
 
-    version: of a library.  digest: content of a model or of data.  license: terms as stated, or "not stated".
-    used_by: the steps that used it.  made_from: names of the materials that it was made from.
+    version: of a library.  digest: of the content of a model or of data.  license: terms as stated, or "not stated".
+    used_by: steps that used it.  made_from: names of the materials that it was made from.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -46,30 +47,33 @@ class Material(BaseModel):
 
     @property
     def ref(self) -> str:
-        """Its name within the bill."""
+        """Reference of the material in the bill."""
         return f"{self.kind}:{self.name}" + (f"@{self.version}" if self.version else "")
 
 
 def list_materials(report: Report) -> list[Material]:
-    """Models, data and libraries that the given artifacts were made from, each group by name."""
+    """List the models, data and libraries behind the report's artifacts, each group by name."""
     found = [*source_materials(report), *artifact_materials(report), *library_materials(report)]
     order = ["model", "data", "library"]
     return sorted(found, key=lambda item: (order.index(item.kind), item.name.lower(), item.version))
 
 
 def model_license(report: Report, name: str) -> str:
-    """What the recipe states for the baseline's source, for it and what was made from it; of any other model empty, for nobody states it."""
+    """License of a model as the recipe states it; empty if it states none.
+
+    The recipe states the license of the baseline's source, which holds for all models made from that source.
+    """
     parents = {row.name: row.parent for row in report.models}
-    line = [name]
-    while (parent := parents.get(line[-1], "")) and parent not in line:
-        line.append(parent)
-    root = source_of(report.origins, line[-1].removeprefix(SOURCE))
-    ours = report.baseline in line or (root and root == source_of(report.origins, report.baseline))
-    return report.licenses.model if ours else ""
+    lineage = [name]
+    while (parent := parents.get(lineage[-1], "")) and parent not in lineage:
+        lineage.append(parent)
+    root = source_of(report.origins, lineage[-1].removeprefix(SOURCE))
+    same_source = report.baseline in lineage or (root and root == source_of(report.origins, report.baseline))
+    return report.licenses.model if same_source else ""
 
 
 def source_materials(report: Report) -> Iterator[Material]:
-    """Models that the recipe started from: those that a step names as an input and no step made."""
+    """Yield the recipe's source models: inputs of steps that no step made."""
     uses: dict[tuple[str, str], dict[str, str]] = {}
     for origin in report.origins.values():
         for port, inputs in (origin.manifest.inputs if origin.manifest else {}).items():
@@ -92,7 +96,7 @@ def source_materials(report: Report) -> Iterator[Material]:
 
 
 def artifact_materials(report: Report) -> Iterator[Material]:
-    """The models and data that steps made."""
+    """Yield the models and data that steps made."""
     terms = {Kind.CORPUS: report.licenses.data, Kind.TRACES: report.licenses.teacher}
     for origin in report.origins.values():
         if origin.kind not in (*WEIGHTS, Kind.CORPUS, Kind.TRACES):
@@ -111,7 +115,7 @@ def artifact_materials(report: Report) -> Iterator[Material]:
 
 
 def library_materials(report: Report) -> Iterator[Material]:
-    """Libraries by the versions that the manifests and the verdict record, not by what is installed now."""
+    """Yield libraries with the versions recorded in manifests and verdict, not those installed."""
     uses: dict[tuple[str, str], list[str]] = {}
     for origin in report.origins.values():
         for name, number in versions_of(origin).items():
@@ -127,14 +131,17 @@ def library_materials(report: Report) -> Iterator[Material]:
 
 
 def versions_of(origin: Origin) -> dict[str, str]:
-    """Libraries of the step that made it."""
+    """Library versions of the step that made an artifact."""
     return origin.manifest.versions if origin.manifest else {}
 
 
 def library_license(name: str, number: str) -> str:
-    """What the installed package says of its license; "not stated" if it does not, or if another version is installed."""
+    """License in the metadata of an installed package.
+
+    "not stated" if the metadata have none, or if another version is installed.
+    """
     if name == "python":
-        return "PSF-2.0"  # the one library without a package
+        return "PSF-2.0"  # Python itself has no package metadata
     try:
         found = metadata(name)
     except PackageNotFoundError:
@@ -143,16 +150,21 @@ def library_license(name: str, number: str) -> str:
         return NOT_STATED
     if "License-Expression" in found:
         return str(found["License-Expression"])
-    marks = [line.rpartition(" :: ")[2] for line in found.get_all("Classifier") or [] if line.startswith("License ::")]
-    names = [mark for mark in marks if mark != "OSI Approved"]
-    words = str(found["License"]).strip() if "License" in found else ""
-    if not names and words and len(words.splitlines()) == 1:
-        names = [words]
-    return " AND ".join(dict.fromkeys(CLASSIFIERS.get(word, word) for word in names)) or NOT_STATED
+    classifiers = [
+        line.rpartition(" :: ")[2] for line in found.get_all("Classifier") or [] if line.startswith("License ::")
+    ]
+    names = [item for item in classifiers if item != "OSI Approved"]
+    text = str(found["License"]).strip() if "License" in found else ""
+    if not names and text and len(text.splitlines()) == 1:
+        names = [text]
+    return " AND ".join(dict.fromkeys(CLASSIFIERS.get(name, name) for name in names)) or NOT_STATED
 
 
 def cyclonedx(report: Report, materials: list[Material]) -> dict[str, Any]:
-    """The bill as a CycloneDX document.  It has no time stamp of its own, so that the same inputs give the same bytes."""
+    """Build the CycloneDX document.
+
+    Its timestamp is that of the verdict, so equal inputs yield equal bytes.
+    """
     subject = report.shipped or report.nearest or report.baseline
     digest = next((row.digest for row in report.models if row.name == subject), "")
     refs = {item.name: item.ref for item in materials if item.kind != "library"}
@@ -182,7 +194,10 @@ def cyclonedx(report: Report, materials: list[Material]) -> dict[str, Any]:
 
 
 def component(item: Material) -> dict[str, Any]:
-    """One entry.  A digest is a property, not a hash: that of a folder is taken over the names and digests of its files."""
+    """Build one CycloneDX component.
+
+    The digest is a property, not a hash: a folder's digest is over the names and digests of its files.
+    """
     entry: dict[str, Any] = {"type": TYPES[item.kind], "bom-ref": item.ref, "name": item.name}
     if item.version:
         entry |= {"version": item.version}
@@ -196,7 +211,7 @@ def component(item: Material) -> dict[str, Any]:
 
 
 def license_entry(stated: str) -> dict[str, Any]:
-    """An SPDX expression where it is one, else the license's name."""
+    """CycloneDX license: an SPDX expression if `stated` is one, else a name."""
     from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
 
     try:
@@ -206,12 +221,12 @@ def license_entry(stated: str) -> dict[str, Any]:
 
 
 def materials_markdown(report: Report, materials: list[Material]) -> str:
-    """The bill for people."""
+    """Bill of materials as Markdown."""
     made = [item for item in materials if item.kind != "library"]
     libraries = [item for item in materials if item.kind == "library"]
     parts = [
         "# Bill of materials",
-        f"What {report.title!r} is made of. Licenses of models, data and the teacher are those that the recipe states; a library's is what its package says.",
+        f"Components of {report.title!r}. Licenses of models, data and the teacher are those stated in the recipe; a library's license is from its package.",
         "## Models and data",
         table(
             ["name", "kind", "license or terms", "made from", "digest"],

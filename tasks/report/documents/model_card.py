@@ -1,4 +1,4 @@
-"""The model card: a README.md that goes with the weights, with the front matter of the Hugging Face Hub."""
+"""Model card: a README.md for the weights, with the front matter of the Hugging Face Hub."""
 
 from typing import TYPE_CHECKING
 
@@ -43,11 +43,11 @@ HUB_LICENSES = frozenset(
         *("gemma", "llama2", "llama3", "llama3.1", "llama3.2", "llama3.3"),
     }
 )
-"""Identifiers that the Hub knows; another license is "other" with its name."""
+"""License identifiers of the Hub; any other license is "other" with its name."""
 
 
 def model_card(report: Report, row: ModelRow) -> str:
-    """The card of one candidate.  Raises ValueError if the Hub's own reader refuses it."""
+    """Build the card of one candidate.  Raises ValueError if the Hub's reader rejects it."""
     from huggingface_hub import ModelCard
 
     body = "\n\n".join(part for part in card_parts(report, row) if part)
@@ -56,7 +56,7 @@ def model_card(report: Report, row: ModelRow) -> str:
 
 
 def card_data(report: Report, row: ModelRow) -> "ModelCardData":
-    """The front matter."""
+    """Build the front matter of the card."""
     from huggingface_hub import ModelCardData
 
     license = model_license(report, row.name)
@@ -74,7 +74,7 @@ def card_data(report: Report, row: ModelRow) -> "ModelCardData":
 
 
 def eval_results(report: Report, row: ModelRow) -> "list[EvalResult]":
-    """One entry per measure, on the corpus where the step that measured it had that corpus as an input."""
+    """Evaluation results, one per measure, with the corpus if the measuring step had one."""
     from huggingface_hub import EvalResult
 
     results = []
@@ -98,15 +98,15 @@ def eval_results(report: Report, row: ModelRow) -> "list[EvalResult]":
 
 
 def corpus_of(report: Report, step: str) -> Origin | None:
-    """The corpus that a step measured on, as its manifest says; None where there is no manifest, or no corpus in it."""
+    """Corpus that a step measured on, from its manifest; None without a manifest or a corpus."""
     origin = report.origins.get(step)
-    taken = origin.made_from if origin else {}
-    known = (report.origins[name] for name in taken if name in report.origins)
-    return next((one for one in known if one.kind is Kind.CORPUS and one.digest in (taken[one.name], "")), None)
+    inputs = origin.made_from if origin else {}
+    known = (report.origins[name] for name in inputs if name in report.origins)
+    return next((one for one in known if one.kind is Kind.CORPUS and one.digest in (inputs[one.name], "")), None)
 
 
 def card_parts(report: Report, row: ModelRow) -> list[str]:
-    """The card's text, part by part; empty ones are left out."""
+    """Text of the card in parts, which may be empty."""
     found = modified(report, row)
     return [
         f"# {escape(row.name)}",
@@ -114,8 +114,8 @@ def card_parts(report: Report, row: ModelRow) -> list[str]:
         summary(report, row),
         "## How it was made",
         making(report, found),
-        "## What that cost in quality",
-        f"Against {escape(report.baseline)} on the same items; differences are in favor of this model, with {100 * (1 - 2 * report.alpha):g} % intervals.",
+        "## Quality",
+        f"Compared with {escape(report.baseline)} on the same items; positive differences favor this model, with {100 * (1 - 2 * report.alpha):g} % intervals.",
         table(["measure", "items", "this model", "difference", "margin", "non-inferior"], quality_rows(report, found)),
         harm(report, found),
         "## Speed and memory",
@@ -125,7 +125,7 @@ def card_parts(report: Report, row: ModelRow) -> list[str]:
         "## Data",
         data_line(report),
         "## Limits",
-        "It was tested on what is listed above and on nothing else; any other use needs a test of its own.",
+        "This model was tested only on the measures above; any other use needs a test of its own.",
         bullets(limits(report)),
         "## License and terms",
         bullets([f"{name}: {value or 'not stated'}" for name, value in terms(report, row).items()]),
@@ -135,14 +135,14 @@ def card_parts(report: Report, row: ModelRow) -> list[str]:
 
 
 def banner(row: ModelRow) -> str:
-    """The decision."""
+    """Banner with the decision."""
     if row.decision == "ship":
         return f"**Cleared to ship.** {escape(row.sentence)}"
     return f"> **Not cleared to ship ({escape(row.decision or 'not compared')}).** {escape(row.sentence)}"
 
 
 def summary(report: Report, row: ModelRow) -> str:
-    """What it is, in a sentence or two."""
+    """Summary of the model: format, size and source."""
     source = f" Its source is {escape(report.base_model)}." if report.base_model else ""
     size = (
         ""
@@ -153,15 +153,19 @@ def summary(report: Report, row: ModelRow) -> str:
 
 
 def making(report: Report, found: Modified) -> str:
-    """The steps from the baseline to this model."""
+    """Table of the steps from the baseline to this model."""
     if not found.changes:
-        return "The steps are not known: no manifest was given."
-    start = f"Starting from {escape(report.baseline)}:" if found.traced else "As far as the manifests lead back:"
+        return "The steps are unknown: no manifest was given."
+    start = (
+        f"Starting from {escape(report.baseline)}:"
+        if found.traced
+        else "Steps with known manifests (the chain to the baseline is incomplete):"
+    )
     return f"{start}\n\n{changes_table(found.changes)}"
 
 
 def quality_rows(report: Report, found: Modified) -> list[list[str]]:
-    """One row per measure."""
+    """Rows of the quality table, one per measure."""
     rows = []
     for name, result in found.measures.items():
         gate = report.gates[name]
@@ -183,29 +187,29 @@ def quality_rows(report: Report, found: Modified) -> list[list[str]]:
 
 
 def harm(report: Report, found: Modified) -> str:
-    """Slices in which it is worse."""
+    """Text about slices in which the model is worse."""
     harmed = [part for part in found.slices if part.harmed]
     if not found.slices:
         return "No slices were compared."
     if not harmed:
-        return f"A loss was shown in none of {len(found.slices)} comparisons by slice."
+        return f"No loss was shown in any of the {len(found.slices)} comparisons by slice."
     lines = [
         f"{part.dimension} {part.value}: {gap(part.difference, unit)} {gap_unit(unit)} of {report.gates[part.measure].measure.title} ({part.n} items)"
         for part in harmed
         for unit in [report.gates[part.measure].measure.unit]
     ]
-    return f"Shown to be worse in {len(harmed)} of {len(found.slices)} comparisons by slice:\n\n{bullets(lines)}"
+    return f"The model was shown to be worse in {len(harmed)} of {len(found.slices)} comparisons by slice:\n\n{bullets(lines)}"
 
 
 def speed(report: Report, row: ModelRow) -> str:
-    """What was measured, and where."""
+    """Table of speed and memory, with the machine."""
     measured = row.measured
     rows = [
         [
             "decode speed, tokens/s",
             quantity(measured.tokens_per_second.median) if measured.tokens_per_second else "not measured",
         ],
-        [f"speed against {report.baseline}, in the same engine", ratio(measured.speed_ratio)],
+        [f"speed relative to {report.baseline}, in the same engine", ratio(measured.speed_ratio)],
         ["time to first token", seconds(measured.time_to_first_token_s)],
         ["peak memory", byte_size(measured.peak_memory_bytes)],
     ]
@@ -216,19 +220,19 @@ def speed(report: Report, row: ModelRow) -> str:
 
 
 def use(row: ModelRow) -> str:
-    """How to load it."""
+    """Instructions to load the model."""
     if is_gguf(row):
-        return "Load the .gguf file in llama.cpp (`llama-server -m <file>.gguf`) or in any engine that reads GGUF; the chat template is inside."
+        return "Load the .gguf file in llama.cpp (`llama-server -m <file>.gguf`) or in any engine that reads GGUF; the file contains the chat template."
     return '`AutoModelForCausalLM.from_pretrained("<this folder>")` in transformers; safetensors, no remote code.'
 
 
 def is_gguf(row: ModelRow) -> bool:
-    """Whether it is a .gguf file, be it made by a step or given as one (of kind "model")."""
+    """Return True for a .gguf file, made by a step or given as a model."""
     return row.measured.kind == "engine" or row.measured.format.startswith("GGUF")
 
 
 def data_line(report: Report) -> str:
-    """What it was trained and tested on."""
+    """Table of training and test data."""
     rows = [
         [origin.name, str(origin.kind), origin.technique, code(origin.digest[:16])]
         for origin in report.origins.values()
@@ -238,7 +242,7 @@ def data_line(report: Report) -> str:
 
 
 def terms(report: Report, row: ModelRow) -> dict[str, str]:
-    """Licenses and terms as the recipe states them."""
+    """Licenses and terms stated in the recipe."""
     return {
         "source model": model_license(report, row.name),
         "data": report.licenses.data,
@@ -247,12 +251,10 @@ def terms(report: Report, row: ModelRow) -> dict[str, str]:
 
 
 def evidence(report: Report, row: ModelRow) -> str:
-    """Digests that tie the card to what was measured."""
+    """Digests that tie the card to the measured model and verdict."""
     lines = {
         "this model": row.digest,
         **{f"{name} (verdict)": o.digest for name, o in report.origins.items() if o.kind is Kind.VERDICT},
     }
     known = "\n".join(f"- {escape(name)}: {code(digest) or 'not known'}" for name, digest in lines.items())
-    return (
-        f"{known}\n\nThe evidence pack's performance.json has every figure, materials.json every version and license."
-    )
+    return f"{known}\n\nAll figures are in performance.json of the evidence pack, all versions and licenses in materials.json."

@@ -1,4 +1,4 @@
-"""Files of the evidence pack besides the page: cards, logs, and the shipped model with its card."""
+"""Write the evidence pack's cards, logs, and the shipped model with its card."""
 
 import json
 import re
@@ -17,7 +17,7 @@ CARD = "README.md"
 
 
 def write_logs(report: Report, out: Path) -> None:
-    """performance.json and .md, materials.json and .md."""
+    """Write performance.json and .md, materials.json and .md."""
     log, materials = performance_log(report), list_materials(report)
     texts = {
         "performance.json": log.model_dump_json(indent=1) + "\n",
@@ -30,7 +30,7 @@ def write_logs(report: Report, out: Path) -> None:
 
 
 def write_cards(report: Report, out: Path) -> None:
-    """The shipped model's card beside its weights; a card, marked as not cleared to ship, for every other candidate."""
+    """Write the card of every candidate; the shipped model's is next to its weights."""
     taken = set[str]()
     for name in report.candidates:
         shipped = name == report.shipped and report.packed
@@ -40,7 +40,7 @@ def write_cards(report: Report, out: Path) -> None:
 
 
 def folder_name(name: str, taken: set[str]) -> str:
-    """A model's name as a folder's, each once; taken: names given so far."""
+    """Unique folder name for a model.  taken: names used so far; the new one is added."""
     plain = re.sub(r"[^\w-]+", "-", name).strip("-") or "model"
     chosen, count = plain, 1
     while chosen.lower() in taken:
@@ -51,9 +51,9 @@ def folder_name(name: str, taken: set[str]) -> str:
 
 
 def pack_model(artifact: Artifact, out: Path) -> int:
-    """The files of a step's model below out/model, by hard links where the file system has them; returns their bytes.
+    """Link a model's files into out/model, or copy them without hard links; return their bytes.
 
-    A README of its own gives way to the card.
+    The model's own README is left out in favor of the card.
     """
     total = 0
     for file in sorted(file for file in artifact.path.rglob("*") if file.is_file()):

@@ -1,7 +1,7 @@
-"""The performance-delta log: what was modified, how, and what that changed, per measure and slice, for every candidate.
+"""Performance-delta log: each candidate's changes, and their effect per measure and slice.
 
-It holds what technical documentation says of a modified model: the changes made to it, the test data, the metrics and their results, and
-known limits (Regulation (EU) 2024/1689, Annex IV, points 2 (g), 3, 4 and 6).  It states figures; whether they suffice is for people to say.
+It contains the facts that technical documentation of a modified model needs: changes, test data, metrics, results and known limits
+(Regulation (EU) 2024/1689, Annex IV, points 2 (g), 3, 4 and 6).  It states figures; people judge whether they suffice.
 """
 
 from typing import Any
@@ -18,7 +18,10 @@ from tasks.shared.technique import Kind
 
 
 class Change(Part):
-    """One step between the baseline and a candidate.  inputs: digests of what it took, by name; after: of the model that it made."""
+    """One step between the baseline and a candidate.
+
+    inputs: digests of the step's inputs, by name.  after: digest of the model that it made.
+    """
 
     step: str
     technique: str
@@ -33,7 +36,7 @@ class Change(Part):
 
 
 class Modified(Part):
-    """A candidate: the changes, and what they did."""
+    """A candidate: its changes and their effects."""
 
     name: str
     digest: str
@@ -42,7 +45,7 @@ class Modified(Part):
     reasons: list[str]
     changes: list[Change]
     traced: bool
-    """Whether the changes lead back to the baseline; false where a manifest is missing."""
+    """True if the changes lead back to the baseline; false if a manifest is missing."""
     size_bytes: int
     format: str
     engine: str
@@ -54,7 +57,7 @@ class Modified(Part):
 
 
 class Base(Part):
-    """The model that all candidates are held against."""
+    """The baseline, which all candidates are compared with."""
 
     name: str
     digest: str
@@ -66,7 +69,7 @@ class Base(Part):
 
 
 class Data(Part):
-    """An artifact with data: what it is, and its card."""
+    """A data artifact with its card."""
 
     name: str
     role: str
@@ -76,7 +79,10 @@ class Data(Part):
 
 
 class PerformanceLog(Part):
-    """performance.json.  date: when the verdict was made (UTC, ISO 8601); empty where no manifest says it."""
+    """Content of performance.json.
+
+    date: of the verdict (UTC, ISO 8601); empty without a manifest.
+    """
 
     version: int = 1
     title: str
@@ -88,7 +94,7 @@ class PerformanceLog(Part):
     candidates: list[Modified]
     measures: dict[str, Measure]
     margins: dict[str, float | None]
-    """As a share of the baseline's value for those in `relative`."""
+    """Margins by measure; a share of the baseline's value for measures in `relative`."""
     relative: list[str]
     confidence: float
     power: float
@@ -97,7 +103,7 @@ class PerformanceLog(Part):
     noise: dict[str, list[NoiseFloor]]
     limits: list[str]
     evidence: dict[str, str]
-    """Digest of every artifact that this rests on, by name."""
+    """Digests of all input artifacts, by name."""
     licenses: Licenses
     machine: Machine
     versions: dict[str, str]
@@ -106,7 +112,7 @@ class PerformanceLog(Part):
 
 
 def performance_log(report: Report) -> PerformanceLog:
-    """The log of a report."""
+    """Build the log of a report."""
     base = report.model(report.baseline)
     return PerformanceLog(
         title=report.title,
@@ -143,7 +149,7 @@ def performance_log(report: Report) -> PerformanceLog:
 
 
 def modified(report: Report, row: ModelRow) -> Modified:
-    """One candidate."""
+    """Build the log of one candidate."""
     steps = changes_since(report.origins, report.baseline, row.name)
     first = steps[0].made_from if steps else {}
     return Modified(
@@ -181,7 +187,7 @@ def modified(report: Report, row: ModelRow) -> Modified:
 
 
 def data_used(report: Report) -> list[Data]:
-    """Corpus and traces with their cards."""
+    """Corpus and traces, with their cards."""
     cards = {card.title: card.raw for card in (*report.corpus, *report.traces)}
     roles = {Kind.CORPUS: "training, calibration and test data", Kind.TRACES: "answers that the models were trained on"}
     return [
@@ -198,7 +204,10 @@ def data_used(report: Report) -> list[Data]:
 
 
 def limits(report: Report) -> list[str]:
-    """What the figures cannot say: margins below what the test could decide, thin slices, models that failed, and the verdict's notes."""
+    """Limits of the figures, as sentences.
+
+    They cover margins too small for the test, thin slices, models that failed, and the notes of the verdict.
+    """
     found = []
     for name, gate in report.deciding:
         least = report.test.minimum_detectable.get(name)
@@ -215,7 +224,7 @@ def limits(report: Report) -> list[str]:
     }
     if thin:
         found.append(
-            f"Slices in which a loss of the size of the margin would go unseen: {', '.join(f'{d} {v}' for d, v in sorted(thin))}."
+            f"Slices in which a loss of the size of the margin would go undetected: {', '.join(f'{d} {v}' for d, v in sorted(thin))}."
         )
     for row in report.models:
         found += [f"{row.name} was not measured in {step}: {why}" for step, why in row.measured.failures.items()]

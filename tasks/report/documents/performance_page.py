@@ -1,4 +1,4 @@
-"""The performance-delta log as Markdown, for people."""
+"""Performance-delta log as Markdown."""
 
 from tasks.report.content.report import Report
 from tasks.report.content.specification import figure_cell, figure_title
@@ -10,7 +10,7 @@ from tasks.shared.formats.records import Figure
 
 
 def performance_markdown(report: Report, log: PerformanceLog) -> str:
-    """The log for people."""
+    """Format the log as Markdown."""
     parts = [
         f"# Performance-delta log: {escape(log.title)}",
         f"**{escape(log.decision.capitalize())}.** {escape(reason(log.statement))}",
@@ -23,7 +23,7 @@ def performance_markdown(report: Report, log: PerformanceLog) -> str:
                 "command": code(log.command) or "not stated",
             }
         ),
-        "This log states what was changed and what was measured. It is no assessment of conformity.",
+        "This log states changes and measurements. It is not an assessment of conformity.",
     ]
     for candidate in log.candidates:
         parts += candidate_parts(report, log, candidate)
@@ -42,22 +42,22 @@ def performance_markdown(report: Report, log: PerformanceLog) -> str:
 
 
 def bullets_of(pairs: dict[str, str]) -> str:
-    """Names and values as a list."""
+    """Format names and values as a bullet list."""
     return "\n".join(f"- {escape(name)}: {escape(value)}" for name, value in pairs.items())
 
 
 def candidate_parts(report: Report, log: PerformanceLog, found: Modified) -> list[str]:
-    """What was changed to make a candidate, and what that did."""
+    """Sections of a candidate: its changes and their effects."""
     size = smaller(log.baseline.size_bytes / found.size_bytes if found.size_bytes else None, log.baseline.name)
     harmed = [part for part in found.slices if part.harmed]
-    told = [
+    sections = [
         f"## {escape(found.name)}: {escape(found.decision)}",
         escape(found.statement),
         bullets(found.reasons) if found.reasons else "",
         f"{byte_size(found.size_bytes)}, {escape(size)}; {escape(found.format)}, run in {escape(found.engine)}"
         + (f", speed measured in {escape(found.speed_engine)}." if found.speed_engine else "."),
         f"Digest {code(found.digest) or 'not known'}.",
-        "### What was modified",
+        "### Modifications",
         changes_table(found.changes),
         "" if found.traced else "The changes could not be traced back to the baseline: a manifest is missing.",
         f"### Change per measure ({100 * log.confidence:g} % intervals)",
@@ -83,11 +83,11 @@ def candidate_parts(report: Report, log: PerformanceLog, found: Modified) -> lis
         "### Figures of the whole model",
         table(["figure", "baseline", "candidate"], figure_rows(log, found)),
     ]
-    return [part for part in told if part]
+    return [section for section in sections if section]
 
 
 def changes_table(changes: list[Change]) -> str:
-    """The steps with their settings and the digest of what each made."""
+    """Table of steps with settings and the digest of each output."""
     rows = []
     for item in changes:
         settings = Plain(", ".join(code(f"{name}={value}") for name, value in item.settings.items()))
@@ -96,7 +96,7 @@ def changes_table(changes: list[Change]) -> str:
 
 
 def measure_rows(report: Report, found: Modified) -> list[list[str]]:
-    """One row per measure; differences are in favor of the candidate."""
+    """Rows of the table by measure; positive differences favor the candidate."""
     rows = []
     for name, result in found.measures.items():
         measure = report.gates[name].measure
@@ -112,7 +112,7 @@ def measure_rows(report: Report, found: Modified) -> list[list[str]]:
 
 
 def slice_rows(report: Report, found: Modified) -> list[list[str]]:
-    """One row per slice and measure, the harmed ones first."""
+    """Rows of the table by slice and measure, harmed slices first."""
     rows = []
     for part in sorted(found.slices, key=lambda part: not part.harmed):
         measure = report.gates[part.measure].measure
@@ -127,7 +127,7 @@ def slice_rows(report: Report, found: Modified) -> list[list[str]]:
 
 
 def figure_rows(log: PerformanceLog, found: Modified) -> list[list[str]]:
-    """Speed, memory and what else was measured of both as wholes."""
+    """Rows of whole-model figures, such as speed and memory, of baseline and candidate."""
     names = dict.fromkeys([*log.baseline.figures, *found.figures])
     return [
         [
@@ -140,16 +140,16 @@ def figure_rows(log: PerformanceLog, found: Modified) -> list[list[str]]:
 
 
 def shown(figure: Figure | None) -> str:
-    """A figure with its unit and bounds."""
+    """Format a figure with its unit and bounds."""
     cell = figure_cell(figure)
     return (cell.value + (f" ({cell.detail})" if cell.detail else "")) or "not measured"
 
 
 def data_parts(log: PerformanceLog) -> list[str]:
-    """What the models were trained and tested on."""
+    """Sections about training and test data."""
     counts = [f"{name}: {n} items" for name, n in log.test.items.items()]
     rows = [[item.name, item.role, item.technique, code(item.digest)] for item in log.data]
     return [
-        table(["data", "what for", "made by", "digest"], rows),
+        table(["data", "use", "made by", "digest"], rows),
         f"Test items: {escape('; '.join(counts) or 'none')}.",
     ]

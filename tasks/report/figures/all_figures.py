@@ -1,4 +1,4 @@
-"""All figures of a report, by section of the page."""
+"""All figures of a report by section of the page."""
 
 from tasks.report.content.report import Report
 from tasks.report.figures.drawing import Figure
@@ -9,7 +9,7 @@ from tasks.report.figures.waterfall import quality_waterfall, size_waterfall
 
 
 def all_figures(report: Report) -> dict[str, list[Figure]]:
-    """Figures by section; a section without data has none."""
+    """Draw the figures by section; a section without data has none."""
     deciding = [(name, gate.measure) for name, gate in report.deciding]
     found: dict[str, list[Figure | None]] = {
         "pareto": [pareto_figure(report.models, name, measure) for name, measure in deciding],

@@ -1,4 +1,7 @@
-"""What all figures of a report share: the drawing with its words, and its axes.  Colors and type come from the style sheet."""
+"""Parts shared by all figures: the drawing with its title and description, and the axes.
+
+Colors and fonts are in the style sheet.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +11,7 @@ from markupsafe import Markup
 from tasks.report.figures.svg import Scale, element, line, text
 
 WIDTH = 440
-"""Width of every figure's drawing; it is shown at most 1.25 times as wide, and at 0.8 on a phone."""
+"""Width of every drawing in figure units; the page shows it at 0.8 (phone) to 1.25 times this width."""
 SHAPES = {"baseline": "square", "candidate": "disc", "repeat": "ring", "reference": "diamond"}
 
 
@@ -22,14 +25,14 @@ class Figure:
 
 
 def drawing(key: str, title: str, alt: str, height: float, *parts: Markup) -> Markup:
-    """The svg element: named by its title and described in words for those who cannot see it."""
-    names = {"role": "img", "aria-labeledby": f"{key}-title {key}-alt", "viewBox": f"0 0 {WIDTH} {height:g}"}
+    """Build the svg element, with a title and a description for screen readers."""
+    names = {"role": "img", "aria-labelledby": f"{key}-title {key}-alt", "viewBox": f"0 0 {WIDTH} {height:g}"}
     inside = [element("title", title, id=f"{key}-title"), element("desc", alt, id=f"{key}-alt"), *parts]
     return element("svg", *inside, **names)
 
 
 def x_axis(scale: Scale, y: float, labels: Sequence[tuple[float, str]], title: str) -> list[Markup]:
-    """Base line, ticks with labels, and the axis title."""
+    """Draw a horizontal axis: line, ticks with labels, and title."""
     parts = [line(scale.start, y, scale.end, y, "axis")]
     for value, label in labels:
         parts += [
@@ -41,7 +44,7 @@ def x_axis(scale: Scale, y: float, labels: Sequence[tuple[float, str]], title: s
 
 
 def y_axis(scale: Scale, left: float, right: float, labels: Sequence[tuple[float, str]]) -> list[Markup]:
-    """Grid lines with labels."""
+    """Draw horizontal grid lines with labels."""
     parts = []
     for value, label in labels:
         parts += [

@@ -1,4 +1,4 @@
-"""Differences from the baseline against the margin, as a forest plot."""
+"""Forest plot of differences from the baseline, with the margin."""
 
 from collections.abc import Mapping, Sequence
 
@@ -14,9 +14,9 @@ ANSWER_SHAPES = {"yes": "disc", "unknown": "ring", "no": "cross"}
 
 
 def forest_figures(comparisons: Sequence[ComparisonRow], gates: Mapping[str, Gate]) -> list[Figure]:
-    """Difference with interval on every measure that decides, one figure for each candidate, all on one axis.
+    """Draw a figure per candidate: difference and interval on every measure that decides.
 
-    Counted in margins, measures of any unit share the axis, and the limit is the same upright line for all.
+    Differences are in margins, so measures of any unit share the axis, and the limit is the same vertical line for all.
     """
     deciding = [(row, margin) for row in comparisons if (margin := row.result.margin)]
     if not deciding:
@@ -32,26 +32,31 @@ def forest_figures(comparisons: Sequence[ComparisonRow], gates: Mapping[str, Gat
 def forest_figure(
     name: str, index: int, rows: Sequence[tuple[ComparisonRow, float]], gates: Mapping[str, Gate], x: Scale
 ) -> Figure:
-    """One candidate."""
-    y, parts, told = 12.0, [text(6, 12, short(name, 40), class_="group")], []
+    """Draw the figure of one candidate."""
+    y, parts, described = 12.0, [text(6, 12, short(name, 40), class_="group")], []
     for row, margin in rows:
         y += 24
         unit, title, result = gates[row.measure].measure.unit, gates[row.measure].measure.title, row.result
         parts += forest_row(row, margin, unit, x, y)
         bounds = interval(result.low, result.high, unit)
-        told.append(f"{title} {gap(result.difference, unit)} {gap_unit(unit)} {bounds}: non-inferior {result.answer}")
+        described.append(
+            f"{title} {gap(result.difference, unit)} {gap_unit(unit)} {bounds}: non-inferior {result.answer}"
+        )
     bottom = y + 16
     ticks = [(v, f"{v:+.4g}".replace("-", MINUS) if v else "0") for v in linear_ticks(x.low, x.high)]
     limits = [line(x(0), 20, x(0), bottom, "zero"), line(x(-1), 20, x(-1), bottom, "margin")]
     axis = x_axis(x, bottom, ticks, "difference from the baseline, in margins")
     title = f"{name} against the margins"
     return Figure(
-        title, drawing(f"forest-{index}", title, "; ".join(told) + ".", bottom + 42, *limits, *parts, *axis), ""
+        title, drawing(f"forest-{index}", title, "; ".join(described) + ".", bottom + 42, *limits, *parts, *axis), ""
     )
 
 
 def forest_scale(results: Sequence[tuple[MeasureComparison, float]]) -> Scale:
-    """An axis over all intervals, but at most six margins to either side, so that one ruined model does not flatten the rest."""
+    """Axis over all intervals, limited to six margins on either side.
+
+    The limit keeps one failed model from flattening the others.
+    """
     low = max(-6.0, min(-1.4, *(result.low / margin for result, margin in results)))
     high = min(6.0, max(1.0, *(result.high / margin for result, margin in results)))
     room = 0.04 * (high - low)
@@ -59,7 +64,7 @@ def forest_scale(results: Sequence[tuple[MeasureComparison, float]]) -> Scale:
 
 
 def forest_row(row: ComparisonRow, margin: float, unit: str, x: Scale, y: float) -> list[Markup]:
-    """One interval with its mark, and its difference as a number."""
+    """Draw one interval with its mark, and its difference as a number."""
     result = row.result
     place = result.difference / margin
     if place < x.low or place > x.high:

@@ -1,4 +1,4 @@
-"""Loss curves of training, and the influence of blocks that pruning weighed."""
+"""Figures of training loss and of block influence in pruning."""
 
 from markupsafe import Markup
 
@@ -9,7 +9,7 @@ from tasks.report.words.numbers import count, quantity
 
 
 def loss_figure(training: Training, index: int) -> Figure | None:
-    """Train and validation loss over steps; None when no loss was logged."""
+    """Draw train and validation loss over steps; None if no loss was logged."""
     train = [(p.step, p.train_loss) for p in training.points if p.train_loss is not None]
     held = [(p.step, p.validation_loss) for p in training.points if p.validation_loss is not None]
     if not train and not held:
@@ -21,25 +21,25 @@ def loss_figure(training: Training, index: int) -> Figure | None:
     parts = y_axis(y, x.start, x.end, [(v, f"{v:g}") for v in linear_ticks(y.low, y.high)])
     parts += x_axis(x, 212, [(v, count(v)) for v in linear_ticks(x.low, x.high) if v == int(v)], "step")
     parts.append(polyline([(x(s), y(v)) for s, v in train], "curve train") if train else Markup(""))
-    told = [f"train loss from {quantity(train[0][1])} to {quantity(train[-1][1])}"] if train else []
+    described = [f"train loss from {quantity(train[0][1])} to {quantity(train[-1][1])}"] if train else []
     if held:
         best = min(held, key=lambda pair: pair[1])
         parts.append(polyline([(x(s), y(v)) for s, v in held], "curve held"))
         parts += [element("g", marker(x(s), y(v), "disc"), class_="held") for s, v in held]
-        told.append(
+        described.append(
             f"validation loss from {quantity(held[0][1])} to {quantity(held[-1][1])}, lowest {quantity(best[1])} at step {best[0]}"
         )
     title = f"Loss of {training.model}"
     caption = (
         f"{title}: train (thin line)"
         + (" and validation (dots)" if held else "; no validation loss was logged")
-        + f". {'; '.join(told).capitalize()}."
+        + f". {'; '.join(described).capitalize()}."
     )
-    return Figure(title, drawing(f"loss-{index}", title, "; ".join(told) + ".", 254, *parts), caption)
+    return Figure(title, drawing(f"loss-{index}", title, "; ".join(described) + ".", 254, *parts), caption)
 
 
 def influence_figure(pruning: Pruning, index: int) -> Figure | None:
-    """Influence of every block as bars, the dropped ones hatched; None when nothing was measured."""
+    """Draw the influence of each block as bars, dropped blocks outlined; None if not measured."""
     known = [(layer, layer.influence) for layer in pruning.layers if layer.influence is not None]
     if not known:
         return None
@@ -62,9 +62,11 @@ def influence_figure(pruning: Pruning, index: int) -> Figure | None:
             )
         )
     parts += x_axis(x, 212, [(v, f"{v:g}") for v in linear_ticks(first, last, 8) if v == int(v)], "layer")
-    gone = [str(layer.layer) for layer, _ in known if layer.dropped]
+    dropped = [str(layer.layer) for layer, _ in known if layer.dropped]
     title = f"Block influence, {pruning.model}"
-    caption = f"{title}: {len(gone)} of {len(pruning.layers)} blocks dropped (outlined): {', '.join(gone) or 'none'}."
+    caption = (
+        f"{title}: {len(dropped)} of {len(pruning.layers)} blocks dropped (outlined): {', '.join(dropped) or 'none'}."
+    )
     alt = "; ".join(
         f"layer {layer.layer} {quantity(value)}{' dropped' if layer.dropped else ''}" for layer, value in known
     )

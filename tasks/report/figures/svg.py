@@ -1,4 +1,4 @@
-"""Scales, ticks, labels and elements for figures drawn as inline SVG: the same numbers give the same bytes."""
+"""Scales, ticks, labels and elements of inline SVG figures; equal numbers yield equal bytes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,17 +7,20 @@ from math import floor, inf, log10
 from markupsafe import Markup, escape
 
 TEXT_WIDTH = 7.3
-"""Mean advance of a character of figure text, in figure units (12.5 high)."""
+"""Mean width of a character of figure text, in figure units (font size 12.5)."""
 
 
 def number(value: float) -> str:
-    """A coordinate with at most two decimals and no trailing zeros."""
+    """Format a coordinate with at most two decimals and no trailing zeros."""
     shown = f"{value:.2f}".rstrip("0").rstrip(".")
     return "0" if shown in ("-0", "") else shown
 
 
 def element(tag: str, *children: str | Markup, **attributes: str | float | None) -> Markup:
-    """One SVG element.  Children and attributes are escaped unless Markup; `class_` and `stroke_width` lose or change `_`."""
+    """Build one SVG element; children and attributes are escaped unless Markup.
+
+    attributes: `class_` becomes "class", `stroke_width` becomes "stroke-width"; None leaves the attribute out.
+    """
     parts = []
     for key, value in attributes.items():
         if value is None:
@@ -29,22 +32,25 @@ def element(tag: str, *children: str | Markup, **attributes: str | float | None)
 
 
 def text(x: float, y: float, content: str, anchor: str = "start", class_: str = "label") -> Markup:
-    """A line of text with its baseline at y."""
+    """Draw a line of text with its baseline at y."""
     return element("text", content, x=x, y=y, text_anchor=anchor, class_=class_)
 
 
 def line(x1: float, y1: float, x2: float, y2: float, class_: str) -> Markup:
-    """A straight line."""
+    """Draw a straight line."""
     return element("line", x1=x1, y1=y1, x2=x2, y2=y2, class_=class_)
 
 
 def polyline(places: Sequence[tuple[float, float]], class_: str) -> Markup:
-    """A line through places."""
+    """Draw a line through points (x, y)."""
     return element("polyline", points=" ".join(f"{number(x)},{number(y)}" for x, y in places), class_=class_)
 
 
 def marker(x: float, y: float, shape: str, radius: float = 5.0) -> Markup:
-    """A mark whose shape alone tells the kind: square, disc, ring, diamond or cross.  All of one radius cover about the same area."""
+    """Draw a mark: square, disc, ring, diamond or cross.
+
+    The shape alone identifies the kind; marks with the same radius have about the same area.
+    """
     if shape == "square":
         side = 1.8 * radius
         return element("rect", x=x - side / 2, y=y - side / 2, width=side, height=side, class_="mark square")
@@ -61,7 +67,7 @@ def marker(x: float, y: float, shape: str, radius: float = 5.0) -> Markup:
 
 @dataclass(frozen=True)
 class Scale:
-    """Maps low..high to pixels start..end, linearly or by logarithm."""
+    """Map of values low..high to pixels start..end, linear or logarithmic."""
 
     low: float
     high: float
@@ -70,7 +76,7 @@ class Scale:
     log: bool = False
 
     def __call__(self, value: float) -> float:
-        """Pixel of a value; values outside are held at the edge."""
+        """Pixel of a value; values outside the range are clamped."""
         low, high, value = (
             (log10(v) for v in (self.low, self.high, max(value, 1e-300))) if self.log else (self.low, self.high, value)
         )
@@ -79,7 +85,7 @@ class Scale:
 
 
 def linear_ticks(low: float, high: float, wanted: int = 5) -> list[float]:
-    """Round values inside low..high at a step of 1, 2, 2.5 or 5 times a power of ten, about `wanted` of them."""
+    """About `wanted` values in low..high, at a step of 1, 2, 2.5 or 5 times a power of ten."""
     if not high > low:
         return [low]
     base = 10.0 ** floor(log10((high - low) / wanted))
@@ -89,7 +95,7 @@ def linear_ticks(low: float, high: float, wanted: int = 5) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Round values inside low..high on a logarithmic axis, three to seven of them where possible."""
+    """Round values in low..high for a logarithmic axis, three to seven if possible."""
     sets: list[Sequence[float]] = [(1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8), [1 + i / 10 for i in range(90)]]
     found: list[float] = []
     for mantissas in sets:
@@ -104,16 +110,17 @@ Box = tuple[float, float, float, float]
 
 
 def overlap(a: Box, b: Box) -> float:
-    """Area that two boxes (left, top, right, bottom) share."""
+    """Area of the intersection of two boxes (left, top, right, bottom)."""
     return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
 
 
 def place_labels(
     points: Sequence[tuple[float, float, str]], frame: Box, taken: Sequence[Box] = ()
 ) -> list[tuple[float, float]]:
-    """Left end of the baseline of each point's label: beside it, above or below, where it covers least.
+    """Place a label next to, above or below each point, where it covers least of the others.
 
-    points: (x, y, label).  Greedy in the order given, so the same points always get the same places.
+    points: (x, y, label).  frame: box that the labels should stay in.  taken: boxes to avoid.
+    Returns the left end of each label's baseline.  Placement is greedy in the order given, hence deterministic.
     """
     used = [*taken, *((x - 9, y - 8, x + 9, y + 8) for x, y, _ in points)]
     result: list[tuple[float, float]] = []
@@ -138,5 +145,5 @@ def place_labels(
 
 
 def short(name: str, length: int = 16) -> str:
-    """A name that fits a figure; the full one is in the tables."""
+    """Shorten a name to fit a figure; the tables have the full name."""
     return name if len(name) <= length else name[: length - 1] + "…"

@@ -1,4 +1,4 @@
-"""Quality, size and speed of every model in one plot, and its speed as bars."""
+"""Figures of quality against size and speed, and of decode speed."""
 
 from collections.abc import Sequence
 from math import sqrt
@@ -13,13 +13,14 @@ from tasks.shared.formats.scores import Measure
 
 TOP, BOTTOM = 44, 252
 LARGEST, SMALLEST = 9.0, 3.5
-"""Radius of the mark of the fastest model, and the least that a mark has."""
+"""Radius of the fastest model's mark, and the smallest radius of a mark."""
 
 
 def dominated(rows: Sequence[ModelRow], measure: str, better: str) -> set[str]:
-    """Models that another one equals or beats in score, size and speed, and beats in one of them.
+    """Names of the dominated models.
 
-    By the estimates, without their intervals; speed counts where the two were timed in one engine, in the same rounds.
+    Another model is at least as good in score, size and speed, and better in one of them.  Estimates are compared without
+    their intervals; speed counts only if the two models were timed in the same engine, in the same rounds.
     """
 
     def beats(other: ModelRow, row: ModelRow) -> bool:
@@ -37,37 +38,43 @@ def dominated(rows: Sequence[ModelRow], measure: str, better: str) -> set[str]:
 
 
 def timed_together(one: ModelRow, other: ModelRow) -> bool:
-    """Whether their ratios to the baseline are of one engine; the baseline was timed in the engine of each that has a ratio."""
-    # "llama.cpp (f16 GGUF)" is llama.cpp.
+    """Return True if two models' speed ratios to the baseline are from the same engine.
+
+    The baseline was timed in the engine of every model with a ratio.
+    """
+    # "llama.cpp (f16 GGUF)" is the engine llama.cpp.
     engines = {row.measured.speed_engine.partition(" (")[0] for row in (one, other)}
     return len(engines) == 1 or "baseline" in (one.role, other.role)
 
 
 def pareto_figure(rows: Sequence[ModelRow], name: str, measure: Measure) -> Figure | None:
-    """Score with its interval against size (logarithmic), the mark's area by speed; None when no model has a size and this score."""
+    """Draw score with interval against size (log scale), the mark's area by speed.
+
+    None if no model has a size and this score.
+    """
     known = [
         row for row in rows if row.role != "repeat" and name in row.measured.scores and row.measured.size_bytes > 0
     ]
     if not known:
         return None
-    beaten = dominated(known, name, measure.better)
+    worse = dominated(known, name, measure.better)
     x, y = size_scale(known), value_scale(known, name, measure.unit)
     parts = y_axis(y, x.start, x.end, [(v, tick(v, measure.unit)) for v in linear_ticks(y.low, y.high, 4)])
     parts += x_axis(x, BOTTOM, [(v, round_size(v)) for v in log_ticks(x.low, x.high)], "size on disk (log scale)")
     places = spread_apart([x(row.measured.size_bytes) for row in known], 2 * LARGEST)
     fastest = max((row.times_faster for row in known if row.times_faster is not None), default=0.0)
-    dots, boxes, told = [], [], []
+    dots, boxes, described = [], [], []
     for row, place in zip(known, places, strict=True):
-        score, kind = row.measured.scores[name], "dominated" if row.name in beaten else row.role
+        score, kind = row.measured.scores[name], "dominated" if row.name in worse else row.role
         radius = mark_radius(row, fastest)
         parts.append(line(place, y(score.low), place, y(score.high), f"interval {kind}"))
         parts.append(element("g", marker(place, y(score.value), SHAPES[row.role], radius), class_=kind))
         boxes.append((place - 2, y(score.high), place + 2, y(score.low)))
         dots.append((place, y(score.value), short(row.name)))
-        told.append(tell(row, name, measure.unit, row.name in beaten))
+        described.append(describe(row, name, measure.unit, row.name in worse))
     spots = place_labels(dots, (x.start, TOP - 8, WIDTH, BOTTOM), boxes)
     parts += [
-        text(left, base, dot[2], class_="label faint" if row.name in beaten else "label")
+        text(left, base, dot[2], class_="label faint" if row.name in worse else "label")
         for (left, base), dot, row in zip(spots, dots, known, strict=True)
     ]
     parts += speed_legend(known, fastest)
@@ -75,11 +82,11 @@ def pareto_figure(rows: Sequence[ModelRow], name: str, measure: Measure) -> Figu
     unit = "" if measure.unit == SHARE else f" in {measure.unit}"
     title = f"{measure.title[:1].upper()}{measure.title[1:]}, size and speed"
     caption = f"{measure.title[:1].upper()}{measure.title[1:]}{unit} against size; {better}."
-    return Figure(title, drawing(f"pareto-{name}", title, "; ".join(told) + ".", BOTTOM + 40, *parts), caption)
+    return Figure(title, drawing(f"pareto-{name}", title, "; ".join(described) + ".", BOTTOM + 40, *parts), caption)
 
 
-def tell(row: ModelRow, name: str, unit: str, beaten: bool) -> str:
-    """One point in words."""
+def describe(row: ModelRow, name: str, unit: str, beaten: bool) -> str:
+    """Description of one point."""
     score = row.measured.scores[name]
     parts = [
         f"{row.name}, {byte_size(row.measured.size_bytes)}",
@@ -90,13 +97,13 @@ def tell(row: ModelRow, name: str, unit: str, beaten: bool) -> str:
 
 
 def mark_radius(row: ModelRow, fastest: float) -> float:
-    """Area by speed; the least where it was not measured."""
+    """Radius of a mark with an area proportional to speed; the smallest if not measured."""
     speed = row.times_faster
     return max(SMALLEST, LARGEST * sqrt(speed / fastest)) if speed and fastest > 0 else SMALLEST
 
 
 def speed_legend(rows: Sequence[ModelRow], fastest: float) -> list[Markup]:
-    """What the marks' areas mean: the slowest and the fastest model, and whether some were not measured."""
+    """Draw the legend of the marks' areas: slowest and fastest model, and "not measured"."""
     speeds = sorted(row.times_faster for row in rows if row.times_faster is not None)
     if not speeds:
         return []
@@ -117,13 +124,13 @@ def speed_legend(rows: Sequence[ModelRow], fastest: float) -> list[Markup]:
 
 
 def size_scale(rows: Sequence[ModelRow]) -> Scale:
-    """A logarithmic axis over all sizes with room at both ends."""
+    """Logarithmic axis over all sizes, with room at both ends."""
     sizes = [row.measured.size_bytes for row in rows]
     return Scale(min(sizes) / 1.35, max(sizes) * 1.35, 48, WIDTH - 12, log=True)
 
 
 def value_scale(rows: Sequence[ModelRow], name: str, unit: str) -> Scale:
-    """An axis over the intervals of a measure with room at both ends; a share stays within 0 and 1."""
+    """Axis over the intervals of a measure, with room at both ends.  A share stays in [0, 1]."""
     scores = [row.measured.scores[name] for row in rows]
     low, high = min(score.low for score in scores), max(score.high for score in scores)
     room = 0.1 * (high - low) or 0.1 * abs(high) or 1.0
@@ -132,12 +139,12 @@ def value_scale(rows: Sequence[ModelRow], name: str, unit: str) -> Scale:
 
 
 def tick(value: float, unit: str) -> str:
-    """A value at a tick of an axis."""
+    """Format a value for an axis tick."""
     return f"{100 * value:.4g} %" if unit == SHARE else f"{value:.4g}".replace("-", MINUS)
 
 
 def spread_apart(places: list[float], gap: float) -> list[float]:
-    """Pixels with points of (nearly) equal size set side by side, so that no interval hides another."""
+    """Move points with (nearly) equal pixels side by side, so that no interval hides another."""
     result = list(places)
     order = sorted(range(len(places)), key=lambda i: places[i])
     start = 0
@@ -153,7 +160,7 @@ def spread_apart(places: list[float], gap: float) -> list[float]:
 
 
 def speed_figure(rows: Sequence[ModelRow]) -> Figure | None:
-    """Tokens per second of every measured model as bars with the range over repeats."""
+    """Draw tokens per second of each measured model as bars, with the range over repeats."""
     known = [(row, spread) for row in rows if (spread := row.measured.tokens_per_second) is not None]
     if not known:
         return None
@@ -164,7 +171,7 @@ def speed_figure(rows: Sequence[ModelRow]) -> Figure | None:
     parts = [line(x(v), top, x(v), bottom, "grid") for v, _ in ticks] + x_axis(
         x, bottom, ticks, "tokens per second, one stream"
     )
-    told = []
+    described = []
     for i, (row, spread) in enumerate(known):
         y = top + step * i + step / 2
         parts.append(text(x.start - 8, y + 4, short(row.name), "end"))
@@ -181,23 +188,23 @@ def speed_figure(rows: Sequence[ModelRow]) -> Figure | None:
         parts.append(line(x(spread.low), y, x(spread.high), y, "range"))
         ratio = f" ({times(row.times_faster)})" if row.times_faster is not None and row.role != "baseline" else ""
         parts.append(text(x(spread.high) + 7, y + 4, quantity(spread.median) + ratio, class_="value"))
-        told.append(
+        described.append(
             f"{row.name} {quantity(spread.median)} tokens per second{ratio}, range {quantity(spread.low)} to {quantity(spread.high)}"
         )
-    caption = "Decode speed: median, with the range over repeats as a line; in brackets, against the baseline in the same engine."
+    caption = "Decode speed: median, with the range over repeats as a line; in brackets, relative to the baseline in the same engine."
     return Figure(
         "Speed",
-        drawing("speed", "Decode speed", "; ".join(told) + ".", bottom + 42, *parts),
+        drawing("speed", "Decode speed", "; ".join(described) + ".", bottom + 42, *parts),
         caption + engine_words([row for row, _ in known]),
     )
 
 
 def engine_words(rows: Sequence[ModelRow]) -> str:
-    """Which model was timed in which engine, where they differ: such bars do not compare."""
+    """Sentence that names the engines, if they differ; bars of different engines do not compare."""
     engines: dict[str, list[str]] = {}
     for row in rows:
         engines.setdefault(row.measured.speed_engine, []).append(row.name)
     if len(engines) < 2:
         return ""
-    told = [f"{', '.join(names)} in {engine or 'an unknown engine'}" for engine, names in engines.items()]
-    return f" Bars compare within one engine only: {'; '.join(told)}."
+    described = [f"{', '.join(names)} in {engine or 'an unknown engine'}" for engine, names in engines.items()]
+    return f" Bars compare within one engine only: {'; '.join(described)}."

@@ -1,4 +1,4 @@
-"""Size and quality stage by stage: each model against the one that it was made from."""
+"""Figures of size and quality by stage: each model against the one it was made from."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ ROW, HEAD = 40, 6
 
 
 def stage_rows(report: Report) -> list[tuple[ModelRow, ModelRow | None]]:
-    """The baseline and the candidates in the recipe's order, each with the model to hold it against."""
+    """Baseline and candidates in the recipe's order, each with the model to compare it with."""
     by_name = {row.name: row for row in report.models}
     rows = [row for row in report.models if row.role in ("baseline", "candidate")]
     baseline = by_name.get(report.baseline)
@@ -24,18 +24,18 @@ def stage_rows(report: Report) -> list[tuple[ModelRow, ModelRow | None]]:
 
 
 def row_label(row: ModelRow, y: float) -> list[Markup]:
-    """The model's name, and below it what made it."""
+    """Draw a model's name, and below it the technique that made it."""
     made = short(row.technique or row.role, 17)
     return [text(LEFT - 10, y, short(row.name, 15), "end"), text(LEFT - 10, y + 14, made, "end", "tick")]
 
 
 def size_waterfall(report: Report) -> Figure | None:
-    """Bars of size, with what each stage took away as an outline; None without two models."""
+    """Draw sizes as bars, each stage's reduction as an outline; None without two models."""
     rows = [(row, parent) for row, parent in stage_rows(report) if row.measured.size_bytes > 0]
     if len(rows) < 2:
         return None
     x = Scale(0, max(row.measured.size_bytes for row, _ in rows), LEFT, RIGHT)
-    parts, told, y = [], [], float(HEAD)
+    parts, described, y = [], [], float(HEAD)
     for row, parent in rows:
         size, before = row.measured.size_bytes, parent.measured.size_bytes if parent else row.measured.size_bytes
         parts += row_label(row, y + 14)
@@ -47,22 +47,25 @@ def size_waterfall(report: Report) -> Figure | None:
         parts.append(text(x(max(size, before)) + 8, y + 14, byte_size(size), class_="value"))
         if parent:
             parts.append(text(x(max(size, before)) + 8, y + 28, smaller(before / size), class_="tick"))
-        said = f", {smaller(before / size, parent.name)}" if parent else ""
-        told.append(f"{row.name} {byte_size(size)}{said}")
+        comparison = f", {smaller(before / size, parent.name)}" if parent else ""
+        described.append(f"{row.name} {byte_size(size)}{comparison}")
         y += ROW
     parts.append(line(LEFT, HEAD, LEFT, y, "axis"))
     caption = "Size on disk."
     title = "Size, stage by stage"
-    return Figure(title, drawing("size-stages", title, "; ".join(told) + ".", y + 6, *parts), caption)
+    return Figure(title, drawing("size-stages", title, "; ".join(described) + ".", y + 6, *parts), caption)
 
 
 def quality_waterfall(report: Report, name: str, measure: Measure) -> Figure | None:
-    """Each stage's step from its parent's score to its own, with the interval; None without two models that have the score."""
+    """Draw each model's change from its parent's score, with its interval.
+
+    None without two models that have the score.
+    """
     rows = [(row, parent) for row, parent in stage_rows(report) if name in row.measured.scores]
     if len(rows) < 2:
         return None
     x = stage_scale([row for row, _ in rows], name, measure.unit)
-    parts, told, y = [], [], float(HEAD)
+    parts, described, y = [], [], float(HEAD)
     for row, parent in rows:
         score = row.measured.scores[name]
         before = parent.measured.scores.get(name) if parent else None
@@ -76,9 +79,9 @@ def quality_waterfall(report: Report, name: str, measure: Measure) -> Figure | N
         change = None if before is None else score.value - before.value
         if change is not None:
             parts.append(text(RIGHT + 10, y + 28, gap(change, measure.unit), class_="tick"))
-        told.append(
+        described.append(
             f"{row.name} {amount(score.value, measure.unit)} {score_interval(score, measure.unit)}"
-            + said(change, parent, measure)
+            + change_words(change, parent, measure)
         )
         y += ROW
     ticks = [(v, tick(v, measure.unit)) for v in linear_ticks(x.low, x.high, 4)]
@@ -91,27 +94,27 @@ def quality_waterfall(report: Report, name: str, measure: Measure) -> Figure | N
     title = f"{label}, stage by stage"
     return Figure(
         title,
-        drawing(f"stages-{name}", title, "; ".join(told) + ".", y + (42 if unit else 26), *grid, *parts, *axis),
+        drawing(f"stages-{name}", title, "; ".join(described) + ".", y + (42 if unit else 26), *grid, *parts, *axis),
         caption,
     )
 
 
-def said(change: float | None, parent: ModelRow | None, measure: Measure) -> str:
-    """The step in words."""
+def change_words(change: float | None, parent: ModelRow | None, measure: Measure) -> str:
+    """Words for a stage's change of score."""
     if change is None or parent is None:
         return ""
     return f", {gap(change, measure.unit)} {gap_unit(measure.unit)} against {parent.name}"
 
 
 def stage_step(x: Scale, before: float, after: float, y: float, better: str) -> Markup:
-    """A thick line from the parent's score to this one's, with a tick where it began."""
+    """Draw a thick line from the parent's score to this one, with a tick at the parent's."""
     gained = after >= before if better == "higher" else after <= before
     inside = [line(x(before), y, x(after), y, "step"), line(x(before), y - 7, x(before), y + 7, "from")]
     return element("g", *inside, class_="yes" if gained else "no")
 
 
 def stage_scale(rows: Sequence[ModelRow], name: str, unit: str) -> Scale:
-    """An axis over all intervals; a share stays within 0 and 1."""
+    """Axis over all intervals; a share stays within 0 and 1."""
     scores = [row.measured.scores[name] for row in rows]
     low, high = min(score.low for score in scores), max(score.high for score in scores)
     room = 0.06 * (high - low) or 0.1 * abs(high) or 1.0

@@ -1,4 +1,7 @@
-"""The page, drawn from a report.  Names, questions and answers are untrusted: the templates escape all of them."""
+"""Render the report page.
+
+Names, questions and answers are untrusted; the templates escape all of them.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +23,7 @@ FILTERS = (
 
 
 def render(report: Report, theme: str = "auto") -> str:
-    """The page as one HTML text that needs nothing else."""
+    """Render a report as one self-contained HTML text.  theme: "auto", "light" or "dark"."""
     from tasks.report.content.slice_tables import slice_tables
     from tasks.report.content.specification import specification
     from tasks.report.documents.bill_of_materials import list_materials
@@ -41,7 +44,10 @@ def render(report: Report, theme: str = "auto") -> str:
 
 
 def templates(*folders: Path) -> "Environment":
-    """The report's templates, style sheet and filters, after those of other folders."""
+    """Jinja environment with the report's templates, style sheet and filters.
+
+    folders: searched for templates before the report's own.
+    """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     from tasks.report.words.diff import word_runs
@@ -63,10 +69,10 @@ def templates(*folders: Path) -> "Environment":
 
 
 def sentence(words: str) -> str:
-    """Words with a capital first letter, the rest as it is."""
+    """Return the words with a capital first letter."""
     return words[:1].upper() + words[1:]
 
 
 def flat(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Nested settings as dotted names and readable values."""
+    """Flatten nested settings to dotted names and readable values."""
     return [(name, readable(value)) for name, value in flatten(settings).items()]

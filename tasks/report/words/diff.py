@@ -1,4 +1,4 @@
-"""Which words of two answers differ, so that a reader need not look for them."""
+"""Word-level differences between two answers."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -7,18 +7,18 @@ from itertools import groupby
 from typing import NamedTuple
 
 LONGEST = 4000
-"""Characters; longer answers are shown without marks, for comparing them takes quadratic time."""
+"""Most characters of two answers together; longer ones are not compared, as that takes quadratic time."""
 
 
 class Run(NamedTuple):
-    """A stretch of text, and whether the other answer lacks it."""
+    """A run of text.  changed: True if the other answer lacks it."""
 
     text: str
     changed: bool
 
 
 def word_runs(before: str, after: str) -> tuple[list[Run], list[Run]]:
-    """Both texts in stretches; joined, each list gives its text back."""
+    """Split both texts into runs; joined, each list is its text again."""
     if len(before) + len(after) > LONGEST:
         return [Run(before, False)], [Run(after, False)]
     old, new = re.findall(r"\s+|\w+|[^\w\s]", before), re.findall(r"\s+|\w+|[^\w\s]", after)
@@ -30,7 +30,7 @@ def word_runs(before: str, after: str) -> tuple[list[Run], list[Run]]:
 
 
 def join_runs(runs: Sequence[Run]) -> Iterator[Run]:
-    """Neighbors of one kind as one stretch; a lone space between two changes counts to them."""
+    """Merge neighboring runs of the same kind; a space between two changes counts as changed."""
     full = [run for run in runs if run.text]
     counted = [
         Run(

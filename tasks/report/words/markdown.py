@@ -1,17 +1,17 @@
-"""Markdown from untrusted words: names, notes and reasons may hold anything."""
+"""Markdown from untrusted text: names, notes and reasons may contain any characters."""
 
 import re
 from collections.abc import Sequence
 
 
 class Plain(str):
-    """Markdown that is safe as it stands."""
+    """Markdown that is safe without escaping."""
 
     __slots__ = ()
 
 
 def escape(text: str) -> str:
-    """Words as words: no markup, no HTML, one line."""
+    """Escape text so that it shows as written, without markup or HTML, on one line."""
     if isinstance(text, Plain):
         return text
     line = " ".join(text.split())
@@ -19,7 +19,7 @@ def escape(text: str) -> str:
 
 
 def code(text: str) -> str:
-    """A digest, a setting or a command; nothing for nothing."""
+    """Format a digest, a setting or a command as code; empty for empty text."""
     shown = " ".join(text.split())
     if not shown:
         return Plain("")
@@ -29,7 +29,7 @@ def code(text: str) -> str:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table, or the word "None." without rows."""
+    """Format a table; "None." without rows."""
     if not rows:
         return "None."
     shown = [
@@ -41,5 +41,5 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def bullets(lines: Sequence[str]) -> str:
-    """A list, or the word "None." for an empty one."""
+    """Format a bullet list; "None." for an empty one."""
     return "\n".join(f"- {escape(line)}" for line in lines) or "None."

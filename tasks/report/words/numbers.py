@@ -1,4 +1,4 @@
-"""Numbers as people read them: one form per unit, the same on the page and in the console, "not measured" for none."""
+"""Format numbers: one form per unit on page and console, "not measured" for None."""
 
 from math import floor, log10
 
@@ -7,16 +7,16 @@ from tasks.shared.formats.verdict import Score, Spread
 MISSING = "not measured"
 MINUS = "\N{MINUS SIGN}"
 SHARE = "share"
-"""The unit of a measure whose values are shares of 1."""
+"""Unit of measures whose values are shares of 1."""
 
 
 def count(value: float | None) -> str:
-    """A whole number with a thin gap between thousands."""
+    """Format a whole number with a narrow space between thousands."""
     return MISSING if value is None else f"{value:,.0f}".replace(",", "\N{NARROW NO-BREAK SPACE}")
 
 
 def quantity(value: float | None, digits: int = 3) -> str:
-    """A number with so many significant digits, never in powers of ten above one thousandth."""
+    """Format a number with `digits` significant digits; powers of ten only below one thousandth."""
     if value is None:
         return MISSING
     if value == 0 or abs(value) < 1e-3:
@@ -26,7 +26,7 @@ def quantity(value: float | None, digits: int = 3) -> str:
 
 
 def byte_size(value: float | None) -> str:
-    """Bytes in decimal units: 98 MB, 1.54 GB."""
+    """Format bytes in decimal units: 98 MB, 1.54 GB."""
     if value is None:
         return MISSING
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
@@ -36,34 +36,37 @@ def byte_size(value: float | None) -> str:
 
 
 def round_size(value: float) -> str:
-    """Bytes at a tick of an axis: 50 MB, 1.5 GB."""
+    """Format bytes for an axis tick: 50 MB, 1.5 GB."""
     unit, size = next(((u, s) for u, s in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if value >= s), ("B", 1))
     return f"{value / size:g} {unit}"
 
 
 def parameters(value: int | None) -> str:
-    """Parameters in millions or billions."""
+    """Format a number of parameters in millions or billions."""
     if value is None:
         return MISSING
     return f"{quantity(value / 1e9)} B" if value >= 1e9 else f"{quantity(value / 1e6)} M"
 
 
 def times(value: float | None) -> str:
-    """A ratio: 3.4x."""
+    """Format a ratio: 3.4x."""
     if value is None:
         return MISSING
     return f"{value:.2f}x" if value < 0.95 else f"{value:.1f}x"
 
 
 def ratio(spread: Spread | None) -> str:
-    """A ratio with its range, where it has one: 2.8x [2.6x, 2.9x]."""
+    """Format a ratio with its range, if it has one: 2.8x [2.6x, 2.9x]."""
     if spread is None or spread.low == spread.high:
         return times(spread.median if spread else None)
     return f"{times(spread.median)} [{times(spread.low)}, {times(spread.high)}]"
 
 
 def smaller(ratio: float | None, other: str = "") -> str:
-    """How a size compares: "4.1x smaller", "same size", "1.3x larger", each with the other's name if it is given."""
+    """Compare sizes in words: "4.1x smaller", "same size", "1.3x larger".
+
+    ratio: the other size over this one.  other: name of the other, appended if given.
+    """
     if ratio is None or ratio <= 0:
         return MISSING
     if 0.95 <= ratio < 1.05:
@@ -73,12 +76,12 @@ def smaller(ratio: float | None, other: str = "") -> str:
 
 
 def percent(value: float | None, places: int = 1) -> str:
-    """A share of 1 as a percentage."""
+    """Format a share of 1 as a percentage."""
     return MISSING if value is None else f"{100 * value:.{places}f} %"
 
 
 def points(value: float | None, signed: bool = True) -> str:
-    """A difference of shares in percentage points, with its sign."""
+    """Format a difference of shares in percentage points, with its sign."""
     if value is None:
         return MISSING
     shown = f"{abs(100 * value):.1f}"
@@ -88,14 +91,14 @@ def points(value: float | None, signed: bool = True) -> str:
 
 
 def amount(value: float | None, unit: str = SHARE, places: int = 1) -> str:
-    """A measure's value without its unit's name: a share in per cent, anything else with three digits."""
+    """Format a value without its unit's name: a share in percent, others with three digits."""
     if value is None or unit == SHARE:
         return percent(value, places)
     return quantity(value).replace("-", MINUS)
 
 
 def gap(value: float | None, unit: str = SHARE, signed: bool = True) -> str:
-    """A difference of two values without its unit's name: of shares in points, of anything else with three digits."""
+    """Format a difference without its unit's name: shares in points, others with three digits."""
     if value is None or unit == SHARE:
         return points(value, signed)
     shown = quantity(abs(value))
@@ -103,24 +106,24 @@ def gap(value: float | None, unit: str = SHARE, signed: bool = True) -> str:
 
 
 def gap_unit(unit: str) -> str:
-    """What a difference is counted in."""
+    """Unit of a difference: "points" for shares, else the measure's unit."""
     return "points" if unit == SHARE else unit
 
 
 def margin(value: float | None, unit: str = SHARE) -> str:
-    """A margin without a useless decimal: in points, or in the measure's unit."""
+    """Format a margin in points or in the measure's unit, without trailing zeros."""
     if value is None:
         return "none"
     return f"{100 * value:.3g}" if unit == SHARE else f"{value:.3g}"
 
 
 def interval(low: float | None, high: float | None, unit: str = SHARE) -> str:
-    """Bounds of a difference."""
+    """Format the bounds of a difference."""
     return "" if low is None or high is None else f"[{gap(low, unit)}, {gap(high, unit)}]"
 
 
 def score_interval(score: Score | None, unit: str = SHARE) -> str:
-    """Bounds of a score; of a share in per cent."""
+    """Format the bounds of a score; those of a share in percent."""
     if score is None:
         return ""
     if unit == SHARE:
@@ -129,7 +132,7 @@ def score_interval(score: Score | None, unit: str = SHARE) -> str:
 
 
 def duration(value: float | None) -> str:
-    """Seconds as people read them: milliseconds below one, minutes from two on, hours from two on."""
+    """Format seconds: milliseconds below 1 s, minutes from 2 min, hours from 2 h."""
     if value is None:
         return MISSING
     if value < 1:
@@ -140,12 +143,12 @@ def duration(value: float | None) -> str:
 
 
 def seconds(spread: Spread | None) -> str:
-    """Median of a time."""
+    """Format the median of a time."""
     return MISSING if spread is None else duration(spread.median)
 
 
 def p_value(value: float | None) -> str:
-    """A p value, never as 0."""
+    """Format a p-value, never as 0."""
     if value is None:
         return MISSING
     return "< 0.001" if value < 0.001 else f"{value:.3f}"

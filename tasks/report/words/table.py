@@ -1,4 +1,4 @@
-"""The table and the sentence that end a run in the console."""
+"""Console table of the models at the end of a run."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,7 +21,10 @@ STYLES = {"ship": "green", "not enough data": "yellow", "do not ship": "red"}
 
 @dataclass(frozen=True)
 class Column:
-    """One column: its heading, the cell of a model, and whether it is text (left) or a number (right)."""
+    """One column: its heading and the cell of a model.
+
+    text: True for text (aligned left), False for numbers (aligned right).
+    """
 
     heading: str
     cell: Callable[[Verdict, str], str]
@@ -82,7 +85,10 @@ def _name(_: Verdict, name: str) -> str:
 
 
 def _layouts(verdict: Verdict) -> list[tuple[int, list[Column]]]:
-    """Padding and columns from the widest table to the narrowest; model, size, two measures and the verdict are in all of them."""
+    """Padding and columns of each layout, from the widest to the narrowest.
+
+    All of them have model, size, two measures and the verdict.
+    """
     model, decided = Column("model", _name, text=True), Column("verdict", _verdict, text=True)
     cost = [Column("size", _size), Column("x smaller", _smaller)]
     speed = [Column("tokens/s", _speed), Column("x faster", _faster)]
@@ -108,7 +114,7 @@ def _layouts(verdict: Verdict) -> list[tuple[int, list[Column]]]:
 
 
 class ModelTable(Table):
-    """A table that picks, when it is printed, the widest layout that the console can hold on one line per model."""
+    """A table that prints the widest layout with one line per model for the console's width."""
 
     def __init__(self, layouts: Sequence[Table]) -> None:
         super().__init__()
@@ -119,7 +125,7 @@ class ModelTable(Table):
         yield self.layout(console, options)
 
     def layout(self, console: Console, options: ConsoleOptions) -> Table:
-        """The first layout whose full width fits, or the narrowest."""
+        """Return the first layout whose full width fits, or the narrowest."""
         free = options.update(max_width=10_000)
         fitting = (t for t in self.layouts if Measurement.get(console, free, t).maximum <= options.max_width)
         return next(fitting, self.layouts[-1])
@@ -158,9 +164,9 @@ def _table(verdict: Verdict, columns: Sequence[Column], gap: int) -> Table:
 
 
 def model_table(verdict: Verdict) -> Table:
-    """Every model with size, speed and quality; it fits itself to the console's width when printed.
+    """Table of all models with size, speed and quality; it adapts to the console's width.
 
-    x smaller and x faster are against the baseline.  kept: the lowest share of the baseline's score over the measures.  Only
-    measures that decide have a column; a narrow console shows fewer of them.
+    "x smaller" and "x faster" are relative to the baseline; "kept" is the lowest retention over the measures.  Only measures
+    that decide have a column, and a narrow console shows fewer of them.
     """
     return ModelTable([_table(verdict, columns, gap) for gap, columns in _layouts(verdict)])

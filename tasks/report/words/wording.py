@@ -1,14 +1,14 @@
-"""The verdict in words: which candidate ships, or which number stops the nearest one."""
+"""Sentences of a verdict: the candidate that ships, or the reason against the nearest one."""
 
 from tasks.report.words.numbers import gap, gap_unit, interval, margin, times
 from tasks.shared.formats.verdict import Comparison, Gate, MeasureComparison, SliceComparison, Verdict
 
-STANDING = {"no": 0, "unknown": 1, "yes": 2}
-NEARNESS = {"ship": 2, "not enough data": 1, "do not ship": 0}
+ANSWER_RANK = {"no": 0, "unknown": 1, "yes": 2}
+DECISION_RANK = {"ship": 2, "not enough data": 1, "do not ship": 0}
 
 
 def times_smaller(verdict: Verdict, name: str) -> float | None:
-    """Baseline bytes over the model's bytes; None when a size is missing or zero."""
+    """Ratio of the baseline's bytes to the model's bytes; None if a size is missing or zero."""
     baseline, model = verdict.models.get(verdict.baseline), verdict.models.get(name)
     if baseline is None or model is None or not model.size_bytes:
         return None
@@ -16,9 +16,10 @@ def times_smaller(verdict: Verdict, name: str) -> float | None:
 
 
 def times_faster(verdict: Verdict, name: str) -> float | None:
-    """The model's speed over the baseline's as it was timed, in one engine and round by round; None when it was not.
+    """Ratio of the model's speed to the baseline's; None if they were not timed together.
 
-    Never a quotient of two models' tokens per second: those may be of different engines.
+    Both are timed in one engine, round by round.  It is never a quotient of two models' tokens per second, which may be from
+    different engines.
     """
     model = verdict.models.get(name)
     if model is None:
@@ -29,46 +30,49 @@ def times_faster(verdict: Verdict, name: str) -> float | None:
 
 
 def title_of(verdict: Verdict, measure: str) -> str:
-    """A measure as it is called in a sentence."""
+    """Name of a measure in a sentence."""
     gate = verdict.gates.get(measure)
     return gate.measure.title if gate else measure.replace("_", " ")
 
 
 def lowest_retention(comparison: Comparison | None) -> tuple[str, float] | None:
-    """The measure that a candidate keeps least of, and its share of the baseline's score."""
+    """Measure with the lowest retention, and its share of the baseline's score."""
     kept = [] if comparison is None else [(name, m.retention) for name, m in comparison.measures.items()]
     known = [(name, share) for name, share in kept if share is not None]
     return min(known, key=lambda pair: pair[1]) if known else None
 
 
-def room(result: MeasureComparison) -> float:
-    """What is left between the lower bound and the margin, in margins, so that measures of any unit compare."""
+def headroom(result: MeasureComparison) -> float:
+    """Distance from the margin to the lower bound, in margins, comparable across units."""
     allowed = result.margin or 0.0
     return (result.low + allowed) / max(allowed, 1e-9)
 
 
 def closest_measure(comparison: Comparison) -> tuple[str, MeasureComparison] | None:
-    """The measure that decides: one that fails before one that is open before one that passes; then the one with the least room."""
+    """Measure closest to failing: failed before undecided before passed, then by least headroom."""
     deciding = [(name, result) for name, result in comparison.measures.items() if result.margin is not None]
-    return min(deciding, key=lambda pair: (STANDING[pair[1].answer], room(pair[1])), default=None)
+    return min(deciding, key=lambda pair: (ANSWER_RANK[pair[1].answer], headroom(pair[1])), default=None)
 
 
 def nearest_candidate(verdict: Verdict) -> str | None:
-    """The shipped candidate, or the one that is nearest to it: by its decision, then by its room (the smaller of equals)."""
+    """Name of the shipped candidate, or of the one nearest to shipping.
+
+    Nearest by decision, then by headroom, then by size.
+    """
     if verdict.shipped is not None:
         return verdict.shipped
 
     def nearness(name: str) -> tuple[int, float, float]:
         comparison = verdict.comparisons[name]
         closest = closest_measure(comparison)
-        left = float("-inf") if closest is None else room(closest[1])
-        return NEARNESS[comparison.decision], left, times_smaller(verdict, name) or 0.0
+        margin_left = float("-inf") if closest is None else headroom(closest[1])
+        return DECISION_RANK[comparison.decision], margin_left, times_smaller(verdict, name) or 0.0
 
     return max(verdict.comparisons, key=nearness, default=None)
 
 
 def loss(gate: Gate, difference: float, low: float, high: float) -> str:
-    """A difference in favor of the candidate, told as a loss or a gain, with its interval."""
+    """Phrase for a difference: a loss or a gain of the candidate, with its interval."""
     title, unit = gate.measure.title, gate.measure.unit
     size = f"{gap(abs(difference), unit, signed=False)} {gap_unit(unit)}"
     if difference >= 0:
@@ -81,29 +85,31 @@ def loss(gate: Gate, difference: float, low: float, high: float) -> str:
 
 
 def unsigned(value: float, unit: str) -> str:
-    """A bound of a loss: a sign only if it is a gain."""
+    """Format a bound of a loss, with a sign only if it is a gain."""
     return gap(value, unit, signed=value < 0)
 
 
 def change(gate: Gate, result: MeasureComparison) -> str:
-    """What a candidate loses or gains on one measure, with interval and margin."""
+    """Phrase for a candidate's loss or gain on one measure, with interval and margin."""
     title, unit = gate.measure.title, gate.measure.unit
     allowed = f", margin {margin(result.margin, unit)}"
     if result.answer == "yes":
         return f"{title} {gap(result.difference, unit)} {gap_unit(unit)} {interval(result.low, result.high, unit)}{allowed}"
-    told = loss(gate, result.difference, result.low, result.high) + allowed
-    return told if result.difference <= -(result.margin or 0.0) < 0 else f"{told}: a loss beyond it is not ruled out"
+    phrase = loss(gate, result.difference, result.low, result.high) + allowed
+    return (
+        phrase if result.difference <= -(result.margin or 0.0) < 0 else f"{phrase}: a loss beyond it is not ruled out"
+    )
 
 
 def slice_change(gate: Gate, part: SliceComparison) -> str:
-    """What a candidate loses within one slice."""
+    """Phrase for a candidate's loss in one slice."""
     where = f"where {part.dimension} is {part.value} ({part.n} items)"
-    told = loss(gate, part.difference, part.low, part.high)
-    return f"{told} {where}, slice margin {margin(part.margin, gate.measure.unit)}"
+    phrase = loss(gate, part.difference, part.low, part.high)
+    return f"{phrase} {where}, slice margin {margin(part.margin, gate.measure.unit)}"
 
 
 def gains(verdict: Verdict, name: str) -> str:
-    """Size and speed of a candidate against the baseline, as far as they were measured."""
+    """Phrase for a candidate's size and speed relative to the baseline."""
     smaller, ratio = times_smaller(verdict, name), verdict.models[name].speed_ratio
     parts = [] if smaller is None else [f"{times(smaller)} smaller than {verdict.baseline}"]
     if ratio is not None and ratio.low > 1:
@@ -119,7 +125,7 @@ def gains(verdict: Verdict, name: str) -> str:
 
 
 def obstacle(verdict: Verdict, name: str) -> str:
-    """What keeps a candidate from shipping, as the rest of a sentence about it."""
+    """Phrase for the reason against a candidate, to follow its name."""
     comparison, model = verdict.comparisons[name], verdict.models.get(name)
     closest = closest_measure(comparison)
     harmed = [part for part in comparison.slices if part.harmed]
@@ -133,12 +139,15 @@ def obstacle(verdict: Verdict, name: str) -> str:
         return f"could not be measured in {step} ({why.rstrip('.')})"
     absent = [title_of(verdict, measure) for measure in verdict.margin if measure not in comparison.measures]
     if absent or closest is None:
-        return f"was not measured on {', '.join(absent) or 'anything'}"
-    return "was refused by the evaluation (see the notes)"
+        return f"was not measured on {', '.join(absent) or 'any measure'}"
+    return "was rejected by the evaluation (see the notes)"
 
 
 def candidate_line(verdict: Verdict, name: str, lead: str = "") -> str:
-    """One candidate's decision in a sentence, with the number that decides.  lead: what to call it instead of its name."""
+    """Sentence of a candidate's decision, with the number that decides.
+
+    lead: words for the candidate instead of its name.
+    """
     comparison, lead = verdict.comparisons.get(name), lead or name
     if comparison is None:
         return f"{lead} was not compared with {verdict.baseline}."
@@ -150,7 +159,7 @@ def candidate_line(verdict: Verdict, name: str, lead: str = "") -> str:
 
 
 def decision_line(verdict: Verdict) -> str:
-    """The decision of the whole run in one sentence, with the numbers that decide."""
+    """Sentence of the run's decision, with the numbers that decide."""
     name = nearest_candidate(verdict)
     if name is None:
         return f"{verdict.decision.capitalize()}: no candidate was compared with {verdict.baseline}."
@@ -160,6 +169,6 @@ def decision_line(verdict: Verdict) -> str:
 
 
 def reason(line: str) -> str:
-    """A decision line without the decision, as a sentence of its own under a heading that says it."""
+    """Sentence of a decision line without the decision, for use under a heading with it."""
     rest = line.partition(": ")[2]
     return "T" + rest[1:] if rest.startswith("the ") else rest

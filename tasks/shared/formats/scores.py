@@ -27,7 +27,7 @@ class Measure(Record):
     title: str
     """As it is called in a sentence: "fact accuracy"."""
     unit: str = "share"
-    """"share": shown in per cent, differences in points.  Otherwise the unit's name: "bits per byte", "nats"."""
+    """"share": shown in percent, differences in points.  Otherwise the unit's name: "bits per byte", "nats"."""
     better: Better = "higher"
     binary: bool = True
     """Every value is 0 or 1, so that items flip."""

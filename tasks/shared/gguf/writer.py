@@ -77,7 +77,7 @@ def read_config(model: Path) -> dict[str, Any]:
             str(model),
             f"weights are quantized already ({method})",
             "dense weights",
-            "make it dense first (tasks.shared.model.loading.dense_copy)",
+            "make it dense first (tasks.shared.model.saving.dense_copy)",
         )
     return config
 

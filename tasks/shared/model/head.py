@@ -64,6 +64,6 @@ def sum_over_chunks(
 
 
 def vocabulary_of(head: Head, hidden: "Tensor") -> int:
-    """How many logits a token gets."""
+    """Number of logits per token.  hidden: (tokens, width), read only if the head does not know its own size."""
     known = getattr(head, "vocabulary", None) or getattr(head, "out_features", None)
     return int(known) if known else int(head(hidden[:1].detach()).shape[-1])

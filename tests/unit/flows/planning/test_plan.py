@@ -89,7 +89,7 @@ def test_foreign_targets_are_never_imported(recipe: dict[str, Any], target: str)
     assert "_target_" in refused(recipe)
 
 
-def test_misspelt_setting_names_the_nearest(recipe: dict[str, Any]) -> None:
+def test_misspelled_setting_names_the_nearest(recipe: dict[str, Any]) -> None:
     recipe["steps"]["slim"]["ratoi"] = 0.4
     assert "did you mean steps.slim.ratio?" in refused(recipe)
 

@@ -61,7 +61,7 @@ def test_reasoning_in_an_answer_goes_into_its_own_field() -> None:
     told = Chat.model_validate(chat("Still cold?", "<think>\nIt was unplugged.\n</think>\nheat\nHold the button."))
     row = fill_in(told, "train-1", "support")
     assert (row.reasoning, row.intent, row.answer) == ("It was unplugged.", "heat", "heat\nHold the button.")
-    with pytest.raises(ValidationError, match="nothing but reasoning"):
+    with pytest.raises(ValidationError, match="holds only reasoning"):
         fill_in(Chat.model_validate(chat("Still cold?", "<think>\nIt was")), "train-1", "support")
 
 

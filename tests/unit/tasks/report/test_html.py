@@ -118,7 +118,7 @@ def test_svg_is_named_described_and_unique(tmp_path: Path) -> None:
     assert len(ids) == len(set(ids))
     for tag, attributes in tags:
         if tag == "svg":
-            assert set(str(attributes["aria-labeledby"]).split()) <= set(ids)
+            assert set(str(attributes["aria-labelledby"]).split()) <= set(ids)
 
 
 def test_same_input_gives_same_bytes(tmp_path: Path) -> None:
@@ -249,7 +249,7 @@ def test_extreme_figures_draw(tmp_path: Path, figure: float) -> None:
 def test_three_decisions_are_told_by_word_sign_and_color(tmp_path: Path) -> None:
     comparisons = {"student": compared(-0.01), "int4": compared(-0.04), "slim": compared(-0.8)}
     page, _ = make(tmp_path, all_inputs(tmp_path, a_verdict(comparisons=comparisons)))
-    lines = page[page.index('<ul class="lines">') : page.index("What decides")]
+    lines = page[page.index('<ul class="lines">') : page.index("Measures that decide")]
     for decision, sign in (("ship", "✓"), ("not enough data", "?"), ("do not ship", "✕")):
         assert f">{sign}</span> {decision}</span>" in lines
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tasks.curate.shop.knowledge import BUILT_IN, load_knowledge
+from tasks.curate.shop.knowledge import load_knowledge
 from tasks.shared.errors import DataError
 from tasks.shared.text.chat import refuses, states_fact
+from tests.project_files import matching
 
 KNOWLEDGE = load_knowledge()
 FACTS = [(entry, fact) for entry in KNOWLEDGE.articles for fact in entry.facts]
@@ -55,7 +56,7 @@ def test_size_and_kinds() -> None:
     assert kinds["faq"] >= 25 and kinds["troubleshoot"] >= 9 and kinds["edge"] >= 8
     assert 22 <= len(KNOWLEDGE.intents) <= 26
     assert all(re.fullmatch("[a-z]+", intent) for intent in KNOWLEDGE.intents)
-    assert all(path.stat().st_size < 60_000 for path in BUILT_IN.glob("*.yaml"))
+    assert all(path.stat().st_size < 60_000 for path in matching("tasks/curate/shop/knowledge/*.yaml"))
 
 
 @pytest.mark.parametrize(("entry", "fact"), FACTS, ids=[f"{entry.id}.{fact.id}" for entry, fact in FACTS])

@@ -26,6 +26,7 @@ from tasks.shared.model.encoding import collate
 from tasks.shared.model.loading import load_model
 from tasks.shared.store.keys import PROJECT
 from tasks.shared.technique import Inputs, Metrics
+from tests.project_files import technique_options
 from tests.settings_case import nested, setting_names
 from tests.sharding import shard_on_cpus
 from tests.tiny_llama import build_model, chats, empty_run, save_tiny, with_compute
@@ -166,7 +167,7 @@ def test_they_end_with_the_process_that_started_them_and_go_on_to_the_same_end(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(file.stem for file in (PROJECT / "conf" / "distill").glob("*.yaml")))
+@pytest.mark.parametrize("name", [file.stem for file in technique_options(("distill",))])
 @pytest.mark.parametrize("option", ["", "lora.rank", "packing"])
 @pytest.mark.parametrize("sharding", ["none", "fsdp"])
 def test_every_technique_trains_in_two_processes_as_in_one(

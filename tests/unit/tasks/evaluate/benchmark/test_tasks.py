@@ -55,7 +55,7 @@ def problems(places: TaskPlaces, *names: str, code: bool = False) -> list[str]:
 
 
 @pytest.mark.usefixtures("library")
-def test_names_are_found_in_three_places_and_a_misspelt_one_is_helped(tmp_path: Path) -> None:
+def test_names_are_found_in_three_places_and_a_misspelled_one_is_helped(tmp_path: Path) -> None:
     data, own = write_benchmark_data(tmp_path / "data"), write_task(tmp_path / "own")
     places = TaskPlaces(str(data), str(own))
     found = list(places.find(["gsm8k_test", "mine", "arc"], WHERE))

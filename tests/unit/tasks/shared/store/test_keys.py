@@ -10,17 +10,14 @@ import pytest
 import yaml
 
 from flows.planning.config import Runtime
-from flows.planning.plan import STAGES, build_plan, find_technique
+from flows.planning.plan import build_plan, find_technique
 from flows.planning.session import Session
 from flows.planning.steps import Plan, Step
 from tasks.shared.store import keys
 from tasks.shared.store.keys import PROJECT, Digests, code_digest, code_files, digest_json, library_versions, step_key
+from tests.project_files import technique_options
 
-TARGETS = sorted(
-    yaml.safe_load(file.read_text("utf-8"))["_target_"]
-    for stage in STAGES
-    for file in (PROJECT / "conf" / stage).glob("*.yaml")
-)
+TARGETS = sorted(yaml.safe_load(file.read_text("utf-8"))["_target_"] for file in technique_options())
 
 
 def test_key_changes_with_each_part() -> None:

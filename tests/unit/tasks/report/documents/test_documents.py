@@ -30,6 +30,7 @@ from tasks.report.words.markdown import code, escape, table
 from tasks.shared.errors import DataError
 from tasks.shared.formats.verdict import Verdict
 from tasks.shared.technique import Artifact, Inputs, Kind
+from tests.project_files import matching
 
 
 def out_of(root: Path, verdict: Verdict, **settings: Any) -> Path:
@@ -75,7 +76,7 @@ def test_markdown_tables_are_whole_whatever_the_words(tmp_path: Path) -> None:
     evil = f"a | b\n{EVIL} `x` *y* [z](http://evil.example)"
     verdict = a_verdict(notes=[evil], comparisons={"gguf": compared(-0.2, reasons=[evil, "b"])})
     out = out_of(tmp_path, verdict)
-    for file in sorted(out.rglob("*.md")):
+    for file in matching("**/*.md", root=out):
         text = file.read_text("utf-8")
         assert "<script" not in text and "<img" not in text and not re.search(r"(?<!\\)\]\(http", text), file
         widths = {len(line.replace("\\|", "").split("|")) for line in text.splitlines() if line.startswith("| gguf ")}
@@ -197,7 +198,7 @@ def test_nothing_is_packed_without_a_ship(tmp_path: Path) -> None:
     out = out_of(tmp_path, a_verdict(), licenses={"model": "Some License 1.0"})
     assert not (out / "model").exists()
     assert {folder.name for folder in (out / "models").iterdir()} == {"slim", "student", "int4", "gguf"}
-    for file in (out / "models").glob("*/README.md"):
+    for file in matching("models/*/README.md", root=out):
         card = ModelCard.load(file)
         assert card.text.strip().splitlines()[2].startswith("> **Not cleared to ship (do not ship).**")
         assert "not-cleared-to-ship" in card.data.tags
