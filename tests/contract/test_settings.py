@@ -138,7 +138,7 @@ every_setting = pytest.mark.parametrize(
 def test_each_setting_has_its_change_and_a_key_of_its_own(bench: Bench) -> None:
     technique = bench.build({})
     assert set(bench.changes) == setting_names(technique), "CHANGES lists exactly the settings"
-    unkeyed = getattr(technique, "unkeyed", frozenset())
+    unkeyed = technique.spec.unkeyed
     assert unkeyed <= setting_names(technique), "unkeyed names settings"
     base = bench.key({})
     keys = {name: bench.key(bench.changed(name)) for name in bench.changes}
@@ -163,7 +163,7 @@ def test_a_keyed_setting_changes_the_result_and_an_unkeyed_one_never(bench: Benc
         return
     after = bench.run(changed, change.inputs)
     assert name in bench.outcome(changed, change.inputs).read, "nobody reads it"
-    if name in getattr(bench.build({}), "unkeyed", ()):
+    if name in bench.build({}).spec.unkeyed:
         assert after == before, "it must not change the result, or it must be in the key"
     else:
         assert after != before, "it changes nothing: find what it is for, or take it away"
