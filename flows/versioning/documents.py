@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +66,12 @@ def _between_markers(path: Path, text: str, part: str) -> str:
 
 def table(entries: Sequence[Entry]) -> str:
     """Stage, technique and summary; a stage's name stands in its first row."""
+    stages = [list(group) for _, group in groupby(entries, lambda entry: entry.stage)]
     rows = [
-        [entry.stage if index == 0 or entries[index - 1].stage != entry.stage else "", f"`{entry.name}`", entry.spec.summary]
-        for index, entry in enumerate(entries)
-    ]  # fmt: skip
+        ["" if index else entry.stage, f"`{entry.name}`", entry.spec.summary]
+        for group in stages
+        for index, entry in enumerate(group)
+    ]
     return _markdown(["stage", "technique", "summary"], rows)
 
 

@@ -4,6 +4,7 @@ What it needs of each technique stands in its own unit test: see tests/settings_
 """
 
 import ast
+import csv
 import importlib
 import json
 import os
@@ -151,6 +152,14 @@ def test_each_setting_has_its_change_and_a_key_of_its_own(bench: Bench) -> None:
 @every_technique
 def test_the_same_settings_give_the_same_result(bench: Bench) -> None:
     assert bench.run({}) == bench.run({}, again=True), "otherwise no difference below would mean anything"
+
+
+@every_technique
+def test_a_run_writes_the_plots_that_it_declares(bench: Bench) -> None:
+    out = bench.outcome({}).out
+    for plot in bench.build({}).spec.plots:
+        with (out / plot.file).open(encoding="utf-8", newline="") as stream:
+            assert {plot.x, *plot.y} <= set(next(csv.reader(stream)))
 
 
 @every_setting
