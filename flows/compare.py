@@ -16,12 +16,13 @@ import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from flows.console import exit_codes
 from flows.console.logs import prepare_logging
+from flows.planning.catalog import first_that_produces
 from flows.planning.config import Settings, compose_recipe, recipe_names
 from flows.planning.plan import NAME_PATTERN, build_plan
 from flows.planning.steps import Plan, Step
@@ -34,7 +35,9 @@ from tasks.shared.technique import Kind
 log = logging.getLogger("stillroom")
 DEFAULT_RECIPE = "support_bot"
 CHAMPION = "champion:"
-MODELS = ("baseline", "candidates", "repeats", "reference")
+REPORT = "report"
+"""Name of the step that reports on a comparison."""
+MODELS = frozenset({"baseline", "candidates", "repeats", "reference"})
 """Ports of an evaluation step that name models: those of the recipe give way to the ones compared."""
 
 
@@ -183,12 +186,26 @@ def evaluation_of(recipe: Mapping[str, Any], contestants: Sequence[Contestant]) 
         wanted.add(name)
         waiting += _others(plan.step(name))
     steps = {name: _with_models(nodes[name], plan.step(name), contestants) for name in nodes if name in wanted}
-    steps["report"] = {
-        "_target_": "tasks.report.html.Html", "title": "Comparison",
-        "inputs": {"verdict": verdicts[0].name, "scores": [step.name for step in judged], "models": [f"models.{one.name}" for one in contestants]},
-    }  # fmt: skip
+    steps[REPORT] = _report(verdicts[0].name, [step.name for step in judged], contestants)
     models = {one.name: {"path": str(one.path)} for one in contestants}
     return {"name": "compare", "seed": recipe["seed"], "models": _needed(recipe, plan, steps) | models, "steps": steps}
+
+
+def _report(verdict: str, scores: Sequence[str], contestants: Sequence[Contestant]) -> dict[str, Any]:
+    """The node of a step that reports on these models, with every port filled that a comparison can fill."""
+    entry = first_that_produces(Kind.REPORT)
+    given = {
+        Kind.VERDICT: [verdict],
+        Kind.SCORES: list(scores),
+        Kind.MODEL: [f"models.{one.name}" for one in contestants],
+    }
+    inputs: dict[str, Any] = {}
+    for name, port in entry.spec.ports.items():
+        fitting = [artifact for kind in port.kinds for artifact in given.get(kind, ())]
+        if fitting:
+            inputs[name] = fitting if port.many else fitting[0]
+    titled = "title" in {field.name for field in fields(entry.technique)}
+    return {"_target_": entry.target, **({"title": "Comparison"} if titled else {}), "inputs": inputs}
 
 
 def _others(step: Step) -> list[str]:
@@ -198,12 +215,12 @@ def _others(step: Step) -> list[str]:
 
 def _needed(recipe: Mapping[str, Any], plan: Plan, steps: Mapping[str, Any]) -> dict[str, Any]:
     """Sources of the recipe that the kept steps still read."""
-    read = {name for step in steps if step != "report" for name in _others(plan.step(step))}
+    read = {name for step in steps if step != REPORT for name in _others(plan.step(step))}
     return {name: node for name, node in recipe["models"].items() if f"models.{name}" in read}
 
 
 def _with_models(node: Mapping[str, Any], step: Step, contestants: Sequence[Contestant]) -> dict[str, Any]:
-    if step.stage != "evaluate" or "baseline" not in step.technique.ports:
+    if not MODELS & step.technique.spec.ports.keys():
         return dict(node)
     names = [f"models.{one.name}" for one in contestants]
     inputs = {port: value for port, value in node["inputs"].items() if port not in MODELS}

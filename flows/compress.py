@@ -21,6 +21,7 @@ from omegaconf import DictConfig
 from flows.console import exit_codes
 from flows.console.logs import prepare_logging
 from tasks.shared.errors import StillroomError
+from tasks.shared.technique import Kind
 
 if TYPE_CHECKING:
     from flows.orchestration.execute import Execution
@@ -110,7 +111,7 @@ def note(job: "Job", execution: "Execution") -> None:
     for job.judge, job.verdict in verdicts_of(execution.run, places).items():  # the last one is the job's
         pass
     job.folders = {name: place.out for name, place in places.items()}
-    job.report = next((step.name for step in reversed(plan.steps) if step.stage == "report"), "")
+    job.report = next((step.name for step in reversed(plan.steps) if step.kind is Kind.REPORT), "")
     job.home = execution.run.session.store.root
 
 

@@ -1,9 +1,9 @@
-"""Write params.yaml and dvc.yaml from the tracked recipes.
+"""Write params.yaml and dvc.yaml from the tracked recipes, and the tables of techniques from their specs.
 
-python -m flows.sync                     bring both files up to date
+python -m flows.sync                     bring these files up to date
 python -m flows.sync my_recipe           track another recipe
 python -m flows.sync --remove my_recipe  track it no longer; its artifacts stay
-python -m flows.sync --check             exit with 1 if a file is not what the recipes say (CI)
+python -m flows.sync --check             exit with 1 if a file is stale (CI)
 """
 
 import argparse
@@ -15,6 +15,7 @@ from typing import Any
 from flows.console import exit_codes
 from flows.planning.config import compose_recipe
 from flows.planning.plan import build_plan
+from flows.versioning.documents import stale_documents, write_documents
 from flows.versioning.files import locked, stale_files, write_files
 from flows.versioning.params import recipe_params, tracked_params
 from tasks.shared.errors import ConfigError, StillroomError
@@ -54,13 +55,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         if options.check:
-            stale = ", ".join(
-                path.name for path in stale_files(compose_tracked(choose(options.recipes, options.remove)))
-            )
+            tracked = compose_tracked(choose(options.recipes, options.remove))
+            stale = ", ".join(path.name for path in [*stale_files(tracked), *stale_documents()])
             log.info("stale: %s; run python -m flows.sync", stale) if stale else log.info("up to date")
             return 1 if stale else 0
         with locked():
-            changed = write_files(compose_tracked(choose(options.recipes, options.remove)))
+            changed = [*write_files(compose_tracked(choose(options.recipes, options.remove))), *write_documents()]
         log.info("changed: %s", ", ".join(changed) or "nothing")
     except StillroomError as error:
         log.error("%s", error)

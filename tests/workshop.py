@@ -21,6 +21,9 @@ PORTS = {
     "prune": '{"model": Port((Kind.MODEL,)), "calibration": Port((Kind.CORPUS,), optional=True)}',
     "evaluate": '{"baseline": Port((Kind.MODEL,)), "candidates": Port((Kind.MODEL,), many=True)}',
 }
+PLOTS = {
+    "distill": '(Plot(file="loss.csv", title="loss", x="step", y=("train_loss", "validation_loss"), x_label="", y_label=""),)',
+}
 KINDS = {"curate": "CORPUS", "distill": "MODEL", "prune": "MODEL", "evaluate": "VERDICT"}
 
 TECHNIQUE = '''"""A toy: writes what it was given."""
@@ -29,7 +32,6 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
@@ -38,7 +40,7 @@ from pydantic.dataclasses import dataclass
 
 from tasks.shared.errors import EndpointError
 from tasks.shared.progress import progress_bar
-from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun
+from tasks.shared.technique import Inputs, Kind, Metrics, Plot, Port, Spec, StepRun
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -56,12 +58,17 @@ class {name}:
     flaky: int = 0
     """Times to fail before it succeeds; in no key."""
 
-    ports: ClassVar[Mapping[str, Port]] = {ports}
-    produces: ClassVar[Kind] = Kind.{kind}
-    libraries: ClassVar[tuple[str, ...]] = ()
-    unkeyed: ClassVar[frozenset[str]] = frozenset({{"delay_s", "flaky"}})
-    retries: ClassVar[int] = {retries}
-    alone: ClassVar[bool] = {alone}
+    spec: ClassVar[Spec] = Spec(
+        summary="A toy",
+        ports={ports},
+        produces=Kind.{kind},
+        libraries=(),
+        unkeyed=frozenset({{"delay_s", "flaky"}}),
+        retries={retries},
+        exclusive={exclusive},
+        gives={gives},
+        plots={plots},
+    )
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Say that it runs, take its time in ticks, write."""
@@ -89,10 +96,10 @@ class {name}:
         return {{"ratio": self.ratio}}
 
     def _extras(self, out: Path) -> None:
-        if self.produces is Kind.MODEL:
+        if self.spec.produces is Kind.MODEL:
             rows = [f"{{step}},{{step / 10}},{{self.ratio / step}}," for step in (1, 2, 3)]
             (out / "loss.csv").write_text("\\n".join(["step,epoch,train_loss,validation_loss", *rows]) + "\\n")
-        elif self.produces is Kind.VERDICT:
+        elif self.spec.produces is Kind.VERDICT:
             verdict = json.loads(Path(__file__).with_name("toy_verdict.json").read_text())
             if self.text == "ship":
                 verdict |= {{"decision": "ship", "shipped": "student"}}
@@ -227,7 +234,10 @@ def build_workshop(folder: Path) -> Workshop:
 def add_toy(folder: Path, stage: str, name: str = "toy", retries: int = 0) -> None:
     """Add a technique to a stage: its module and its option."""
     cls = name.capitalize()
-    text = TECHNIQUE.format(name=cls, ports=PORTS[stage], kind=KINDS[stage], retries=retries, alone=stage == "evaluate")
+    text = TECHNIQUE.format(
+        name=cls, ports=PORTS[stage], kind=KINDS[stage], retries=retries, exclusive=stage == "evaluate",
+        gives=repr("dense" if KINDS[stage] == "MODEL" else None), plots=PLOTS.get(stage, "()"),
+    )  # fmt: skip
     (folder / f"tasks/{stage}/{name}.py").write_text(text)
     settings = {"ratio": 0.5, "text": "", "fail": "", "delay_s": 0.0, "flaky": 0}
     option = [

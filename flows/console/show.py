@@ -62,7 +62,7 @@ def cost_table(plan: Plan, estimates: dict[str, Estimate], status: Mapping[str, 
             ", ".join(step.needs),
             "done" if status[step.name].done else f"{duration(item.seconds)}{'*' if item.measured else ''}",
             bytes_text(item.disk_bytes),
-            bytes_text(item.memory_bytes),
+            memory_text(item),
         )
     total = sum(item.seconds for name, item in estimates.items() if not status[name].done)
     table.add_section()
@@ -131,6 +131,12 @@ def bytes_text(count: float) -> str:
     return ""
 
 
+def memory_text(item: Estimate) -> str:
+    """Memory of the machine, and that of each GPU if the step computes on one."""
+    gpu = f" + {bytes_text(item.gpu_bytes)} GPU" if item.gpu_bytes else ""
+    return bytes_text(item.memory_bytes) + gpu
+
+
 def step_table(outcomes: "list[Outcome]") -> Table:
     """What each step did, and how long it took to make."""
     table = Table(title="steps")
@@ -190,7 +196,7 @@ def where_to_look(run: "Run", places: "Mapping[str, Place]") -> Iterator[tuple[s
     """Report, MLflow and models: what it is, and its address or command."""
     session = run.session
     for step in session.plan.steps:
-        if step.stage == "report":
+        if step.kind is Kind.REPORT:
             place = places[step.name] if session.variant else session.view(step.name)
             yield "report", str(place.out / "report.html")
     if tracked := where_tracked(run.recorder.tracker):

@@ -10,7 +10,6 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from flows.orchestration.servers import choose_server, has_server, servers
-from flows.planning.session import pick_device
 from flows.planning.steps import Step
 from flows.running.child import Listener, Progress, Stopped
 from flows.running.runner import Outcome, Run, announcer
@@ -133,7 +132,7 @@ def drive(run: Run) -> list[Outcome]:
 
 def on_gpu(run: Run, step: Step) -> bool:
     """Whether the step will hold a GPU."""
-    return step.accelerated and pick_device(run.session.runtime.device) == "cuda"
+    return run.session.device(step) == "cuda"
 
 
 def submit(run: Run, step: Step, futures: dict[str, Any], announce: Callable[[Step], None]) -> None:

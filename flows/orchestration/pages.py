@@ -97,7 +97,7 @@ def show_result(run: Run) -> None:
         result_markdown(run), key=artifact_key(recipe, "result"), description=f"What became of {recipe}"
     )
     with suppress(StopIteration):
-        step = next(step for step in run.session.plan.steps if step.stage == "report")
+        step = next(step for step in run.session.plan.steps if step.kind is Kind.REPORT)
         page = run.outcomes[step.name].place.out / "report.html"
         create_link_artifact(
             page.as_uri(), link_text="report", key=artifact_key(recipe, "report-page"), description=f"report: {page}"

@@ -41,6 +41,8 @@ class Runtime:
     """Steps at once at the most, where the graph has branches; 0: one for every four cores."""
     memory_gb: Annotated[float, Field(ge=0)] = 0.0
     """Memory that steps running at once may use together by forecast; 0: four fifths of this machine's."""
+    check_memory: bool = True
+    """Refuse a step whose forecast exceeds the memory of this machine or its GPUs; false: run it anyway."""
     checkpoint_s: Annotated[float, Field(ge=0)] = 600.0
     """Seconds between the checkpoints of a training step."""
     processes: Annotated[int, Field(ge=0)] = 1

@@ -4,6 +4,7 @@ Prefect's limits have no effect without a server and can leak with one; `dvc rep
 """
 
 import os
+import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,7 @@ from filelock import FileLock, Timeout
 from tasks.shared.errors import MachineError
 
 POLL_S = 0.1
+QUERY_S = 10
 
 
 def gpus() -> list[str]:
@@ -74,3 +76,16 @@ def _take(locks: Mapping[str, FileLock], wanted: int) -> list[str]:
     for gpu in held:
         locks[gpu].release()
     return []
+
+
+def gpu_memory() -> float:
+    """Bytes of the smallest GPU that this process may use; 0 if the driver does not say."""
+    command = ["nvidia-smi", "--query-gpu=index,uuid,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        listed = subprocess.run(command, capture_output=True, text=True, timeout=QUERY_S, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return 0.0
+    usable = set(gpus())
+    rows = [[cell.strip() for cell in line.split(",")] for line in listed.splitlines()]
+    sizes = [float(memory) * 2**20 for index, uuid, memory in rows if memory.isdigit() and usable & {index, uuid}]
+    return min(sizes, default=0.0)

@@ -6,16 +6,18 @@ Every mistake that can be known beforehand is found here, and all of them are re
 import difflib
 import importlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 from pydantic import ValidationError
 
 from flows.planning.steps import Plan, Source, Step
+from flows.planning.weights import weight_problems
 from tasks.shared.errors import ConfigError, ErrorList, StillroomError
 from tasks.shared.model.sources import ModelSource
 from tasks.shared.store.keys import module_file
-from tasks.shared.technique import ChecksPlan, Port, ReadsFiles, Upstream
+from tasks.shared.technique import ChecksPlan, Port, ReadsFiles, Spec, Upstream
 
 STAGES = ("curate", "traces", "logits", "distill", "prune", "quantize", "export", "evaluate", "report")
 RESERVED = frozenset({"_target_", "inputs", "seed", "versions"})
@@ -52,6 +54,7 @@ def build_plan(config: Mapping[str, Any]) -> Plan:
     upstream = {key: Upstream(step.technique, step.inputs) for key, step in steps.items()}
     for step in steps.values():
         problems.extend(_input_problems(step, steps, sources, set(nodes)))
+        problems.extend(weight_problems(step, steps, sources))
         if isinstance(step.technique, ChecksPlan):
             problems.extend(step.technique.plan_problems(f"steps.{step.name}", step.inputs, upstream))
     order = _order(steps, problems)
@@ -136,16 +139,14 @@ def find_technique(where: str, target: str) -> type[Any]:
             "recipes may not name code from elsewhere; add a technique (CONTRIBUTING.md)",
         )
     found = getattr(importlib.import_module(".".join(parts[:3])), parts[3], None)
-    if found is None or not hasattr(found, "ports"):
+    if found is None or not isinstance(getattr(found, "spec", None), Spec):
         raise ConfigError(f"{where}._target_", target, f"a technique in {'.'.join(parts[:3])}")
     return found
 
 
 def _setting_problems(where: str, error: ValidationError, cls: type[Any]) -> Iterator[ConfigError]:
     """One ConfigError per wrong setting, with the nearest known name for an unknown one."""
-    known = [
-        field for field in getattr(cls, "__dataclass_fields__", {}) if field not in {"ports", "produces", "libraries"}
-    ]
+    known = [field.name for field in fields(cls)]
     for detail in error.errors():
         place = ".".join([where, *(str(part) for part in detail["loc"])])
         if detail["type"] in {"unexpected_keyword_argument", "unexpected_keyword"}:
@@ -164,7 +165,7 @@ def _setting_problems(where: str, error: ValidationError, cls: type[Any]) -> Ite
 def _input_problems(
     step: Step, steps: Mapping[str, Step], sources: Mapping[str, Source], named: set[str]
 ) -> Iterator[ConfigError]:
-    ports = step.technique.ports
+    ports = step.technique.spec.ports
     for port, names in step.inputs.items():
         where = f"steps.{step.name}.inputs.{port}"
         if port not in ports:

@@ -83,19 +83,23 @@ class Session:
 
     def threads(self, step: Step) -> int:
         """CPU threads of a step: all cores, or its share if other steps may run at the same time."""
-        at_once = 1 if step.alone else min(self.runtime.steps_at_once, 1 + len(self.plan.beside(step)))
+        at_once = 1 if step.exclusive else min(self.runtime.steps_at_once, 1 + len(self.plan.beside(step)))
         return self.runtime.threads or max(1, self.runtime.cores // at_once)
 
     def gpus(self, step: Step) -> int:
         """Number of GPUs that a step holds: one per process, 0 without GPUs."""
         if not (step.accelerated and may_use_gpu(self.runtime.device)):
             return 0
-        wanted = self.runtime.processes if step.scales else 1
+        wanted = self.runtime.processes if step.distributed else 1
         return wanted or len(gpus())
+
+    def device(self, step: Step) -> str:
+        """Device that a step computes on; "cpu" for a step that has no use for an accelerator."""
+        return pick_device(self.runtime.device) if step.accelerated else "cpu"
 
     def processes(self, step: Step, device: str) -> int:
         """Number of processes that share a step."""
-        if not step.scales:
+        if not step.distributed:
             return 1
         return self.runtime.processes or (self.gpus(step) if device == "cuda" else 1)
 

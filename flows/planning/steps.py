@@ -36,7 +36,7 @@ class Step:
     @property
     def kind(self) -> Kind:
         """What the step produces."""
-        return self.technique.produces
+        return self.technique.spec.produces
 
     @property
     def module(self) -> str:
@@ -63,27 +63,27 @@ class Step:
 
     @property
     def _unkeyed(self) -> frozenset[str]:
-        return frozenset(getattr(self.technique, "unkeyed", ()))
+        return self.technique.spec.unkeyed
 
     @property
     def retries(self) -> int:
-        """Tries after the first; above 0 only where the work depends on something outside this machine."""
-        return int(getattr(self.technique, "retries", 0))
+        """Attempts after the first; above 0 only where the work depends on a service outside this machine."""
+        return self.technique.spec.retries
 
     @property
-    def alone(self) -> bool:
-        """Whether the step measures time, so that nothing else may run beside it."""
-        return bool(getattr(self.technique, "alone", False))
+    def exclusive(self) -> bool:
+        """Return True if the step measures time, so that no other step may run at the same time."""
+        return self.technique.spec.exclusive
 
     @property
-    def scales(self) -> bool:
-        """Whether the step can share its work among several processes."""
-        return bool(getattr(self.technique, "scales", False))
+    def distributed(self) -> bool:
+        """Return True if the step can share its work among several processes."""
+        return self.technique.spec.distributed
 
     @property
     def accelerated(self) -> bool:
-        """Whether the step computes on the accelerator when there is one: those that use torch."""
-        return "torch" in self.technique.libraries
+        """Return True if the step computes on a GPU when there is one."""
+        return self.technique.spec.device == "accelerator"
 
     def files(self) -> tuple[Path, ...]:
         """The user's own files that the settings name; their content is in the key."""
@@ -95,7 +95,7 @@ class Step:
             "technique": self.target,
             "settings": self.keyed(),
             "seed": seed,
-            "versions": library_versions(self.technique.libraries),
+            "versions": library_versions(self.technique.spec.libraries),
         }
 
 
@@ -134,14 +134,14 @@ class Plan:
         )
 
     def beside(self, step: Step) -> list[str]:
-        """Steps that the graph allows to run at the same time as this one: no input of it, not made from it, none alone."""
+        """Steps that may run at the same time as this one: neither its inputs nor made from it, none exclusive."""
         before: dict[str, set[str]] = {}
         for other in self.steps:
             before[other.name] = {name for need in other.needs for name in (need, *before.get(need, ()))}
         return [
             other.name
             for other in self.steps
-            if not other.alone
+            if not other.exclusive
             and other.name not in {step.name, *before[step.name]}
             and step.name not in before[other.name]
         ]

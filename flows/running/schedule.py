@@ -67,6 +67,6 @@ def fits(step: Step, running: Mapping[str, Step], memory: Mapping[str, float], b
     """Return True if a step may start now: a free slot, enough memory, no exclusive step."""
     if not running:
         return True
-    if step.alone or any(other.alone for other in running.values()) or len(running) >= budget.steps:
+    if step.exclusive or any(other.exclusive for other in running.values()) or len(running) >= budget.steps:
         return False
     return sum(memory[name] for name in [step.name, *running]) <= budget.memory

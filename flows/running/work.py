@@ -17,7 +17,7 @@ from typing import Any
 from flows.planning.config import Runtime
 from flows.planning.gpus import hold_gpu
 from flows.planning.plan import build_plan
-from flows.planning.session import Session, changes, describe, pick_device
+from flows.planning.session import Session, changes, describe
 from flows.planning.steps import Step
 from flows.versioning.params import tracked_recipe
 from tasks.shared.errors import ConfigError, StillroomError
@@ -44,7 +44,7 @@ def make(session: Session, step: Step, key: str) -> bool:
         scratch.mkdir(parents=True, exist_ok=True)
         out.mkdir()
         runtime = session.runtime
-        device = pick_device(runtime.device)
+        device = session.device(step)
         load_code(step.module)
         account = describe(session, step, key)
         compute = Compute(

@@ -18,14 +18,15 @@ def recipe_params(plan: Plan) -> dict[str, Any]:
     steps = {}
     for step in plan.steps:
         inputs = {
-            port: (list(names) if step.technique.ports[port].many else names[0]) for port, names in step.inputs.items()
+            port: (list(names) if step.technique.spec.ports[port].many else names[0])
+            for port, names in step.inputs.items()
         }
         steps[step.name] = {
             "_target_": step.target,
             "inputs": inputs,
             **({} if step.seed is None else {"seed": step.seed}),
             **step.keyed(),
-            "versions": library_versions(step.technique.libraries),
+            "versions": library_versions(step.technique.spec.libraries),
         }
     unkeyed = {step.name: found for step in plan.steps if (found := step.unkeyed())}
     return {"seed": plan.seed, "models": plan.config["models"], "steps": steps} | (

@@ -1,7 +1,7 @@
 """What dvc.yaml says: a stage for every step of the tracked recipes, and which files to compare."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,31 +11,6 @@ from tasks.shared.technique import Kind
 
 METRICS = {Kind.VERDICT: "metrics.json"}
 """By kind: the file of figures that `dvc metrics diff` compares."""
-PLOTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
-    "distill": (
-        "loss.csv",
-        {
-            "x": "step",
-            "y": ["train_loss", "validation_loss"],
-            "x_label": "optimizer step",
-            "y_label": "loss (nats per token)",
-            "template": "curve",
-        },
-    ),
-    "prune": (
-        "influence.csv",
-        {
-            "x": "layer",
-            "y": ["influence"],
-            "x_label": "layer of the model before pruning",
-            "y_label": "block influence",
-            "template": "curve",
-        },
-    ),
-}
-"""By stage: the table that `dvc plots diff` draws, and how.  A technique that does not write it is left out by DVC.
-
-The template is .dvc/plots/curve.json: DVC's own draw a blank (a step without validation) as 0."""
 
 
 def stage_name(recipe: str, step: str) -> str:
@@ -107,12 +82,18 @@ def _metrics(plans: Sequence[Plan]) -> Iterator[str]:
 
 
 def _plots(plans: Sequence[Plan]) -> Iterator[dict[str, Any]]:
-    """A plot per step, named after its stage: two runs of one step are compared, never two steps."""
+    """Yield the plots that techniques declare, one step each: two runs of a step are compared, never two steps."""
     for plan in plans:
         for step in plan.steps:
-            if step.stage in PLOTS:
-                name, look = PLOTS[step.stage]
-                what = name.removesuffix(".csv")
-                file = f"{view_folder(plan.recipe, step.name)}/out/{name}"
-                title = {"title": f"{plan.recipe}: {what} of {step.name}"}
-                yield {f"{stage_name(plan.recipe, step.name)}-{what}": {**look, "y": {file: list(look["y"])}, **title}}
+            for plot in step.technique.spec.plots:
+                file = f"{view_folder(plan.recipe, step.name)}/out/{plot.file}"
+                yield {
+                    f"{stage_name(plan.recipe, step.name)}-{plot.title}": {
+                        "x": plot.x,
+                        "y": {file: list(plot.y)},
+                        "x_label": plot.x_label,
+                        "y_label": plot.y_label,
+                        "template": plot.template,
+                        "title": f"{plan.recipe}: {plot.title} of {step.name}",
+                    }
+                }

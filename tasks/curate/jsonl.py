@@ -11,10 +11,11 @@ from pydantic.dataclasses import dataclass
 from tasks.curate.shop.phrasings import SPLITS, Split
 from tasks.curate.support import write_card
 from tasks.shared.errors import DataError, ErrorList, StillroomError
+from tasks.shared.forecast import Forecast, Rows, Workload, forecast_light
 from tasks.shared.formats.articles import Article, read_articles, write_articles
 from tasks.shared.formats.rows import Message, Row, parse_lines, write_rows
 from tasks.shared.model.sources import user_path
-from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun
+from tasks.shared.technique import Inputs, Kind, Metrics, Spec, StepRun
 from tasks.shared.text.chat import join_answer, normalize, refuses, split_answer
 from tasks.shared.text.overlap import check_overlap, user_text
 from tasks.shared.text.reasoning import CLOSE, split_reasoning
@@ -58,13 +59,20 @@ class Jsonl:
     """Largest character 5-gram Jaccard similarity between a test conversation and any conversation of another split.  Higher than in
     the support corpus, because a near-copy stops the run here, while the support corpus replaces it by another wording."""
 
-    ports: ClassVar[Mapping[str, Port]] = {}
-    produces: ClassVar[Kind] = Kind.CORPUS
-    libraries: ClassVar[tuple[str, ...]] = ("pydantic",)
+    spec: ClassVar[Spec] = Spec(
+        summary="Your own conversations, checked line by line; measures and refuses overlap of training and test",
+        ports={},
+        produces=Kind.CORPUS,
+        libraries=("pydantic",),
+    )
 
     def sources(self) -> tuple[Path, ...]:
         """User files whose content is part of the key."""
         return tuple(user_path(path) for path in (self.train, self.calibration, self.test, self.articles) if path)
+
+    def forecast(self, work: Workload) -> Forecast:
+        """A few seconds, and one row per line of the files."""
+        return forecast_light(5, Rows(*(_count_lines(user_path(path)) for path in (self.train, self.test))))
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Write the same files as the support corpus.
@@ -199,3 +207,9 @@ def _repeated_ids(rows: Mapping[Split, Sequence[Row]]) -> list[StillroomError]:
         if repeated
         else []
     )
+
+
+def _count_lines(file: Path) -> int:
+    """Lines of a file."""
+    with file.open("rb") as stream:
+        return sum(1 for _ in stream)

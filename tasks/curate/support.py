@@ -20,10 +20,11 @@ from tasks.curate.shop.knowledge import BUILT_IN, Knowledge, load_knowledge
 from tasks.curate.shop.phrasings import SPLITS, Phrasing, Split, Topic, share_out, topics_of
 from tasks.curate.shop.rationales import derive_reasoning
 from tasks.shared.errors import DataError
+from tasks.shared.forecast import Forecast, Rows, Workload, forecast_light
 from tasks.shared.formats.articles import with_article, write_articles
 from tasks.shared.formats.rows import Message, Row, write_rows
 from tasks.shared.model.sources import user_path
-from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun
+from tasks.shared.technique import Inputs, Kind, Metrics, Spec, StepRun
 from tasks.shared.text.chat import join_answer, normalize
 from tasks.shared.text.overlap import TextIndex, check_overlap, user_text
 
@@ -81,13 +82,20 @@ class Support:
     (median) and 0.50 (5th percentile); a copy with a greeting 0.61 and 0.30.
     """
 
-    ports: ClassVar[Mapping[str, Port]] = {}
-    produces: ClassVar[Kind] = Kind.CORPUS
-    libraries: ClassVar[tuple[str, ...]] = ("pydantic", "PyYAML")
+    spec: ClassVar[Spec] = Spec(
+        summary="Built-in corpus of a fictional shop: 45 articles, 52 checkable facts, typos and tones, split by phrasing",
+        ports={},
+        produces=Kind.CORPUS,
+        libraries=("pydantic", "PyYAML"),
+    )
 
     def sources(self) -> tuple[Path, ...]:
         """Folder of the knowledge base, whose content is part of the key."""
         return (user_path(self.knowledge) if self.knowledge else BUILT_IN,)
+
+    def forecast(self, work: Workload) -> Forecast:
+        """A few seconds, and the rows that the settings ask for."""
+        return forecast_light(5, Rows(self.train_size, self.test_size))
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Write train, calibration, test and articles (.jsonl), card.json and corpus.schema.json."""

@@ -17,12 +17,12 @@ from tasks.distill.losses.answers import answer_loss
 from tasks.distill.training.loop import train_model
 from tasks.distill.training.objective import Batch, Objective, last_hidden
 from tasks.distill.training.options import Adapted, Packed, Weighed
-from tasks.distill.training.settings import Training
+from tasks.distill.training.settings import Training, training_spec
 from tasks.shared.errors import DataError
 from tasks.shared.formats.rows import Message, Row, read_rows
 from tasks.shared.model.encoding import IGNORED, Encoded, encode
 from tasks.shared.model.head import output_head
-from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun
+from tasks.shared.technique import Inputs, Metrics, Spec, StepRun
 from tasks.shared.text.reasoning import CLOSE, OPEN, join_reasoning, reasoning_prefix
 
 if TYPE_CHECKING:
@@ -52,8 +52,10 @@ class CoT(Adapted, Weighed, Packed, Training):
     without_reasoning: Literal["keep", "drop"] = "keep"
     """Rows without reasoning: train on their answers alone, or leave them out."""
 
-    ports: ClassVar[Mapping[str, Port]] = {"model": Port((Kind.MODEL,)), "data": Port((Kind.TRACES, Kind.CORPUS))}
-    produces: ClassVar[Kind] = Kind.MODEL
+    spec: ClassVar[Spec] = training_spec(
+        summary="Fine-tuning on reasoning and answers: reasoning first, or as a second task so that the student answers at once",
+        paper="Hsieh et al. 2023, arXiv 2305.02301",
+    )
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Train and write the model folder with loss.csv (`train_model`).

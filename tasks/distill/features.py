@@ -11,19 +11,20 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from tasks.distill.layers import Pairs, Rule, check_pairs, kept_layers, layer_pairs
+from tasks.distill.layers import KEPT, Pairs, Rule, check_pairs, kept_layers, layer_pairs
 from tasks.distill.losses.answers import answer_loss, row_shares
 from tasks.distill.losses.features import Distance, attention_divergence, mean_over_tokens, state_distance
 from tasks.distill.training.loop import train_model
 from tasks.distill.training.objective import Batch, Objective, states_of
-from tasks.distill.training.settings import Training
+from tasks.distill.training.options import Taught
+from tasks.distill.training.settings import Training, training_spec
 from tasks.distill.vocabulary import match_vocabularies
 from tasks.shared.errors import ConfigError, TechniqueError
 from tasks.shared.formats.rows import read_rows
 from tasks.shared.model.encoding import IGNORED, Encoded
 from tasks.shared.model.head import core_of, output_head
-from tasks.shared.model.loading import Dtype, load_model, load_tokenizer
-from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun, Upstream
+from tasks.shared.model.loading import load_model, load_tokenizer
+from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun, Upstream
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,15 +36,14 @@ PROJECTIONS = "feature_projections"
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
-class Features(Training):
+class Features(Training, Taught):
     """Train on the answers and on the distance between student and teacher hidden states."""
 
-    ports: ClassVar[Mapping[str, Port]] = {
-        "model": Port((Kind.MODEL,)),
-        "data": Port((Kind.TRACES, Kind.CORPUS)),
-        "teacher": Port((Kind.MODEL,)),
-    }
-    produces: ClassVar[Kind] = Kind.MODEL
+    spec: ClassVar[Spec] = training_spec(
+        summary="Hard labels, and hidden states or attention matched to a teacher's through projections",
+        paper="Romero et al. 2015, arXiv 1412.6550; Jiao et al. 2020, arXiv 1909.10351",
+        ports={"teacher": Port((Kind.MODEL,))},
+    )
 
     layers: Rule = "uniform"
     """Which layers are matched: spread evenly, the last ones, the first ones, or those that `prune/depth` kept (`layers.py`)."""
@@ -60,8 +60,6 @@ class Features(Training):
     embedded model, nine of its 30 layers dropped, began to learn from the whole."""
     attention_weight: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the attention maps' divergence, mean over the pairs; above 0 both models compute attention the slow way that shows it."""
-    teacher_dtype: Dtype = "float32"
-    """Weights of the teacher in memory."""
 
     def plan_problems(
         self, where: str, inputs: Mapping[str, tuple[str, ...]], upstream: Mapping[str, Upstream]
@@ -73,7 +71,7 @@ class Features(Training):
                 f"{where}.hidden_weight=1, or distill/sft",
             )  # fmt: skip
         students = [upstream.get(name) for name in inputs.get("model", ())]
-        pruned = all(step and type(step.technique).__module__.startswith("tasks.prune.") for step in students)
+        pruned = all(step and any(plot.file == KEPT for plot in step.technique.spec.plots) for step in students)
         if self.layers == "kept" and not self.pairs and not pruned:
             yield ConfigError(
                 f"{where}.layers", f"kept, and {', '.join(inputs.get('model', ()))} was not pruned by a step of this recipe",

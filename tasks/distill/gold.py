@@ -19,14 +19,14 @@ from tasks.distill.losses.answers import answer_loss, row_shares
 from tasks.distill.losses.universal import Alignment, Offsets, Side, UniversalLoss, answer_offsets
 from tasks.distill.training.loop import train_model
 from tasks.distill.training.objective import Batch, Objective, last_hidden
-from tasks.distill.training.options import Adapted
-from tasks.distill.training.settings import Training
+from tasks.distill.training.options import Adapted, Taught
+from tasks.distill.training.settings import Training, training_spec
 from tasks.shared.errors import ConfigError, TechniqueError
 from tasks.shared.formats.rows import Row, read_rows
 from tasks.shared.model.encoding import IGNORED, Encoded, collate, encode
 from tasks.shared.model.head import output_head
-from tasks.shared.model.loading import Dtype, load_model, load_tokenizer
-from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun, Upstream
+from tasks.shared.model.loading import load_model, load_tokenizer
+from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun, Upstream
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,15 +38,14 @@ UNLIMITED = 2**31
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
-class Gold(Training, Adapted):
+class Gold(Training, Adapted, Taught):
     """Train on the answers and on the distance to a teacher with any tokenizer."""
 
-    ports: ClassVar[Mapping[str, Port]] = {
-        "model": Port((Kind.MODEL,)),
-        "data": Port((Kind.TRACES, Kind.CORPUS)),
-        "teacher": Port((Kind.MODEL,)),
-    }
-    produces: ClassVar[Kind] = Kind.MODEL
+    spec: ClassVar[Spec] = training_spec(
+        summary="Soft targets of a teacher with another tokenizer (TRL's GOLD)",
+        paper="Boizard et al. 2024, arXiv 2402.12030",
+        ports={"teacher": Port((Kind.MODEL,))},
+    )
 
     hard_weight: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the answers' cross-entropy."""
@@ -58,8 +57,6 @@ class Gold(Training, Adapted):
     """How tokens of the two are brought together: by the bytes at which both end one (byte-level BPE), or the n-th with the n-th."""
     hybrid: bool = True
     """Compare tokens that both vocabularies have as such, and only the others by sorted probabilities."""
-    teacher_dtype: Dtype = "float32"
-    """Weights of the teacher in memory."""
 
     def plan_problems(
         self, where: str, inputs: Mapping[str, tuple[str, ...]], upstream: Mapping[str, Upstream]

@@ -18,8 +18,8 @@ from tasks.distill.losses.mixed import Blend, Online, Stored, blended_loss, with
 from tasks.distill.losses.soft import Divergence
 from tasks.distill.training.loop import train_model
 from tasks.distill.training.objective import Batch, Objective, last_hidden
-from tasks.distill.training.options import Adapted
-from tasks.distill.training.settings import Training
+from tasks.distill.training.options import Adapted, Taught
+from tasks.distill.training.settings import Training, training_spec
 from tasks.distill.vocabulary import match_vocabularies
 from tasks.shared.errors import ConfigError, DataError
 from tasks.shared.formats.rows import read_rows
@@ -27,7 +27,7 @@ from tasks.shared.formats.soft_targets import SoftTargets, row_key
 from tasks.shared.model.encoding import Encoded, counted
 from tasks.shared.model.head import output_head
 from tasks.shared.model.loading import Dtype, load_model, load_tokenizer
-from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun, Upstream
+from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun, Upstream
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,16 +37,14 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
-class Logits(Training, Adapted):
+class Logits(Training, Adapted, Taught):
     """Train on alpha T^2 D(teacher, student) + (1 - alpha) cross-entropy at answer tokens."""
 
-    ports: ClassVar[Mapping[str, Port]] = {
-        "model": Port((Kind.MODEL,)),
-        "data": Port((Kind.TRACES, Kind.CORPUS)),
-        "teacher": Port((Kind.MODEL,), optional=True),
-        "targets": Port((Kind.LOGITS,), optional=True),
-    }
-    produces: ClassVar[Kind] = Kind.MODEL
+    spec: ClassVar[Spec] = training_spec(
+        summary="Soft targets: KL, reverse KL, JSD, skew KL or total variation; teacher in memory or stored top k",
+        paper="Hinton et al. 2015, arXiv 1503.02531",
+        ports={"teacher": Port((Kind.MODEL,), optional=True), "targets": Port((Kind.LOGITS,), optional=True)},
+    )
 
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Weight of the soft targets; the rest is the hard ones'."""
@@ -56,8 +54,6 @@ class Logits(Training, Adapted):
     """How the student's distribution is compared with the teacher's (`losses/soft.py` says what each is for)."""
     mix: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """Of jsd and the skewed ones: the share of the first distribution in the mixture; at 0 and 1 they are KL, or nothing."""
-    teacher_dtype: Dtype = "float32"
-    """Weights of a teacher in memory."""
 
     def plan_problems(
         self, where: str, inputs: Mapping[str, tuple[str, ...]], upstream: Mapping[str, Upstream]

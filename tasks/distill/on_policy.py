@@ -12,6 +12,7 @@ answers that they replaced.  The divergence is the same: `beta` means what it me
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -21,18 +22,20 @@ from pydantic.dataclasses import dataclass
 from tasks.distill.losses.answers import row_shares
 from tasks.distill.losses.mixed import Online
 from tasks.distill.losses.soft import Divergence, divergence
+from tasks.distill.training.forecast import forecast_training
 from tasks.distill.training.loop import train_model
 from tasks.distill.training.objective import Batch, Objective, last_hidden
-from tasks.distill.training.options import Adapted
+from tasks.distill.training.options import Adapted, Taught
 from tasks.distill.training.own_samples import row_draws, row_number, sample_answers
-from tasks.distill.training.settings import Training
+from tasks.distill.training.settings import Training, training_spec
 from tasks.distill.vocabulary import match_vocabularies
 from tasks.shared.errors import ConfigError, TechniqueError
+from tasks.shared.forecast import ANSWER_TOKENS, GENERATION_COST, Forecast, Workload
 from tasks.shared.formats.rows import read_rows
 from tasks.shared.model.encoding import IGNORED, Encoded, collate, counted
 from tasks.shared.model.head import output_head, sum_over_chunks
-from tasks.shared.model.loading import Dtype, load_model, load_tokenizer
-from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun, Upstream
+from tasks.shared.model.loading import load_model, load_tokenizer
+from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun, Upstream
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,18 +43,17 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
-class OnPolicy(Training, Adapted):
+class OnPolicy(Training, Adapted, Taught):
     """Train on the divergence from the teacher, on the student's own and the data's answers.
 
     The validation loss is the same divergence on the data's answers, which stay the same from epoch to epoch.
     """
 
-    ports: ClassVar[Mapping[str, Port]] = {
-        "model": Port((Kind.MODEL,)),
-        "data": Port((Kind.TRACES, Kind.CORPUS)),
-        "teacher": Port((Kind.MODEL,)),
-    }
-    produces: ClassVar[Kind] = Kind.MODEL
+    spec: ClassVar[Spec] = training_spec(
+        summary="The student's own answers, scored token by token by a teacher (GKD)",
+        paper="Agarwal et al. 2024, arXiv 2306.13649",
+        ports={"teacher": Port((Kind.MODEL,))},
+    )
 
     lmbda: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Share of the optimizer steps that train on the student's own answers, spread evenly; the others train on the data's."""
@@ -61,8 +63,6 @@ class OnPolicy(Training, Adapted):
     """Of the student's sampling.  Distributions are compared at temperature 1."""
     max_new_tokens: Annotated[int, Field(gt=0)] = 96
     """Tokens of an own answer at the most; what is cut off is not missed, for each token is scored by itself."""
-    teacher_dtype: Dtype = "float32"
-    """Weights of the teacher in memory."""
 
     def plan_problems(
         self, where: str, inputs: Mapping[str, tuple[str, ...]], upstream: Mapping[str, Upstream]
@@ -73,6 +73,12 @@ class OnPolicy(Training, Adapted):
                 f"{where}.inputs.teacher", f"{inputs['teacher'][0]}, which is the student as well: nothing could be learned",
                 "another model", f"{where}.inputs.teacher=models.teacher",
             )  # fmt: skip
+
+    def forecast(self, work: Workload) -> Forecast:
+        """A training with a teacher, and the answers that the student writes."""
+        forecast, rows = forecast_training(self, work), work.rows.train * self.epochs * self.lmbda
+        sampling = work.reading(work.size(), rows * GENERATION_COST * ANSWER_TOKENS)
+        return replace(forecast, seconds=forecast.seconds + sampling)
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Train and write the model folder with loss.csv (`train_model`).

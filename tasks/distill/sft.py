@@ -5,7 +5,6 @@ Source: Kim and Rush 2016, arXiv 1606.07947, section 3.2.
 The student learns to write the teacher's accepted answers; only the tokens of the final answer count.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
@@ -15,17 +14,19 @@ from pydantic.dataclasses import dataclass
 from tasks.distill.training.loop import train_model
 from tasks.distill.training.objective import Answers
 from tasks.distill.training.options import Adapted, Packed, Weighed
-from tasks.distill.training.settings import Training
+from tasks.distill.training.settings import Training, training_spec
 from tasks.shared.formats.rows import read_rows
-from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun
+from tasks.shared.technique import Inputs, Metrics, Spec, StepRun
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class SFT(Adapted, Weighed, Packed, Training):
     """Fine-tune a model on the answers of a traces artifact."""
 
-    ports: ClassVar[Mapping[str, Port]] = {"model": Port((Kind.MODEL,)), "data": Port((Kind.TRACES, Kind.CORPUS))}
-    produces: ClassVar[Kind] = Kind.MODEL
+    spec: ClassVar[Spec] = training_spec(
+        summary="Fine-tuning on the answers with TRL: early stopping, resumable, packing, LoRA, weights for teacher and gold rows",
+        paper="Kim and Rush 2016, arXiv 1606.07947",
+    )
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Train and write the model folder with loss.csv (`train_model`)."""

@@ -10,13 +10,15 @@ from pydantic.dataclasses import dataclass
 from tasks.evaluate.grading.eval_rows import last_question, read_test_rows, tag_rows
 from tasks.evaluate.likelihood.logits import expanded_notes, in_transformers, weighted_mean
 from tasks.evaluate.likelihood.next_token_divergence import Distances, FollowPlan, TextPlan, Texts, choose_texts, follow
+from tasks.evaluate.models_under_test.forecast import forecast_asking
 from tasks.evaluate.models_under_test.isolated_runs import ask_each, make_sheet
 from tasks.evaluate.models_under_test.model_under_test import MODEL_PORTS, ModelUnderTest, list_models
+from tasks.shared.forecast import TOKENS_PER_ROW, Forecast, Workload
 from tasks.shared.formats.rows import Row, read_rows, spread
 from tasks.shared.formats.scores import ItemScore, Measure, write_scores
 from tasks.shared.isolation import Failure
 from tasks.shared.model.loading import Dtype
-from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun
+from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun
 
 MEASURES = {
     "kl": Measure(
@@ -49,9 +51,19 @@ class Divergence:
     dtype: Dtype = "float32"
     """What the models compute in; bfloat16 takes half the memory, and its rounding alone gives a KL."""
 
-    ports: ClassVar[Mapping[str, Port]] = {**MODEL_PORTS, "data": Port((Kind.CORPUS,))}
-    produces: ClassVar[Kind] = Kind.SCORES
-    libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "tokenizers", "compressed-tensors", "gguf")
+    spec: ClassVar[Spec] = Spec(
+        summary="KL divergence and same top token against the baseline, on task text",
+        ports={**MODEL_PORTS, "data": Port((Kind.CORPUS,))},
+        produces=Kind.SCORES,
+        libraries=("torch", "transformers", "tokenizers", "compressed-tensors", "gguf"),
+        device="accelerator",
+        paper="Dutta et al. 2024, arXiv 2407.09141",
+    )
+
+    def forecast(self, work: Workload) -> Forecast:
+        """One pass over the test rows per model, each with the baseline in memory."""
+        tokens = 2 * work.test_rows(self.limit) * TOKENS_PER_ROW
+        return forecast_asking(work, tokens, self.dtype, beside=work.size("baseline").parameters)
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Compare and write scores.json and items.jsonl.
@@ -70,7 +82,7 @@ class Divergence:
             {baseline.name: texts, **found},
             MEASURES,
             run,
-            self.libraries,
+            self.spec.libraries,
             self._notes([baseline, *others], found),
         )
         sound = {name: reading for name, reading in found.items() if not isinstance(reading, Failure)}

@@ -11,6 +11,7 @@ from pydantic.dataclasses import dataclass
 from tasks.evaluate.grading.answers import MEASURES, Name, Reply, counts_for, cut_notes, shown, value_of, wanted
 from tasks.evaluate.grading.eval_rows import last_question, read_labels, read_test_rows, tag_rows
 from tasks.evaluate.models_under_test.answering import Plan, Reading, ask, template_notes
+from tasks.evaluate.models_under_test.forecast import ANSWERED_TOKENS, forecast_asking
 from tasks.evaluate.models_under_test.isolated_runs import ask_each, make_sheet, other_batch
 from tasks.evaluate.models_under_test.means import mean_values
 from tasks.evaluate.models_under_test.model_under_test import (
@@ -20,11 +21,12 @@ from tasks.evaluate.models_under_test.model_under_test import (
     reference_questions,
     tuned_questions,
 )
+from tasks.shared.forecast import Forecast, Workload
 from tasks.shared.formats.articles import read_articles
 from tasks.shared.formats.rows import Row, read_rows, spread
 from tasks.shared.formats.scores import ItemScore, Measure, write_scores
 from tasks.shared.isolation import Failure
-from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun
+from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun
 
 log = logging.getLogger(__name__)
 Replies = Mapping[str, Mapping[str, Reply]]
@@ -56,11 +58,17 @@ class Generation:
     again: Annotated[int, Field(ge=0)] = 0
     """Times to ask the baseline once more, in other batches (llama.cpp: in the other order): the noise of asking."""
 
-    ports: ClassVar[Mapping[str, Port]] = {**MODEL_PORTS, "data": Port((Kind.CORPUS,))}
-    produces: ClassVar[Kind] = Kind.SCORES
-    libraries: ClassVar[tuple[str, ...]] = (
-        "torch", "transformers", "tokenizers", "auto-round", "compressed-tensors", "gguf", "lm-eval", "xllamacpp", "numpy", "rouge-score"
+    spec: ClassVar[Spec] = Spec(
+        summary="One answer and one label per test row: intent, fact, refusal, over-refusal, format, loops, exact match, ROUGE-L",
+        ports={**MODEL_PORTS, "data": Port((Kind.CORPUS,))},
+        produces=Kind.SCORES,
+        libraries=("torch", "transformers", "tokenizers", "auto-round", "compressed-tensors", "gguf", "lm-eval", "xllamacpp", "numpy", "rouge-score"),
+        device="accelerator",
     )  # fmt: skip
+
+    def forecast(self, work: Workload) -> Forecast:
+        """One prompt and one answer per test row and model."""
+        return forecast_asking(work, work.test_rows(self.limit) * ANSWERED_TOKENS)
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Ask every model; writes scores.json and items.jsonl.
@@ -88,7 +96,7 @@ class Generation:
         measures: dict[str, Measure] = {name: measure for name, measure in MEASURES.items() if name in self.measures}
         notes = [*self._notes(subjects, taken), *repeat_notes(subjects, plans), *template_notes(subjects)]
         notes += cut_notes({name: list(told.values()) for name, told in replies.items()}, self.max_new_tokens)
-        write_scores(out, make_sheet(subjects, readings, measures, run, self.libraries, notes), items)
+        write_scores(out, make_sheet(subjects, readings, measures, run, self.spec.libraries, notes), items)
         return {"items": len(rows), **mean_values(items, subjects)}
 
     def _rows_for(self, subject: ModelUnderTest, rows: Sequence[Row]) -> list[Row]:

@@ -13,6 +13,7 @@ from tasks.evaluate.grading.answers import Reply, cut_notes, gold_text
 from tasks.evaluate.grading.eval_rows import last_question, read_test_rows, tag_rows
 from tasks.evaluate.grading.unsupported_claims import FINDINGS, Finding, find_invention
 from tasks.evaluate.models_under_test.answering import Plan, Reading, ask, template_notes
+from tasks.evaluate.models_under_test.forecast import ANSWERED_TOKENS, forecast_asking
 from tasks.evaluate.models_under_test.isolated_runs import ask_each, make_sheet
 from tasks.evaluate.models_under_test.means import mean_values
 from tasks.evaluate.models_under_test.model_under_test import (
@@ -23,12 +24,13 @@ from tasks.evaluate.models_under_test.model_under_test import (
     reference_questions,
 )
 from tasks.shared.errors import DataError
+from tasks.shared.forecast import Forecast, Workload
 from tasks.shared.formats.articles import Article, question_of, read_articles, with_article
 from tasks.shared.formats.records import Figure
 from tasks.shared.formats.rows import Row, read_rows, spread
 from tasks.shared.formats.scores import ItemScore, Measure, write_scores
 from tasks.shared.isolation import Failure
-from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun
+from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun
 from tasks.shared.text.chat import contains, states_fact
 
 WITH, WITHOUT = "invention", "invention_without_answer"
@@ -77,11 +79,17 @@ class Hallucination:
     context: Annotated[int, Field(ge=64)] = 1536
     """Tokens that prompt and answer may take together in llama.cpp."""
 
-    ports: ClassVar[Mapping[str, Port]] = {**MODEL_PORTS, "data": Port((Kind.CORPUS,))}
-    produces: ClassVar[Kind] = Kind.SCORES
-    libraries: ClassVar[tuple[str, ...]] = (
-        "torch", "transformers", "tokenizers", "auto-round", "compressed-tensors", "gguf", "xllamacpp", "numpy"
+    spec: ClassVar[Spec] = Spec(
+        summary="Statements that the article does not support, with the answer in the article and without it",
+        ports={**MODEL_PORTS, "data": Port((Kind.CORPUS,))},
+        produces=Kind.SCORES,
+        libraries=("torch", "transformers", "tokenizers", "auto-round", "compressed-tensors", "gguf", "xllamacpp", "numpy"),
+        device="accelerator",
     )  # fmt: skip
+
+    def forecast(self, work: Workload) -> Forecast:
+        """Two prompts and two answers per test row and model."""
+        return forecast_asking(work, 2 * work.test_rows(self.limit) * ANSWERED_TOKENS)
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Ask every model; writes scores.json and items.jsonl.
@@ -101,7 +109,7 @@ class Hallucination:
         tags = tag_rows(test, read_rows(corpus / "train.jsonl"))
         items = list(make_items(cases, tags, replies, found))
         notes = [*self._notes(cases), *template_notes(subjects), *cut_notes(replies, self.max_new_tokens)]
-        sheet = make_sheet(subjects, readings, MEASURES, run, self.libraries, notes)
+        sheet = make_sheet(subjects, readings, MEASURES, run, self.spec.libraries, notes)
         models = {
             name: model.model_copy(update={"figures": count_findings(found[name])}) if name in found else model
             for name, model in sheet.models.items()

@@ -16,11 +16,12 @@ from tasks.evaluate.models_under_test.machine import describe_machine
 from tasks.shared.engines.endpoint import Endpoint, check_url, connect, for_each, read_key
 from tasks.shared.engines.samples import Sample, SampleStore, request_digest
 from tasks.shared.errors import ConfigError, DataError, EndpointError, RefusedError
+from tasks.shared.forecast import REQUEST_S, Forecast, Workload, forecast_light
 from tasks.shared.formats.records import Figure
 from tasks.shared.formats.rows import spread
 from tasks.shared.formats.scores import ItemScore, Measure, Measured, Scores, Sheet, read_scores, write_scores
 from tasks.shared.progress import progress_bar
-from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun, Upstream
+from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun, Upstream
 from tasks.shared.text.chat import normalize
 
 JUDGED = "judged"
@@ -66,11 +67,15 @@ class Judge:
     instructions: Annotated[str, Field(min_length=1)] = INSTRUCTIONS
     """The judge's system text; it must ask for a last line "Verdict: A", "Verdict: B" or "Verdict: tie"."""
 
-    ports: ClassVar[Mapping[str, Port]] = {"answers": Port((Kind.SCORES,))}
-    produces: ClassVar[Kind] = Kind.SCORES
-    libraries: ClassVar[tuple[str, ...]] = ("httpx", "tenacity")
-    unkeyed: ClassVar[frozenset[str]] = frozenset({"api_key_env", "concurrency", "timeout_s", "max_attempts"})
-    retries: ClassVar[int] = 2
+    spec: ClassVar[Spec] = Spec(
+        summary="A judge model compares answers with the baseline's, in both orders",
+        ports={"answers": Port((Kind.SCORES,))},
+        produces=Kind.SCORES,
+        libraries=("httpx", "tenacity"),
+        unkeyed=frozenset({"api_key_env", "concurrency", "timeout_s", "max_attempts"}),
+        retries=2,
+        paper="Zheng et al. 2023, arXiv 2306.05685",
+    )
 
     def __post_init__(self) -> None:
         """Raises ConfigError for a URL that is none."""
@@ -83,6 +88,10 @@ class Judge:
         """A judge without an address."""
         if not self.base_url:
             yield no_url(f"{where}.base_url")
+
+    def forecast(self, work: Workload) -> Forecast:
+        """Two requests per item, several in flight."""
+        return forecast_light(10 + 2 * work.test_rows(self.limit) * REQUEST_S)
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Write scores.json and items.jsonl.  Opinions are kept in `run.scratch` as they come: a killed run asks for the rest only.
@@ -203,7 +212,7 @@ class Judge:
         )
         return Sheet(
             step=run.step, measures={JUDGED: MEASURE}, models=models, machine=describe_machine(),
-            versions={name: version(name) for name in self.libraries}, notes=notes,
+            versions={name: version(name) for name in self.spec.libraries}, notes=notes,
         )  # fmt: skip
 
 

@@ -18,18 +18,23 @@ from pydantic.dataclasses import dataclass
 from tasks.evaluate.benchmark.benchmarks import BENCHMARKS
 from tasks.evaluate.benchmark.run import HarnessPlan, HarnessReading, TaskPlan, TaskReading, ask_tasks, check_loads
 from tasks.evaluate.benchmark.tasks import Chosen, TaskPlaces
+from tasks.evaluate.models_under_test.forecast import forecast_asking
 from tasks.evaluate.models_under_test.isolated_runs import ask_each, make_sheet, other_batch
 from tasks.evaluate.models_under_test.means import mean_values
 from tasks.evaluate.models_under_test.model_under_test import MODEL_PORTS, ModelUnderTest, list_models
 from tasks.shared.errors import ConfigError, DataError, ErrorList, TechniqueError
+from tasks.shared.forecast import Forecast, Workload
 from tasks.shared.formats.records import Better, Figure
 from tasks.shared.formats.scores import ItemScore, Measure, Sheet, write_scores
 from tasks.shared.isolation import preload
 from tasks.shared.model.sources import user_path
-from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun, Upstream
+from tasks.shared.technique import Inputs, Kind, Metrics, Spec, StepRun, Upstream
 
 Readings = Mapping[str, HarnessReading]
 CLUSTER = "cluster"
+ITEMS_PER_TASK = 1000
+TOKENS_PER_ITEM = 400
+"""Of all choices of a typical benchmark item together, for the forecast."""
 """The tag of items that belong together, such as translations of one question."""
 
 
@@ -63,19 +68,15 @@ class LmEval:
     again: Annotated[int, Field(ge=0, le=3)] = 0
     """How often the baseline is asked again, each time in half the batch: what that changes is noise."""
 
-    ports: ClassVar[Mapping[str, Port]] = {**MODEL_PORTS}
-    produces: ClassVar[Kind] = Kind.SCORES
-    libraries: ClassVar[tuple[str, ...]] = (
-        "torch",
-        "transformers",
-        "tokenizers",
-        "compressed-tensors",
-        "lm-eval",
-        "datasets",
-        "gguf",
-    )
-    unkeyed: ClassVar[frozenset[str]] = frozenset({"data", "include"})
-    """Where files are; their content is in the key."""
+    spec: ClassVar[Spec] = Spec(
+        summary="Any task of lm-evaluation-harness, your own task files, eight benchmarks on local files; keeps every sample",
+        ports={**MODEL_PORTS},
+        produces=Kind.SCORES,
+        libraries=("torch", "transformers", "tokenizers", "compressed-tensors", "lm-eval", "datasets", "gguf"),
+        unkeyed=frozenset({"data", "include"}),
+        device="accelerator",
+    )  # fmt: skip
+    """data and include are unkeyed: they say where files are, and the content of these files is in the key."""
 
     def sources(self) -> tuple[Path, ...]:
         """The chosen tasks' files that are there; what is missing is told by `plan_problems`."""
@@ -95,6 +96,11 @@ class LmEval:
                 f"{where}.metrics", f"no task {', '.join(strange)} here", ", ".join(self.tasks) or "a task"
             )
         yield from self._places.problems(self.tasks, self.include_code, where)
+
+    def forecast(self, work: Workload) -> Forecast:
+        """All items of all tasks, read once per choice."""
+        items = len(self.tasks) * (self.limit or ITEMS_PER_TASK)
+        return forecast_asking(work, items * TOKENS_PER_ITEM)
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Write scores.json, items.jsonl, and samples/<task>.<model>.jsonl with all that the harness logs.
@@ -119,7 +125,7 @@ class LmEval:
             unit = measure.unit if all(0.0 <= value <= 1.0 for value in values) else name.rpartition(".")[2]
             measures[name] = measure.model_copy(update={"binary": binary, "unit": unit})
             items += of_task
-        sheet = make_sheet(subjects, found, measures, run, self.libraries, list(self._notes(subjects, readings)))
+        sheet = make_sheet(subjects, found, measures, run, self.spec.libraries, list(self._notes(subjects, readings)))
         write_scores(out, with_figures(sheet, readings, chosen), items)
         write_samples(out / "samples", readings)
         return {"items": len(items), **mean_values(items, subjects)}

@@ -29,7 +29,7 @@ from tasks.shared.formats.verdict import (
     TestSplit,
     Verdict,
 )
-from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun, Upstream
+from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun, Upstream
 
 SHOWN = 6
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -68,9 +68,12 @@ class Paired:
     prices: Prices = Field(default_factory=Prices)
     """What answers are paid with, for the cost of 1,000 of them."""
 
-    ports: ClassVar[Mapping[str, Port]] = {**MODEL_PORTS, "scores": Port((Kind.SCORES,), many=True)}
-    produces: ClassVar[Kind] = Kind.VERDICT
-    libraries: ClassVar[tuple[str, ...]] = ("scipy", "statsmodels", "numpy")
+    spec: ClassVar[Spec] = Spec(
+        summary="The verdict by exact paired bounds, slices and margins: ship, do not ship or not enough data",
+        ports={**MODEL_PORTS, "scores": Port((Kind.SCORES,), many=True)},
+        produces=Kind.VERDICT,
+        libraries=("scipy", "statsmodels", "numpy"),
+    )
 
     def plan_problems(
         self, where: str, inputs: Mapping[str, tuple[str, ...]], upstream: Mapping[str, Upstream]
@@ -87,7 +90,7 @@ class Paired:
             yield ConfigError(f"{where}.inputs.candidates", "none", wanted, fix)
         compared = [name for port in ("baseline", "candidates") for name in inputs.get(port, ())]
         for step in inputs.get("scores", ()):
-            if step not in upstream or "candidates" not in upstream[step].technique.ports:
+            if step not in upstream or "candidates" not in upstream[step].technique.spec.ports:
                 continue
             if (own := upstream[step].inputs.get("baseline")) != inputs.get("baseline"):
                 where_, fix = f"steps.{step}.inputs.baseline", f"the same as {where}.inputs.baseline"
@@ -95,12 +98,8 @@ class Paired:
             measured = {name for port in ("baseline", "candidates") for name in upstream[step].inputs.get(port, ())}
             if absent := [name for name in compared if name not in measured]:
                 got = f"{', '.join(absent)} not measured, which {where} compares"
-                yield ConfigError(
-                    f"steps.{step}.inputs",
-                    got,
-                    "all models of the verdict",
-                    f"add them to steps.{step}.inputs.candidates",
-                )
+                wanted, fix = "all models of the verdict", f"add them to steps.{step}.inputs.candidates"
+                yield ConfigError(f"steps.{step}.inputs", got, wanted, fix)
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Compare; writes verdict.json, items.jsonl and metrics.json.
@@ -160,7 +159,7 @@ class Paired:
             noise=self._noise(baseline, evidence, gates),
             flips=[flip for name in candidates for measure, gate in gates.items() if gate.margin is not None
                    for flip in list_flips(gate.measure, evidence.of(measure), baseline, name)],
-            machine=evidence.machine(), versions={**evidence.versions, **{name: version(name) for name in self.libraries}},
+            machine=evidence.machine(), versions={**evidence.versions, **{name: version(name) for name in self.spec.libraries}},
             notes=[*self._power_notes(counts, gates), *self._slice_notes(evidence, gates), *several_notes(candidates, alpha, self.familywise), *evidence.notes],
         )  # fmt: skip
 

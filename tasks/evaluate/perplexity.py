@@ -12,19 +12,23 @@ from tasks.evaluate.grading.eval_rows import read_test_rows, tag_rows
 from tasks.evaluate.likelihood.documents import answers_of
 from tasks.evaluate.likelihood.logits import expanded_notes, in_transformers, weighted_mean
 from tasks.evaluate.likelihood.sliding import Loss, Plan, Reading, score_documents
+from tasks.evaluate.models_under_test.forecast import forecast_asking
 from tasks.evaluate.models_under_test.isolated_runs import ask_each, make_sheet
 from tasks.evaluate.models_under_test.model_under_test import MODEL_PORTS, list_models
 from tasks.evaluate.verdict.intervals import by_group, score_bounds
 from tasks.shared.errors import ConfigError, DataError
+from tasks.shared.forecast import TOKENS_PER_ROW, Forecast, Workload
 from tasks.shared.formats.records import Figure
 from tasks.shared.formats.rows import read_rows, spread
 from tasks.shared.formats.scores import ItemScore, Measure, write_scores
 from tasks.shared.isolation import Failure
 from tasks.shared.model.loading import Dtype
 from tasks.shared.model.sources import user_path
-from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun, Upstream
+from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun, Upstream
 from tasks.shared.text.files import Document, read_texts
 
+TOKEN_BYTES = 4.0
+"""Bytes of text per token, for the forecast."""
 LARGEST = 700.0
 """Nats a token beyond which exp overflows."""
 Readings = Mapping[str, Reading]
@@ -53,9 +57,13 @@ class Perplexity:
     prefix: Annotated[str, Field(pattern=r"^[a-z0-9_]*$")] = ""
     """Put before the names of measure and figures, for a recipe with two such steps: "wiki_" gives wiki_bits_per_byte."""
 
-    ports: ClassVar[Mapping[str, Port]] = {**MODEL_PORTS, "data": Port((Kind.CORPUS,), optional=True)}
-    produces: ClassVar[Kind] = Kind.SCORES
-    libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "tokenizers", "compressed-tensors", "gguf", "scipy", "numpy")  # fmt: skip
+    spec: ClassVar[Spec] = Spec(
+        summary="Sliding-window perplexity per token, and bits per byte, which compare across vocabularies",
+        ports={**MODEL_PORTS, "data": Port((Kind.CORPUS,), optional=True)},
+        produces=Kind.SCORES,
+        libraries=("torch", "transformers", "tokenizers", "compressed-tensors", "gguf", "scipy", "numpy"),
+        device="accelerator",
+    )
 
     def __post_init__(self) -> None:
         """Raises ConfigError for a stride that would leave tokens out."""
@@ -73,6 +81,17 @@ class Perplexity:
         """Nothing to score."""
         if not self.text and not inputs.get("data"):
             yield nothing_to_score(where)
+
+    def forecast(self, work: Workload) -> Forecast:
+        """One pass per model over the test rows, or over the text, whose windows overlap."""
+        tokens = float(work.test_rows(self.limit) * TOKENS_PER_ROW)
+        if self.text:
+            path = user_path(self.text)
+            files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+            length = sum(file.stat().st_size for file in files)
+            length = min(length, self.limit * self.piece_bytes) if self.limit and self.piece_bytes else length
+            tokens = length / TOKEN_BYTES * self.context / self.stride
+        return forecast_asking(work, tokens, self.dtype)
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Score and write scores.json and items.jsonl.
@@ -94,7 +113,7 @@ class Perplexity:
             *expanded_notes(subjects),
             *reading_notes(sound, subjects[0].name),
         ]
-        sheet = make_sheet(subjects, readings, {name: measure}, run, self.libraries, notes)
+        sheet = make_sheet(subjects, readings, {name: measure}, run, self.spec.libraries, notes)
         figures = {model: self._figures(documents, reading, kept, run.seed) for model, reading in sound.items()}
         models = {
             model: about.model_copy(update={"figures": figures.get(model, {})}) for model, about in sheet.models.items()

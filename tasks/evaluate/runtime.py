@@ -14,6 +14,7 @@ from typing import Annotated, ClassVar, Literal, get_args
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
+from tasks.evaluate.models_under_test.forecast import forecast_asking
 from tasks.evaluate.models_under_test.isolated_runs import make_sheet
 from tasks.evaluate.models_under_test.model_under_test import (
     MODEL_PORTS,
@@ -36,6 +37,7 @@ from tasks.evaluate.timing.rounds import (
 )
 from tasks.shared.engines.vllm_server import find_vllm, vllm_version
 from tasks.shared.errors import ConfigError, ModelError, TechniqueError
+from tasks.shared.forecast import GENERATION_COST, Forecast, Workload
 from tasks.shared.formats.articles import read_articles
 from tasks.shared.formats.records import Figure
 from tasks.shared.formats.rows import Row, read_rows
@@ -43,7 +45,7 @@ from tasks.shared.formats.scores import Sheet, write_scores
 from tasks.shared.isolation import Failure, run_isolated
 from tasks.shared.model.weights import is_quantized, weight_bytes
 from tasks.shared.store.lineage import made_from
-from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun, Upstream
+from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun, Upstream
 
 Choice = Literal["auto", "transformers", "llama.cpp", "vllm"]
 Streams = Annotated[int, Field(ge=2, le=256)]
@@ -84,11 +86,13 @@ class Runtime:
     limit_s: Annotated[float, Field(gt=0)] = 300.0
     """Seconds that a model may take to load, and let pass without news (in transformers: for all of a repeat); else it counts as failed."""
 
-    ports: ClassVar[Mapping[str, Port]] = {**MODEL_PORTS, "data": Port((Kind.CORPUS,), optional=True)}
-    produces: ClassVar[Kind] = Kind.SCORES
-    alone: ClassVar[bool] = True
-    libraries: ClassVar[tuple[str, ...]] = (
-        "torch", "transformers", "tokenizers", "compressed-tensors", "auto-round", "gguf", "xllamacpp", "scipy",
+    spec: ClassVar[Spec] = Spec(
+        summary="Load time, first token, decoding speed, memory and energy in llama.cpp, transformers and vLLM",
+        ports={**MODEL_PORTS, "data": Port((Kind.CORPUS,), optional=True)},
+        produces=Kind.SCORES,
+        libraries=("torch", "transformers", "tokenizers", "compressed-tensors", "auto-round", "gguf", "xllamacpp", "scipy"),
+        exclusive=True,
+        device="accelerator",
     )  # fmt: skip
 
     def plan_problems(
@@ -104,6 +108,13 @@ class Runtime:
         if "vllm" in self.engines:
             find_vllm(self.vllm_command)
         check_source(self.energy)
+
+    def forecast(self, work: Workload) -> Forecast:
+        """Every model loaded afresh in each round and engine, with one timed answer per number of streams."""
+        rounds, answers = self.repeats * len(self.engines), 1 + sum(self.batch_sizes)
+        return forecast_asking(
+            work, rounds * answers * (self.tokens + self.warm_up_tokens) * GENERATION_COST, loads=rounds
+        )
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Time all models; writes scores.json, and an items.jsonl without items.
@@ -124,7 +135,7 @@ class Runtime:
         timed = time_in_rounds(probes, self._effort(run), self.repeats, baseline, take_sample)
         readings = {name: failure_of(name, timed, said) for name, (_, said) in plans.items()}
         notes += [note for _, said in plans.values() for note in said]
-        sheet = make_sheet(subjects, readings, {}, run, self.libraries, notes)
+        sheet = make_sheet(subjects, readings, {}, run, self.spec.libraries, notes)
         if "vllm" in self.engines:
             sheet = sheet.model_copy(update={"versions": {**sheet.versions, "vllm": vllm_version(self.vllm_command)}})
         sheet = with_figures(sheet, subjects, timed, parents_of(subjects, inputs))

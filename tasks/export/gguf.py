@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
@@ -11,15 +11,20 @@ from pydantic.dataclasses import dataclass
 
 from tasks.export import parity
 from tasks.export.importance import input_energy
+from tasks.shared.forecast import Forecast, Workload, forecast_reading
 from tasks.shared.gguf.writer import EmbeddingScheme, Scheme, write_gguf
 from tasks.shared.model.calibration import calibration_ids, calibration_rows
-from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun
+from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 CONTEXT = 2048
+BITS = {"q4_0": 4.5, "q4_1": 5.0, "q5_0": 5.5, "q5_1": 6.0, "q8_0": 8.5, "f16": 16.0, "bf16": 16.0, "f32": 32.0}
+"""Bits per weight by GGUF type, scales included."""
+SECONDS_PER_WEIGHT = 1e-7
+"""Time to convert and compare, by measurement on two CPU cores."""
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -50,12 +55,21 @@ class Gguf:
     max_kl: Annotated[float, Field(gt=0)] = 0.5
     """Largest mean divergence from the source, nats per position."""
 
-    ports: ClassVar[Mapping[str, Port]] = {
-        "model": Port((Kind.MODEL,)),
-        "calibration": Port((Kind.CORPUS,), optional=True),
-    }
-    produces: ClassVar[Kind] = Kind.ENGINE
-    libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "tokenizers", "auto-round", "gguf", "xllamacpp")
+    spec: ClassVar[Spec] = Spec(
+        summary="A llama.cpp file that must tokenize and answer like its source; copies 4-bit GPTQ integers unchanged",
+        ports={"model": Port((Kind.MODEL,)), "calibration": Port((Kind.CORPUS,), optional=True)},
+        produces=Kind.ENGINE,
+        libraries=("torch", "transformers", "tokenizers", "auto-round", "gguf", "xllamacpp"),
+        gives="packed",
+    )
+
+    def forecast(self, work: Workload) -> Forecast:
+        """Seconds by the number of weights; bytes by the types of layers and embedding."""
+        size = work.size()
+        embedding = self.scheme if self.embedding == "same" else self.embedding
+        layers = BITS[self.scheme] / 8 * (size.parameters - size.outer)
+        file = replace(size, bytes=layers + BITS[embedding] / 8 * size.outer)
+        return forecast_reading(work, SECONDS_PER_WEIGHT * size.parameters, size.parameters, file)
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Write model.gguf and parity.json to `out`; on ParityError `out` is left empty."""

@@ -15,6 +15,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from tasks.shared.errors import ConfigError, ModelError, TechniqueError
+from tasks.shared.forecast import ANSWER_TOKENS, TOKENS_PER_ROW, Forecast, Workload, forecast_reading
 from tasks.shared.formats.rows import read_rows
 from tasks.shared.formats.soft_targets import (
     SMALL,
@@ -29,7 +30,7 @@ from tasks.shared.model.encoding import Encoded, collate, counted, encode
 from tasks.shared.model.head import CHUNK_ELEMENTS, output_head
 from tasks.shared.model.loading import Dtype, load_model, load_tokenizer
 from tasks.shared.progress import progress_bar
-from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun, Upstream
+from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun, Upstream
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,9 +45,14 @@ PART_ROWS = 64
 class TopK:
     """Run the teacher over every training answer and store its top-k distribution at each token."""
 
-    ports: ClassVar[Mapping[str, Port]] = {"teacher": Port((Kind.MODEL,)), "data": Port((Kind.TRACES, Kind.CORPUS))}
-    produces: ClassVar[Kind] = Kind.LOGITS
-    libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "tokenizers", "gguf", "safetensors")
+    spec: ClassVar[Spec] = Spec(
+        summary="A teacher's k likeliest tokens and the remaining mass at every answer token, stored once for several temperatures",
+        ports={"teacher": Port((Kind.MODEL,)), "data": Port((Kind.TRACES, Kind.CORPUS))},
+        produces=Kind.LOGITS,
+        libraries=("torch", "transformers", "tokenizers", "gguf", "safetensors"),
+        device="accelerator",
+        paper="Hinton et al. 2015, arXiv 1503.02531",
+    )
 
     k: Annotated[int, Field(ge=1)] = 32
     """Tokens kept at each position; a position takes 4 k bytes (6 k over 65,536 tokens) and 4 for each temperature."""
@@ -72,6 +78,14 @@ class TopK:
         """A temperature listed twice."""
         if len(set(self.temperatures)) < len(self.temperatures):
             yield ConfigError(f"{where}.temperatures", f"{list(self.temperatures)}", "every temperature once")
+
+    def forecast(self, work: Workload) -> Forecast:
+        """One pass of the teacher over the training rows, and the stored positions of their answers."""
+        teacher = work.size("teacher")
+        position = bytes_per_position(self.k, len(self.temperatures), teacher.shape.vocabulary)
+        seconds = work.reading(teacher, work.rows.train * TOKENS_PER_ROW)
+        disk = work.rows.train * ANSWER_TOKENS * position
+        return forecast_reading(work, seconds, teacher.parameters, disk=disk, dtype=self.dtype)
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Write the parts, index.json and vocabulary.json to `out`.

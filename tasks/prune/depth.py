@@ -5,18 +5,20 @@ Source: ShortGPT, Men et al. 2024, arXiv 2403.03853.
 
 import csv
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
+from tasks.prune.dense import check_dense
 from tasks.shared.errors import TechniqueError
+from tasks.shared.forecast import Forecast, Workload, forecast_reading
 from tasks.shared.model.calibration import batches, calibration_ids, calibration_rows
 from tasks.shared.model.layers import PER_LAYER_CONFIG, decoder_layers
 from tasks.shared.progress import track
-from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun
+from tasks.shared.technique import Inputs, Kind, Metrics, Plot, Port, Spec, StepRun
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -132,6 +134,16 @@ def measure_influence(model: "PreTrainedModel", ids: list[list[int]], batch_size
     return [float(value) for value in sums / tokens]
 
 
+INFLUENCE_PLOT = Plot(
+    file="influence.csv",
+    title="influence",
+    x="layer",
+    y=("influence",),
+    x_label="layer of the model before pruning",
+    y_label="block influence",
+)
+
+
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Depth:
     """Drop the decoder layers with the least block influence, all at once.
@@ -154,9 +166,24 @@ class Depth:
     batch_size: Annotated[int, Field(ge=1)] = 16
     """Conversations per forward pass."""
 
-    ports: ClassVar[Mapping[str, Port]] = {"model": Port((Kind.MODEL,)), "calibration": Port((Kind.CORPUS,))}
-    produces: ClassVar[Kind] = Kind.MODEL
-    libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "tokenizers", "gguf")
+    spec: ClassVar[Spec] = Spec(
+        summary="Drops the layers with the least block influence",
+        ports={"model": Port((Kind.MODEL,)), "calibration": Port((Kind.CORPUS,))},
+        produces=Kind.MODEL,
+        libraries=("torch", "transformers", "tokenizers", "gguf"),
+        device="accelerator",
+        accepts="dense",
+        gives="dense",
+        plots=(INFLUENCE_PLOT,),
+        paper="Men et al. 2024, arXiv 2403.03853",
+    )
+
+    def forecast(self, work: Workload) -> Forecast:
+        """One pass over the calibration rows; the layers that stay."""
+        size = work.size()
+        dropped = len(self.layers) or round(self.ratio * size.shape.layers)
+        seconds = work.reading(size, self.calibration_rows * self.max_tokens)
+        return forecast_reading(work, seconds, size.parameters, size.with_layers(size.shape.layers - dropped))
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Write the shorter model and influence.csv (layer, influence, dropped) to `out`."""
@@ -167,6 +194,7 @@ class Depth:
 
         torch.set_num_threads(run.compute.threads)
         source = inputs.one("model").path
+        check_dense(source)
         rows = calibration_rows(inputs.one("calibration").path, self.calibration_rows)
         model, tokenizer = load_model(source, device=run.compute.device), load_tokenizer(source)
         total = len(decoder_layers(model))
@@ -186,7 +214,7 @@ class Depth:
         log.info("dropping %d of %d layers: %s", len(dropped), total, ", ".join(map(str, dropped)))
         drop_layers(model, dropped)
         save_model(model, tokenizer, out)
-        write_influence(out / "influence.csv", influence, dropped)
+        write_influence(out / INFLUENCE_PLOT.file, influence, dropped)
         return {
             "layers_before": total,
             "layers": total - len(dropped),

@@ -8,25 +8,30 @@ the domain's texts exactly as before, and can still write any other text, in mor
 
 import json
 import tempfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from tasks.prune.dense import check_dense, quantized_before
+from tasks.prune.dense import check_dense
 from tasks.prune.tokens.merges import RESERVED, always_kept, rounded_up
 from tasks.prune.tokens.record import Trial, Trimming, write_trimming
 from tasks.prune.tokens.rows import keep_rows, renumber, token_rows
 from tasks.prune.tokens.texts import Passage, domain, without_every_tenth
 from tasks.prune.tokens.tokenizer import Tokens, numbered, take_apart, trimmed, used_tokens, with_fewer_tokens
-from tasks.shared.errors import DataError, StillroomError, TechniqueError
+from tasks.shared.errors import DataError, TechniqueError
+from tasks.shared.forecast import Forecast, Workload, forecast_reading
 from tasks.shared.model.sources import user_path
-from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun, Upstream
+from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+SECONDS = 20.0
+"""For tokenizing a domain of a few thousand texts, twice."""
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -49,22 +54,24 @@ class Vocabulary:
     texts: tuple[str, ...] = ()
     """More texts of the domain: .txt, .md or .jsonl files (key "text" of every line), or folders of them, UTF-8."""
 
-    ports: ClassVar[Mapping[str, Port]] = {
-        "model": Port((Kind.MODEL,)),
-        "data": Port((Kind.CORPUS, Kind.TRACES), many=True),
-    }
-    produces: ClassVar[Kind] = Kind.MODEL
-    libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "tokenizers", "gguf")
+    spec: ClassVar[Spec] = Spec(
+        summary="Keeps the tokens and merges that the domain's texts need, plus all bytes; embedding and head shrink",
+        ports={"model": Port((Kind.MODEL,)), "data": Port((Kind.CORPUS, Kind.TRACES), many=True)},
+        produces=Kind.MODEL,
+        libraries=("torch", "transformers", "tokenizers", "gguf"),
+        accepts="dense",
+        gives="dense",
+        paper="Abdaoui et al. 2020, arXiv 2010.05609",
+    )
 
     def sources(self) -> tuple[Path, ...]:
         """The user's texts."""
         return tuple(map(user_path, self.texts))
 
-    def plan_problems(
-        self, where: str, inputs: Mapping[str, tuple[str, ...]], upstream: Mapping[str, Upstream]
-    ) -> Iterator[StillroomError]:
-        """A model that is quantized already."""
-        yield from quantized_before(where, inputs, upstream)
+    def forecast(self, work: Workload) -> Forecast:
+        """All weights: the texts decide how many rows of the vocabulary go."""
+        size = work.size()
+        return forecast_reading(work, SECONDS, size.parameters, size.saved())
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Write the smaller model and vocabulary.json (the old id of every new one) to `out`.

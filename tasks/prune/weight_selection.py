@@ -6,21 +6,23 @@ Source: Xu et al. 2023, arXiv 2311.18823.  Layers by rule, as in DistilBERT (San
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from tasks.prune.dense import check_dense, quantized_before
+from tasks.prune.dense import check_dense
 from tasks.prune.selection.activations import measure
 from tasks.prune.selection.copying import fill, student_config
 from tasks.prune.selection.picks import Picks, Scores, choose, leading
 from tasks.prune.selection.shape import Rule, Shape, check_heads, check_taken, layers_by_rule, shape_of, student_shape
 from tasks.shared.errors import ConfigError, StillroomError, TechniqueError
+from tasks.shared.forecast import Dimensions, Forecast, Workload, forecast_reading
 from tasks.shared.model.calibration import calibration_ids, calibration_rows
 from tasks.shared.model.layers import decoder_layers
-from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun, Upstream
+from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun, Upstream
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 class WeightSelection:
     """Make a student with fewer layers, channels, neurons or heads from its teacher.
 
-    Sizes of 0 are the teacher's.  Heads keep their size; what is not copied starts as the architecture starts it, by the seed.
+    Dimensions of 0 are the teacher's.  Heads keep their size; what is not copied starts as the architecture starts it, by the seed.
     """
 
     layers: Annotated[int, Field(ge=0)] = 0
@@ -57,12 +59,16 @@ class WeightSelection:
     batch_size: Annotated[int, Field(ge=1)] = 16
     """Conversations per forward pass."""
 
-    ports: ClassVar[Mapping[str, Port]] = {
-        "model": Port((Kind.MODEL,)),
-        "calibration": Port((Kind.CORPUS,), optional=True),
-    }
-    produces: ClassVar[Kind] = Kind.MODEL
-    libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "tokenizers", "gguf")
+    spec: ClassVar[Spec] = Spec(
+        summary="A smaller student filled with its teacher's weights: layers by rule, width by activations",
+        ports={"model": Port((Kind.MODEL,)), "calibration": Port((Kind.CORPUS,), optional=True)},
+        produces=Kind.MODEL,
+        libraries=("torch", "transformers", "tokenizers", "gguf"),
+        device="accelerator",
+        accepts="dense",
+        gives="dense",
+        paper="Xu et al. 2023, arXiv 2311.18823",
+    )
 
     @property
     def measures(self) -> bool:
@@ -73,8 +79,7 @@ class WeightSelection:
     def plan_problems(
         self, where: str, inputs: Mapping[str, tuple[str, ...]], upstream: Mapping[str, Upstream]
     ) -> Iterator[StillroomError]:
-        """Yield problems: indivisible heads, missing calibration data, quantized weights."""
-        yield from quantized_before(where, inputs, upstream)
+        """Yield problems: indivisible heads, missing calibration data."""
         if self.heads and self.kv_heads:
             try:
                 check_heads(self.heads, self.kv_heads)
@@ -82,6 +87,28 @@ class WeightSelection:
                 yield ConfigError(f"{where}.{error.where}", error.got, error.wanted, error.fix)
         if self.measures and not inputs.get("calibration"):
             yield no_calibration(where)
+
+    def forecast(self, work: Workload) -> Forecast:
+        """One pass over the calibration rows if activations decide; teacher and student in memory."""
+        teacher = work.size()
+        student = teacher.reshaped(self._shape(teacher.shape))
+        seconds = work.reading(teacher, self.calibration_rows * self.max_tokens) if self.measures else 0.0
+        return forecast_reading(work, seconds, teacher.parameters + student.parameters, student)
+
+    def _shape(self, teacher: Dimensions) -> Dimensions:
+        """The student's shape, by the settings."""
+        head = teacher.query / teacher.heads
+        shared = teacher.query / max(1, teacher.value)
+        heads = self.heads or round(self.kv_heads * shared) or teacher.heads
+        return replace(
+            teacher,
+            layers=len(self.take) or self.layers or teacher.layers,
+            width=self.hidden_size or teacher.width,
+            feed_forward=self.intermediate_size or teacher.feed_forward,
+            heads=heads,
+            query=round(heads * head),
+            value=round((self.kv_heads or heads / shared) * head),
+        )
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Write the student and selection.json (what was taken of which layer) to `out`.

@@ -1,7 +1,6 @@
 """Round to nearest through llm-compressor: integer weights without calibration; a floor for GPTQ to beat, done in seconds."""
 
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -9,9 +8,10 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from tasks.quantize import compressed
+from tasks.shared.forecast import Forecast, Workload
 from tasks.shared.model.agreement import logits_of
 from tasks.shared.model.calibration import calibration_ids, calibration_rows
-from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun
+from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun
 
 log = logging.getLogger(__name__)
 
@@ -31,19 +31,19 @@ class RTN:
     max_tokens: Annotated[int, Field(ge=8)] = 192
     """Tokens per conversation in that comparison."""
 
-    ports: ClassVar[Mapping[str, Port]] = {
-        "model": Port((Kind.MODEL,)),
-        "calibration": Port((Kind.CORPUS,), optional=True),
-    }
-    produces: ClassVar[Kind] = Kind.MODEL
-    libraries: ClassVar[tuple[str, ...]] = (
-        "torch",
-        "transformers",
-        "llmcompressor",
-        "compressed-tensors",
-        "tokenizers",
-        "gguf",
+    spec: ClassVar[Spec] = Spec(
+        summary="4- or 8-bit weights by rounding to nearest, in seconds and without calibration",
+        ports={"model": Port((Kind.MODEL,)), "calibration": Port((Kind.CORPUS,), optional=True)},
+        produces=Kind.MODEL,
+        libraries=("torch", "transformers", "llmcompressor", "compressed-tensors", "tokenizers", "gguf"),
+        device="accelerator",
+        accepts="dense",
+        gives="packed",
     )
+
+    def forecast(self, work: Workload) -> Forecast:
+        """Seconds by the number of weights; integers and scales in every layer."""
+        return compressed.forecast_packing(work, self.bits, self.group_size, self.symmetric)
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Write a compressed-tensors folder (pack-quantized) to `out`."""

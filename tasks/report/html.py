@@ -1,6 +1,5 @@
 """Evidence pack of a verdict: page, data, performance log, bill of materials, model cards."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -9,12 +8,12 @@ from pydantic.dataclasses import dataclass
 
 from tasks.report.content.cards import as_blocks, brief, read_card
 from tasks.report.content.curves import read_influence, read_loss
-from tasks.report.content.provenance import WEIGHTS, read_origins
+from tasks.report.content.provenance import read_origins
 from tasks.report.content.report import Card, Licenses, Pruning, Report, Reproduce, Training, from_verdict
 from tasks.report.documents.pack import PACKED, pack_model, write_cards, write_logs
 from tasks.report.page.render import render
 from tasks.shared.formats.verdict import Verdict, read_verdict
-from tasks.shared.technique import Artifact, Inputs, Kind, Metrics, Port, StepRun
+from tasks.shared.technique import WEIGHTS, Artifact, Inputs, Kind, Metrics, Port, Spec, StepRun
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -42,15 +41,18 @@ class Html:
     licenses: Licenses = Field(default_factory=Licenses)
     """Licenses and terms, as far as known."""
 
-    ports: ClassVar[Mapping[str, Port]] = {
-        "verdict": Port((Kind.VERDICT,)),
-        "models": Port((Kind.MODEL, Kind.ENGINE), many=True, optional=True),
-        "scores": Port((Kind.SCORES,), many=True, optional=True),
-        "corpus": Port((Kind.CORPUS,), optional=True),
-        "traces": Port((Kind.TRACES,), optional=True),
-    }
-    produces: ClassVar[Kind] = Kind.REPORT
-    libraries: ClassVar[tuple[str, ...]] = ("jinja2", "markupsafe", "pydantic", "huggingface-hub", "packaging")
+    spec: ClassVar[Spec] = Spec(
+        summary="The evidence pack: self-contained page, performance log, bill of materials, model cards, the shipped model",
+        ports={
+            "verdict": Port((Kind.VERDICT,)),
+            "models": Port((Kind.MODEL, Kind.ENGINE), many=True, optional=True),
+            "scores": Port((Kind.SCORES,), many=True, optional=True),
+            "corpus": Port((Kind.CORPUS,), optional=True),
+            "traces": Port((Kind.TRACES,), optional=True),
+        },
+        produces=Kind.REPORT,
+        libraries=("jinja2", "markupsafe", "pydantic", "huggingface-hub", "packaging"),
+    )
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Write all files of the evidence pack.

@@ -1,10 +1,10 @@
-"""What a technique is: frozen settings, declared ports, and one call from input artifacts to an output folder."""
+"""The contract of a technique: frozen settings, one `Spec`, and one call from input artifacts to an output folder."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 from tasks.shared.errors import StillroomError, TechniqueError
 
@@ -28,6 +28,12 @@ class Kind(StrEnum):
     """Measures of every candidate against the baseline, and the decision."""
     REPORT = "report"
     """Pages for people."""
+
+
+Weights = Literal["same", "dense", "packed", "sparse", "factored"]
+"""How a model stores its weights.  packed: integers with scales.  factored: products of smaller matrices."""
+WEIGHTS = (Kind.MODEL, Kind.ENGINE)
+"""Kinds that hold a model's weights."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +87,7 @@ class Compute:
 
     threads: CPU threads.
     device: "cpu" or "cuda".
-    processes: processes that share a training, for techniques that declare `distributed`.
+    processes: processes that share the work of a step whose `Spec.distributed` is set.
     sharding: how these processes keep the weights: "none" (each has all) or "fsdp" (each has a part).
     compile: compile a training's decoder layers with torch.compile.
     checkpoint_s: seconds of work that a kill may cost; techniques that can save their state that often.
@@ -117,21 +123,69 @@ class StepRun:
 Metrics = dict[str, float | int | str]
 
 
-@runtime_checkable
-class Technique(Protocol):
-    """A frozen pydantic dataclass of settings whose call does one step.
+@dataclass(frozen=True, kw_only=True)
+class Plot:
+    """One table that a technique writes and that `dvc plots diff` draws.
 
-    ports and produces are read by the planner; libraries names the packages whose versions enter the key.
-    Four more class variables may be declared, each with a default:
-    unkeyed (frozenset of dotted names, none): settings that say how the work goes and can never change what comes out.
-    retries (int, 0): tries after a failure, for work that depends on something outside this machine.
-    alone (bool, False): the step measures time, so nothing else runs beside it.
-    scales (bool, False): the step can spread its work over `StepRun.processes`.
+    file: CSV file in the output folder.
+    title: short name of the curve.
+    x, y: columns.
+    template: a DVC template, or one below .dvc/plots; DVC's own draw a blank (a step without validation) as 0.
     """
 
-    ports: ClassVar[Mapping[str, Port]]
-    produces: ClassVar[Kind]
-    libraries: ClassVar[tuple[str, ...]]
+    file: str
+    title: str
+    x: str
+    y: tuple[str, ...]
+    x_label: str
+    y_label: str
+    template: str = "curve"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """Everything that the project knows about a technique besides its settings.
+
+    summary: one line for the tables of README.md and docs/techniques.md.
+    ports: inputs by name.
+    produces: kind of the artifact.
+    libraries: packages whose versions are in the key.
+    unkeyed: dotted names of settings that cannot change the artifact; they are in no key.
+    retries: attempts after a failure, for work that depends on a service outside this machine.
+    exclusive: the step measures time, so no other step may run at the same time.
+    distributed: the step can share its work among `Compute.processes`.
+    device: "accelerator" for steps that compute on a GPU if there is one, "cpu" for all others.
+    accepts: weights that the port `model` takes: "dense" refuses packed, sparse and factored ones.
+    gives: weights of the model that the step writes; "same": those of its port `model`.  None: it writes no model.
+    plots: tables that the step writes for `dvc plots`.
+    paper: source of the method; empty if there is none.
+    """
+
+    summary: str
+    ports: Mapping[str, Port]
+    produces: Kind
+    libraries: tuple[str, ...]
+    unkeyed: frozenset[str] = frozenset()
+    retries: int = 0
+    exclusive: bool = False
+    distributed: bool = False
+    device: Literal["cpu", "accelerator"] = "cpu"
+    accepts: Literal["any", "dense"] = "any"
+    gives: Weights | None = None
+    plots: tuple[Plot, ...] = ()
+    paper: str = ""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError if `gives` contradicts `produces`."""
+        if (self.produces in WEIGHTS) != (self.gives is not None):
+            raise ValueError(f"produces={self.produces} and gives={self.gives}: only models and engines have weights")
+
+
+@runtime_checkable
+class Technique(Protocol):
+    """A frozen pydantic dataclass of settings, with a `Spec`, whose call does one step."""
+
+    spec: ClassVar[Spec]
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Read `inputs`, write the artifact into the empty folder `out`, return a few figures for the tables."""

@@ -17,10 +17,11 @@ from tasks.shared.engines.endpoint import check_url, connect, for_each, read_key
 from tasks.shared.engines.llama_server import serve
 from tasks.shared.engines.samples import Sample, SampleStore
 from tasks.shared.errors import ConfigError, DataError, ModelError
+from tasks.shared.forecast import REQUEST_S, Forecast, Workload, forecast_light
 from tasks.shared.formats.articles import Article, read_articles
 from tasks.shared.formats.rows import Message, Row, read_rows, write_rows
 from tasks.shared.progress import progress_bar
-from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun
+from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun
 from tasks.shared.text.chat import join_answer
 from tasks.traces.account import card, effort, usage
 from tasks.traces.filter import ACCEPTED, Evidence, Limits, close_sentence
@@ -113,24 +114,22 @@ class OpenAI:
     embedded: Embedded = field(default_factory=Embedded)
     """The embedded server."""
 
-    ports: ClassVar[Mapping[str, Port]] = {
-        "teacher": Port((Kind.MODEL,), optional=True),
-        "prompts": Port((Kind.CORPUS,)),
-    }
-    produces: ClassVar[Kind] = Kind.TRACES
-    libraries: ClassVar[tuple[str, ...]] = ("xllamacpp", "httpx", "tenacity")
-    unkeyed: ClassVar[frozenset[str]] = frozenset(
-        {"api_key_env", "concurrency", "timeout_s", "max_attempts", "embedded.port"}
+    spec: ClassVar[Spec] = Spec(
+        summary="Answers of a teacher behind an OpenAI-compatible endpoint or in llama.cpp; keeps those that agree with the article",
+        ports={"teacher": Port((Kind.MODEL,), optional=True), "prompts": Port((Kind.CORPUS,))},
+        produces=Kind.TRACES,
+        libraries=("xllamacpp", "httpx", "tenacity"),
+        unkeyed=frozenset({"api_key_env", "concurrency", "timeout_s", "max_attempts", "embedded.port"}),
+        retries=2,
     )
-    """How the answers are fetched.
+    """The unkeyed settings say how the answers are fetched.
 
-    concurrency is here although continuous batching makes llama.cpp's last bits depend on what shares a batch: which
+    concurrency is among them although continuous batching makes llama.cpp's last bits depend on what shares a batch: which
     requests do is a matter of timing, so a repeat at the same value differs just as much (of 12 answers of a tiny model,
     3 between two runs at 4; 3 or 4 between runs at 4 and at 8), and a key with it would promise what it cannot hold.
     Seeds belong to row and sample, so it changes no distribution.  And who lowers it because the endpoint answered 429
     must not pay for every answer again.
     """
-    retries: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         """Raises ConfigError for settings that cannot work together."""
@@ -140,6 +139,12 @@ class OpenAI:
         if self.temperature == 0 and self.samples > different:
             got = f"{self.samples}, but temperature 0 with hint {self.hint!r} repeats the same answer"
             raise ConfigError("samples", got, f"{different}, or a temperature above 0", f"samples: {different}")
+
+    def forecast(self, work: Workload) -> Forecast:
+        """Seconds per request; the embedded server holds the teacher as it is on disk."""
+        asked = min(self.max_prompts or work.rows.train, work.rows.train) * self.samples
+        held = 0.0 if self.base_url else work.size("teacher").bytes
+        return forecast_light(10 + asked * REQUEST_S, held=held)
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Write train.jsonl, samples.jsonl, usage.json and card.json to `out`.

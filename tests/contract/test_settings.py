@@ -4,6 +4,7 @@ What it needs of each technique stands in its own unit test: see tests/settings_
 """
 
 import ast
+import csv
 import importlib
 import json
 import os
@@ -137,7 +138,7 @@ every_setting = pytest.mark.parametrize(
 def test_each_setting_has_its_change_and_a_key_of_its_own(bench: Bench) -> None:
     technique = bench.build({})
     assert set(bench.changes) == setting_names(technique), "CHANGES lists exactly the settings"
-    unkeyed = getattr(technique, "unkeyed", frozenset())
+    unkeyed = technique.spec.unkeyed
     assert unkeyed <= setting_names(technique), "unkeyed names settings"
     base = bench.key({})
     keys = {name: bench.key(bench.changed(name)) for name in bench.changes}
@@ -152,6 +153,14 @@ def test_the_same_settings_give_the_same_result(bench: Bench) -> None:
     assert bench.run({}) == bench.run({}, again=True), "otherwise no difference below would mean anything"
 
 
+@every_technique
+def test_a_run_writes_the_plots_that_it_declares(bench: Bench) -> None:
+    out = bench.outcome({}).out
+    for plot in bench.build({}).spec.plots:
+        with (out / plot.file).open(encoding="utf-8", newline="") as stream:
+            assert {plot.x, *plot.y} <= set(next(csv.reader(stream)))
+
+
 @every_setting
 def test_a_keyed_setting_changes_the_result_and_an_unkeyed_one_never(bench: Bench, name: str) -> None:
     change, changed = bench.changes[name], bench.changed(name)
@@ -162,7 +171,7 @@ def test_a_keyed_setting_changes_the_result_and_an_unkeyed_one_never(bench: Benc
         return
     after = bench.run(changed, change.inputs)
     assert name in bench.outcome(changed, change.inputs).read, "nobody reads it"
-    if name in getattr(bench.build({}), "unkeyed", ()):
+    if name in bench.build({}).spec.unkeyed:
         assert after == before, "it must not change the result, or it must be in the key"
     else:
         assert after != before, "it changes nothing: find what it is for, or take it away"

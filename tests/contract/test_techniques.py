@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 from dataclasses import asdict
@@ -14,14 +15,19 @@ import yaml
 
 from flows.planning.plan import STAGES, find_technique
 from flows.planning.steps import plain
+from flows.versioning.documents import PAGE, README, stale_documents
+from tasks.shared.forecast import Dimensions, Forecasts, Rows, Size, Workload
 from tasks.shared.store.keys import PROJECT
-from tasks.shared.technique import Kind, Port, Technique
+from tasks.shared.technique import WEIGHTS, Compute, Kind, Port, ReadsFiles, Spec, Technique
 from tests.project_files import matching, technique_options
+from tests.settings_case import setting_names
 
 OPTIONS = technique_options()
 IDS = [f"{file.parent.name}/{file.stem}" for file in OPTIONS]
 STAGE_MODULES = [file for stage in STAGES for file in matching(f"tasks/{stage}/*.py") if file.stem != "__init__"]
 """Modules directly in a stage's folder: its techniques, and what several of them use."""
+OUTSIDE = {("tasks", "shared")}
+MODULES = matching("tasks/**/*.py", "flows/**/*.py")
 
 
 def test_every_stage_has_a_technique() -> None:
@@ -72,13 +78,59 @@ def test_every_test_of_a_stage_is_named_after_its_module() -> None:
 
 
 @pytest.mark.parametrize("option", OPTIONS, ids=IDS)
-def test_ports_and_fields_are_documented(option: Path) -> None:
+def test_fields_are_documented(option: Path) -> None:
     technique = find_technique("test", yaml.safe_load(option.read_text("utf-8"))["_target_"])
-    assert isinstance(technique.produces, Kind) and all(isinstance(port, Port) for port in technique.ports.values())
     undocumented = [
         name for cls in technique.__mro__ if cls.__module__.startswith("tasks.") for name in _undocumented(cls)
     ]
     assert not undocumented, "every setting has its doc string under it"
+
+
+@pytest.mark.parametrize("option", OPTIONS, ids=IDS)
+def test_the_spec_is_whole(option: Path) -> None:
+    technique = find_technique("test", yaml.safe_load(option.read_text("utf-8"))["_target_"])
+    spec = technique.spec
+    assert isinstance(spec, Spec) and isinstance(spec.produces, Kind)
+    assert all(isinstance(port, Port) for port in spec.ports.values())
+    assert spec.summary and not spec.summary.endswith(".") and "|" not in spec.summary
+    assert not spec.unkeyed - setting_names(technique()), "unkeyed names settings"
+    if spec.gives == "same" or spec.accepts != "any":
+        assert Kind.MODEL in spec.ports["model"].kinds, "accepts and gives are about the port `model`"
+    assert (spec.gives is not None) == (spec.produces in WEIGHTS)
+    assert spec.device == "accelerator" or not spec.distributed
+    for plot in spec.plots:
+        assert plot.file.endswith(".csv") and plot.x and plot.y and plot.title
+        assert (PROJECT / ".dvc" / "plots" / f"{plot.template}.json").is_file()
+
+
+def test_no_module_outside_the_techniques_names_one() -> None:
+    """Planner, orchestration and shared code read specs; a stage or a technique by name would be one more place to edit."""
+    names = {"tasks." + ".".join(part) for part in ((file.parent.name, file.stem) for file in OPTIONS)}
+    compared = re.compile(rf"""\.stage\b\s*(==|!=|in\b)|match step\.stage|case "({"|".join(STAGES)})\"""")
+    for file in MODULES:
+        if file.relative_to(PROJECT).parts[:2] in OUTSIDE or file.relative_to(PROJECT).parts[0] == "flows":
+            text = file.read_text("utf-8")
+            assert not compared.search(text), f"{file}: a stage by name; ask for a kind or the spec"
+            assert not {name for name in names if re.search(rf"\b{re.escape(name)}\b", text)}, file
+
+
+@pytest.mark.parametrize("option", OPTIONS, ids=IDS)
+def test_every_technique_has_a_forecast_of_its_own_or_computes_little(option: Path) -> None:
+    technique = find_technique("test", yaml.safe_load(option.read_text("utf-8"))["_target_"])()
+    if not isinstance(technique, Forecasts):
+        assert technique.spec.device == "cpu" and technique.spec.gives is None
+        return
+    size = Size(1e9, 2e9, 1e8, Dimensions(16, 2048, 8192, 32, 2048, 512, 32000))
+    sizes = {name: (size,) for name, port in technique.spec.ports.items() if set(port.kinds) & set(WEIGHTS)}
+    if not isinstance(technique, ReadsFiles):
+        found = technique.forecast(Workload(sizes, Rows(), Compute(), 1e11))
+        assert found.seconds > 0 and found.memory > 0 and found.gpu_memory == 0
+        assert (found.size is not None) == (technique.spec.gives is not None)
+
+
+def test_the_generated_tables_are_up_to_date() -> None:
+    assert README.is_file() and PAGE.is_file()
+    assert not stale_documents(), "python -m flows.sync"
 
 
 def _undocumented(cls: type[Any]) -> list[str]:

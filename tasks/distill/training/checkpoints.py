@@ -111,7 +111,7 @@ def identity_of(settings: Any, model: Any, rows: Sequence[Mapping[str, Any]], ru
     data = hashlib.sha256()
     for row in rows:
         data.update(numpy.asarray([row["input_ids"], row["labels"]]).tobytes())
-    named = {key: value for key, value in asdict(settings).items() if key not in settings.unkeyed}
+    named = {key: value for key, value in asdict(settings).items() if key not in settings.spec.unkeyed}
     told = {"technique": type(settings).__name__, **{key: str(value) for key, value in named.items()}}
     marks = {"seed": str(run.seed), "sharding": run.compute.sharding if run.compute.processes > 1 else "none"}
     return told | marks | {"weights": seen.hexdigest()[:12], "rows": data.hexdigest()[:12]}

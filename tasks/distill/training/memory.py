@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tasks.distill.training.arguments import precision_of
+from tasks.distill.training.forecast import activation_bytes, batch_bytes, fixed_bytes
 from tasks.distill.training.options import Adapted
 from tasks.distill.training.settings import Training
 from tasks.shared.errors import MachineError
-from tasks.shared.model.head import CHUNK_ELEMENTS
+from tasks.shared.forecast import Dimensions
 from tasks.shared.technique import StepRun
 
 if TYPE_CHECKING:
@@ -18,10 +19,6 @@ if TYPE_CHECKING:
 
 SIGNS = ("out of memory", "can't allocate memory", "not enough memory")
 """How torch says it: CUDA's allocator, the CPU's by errno, and the CPU's own."""
-BYTES_PER_WEIGHT = 16
-"""Weight, gradient and AdamW's two moments in float32 (Rajbhandari et al. 2020, arXiv 1910.02054, section 3.1)."""
-LOGITS_COPIES = 4
-"""Of a chunk's logits at once: the product, its float32 copy, the log-probabilities and the gradient."""
 ROOM = 0.8
 """Share of the memory that a suggestion may fill: the allocator's gaps and the libraries take the rest."""
 M_MMAP_THRESHOLD, PIECE = -3, 2**20
@@ -80,22 +77,9 @@ class Demand:
     size: float
 
     def batch(self, rows: int, checkpointing: bool) -> float:
-        """Bytes that a batch keeps for the backward pass, and one chunk of logits.
-
-        Counted from a Llama layer (as Korthikanti et al. 2022, arXiv 2205.05198, section 4.1, do for GPT's): per token 2 norms with
-        input and output, queries, keys, values, attention's output and both residual sums, four tensors of the feed-forward
-        network's width, and heads x tokens probabilities.  With gradient checkpointing a layer keeps its input, and one layer at a
-        time is expanded.  Measured on a CPU: 0.8 to 1.2 times the estimate (docs/LOG.md).
-        """
-        config = self.config
-        width, heads, layers = config.hidden_size, config.num_attention_heads, config.num_hidden_layers
-        head = getattr(config, "head_dim", None) or width // heads
-        values = head * (getattr(config, "num_key_value_heads", None) or heads)
-        layer = 6 * width + 3 * head * heads + 3 * values + 4 * config.intermediate_size
-        layer += heads * self.tokens if self.eager else 0
-        kept = layer + layers * width if checkpointing else layers * layer
-        logits = min(rows * self.tokens * config.vocab_size, CHUNK_ELEMENTS) * 4 * LOGITS_COPIES
-        return float(rows * self.tokens * kept * self.size + logits)
+        """Bytes that a batch keeps for the backward pass: see `batch_bytes`."""
+        shape = Dimensions.from_config(self.config.to_dict())
+        return batch_bytes(shape, rows, self.tokens, self.size, self.eager, checkpointing)
 
     def most_rows(self, rows: int, checkpointing: bool, total: float) -> int:
         """The largest divisor of `rows` that fits into `total` bytes; 0 if one row does not."""
@@ -108,12 +92,8 @@ def demand(settings: Training, model: "PreTrainedModel", run: StepRun, seen: See
     config = model.config.get_text_config()
     weights = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    fixed = (4 * weights + (BYTES_PER_WEIGHT - 4) * trained) / (
-        run.compute.processes if run.compute.sharding == "fsdp" else 1
-    )
-    size = (
-        4 if precision_of(settings.precision, run.compute.device) == "float32" else 3
-    )  # norms and softmax stay float32
+    fixed = fixed_bytes(weights, trained, run.compute.processes if run.compute.sharding == "fsdp" else 1)
+    size = activation_bytes(precision_of(settings.precision, run.compute.device))
     eager = config._attn_implementation == "eager"
     return Demand(config, fixed + seen.beside, seen.tokens or settings.max_tokens, eager, size)
 

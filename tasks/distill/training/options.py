@@ -10,6 +10,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from tasks.distill.training.lora import Lora
+from tasks.shared.model.loading import Dtype
 
 STRICT = ConfigDict(extra="forbid")
 
@@ -45,3 +46,11 @@ class Adapted:
 
     lora: Lora = field(default_factory=Lora)
     """Train low-rank adapters in place of the weights."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Taught:
+    """For objectives with a teacher in memory, from the port `teacher`."""
+
+    teacher_dtype: Dtype = "float32"
+    """Weights of the teacher in memory."""

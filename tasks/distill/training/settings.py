@@ -1,19 +1,50 @@
 """Settings that every way of training has."""
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
+
+from tasks.distill.training.forecast import forecast_training
+from tasks.shared.forecast import Forecast, Workload
+from tasks.shared.technique import Kind, Plot, Port, Spec
+
+LOSS_PLOT = Plot(
+    file="loss.csv",
+    title="loss",
+    x="step",
+    y=("train_loss", "validation_loss"),
+    x_label="optimizer step",
+    y_label="loss (nats per token)",
+)
+
+
+def training_spec(summary: str, paper: str, ports: Mapping[str, Port] | None = None) -> Spec:
+    """The spec of a training technique: a dense model and rows in, a dense model out.
+
+    ports: inputs besides `model` and `data`.
+    """
+    return Spec(
+        summary=summary,
+        ports={"model": Port((Kind.MODEL,)), "data": Port((Kind.TRACES, Kind.CORPUS)), **(ports or {})},
+        produces=Kind.MODEL,
+        libraries=("torch", "transformers", "trl", "accelerate", "peft", "tokenizers", "gguf"),
+        unkeyed=frozenset({"gradient_checkpointing"}),  # recomputed activations equal the first ones bit for bit
+        distributed=True,
+        device="accelerator",
+        accepts="dense",
+        gives="dense",
+        plots=(LOSS_PLOT,),
+        paper=paper,
+    )
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Training:
     """Training settings that all techniques of this stage inherit."""
 
-    scales: ClassVar[bool] = True
-    libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "trl", "accelerate", "peft", "tokenizers", "gguf")
-    unkeyed: ClassVar[frozenset[str]] = frozenset({"gradient_checkpointing"})
-    """The recomputed activations are those of the forward pass bit for bit: dropout draws the same numbers again."""
+    spec: ClassVar[Spec]
 
     epochs: Annotated[float, Field(gt=0)] = 6
     """Passes over the training rows at the most."""
@@ -47,3 +78,7 @@ class Training:
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about 30 % more time; on a CPU, where freed memory then goes back
     at once, up to 50 % (docs/LOG.md)."""
+
+    def forecast(self, work: Workload) -> Forecast:
+        """Forecast a training on all rows, for as many epochs as are allowed."""
+        return forecast_training(self, work)

@@ -13,7 +13,7 @@ from tasks.shared.formats.rows import Row
 from tasks.shared.formats.scores import Role
 from tasks.shared.model.sources import sha256_file
 from tasks.shared.model.weights import read_gguf
-from tasks.shared.technique import Artifact, Inputs, Kind, Port
+from tasks.shared.technique import WEIGHTS, Artifact, Inputs, Kind, Port
 
 Engine = Literal["transformers", "llama.cpp"]
 Messages = list[dict[str, str]]
@@ -23,7 +23,6 @@ REFERENCE_SYSTEM = (
     "If the question is not about the shop, or asks for advice that a shop must not give, say: I can't help with that."
 )
 REFERENCE_LABELS = "You sort messages to a shop by topic. Answer with one of these topics and nothing else: {labels}."
-WEIGHTS = (Kind.MODEL, Kind.ENGINE)
 MODEL_PORTS: Mapping[str, Port] = {
     "baseline": Port(WEIGHTS),
     "candidates": Port(WEIGHTS, many=True, optional=True),

@@ -7,9 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tasks.shared.errors import DataError
 from tasks.shared.store.artifacts import Place
-from tasks.shared.technique import Artifact, Kind
+from tasks.shared.technique import WEIGHTS, Artifact, Kind
 
-WEIGHTS = (Kind.MODEL, Kind.ENGINE)
 SOURCE = "models."
 """How a manifest marks an input that the recipe started from, rather than one that a step made."""
 MAIN_PORT = "model"

@@ -12,6 +12,7 @@ from flows.planning import estimate
 from flows.planning.config import Runtime
 from flows.planning.plan import build_plan
 from tasks.shared.errors import MachineError
+from tasks.shared.model.weights import parameter_count
 from tests.tiny_llama import save_tiny
 
 
@@ -66,7 +67,7 @@ def test_a_teacher_in_memory_and_more_processes_are_forecast(recipe: dict[str, A
     plan = build_plan(recipe)
     found = estimate.estimate_plan(plan, Runtime(root=str(tmp_path)))
     teacher = next(iter(plan.sources.values()))
-    weights = estimate.parameter_count(teacher.path)
+    weights = parameter_count(teacher.path)
     assert found["online"].memory_bytes - found["tuned"].memory_bytes == pytest.approx(4 * weights)
     assert found["light"].memory_bytes - found["tuned"].memory_bytes == pytest.approx(2 * weights)
     assert found["online"].seconds - 15 == pytest.approx((found["tuned"].seconds - 15) * 4 / 3)

@@ -1,8 +1,10 @@
 """The planner: order, and every mistake found at once before anything runs."""
 
 import copy
+import re
 import subprocess
 import sys
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,9 @@ import pytest
 
 from flows.planning.plan import build_plan
 from flows.versioning.params import recipe_of, recipe_params
+from tasks.prune.depth import Depth
 from tasks.shared.errors import ErrorList
+from tasks.shared.technique import Spec
 
 
 @pytest.fixture
@@ -92,6 +96,63 @@ def test_foreign_targets_are_never_imported(recipe: dict[str, Any], target: str)
 def test_misspelled_setting_names_the_nearest(recipe: dict[str, Any]) -> None:
     recipe["steps"]["slim"]["ratoi"] = 0.4
     assert "did you mean steps.slim.ratio?" in refused(recipe)
+
+
+CLASS_VARIABLES = {"spec", *(field.name for field in fields(Spec))}
+
+
+@pytest.mark.parametrize("name", ["spec", "specs", "unkeyed", "scales", "ports"])
+def test_what_is_no_setting_is_never_suggested(recipe: dict[str, Any], name: str) -> None:
+    for step in ("slim", "student"):
+        recipe["steps"][step][name] = 1
+    message = refused(recipe)
+    assert f"Depth has no setting '{name}'" in message and f"SFT has no setting '{name}'" in message
+    offered = set(re.findall(r"\w+", " ".join(re.findall(r"(?:wanted:|did you mean) (.*)", message))))
+    assert "ratio" in offered and not offered & CLASS_VARIABLES, "neither listed nor suggested"
+
+
+PACKED = {"_target_": "tasks.quantize.rtn.RTN", "inputs": {"model": "slim"}}
+
+
+@pytest.mark.parametrize(
+    ("target", "more"),
+    [
+        ("tasks.prune.depth.Depth", {"calibration": "corpus"}),
+        ("tasks.prune.vocabulary.Vocabulary", {"data": ["corpus"]}),
+        ("tasks.prune.weight_selection.WeightSelection", {}),
+        ("tasks.quantize.gptq.GPTQ", {"calibration": "corpus"}),
+        ("tasks.distill.sft.SFT", {"data": "corpus"}),
+    ],
+)
+def test_packed_weights_are_refused_where_dense_ones_are_needed(
+    recipe: dict[str, Any], target: str, more: dict[str, Any]
+) -> None:
+    recipe["steps"]["int4"] = PACKED
+    recipe["steps"]["next"] = {"_target_": target, "inputs": {"model": "int4", **more}}
+    message = refused(recipe)
+    assert "int4, whose weights are packed" in message and "fix: steps.next.inputs.model=slim" in message
+
+
+def test_packed_weights_may_be_exported_and_measured(recipe: dict[str, Any]) -> None:
+    recipe["steps"]["int4"] = PACKED
+    recipe["steps"]["file"] = {"_target_": "tasks.export.gguf.Gguf", "inputs": {"model": "int4"}}
+    build_plan(recipe)
+
+
+def test_a_packed_model_of_the_user_s_is_refused_too(recipe: dict[str, Any], model: Path) -> None:
+    (model / "config.json").write_text('{"quantization_config": {"quant_method": "x"}}')
+    assert "models.teacher, whose weights are packed" in refused(recipe)
+
+
+def test_a_step_that_keeps_the_format_passes_on_that_of_its_model(
+    recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = replace(Depth.spec, accepts="any", gives="same")
+    monkeypatch.setattr(Depth, "spec", kept)
+    recipe["steps"]["int4"] = {**PACKED, "inputs": {"model": "models.teacher"}}
+    recipe["steps"]["slim"]["inputs"]["model"] = "int4"
+    message = refused(recipe)
+    assert "slim, whose weights are packed" in message and "steps.student.inputs.model=models.teacher" in message
 
 
 def test_value_out_of_range(recipe: dict[str, Any]) -> None:

@@ -13,14 +13,14 @@ from flows.running.schedule import Budget, Ended, run_graph
 class Planned:
     name: str
     needs: tuple[str, ...] = ()
-    alone: bool = False
+    exclusive: bool = False
 
 
 DIAMOND = (
     Planned("top"),
     Planned("left", ("top",)),
     Planned("right", ("top",)),
-    Planned("end", ("left", "right"), alone=True),
+    Planned("end", ("left", "right"), exclusive=True),
     Planned("other"),
 )
 

@@ -64,3 +64,16 @@ def test_plots_and_metrics_name_existing_outputs_by_stage(model: Path) -> None:
 
 def test_a_stages_name_tells_recipe_and_step() -> None:
     assert split_stage(stage_name("support_bot", "slim_2")) == ("support_bot", "slim_2")
+
+
+def test_only_tables_that_a_technique_writes_are_plotted(model: Path) -> None:
+    steps = recipe(model)
+    inputs = {"model": "models.big", "data": ["corpus"]}
+    steps["steps"]["words"] = {"_target_": "tasks.prune.vocabulary.Vocabulary", "inputs": inputs}
+    steps["steps"]["narrow"] = {
+        "_target_": "tasks.prune.weight_selection.WeightSelection",
+        "inputs": {"model": "words"},
+    }
+    steps["steps"]["tuned"] = {"_target_": "tasks.distill.sft.SFT", "inputs": {"model": "slim", "data": "corpus"}}
+    plots = [name for plot in dvc_yaml([build_plan(steps)])["plots"] for name in plot]
+    assert sorted(plots) == ["mine-slim-influence", "mine-tuned-loss"]

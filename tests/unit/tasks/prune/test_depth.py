@@ -4,13 +4,17 @@ import csv
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from flows.planning.sizes import size_of
 from tasks.prune.depth import Depth, block_influence, check_layers, choose_layers, drop_layers, measure_influence
 from tasks.shared.errors import TechniqueError
+from tasks.shared.forecast import Rows, Workload
 from tasks.shared.model.loading import load_model
+from tasks.shared.technique import Compute
 from tests.settings_case import Case, Change
 from tests.tiny_llama import build_model, build_tokenizer, empty_run, inputs_of, save_tiny, write_corpus
 
@@ -116,6 +120,16 @@ def test_saved_model_loads_without_missing_keys_and_answers_the_same(tmp_path: P
     with (out / "influence.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     assert [row["layer"] for row in rows if row["dropped"] == "1"] == str(metrics["dropped"]).split()
+
+
+@pytest.mark.parametrize("settings", [{"ratio": 0.5}, {"ratio": 0.0}, {"layers": (2,), "ratio": 0.75}])
+def test_the_forecast_counts_the_layers_that_are_dropped(tmp_path: Path, settings: dict[str, Any]) -> None:
+    source, technique = save_tiny(tmp_path / "source"), Depth(**settings)
+    out, run = empty_run(tmp_path)
+    metrics = technique(inputs_of(source, write_corpus(tmp_path / "corpus")), out, run)
+    made = technique.forecast(Workload({"model": (size_of(source),)}, Rows(), Compute(), 1e11)).size
+    assert made is not None and made.shape.layers == metrics["layers"]
+    assert made.parameters == pytest.approx(float(metrics["parameters"]), rel=0.01)
 
 
 def test_ratio_zero_keeps_every_layer() -> None:

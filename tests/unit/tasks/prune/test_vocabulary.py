@@ -12,13 +12,12 @@ import torch
 from tasks.export.gguf import Gguf
 from tasks.prune.tokens.record import VOCABULARY_FILE, Trimming
 from tasks.prune.vocabulary import Vocabulary, check_cuts
-from tasks.quantize.rtn import RTN
 from tasks.shared.errors import DataError, TechniqueError
 from tasks.shared.formats.articles import Article, write_articles
 from tasks.shared.formats.rows import read_rows
 from tasks.shared.model.loading import load_model, load_tokenizer
 from tasks.shared.model.saving import save_model
-from tasks.shared.technique import Artifact, Inputs, Kind, Upstream
+from tasks.shared.technique import Artifact, Inputs, Kind
 from tests.settings_case import Case, Change
 from tests.tiny_llama import SPECIAL, build_model, build_tokenizer, empty_run, save_tiny, write_corpus
 from tests.tiny_llama import inputs_of as gguf_inputs
@@ -143,13 +142,6 @@ def test_no_texts_are_refused(tmp_path: Path) -> None:
     out, run = empty_run(tmp_path)
     with pytest.raises(DataError, match="no texts"):
         Vocabulary()(inputs_of(save_tiny(tmp_path / "source")), out, run)
-
-
-def test_quantized_weights_are_refused_in_the_plan() -> None:
-    upstream = {"int4": Upstream(RTN(), {}), "tuned": Upstream(Vocabulary(), {})}
-    (problem,) = Vocabulary().plan_problems("steps.small", {"model": ("int4",)}, upstream)
-    assert "prune first" in str(problem)
-    assert not list(Vocabulary().plan_problems("steps.small", {"model": ("tuned",)}, upstream))
 
 
 def test_quantized_weights_are_refused_when_they_come_from_elsewhere(tmp_path: Path) -> None:

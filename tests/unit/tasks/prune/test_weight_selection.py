@@ -9,17 +9,18 @@ from typing import Any
 import pytest
 import torch
 
+from flows.planning.sizes import size_of
 from tasks.export.gguf import Gguf
 from tasks.prune.depth import drop_layers
 from tasks.prune.selection.copying import fill, student_config
 from tasks.prune.selection.picks import choose, leading
 from tasks.prune.selection.shape import Shape, shape_of, student_shape
 from tasks.prune.weight_selection import WeightSelection
-from tasks.quantize.rtn import RTN
 from tasks.shared.errors import ConfigError, TechniqueError
+from tasks.shared.forecast import Rows, Workload
 from tasks.shared.model.loading import load_model
 from tasks.shared.model.saving import save_model
-from tasks.shared.technique import Upstream
+from tasks.shared.technique import Compute
 from tests.settings_case import Case, Change
 from tests.tiny_llama import build_model, build_tokenizer, empty_run, inputs_of, save_tiny, write_corpus
 
@@ -216,17 +217,23 @@ def test_weights_that_are_not_known_to_shrink_are_refused() -> None:
 
 def test_the_plan_tells_what_cannot_be() -> None:
     technique = WeightSelection(heads=4, kv_heads=3)
-    problems = [
-        str(error)
-        for error in technique.plan_problems("steps.small", {"model": ("int4",)}, {"int4": Upstream(RTN(), {})})
-    ]
-    assert len(problems) == 3
-    assert all(
-        words in "\n".join(problems)
-        for words in ("prune first", "not a multiple of 3", "steps.small.inputs.calibration")
-    )
+    problems = [str(error) for error in technique.plan_problems("steps.small", {"model": ("tuned",)}, {})]
+    assert len(problems) == 2
+    assert all(words in "\n".join(problems) for words in ("not a multiple of 3", "steps.small.inputs.calibration"))
     sound = WeightSelection(layers=2)
     assert not list(sound.plan_problems("steps.small", {"model": ("tuned",)}, {}))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"layers": 2}, {"hidden_size": 32, "intermediate_size": 64}, {"take": (0, 3), "heads": 2}, {"kv_heads": 1}],
+)
+def test_the_forecast_is_of_the_student_that_is_made(tmp_path: Path, settings: dict[str, Any]) -> None:
+    source = save_tiny(tmp_path / "source")
+    _, metrics = run(tmp_path, source, width="leading", **settings)
+    technique = WeightSelection(width="leading", **settings)
+    made = technique.forecast(Workload({"model": (size_of(source),)}, Rows(), Compute(), 1e11)).size
+    assert made is not None and made.parameters == pytest.approx(metrics["parameters"], rel=0.02)
 
 
 def test_activations_without_a_text_are_refused(tmp_path: Path) -> None:

@@ -3,14 +3,18 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 
+from flows.planning.sizes import size_of
 from tasks.quantize.rtn import RTN
 from tasks.shared.errors import TechniqueError
+from tasks.shared.forecast import Rows, Workload
 from tasks.shared.model.loading import Dtype, load_model
 from tasks.shared.model.weights import weight_bytes
+from tasks.shared.technique import Compute
 from tests.settings_case import Case, Change
 from tests.tiny_llama import build_model, empty_run, inputs_of, save_tiny, write_corpus
 
@@ -40,6 +44,16 @@ def test_eight_bits_follow_the_source_closer_than_four(tmp_path: Path) -> None:
         results[bits] = (RTN(bits=bits, symmetric=bits == 8)(inputs, out, run), weight_bytes(out))
     assert float(results[8][0]["kl_to_source"]) < 0.1 * float(results[4][0]["kl_to_source"])
     assert results[4][1] < results[8][1]
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_the_forecast_of_the_size_is_that_of_the_files(tmp_path: Path, bits: Literal[4, 8], symmetric: bool) -> None:
+    source, technique = save_tiny(tmp_path / "source"), RTN(bits=bits, symmetric=symmetric)
+    out, run = empty_run(tmp_path)
+    technique(inputs_of(source), out, run)
+    made = technique.forecast(Workload({"model": (size_of(source),)}, Rows(), Compute(), 1e11)).size
+    assert made is not None and made.bytes == pytest.approx(weight_bytes(out), rel=0.1)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -218,10 +218,10 @@ def test_seed_and_every_library_are_in_the_identity(target: str, monkeypatch: py
     step = Step("step", target.split(".")[1], target, find_technique("test", target)(), {})
     found = [step.identity(0), step.identity(1)]
     installed = keys.version
-    for library in step.technique.libraries:
+    for library in step.technique.spec.libraries:
         monkeypatch.setattr(keys, "version", lambda name, new=library: "99.0" if name == new else installed(name))
         found.append(step.identity(0))
-    assert len(step.technique.libraries) > 0
+    assert len(step.technique.spec.libraries) > 0
     assert len({digest_json(item) for item in found}) == len(found)
 
 

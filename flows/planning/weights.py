@@ -1,0 +1,49 @@
+"""Weight formats along the graph: techniques that need dense weights are not given packed ones."""
+
+from collections.abc import Iterator, Mapping
+
+from flows.planning.steps import Source, Step
+from tasks.shared.errors import ConfigError
+from tasks.shared.model.weights import is_quantized
+from tasks.shared.technique import Weights
+
+PORT = "model"
+"""The port that `Spec.accepts` and `Spec.gives` speak of."""
+
+
+def weight_problems(step: Step, steps: Mapping[str, Step], sources: Mapping[str, Source]) -> Iterator[ConfigError]:
+    """Yield an error for each model whose weights the step's technique does not accept, with the dense model before it."""
+    if step.technique.spec.accepts == "any":
+        return
+    for name in step.inputs.get(PORT, ()):
+        chain = list(_chain(name, steps))
+        form = _format(chain[-1], steps, sources)
+        if form not in {"dense", "same"}:
+            dense = steps[chain[-1]].inputs.get(PORT, ()) if chain[-1] in steps else ()
+            where = f"steps.{step.name}.inputs.{PORT}"
+            yield ConfigError(
+                where,
+                f"{name}, whose weights are {form}",
+                "dense weights",
+                f"{where}={dense[0]}" if dense else "use the model as it was before quantization",
+            )
+
+
+def _chain(name: str, steps: Mapping[str, Step]) -> Iterator[str]:
+    """Yield a model's name and those of its ancestors, up to the one that decided the format of its weights."""
+    seen: set[str] = set()
+    while name not in seen:
+        seen.add(name)
+        yield name
+        step = steps.get(name)
+        if step is None or step.technique.spec.gives != "same" or not step.inputs.get(PORT):
+            return
+        name = step.inputs[PORT][0]
+
+
+def _format(name: str, steps: Mapping[str, Step], sources: Mapping[str, Source]) -> Weights:
+    """The format of a model's weights; a GGUF source is dense, because transformers unpacks it."""
+    if name in steps:
+        return steps[name].technique.spec.gives or "dense"
+    path = sources[name].path if name in sources else None
+    return "packed" if path is not None and path.is_dir() and is_quantized(path) else "dense"

@@ -1,0 +1,153 @@
+"""Tables of techniques in README.md and docs/techniques.md, generated from the techniques' specs and settings."""
+
+import ast
+import inspect
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from flows.planning.catalog import Entry, catalog
+from flows.planning.steps import plain
+from tasks.shared.errors import ConfigError
+from tasks.shared.store.keys import PROJECT
+from tasks.shared.technique import Port
+
+README, PAGE = PROJECT / "README.md", PROJECT / "docs" / "techniques.md"
+BEGIN, END = "<!-- techniques -->", "<!-- /techniques -->"
+"""The lines around generated text."""
+LONGEST = 60
+"""Characters of a default that are shown."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A setting by its dotted name, its default as JSON, and the first paragraph of its documentation."""
+
+    name: str
+    default: str
+    text: str
+
+
+def stale_documents() -> dict[Path, str]:
+    """Return the documents whose generated part is out of date, with the text that they should hold.
+
+    A document that does not exist is left out: an installed package has none.  Raises ConfigError for missing markers.
+    """
+    entries = catalog()
+    wanted = {README: table(entries), PAGE: reference(entries)}
+    texts = {path: (path.read_text("utf-8"), part) for path, part in wanted.items() if path.is_file()}
+    renewed = {path: (text, _between_markers(path, text, part)) for path, (text, part) in texts.items()}
+    return {path: new for path, (old, new) in renewed.items() if new != old}
+
+
+def write_documents() -> list[str]:
+    """Bring the generated parts up to date and return the names of the files that changed.  Raises ConfigError."""
+    stale = stale_documents()
+    for path, text in stale.items():
+        path.write_text(text, "utf-8")
+    return [path.name for path in stale]
+
+
+def _between_markers(path: Path, text: str, part: str) -> str:
+    """The text with another part between its markers."""
+    before, begin, rest = text.partition(f"{BEGIN}\n")
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ConfigError(
+            path.name, "no markers for the table of techniques", f"{BEGIN} and {END}", "put both lines where it belongs"
+        )
+    return f"{before}{begin}{part}\n{end}{after}"
+
+
+def table(entries: Sequence[Entry]) -> str:
+    """Stage, technique and summary; a stage's name stands in its first row."""
+    stages = [list(group) for _, group in groupby(entries, lambda entry: entry.stage)]
+    rows = [
+        ["" if index else entry.stage, f"`{entry.name}`", entry.spec.summary]
+        for group in stages
+        for index, entry in enumerate(group)
+    ]
+    return _markdown(["stage", "technique", "summary"], rows)
+
+
+def reference(entries: Sequence[Entry]) -> str:
+    """An overview of all techniques, then the inputs and settings of each."""
+    rows = [
+        [
+            f"[{entry.stage}/{entry.name}](#{entry.stage}{entry.name})",
+            entry.spec.accepts if "model" in entry.spec.ports else "",
+            entry.spec.gives or "",
+            entry.spec.device,
+            entry.spec.paper,
+        ]
+        for entry in entries
+    ]
+    overview = _markdown(["technique", "takes weights", "gives weights", "device", "paper"], rows)
+    return "\n\n".join([overview, *map(_section, entries)])
+
+
+def _section(entry: Entry) -> str:
+    """One technique: summary, inputs, output and settings."""
+    inputs = ", ".join(f"`{name}` ({_port(port)})" for name, port in entry.spec.ports.items()) or "none"
+    settings = [
+        [f"`{item.name}`", _escape(f"`{item.default}`"), _escape(item.text)] for item in settings_of(entry.technique())
+    ]
+    return "\n\n".join(
+        [
+            f"### {entry.stage}/{entry.name}",
+            f"{entry.spec.summary}.",
+            f"Inputs: {inputs}. Output: {entry.spec.produces}.",
+            _markdown(["setting", "default", "meaning"], settings),
+        ]
+    )
+
+
+def _port(port: Port) -> str:
+    """The kinds that a port accepts, and how many artifacts."""
+    notes = [word for word, holds in (("several", port.many), ("optional", port.optional)) if holds]
+    return ", ".join([" or ".join(port.kinds), *notes])
+
+
+def settings_of(settings: Any, prefix: str = "") -> Iterator[Setting]:
+    """Yield every setting of a technique, nested ones by their dotted names."""
+    texts = {name: text for cls in type(settings).__mro__ for name, text in _field_texts(cls).items()}
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        if is_dataclass(value):
+            yield from settings_of(value, f"{prefix}{field.name}.")
+            continue
+        default = json.dumps(plain(value), ensure_ascii=False)
+        shown = default if len(default) <= LONGEST else f"{default[: LONGEST - 3]}..."
+        yield Setting(prefix + field.name, shown, texts.get(field.name, ""))
+
+
+@cache
+def _field_texts(cls: type[Any]) -> dict[str, str]:
+    """First paragraph of the docstring under each field of a class, by the field's name."""
+    if not cls.__module__.startswith("tasks."):
+        return {}
+    tree = ast.parse(inspect.getsource(sys.modules[cls.__module__]))
+    body = next(node.body for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and node.name == cls.__name__)
+    return {
+        node.target.id: " ".join(after.value.value.split("\n\n")[0].split())
+        for node, after in zip(body, body[1:], strict=False)
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+        and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) and isinstance(after.value.value, str)
+    }  # fmt: skip
+
+
+def _escape(text: str) -> str:
+    """Text for a cell of a Markdown table, with its code spans as they are."""
+    parts = text.replace("|", "\\|").split("`")
+    return "`".join(part if index % 2 else part.replace("<", "&lt;") for index, part in enumerate(parts))
+
+
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

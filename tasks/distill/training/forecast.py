@@ -1,0 +1,128 @@
+"""Time and memory of a training by arithmetic, before it runs and when it has run out of memory."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from tasks.distill.training.options import Adapted, Packed, Taught
+from tasks.shared.forecast import (
+    BASE_BYTES,
+    DTYPE_BYTES,
+    GPU_BYTES,
+    START_S,
+    TOKENS_PER_ROW,
+    Dimensions,
+    Forecast,
+    Size,
+    Workload,
+)
+from tasks.shared.model.head import CHUNK_ELEMENTS
+from tasks.shared.model.loading import has_cpu_bfloat16
+from tasks.shared.technique import Compute
+
+if TYPE_CHECKING:
+    from tasks.distill.training.settings import Training
+
+WEIGHT_BYTES = 4
+"""Of a weight that is trained or frozen: float32."""
+TRAINED_BYTES = 12
+"""Of a trained weight besides itself: gradient and AdamW's two moments (Rajbhandari et al. 2020, arXiv 1910.02054, section 3.1)."""
+LOGITS_COPIES = 4
+"""Of a chunk's logits at once: the product, its float32 copy, the log-probabilities and the gradient."""
+LONG_ROW_TOKENS = 180
+"""Tokens of a row in the longest batch, where no pack is filled."""
+MATRICES = 7
+"""Linear layers of a decoder layer."""
+
+
+def fixed_bytes(weights: float, trained: float, shards: int) -> float:
+    """Bytes of weights, gradients and moments in one process.
+
+    weights, trained: parameters in all, and those with a gradient.  shards: processes that share them; 1 without fsdp.
+    """
+    return (WEIGHT_BYTES * weights + TRAINED_BYTES * trained) / shards
+
+
+def batch_bytes(shape: Dimensions, rows: float, tokens: int, value: float, eager: bool, checkpointing: bool) -> float:
+    """Bytes that a batch keeps for the backward pass, and one chunk of logits.
+
+    Counted from a Llama layer (as Korthikanti et al. 2022, arXiv 2205.05198, section 4.1, do for GPT's): per token 2 norms with
+    input and output, queries, keys, values, attention's output and both residual sums, four tensors of the feed-forward
+    network's width, and heads x tokens probabilities.  With gradient checkpointing a layer keeps its input, and one layer at a
+    time is whole.  Measured on a CPU: from 0.8 to 1.2 times as much (docs/LOG.md).
+
+    shape: its layers are those that the backward pass runs through.
+    tokens: of the longest row.
+    value: bytes of an activation.
+    eager: attention keeps its probabilities.
+    """
+    layer = 6 * shape.width + 3 * shape.query + 3 * shape.value + 4 * shape.feed_forward
+    layer += shape.heads * tokens if eager else 0
+    kept = layer + shape.layers * shape.width if checkpointing else shape.layers * layer
+    logits = min(rows * tokens * shape.vocabulary, CHUNK_ELEMENTS) * 4 * LOGITS_COPIES
+    return float(rows * tokens * kept * value + logits)
+
+
+def trained_parameters(settings: "Training", size: Size) -> float:
+    """Parameters that have a gradient: adapters only, or the layers that are not frozen."""
+    if isinstance(settings, Adapted) and settings.lora.rank:
+        share = len(settings.lora.targets) / MATRICES if settings.lora.targets else 1.0
+        return settings.lora.rank * size.shape.layers * size.shape.layer_ends * min(1.0, share)
+    if settings.frozen_layers:
+        return size.layer * max(0, size.shape.layers - settings.frozen_layers)
+    return size.parameters
+
+
+def forecast_training(settings: "Training", work: Workload) -> Forecast:
+    """Forecast a training: weights, gradients, moments, a batch's activations and a teacher; each process has its own.
+
+    The model is loaded on the CPU, also for a training on GPUs.
+    """
+    size, teacher, compute = work.size(), work.size("teacher"), work.compute
+    shards = compute.processes if compute.sharding == "fsdp" else 1
+    held = fixed_bytes(size.parameters, trained_parameters(settings, size), shards)
+    if isinstance(settings, Taught):
+        held += DTYPE_BYTES[settings.teacher_dtype] * teacher.parameters
+    batch = _batch_bytes(settings, size.shape, compute.device)
+    passes = 3 + (
+        teacher.parameters / size.parameters if size.parameters else 0
+    )  # forward, backward, teacher's forward
+    seconds = START_S + passes * settings.epochs * work.reading(size, work.rows.train * TOKENS_PER_ROW)
+    if compute.device == "cuda":
+        loaded = compute.processes * (BASE_BYTES + WEIGHT_BYTES * size.parameters)
+        gpu = GPU_BYTES + held + batch / compute.processes
+        return Forecast(seconds, loaded, gpu, size.saved(), savings=tuple(_savings(settings, compute)))
+    memory = compute.processes * (BASE_BYTES + held) + batch
+    return Forecast(seconds, memory, size=size.saved(), savings=tuple(_savings(settings, compute)))
+
+
+def _savings(settings: "Training", compute: Compute) -> Iterator[str]:
+    """Yield overrides with which the training takes less memory."""
+    if isinstance(settings, Adapted) and not settings.lora.rank:
+        yield "steps.{step}.lora.rank=16 trains adapters only"
+    if settings.batch_size > 1:
+        smaller = f"steps.{{step}}.batch_size={settings.batch_size // 2}"
+        yield f"{smaller} steps.{{step}}.accumulation={2 * settings.accumulation}"
+    if not settings.gradient_checkpointing:
+        yield "steps.{step}.gradient_checkpointing=true"
+    if compute.device == "cuda" and compute.sharding == "none":
+        yield "runtime.processes=0 runtime.sharding=fsdp spreads the weights over all GPUs"
+
+
+def _batch_bytes(settings: "Training", shape: Dimensions, device: str) -> float:
+    """Bytes of a whole batch, over all processes."""
+    packed = isinstance(settings, Packed) and settings.packing
+    tokens = settings.max_tokens if packed else min(LONG_ROW_TOKENS, settings.max_tokens)
+    exact = settings.precision == "float32" or (
+        settings.precision == "auto" and device == "cpu" and not has_cpu_bfloat16()
+    )
+    adapted = isinstance(settings, Adapted) and settings.lora.rank
+    layers = shape.layers if adapted else max(0, shape.layers - settings.frozen_layers)
+    value = activation_bytes("float32" if exact else "bfloat16")
+    return batch_bytes(
+        shape.with_layers(layers), settings.batch_size, tokens, value, device == "cpu", settings.gradient_checkpointing
+    )
+
+
+def activation_bytes(precision: str) -> float:
+    """Mean bytes of an activation: norms and softmax stay in float32."""
+    return 4 if precision == "float32" else 3

@@ -1,0 +1,229 @@
+"""The forecast of a step before it runs: model sizes, rows and compute in; seconds, bytes and memory out.
+
+Times count 2 floating point operations per weight and token of a forward pass (Kaplan et al. 2020, arXiv 2001.08361, section 2.1).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, runtime_checkable
+
+from tasks.shared.technique import Compute
+
+BASE_BYTES = 6e8
+"""Resident memory of a process that has loaded torch and transformers, and no model."""
+LIGHT_BYTES = 8e8
+"""Resident memory of a step that holds no model."""
+SMALL_BYTES = 2e6
+"""Bytes of an artifact that holds no model."""
+GPU_BYTES = 1e9
+"""GPU memory of a CUDA context, its kernels and a batch that is only read."""
+START_S = 15.0
+"""Seconds to import the libraries and load a model."""
+REQUEST_S = 0.5
+"""Seconds per request to an endpoint, with several in flight."""
+TOKENS_PER_ROW = 75
+ANSWER_TOKENS = 40
+GENERATION_COST = 3
+"""Cost of a generated token in tokens read: batches of answers use the processor less well than prompts do."""
+DTYPE_BYTES = {"float32": 4.0, "bfloat16": 2.0}
+"""Bytes of a weight."""
+SAVED_BYTES = 2.0
+"""Bytes of a weight in an artifact: models are written in bfloat16."""
+
+
+@dataclass(frozen=True)
+class Dimensions:
+    """Sizes of a decoder: layers, and the widths of its matrices.
+
+    heads: query heads.
+    query, value: width of all query heads, and of all key or value heads.
+    """
+
+    layers: int
+    width: int
+    feed_forward: int
+    heads: int
+    query: int
+    value: int
+    vocabulary: int
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "Dimensions":
+        """The shape that a transformers configuration describes; 0 where it does not say.  config: of the text model."""
+        width = int(config.get("hidden_size") or config.get("n_embd") or 0)
+        heads = int(config.get("num_attention_heads") or config.get("n_head") or 1)
+        head = config.get("head_dim") or width // heads
+        return cls(
+            layers=int(config.get("num_hidden_layers") or config.get("n_layer") or 0),
+            width=width,
+            feed_forward=int(config.get("intermediate_size") or config.get("n_inner") or 4 * width),
+            heads=heads,
+            query=head * heads,
+            value=head * int(config.get("num_key_value_heads") or heads),
+            vocabulary=int(config.get("vocab_size") or 0),
+        )
+
+    def with_layers(self, layers: int) -> "Dimensions":
+        """The same widths with another number of layers."""
+        return replace(self, layers=layers)
+
+    @property
+    def layer_parameters(self) -> int:
+        """Weights of one layer's seven matrices."""
+        return 2 * self.width * self.query + 2 * self.width * self.value + 3 * self.width * self.feed_forward
+
+    @property
+    def layer_ends(self) -> int:
+        """Rows plus columns of one layer's seven matrices: the weights of its adapters of rank 1."""
+        return 2 * (self.width + self.query) + 2 * (self.width + self.value) + 3 * (self.width + self.feed_forward)
+
+
+@dataclass(frozen=True)
+class Size:
+    """A model's weights.
+
+    bytes: on disk.
+    outer: parameters of the embedding and the head.
+    """
+
+    parameters: float
+    bytes: float
+    outer: float
+    shape: Dimensions
+
+    @property
+    def layer(self) -> float:
+        """Parameters of one decoder layer."""
+        return (self.parameters - self.outer) / max(1, self.shape.layers)
+
+    def reshaped(self, shape: Dimensions) -> "Size":
+        """The size of the same architecture in another shape, written in bfloat16."""
+        layer = self.layer * shape.layer_parameters / max(1, self.shape.layer_parameters)
+        outer = self.outer * shape.width / max(1, self.shape.width)
+        parameters = outer + layer * shape.layers
+        return Size(parameters, SAVED_BYTES * parameters, outer, shape)
+
+    def with_layers(self, layers: int) -> "Size":
+        """The size with another number of layers, written in bfloat16."""
+        return self.reshaped(self.shape.with_layers(max(0, layers)))
+
+    def saved(self) -> "Size":
+        """The same weights written in bfloat16."""
+        return replace(self, bytes=SAVED_BYTES * self.parameters)
+
+
+NOTHING = Size(0, 0, 0, Dimensions(0, 0, 0, 0, 0, 0, 0))
+"""The size of a model that is not there."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Conversations in the training and the test split of a corpus."""
+
+    train: int = 500
+    test: int = 500
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is known of a step before it runs.
+
+    sizes: models by port, in the recipe's order.
+    rows: of the corpora that the step reads, directly or not.
+    compute: threads, device and processes.  On CUDA each process has a GPU.
+    flops: floating point operations per second of all of that together.
+    """
+
+    sizes: Mapping[str, tuple[Size, ...]]
+    rows: Rows
+    compute: Compute
+    flops: float
+
+    def size(self, port: str = "model") -> Size:
+        """The first model of a port; `NOTHING` if it has none."""
+        return next(iter(self.sizes.get(port, ())), NOTHING)
+
+    @property
+    def models(self) -> tuple[Size, ...]:
+        """All models that the step reads."""
+        return tuple(size for sizes in self.sizes.values() for size in sizes)
+
+    def reading(self, size: Size, tokens: float) -> float:
+        """Seconds to read so many tokens with a model."""
+        return 2 * size.parameters * tokens / self.flops
+
+    def test_rows(self, limit: int) -> int:
+        """Rows of the test split that a step with this `limit` uses; 0 takes all."""
+        return min(limit or self.rows.test, self.rows.test)
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The forecast of one step.
+
+    memory: bytes at the peak, of all its processes together.
+    gpu_memory: bytes at the peak on each GPU.
+    size: of the model that the step writes; None: it writes no model.
+    disk: bytes of the artifact besides a model.
+    rows: of the corpus that the step writes; None: it writes no corpus.
+    savings: overrides that lower the memory, `{step}` in place of the step's name.
+    """
+
+    seconds: float
+    memory: float
+    gpu_memory: float = 0.0
+    size: Size | None = None
+    disk: float = SMALL_BYTES
+    rows: Rows | None = None
+    savings: tuple[str, ...] = ()
+
+
+@runtime_checkable
+class Forecasts(Protocol):
+    """A technique that can forecast its work."""
+
+    def forecast(self, work: Workload) -> Forecast:
+        """Return seconds, bytes and memory of the step, and the size of the model that it writes."""
+        ...
+
+
+def forecast_light(seconds: float, rows: Rows | None = None, held: float = 0.0) -> Forecast:
+    """A forecast for steps that compute little.
+
+    rows: of the corpus that the step writes.
+    held: bytes of a model in memory.
+    """
+    return Forecast(seconds, LIGHT_BYTES + held, disk=SMALL_BYTES, rows=rows)
+
+
+def forecast_reading(
+    work: Workload,
+    seconds: float,
+    parameters: float,
+    size: Size | None = None,
+    disk: float = SMALL_BYTES,
+    dtype: str = "float32",
+) -> Forecast:
+    """A forecast for steps that read with models in memory, or that change their weights.
+
+    seconds: beyond imports and the first loading.
+    parameters: of all models that are in memory at the same time.
+    size: of the model that the step writes.
+    dtype: of the weights in memory.
+    """
+    weights = DTYPE_BYTES[dtype] * parameters
+    on_gpu = work.compute.device == "cuda"
+    return Forecast(
+        seconds=START_S + seconds,
+        memory=BASE_BYTES + (weights if on_gpu else 2 * weights),  # on a CPU, loading and saving hold them twice
+        gpu_memory=weights + GPU_BYTES if on_gpu else 0.0,
+        size=size,
+        disk=disk,
+    )
+
+
+def forecast_default(work: Workload) -> Forecast:
+    """A forecast for techniques without one of their own: they read the rows with their first model and write it again."""
+    size = next(iter(work.models), NOTHING)
+    seconds = 0.1 * work.reading(size, work.rows.train * TOKENS_PER_ROW)
+    return forecast_reading(work, seconds, size.parameters, size.saved() if size.parameters else None)
