@@ -56,7 +56,11 @@ class Generation:
     again: Annotated[int, Field(ge=0)] = 0
     """Times to ask the baseline once more, in other batches (llama.cpp: in the other order): the noise of asking."""
 
-    ports: ClassVar[Mapping[str, Port]] = {**MODEL_PORTS, "data": Port((Kind.CORPUS,))}
+    ports: ClassVar[Mapping[str, Port]] = {
+        **MODEL_PORTS,
+        "reference": Port((Kind.MODEL,), optional=True, wire="reader"),
+        "data": Port((Kind.CORPUS,)),
+    }
     produces: ClassVar[Kind] = Kind.SCORES
     libraries: ClassVar[tuple[str, ...]] = (
         "torch", "transformers", "tokenizers", "auto-round", "compressed-tensors", "gguf", "lm-eval", "xllamacpp", "numpy", "rouge-score"

@@ -68,7 +68,7 @@ class Paired:
     prices: Prices = Field(default_factory=Prices)
     """What answers are paid with, for the cost of 1,000 of them."""
 
-    ports: ClassVar[Mapping[str, Port]] = {**MODEL_PORTS, "scores": Port((Kind.SCORES,), many=True)}
+    ports: ClassVar[Mapping[str, Port]] = {**MODEL_PORTS, "scores": Port((Kind.SCORES,), many=True, wire="recipe")}
     produces: ClassVar[Kind] = Kind.VERDICT
     libraries: ClassVar[tuple[str, ...]] = ("scipy", "statsmodels", "numpy")
 

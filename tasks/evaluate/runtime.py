@@ -84,7 +84,7 @@ class Runtime:
     limit_s: Annotated[float, Field(gt=0)] = 300.0
     """Seconds that a model may take to load, and let pass without news (in transformers: for all of a repeat); else it counts as failed."""
 
-    ports: ClassVar[Mapping[str, Port]] = {**MODEL_PORTS, "data": Port((Kind.CORPUS,), optional=True)}
+    ports: ClassVar[Mapping[str, Port]] = {**MODEL_PORTS, "data": Port((Kind.CORPUS,), optional=True, wire="recipe")}
     produces: ClassVar[Kind] = Kind.SCORES
     alone: ClassVar[bool] = True
     libraries: ClassVar[tuple[str, ...]] = (

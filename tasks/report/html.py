@@ -41,10 +41,10 @@ class Html:
 
     ports: ClassVar[Mapping[str, Port]] = {
         "verdict": Port((Kind.VERDICT,)),
-        "models": Port((Kind.MODEL, Kind.ENGINE), many=True, optional=True),
-        "scores": Port((Kind.SCORES,), many=True, optional=True),
-        "corpus": Port((Kind.CORPUS,), optional=True),
-        "traces": Port((Kind.TRACES,), optional=True),
+        "models": Port((Kind.MODEL, Kind.ENGINE), many=True, optional=True, wire="inputs"),
+        "scores": Port((Kind.SCORES,), many=True, optional=True, wire="inputs"),
+        "corpus": Port((Kind.CORPUS,), optional=True, wire="inputs"),
+        "traces": Port((Kind.TRACES,), optional=True, wire="inputs"),
     }
     produces: ClassVar[Kind] = Kind.REPORT
     libraries: ClassVar[tuple[str, ...]] = ("jinja2", "markupsafe", "pydantic", "huggingface-hub", "packaging")

@@ -112,8 +112,8 @@ def test_readme_way_to_own_data_plans(tmp_path: Path) -> None:
             assert line[1:] + "\n" in text, line
             text = text.replace(line[1:] + "\n", "")
     added = [line[1:] for line in diff if line.startswith("+")]
-    defaults, models, corpus = added[:2], added[2], added[3]
-    text = text.replace("defaults:\n", "defaults:\n" + "\n".join(defaults) + "\n")
+    defaults, models, corpus = added
+    text = text.replace("defaults: [\n", f"defaults: [\n{defaults}\n")
     text = text.replace("name: support_bot\nsteps:\n", f"name: mine\n{models}\nsteps:\n{corpus}\n")
     save_tiny(tmp_path / "model")
     row = '{"messages": [{"role": "user", "content": "%s"}, {"role": "assistant", "content": "yes"}]}\n'
