@@ -16,10 +16,10 @@ Names = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Node:
-    """A step as the recipe writes it, also one whose settings are wrong.
+    """A step as the recipe writes it, even if its settings are wrong.
 
     ports, kind: of its technique; empty and None if there is no such technique.
-    inputs: names by port; an empty tuple is a port that shall have none.
+    inputs: names by port as the recipe has them; an empty tuple means none.
     """
 
     ports: Mapping[str, Port]
@@ -29,7 +29,12 @@ class Node:
 
 @dataclass(frozen=True)
 class Wiring:
-    """The inputs of every step, the ports among them that the plan wired, and the problems by step."""
+    """The result of `wire`, by step.
+
+    inputs: names by port, without empty ports, in the order of the technique's ports.
+    wired: ports among them that the recipe leaves out.
+    problems: only of steps that have some.
+    """
 
     inputs: Mapping[str, Mapping[str, Names]]
     wired: Mapping[str, Names]
@@ -39,7 +44,8 @@ class Wiring:
 def wire(nodes: Mapping[str, Node], sources: Sequence[str]) -> Wiring:
     """Wire every port that is left out and can be wired in one way only.
 
-    nodes: all steps, in the recipe's order.  sources: names of the models that the recipe starts from.
+    nodes: all steps, in the recipe's order.
+    sources: names of the models that the recipe starts from, such as models.teacher.
     """
     graph = _Graph(nodes, sources)
     graph.settle()
@@ -55,7 +61,7 @@ def wire(nodes: Mapping[str, Node], sources: Sequence[str]) -> Wiring:
 
 
 def recipe_inputs(step: Step) -> dict[str, Any]:
-    """A step's inputs as a recipe writes them in full, with null or [] for a port that a plan would else wire."""
+    """A step's inputs written in full, with null or [] at empty ports that a plan would otherwise wire."""
     written: dict[str, Any] = {}
     for name, port in step.technique.ports.items():
         names = step.inputs.get(name, ())
@@ -65,7 +71,7 @@ def recipe_inputs(step: Step) -> dict[str, Any]:
 
 
 def scope_of(port: Port) -> str:
-    """Where the plan looks for a port that is left out; empty if nowhere (`Port.wire`)."""
+    """The place where the plan looks for an input that is left out (`Port.wire`); empty if nowhere."""
     return port.wire or ("" if port.optional or port.many else "recipe")
 
 
@@ -74,7 +80,7 @@ def _in_port_order(node: Node, inputs: Mapping[str, Names]) -> dict[str, Names]:
 
 
 class _Graph:
-    """The recipe's edges, and those that are added."""
+    """The recipe's edges, and those that the rules add."""
 
     def __init__(self, nodes: Mapping[str, Node], sources: Sequence[str]) -> None:
         self.nodes = nodes
@@ -84,16 +90,16 @@ class _Graph:
         self._origins: dict[str, set[str]] = {}
 
     def settle(self) -> None:
-        """Add edges: required single ports, optional ones, lists, ports that look at readers, ports that look at inputs.
+        """Add edges: required single ports first, then optional ones, lists, and ports that look at readers or inputs.
 
-        An edge can rule out a candidate of another port, since it may close a cycle: each group is repeated until nothing follows.
+        An edge can rule out a candidate of another port, which would close a cycle: each group is repeated until nothing changes.
         """
         for group in (("recipe", False, False), ("recipe", False, True), ("recipe", True), ("reader",), ("inputs",)):
             while any([self._take(step, port) for step, port in self._open(*group)]):
                 pass
 
     def _open(self, scope: str, many: bool | None = None, optional: bool | None = None) -> list[tuple[str, str]]:
-        """Steps and ports left out so far that look in this scope."""
+        """Steps and ports without an input so far that look in this scope."""
         return [
             (step, name)
             for step, node in self.nodes.items()
@@ -105,7 +111,7 @@ class _Graph:
         ]
 
     def _take(self, step: str, name: str) -> bool:
-        """Wire a port if there is one way; return True if so."""
+        """Wire a port if there is one way to do so; return True if it was wired."""
         port = self.nodes[step].ports[name]
         if scope_of(port) == "reader":
             values = set(self.of_readers(step, name).values())
@@ -119,10 +125,10 @@ class _Graph:
         return bool(found)
 
     def candidates(self, step: str, port: str) -> list[str]:
-        """Names that a port may take: none made from the step itself, and for one artifact, none that the step reads already.
+        """Artifacts that a port may take, none of them made from the step itself.
 
-        For one artifact they are of one kind, the first of the port's kinds that there is.  A list takes steps only: a
-        model that the recipe starts from is there to be named.
+        For a single input: of the first of the port's kinds that is there, and not at another port of the step already.
+        For a list: steps only; a model that the recipe starts from has to be named.
         """
         wanted = self.nodes[step].ports[port]
         known = self.origins(step) if scope_of(wanted) == "inputs" else self.kinds.keys()
@@ -140,7 +146,7 @@ class _Graph:
         return [name for name, kind in self.kinds.items() if kind in kinds and name != step]
 
     def of_readers(self, step: str, port: str) -> dict[str, Names]:
-        """By reader of the step that has such a port: what it takes there."""
+        """Names at the port of the same name, by step that reads this one and has such a port."""
         return {
             name: self.inputs[name].get(port, ())
             for name, node in self.nodes.items()
@@ -148,7 +154,7 @@ class _Graph:
         }
 
     def origins(self, name: str) -> set[str]:
-        """Everything that an artifact is made from, directly or not."""
+        """All artifacts that this one is made from, directly or indirectly."""
         if name not in self._origins:
             found: set[str] = set()
             waiting = [name]
@@ -163,7 +169,7 @@ class _Graph:
         return {read for names in self.inputs.get(name, {}).values() for read in names}
 
     def problems(self, step: str) -> Iterator[ConfigError]:
-        """One error for every port of a step that has to be named."""
+        """One error for each port that the recipe has to name."""
         node = self.nodes[step]
         for name, port in node.ports.items():
             if self.inputs[step].get(name) or (name in node.inputs and port.optional):
@@ -216,7 +222,7 @@ def _disagreement(step: str, name: str, values: Mapping[str, Names]) -> ConfigEr
 
 
 def _type(step: str, name: str, port: Port, example: str) -> str:
-    """What to type in the recipe and on the command line."""
+    """Text to type in the recipe or on the command line."""
     value = f"[{example}]" if port.many else example
     return f"{step}: {{inputs: {{{name}: {value}}}}} in the recipe, or '+{_where(step, name)}={value}'"
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from flows.planning.config import Runtime, compose_recipe
+from flows.planning.config import Runtime, compose_recipe, recipe_names
 from flows.planning.plan import build_plan
 from flows.planning.session import Session
 from flows.planning.steps import Plan
@@ -326,12 +326,24 @@ def test_a_short_recipe_is_the_long_one_step_by_step(
     assert not any(step.wired for step in long.steps)
 
 
-def code_lines(name: str) -> int:
-    return len((PROJECT / "conf/recipe" / f"{name}.yaml").read_text("utf-8").splitlines())
+@pytest.mark.needs_embedded
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_recipe_names_no_input_that_the_plan_would_wire(name: str, data: Path) -> None:
+    composed = compose_recipe(name, [f"steps.bench.data={data}"] if name == "support_bot_bench" else []).recipe
+    plan = build_plan(composed)
+    for step, node in composed["steps"].items():
+        for port in node.get("inputs", {}):
+            left_out = {key: value for key, value in node["inputs"].items() if key != port}
+            shorter = {**composed, "steps": {**composed["steps"], step: {**node, "inputs": left_out}}}
+            try:
+                assert build_plan(shorter).steps != plan.steps, f"{step}.inputs.{port} need not be named"
+            except ErrorList as error:
+                assert port in str(error)
 
 
-def test_recipes_stay_short() -> None:
-    assert code_lines("support_bot") <= 30 and code_lines("minimal") <= 14
+@pytest.mark.parametrize(("name", "most"), [("support_bot", 30), ("minimal", 14)])
+def test_recipes_stay_short(name: str, most: int) -> None:
+    assert len((PROJECT / "conf/recipe" / f"{name}.yaml").read_text("utf-8").splitlines()) <= most
 
 
 @pytest.mark.needs_embedded
