@@ -26,6 +26,7 @@ from flows.planning.catalog import first_that_produces
 from flows.planning.config import Settings, compose_recipe, recipe_names
 from flows.planning.plan import NAME_PATTERN, build_plan
 from flows.planning.steps import Plan, Step
+from flows.planning.wiring import recipe_inputs
 from flows.running.child import Stopped
 from tasks.shared.errors import ConfigError, StillroomError
 from tasks.shared.model.sources import user_path
@@ -220,11 +221,11 @@ def _needed(recipe: Mapping[str, Any], plan: Plan, steps: Mapping[str, Any]) -> 
 
 
 def _with_models(node: Mapping[str, Any], step: Step, contestants: Sequence[Contestant]) -> dict[str, Any]:
-    if not MODELS & step.technique.spec.ports.keys():
-        return dict(node)
-    names = [f"models.{one.name}" for one in contestants]
-    inputs = {port: value for port, value in node["inputs"].items() if port not in MODELS}
-    return {**node, "inputs": {**inputs, "baseline": names[0], "candidates": names[1:]}}
+    inputs = recipe_inputs(step)
+    if MODELS & step.technique.spec.ports.keys():
+        names = [f"models.{one.name}" for one in contestants]
+        inputs |= dict.fromkeys(MODELS) | {"baseline": names[0], "candidates": names[1:]}
+    return {**node, "inputs": inputs}
 
 
 def compare(texts: Sequence[str], recipe: str, overrides: Sequence[str], folder: Path | None = None) -> str:

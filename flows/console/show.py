@@ -36,6 +36,8 @@ def show_plan(plan: Plan, runtime: Runtime, variant: bool = False, console: Cons
     }
     for name, why in reasons.items():
         console.print(f"[bold]{name}[/bold] runs again: {escape(why)}", highlight=False)
+    for line in wiring_lines(plan):
+        console.print(line, highlight=False)
     console.print(tree(plan))
     console.print("mermaid (paste it into Markdown):", style="bold")
     console.print(mermaid(plan), markup=False, highlight=False, soft_wrap=True)
@@ -75,6 +77,19 @@ def cost_table(plan: Plan, estimates: dict[str, Estimate], status: Mapping[str, 
         bytes_text(max(item.memory_bytes for item in estimates.values())),
     )
     return table
+
+
+def wiring_lines(plan: Plan) -> Iterator[str]:
+    """A line for each step with inputs that the plan wired: "tuned wired: model=models.teacher, data=traces"."""
+    for step in plan.steps:
+        taken = [f"{port}={_input_text(step, port)}" for port in step.wired]
+        if taken:
+            yield f"[bold]{step.name}[/bold] wired: {escape(', '.join(taken))}"
+
+
+def _input_text(step: Step, port: str) -> str:
+    names = ", ".join(step.inputs[port])
+    return f"[{names}]" if step.technique.spec.ports[port].many else names
 
 
 def tree(plan: Plan) -> Tree:

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from flows.planning.steps import Plan, Source, Step
 from flows.planning.weights import weight_problems
+from flows.planning.wiring import Node, Wiring, wire
 from tasks.shared.errors import ConfigError, ErrorList, StillroomError
 from tasks.shared.model.sources import ModelSource
 from tasks.shared.store.keys import module_file
@@ -26,7 +27,7 @@ NAME_PATTERN = r"[a-z][a-z0-9_]{0,40}"
 
 
 def build_plan(config: Mapping[str, Any]) -> Plan:
-    """Check a composed recipe and order its steps.
+    """Check a composed recipe, wire what it leaves out (flows/planning/wiring.py), and order its steps.
 
     config: plain resolved dict with `name`, `seed`, `models` and `steps`.
     Raises ErrorList with every problem: unknown inputs, cycles, wrong kinds, settings without a technique, foreign
@@ -40,7 +41,10 @@ def build_plan(config: Mapping[str, Any]) -> Plan:
             ConfigError("steps", "the recipe has no steps", "at least one", "see conf/recipe/ for examples")
         )
     sources = dict(_sources(config.get("models") or {}, problems))
-    steps = {key: step for key, node in nodes.items() if (step := _step(key, node, problems)) is not None}
+    wiring = wire(
+        {key: _node(node) for key, node in nodes.items()}, [f"models.{key}" for key in config.get("models") or {}]
+    )
+    steps = {key: step for key, node in nodes.items() if (step := _step(key, node, wiring, problems)) is not None}
     for key in [name, *nodes]:
         if not _valid_name(key):
             problems.append(
@@ -55,7 +59,9 @@ def build_plan(config: Mapping[str, Any]) -> Plan:
     for step in steps.values():
         problems.extend(_input_problems(step, steps, sources, set(nodes)))
         problems.extend(weight_problems(step, steps, sources))
-        if isinstance(step.technique, ChecksPlan):
+        problems.extend(wiring.problems.get(step.name, ()))
+        whole = wiring.problems.keys().isdisjoint({step.name, *step.needs})
+        if isinstance(step.technique, ChecksPlan) and whole:
             problems.extend(step.technique.plan_problems(f"steps.{step.name}", step.inputs, upstream))
     order = _order(steps, problems)
     if problems:
@@ -83,7 +89,28 @@ def _sources(models: Mapping[str, Any], problems: list[StillroomError]) -> Itera
             problems.append(error)
 
 
-def _step(name: str, node: Any, problems: list[StillroomError]) -> Step | None:
+def _node(node: Any) -> Node:
+    """A step as the recipe writes it; what is wrong with it is found by `_step`."""
+    if not isinstance(node, Mapping):
+        return Node({}, None, {})
+    written = node.get("inputs")
+    inputs = {str(port): _names(value) for port, value in written.items()} if isinstance(written, Mapping) else {}
+    try:
+        cls = find_technique("", str(node.get("_target_")))
+    except StillroomError:
+        return Node({}, None, inputs)
+    return Node(cls.spec.ports, cls.spec.produces, inputs)
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    """The names at a port; none for null."""
+    if value is None:
+        return ()
+    several = isinstance(value, Sequence) and not isinstance(value, str)
+    return tuple(map(str, value)) if several else (str(value),)
+
+
+def _step(name: str, node: Any, wiring: Wiring, problems: list[StillroomError]) -> Step | None:
     where = f"steps.{name}"
     if not isinstance(node, Mapping):
         problems.append(
@@ -117,15 +144,15 @@ def _step(name: str, node: Any, problems: list[StillroomError]) -> Step | None:
             for file in technique.sources()
             if not file.exists()
         )
-    inputs = {
-        str(port): tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (str(value),)
-        for port, value in (node.get("inputs") or {}).items()
-    }
+    if not isinstance(node.get("inputs") or {}, Mapping):
+        problems.append(ConfigError(f"{where}.inputs", repr(node["inputs"]), "names by port, such as {model: tuned}"))
     seed = node.get("seed")
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or seed < 0):
         problems.append(ConfigError(f"{where}.seed", repr(seed), "a whole number from 0", f"{where}.seed=1"))
         return None
-    return Step(name, str(target).split(".")[1], str(target), technique, inputs, seed)
+    return Step(
+        name, str(target).split(".")[1], str(target), technique, wiring.inputs[name], seed, wired=wiring.wired[name]
+    )
 
 
 def find_technique(where: str, target: str) -> type[Any]:
@@ -178,21 +205,11 @@ def _input_problems(
             )
             continue
         if len(names) != 1 and not ports[port].many:
-            yield ConfigError(
-                where, f"{len(names)} names", "exactly one", f"{where}={names[0]}" if names else f"{where}=<step>"
-            )
+            yield ConfigError(where, f"{len(names)} names", "exactly one", f"{where}={names[0]}")
         if len(set(names)) != len(names):
             yield ConfigError(where, f"a name twice: {', '.join(names)}", "each name once")
         for name in names:
             yield from _edge_problems(where, name, ports[port], steps, sources, named)
-    for port, wanted in ports.items():
-        if not wanted.optional and not step.inputs.get(port):
-            yield ConfigError(
-                f"steps.{step.name}.inputs.{port}",
-                "missing",
-                " or ".join(wanted.kinds),
-                f"steps.{step.name}.inputs.{port}=<step>",
-            )
 
 
 def _edge_problems(

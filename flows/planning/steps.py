@@ -1,7 +1,7 @@
 """What a plan is made of: the models it starts from, its steps, and their order."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ class Step:
     inputs: Mapping[str, tuple[str, ...]]
     seed: int | None = None
     """Its own, in place of the recipe's: so that one step can be made twice, to see how much is chance."""
+    wired: tuple[str, ...] = field(default=(), compare=False)
+    """Ports that the recipe leaves out and the plan wired, to be shown."""
 
     @property
     def kind(self) -> Kind:

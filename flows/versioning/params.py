@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from flows.planning.steps import Plan
+from flows.planning.wiring import recipe_inputs
 from tasks.shared.errors import ConfigError
 from tasks.shared.store.keys import PROJECT, library_versions
 
@@ -14,16 +15,12 @@ PARAMS = PROJECT / "params.yaml"
 
 
 def recipe_params(plan: Plan) -> dict[str, Any]:
-    """Resolved settings of a recipe's steps; those that no key reads are under `unkeyed`."""
+    """Resolved settings and inputs of a recipe's steps; those that no key reads are under `unkeyed`."""
     steps = {}
     for step in plan.steps:
-        inputs = {
-            port: (list(names) if step.technique.spec.ports[port].many else names[0])
-            for port, names in step.inputs.items()
-        }
         steps[step.name] = {
             "_target_": step.target,
-            "inputs": inputs,
+            "inputs": recipe_inputs(step),
             **({} if step.seed is None else {"seed": step.seed}),
             **step.keyed(),
             "versions": library_versions(step.technique.spec.libraries),

@@ -60,7 +60,11 @@ class Generation:
 
     spec: ClassVar[Spec] = Spec(
         summary="One answer and one label per test row: intent, fact, refusal, over-refusal, format, loops, exact match, ROUGE-L",
-        ports={**MODEL_PORTS, "data": Port((Kind.CORPUS,))},
+        ports={
+            **MODEL_PORTS,
+            "reference": Port((Kind.MODEL,), optional=True, wire="reader"),
+            "data": Port((Kind.CORPUS,)),
+        },
         produces=Kind.SCORES,
         libraries=("torch", "transformers", "tokenizers", "auto-round", "compressed-tensors", "gguf", "lm-eval", "xllamacpp", "numpy", "rouge-score"),
         device="accelerator",

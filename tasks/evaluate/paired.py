@@ -70,7 +70,7 @@ class Paired:
 
     spec: ClassVar[Spec] = Spec(
         summary="The verdict by exact paired bounds, slices and margins: ship, do not ship or not enough data",
-        ports={**MODEL_PORTS, "scores": Port((Kind.SCORES,), many=True)},
+        ports={**MODEL_PORTS, "scores": Port((Kind.SCORES,), many=True, wire="recipe")},
         produces=Kind.VERDICT,
         libraries=("scipy", "statsmodels", "numpy"),
     )

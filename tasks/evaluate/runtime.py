@@ -88,7 +88,7 @@ class Runtime:
 
     spec: ClassVar[Spec] = Spec(
         summary="Load time, first token, decoding speed, memory and energy in llama.cpp, transformers and vLLM",
-        ports={**MODEL_PORTS, "data": Port((Kind.CORPUS,), optional=True)},
+        ports={**MODEL_PORTS, "data": Port((Kind.CORPUS,), optional=True, wire="recipe")},
         produces=Kind.SCORES,
         libraries=("torch", "transformers", "tokenizers", "compressed-tensors", "auto-round", "gguf", "xllamacpp", "scipy"),
         exclusive=True,

@@ -38,11 +38,20 @@ WEIGHTS = (Kind.MODEL, Kind.ENGINE)
 
 @dataclass(frozen=True)
 class Port:
-    """One named input of a technique: the kinds it accepts, whether it takes a list, whether it may be left out."""
+    """One named input of a technique.
+
+    kinds: those it accepts; an input left out takes the first of them that the recipe has.
+    many: it takes a list.
+    optional: it may stay empty.
+    wire: where the plan looks for an input that the recipe leaves out.  "recipe": the only artifact that fits; for a list, every
+    step that fits.  "inputs": the same among all that the step's other inputs are made from.  "reader": the input of the same
+    name of the step that reads this one.  "": "recipe" for a required single input, nowhere for any other.
+    """
 
     kinds: tuple[Kind, ...]
     many: bool = False
     optional: bool = False
+    wire: Literal["", "recipe", "inputs", "reader"] = ""
 
 
 @dataclass(frozen=True)

@@ -24,13 +24,14 @@ REFERENCE_SYSTEM = (
 )
 REFERENCE_LABELS = "You sort messages to a shop by topic. Answer with one of these topics and nothing else: {labels}."
 MODEL_PORTS: Mapping[str, Port] = {
-    "baseline": Port(WEIGHTS),
-    "candidates": Port(WEIGHTS, many=True, optional=True),
-    "repeats": Port(WEIGHTS, many=True, optional=True),
+    "baseline": Port(WEIGHTS, wire="reader"),
+    "candidates": Port(WEIGHTS, many=True, optional=True, wire="reader"),
+    "repeats": Port(WEIGHTS, many=True, optional=True, wire="reader"),
     "reference": Port((Kind.MODEL,), optional=True),
 }
 """What every measuring technique takes, so that all of them and the verdict speak of the same models.  repeats: the baseline made
-again with another seed: how far it lies from the baseline is noise."""
+again with another seed: how far it lies from the baseline is noise.  A measuring step left without models takes its verdict's, except
+for the reference, which costs time and tells little in most measures."""
 BARE = " without article"
 """Added to the reference's name where it has only what its own weights know: the floor that training must beat."""
 

@@ -79,6 +79,10 @@ def test_the_evaluation_of_a_recipe_is_borrowed_whole(tmp_path: Path) -> None:
             ("models.small",),
         )
     assert set(found["models"]) == {"big", "small"}, "the recipe's own models are not needed"
+    assert plan.step("answers").inputs["data"] == ("corpus",) and plan.step("verdict").inputs["scores"] == (
+        "answers",
+        "speed",
+    ), "the recipe leaves them to its plan"
     assert plan.step("corpus").settings() == build_plan(recipe).step("corpus").settings(), (
         "the same key: it is made once for both"
     )

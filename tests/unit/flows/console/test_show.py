@@ -7,7 +7,7 @@ import psutil
 import pytest
 from rich.console import Console
 
-from flows.console.show import bytes_text, duration, mermaid, show_plan
+from flows.console.show import bytes_text, duration, mermaid, show_plan, wiring_lines
 from flows.planning import estimate
 from flows.planning.config import Runtime
 from flows.planning.plan import build_plan
@@ -45,6 +45,30 @@ def test_the_plan_fits_the_terminal(plan: Any, tmp_path: Path, width: int) -> No
     text = console.export_text()
     console.file.close()
     assert "prune/depth" in text and "tuned" in text and all(len(line) <= width for line in text.splitlines())
+
+
+def test_the_plan_shows_what_it_wired(plan: Any, recipe: dict[str, Any], tmp_path: Path) -> None:
+    assert list(wiring_lines(plan)) == []
+    recipe["steps"] |= {
+        "tuned": {"_target_": "tasks.distill.sft.SFT"},
+        "words": {"_target_": "tasks.prune.vocabulary.Vocabulary", "inputs": {"model": "slim", "data": ["corpus"]}},
+        "answers": {"_target_": "tasks.evaluate.generation.Generation"},
+        "verdict": {
+            "_target_": "tasks.evaluate.paired.Paired",
+            "inputs": {"baseline": "tuned", "candidates": ["slim", "words"]},
+            "margins": {"fact": 0.1},
+        },
+    }
+    console = Console(width=120, record=True, force_terminal=False, file=(tmp_path / "screen").open("w"))
+    show_plan(build_plan(recipe), Runtime(root=str(tmp_path)), console=console)
+    lines = console.export_text().splitlines()
+    console.file.close()
+    for line in (
+        "tuned wired: model=models.teacher, data=corpus",
+        "answers wired: baseline=tuned, candidates=[slim, words], data=corpus",
+        "verdict wired: scores=[answers]",
+    ):
+        assert line in [shown.strip() for shown in lines]
 
 
 def test_mermaid_has_every_edge(plan: Any) -> None:
