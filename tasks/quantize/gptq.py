@@ -51,7 +51,7 @@ class GPTQ:
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Write a compressed-tensors folder (pack-quantized) to `out`.
 
-        On one thread, as here, the same inputs give the same bytes (tests/contract/test_determinism.py, a tiny model).
+        On one thread, as here, the same inputs give the same bytes (tests/contract/test_settings.py, on a tiny model).
         """
         compressed.quiet_import()
         import torch
