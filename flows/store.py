@@ -19,6 +19,7 @@ from pathlib import Path
 from filelock import Timeout
 
 from flows.console import exit_codes
+from flows.console.terminal import prepare_terminal
 from tasks.shared.errors import ConfigError, StillroomError
 from tasks.shared.store.artifacts import SHORT, Place, Store, disk_errors
 from tasks.shared.store.keys import PROJECT
@@ -126,6 +127,7 @@ def show(found: Sequence[Entry]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line.  Exit codes: 0 done, 2 a message."""
+    prepare_terminal()
     parser = argparse.ArgumentParser(
         prog="python -m flows.store", description="Show the artifact store, or make room in it."
     )
@@ -134,7 +136,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--older", type=float, default=30.0, metavar="DAYS", help="gc: spare what was used since (30)")
     parser.add_argument("--dry-run", action="store_true", help="gc: say what would go, delete nothing")
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         if options.older < 0 or not (options.root / "artifacts").is_dir():
             where, got = ("--older", options.older) if options.older < 0 else ("--root", options.root)

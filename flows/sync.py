@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from flows.console import exit_codes
+from flows.console.terminal import prepare_terminal
 from flows.planning.config import compose_recipe
 from flows.planning.plan import build_plan
 from flows.versioning.files import locked, stale_files, write_files
@@ -44,6 +45,7 @@ def choose(add: Sequence[str], remove: Sequence[str]) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line.  Exit codes: 0, 1 with --check when a file is stale, 2 for a message."""
+    prepare_terminal()
     parser = argparse.ArgumentParser(
         prog="python -m flows.sync", description="Write params.yaml and dvc.yaml from the tracked recipes."
     )
@@ -51,7 +53,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--remove", action="append", default=[], metavar="RECIPE", help="track it no longer")
     parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 if a file is stale")
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         if options.check:
             stale = ", ".join(

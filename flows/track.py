@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flows.console import exit_codes
+from flows.console.terminal import prepare_terminal
 from flows.tracking.outbox import DAMAGED, base, list_outboxes
 from tasks.shared.errors import StillroomError
 from tasks.shared.store.keys import PROJECT
@@ -34,8 +35,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
+    prepare_terminal()
     options = parse(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     root = options.root.expanduser().resolve()
     try:
         return send(root, options.uri) if options.action == "flush" else show(root)

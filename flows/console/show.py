@@ -23,8 +23,13 @@ if TYPE_CHECKING:
     from tasks.shared.store.artifacts import Place
 
 
-def show_plan(plan: Plan, runtime: Runtime, variant: bool = False, console: Console | None = None) -> None:
-    """Print the plan as a table of costs, what is done already and why the rest would run, as a tree, and as mermaid text."""
+def show_plan(
+    plan: Plan, runtime: Runtime, variant: bool = False, console: Console | None = None, graph: bool = False
+) -> None:
+    """Print the plan as a table of costs, why finished steps would run again, and the graph as a tree.
+
+    graph: print the graph as mermaid text, too.
+    """
     console = console or Console()
     estimates = estimate_plan(plan, runtime)
     status = find_status(Session(plan, runtime, variant))
@@ -37,8 +42,9 @@ def show_plan(plan: Plan, runtime: Runtime, variant: bool = False, console: Cons
     for name, why in reasons.items():
         console.print(f"[bold]{name}[/bold] runs again: {escape(why)}", highlight=False)
     console.print(tree(plan))
-    console.print("mermaid (paste it into Markdown):", style="bold")
-    console.print(mermaid(plan), markup=False, highlight=False, soft_wrap=True)
+    if graph:
+        console.print("mermaid (paste it into Markdown):", style="bold")
+        console.print(mermaid(plan), markup=False, highlight=False, soft_wrap=True)
 
 
 def cost_table(plan: Plan, estimates: dict[str, Estimate], status: Mapping[str, Status]) -> Table:

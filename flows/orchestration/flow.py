@@ -1,7 +1,7 @@
 """The same run as a Prefect flow: a task for each step, watched and cancelled from Prefect's pages.
 
 Prefect says how a run goes; whether a step is needed, the key says.  With PREFECT_API_URL set, that server has the run;
-without, a temporary one (`flows/orchestration/servers.py`) lasts as long as the command.  A server that dies takes no step with it.
+without, a temporary one (`flows/orchestration/temporary_server.py`) lasts as long as the command.  A server that dies takes no step with it.
 """
 
 import logging
@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from flows.orchestration.servers import choose_server, has_server, servers
+from flows.orchestration.servers import Servers, has_server
 from flows.planning.session import pick_device
 from flows.planning.steps import Step
 from flows.running.child import Listener, Progress, Stopped
@@ -27,16 +27,16 @@ GPU = "gpu"
 """The tag of steps that hold a GPU, and the name of the server's limit on them."""
 
 
-def run_with_prefect(run: Run, overrides: Sequence[str] = ()) -> list[Outcome]:
+def run_with_prefect(run: Run, servers: Servers, overrides: Sequence[str] = ()) -> list[Outcome]:
     """All steps as tasks of one Prefect flow.  Raises what went wrong, as `Run.schedule` does."""
-    choose_server(run.session.runtime.folder)
+    servers.choose(run.session.runtime.folder)
     from prefect.context import FlowRunContext
 
     if FlowRunContext.get():  # a deployment's run: the flow is there already
-        return drive(run)
+        return drive(run, servers)
     failed: list[BaseException] = []
     try:
-        start_flow(run, overrides, failed)
+        start_flow(run, servers, overrides, failed)
     except unreachable() as error:
         if not failed and len(run.outcomes) < len(run.session.plan.steps):
             raise lost_server(error) from error
@@ -46,14 +46,14 @@ def run_with_prefect(run: Run, overrides: Sequence[str] = ()) -> list[Outcome]:
     return [run.outcomes[step.name] for step in run.session.plan.steps]
 
 
-def start_flow(run: Run, overrides: Sequence[str], failed: list[BaseException]) -> None:
+def start_flow(run: Run, servers: Servers, overrides: Sequence[str], failed: list[BaseException]) -> None:
     """Run the flow to its end.  What a user is to be told goes into `failed`; everything else is raised."""
     from prefect import flow, tags
     from prefect.events.worker import EventsWorker
     from prefect.task_runners import ThreadPoolTaskRunner
 
     def compress(recipe: str, overrides: list[str], steps: dict[str, str]) -> "State[Any]":
-        return as_state(lambda: drive(run), failed)
+        return as_state(lambda: drive(run, servers), failed)
 
     plan = run.session.plan
     runner: Any = ThreadPoolTaskRunner(max_workers=len(plan.steps))
@@ -104,7 +104,7 @@ def as_state(work: Callable[[], list[Outcome]], failed: list[BaseException]) -> 
     return Completed(message=f"{made} steps made, {len(outcomes) - made} found")
 
 
-def drive(run: Run) -> list[Outcome]:
+def drive(run: Run, servers: Servers) -> list[Outcome]:
     """The body of a flow: every step a task."""
     from prefect import runtime
     from prefect.utilities.urls import url_for
@@ -120,9 +120,11 @@ def drive(run: Run) -> list[Outcome]:
     announce = announcer(run)
     futures: dict[str, Any] = {}
     flow_run = str(runtime.flow_run.id)
-    servers.enter_context(present(run.session.runtime.folder, flow_run))  # until Prefect has heard of the run's end
+    servers.until_end.enter_context(
+        present(run.session.runtime.folder, flow_run)
+    )  # until Prefect has heard of the run's end
     if not has_server():
-        servers.callback(settle, flow_run, lambda: len(run.outcomes.keys() | run.problems.keys()))
+        servers.until_end.callback(settle, flow_run, lambda: len(run.outcomes.keys() | run.problems.keys()))
     with watched(run, flow_run):
         ids = {"prefect.flow_run_id": flow_run, "prefect.url": page}
         outcomes = run.schedule(lambda step: submit(run, step, futures, announce), ids)
