@@ -143,9 +143,15 @@ def run_tags(settings: Settings, overrides: Sequence[str]) -> dict[str, str]:
         "recipe": str(settings.recipe["name"]),
         "overrides": " ".join(overrides),
         "config": digest_json(settings.recipe),
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.name": "flows/compress.py",
     }
     if commit := git("rev-parse", "HEAD"):
-        found |= {"git.commit": commit, "git.dirty": str(bool(git("status", "--porcelain", "--untracked-files=no")))}
+        found |= {
+            "git.commit": commit,
+            "git.dirty": str(bool(git("status", "--porcelain", "--untracked-files=no"))),
+            "mlflow.source.git.commit": commit,  # the form that MLflow's pages link to the source
+        }
     return found
 
 

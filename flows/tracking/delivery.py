@@ -91,6 +91,26 @@ def send_all(outbox: Outbox, runs: Runs, found: Delivery) -> None:
         outbox.close()
 
 
+def end_dead_runs(root: Path, address: str, runs: Runs) -> list[str]:
+    """End the runs that the server believes to be running although their process is gone; returns their ids.
+
+    Only runs below this root, and for this address.  What waits in their outboxes still waits for a flush; a run whose
+    last event is among that has ended by itself.  Raises NotSent.
+    """
+    ended = []
+    for outbox in list_outboxes(root):
+        header = outbox.header()
+        if header is None or header.address != address or outbox.alive():
+            continue
+        with outbox.sending() as mine:
+            if not mine or any(file.stem.endswith("-finish") for file in outbox.files()):
+                continue
+            if runs.abandon(header):
+                ended.append(header.run)
+            outbox.close()
+    return ended
+
+
 def own_address(outbox: Outbox, root: Path) -> str:
     """Where the run meant to go; what stood in MLFLOW_TRACKING_URI is not kept if it held credentials, so it is read again."""
     header = outbox.header()

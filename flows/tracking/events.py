@@ -15,7 +15,7 @@ from tasks.shared.errors import DataError
 from tasks.shared.formats.verdict import Verdict, read_verdict
 from tasks.shared.technique import Artifact, Kind
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("stillroom")
 POINTS = 1000
 """Points of one curve; a longer one is thinned evenly."""
 DATA, WEIGHTS = {Kind.CORPUS, Kind.TRACES}, {Kind.MODEL, Kind.ENGINE}

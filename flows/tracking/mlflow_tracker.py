@@ -2,18 +2,19 @@
 
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from flows.tracking.address import mask, resolve_uri
-from flows.tracking.delivery import Delivery, deliver
+from flows.tracking.delivery import Delivery, deliver, end_dead_runs
 from flows.tracking.errors import NotSent
 from flows.tracking.events import step_content
 from flows.tracking.interface import StepRecord
 from flows.tracking.outbox import Event, Header, new_outbox, now
 from flows.tracking.runs import Runs
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("stillroom")
 
 
 class MlflowTracker:
@@ -53,6 +54,10 @@ class MlflowTracker:
     def start(self, name: str, tags: Mapping[str, str]) -> None:
         """Open the run of the whole flow."""
         self._record("start", {"name": name, "tags": dict(tags)})
+        if not self._down:
+            with suppress(NotSent, OSError):  # the next run tries again
+                for run in end_dead_runs(self._root, self.address, self._runs):
+                    log.info("an earlier run's process is gone; MLflow shows it as killed now (%s)", run)
 
     def step(self, record: StepRecord) -> None:
         """Record one finished step: a child run if it was made, a tag on the flow's run if it was found."""

@@ -11,7 +11,7 @@ from flows.tracking.outbox import Event
 from flows.tracking.server import EXISTS, Server, clean
 from tasks.shared.store.artifacts import SHORT
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("stillroom")
 ALIAS = "champion"
 COMPARED = "champion.compared"
 """Tag of a model version: how it did against the champion that it was to replace."""

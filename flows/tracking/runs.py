@@ -63,12 +63,15 @@ class Runs:
                 self.server.settle()
         return parent
 
-    def abandon(self, header: Header) -> None:
-        """Close the run of a process that died.  Raises Unreachable or Refused."""
+    def abandon(self, header: Header) -> bool:
+        """End the runs of a flow whose process died; False if the server has none that runs.  Raises Unreachable or Refused."""
         with sending_to(self.server):
-            found = self.server.find_run([self.server.experiment(header.experiment)], {RUN: header.run, EVENT: "start"})
-            if found is not None and found.info.status == "RUNNING":
-                self.server.client.set_terminated(found.info.run_id, "KILLED")
+            experiment = self.server.experiment(header.experiment)
+            mine = f"tags.`{RUN}` = '{header.run}' and attributes.status = 'RUNNING'"
+            found = self.server.client.search_runs([experiment], mine)
+            for run in found:
+                self.server.client.set_terminated(run.info.run_id, "KILLED")
+        return bool(found)
 
     def _parent(self, header: Header) -> str:
         """The flow's run; made here if this server has not seen its start."""
@@ -98,6 +101,7 @@ class Runs:
             tags[f"{SKIPPED}.{content['name']}"] = "the artifact was replaced before they could be sent"
         numbers = {f"{content['name']}.{key}": value for key, value in figures(manifest).items()}
         self.server.log(parent, points(numbers, event.at), tags=tags)
+        self._show_on_parent(event, parent)
         if content["verdict"]:
             self._verdict(event, child.info.run_id if child else parent, late, measured=child is not None)
         if child is not None:
@@ -136,24 +140,20 @@ class Runs:
             weights = Weights(content["name"], content["kind"], manifest["output"], manifest["key"], path)
             self._output(run, self._models_of(event.header).ensure(weights, run).model_id)
 
-    def _inputs(self, event: Event, run: str) -> None:
-        """Corpora and traces as datasets, models as logged models where they are known."""
-        from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput
+    def _show_on_parent(self, event: Event, parent: str) -> None:
+        """Show the datasets that a step read, and the model that it made, on the flow's run."""
+        if datasets := dataset_inputs(event):
+            self.server.client.log_inputs(parent, datasets)  # MLflow drops those that the run has
+        if event.content["kind"] in WEIGHTS:
+            model = self._models_of(event.header).find(event.content["manifest"]["output"])
+            if model is not None:  # else it was made, and logged, by another recipe
+                self._output(parent, model.model_id)
 
-        models = self._models_of(event.header)
-        datasets = [
-            DatasetInput(
-                Dataset(
-                    item["name"],
-                    item["digest"][:36],  # MLflow's limit; the tag has all of it
-                    "local",
-                    json.dumps({"uri": item["path"]}),
-                    profile=json.dumps(item["profile"]) if item["profile"] else None,
-                ),
-                [InputTag("mlflow.data.context", item["port"]), InputTag("digest", item["digest"])],
-            )
-            for item in event.content["datasets"]
-        ]
+    def _inputs(self, event: Event, run: str) -> None:
+        """Log corpora and traces as datasets, and models as logged models where they are known."""
+        from mlflow.entities import LoggedModelInput
+
+        models, datasets = self._models_of(event.header), dataset_inputs(event)
         known = {model.model_id for item in event.content["models"] if (model := models.find(item["digest"]))}
         fresh = self._new_inputs(run, known)
         if datasets or fresh:
@@ -226,6 +226,25 @@ class Runs:
         if verdict["decision"] == "ship" and shipped is not None:
             weights = Weights(**{key: shipped[key] for key in ("name", "kind", "digest", "key", "path")})
             models.promote(event, weights, run, late)
+
+
+def dataset_inputs(event: Event) -> list[Any]:
+    """The corpora and traces that a step read, as MLflow's dataset inputs."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    return [
+        DatasetInput(
+            Dataset(
+                item["name"],
+                item["digest"][:36],  # MLflow's limit; the tag has all of it
+                "local",
+                json.dumps({"uri": item["path"]}),
+                profile=json.dumps(item["profile"]) if item["profile"] else None,
+            ),
+            [InputTag("mlflow.data.context", item["port"]), InputTag("digest", item["digest"])],
+        )
+        for item in event.content["datasets"]
+    ]
 
 
 def points(numbers: Mapping[str, float], at: int, curve: Sequence[Sequence[Any]] = ()) -> list[Any]:

@@ -24,6 +24,8 @@ MLFLOW_HTTP_REQUEST_TIMEOUT and MLFLOW_HTTP_REQUEST_MAX_RETRIES overrule it.
 """
 REFUSALS = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "INVALID_STATE", "RESOURCE_ALREADY_EXISTS"}
 EXISTS = "RESOURCE_ALREADY_EXISTS"
+EXPERIMENT_KIND, TRAINING = "mlflow.experimentKind", "custom_model_development"
+"""Tag that lets MLflow 3 open an experiment on its table of runs; without it, it may open on an empty page of traces."""
 
 
 def prepare_mlflow() -> None:
@@ -99,6 +101,8 @@ class Server:
                 self._experiments[name] = (
                     found.experiment_id if found else client.create_experiment(name, artifact_location=place)
                 )
+                if found is None or EXPERIMENT_KIND not in found.tags:
+                    client.set_experiment_tag(self._experiments[name], EXPERIMENT_KIND, TRAINING)
         return self._experiments[name]
 
     def find_run(self, experiments: Sequence[str], tags: Mapping[str, str]) -> Any:

@@ -72,4 +72,6 @@ def test_a_sweeps_jobs_can_be_found_together(tmp_path: Path, monkeypatch: pytest
     settings = Settings(recipe, Runtime(root=str(tmp_path)), Tracking(kind="none"), Gate(), dry_run=False)
     overrides = ["+recipe=trial", "seed=0"]
     execute(settings, Servers(), overrides, variant=True, tags={"stillroom.sweep": "trial-0123abcd"})
+    assert seen[0]["mlflow.source.name"] == "flows/compress.py"
+    assert seen[0].get("mlflow.source.git.commit") == seen[0].get("git.commit")
     assert seen[0]["stillroom.sweep"] == "trial-0123abcd" and seen[0]["overrides"] == "+recipe=trial seed=0"
