@@ -1,13 +1,16 @@
-"""Compare models with each other without a recipe of their own; the first is the baseline.
+"""Compare models without a recipe of their own; the first is the baseline.
 
-python -m flows.compare big/ small/ small.gguf              folders with safetensors, or .gguf files
+python -m flows.compare big/ small/ small.gguf              files of models
 python -m flows.compare support_bot/tuned support_bot/int4  finished steps
-python -m flows.compare champion:support_bot other_run      the champion in MLflow, and the result of a finished run
+python -m flows.compare champion:support_bot other_run      MLflow's champion,
+                                                            a finished run
 python -m flows.compare A B --recipe support_bot steps.answers.limit=100
 
-Test data, measures and margins come from a recipe: that of the models, or --recipe.  Overrides change them.
-Recipes of your own are found in --config-dir, as by flows.compress.
-Exit codes: 0 ship, 3 do not ship, 4 not enough data, 2 a message, 130 interrupted.
+Test data, measures and margins come from the recipe that made the models, or
+from --recipe; overrides change them.
+
+Exit codes: 0 ship, 3 do not ship, 4 not enough data, 2 a message,
+130 interrupted.
 """
 
 import argparse
@@ -70,11 +73,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m flows.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("models", nargs="+", metavar="MODEL", help="at least two; the first is the baseline")
-    parser.add_argument("--recipe", default="", help="whose test data, measures and margins to use")
     parser.add_argument(
-        "--config-dir", type=Path, metavar="FOLDER", help="your own configuration, with recipe/<name>.yaml"
+        "models", nargs="+", metavar="MODEL", help="a folder, a .gguf file, a step, a run or a champion"
     )
+    parser.add_argument("--recipe", default="", help="recipe with the test data, measures and margins")
+    parser.add_argument("--config-dir", type=Path, metavar="FOLDER", help="your own configuration, with recipe/*.yaml")
     options = parser.parse_intermixed_args(arguments)
     overrides = [item for item in options.models if item.startswith("~") or ("=" in item and not Path(item).exists())]
     models = [item for item in options.models if item not in overrides]

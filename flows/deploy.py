@@ -1,11 +1,14 @@
-"""Serve recipes to a Prefect server: run them from its pages, by a command, or on a schedule.
+"""Serve recipes to a Prefect server, and carry out their runs.
 
-python -m flows.deploy support_bot tiny                        on demand
-python -m flows.deploy support_bot --cron "0 3 * * *"          every night at three
+python -m flows.deploy support_bot tiny                 on demand
+python -m flows.deploy support_bot --cron "0 3 * * *"   every night at three
 python -m flows.deploy tiny --override seed=1 --interval 3600
+
+Start a run from the server's pages, or by a command:
 prefect deployment run compress/tiny -p 'overrides=["steps.slim.ratio=0.3"]'
 
-The command works as long as it runs; its environment is that of the runs, so a key for a teacher is set here.
+Runs start only while this command runs, and have its environment: set a
+teacher's API key here.
 """
 
 import argparse
@@ -29,17 +32,17 @@ def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(
         prog="python -m flows.deploy",
-        description=(__doc__ or "").partition("\n\n")[2],
+        description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("recipe", nargs="+", help="a deployment for each, named after it")
+    parser.add_argument("recipe", nargs="+", help="recipe to serve, as a deployment of its name")
     when = parser.add_mutually_exclusive_group()
-    when.add_argument("--cron", help='a schedule like "0 3 * * *", in UTC')
-    when.add_argument("--interval", type=float, metavar="SECONDS", help="from one start to the next")
+    when.add_argument("--cron", help='schedule in UTC, such as "0 3 * * *"')
+    when.add_argument("--interval", type=float, metavar="SECONDS", help="time from one start to the next")
     parser.add_argument(
-        "--override", action="append", default=[], metavar="A=B", help="as on the command line of a run"
+        "--override", action="append", default=[], metavar="A=B", help="change a setting of the runs; may be repeated"
     )
-    parser.add_argument("--at-once", type=int, default=1, metavar="N", help="runs beside each other; others wait (1)")
+    parser.add_argument("--at-once", type=int, default=1, metavar="N", help="runs at the same time; others wait (1)")
     return parser.parse_args(arguments)
 
 

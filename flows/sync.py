@@ -2,7 +2,7 @@
 
 python -m flows.sync                     bring both files up to date
 python -m flows.sync my_recipe           track another recipe
-python -m flows.sync --remove my_recipe  track it no longer; its artifacts stay
+python -m flows.sync --remove my_recipe  stop tracking it; its artifacts stay
 python -m flows.sync --check             exit with 1 if a file is not what the recipes say (CI)
 """
 
@@ -50,7 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m flows.sync", description="Write params.yaml and dvc.yaml from the tracked recipes."
     )
     parser.add_argument("recipes", nargs="*", help="recipes to track besides those in params.yaml")
-    parser.add_argument("--remove", action="append", default=[], metavar="RECIPE", help="track it no longer")
+    parser.add_argument(
+        "--remove", action="append", default=[], metavar="RECIPE", help="stop tracking a recipe; its artifacts stay"
+    )
     parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 if a file is stale")
     options = parser.parse_args(arguments)
     try:
