@@ -102,7 +102,7 @@ def keep_result(job: "Job", execution: "Execution") -> None:
 
 
 def end_sweep(jobs: "Sequence[Job]") -> None:
-    """Show the jobs of a sweep as a table, and write a page with plots.  Raises MachineError if it cannot be written."""
+    """Show a sweep's jobs as a table and write its page.  Raises MachineError if the disk refuses."""
     from flows.sweeps.page import write_page
     from flows.sweeps.results import Sweep, sweep_name
     from flows.sweeps.table import show_jobs

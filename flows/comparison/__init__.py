@@ -1,1 +1,1 @@
-"""Models compared without a recipe of their own: which they are, and the evaluation that they borrow."""
+"""Models compared without a recipe: the models, and the evaluation that they borrow."""

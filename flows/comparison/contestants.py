@@ -71,7 +71,7 @@ def weights_in(out: Path) -> Path:
 
 
 def finished(store: Store, recipe: str) -> Contestant | None:
-    """The model that a finished run's verdict ships, or the candidate that came nearest; None if there is no verdict."""
+    """The model that a finished run ships, else the nearest candidate; None without a verdict."""
     from tasks.report.words.wording import nearest_candidate
     from tasks.shared.formats.verdict import read_verdict
 
@@ -93,7 +93,7 @@ def finished(store: Store, recipe: str) -> Contestant | None:
 
 
 def find_champion(recipe: str, root: Path, tracking: str) -> Contestant:
-    """The model version with MLflow's alias `champion`.  Raises ConfigError if there is none, or its files are gone."""
+    """The model with MLflow's alias `champion`.  Raises ConfigError if it or its files are gone."""
     from flows.tracking.champion import read_champion
 
     found = read_champion(tracking, root, recipe)
@@ -125,7 +125,7 @@ def as_name(text: str) -> str:
 
 
 def tell_apart(contestants: Sequence[Contestant]) -> list[Contestant]:
-    """Return the models with distinct names: with the recipe in front of equal ones, then with a number behind."""
+    """Make the names distinct: put the recipe in front of equal ones, then a number behind."""
     names = [one.name for one in contestants]
     longer = [
         replace(one, name=as_name(f"{one.recipe}_{one.name}")) if one.recipe and names.count(one.name) > 1 else one for one in contestants

@@ -14,7 +14,7 @@ MODELS = ("baseline", "candidates", "repeats", "reference")
 
 
 def evaluation_of(recipe: Mapping[str, Any], contestants: Sequence[Contestant]) -> dict[str, Any]:
-    """Return a recipe that holds another one's evaluation, and the steps it reads, with these models in place of its own.
+    """Return a recipe with the evaluation of another one, and other models in place of its own.
 
     contestants: the baseline first.  Raises ConfigError if the recipe does not have exactly one verdict.
     """

@@ -18,7 +18,7 @@ INFO = {"all", "config", "defaults", "defaults-tree", "plugins", "searchpath"}
 
 
 def flags_first(arguments: Sequence[str]) -> list[str]:
-    """Return the flags with their values, then the overrides: argparse would split the overrides around a flag."""
+    """Return the flags with their values first: argparse would split overrides around a flag."""
     flags: list[str] = []
     overrides: list[str] = []
     value_follows = False

@@ -1,4 +1,4 @@
-"""Screens of a run: the plan before it; the steps, the table of models and the addresses of the results after it."""
+"""Screens of a run: its plan, its steps, the table of models, addresses of the results."""
 
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
@@ -30,9 +30,9 @@ WIDE = 110
 def show_plan(
     plan: Plan, runtime: Runtime, variant: bool = False, console: Console | None = None, graph: bool = False
 ) -> None:
-    """Print the plan as a table of costs, why finished steps would run again, and the graph as a tree.
+    """Print the costs of a plan, the reasons why steps would run again, and the graph.
 
-    graph: print the graph as mermaid text, too.
+    graph: as mermaid text as well as a tree.
     """
     console = console or Console()
     estimates = estimate_plan(plan, runtime)
@@ -83,7 +83,7 @@ def cost_table(plan: Plan, estimates: dict[str, Estimate], status: Mapping[str, 
 
 
 def tree(plan: Plan) -> Tree:
-    """The graph as a tree: each step below the last of its inputs, its other inputs behind a plus sign."""
+    """The graph as a tree: a step below the last of its inputs, the others behind a plus sign."""
     root = Tree(f"[bold]{plan.recipe}[/bold]")
     branches = {name: root.add(name) for name in plan.sources}
     for step in plan.steps:
@@ -167,7 +167,7 @@ def _figure(value: float | int | str) -> str:
 def show_result(
     run: "Run", outcomes: "list[Outcome]", seconds: float, console: Console | None = None
 ) -> "Verdict | None":
-    """Print the steps, the table of models, the verdict and the addresses; returns the last verdict, if there is one."""
+    """Print the result of a run: steps, models, verdicts, addresses; returns the last verdict."""
     from tasks.report.words.table import decision_line, model_table
 
     console = console or Console()
@@ -216,7 +216,7 @@ def where_tracked(tracker: "Tracker") -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """An error in one line, for a table of jobs."""
+    """First line of an error, for a table of jobs."""
     if isinstance(error, ErrorList):
         return f"{len(error.errors)} problems: {first_line(error.errors[0])}"
     return (str(error) or type(error).__name__).splitlines()[0]

@@ -1,4 +1,7 @@
-"""Log lines and characters that any terminal can show.  Every command calls `prepare_terminal` before its first output."""
+"""Log lines and characters that any terminal can show.
+
+Every command calls `prepare_terminal` before its first output.
+"""
 
 import codecs
 import logging
@@ -20,7 +23,7 @@ HANDLER = "stillroom.spell"
 
 
 class CurrentStderr(logging.StreamHandler):
-    """A log handler that writes to the present sys.stderr, which progress bars replace while they are drawn."""
+    """Log handler for the current sys.stderr, which progress bars replace while they are drawn."""
 
     @property
     def stream(self) -> Any:
@@ -33,7 +36,7 @@ class CurrentStderr(logging.StreamHandler):
 
 
 def prepare_terminal() -> None:
-    """Print our log lines plain on standard error, those of libraries from warning up, and never fail on a character."""
+    """Print our log lines plain on standard error, and never fail on a character."""
     prepare_streams()
     handler = CurrentStderr()
     handler.setFormatter(logging.Formatter("%(message)s"))
@@ -45,7 +48,7 @@ def prepare_terminal() -> None:
 
 
 def prepare_streams() -> None:
-    """Let standard output and error replace characters that their encoding lacks, instead of raising."""
+    """Replace characters that the encoding of standard output or error lacks."""
     codecs.register_error(HANDLER, spell)
     for stream in (sys.stdout, sys.stderr):
         if reconfigure := getattr(stream, "reconfigure", None):  # a stream in memory has no encoding to fail on

@@ -1,4 +1,4 @@
-"""The flow that a Prefect deployment runs: the same as the command's, composed from its parameters."""
+"""The flow of a Prefect deployment: a recipe, composed from the parameters of the run."""
 
 import atexit
 from typing import Any
@@ -14,7 +14,7 @@ from flows.running.runner import Outcome
 
 
 def run_name() -> str:
-    """The recipe, and what differs from it."""
+    """Name of the flow run: the recipe and its overrides."""
     given = runtime.flow_run.parameters
     return flow_name(str(given.get("recipe", "")), given.get("overrides") or [])
 

@@ -15,7 +15,7 @@ log = logging.getLogger("stillroom")
 
 
 def check_server() -> str:
-    """The URL of the server to serve to.  Raises ConfigError or MachineError."""
+    """URL of the user's Prefect server.  Raises ConfigError or MachineError."""
     hint = f"make ui, then: export {URL}=http://127.0.0.1:4200/api"
     url = os.environ.get(URL) or profile_url()
     if not url:
@@ -26,7 +26,7 @@ def check_server() -> str:
 
 
 def check_recipes(names: Sequence[str], overrides: Sequence[str]) -> set[Path]:
-    """Compose and plan every recipe now rather than at night; returns where their artifacts go.  Raises ErrorList."""
+    """Compose and plan every recipe; returns the folders of their artifacts.  Raises ErrorList."""
     problems: list[StillroomError] = []
     folders: set[Path] = set()
     for name in names:
@@ -69,7 +69,7 @@ def build_schedule(cron: str | None, interval: float | None) -> Any:
 
 
 def serve(names: Sequence[str], overrides: Sequence[str], schedule: Any, at_once: int) -> None:
-    """Create a deployment for each recipe and carry out their runs until interrupted; then the schedules pause."""
+    """Deploy each recipe and carry out its runs until interrupted; then the schedules pause."""
     from prefect import serve as serve_deployments
     from prefect.flows import EntrypointType
 
@@ -93,14 +93,14 @@ def serve(names: Sequence[str], overrides: Sequence[str], schedule: Any, at_once
 
 
 def until_interrupted(work: Callable[[], None], folders: Iterable[Path]) -> None:
-    """Serve; then say on the server which runs ended with this command."""
+    """Serve until interrupted, then report to the server which runs ended with this command."""
     from flows.orchestration.runs import sweep
 
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # it tells of every connection that ends with us
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # it logs every connection that ends with us
     try:
         work()
     except (KeyboardInterrupt, SystemExit):
         log.debug("interrupted")  # Prefect's runner turns one signal into the one, another into the other
-    log.error("no longer served; schedules pause, running steps were ended and finished ones are kept")
+    log.error("no longer served; schedules pause, running steps were ended, finished steps are kept")
     for folder in folders:
         sweep(folder / "artifacts" / ".runs")

@@ -1,4 +1,4 @@
-"""One run of a composed recipe, whoever asks for it: the command line, a sweep's job, or a deployment."""
+"""One run of a composed recipe, for the command line, a sweep's job or a deployment."""
 
 import logging
 import os
@@ -43,7 +43,7 @@ def execute(
     variant: bool,
     tags: Mapping[str, str] | None = None,
 ) -> Execution:
-    """Plan, then find that all is done, or run what is not.
+    """Plan a recipe and run the steps that are not up to date.
 
     overrides: as typed; they name the run.  variant: the run differs from a recipe as written, so it leaves the recipe's folder,
     params.yaml and dvc.lock alone.  tags: further MLflow tags of the run.
@@ -72,7 +72,7 @@ def execute(
 
 
 def open_run(settings: Settings, plan: Plan, variant: bool) -> "Run":
-    """Open a run of this plan; a tracked recipe as written brings params.yaml and dvc.yaml up to date first.
+    """Open a run of this plan, and bring params.yaml and dvc.yaml up to a tracked recipe.
 
     variant: the plan differs from its recipe as written.  With runtime.sync=false every run of a tracked recipe counts as one.
     """
@@ -97,7 +97,7 @@ def open_run(settings: Settings, plan: Plan, variant: bool) -> "Run":
 
 
 def orchestrate(run: "Run", settings: Settings, servers: Servers, overrides: Sequence[str]) -> "list[Outcome]":
-    """Run what is missing under the configured orchestrator, recorded in the configured tracker."""
+    """Run the missing steps with the configured orchestrator and tracker."""
     from flows.orchestration.flow import run_with_prefect
     from flows.running.runner import run_in_threads
 
@@ -118,15 +118,15 @@ def orchestrate(run: "Run", settings: Settings, servers: Servers, overrides: Seq
 
 
 def open_recorder(run: "Run", settings: Settings) -> "Recorder":
-    """The run's recorder, with notes of its own for the recipe as written and for variants of it: what they tell differs."""
+    """The run's recorder.  Variants keep notes of their own, since their records differ."""
     from flows.running.recorder import Recorder
 
     tracker = open_tracker(settings)
-    told = [tracker.address, run.session.plan.recipe, run.session.variant]
-    notes = run.session.store.home / ".tracked" / digest_json(told)[:SHORT]
+    recorded = [tracker.address, run.session.plan.recipe, run.session.variant]
+    notes = run.session.store.home / ".tracked" / digest_json(recorded)[:SHORT]
     database = sqlite_file(tracker.address)
     if database is not None and not database.is_file():
-        shutil.rmtree(notes, ignore_errors=True)  # it was deleted, and knows nothing any more
+        shutil.rmtree(notes, ignore_errors=True)  # the database was deleted, and its records with it
     return Recorder(tracker, notes if tracker.address else None)
 
 
@@ -138,7 +138,7 @@ def open_tracker(settings: Settings) -> Tracker:
 
 
 def run_tags(settings: Settings, overrides: Sequence[str]) -> dict[str, str]:
-    """What identifies a run in MLflow."""
+    """MLflow tags that identify a run."""
     found = {
         "recipe": str(settings.recipe["name"]),
         "overrides": " ".join(overrides),
@@ -156,7 +156,7 @@ def run_tags(settings: Settings, overrides: Sequence[str]) -> dict[str, str]:
 
 
 def git(*arguments: str) -> str:
-    """What git says of the project; empty where there is no git or no repository."""
+    """Output of a git command in the project; empty without git or a repository."""
     program = shutil.which("git")
     if program is None:
         return ""

@@ -1,7 +1,7 @@
-"""The same run as a Prefect flow: a task for each step, watched and cancelled from Prefect's pages.
+"""A run as a Prefect flow: a task for each step, which Prefect's pages show and can cancel.
 
-Prefect says how a run goes; whether a step is needed, the key says.  With PREFECT_API_URL set, that server has the run;
-without, a temporary one (`flows/orchestration/temporary_server.py`) lasts as long as the command.  A server that dies takes no step with it.
+Keys, not Prefect, decide which steps run.  The server of PREFECT_API_URL shows the run; without one, a temporary
+server (`flows/orchestration/temporary_server.py`) lasts as long as the command.  Steps survive a server that dies.
 """
 
 import logging
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("stillroom")
 AWAIT_RETRY_S = 2
-"""How long Prefect waits before a step is tried again; it cannot be woken, so the rest is waited where it can."""
+"""Seconds that Prefect waits before a retry.  It cannot be woken; the rest of the pause is ours, and can."""
 WAIT_MORE_S = (0, 8, 58)
 GPU = "gpu"
 """The tag of steps that hold a GPU, and the name of the server's limit on them."""
 
 
 def run_with_prefect(run: Run, servers: Servers, overrides: Sequence[str] = ()) -> list[Outcome]:
-    """All steps as tasks of one Prefect flow.  Raises what went wrong, as `Run.schedule` does."""
+    """Run all steps as tasks of one Prefect flow.  Raises the errors of `Run.schedule`."""
     servers.choose(run.session.runtime.folder)
     from prefect.context import FlowRunContext
 
@@ -47,7 +47,7 @@ def run_with_prefect(run: Run, servers: Servers, overrides: Sequence[str] = ()) 
 
 
 def start_flow(run: Run, servers: Servers, overrides: Sequence[str], failed: list[BaseException]) -> None:
-    """Run the flow to its end.  What a user is to be told goes into `failed`; everything else is raised."""
+    """Run the flow to its end.  Errors for the user are added to `failed`, others are raised."""
     from prefect import flow, tags
     from prefect.events.worker import EventsWorker
     from prefect.task_runners import ThreadPoolTaskRunner
@@ -74,21 +74,21 @@ def start_flow(run: Run, servers: Servers, overrides: Sequence[str], failed: lis
 
 
 def flow_name(recipe: str, overrides: Sequence[str]) -> str:
-    """A flow run's name: the recipe, and what of it is made otherwise."""
+    """Name of a flow run: the recipe, and the overrides that make it a variant."""
     from flows.planning.config import is_variant
 
     return " ".join([recipe, *(item for item in overrides if is_variant([item]))])[:200]
 
 
 def flow_tags(run: Run) -> list[str]:
-    """What one may want to find flow runs by."""
+    """Tags to find flow runs by."""
     return [f"recipe:{run.session.plan.recipe}", "variant" if run.session.variant else "as written"]
 
 
 def as_state(work: Callable[[], list[Outcome]], failed: list[BaseException]) -> "State[Any]":
-    """Do a flow's work and say how it ended as a state: with a message where a traceback would tell nobody anything.
+    """Do a flow's work and return its end as a Prefect state, with a message in place of a traceback.
 
-    What was wrong goes into `failed` too, so that a command can say it in its own way.
+    failed: receives the error as well, for the command's own message.
     """
     from prefect.states import Cancelled, Completed, Failed
 
@@ -105,7 +105,7 @@ def as_state(work: Callable[[], list[Outcome]], failed: list[BaseException]) -> 
 
 
 def drive(run: Run, servers: Servers) -> list[Outcome]:
-    """The body of a flow: every step a task."""
+    """Run every step as a task: the body of a flow."""
     from prefect import runtime
     from prefect.utilities.urls import url_for
 
@@ -134,7 +134,7 @@ def drive(run: Run, servers: Servers) -> list[Outcome]:
 
 
 def on_gpu(run: Run, step: Step) -> bool:
-    """Whether the step will hold a GPU."""
+    """Return True if the step will hold a GPU."""
     return step.accelerated and pick_device(run.session.runtime.device) == "cuda"
 
 

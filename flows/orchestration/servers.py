@@ -87,7 +87,7 @@ class Servers:
 
 @contextmanager
 def restored_environment() -> Iterator[None]:
-    """Restore the variables that a command sets, so that another one in this process finds what this one found."""
+    """Restore the variables that a command sets for the next command of this process."""
     before = {name: os.environ.get(name) for name in SET}
     try:
         yield
@@ -99,7 +99,7 @@ def restored_environment() -> Iterator[None]:
 
 
 def has_server() -> bool:
-    """Return True if the user runs a Prefect server, so that somebody may be looking at it."""
+    """Return True if the user runs a Prefect server, and so may look at its pages."""
     return bool(os.environ.get(URL)) and TEMPORARY not in os.environ
 
 
@@ -120,7 +120,7 @@ def profile_url() -> str:
 
 
 def load_prefect() -> None:
-    """Import Prefect with the present environment, and leave its log to its pages: the console has our own lines."""
+    """Import Prefect with the present environment, and keep its log off the console."""
     from prefect import flow, task  # noqa: F401  the first use of a lazy name sets up Prefect's logging
     from prefect.client.orchestration import get_client  # noqa: F401
     from prefect.context import refresh_global_settings_context
@@ -134,7 +134,7 @@ def load_prefect() -> None:
 
 
 def server_answers(url: str) -> bool:
-    """Whether a Prefect API answers at this URL; one that asks for a key or a password does."""
+    """Return True if a Prefect API answers at this URL, if only to ask for a password."""
     import httpx
 
     try:

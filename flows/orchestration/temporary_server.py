@@ -33,15 +33,17 @@ BARE = {
 
 @contextmanager
 def temporary_server(home: Path, meanwhile: Callable[[str], None] = lambda url: None) -> Iterator[str]:
-    """Run a server on a free loopback port, its database in `home`; yields the API's URL once it answers.
+    """Run a server on a free loopback port, its database in `home`; yields its URL.
 
-    meanwhile: what to do while it starts.  Raises MachineError if it does not start.
+    meanwhile: work to do while it starts.  Raises MachineError if it does not start.
     """
     home.mkdir(parents=True, exist_ok=True)
     said = home / "server.log"
     with ExitStack() as stack:
         with hold_start(home):  # two at once break the migration of a new database
-            with socket.create_server(("127.0.0.1", 0)) as listener:  # handed down: nobody else can get the port
+            with socket.create_server(
+                ("127.0.0.1", 0)
+            ) as listener:  # handed down, so that no other process gets the port
                 url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
                 child = start_child(home, said, listener)
             stack.callback(stop_child, child)
@@ -53,7 +55,7 @@ def temporary_server(home: Path, meanwhile: Callable[[str], None] = lambda url: 
 
 @contextmanager
 def hold_start(home: Path) -> Iterator[None]:
-    """One start at a time.  Raises MachineError."""
+    """Hold the right to start a server.  Raises MachineError after three minutes."""
     lock = FileLock(home / "server.lock", timeout=START_LIMIT_S)
     try:
         lock.acquire()
@@ -71,7 +73,7 @@ def hold_start(home: Path) -> Iterator[None]:
 
 
 def start_child(home: Path, said: Path, listener: socket.socket) -> "subprocess.Popen[bytes]":
-    """The server as a child that serves the given socket."""
+    """Start the server as a child that serves the given socket."""
     paths = [str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])]
     kept = {name: value for name, value in os.environ.items() if name not in {URL, TEMPORARY}}
     with said.open("ab") as stream:
@@ -104,13 +106,13 @@ def stop_child(child: "subprocess.Popen[bytes]") -> None:
 
 
 def reach_loopback() -> None:
-    """Keep a proxy, where one is set, out of the way to our own machine."""
+    """Exempt this machine from a proxy."""
     for name in ("no_proxy", "NO_PROXY"):
         os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1"]))
 
 
 def wait_for(url: str, child: "subprocess.Popen[bytes]", said: Path) -> None:
-    """Until the API answers."""
+    """Wait until the API answers.  Raises MachineError."""
     deadline = time.monotonic() + START_LIMIT_S
     while time.monotonic() < deadline and child.poll() is None:
         if server_answers(url):

@@ -1,4 +1,4 @@
-"""A sweep in words: its best candidate, how to read its figures, and what they do not show."""
+"""A sweep in words: its best candidate, a reading of its figures, and their limits."""
 
 from collections.abc import Sequence
 from math import floor

@@ -1,4 +1,4 @@
-"""The tracker of a flow: every event is a file first, then it is sent, then the file goes."""
+"""MLflow as the tracker of a flow: an event is written to a file, sent, and then deleted."""
 
 import logging
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ log = logging.getLogger("stillroom")
 class MlflowTracker:
     """MLflow in a sqlite file, or wherever `uri` points.
 
-    Making one touches neither disk nor network.  After the first event that cannot be sent the rest only waits in the
+    The constructor touches neither disk nor network.  After the first event that cannot be sent, the others only wait in the
     outbox, so that a server that is down costs a run seconds, once.  Raises ConfigError for a URI with credentials.
     """
 
@@ -93,7 +93,7 @@ class MlflowTracker:
             )
 
     def _unkept(self, event: Event, error: OSError) -> None:
-        """The disk does not take the event: the server may, and the step's artifact is safe in any case."""
+        """Send an event that the disk does not take; the step's artifact is safe in any case."""
         log.warning("the record of this run cannot be kept in %s: %s", self._outbox.folder, error.strerror or error)
         if not self._down:
             try:

@@ -33,13 +33,13 @@ PAGES = (
     "loss.csv",
     "influence.csv",
 )
-"""Small files of a step's output that are logged as artifacts; weights stay where they are, named by path and digest."""
+"""Small files of a step's output that are logged as artifacts; weights stay in the store."""
 SHOWN = ("report.html", "report.json", "performance.json", "materials.json", "verdict.json")
-"""Those of them that the flow's run shows as well."""
+"""Files that the flow's run shows as well."""
 
 
 class Runs:
-    """Where events are sent."""
+    """The runs of a server, made from events."""
 
     def __init__(self, uri: str, root: Path) -> None:
         self.server = Server(uri, root)
@@ -47,7 +47,7 @@ class Runs:
         self._models: dict[str, Models] = {}
 
     def send(self, event: Event, late: bool) -> str:
-        """Record one event; returns the id of the flow's run.  late: it waited for somebody to flush it.
+        """Record one event; returns the id of the flow's run.  late: it is sent by a flush.
 
         Raises Unreachable or Refused; what was recorded until then is found again next time.
         """
@@ -64,7 +64,7 @@ class Runs:
         return parent
 
     def abandon(self, header: Header) -> bool:
-        """End the runs of a flow whose process died; False if the server has none that runs.  Raises Unreachable or Refused."""
+        """End the runs of a flow whose process died; False if none is running.  Raises NotSent."""
         with sending_to(self.server):
             experiment = self.server.experiment(header.experiment)
             mine = f"tags.`{RUN}` = '{header.run}' and attributes.status = 'RUNNING'"
@@ -130,7 +130,7 @@ class Runs:
         )
 
     def _record(self, event: Event, run: str) -> None:
-        """Settings, figures, curves, what went in and what came out."""
+        """Record settings, figures, curves, inputs and the model of a step."""
         content, manifest = event.content, event.content["manifest"]
         numbers = points(figures(manifest), event.at, content["curve"])
         self.server.log(run, numbers, params=flatten(manifest["settings"]))
@@ -150,7 +150,7 @@ class Runs:
                 self._output(parent, model.model_id)
 
     def _inputs(self, event: Event, run: str) -> None:
-        """Log corpora and traces as datasets, and models as logged models where they are known."""
+        """Log a step's inputs: data as datasets, models as logged models where they are known."""
         from mlflow.entities import LoggedModelInput
 
         models, datasets = self._models_of(event.header), dataset_inputs(event)
@@ -160,7 +160,7 @@ class Runs:
             self.server.client.log_inputs(run, datasets, [LoggedModelInput(one) for one in sorted(fresh)])
 
     def _new_inputs(self, run: str, known: set[str]) -> set[str]:
-        """Of these models, the ones that are no inputs of the run yet (MLflow would add them again)."""
+        """Return the models that are not inputs of the run yet: MLflow would add them again."""
         if not known:
             return set()
         inputs = self.server.client.get_run(run).inputs
@@ -178,7 +178,7 @@ class Runs:
         return self._models.setdefault(experiment, Models(self.server, experiment))
 
     def _maker(self, event: Event) -> str:
-        """The run that recorded an artifact, of this recipe or another; empty if this server knows of none but this event's own.
+        """Id of the run that recorded an artifact; empty if there is none but this event's own.
 
         Of a step that this flow executed, only a record of the same making counts: a later flow may have found the artifact
         and told of it while this event waited, its own flow killed.
@@ -202,7 +202,7 @@ class Runs:
         return str(found.info.run_id)
 
     def _files(self, event: Event, child: str, parent: str) -> bool:
-        """Log the small files, from the artifact itself; False if it is another one by now."""
+        """Log the artifact's small files; False if another artifact has taken its place."""
         folder = Path(event.content["folder"])
         if current_output(folder) != event.content["manifest"]["output"]:
             return False
@@ -216,7 +216,7 @@ class Runs:
         return True
 
     def _verdict(self, event: Event, run: str, late: bool, measured: bool) -> None:
-        """Figures on the models that were compared; the one that ships into the registry."""
+        """Record figures on the compared models, and register the one that ships."""
         verdict, models = event.content["verdict"], self._models_of(event.header)
         compared = {item["name"]: item for item in event.content["models"]}
         for name, numbers in verdict["figures"].items() if measured else ():
@@ -256,7 +256,7 @@ def points(numbers: Mapping[str, float], at: int, curve: Sequence[Sequence[Any]]
 
 
 def current_output(folder: Path) -> str:
-    """Content digest of the artifact that is there now, as its manifest says; empty if there is none."""
+    """Content digest in the manifest of the present artifact; empty if there is none."""
     try:
         return str(json.loads((folder / "manifest.json").read_text("utf-8"))["output"])
     except (OSError, ValueError, KeyError, TypeError):
