@@ -34,7 +34,7 @@ log = logging.getLogger("stillroom")
 
 
 def run_job(config: DictConfig, jobs: "list[Job]", servers: Servers) -> None:
-    """Run one composed job and add it to `jobs`.  A failure is noted there, so that a sweep goes on."""
+    """Run one composed job and add it to `jobs`, with its error if it fails: a sweep goes on."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
@@ -102,7 +102,7 @@ def keep_result(job: "Job", execution: "Execution") -> None:
 
 
 def end_sweep(jobs: "Sequence[Job]") -> None:
-    """Show a sweep's jobs as a table and write its page.  Raises MachineError if the disk refuses."""
+    """Show a sweep's jobs as a table and write its page.  Raises MachineError."""
     from flows.sweeps.page import write_page
     from flows.sweeps.results import Sweep, sweep_name
     from flows.sweeps.table import show_jobs
@@ -135,7 +135,7 @@ def cli() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     code = 0
     with ExitStack() as until_end:
-        if {"-m", "--multirun"} & set(sys.argv):  # Hydra writes a multirun.yaml that nobody reads
+        if {"-m", "--multirun"} & set(sys.argv):  # for the multirun.yaml that Hydra writes
             folder = until_end.enter_context(tempfile.TemporaryDirectory(prefix="stillroom-"))
             sys.argv[1:1] = [f"hydra.sweep.dir={folder}"]
         sys.argv[1:] = flags_first(sys.argv[1:])

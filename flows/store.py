@@ -82,7 +82,7 @@ def _state(path: Path) -> os.stat_result | None:
 
 
 def collect(store: Store, days: float, dry_run: bool) -> list[Entry]:
-    """Delete what no recipe shows and no run used for so many days, except what a run holds now; returns it."""
+    """Delete entries that are unused for so many days and held by no run; returns them."""
     gone = []
     for entry in entries(store):
         if entry.shown or time.time() - entry.used < days * DAY_S:

@@ -24,7 +24,7 @@ log = logging.getLogger("stillroom")
 
 
 def compose_tracked(names: Sequence[str]) -> dict[str, Any]:
-    """What params.yaml should hold for these recipes, from conf/.  Raises ConfigError."""
+    """Content of params.yaml for these recipes, from conf/.  Raises ConfigError."""
     recipes = {}
     for name in names:
         recipes[name] = recipe_params(build_plan(compose_recipe(name).recipe))

@@ -31,7 +31,10 @@ def check_port(port: int) -> None:
 
 
 def serve_pages(port: int) -> None:
-    """Become Prefect's own server.  Its pages call the API at the configured address, so that has to be set as well."""
+    """Become Prefect's own server.
+
+    Its pages call the API at the configured address, so that is set as well.
+    """
     url = f"http://127.0.0.1:{port}/api"
     log.info("Prefect's pages: %s   runs come here with:  export %s=%s", url.removesuffix("/api"), URL, url)
     environment = os.environ | QUIET | {URL: url, "PREFECT_UI_API_URL": url}

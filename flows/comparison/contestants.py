@@ -45,7 +45,7 @@ def find_contestant(text: str, root: Path, tracking: str) -> Contestant:
 
 
 def at_path(path: Path, root: Path) -> Contestant:
-    """The model at a path; a step's folder stands for its output.
+    """The model at a path, or in the step's folder at that path.
 
     The recipe is the one whose folder shows the step, even if another recipe made it first.
     """

@@ -208,7 +208,7 @@ def where_to_look(run: "Run", places: "Mapping[str, Place]") -> Iterator[tuple[s
 
 
 def where_tracked(tracker: "Tracker") -> str:
-    """A run's page, its server, or the command that shows a database; empty if nothing is tracked."""
+    """Page or server of a tracked run, or the command that shows its database; empty for none."""
     address = tracker.address
     if not address or address.startswith("http"):
         return tracker.link or address

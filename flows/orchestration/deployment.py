@@ -1,4 +1,4 @@
-"""Deployments of recipes on a Prefect server: checked, scheduled, and served until interrupted."""
+"""Deployments of recipes on a Prefect server, served until interrupted."""
 
 import logging
 import os

@@ -86,7 +86,7 @@ def flow_tags(run: Run) -> list[str]:
 
 
 def as_state(work: Callable[[], list[Outcome]], failed: list[BaseException]) -> "State[Any]":
-    """Do a flow's work and return its end as a Prefect state, with a message in place of a traceback.
+    """Do a flow's work and return its end as a Prefect state; errors become a message.
 
     failed: receives the error as well, for the command's own message.
     """
@@ -193,9 +193,9 @@ def attempt_as_state(run: Run, step: Step) -> "State[Any]":
         run.board.line(name, text)
         logger.info(text)
 
-    def progress(name: str, told: Progress) -> None:
-        run.board.progress(name, told)
-        reporter.show(told)
+    def progress(name: str, report: Progress) -> None:
+        run.board.progress(name, report)
+        reporter.show(report)
 
     ids = {"prefect.task_run_id": str(runtime.task_run.id), "prefect.flow_run_id": str(runtime.flow_run.id)}
     try:
@@ -221,7 +221,7 @@ def wait_before(run: Run, attempt: int) -> None:
 
 
 def unreachable() -> tuple[type[Exception], ...]:
-    """What Prefect's client raises when there is no server to talk to, or one that cannot answer."""
+    """Exceptions of Prefect's client for a server that is gone or cannot answer."""
     from flows.orchestration.runs import UNREACHABLE
 
     return UNREACHABLE

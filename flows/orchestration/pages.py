@@ -36,14 +36,14 @@ class ProgressArtifact:
     def __init__(self, recipe: str, step: str) -> None:
         self.recipe, self.step = recipe, step
         self.id: Any = None
-        self.told = 0.0
+        self.updated = 0.0
         self.wanted = has_server()
 
     def show(self, progress: Progress) -> None:
         """Move the bar, at most every two seconds."""
-        if not self.wanted or time.monotonic() - self.told < self.EVERY_S:
+        if not self.wanted or time.monotonic() - self.updated < self.EVERY_S:
             return
-        self.told = time.monotonic()
+        self.updated = time.monotonic()
         percent = 100.0 * progress.done / max(1, progress.total)
         text = f"{progress.description}: {progress.done} of {progress.total} {progress.note}".strip()
         self._write(min(percent, 100.0), text)
@@ -62,7 +62,7 @@ class ProgressArtifact:
             else:
                 update_progress_artifact(self.id, percent, description=words)
         except UNREACHABLE:
-            self.told += self.PAUSE_S  # a try holds up the thread that waits for the step
+            self.updated += self.PAUSE_S  # a try holds up the thread that waits for the step
 
 
 def artifact_key(*parts: str) -> str:

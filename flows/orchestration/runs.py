@@ -43,7 +43,7 @@ UNREACHABLE = (httpx.HTTPError, PrefectException)
 def present(root: Path, flow_run: str) -> Iterator[None]:
     """End the runs of dead processes on the server, then mark this run as alive in the block.
 
-    The note outlives the block: the next sweep asks the server whether it knows the run's end.
+    The note outlives the block: the next sweep checks that the server has the run's end.
     """
     folder = root / "artifacts" / ".runs"
     folder.mkdir(parents=True, exist_ok=True)
@@ -55,7 +55,7 @@ def present(root: Path, flow_run: str) -> Iterator[None]:
 
 
 def sweep(folder: Path) -> None:
-    """Mark runs as crashed that the server believes to be running although their process is gone."""
+    """Mark runs as crashed that still run for the server although their process is gone."""
     for note in sorted(folder.glob("*.json")):
         lock = FileLock(note.with_suffix(".lock"))
         with suppress(Timeout, OSError, ValueError), lock.acquire(timeout=0):

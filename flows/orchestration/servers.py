@@ -1,4 +1,4 @@
-"""The Prefect server that a command's runs talk to: the user's, or one that lasts as long as the command."""
+"""The Prefect server of a command's runs: the user's, or a temporary one."""
 
 import logging
 import os
@@ -40,9 +40,9 @@ class Servers:
         self.until_end.close()
 
     def find(self) -> bool:
-        """Return True if the user runs a server that answers: in PREFECT_API_URL, else in Prefect's active profile.
+        """Return True if the user's server answers.
 
-        A server that does not answer is reported once and then ignored.
+        Its URL is PREFECT_API_URL, else that of Prefect's active profile.  A server that does not answer is reported once and then ignored.
         """
         if TEMPORARY in os.environ:
             return False

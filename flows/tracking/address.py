@@ -50,7 +50,7 @@ def sqlite_file(uri: str) -> Path | None:
 
 
 def mask(text: str, uri: str = "") -> str:
-    """Mask the credentials of every URI in a text, those of `uri`, and those of MLflow's variables."""
+    """Mask credentials in a text: of every URI in it, of `uri`, and of MLflow's variables."""
     secrets = [os.environ.get(name, "") for name in _VARIABLES]
     if uri:
         user, at, _ = urlsplit(uri).netloc.rpartition("@")

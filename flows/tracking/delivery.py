@@ -13,7 +13,7 @@ from flows.tracking.runs import Runs
 
 @dataclass
 class Delivery:
-    """Result of a delivery.  problems: one line each.  aside: paths of unreadable files, set aside."""
+    """Result of a delivery.  problems: one line each.  aside: where unreadable files are now."""
 
     sent: int = 0
     waiting: int = 0
@@ -22,7 +22,7 @@ class Delivery:
 
 
 def deliver(outbox: Outbox, runs: Runs, found: Delivery, late: bool) -> str:
-    """Send one run's waiting events in their order; returns the id of its run on the server, if one was needed.
+    """Send one run's waiting events in order; returns its id on the server, empty if unknown.
 
     Holds the outbox's lock for one event at a time, so that several senders share the work and none repeats it.
     Raises Unreachable; a refused event is reported, stays, and the next is tried.
@@ -112,10 +112,10 @@ def end_dead_runs(root: Path, address: str, runs: Runs) -> list[str]:
 
 
 def own_address(outbox: Outbox, root: Path) -> str:
-    """Server of a waiting run.  A URI with credentials was not stored; it is read from the environment again."""
+    """Server of a waiting run; a URI with credentials is read from the environment again."""
     header = outbox.header()
     if header is not None and header.address and MASK not in header.address:
         return header.address
     if header is not None and MASK in header.address and not os.environ.get("MLFLOW_TRACKING_URI"):
-        return header.address  # no server answers there, and the message says so
+        return header.address  # no server answers there; the user gets that message
     return resolve_uri("", root)

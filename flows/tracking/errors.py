@@ -6,7 +6,7 @@ class NotSent(Exception):
 
 
 class Unreachable(NotSent):
-    """The server, its database or its artifact store does not answer; the next event would fail too."""
+    """The server, its database or artifact store does not answer; the next event would fail too."""
 
 
 class Refused(NotSent):

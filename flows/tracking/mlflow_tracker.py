@@ -60,7 +60,7 @@ class MlflowTracker:
                     log.info("an earlier run's process is gone; MLflow shows it as killed now (%s)", run)
 
     def step(self, record: StepRecord) -> None:
-        """Record one finished step: a child run if it was made, a tag on the flow's run if it was found."""
+        """Record one finished step: a child run if it was made, a tag on the flow's run if found."""
         self._record("step", step_content(record))
 
     def finish(self, status: str) -> None:

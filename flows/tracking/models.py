@@ -21,7 +21,7 @@ DECIDED = "champion.decided"
 
 @dataclass(frozen=True)
 class Weights:
-    """A model or engine: its name in the recipe, kind, content digest, the key of its step ("" for a source), folder."""
+    """A model or engine.  key: of its step, empty for a source."""
 
     name: str
     kind: str
@@ -126,8 +126,8 @@ class Models:
     def _version(self, event: Event, weights: Weights, model: Any) -> Any:
         """Create a version of the registered model.
 
-        A server accepts no path outside its own store, so there the source is the logged model.  A database opened
-        directly would look a models:/ URI up in another database (MLflow 3.17 asks its global client), so there it is the path.
+        On a server the source is the logged model, since a server accepts no path outside its own store.  In a database it is
+        the path: MLflow 3.17 would look a models:/ URI up with its global client, which may have another database.
         """
         direct = sqlite_file(self.server.uri) is not None or not self.server.uri.startswith("http")
         return self.server.client.create_model_version(

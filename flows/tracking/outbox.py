@@ -1,9 +1,9 @@
 """Events of a run as files, kept until the tracking server has them.  Independent of MLflow.
 
 artifacts/.outbox/<run>/run.json           the run, its recipe and server
-artifacts/.outbox/<run>/NNNN-<event>.json  one event, written beside and renamed; deleted when it was sent
+artifacts/.outbox/<run>/NNNN-<event>.json  one event, written whole or not at all; deleted once sent
 artifacts/.outbox/<run>/.alive             locked as long as the process of the run lives
-artifacts/.outbox/<run>/.lock              held by whoever sends one of its events
+artifacts/.outbox/<run>/.lock              held by the sender of one of its events
 artifacts/.outbox/damaged/                 files that could not be read, set aside
 """
 
@@ -160,7 +160,7 @@ class Outbox:
 
 
 def base(root: Path) -> Path:
-    """Where all outboxes below a root are."""
+    """Folder of all outboxes below a root."""
     return root / "artifacts" / ".outbox"
 
 

@@ -1,6 +1,6 @@
-"""Events as MLflow runs: a parent per flow, a child per executed step.  Sending one twice changes nothing.
+"""Events as MLflow runs: a parent per flow, a child per executed step.
 
-Runs are found again by the tags stillroom.run and stillroom.event; times are those of the event, so figures that are
+Sending an event twice changes nothing.  Runs are found again by the tags stillroom.run and stillroom.event; times are those of the event, so figures that are
 sent twice are the same figures to MLflow.
 """
 
@@ -89,7 +89,7 @@ class Runs:
         maker = self._maker(event)
         child = (
             None if maker else self._child(event, parent)
-        )  # also what `dvc repro` made, or a run that died too soon to tell
+        )  # also what `dvc repro` made, or a run that died before it could record it
         if child is not None and child.info.status == "FINISHED":
             return  # closing the child is the last thing that is done
         tags: dict[str, str] = {}
@@ -180,8 +180,8 @@ class Runs:
     def _maker(self, event: Event) -> str:
         """Id of the run that recorded an artifact; empty if there is none but this event's own.
 
-        Of a step that this flow executed, only a record of the same making counts: a later flow may have found the artifact
-        and told of it while this event waited, its own flow killed.
+        For a step that this flow executed, only a record of the same execution counts: while the event of a killed flow waits, a
+        later flow may find the artifact and record it.
         """
         manifest = event.content["manifest"]
         key = {"stage_key": manifest["key"]}

@@ -86,7 +86,7 @@ class Server:
             yield
 
     def settle(self) -> None:
-        """Bring everything into a sqlite database's one file, so that a copy of that file is complete."""
+        """Write a sqlite database's log into its file, so that a copy of the file is complete."""
         if (file := sqlite_file(self.uri)) is not None:
             with closing(sqlite3.connect(file, timeout=5)) as database:
                 database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
