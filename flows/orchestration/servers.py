@@ -42,7 +42,8 @@ class Servers:
     def find(self) -> bool:
         """Return True if the user's server answers.
 
-        Its URL is PREFECT_API_URL, else that of Prefect's active profile.  A server that does not answer is reported once and then ignored.
+        Its URL is PREFECT_API_URL, else that of Prefect's active profile.  A server that does not answer is reported once and
+        then ignored.
         """
         if TEMPORARY in os.environ:
             return False
@@ -87,7 +88,7 @@ class Servers:
 
 @contextmanager
 def restored_environment() -> Iterator[None]:
-    """Restore the variables that a command sets for the next command of this process."""
+    """Restore at the end the environment variables that a command sets."""
     before = {name: os.environ.get(name) for name in SET}
     try:
         yield
