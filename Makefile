@@ -56,7 +56,7 @@ lock:
 	rm -rf $(VENV)-lock build *.egg-info
 
 ui: setup
-	$(BIN)/python -m flows.orchestration.servers $(PORT)
+	$(BIN)/python -m flows.ui $(PORT)
 
 clean:
 	rm -rf $(VENV) artifacts mlflow.db mlartifacts .prefect

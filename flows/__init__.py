@@ -1,1 +1,1 @@
-"""Wiring: one file per command, and the planner."""
+"""Commands, one file each, and the rooms that they are made of."""

@@ -2,6 +2,7 @@
 
 python -m flows.compress +recipe=support_bot
 python -m flows.compress +recipe=support_bot dry_run=true        the plan, and what it will cost
+python -m flows.compress +recipe=support_bot dry_run=graph       the same, and the graph as mermaid text
 python -m flows.compress +recipe=support_bot steps.slim.ratio=0.3
 python -m flows.compress +recipe=support_bot --multirun steps.slim.ratio=0.2,0.3 seed=0,1
 """
@@ -19,7 +20,10 @@ import hydra
 from omegaconf import DictConfig
 
 from flows.console import exit_codes
-from flows.console.logs import prepare_logging
+from flows.console.arguments import flags_first
+from flows.console.terminal import prepare_terminal
+from flows.orchestration.servers import Servers
+from flows.planning.config import CONF
 from tasks.shared.errors import StillroomError
 from tasks.shared.technique import Kind
 
@@ -28,34 +32,16 @@ if TYPE_CHECKING:
     from flows.sweeps.results import Job
 
 log = logging.getLogger("stillroom")
-jobs: "list[Job]" = []
-"""How each job of this command ended: one, or as many as a sweep has."""
-FLAGS_WITH_VALUE = {
-    "--config-dir",
-    "-cd",
-    "--config-path",
-    "-cp",
-    "--config-name",
-    "-cn",
-    "--cfg",
-    "-c",
-    "--package",
-    "-p",
-}
-
-INFO = {"all", "config", "defaults", "defaults-tree", "plugins", "searchpath"}
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="config")
-def main(config: DictConfig) -> None:
-    """One job: compose, plan, run, show.  A job that fails is noted, so that a sweep goes on; `cli` exits with the worst code."""
+def run_job(config: DictConfig, jobs: "list[Job]", servers: Servers) -> None:
+    """Run one composed job and add it to `jobs`, with its error if it fails: a sweep goes on."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
     from flows.running.child import Stopped
     from flows.sweeps.results import Job, sweep_name
 
-    prepare_logging()
     overrides = list(HydraConfig.get().overrides.task)
     if sweep := HydraConfig.get().mode == RunMode.MULTIRUN:
         log.info("job %d: %s", len(jobs), " ".join(overrides))
@@ -63,7 +49,7 @@ def main(config: DictConfig) -> None:
     jobs.append(job)
     started = time.monotonic()
     try:
-        compress(config, job, sweep_name(sys.argv[1:]) if sweep else "")
+        compress(config, job, servers, sweep_name(sys.argv[1:]) if sweep else "")
     except StillroomError as error:
         log.error("%s", error)
         job.code, job.error = exit_codes.USER, error
@@ -75,10 +61,10 @@ def main(config: DictConfig) -> None:
     job.seconds = time.monotonic() - started
 
 
-def compress(config: DictConfig, job: "Job", sweep: str) -> None:
-    """Run one composed recipe and show the result; what a sweep shows at its end is noted in `job`.
+def compress(config: DictConfig, job: "Job", servers: Servers, sweep: str) -> None:
+    """Run one composed recipe and show the result.
 
-    sweep: the name of the sweep that the job is of, if it is of one: then nothing is shown now.
+    sweep: the name of the job's sweep, or empty.  A sweep's jobs show nothing; `job` keeps what the sweep's end shows.
     Raises StillroomError, Stopped or KeyboardInterrupt.
     """
     from flows.console.show import show_plan, show_result
@@ -90,20 +76,21 @@ def compress(config: DictConfig, job: "Job", sweep: str) -> None:
     started = time.monotonic()
     settings = read_settings(config)
     check_name(str(settings.recipe["name"]), job.overrides)
+    variant = is_variant(job.overrides)
     if settings.dry_run:
-        show_plan(build_plan(settings.recipe), settings.runtime, is_variant(job.overrides))
+        show_plan(build_plan(settings.recipe), settings.runtime, variant, graph=settings.dry_run == "graph")
         return
-    execution = execute(settings, job.overrides, {TAG: sweep} if sweep else None)
+    execution = execute(settings, servers, job.overrides, variant=variant, tags={TAG: sweep} if sweep else None)
     if sweep:
-        note(job, execution)
+        keep_result(job, execution)
     else:
         job.verdict = show_result(execution.run, execution.outcomes, time.monotonic() - started)
     if settings.gate.enforce and job.decision is not None:
         job.code = exit_codes.DECISIONS[job.decision]
 
 
-def note(job: "Job", execution: "Execution") -> None:
-    """What the end of a sweep shows of a job."""
+def keep_result(job: "Job", execution: "Execution") -> None:
+    """Keep what the end of a sweep shows of a job."""
     from flows.console.show import verdicts_of
 
     plan = execution.run.session.plan
@@ -115,8 +102,8 @@ def note(job: "Job", execution: "Execution") -> None:
     job.home = execution.run.session.store.root
 
 
-def end_sweep() -> None:
-    """The jobs together: a table, the best by verdict, and a page with plots.  Raises MachineError if it cannot be written."""
+def end_sweep(jobs: "Sequence[Job]") -> None:
+    """Show a sweep's jobs as a table and write its page.  Raises MachineError."""
     from flows.sweeps.page import write_page
     from flows.sweeps.results import Sweep, sweep_name
     from flows.sweeps.table import show_jobs
@@ -126,46 +113,41 @@ def end_sweep() -> None:
         sys.stdout.write(f"  sweep  {write_page(sweep)}\n")
 
 
-def flags_first(arguments: Sequence[str]) -> list[str]:
-    """Flags with their values, then overrides: argparse would split the overrides around a flag."""
-    flags: list[str] = []
-    overrides: list[str] = []
-    value_follows = False
-    following = [*arguments[1:], ""][: len(arguments)]
-    for item, after in zip(arguments, following, strict=True):
-        if item in {"--info", "-i"} and after not in INFO:
-            item = "--info=all"  # an optional value: the next override would be taken for it
-        is_override = ("=" in item or item.startswith(("~", "+"))) and not item.startswith("-") and not value_follows
-        (overrides if is_override else flags).append(item)
-        value_follows = item in FLAGS_WITH_VALUE or item in {"--info", "-i"}
-    return flags + overrides
+def run_jobs(servers: Servers) -> int:
+    """Run the command line's job, or all jobs of its sweep; returns the highest exit code."""
+    jobs: list[Job] = []
+
+    @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+    def run_next(config: DictConfig) -> None:
+        run_job(config, jobs, servers)
+
+    run_next()
+    if len(jobs) > 1:
+        end_sweep(jobs)
+    return max((job.code for job in jobs), default=0)
 
 
 def cli() -> None:
-    """Entry point.  Exit codes: 0 done, 2 a message, 130 interrupted; under gate.enforce 3 do not ship, 4 not enough data; of a sweep, the worst."""
-    from flows.orchestration.servers import servers
+    """Entry point.
 
-    scratch = ExitStack()
-    if {"-m", "--multirun"} & set(sys.argv):  # Hydra writes a multirun.yaml that nobody reads
-        folder = scratch.enter_context(tempfile.TemporaryDirectory(prefix="stillroom-"))
-        sys.argv[1:1] = [f"hydra.sweep.dir={folder}"]
-    sys.argv[1:] = flags_first(sys.argv[1:])
+    Exit codes: 0 done, 2 a message, 130 interrupted; with gate.enforce 3 do not ship, 4 not enough data; of a sweep the highest.
+    """
+    prepare_terminal()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     code = 0
-    try:
-        main()
-        if len(jobs) > 1:
-            end_sweep()
-        code = max((job.code for job in jobs), default=0)
-    except StillroomError as error:
-        log.error("%s", error)
-        code = exit_codes.USER
-    except KeyboardInterrupt:
-        log.error("interrupted; finished steps are kept, run the same command again to go on")
-        code = exit_codes.interrupted()
-    finally:
-        servers.close()
-        scratch.close()
+    with ExitStack() as until_end:
+        if {"-m", "--multirun"} & set(sys.argv):  # for the multirun.yaml that Hydra writes
+            folder = until_end.enter_context(tempfile.TemporaryDirectory(prefix="stillroom-"))
+            sys.argv[1:1] = [f"hydra.sweep.dir={folder}"]
+        sys.argv[1:] = flags_first(sys.argv[1:])
+        try:
+            code = run_jobs(until_end.enter_context(Servers()))
+        except StillroomError as error:
+            log.error("%s", error)
+            code = exit_codes.USER
+        except KeyboardInterrupt:
+            log.error("interrupted; finished steps are kept, run the same command again to go on")
+            code = exit_codes.interrupted()
     if code:
         sys.exit(code)
 

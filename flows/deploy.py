@@ -1,11 +1,14 @@
-"""Serve recipes to a Prefect server: run them from its pages, by a command, or on a schedule.
+"""Serve recipes to a Prefect server, and carry out their runs.
 
-python -m flows.deploy support_bot tiny                        on demand
-python -m flows.deploy support_bot --cron "0 3 * * *"          every night at three
+python -m flows.deploy support_bot tiny                 on demand
+python -m flows.deploy support_bot --cron "0 3 * * *"   every night at three
 python -m flows.deploy tiny --override seed=1 --interval 3600
+
+Start a run from the server's pages, or by a command:
 prefect deployment run compress/tiny -p 'overrides=["steps.slim.ratio=0.3"]'
 
-The command works as long as it runs; its environment is that of the runs, so a key for a teacher is set here.
+Runs start only while this command runs, and have its environment: set a
+teacher's API key here.
 """
 
 import argparse
@@ -13,15 +16,13 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 from flows.console import exit_codes
-from flows.orchestration.servers import QUIET, URL, profile_url, server_answers
-from flows.planning.config import check_name, compose_recipe
-from flows.planning.plan import build_plan
-from tasks.shared.errors import ConfigError, ErrorList, MachineError, StillroomError
+from flows.console.terminal import prepare_terminal
+from flows.orchestration.deployment import build_schedule, check_recipes, check_server, serve, until_interrupted
+from flows.orchestration.servers import QUIET, URL
+from tasks.shared.errors import ConfigError, StillroomError
 from tasks.shared.store.keys import PROJECT
 
 log = logging.getLogger("stillroom")
@@ -31,118 +32,24 @@ def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(
         prog="python -m flows.deploy",
-        description=(__doc__ or "").partition("\n\n")[2],
+        description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("recipe", nargs="+", help="a deployment for each, named after it")
+    parser.add_argument("recipe", nargs="+", help="recipe to serve, as a deployment of its name")
     when = parser.add_mutually_exclusive_group()
-    when.add_argument("--cron", help='a schedule like "0 3 * * *", in UTC')
-    when.add_argument("--interval", type=float, metavar="SECONDS", help="from one start to the next")
+    when.add_argument("--cron", help='schedule in UTC, such as "0 3 * * *"')
+    when.add_argument("--interval", type=float, metavar="SECONDS", help="time from one start to the next")
     parser.add_argument(
-        "--override", action="append", default=[], metavar="A=B", help="as on the command line of a run"
+        "--override", action="append", default=[], metavar="A=B", help="change a setting of the runs; may be repeated"
     )
-    parser.add_argument("--at-once", type=int, default=1, metavar="N", help="runs beside each other; others wait (1)")
+    parser.add_argument("--at-once", type=int, default=1, metavar="N", help="runs at the same time; others wait (1)")
     return parser.parse_args(arguments)
-
-
-def check_server() -> str:
-    """The URL of the server to serve to.  Raises ConfigError or MachineError."""
-    hint = f"make ui, then: export {URL}=http://127.0.0.1:4200/api"
-    url = os.environ.get(URL) or profile_url()
-    if not url:
-        raise ConfigError(URL, "not set", "a Prefect server that keeps the schedule", hint)
-    if not server_answers(url):
-        raise MachineError(URL, f"{url} does not answer", "a running Prefect server", hint)
-    return url
-
-
-def check_recipes(names: Sequence[str], overrides: Sequence[str]) -> set[Path]:
-    """Compose and plan every recipe now rather than at night; returns where their artifacts go.  Raises ErrorList."""
-    problems: list[StillroomError] = []
-    folders: set[Path] = set()
-    for name in names:
-        try:
-            settings = compose_recipe(name, overrides)
-            folders.add(settings.runtime.folder)
-            check_name(str(settings.recipe["name"]), [f"recipe={name}", *overrides])
-            build_plan(settings.recipe)
-        except ErrorList as error:
-            problems.extend(error.errors)
-        except StillroomError as error:
-            problems.append(error)
-    if problems:
-        raise ErrorList(problems)
-    return folders
-
-
-def build_schedule(cron: str | None, interval: float | None) -> Any:
-    """Prefect's schedule, or None for runs on demand only.  Raises ConfigError."""
-    from datetime import timedelta
-
-    from prefect.schedules import Cron, Interval
-    from pydantic import ValidationError
-
-    if interval is not None:
-        if interval <= 0:
-            raise ConfigError("--interval", str(interval), "seconds above 0")
-        return Interval(timedelta(seconds=interval))
-    if cron is None:
-        return None
-    from prefect.client.schemas.schedules import CronSchedule
-
-    try:
-        CronSchedule(cron=cron)
-    except ValidationError as error:
-        raise ConfigError(
-            "--cron", repr(cron), error.errors()[0]["msg"], 'minute hour day month weekday, like "0 3 * * *"'
-        ) from None
-    return Cron(cron)
-
-
-def serve(names: Sequence[str], overrides: Sequence[str], schedule: Any, at_once: int) -> None:
-    """Create a deployment for each recipe and carry out their runs until interrupted; then the schedules pause."""
-    from prefect import serve as serve_deployments
-    from prefect.flows import EntrypointType
-
-    from flows.orchestration.deployed import compress
-
-    flow: Any = compress
-    deployments = [
-        flow.to_deployment(
-            name=name,
-            parameters={"recipe": name, "overrides": list(overrides)},
-            schedule=schedule,
-            tags=[f"recipe:{name}"],
-            description=f"python -m flows.compress +recipe={name} {' '.join(overrides)}".strip(),
-            entrypoint_type=EntrypointType.MODULE_PATH,
-        )
-        for name in names
-    ]
-    for name in names:
-        log.info("compress/%s waits for runs; start one:  prefect deployment run compress/%s", name, name)
-    serve_deployments(*deployments, print_starting_message=False, limit=at_once)
-
-
-def until_interrupted(work: Callable[[], None], folders: Iterable[Path]) -> None:
-    """Serve; then say on the server which runs ended with this command."""
-    from flows.orchestration.runs import sweep
-
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # it tells of every connection that ends with us
-    try:
-        work()
-    except (KeyboardInterrupt, SystemExit):
-        log.debug("interrupted")  # Prefect's runner turns one signal into the one, another into the other
-    log.error("no longer served; schedules pause, running steps were ended and finished ones are kept")
-    for folder in folders:
-        sweep(folder / "artifacts" / ".runs")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until interrupted.  Exit codes: 2 a message for the user, 130 interrupted."""
-    from flows.console.logs import prepare_logging
-
+    prepare_terminal()
     options = read_arguments(arguments)
-    prepare_logging()
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     os.environ["PYTHONPATH"] = os.pathsep.join([str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])])

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flows.console import exit_codes
+from flows.console.terminal import prepare_streams
 from flows.running.work import obtain, read_job
 from tasks.shared.errors import StillroomError
 from tasks.shared.processes import follow_parent
@@ -37,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--job", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--parent", type=int, default=os.getppid(), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
+    prepare_streams()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     for name in ("stillroom", "tasks"):
         logging.getLogger(name).setLevel(logging.INFO)

@@ -1,8 +1,11 @@
-"""What the artifact store holds, and making room in it.
+"""Show the artifact store, or make room in it.
 
-python -m flows.store                      what there is, by step
-python -m flows.store gc --older 30        delete what no recipe shows and nobody used for 30 days
+python -m flows.store                      artifacts by step
+python -m flows.store gc --older 30        delete unused artifacts
 python -m flows.store gc --older 30 --dry-run
+
+An artifact is unused if it is in no recipe's folder and no run has found it
+for DAYS days.  Unfinished work and cached predictions are deleted likewise.
 """
 
 import argparse
@@ -19,6 +22,7 @@ from pathlib import Path
 from filelock import Timeout
 
 from flows.console import exit_codes
+from flows.console.terminal import prepare_terminal
 from tasks.shared.errors import ConfigError, StillroomError
 from tasks.shared.store.artifacts import SHORT, Place, Store, disk_errors
 from tasks.shared.store.keys import PROJECT
@@ -44,7 +48,7 @@ class Entry:
 
 
 def entries(store: Store) -> Iterator[Entry]:
-    """Everything in the store, in the work folder and in the cache."""
+    """Yield everything in the store, in the work folder and in the cache of predictions."""
     shown = {str((view.read_manifest() or {}).get("key"))[:SHORT] for view in store.views()}
     for folder in sorted(store.home.glob(".store/*/*")):
         key = folder.name.strip(".").partition(".")[0]
@@ -65,12 +69,12 @@ def size(folder: Path) -> int:
 
 
 def used(folder: Path) -> float:
-    """When an artifact was last made or found, or a work folder written to."""
+    """Unix time at which an artifact was last made or found, or a work folder written to."""
     return max((state.st_mtime for state in map(_state, [folder, *folder.glob("*")]) if state), default=0.0)
 
 
 def _state(path: Path) -> os.stat_result | None:
-    """A file's state, or None if somebody has just taken it away."""
+    """A file's state, or None if it has just been deleted."""
     try:
         return path.stat()
     except FileNotFoundError:
@@ -78,7 +82,7 @@ def _state(path: Path) -> os.stat_result | None:
 
 
 def collect(store: Store, days: float, dry_run: bool) -> list[Entry]:
-    """Delete what no recipe shows and nobody used for so many days; what is at work now is left alone.  Returns what went."""
+    """Delete entries that are unused for so many days and held by no run; returns them."""
     gone = []
     for entry in entries(store):
         if entry.shown or time.time() - entry.used < days * DAY_S:
@@ -96,7 +100,7 @@ def collect(store: Store, days: float, dry_run: bool) -> list[Entry]:
 
 
 def show(found: Sequence[Entry]) -> None:
-    """A table by step."""
+    """Print a table by step."""
     from rich.console import Console
     from rich.table import Table
 
@@ -119,22 +123,24 @@ def show(found: Sequence[Entry]) -> None:
     console = Console()
     console.print(table)
     console.print(
-        f"{bytes_text(sum(entry.bytes for entry in found))} in all; files that DVC's cache holds too share their bytes with it",
+        f"{bytes_text(sum(entry.bytes for entry in found))} in all; files that are also in DVC's cache take no extra space there",
         highlight=False,
     )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line.  Exit codes: 0 done, 2 a message."""
+    prepare_terminal()
     parser = argparse.ArgumentParser(
-        prog="python -m flows.store", description="Show the artifact store, or make room in it."
+        prog="python -m flows.store", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("action", nargs="?", choices=("show", "gc"), default="show")
-    parser.add_argument("--root", type=Path, default=PROJECT, help="folder that holds artifacts/ (runtime.root)")
-    parser.add_argument("--older", type=float, default=30.0, metavar="DAYS", help="gc: spare what was used since (30)")
-    parser.add_argument("--dry-run", action="store_true", help="gc: say what would go, delete nothing")
+    parser.add_argument("action", nargs="?", choices=("show", "gc"), default="show", help="default: show")
+    parser.add_argument("--root", type=Path, default=PROJECT, metavar="FOLDER", help="the runs' runtime.root")
+    parser.add_argument(
+        "--older", type=float, default=30.0, metavar="DAYS", help="gc: least age of what is deleted (30)"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="gc: list what would be deleted")
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         if options.older < 0 or not (options.root / "artifacts").is_dir():
             where, got = ("--older", options.older) if options.older < 0 else ("--root", options.root)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from flows.console import exit_codes
+from flows.console.terminal import prepare_terminal
 from flows.planning.config import compose_recipe
 from flows.planning.plan import build_plan
 from flows.versioning.documents import stale_documents, write_documents
@@ -24,7 +25,7 @@ log = logging.getLogger("stillroom")
 
 
 def compose_tracked(names: Sequence[str]) -> dict[str, Any]:
-    """Compose these recipes from conf/ into the content of params.yaml."""
+    """Content of params.yaml for these recipes, from conf/.  Raises ConfigError."""
     recipes = {}
     for name in names:
         recipes[name] = recipe_params(build_plan(compose_recipe(name).recipe))
@@ -45,14 +46,16 @@ def choose(add: Sequence[str], remove: Sequence[str]) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line.  Exit codes: 0, 1 with --check when a file is stale, 2 for a message."""
+    prepare_terminal()
     parser = argparse.ArgumentParser(
         prog="python -m flows.sync", description="Write params.yaml and dvc.yaml from the tracked recipes."
     )
     parser.add_argument("recipes", nargs="*", help="recipes to track besides those in params.yaml")
-    parser.add_argument("--remove", action="append", default=[], metavar="RECIPE", help="track it no longer")
+    parser.add_argument(
+        "--remove", action="append", default=[], metavar="RECIPE", help="stop tracking a recipe; its artifacts stay"
+    )
     parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 if a file is stale")
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         if options.check:
             tracked = compose_tracked(choose(options.recipes, options.remove))

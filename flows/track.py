@@ -1,8 +1,11 @@
-"""Records of runs that the tracking server does not have yet.
+"""Show the records of runs that a tracking server does not have yet, or send them.
 
-python -m flows.track                     what waits, and for which server
-python -m flows.track flush               send it
-python -m flows.track flush --uri URI     send it somewhere else
+python -m flows.track                     show the records, and their servers
+python -m flows.track flush               send them
+python -m flows.track flush --uri URI     send them to another server
+
+Exit codes: 0 shown or all sent; 1 some records still wait, none is lost;
+2 a message.
 """
 
 import argparse
@@ -12,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flows.console import exit_codes
+from flows.console.terminal import prepare_terminal
 from flows.tracking.outbox import DAMAGED, base, list_outboxes
 from tasks.shared.errors import StillroomError
 from tasks.shared.store.keys import PROJECT
@@ -20,22 +24,22 @@ log = logging.getLogger("stillroom")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m flows.track",
-        description="Show, or send, what a tracking server that was down has missed.",
-        epilog="exit codes: 0 all is sent (or: shown); 1 something still waits, nothing is lost; 2 a message",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("action", nargs="?", choices=["show", "flush"], default="show", help="default: show")
-    parser.add_argument("--uri", default="", help="tracking server; default: the one that each run was meant for")
-    parser.add_argument("--root", type=Path, default=PROJECT, help="folder with artifacts/ (runtime.root)")
+    parser.add_argument("--uri", default="", help="tracking server; default: the one of each run")
+    parser.add_argument("--root", type=Path, default=PROJECT, metavar="FOLDER", help="the runs' runtime.root")
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
+    prepare_terminal()
     options = parse(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     root = options.root.expanduser().resolve()
     try:
         return send(root, options.uri) if options.action == "flush" else show(root)
@@ -43,12 +47,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         log.error("%s", error)
         return exit_codes.USER
     except OSError as error:
-        log.error("%s: %s\n  nothing is lost; what was not sent is still there", error.filename or root, error.strerror)
+        log.error("%s: %s\n  nothing is lost; unsent records are kept", error.filename or root, error.strerror)
         return exit_codes.USER
 
 
 def show(root: Path) -> int:
-    """A table of the runs with something to send."""
+    """Print a table of the runs with unsent records."""
     from datetime import datetime
 
     from rich.console import Console
@@ -56,7 +60,7 @@ def show(root: Path) -> int:
 
     console = Console()
     outboxes = [outbox for outbox in list_outboxes(root) if outbox.header() or outbox.files()]
-    table = Table(title="runs that wait to be recorded", caption="send them: python -m flows.track flush")
+    table = Table(title="runs with unsent records", caption="send them: python -m flows.track flush")
     for name in ("recipe", "started", "events", "address", "process"):
         table.add_column(name, justify="right" if name == "events" else "left", overflow="fold")
     for outbox in outboxes:
@@ -79,7 +83,7 @@ def show(root: Path) -> int:
 
 
 def send(root: Path, uri: str) -> int:
-    """Send what waits and say what came of it."""
+    """Send the waiting records and print the result."""
     from rich.console import Console
 
     from flows.tracking.delivery import flush
@@ -88,7 +92,7 @@ def send(root: Path, uri: str) -> int:
     console = Console(soft_wrap=True, markup=False, highlight=False)
     console.print(f"{found.sent} events sent, {found.waiting} waiting")
     for file in found.aside:
-        console.print(f"set aside, it is no event: {file}")
+        console.print(f"set aside, not readable: {file}")
     for problem in found.problems:
         console.print(f"not sent: {problem}")
     return 1 if found.problems or found.waiting else 0

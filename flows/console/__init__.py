@@ -1,1 +1,1 @@
-"""Messages, tables and exit codes that a person sees in the terminal."""
+"""Messages, tables and exit codes of the command line."""

@@ -1,4 +1,4 @@
-"""What a run shows a person: the plan before, the table of models and where everything is after."""
+"""Screens of a run: its plan, its steps, the table of models, addresses of the results."""
 
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
@@ -23,12 +23,21 @@ if TYPE_CHECKING:
     from tasks.shared.store.artifacts import Place
 
 
-def show_plan(plan: Plan, runtime: Runtime, variant: bool = False, console: Console | None = None) -> None:
-    """Print the plan as a table of costs, what is done already and why the rest would run, as a tree, and as mermaid text."""
+WIDE = 110
+"""Columns of a terminal from which on the plan's table has the steps' inputs."""
+
+
+def show_plan(
+    plan: Plan, runtime: Runtime, variant: bool = False, console: Console | None = None, graph: bool = False
+) -> None:
+    """Print the costs of a plan, the reasons why steps would run again, and the graph.
+
+    graph: as mermaid text as well as a tree.
+    """
     console = console or Console()
     estimates = estimate_plan(plan, runtime)
     status = find_status(Session(plan, runtime, variant))
-    console.print(cost_table(plan, estimates, status))
+    console.print(cost_table(plan, estimates, status, reads=console.width >= WIDE))
     reasons = {
         name: item.why
         for name, item in status.items()
@@ -39,29 +48,27 @@ def show_plan(plan: Plan, runtime: Runtime, variant: bool = False, console: Cons
     for line in wiring_lines(plan):
         console.print(line, highlight=False)
     console.print(tree(plan))
-    console.print("mermaid (paste it into Markdown):", style="bold")
-    console.print(mermaid(plan), markup=False, highlight=False, soft_wrap=True)
+    if graph:
+        console.print("mermaid (paste it into Markdown):", style="bold")
+        console.print(mermaid(plan), markup=False, highlight=False, soft_wrap=True)
 
 
-def cost_table(plan: Plan, estimates: dict[str, Estimate], status: Mapping[str, Status]) -> Table:
-    """Every step with its technique, inputs and forecast; "done" for the time of a step whose artifact is there."""
+def cost_table(plan: Plan, estimates: dict[str, Estimate], status: Mapping[str, Status], reads: bool) -> Table:
+    """Table of every step with its technique and forecast; a finished step's time is "done".
+
+    reads: with the steps' inputs, for which a narrow terminal has no room; the tree has them as well.
+    """
     caption = "forecast; * measured in an earlier run here"
     table = Table(title=f"plan of {plan.recipe}: {len(plan.steps)} steps", caption=caption)
-    for name, justify in (
-        ("step", "left"),
-        ("technique", "left"),
-        ("reads", "left"),
-        ("time", "right"),
-        ("disk", "right"),
-        ("memory", "right"),
-    ):
-        table.add_column(name, justify=justify, no_wrap=name != "reads")  # type: ignore[arg-type]
+    for name in ("step", "technique", *(["reads"] if reads else []), "time", "disk", "memory"):
+        figure = name in {"time", "disk", "memory"}
+        table.add_column(name, justify="right" if figure else "left", no_wrap=name != "reads")
     for step in plan.steps:
         item = estimates[step.name]
         table.add_row(
             step.name,
             technique_name(step),
-            ", ".join(step.needs),
+            *([", ".join(step.needs)] if reads else []),
             "done" if status[step.name].done else f"{duration(item.seconds)}{'*' if item.measured else ''}",
             bytes_text(item.disk_bytes),
             memory_text(item),
@@ -69,9 +76,7 @@ def cost_table(plan: Plan, estimates: dict[str, Estimate], status: Mapping[str, 
     total = sum(item.seconds for name, item in estimates.items() if not status[name].done)
     table.add_section()
     table.add_row(
-        "all",
-        "",
-        "",
+        *("all", "", *([""] if reads else [])),
         duration(total),
         bytes_text(sum(item.disk_bytes for item in estimates.values())),
         bytes_text(max(item.memory_bytes for item in estimates.values())),
@@ -93,7 +98,7 @@ def _input_text(step: Step, port: str) -> str:
 
 
 def tree(plan: Plan) -> Tree:
-    """The graph as a tree: each step under the first step that feeds it; its other inputs in brackets."""
+    """The graph as a tree: a step below the last of its inputs, the others behind a plus sign."""
     root = Tree(f"[bold]{plan.recipe}[/bold]")
     branches = {name: root.add(name) for name in plan.sources}
     for step in plan.steps:
@@ -107,7 +112,7 @@ def tree(plan: Plan) -> Tree:
 
 
 def _parent(plan: Plan, step: Step) -> str | None:
-    """The input a reader would expect a step under: the latest one made before it."""
+    """The input below which the tree shows a step: the one that is made last."""
     order = {name: index for index, name in enumerate([*plan.sources, *(item.name for item in plan.steps)])}
     return max(step.needs, key=order.__getitem__, default=None)
 
@@ -127,7 +132,7 @@ def technique_name(step: Step) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people."""
+    """Format seconds as s, min or h."""
     return (
         f"{seconds:.0f} s"
         if seconds < 90
@@ -138,7 +143,7 @@ def duration(seconds: float) -> str:
 
 
 def bytes_text(count: float) -> str:
-    """Bytes for people, decimal units."""
+    """Format bytes in decimal units."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000 or unit == "GB":
             return f"{count:.0f} {unit}" if unit in {"B", "kB", "MB"} else f"{count:.1f} {unit}"
@@ -153,7 +158,7 @@ def memory_text(item: Estimate) -> str:
 
 
 def step_table(outcomes: "list[Outcome]") -> Table:
-    """What each step did, and how long it took to make."""
+    """Table of every step: made or found, time, memory and its first figures."""
     table = Table(title="steps")
     for name, justify in (
         ("step", "left"),
@@ -183,7 +188,7 @@ def _figure(value: float | int | str) -> str:
 def show_result(
     run: "Run", outcomes: "list[Outcome]", seconds: float, console: Console | None = None
 ) -> "Verdict | None":
-    """Print the steps, the table of models, the verdict and where to look; returns the last verdict, if the recipe has one."""
+    """Print the result of a run: steps, models, verdicts, addresses; returns the last verdict."""
     from tasks.report.words.table import decision_line, model_table
 
     console = console or Console()
@@ -208,7 +213,7 @@ def verdicts_of(run: "Run", places: "Mapping[str, Place]") -> "dict[str, Verdict
 
 
 def where_to_look(run: "Run", places: "Mapping[str, Place]") -> Iterator[tuple[str, str]]:
-    """Report, MLflow and models: what it is, and its address or command."""
+    """Yield a label and an address or command for the report, MLflow and the models."""
     session = run.session
     for step in session.plan.steps:
         if step.kind is Kind.REPORT:
@@ -224,7 +229,7 @@ def where_to_look(run: "Run", places: "Mapping[str, Place]") -> Iterator[tuple[s
 
 
 def where_tracked(tracker: "Tracker") -> str:
-    """A run's page, its server, or the command that shows a database; empty if nothing is tracked."""
+    """Page or server of a tracked run, or the command that shows its database; empty for none."""
     address = tracker.address
     if not address or address.startswith("http"):
         return tracker.link or address
@@ -232,7 +237,7 @@ def where_tracked(tracker: "Tracker") -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """An error in one line, for a table of jobs."""
+    """First line of an error, for a table of jobs."""
     if isinstance(error, ErrorList):
         return f"{len(error.errors)} problems: {first_line(error.errors[0])}"
     return (str(error) or type(error).__name__).splitlines()[0]

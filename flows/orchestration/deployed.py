@@ -1,18 +1,20 @@
-"""The flow that a Prefect deployment runs: the same as the command's, composed from its parameters."""
+"""The flow of a Prefect deployment: a recipe, composed from the parameters of the run."""
 
+import atexit
 from typing import Any
 
 from prefect import flow, runtime
 from prefect.states import State
 
-from flows.console.logs import prepare_logging
+from flows.console.terminal import prepare_terminal
 from flows.orchestration.flow import as_state, flow_name
-from flows.planning.config import Settings, compose_recipe
+from flows.orchestration.servers import Servers
+from flows.planning.config import Settings, compose_recipe, is_variant
 from flows.running.runner import Outcome
 
 
 def run_name() -> str:
-    """The recipe, and what differs from it."""
+    """Name of the flow run: the recipe and its overrides."""
     given = runtime.flow_run.parameters
     return flow_name(str(given.get("recipe", "")), given.get("overrides") or [])
 
@@ -27,11 +29,16 @@ def compress(recipe: str, overrides: list[str] | None = None) -> "State[Any]":
     """
     from flows.orchestration.execute import execute
 
-    prepare_logging()
+    prepare_terminal()
     changed = list(overrides or [])
+    servers = Servers()
+    atexit.register(
+        servers.until_end.close
+    )  # the process is the run's own: it counts as present until the server knows its end
 
     def work() -> list[Outcome]:
         settings: Settings = compose_recipe(recipe, changed)
-        return execute(settings, [f"+recipe={recipe}", *changed]).outcomes
+        typed = [f"+recipe={recipe}", *changed]
+        return execute(settings, servers, typed, variant=is_variant(typed)).outcomes
 
     return as_state(work, [])

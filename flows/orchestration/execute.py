@@ -1,4 +1,4 @@
-"""One run of a composed recipe, whoever asks for it: the command line, a sweep's job, or a deployment."""
+"""One run of a composed recipe, for the command line, a sweep's job or a deployment."""
 
 import logging
 import os
@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from flows.planning.config import Settings, is_variant
+from flows.orchestration.servers import Servers, has_server
+from flows.planning.config import Settings
 from flows.planning.plan import build_plan
 from flows.planning.session import Session
 from flows.planning.steps import Plan
@@ -34,40 +35,47 @@ class Execution:
     outcomes: "list[Outcome]" = field(default_factory=list)
 
 
-def execute(settings: Settings, overrides: Sequence[str], tags: Mapping[str, str] | None = None) -> Execution:
-    """Plan, then find that all is done or run what is not.  tags: more of what identifies the run in MLflow.
+def execute(
+    settings: Settings,
+    servers: Servers,
+    overrides: Sequence[str],
+    *,
+    variant: bool,
+    tags: Mapping[str, str] | None = None,
+) -> Execution:
+    """Plan a recipe and run the steps that are not up to date.
 
+    overrides: as typed; they name the run.  variant: the run differs from a recipe as written, so it leaves the recipe's folder,
+    params.yaml and dvc.lock alone.  tags: further MLflow tags of the run.
     Raises StillroomError, or Stopped after a cancellation; finished steps are kept.
     """
     from flows.planning.estimate import check_machine
     from flows.planning.status import find_status
 
     plan = build_plan(settings.recipe)
-    execution = Execution(open_run(settings, plan, overrides))
+    execution = Execution(open_run(settings, plan, variant))
     run = execution.run
     run.recorder = open_recorder(run, settings)
     if (done := run.find_all()) is not None:
         log.info("nothing to do: all %d steps are up to date", len(done))
-        if not watched_by_server():
+        if not has_server():
             execution.outcomes = done
             return execution
-        run.recorder.tracker = NullTracker()  # Prefect's pages show what was found; MLflow has its runs already
+        run.recorder.tracker = (
+            NullTracker()
+        )  # the user's Prefect server shows what was found; MLflow has its runs already
     status = find_status(Session(plan, settings.runtime, run.session.variant))
     check_machine(plan, settings.runtime, [name for name, item in status.items() if item.done])
     run.tags = {**run_tags(settings, overrides), **(tags or {})}
-    execution.outcomes = orchestrate(run, settings, overrides)
+    execution.outcomes = orchestrate(run, settings, servers, overrides)
     return execution
 
 
-def watched_by_server() -> bool:
-    """Whether a Prefect server of the user's wants to see even a run that has nothing to do."""
-    from flows.orchestration.servers import has_server
+def open_run(settings: Settings, plan: Plan, variant: bool) -> "Run":
+    """Open a run of this plan, and bring params.yaml and dvc.yaml up to a tracked recipe.
 
-    return has_server()
-
-
-def open_run(settings: Settings, plan: Plan, overrides: Sequence[str]) -> "Run":
-    """A run of this plan; a tracked recipe as written brings params.yaml and dvc.yaml up to date first."""
+    variant: the plan differs from its recipe as written.  With runtime.sync=false every run of a tracked recipe counts as one.
+    """
     from flows.running.runner import Run
     from flows.versioning.commit import mend_after_kill, obstacle
     from flows.versioning.files import update_recipe
@@ -76,7 +84,7 @@ def open_run(settings: Settings, plan: Plan, overrides: Sequence[str]) -> "Run":
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     known = folder == PROJECT and plan.recipe in tracked_params()
-    variant = is_variant(overrides) or (known and not settings.runtime.sync)
+    variant = variant or (known and not settings.runtime.sync)
     tracked = known and settings.runtime.dvc and not variant
     if tracked and (reason := obstacle()):
         log.warning("DVC records nothing: %s", reason)
@@ -88,15 +96,16 @@ def open_run(settings: Settings, plan: Plan, overrides: Sequence[str]) -> "Run":
     return Run(Session(plan, settings.runtime, variant), tracked)
 
 
-def orchestrate(run: "Run", settings: Settings, overrides: Sequence[str]) -> "list[Outcome]":
-    """Run what is missing under the configured orchestrator, recorded in the configured tracker."""
+def orchestrate(run: "Run", settings: Settings, servers: Servers, overrides: Sequence[str]) -> "list[Outcome]":
+    """Run the missing steps with the configured orchestrator and tracker."""
     from flows.orchestration.flow import run_with_prefect
     from flows.running.runner import run_in_threads
 
     status = "KILLED"
     try:
         if settings.runtime.orchestrator == "prefect":
-            outcomes = run_with_prefect(run, [item for item in overrides if not item.lstrip("+").startswith("recipe=")])
+            named = [item for item in overrides if not item.lstrip("+").startswith("recipe=")]
+            outcomes = run_with_prefect(run, servers, named)
         else:
             outcomes = run_in_threads(run)
         status = "FINISHED"
@@ -109,15 +118,15 @@ def orchestrate(run: "Run", settings: Settings, overrides: Sequence[str]) -> "li
 
 
 def open_recorder(run: "Run", settings: Settings) -> "Recorder":
-    """The run's recorder, with notes of its own for the recipe as written and for variants of it: what they tell differs."""
+    """The run's recorder.  Variants keep notes of their own, since their records differ."""
     from flows.running.recorder import Recorder
 
     tracker = open_tracker(settings)
-    told = [tracker.address, run.session.plan.recipe, run.session.variant]
-    notes = run.session.store.home / ".tracked" / digest_json(told)[:SHORT]
+    recorded = [tracker.address, run.session.plan.recipe, run.session.variant]
+    notes = run.session.store.home / ".tracked" / digest_json(recorded)[:SHORT]
     database = sqlite_file(tracker.address)
     if database is not None and not database.is_file():
-        shutil.rmtree(notes, ignore_errors=True)  # it was deleted, and knows nothing any more
+        shutil.rmtree(notes, ignore_errors=True)  # the database was deleted, and its records with it
     return Recorder(tracker, notes if tracker.address else None)
 
 
@@ -129,19 +138,25 @@ def open_tracker(settings: Settings) -> Tracker:
 
 
 def run_tags(settings: Settings, overrides: Sequence[str]) -> dict[str, str]:
-    """What identifies a run in MLflow."""
+    """MLflow tags that identify a run."""
     found = {
         "recipe": str(settings.recipe["name"]),
         "overrides": " ".join(overrides),
         "config": digest_json(settings.recipe),
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.name": "flows/compress.py",
     }
     if commit := git("rev-parse", "HEAD"):
-        found |= {"git.commit": commit, "git.dirty": str(bool(git("status", "--porcelain", "--untracked-files=no")))}
+        found |= {
+            "git.commit": commit,
+            "git.dirty": str(bool(git("status", "--porcelain", "--untracked-files=no"))),
+            "mlflow.source.git.commit": commit,  # the form that MLflow's pages link to the source
+        }
     return found
 
 
 def git(*arguments: str) -> str:
-    """What git says of the project; empty where there is no git or no repository."""
+    """Output of a git command in the project; empty without git or a repository."""
     program = shutil.which("git")
     if program is None:
         return ""

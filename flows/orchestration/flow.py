@@ -1,7 +1,7 @@
-"""The same run as a Prefect flow: a task for each step, watched and cancelled from Prefect's pages.
+"""A run as a Prefect flow: a task for each step, which Prefect's pages show and can cancel.
 
-Prefect says how a run goes; whether a step is needed, the key says.  With PREFECT_API_URL set, that server has the run;
-without, a temporary one (`flows/orchestration/servers.py`) lasts as long as the command.  A server that dies takes no step with it.
+Keys, not Prefect, decide which steps run.  The server of PREFECT_API_URL shows the run; without one, a temporary
+server (`flows/orchestration/temporary_server.py`) lasts as long as the command.  Steps survive a server that dies.
 """
 
 import logging
@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from flows.orchestration.servers import choose_server, has_server, servers
+from flows.orchestration.servers import Servers, has_server
 from flows.planning.steps import Step
 from flows.running.child import Listener, Progress, Stopped
 from flows.running.runner import Outcome, Run, announcer
@@ -20,22 +20,22 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("stillroom")
 AWAIT_RETRY_S = 2
-"""How long Prefect waits before a step is tried again; it cannot be woken, so the rest is waited where it can."""
+"""Seconds that Prefect waits before a retry.  It cannot be woken; the rest of the pause is ours, and can."""
 WAIT_MORE_S = (0, 8, 58)
 GPU = "gpu"
 """The tag of steps that hold a GPU, and the name of the server's limit on them."""
 
 
-def run_with_prefect(run: Run, overrides: Sequence[str] = ()) -> list[Outcome]:
-    """All steps as tasks of one Prefect flow.  Raises what went wrong, as `Run.schedule` does."""
-    choose_server(run.session.runtime.folder)
+def run_with_prefect(run: Run, servers: Servers, overrides: Sequence[str] = ()) -> list[Outcome]:
+    """Run all steps as tasks of one Prefect flow.  Raises the errors of `Run.schedule`."""
+    servers.choose(run.session.runtime.folder)
     from prefect.context import FlowRunContext
 
     if FlowRunContext.get():  # a deployment's run: the flow is there already
-        return drive(run)
+        return drive(run, servers)
     failed: list[BaseException] = []
     try:
-        start_flow(run, overrides, failed)
+        start_flow(run, servers, overrides, failed)
     except unreachable() as error:
         if not failed and len(run.outcomes) < len(run.session.plan.steps):
             raise lost_server(error) from error
@@ -45,14 +45,14 @@ def run_with_prefect(run: Run, overrides: Sequence[str] = ()) -> list[Outcome]:
     return [run.outcomes[step.name] for step in run.session.plan.steps]
 
 
-def start_flow(run: Run, overrides: Sequence[str], failed: list[BaseException]) -> None:
-    """Run the flow to its end.  What a user is to be told goes into `failed`; everything else is raised."""
+def start_flow(run: Run, servers: Servers, overrides: Sequence[str], failed: list[BaseException]) -> None:
+    """Run the flow to its end.  Errors for the user are added to `failed`, others are raised."""
     from prefect import flow, tags
     from prefect.events.worker import EventsWorker
     from prefect.task_runners import ThreadPoolTaskRunner
 
     def compress(recipe: str, overrides: list[str], steps: dict[str, str]) -> "State[Any]":
-        return as_state(lambda: drive(run), failed)
+        return as_state(lambda: drive(run, servers), failed)
 
     plan = run.session.plan
     runner: Any = ThreadPoolTaskRunner(max_workers=len(plan.steps))
@@ -73,21 +73,21 @@ def start_flow(run: Run, overrides: Sequence[str], failed: list[BaseException]) 
 
 
 def flow_name(recipe: str, overrides: Sequence[str]) -> str:
-    """A flow run's name: the recipe, and what of it is made otherwise."""
+    """Name of a flow run: the recipe, and the overrides that make it a variant."""
     from flows.planning.config import is_variant
 
     return " ".join([recipe, *(item for item in overrides if is_variant([item]))])[:200]
 
 
 def flow_tags(run: Run) -> list[str]:
-    """What one may want to find flow runs by."""
+    """Tags to find flow runs by."""
     return [f"recipe:{run.session.plan.recipe}", "variant" if run.session.variant else "as written"]
 
 
 def as_state(work: Callable[[], list[Outcome]], failed: list[BaseException]) -> "State[Any]":
-    """Do a flow's work and say how it ended as a state: with a message where a traceback would tell nobody anything.
+    """Do a flow's work and return its end as a Prefect state; errors become a message.
 
-    What was wrong goes into `failed` too, so that a command can say it in its own way.
+    failed: receives the error as well, for the command's own message.
     """
     from prefect.states import Cancelled, Completed, Failed
 
@@ -103,8 +103,8 @@ def as_state(work: Callable[[], list[Outcome]], failed: list[BaseException]) -> 
     return Completed(message=f"{made} steps made, {len(outcomes) - made} found")
 
 
-def drive(run: Run) -> list[Outcome]:
-    """The body of a flow: every step a task."""
+def drive(run: Run, servers: Servers) -> list[Outcome]:
+    """Run every step as a task: the body of a flow."""
     from prefect import runtime
     from prefect.utilities.urls import url_for
 
@@ -119,9 +119,11 @@ def drive(run: Run) -> list[Outcome]:
     announce = announcer(run)
     futures: dict[str, Any] = {}
     flow_run = str(runtime.flow_run.id)
-    servers.enter_context(present(run.session.runtime.folder, flow_run))  # until Prefect has heard of the run's end
+    servers.until_end.enter_context(
+        present(run.session.runtime.folder, flow_run)
+    )  # until Prefect has heard of the run's end
     if not has_server():
-        servers.callback(settle, flow_run, lambda: len(run.outcomes.keys() | run.problems.keys()))
+        servers.until_end.callback(settle, flow_run, lambda: len(run.outcomes.keys() | run.problems.keys()))
     with watched(run, flow_run):
         ids = {"prefect.flow_run_id": flow_run, "prefect.url": page}
         outcomes = run.schedule(lambda step: submit(run, step, futures, announce), ids)
@@ -131,7 +133,7 @@ def drive(run: Run) -> list[Outcome]:
 
 
 def on_gpu(run: Run, step: Step) -> bool:
-    """Whether the step will hold a GPU."""
+    """Return True if the step will hold a GPU."""
     return run.session.device(step) == "cuda"
 
 
@@ -190,9 +192,9 @@ def attempt_as_state(run: Run, step: Step) -> "State[Any]":
         run.board.line(name, text)
         logger.info(text)
 
-    def progress(name: str, told: Progress) -> None:
-        run.board.progress(name, told)
-        reporter.show(told)
+    def progress(name: str, report: Progress) -> None:
+        run.board.progress(name, report)
+        reporter.show(report)
 
     ids = {"prefect.task_run_id": str(runtime.task_run.id), "prefect.flow_run_id": str(runtime.flow_run.id)}
     try:
@@ -218,7 +220,7 @@ def wait_before(run: Run, attempt: int) -> None:
 
 
 def unreachable() -> tuple[type[Exception], ...]:
-    """What Prefect's client raises when there is no server to talk to, or one that cannot answer."""
+    """Exceptions of Prefect's client for a server that is gone or cannot answer."""
     from flows.orchestration.runs import UNREACHABLE
 
     return UNREACHABLE

@@ -1,4 +1,4 @@
-"""What Prefect's pages show of a run besides states and logs: progress, a table for each step, the result, links."""
+"""Artifacts on Prefect's pages: progress, a table for each step, the result, links."""
 
 import logging
 import time
@@ -28,7 +28,7 @@ log = logging.getLogger("stillroom")
 
 
 class ProgressArtifact:
-    """A progress bar that moves while a step works; only for a server that somebody may look at."""
+    """A progress bar on a server of the user's; a temporary server gets none."""
 
     EVERY_S = 2.0
     PAUSE_S = 60.0
@@ -36,14 +36,14 @@ class ProgressArtifact:
     def __init__(self, recipe: str, step: str) -> None:
         self.recipe, self.step = recipe, step
         self.id: Any = None
-        self.told = 0.0
+        self.updated = 0.0
         self.wanted = has_server()
 
     def show(self, progress: Progress) -> None:
         """Move the bar, at most every two seconds."""
-        if not self.wanted or time.monotonic() - self.told < self.EVERY_S:
+        if not self.wanted or time.monotonic() - self.updated < self.EVERY_S:
             return
-        self.told = time.monotonic()
+        self.updated = time.monotonic()
         percent = 100.0 * progress.done / max(1, progress.total)
         text = f"{progress.description}: {progress.done} of {progress.total} {progress.note}".strip()
         self._write(min(percent, 100.0), text)
@@ -62,7 +62,7 @@ class ProgressArtifact:
             else:
                 update_progress_artifact(self.id, percent, description=words)
         except UNREACHABLE:
-            self.told += self.PAUSE_S  # a try holds up the thread that waits for the step
+            self.updated += self.PAUSE_S  # a try holds up the thread that waits for the step
 
 
 def artifact_key(*parts: str) -> str:
@@ -71,7 +71,7 @@ def artifact_key(*parts: str) -> str:
 
 
 def show_step(run: Run, outcome: Outcome) -> None:
-    """What a step made, as a table."""
+    """Show the facts of a finished step as a table."""
     manifest = outcome.manifest
     facts = {
         "status": outcome.status,
@@ -90,11 +90,11 @@ def show_step(run: Run, outcome: Outcome) -> None:
 
 
 def show_result(run: Run) -> None:
-    """The steps, the table of models, the verdict and where everything is as Markdown; links to the report and the MLflow run."""
+    """Show the result of a run as Markdown, with links to the report and the MLflow run."""
     run.recorder.settle()  # so that the MLflow run has an id
     recipe = run.session.plan.recipe
     create_markdown_artifact(
-        result_markdown(run), key=artifact_key(recipe, "result"), description=f"What became of {recipe}"
+        result_markdown(run), key=artifact_key(recipe, "result"), description=f"Result of {recipe}"
     )
     with suppress(StopIteration):
         step = next(step for step in run.session.plan.steps if step.kind is Kind.REPORT)
@@ -109,7 +109,7 @@ def show_result(run: Run) -> None:
 
 
 def result_markdown(run: Run) -> str:
-    """The end of a run: the decision, every model, every step, and where to look."""
+    """Decisions, models, steps and addresses of a finished run, as Markdown."""
     from flows.console.show import step_table, where_to_look
     from tasks.shared.formats.verdict import read_verdict
 

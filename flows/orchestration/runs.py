@@ -1,7 +1,7 @@
-"""Flow runs on a Prefect server: those of dead processes are ended there, a cancelled one is ended here.
+"""Flow runs on a Prefect server: dead ones are ended there, cancelled ones here.
 
-A run that is killed with signal 9 stays RUNNING on the server for good.  So each run holds a file lock as long as its
-process lives; whoever starts next and can take the lock knows that the process is gone.
+A run that is killed with signal 9 would stay RUNNING on the server.  So each run holds a file lock as long as its process
+lives; the next run that can take the lock knows that the process is gone.
 """
 
 import json
@@ -41,9 +41,9 @@ UNREACHABLE = (httpx.HTTPError, PrefectException)
 
 @contextmanager
 def present(root: Path, flow_run: str) -> Iterator[None]:
-    """End the runs of dead processes on the server, then be present oneself for as long as the block lasts.
+    """End the runs of dead processes on the server, then mark this run as alive in the block.
 
-    The note outlives the block: whoever sweeps next asks the server whether the run's end has reached it.
+    The note outlives the block: the next sweep checks that the server has the run's end.
     """
     folder = root / "artifacts" / ".runs"
     folder.mkdir(parents=True, exist_ok=True)
@@ -55,7 +55,7 @@ def present(root: Path, flow_run: str) -> Iterator[None]:
 
 
 def sweep(folder: Path) -> None:
-    """Mark as crashed what the server believes to be running although its process is gone."""
+    """Mark runs as crashed that still run for the server although their process is gone."""
     for note in sorted(folder.glob("*.json")):
         lock = FileLock(note.with_suffix(".lock"))
         with suppress(Timeout, OSError, ValueError), lock.acquire(timeout=0):
@@ -69,7 +69,7 @@ def sweep(folder: Path) -> None:
 
 
 def crash(client: SyncPrefectClient, flow_run: UUID) -> bool:
-    """Force a flow run and its unfinished tasks into Crashed; False if it had ended or is not known."""
+    """Force a flow run and its unfinished tasks into Crashed; False if it is over or unknown."""
     try:
         state = client.read_flow_run(flow_run).state
     except ObjectNotFound:
@@ -85,7 +85,7 @@ def crash(client: SyncPrefectClient, flow_run: UUID) -> bool:
 
 
 def settle(flow_run: str, expected: Callable[[], int]) -> None:
-    """Wait until the server has written down how this many tasks ended.
+    """Wait until the server has recorded the end of so many tasks.
 
     Their states reach it as events, which it handles behind its answers; a temporary server that ends at once loses them.
     """
@@ -101,7 +101,7 @@ def settle(flow_run: str, expected: Callable[[], int]) -> None:
 
 @contextmanager
 def watched(run: Run, flow_run: str) -> Iterator[None]:
-    """Stop the run's steps when somebody cancels the flow run on the server."""
+    """Stop the run's steps when the flow run is cancelled on the server."""
     over = threading.Event()
 
     def look() -> None:
@@ -125,7 +125,7 @@ def watched(run: Run, flow_run: str) -> Iterator[None]:
 
 
 def limit_gpus(name: str) -> None:
-    """Let the server hold back tasks that want a GPU: as many at once as this machine has.  A limit that is there stays."""
+    """Limit the tasks that hold a GPU to this machine's GPUs.  An existing limit is kept."""
     with suppress(*UNREACHABLE), get_client(sync_client=True) as client:
         try:
             client.read_global_concurrency_limit_by_name(name)
@@ -139,7 +139,7 @@ def limit_gpus(name: str) -> None:
 def gpu_slot(name: str, stop: threading.Event) -> Iterator[None]:
     """Hold a slot of the server's limit; the empty name is no limit.
 
-    Taken here, since a tag's limit is waited for where nobody can be told to stop.  The lock on the GPU itself is
+    Taken here, since Prefect's wait for a tag's limit cannot be interrupted.  The lock on the GPU itself is
     `flows.planning.gpus.hold_gpu`'s: this one only lets the pages show and steer who waits.  Raises Stopped.
     """
     with ExitStack() as stack:

@@ -99,7 +99,8 @@ class Settings:
     runtime: Runtime
     tracking: Tracking
     gate: Gate
-    dry_run: bool
+    dry_run: bool | Literal["graph"]
+    """True: only show the plan.  graph: show it as mermaid text, too."""
 
 
 def read_settings(config: "DictConfig") -> Settings:
@@ -135,10 +136,12 @@ def read_settings(config: "DictConfig") -> Settings:
                 )
                 for detail in error.errors()
             )
+    if (dry_run := plain["dry_run"]) not in (False, True, "graph"):
+        problems.append(ConfigError("dry_run", repr(dry_run), "true, false or graph", "dry_run=true"))
     if problems:
         raise ErrorList(problems)
     recipe = {key: plain[key] for key in ("name", "seed", "models", "steps")}
-    return Settings(recipe, built["runtime"], built["tracking"], built["gate"], bool(plain["dry_run"]))
+    return Settings(recipe, built["runtime"], built["tracking"], built["gate"], dry_run)
 
 
 def check_name(name: str, overrides: Sequence[str]) -> None:

@@ -74,7 +74,8 @@ class Session:
     def key(self, step: Step) -> str:
         """The step's key; its inputs must be finished."""
         inputs = {port: [[name, self.digest(name)] for name in names] for port, names in step.inputs.items()}
-        inputs["files"] = [[str(index), self.store.digests.tree(file)] for index, file in enumerate(step.files())]
+        files = [[str(index), self.store.digests.tree(file)] for index, file in enumerate(step.files())]
+        inputs["files"] = [*inputs.get("files", []), *files]  # a port may be called so; no input's name is a number
         return step_key(step.identity(self.plan.seed_of(step)), self.code_of(step), inputs)
 
     def code_of(self, step: Step) -> str:

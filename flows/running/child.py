@@ -114,7 +114,11 @@ def job_folder(session: Session) -> Iterator[Path]:
 def environment(folder: Path) -> dict[str, str]:
     """The child's environment: our modules importable from any working directory, progress reported to a file."""
     paths = [str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return os.environ | {"PYTHONPATH": os.pathsep.join(paths), REPORT_VARIABLE: str(folder / "progress.json")}
+    return os.environ | {
+        "PYTHONPATH": os.pathsep.join(paths),
+        "PYTHONIOENCODING": "utf-8",
+        REPORT_VARIABLE: str(folder / "progress.json"),
+    }
 
 
 def failure(step: str, code: int, told: Mapping[str, Any], stopping: bool) -> Exception:

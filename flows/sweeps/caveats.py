@@ -1,4 +1,4 @@
-"""A sweep in words: its best candidate, how to read its figures, and what they do not show."""
+"""A sweep in words: its best candidate, a reading of its figures, and their limits."""
 
 from collections.abc import Sequence
 from math import floor
@@ -8,11 +8,11 @@ from tasks.report.words.numbers import gap_unit, margin
 from tasks.report.words.wording import candidate_line
 
 SHOWN = 6
-"""Names in a sentence at the most."""
+"""Largest number of names in a sentence."""
 
 
 def reading(sweep: Sweep) -> str:
-    """How to read the table's figures."""
+    """A reading guide to the table's figures."""
     assert sweep.best is not None
     verdict = sweep.best.verdict
     margins = ", ".join(
@@ -27,7 +27,7 @@ def reading(sweep: Sweep) -> str:
 
 
 def best_line(sweep: Sweep) -> str:
-    """The best candidate, its decision and the number that decides, in a sentence; empty without a verdict."""
+    """A sentence on the best candidate and its decision; empty without a verdict."""
     best = sweep.best
     if best is None:
         return ""
@@ -36,7 +36,7 @@ def best_line(sweep: Sweep) -> str:
 
 
 def caveats(sweep: Sweep) -> list[str]:
-    """What the best candidate does not show, one sentence or two for each reason."""
+    """Limits of the best candidate's evidence, one or two sentences for each."""
     best = sweep.best
     if best is None:
         return []
@@ -44,7 +44,7 @@ def caveats(sweep: Sweep) -> list[str]:
 
 
 def _shown(sweep: Sweep, best: Entry) -> str:
-    """Which others it is not shown to be better than."""
+    """Name the candidates that the best one is not shown to be better than."""
     others = [one for one in sweep.entries if one is not best and not (one.digest and one.digest == best.digest)]
     beaten = [one for one in others if one not in sweep.rivals]
     bounds = f"{_percent(1 - 2 * best.verdict.alpha)} bounds"
@@ -57,12 +57,12 @@ def _shown(sweep: Sweep, best: Entry) -> str:
     equal = [one for one in others if one.rank[:3] == best.rank[:3]]
     tied = f"{_names(sweep, equal)}: equal by all that counts; the best is only the first of them. " if equal else ""
     named = _names(sweep, sweep.rivals) if beaten else "any other"
-    told = f"The best is not shown to be better than {named}: the {bounds} overlap, or the measures disagree."
-    return tied + told + (f" It is shown to be better than {_names(sweep, beaten)}." if beaten else "")
+    shown = f"The best is not shown to be better than {named}: the {bounds} overlap, or the measures disagree."
+    return tied + shown + (f" It is shown to be better than {_names(sweep, beaten)}." if beaten else "")
 
 
 def _several(sweep: Sweep, best: Entry) -> str:
-    """What it does that several models were judged."""
+    """Warn that several models were judged, which raises the chance of a wrong decision."""
     if sweep.models < 2:
         return ""
     alpha, count = best.verdict.alpha, sweep.models
@@ -75,7 +75,7 @@ def _several(sweep: Sweep, best: Entry) -> str:
 
 
 def _incomparable(sweep: Sweep) -> list[str]:
-    """What else than the candidates differs between the jobs' verdicts."""
+    """Name the differences between the jobs' verdicts other than their candidates."""
     verdicts = [job.verdict for job in sweep.jobs if job.verdict is not None]
     first = verdicts[0]
     found = []
@@ -97,5 +97,5 @@ def _percent(share: float) -> str:
 def _names(sweep: Sweep, entries: Sequence[Entry]) -> str:
     """Candidates with their jobs."""
     alone = len(sweep.candidates) == 1
-    told = [f"job {one.job}" if alone else f"{one.name} of job {one.job}" for one in entries]
-    return ", ".join(told[:SHOWN]) + (f" and {len(told) - SHOWN} more" if len(told) > SHOWN else "")
+    names = [f"job {one.job}" if alone else f"{one.name} of job {one.job}" for one in entries]
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

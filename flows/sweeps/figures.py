@@ -1,4 +1,7 @@
-"""A sweep's plots: the difference from the baseline with its bounds against what was swept, a panel for each measure and candidate."""
+"""Plots of a sweep: differences from the baseline against the swept values.
+
+One panel for each measure and candidate, with the bounds of every difference.
+"""
 
 from collections.abc import Mapping, Sequence
 from itertools import groupby
@@ -25,7 +28,7 @@ from tasks.shared.formats.verdict import Gate, MeasureComparison
 
 TOP, BOTTOM, LEFT, RIGHT = 30, 232, 48, WIDTH - 66
 MOST = 6.0
-"""Margins to either side that a panel shows at the most, so that one ruined model does not flatten the rest."""
+"""Largest distance from zero that a panel shows, in margins, so that one ruined model does not flatten the rest."""
 
 
 def sweep_figures(sweep: Sweep) -> dict[str, list[Figure]]:
@@ -56,11 +59,11 @@ def panel(sweep: Sweep, entries: Sequence[Entry], measure: str) -> Figure | None
     absent = set(range(len(sweep.jobs))) - {entry.job for entry, _ in found}
     parts += [text(x(sweep.axis.places[job]), BOTTOM - 7, "none", "middle", "tick") for job in sorted(absent)]
     name, title = entries[0].name, gate.measure.title[:1].upper() + gate.measure.title[1:]
-    told = "; ".join(tell(sweep, entry, result, gate) for entry, result in found) + "."
+    words = "; ".join(tell(sweep, entry, result, gate) for entry, result in found) + "."
     key = f"sweep-{sweep.candidates.index(name)}-{sweep.measures.index(measure)}"
     heading = text(0, 13, f"{title}, {gap_unit(gate.measure.unit)}", class_="group")
     return Figure(
-        title, drawing(key, f"{title} of {name} over {sweep.axis.title}", told, BOTTOM + 42, heading, *parts), ""
+        title, drawing(key, f"{title} of {name} over {sweep.axis.title}", words, BOTTOM + 42, heading, *parts), ""
     )
 
 
@@ -90,7 +93,7 @@ def trend(sweep: Sweep, results: Mapping[int, MeasureComparison], x: Scale, y: S
 
 
 def mark(place: float, y: Scale, result: MeasureComparison, best: bool) -> list[Markup]:
-    """One difference with its bounds; an arrow where it lies outside the panel."""
+    """One difference with its bounds; an arrow if it is outside the panel."""
     if y.low <= result.difference <= y.high:
         whisker = line(place, y(result.low), place, y(result.high), "whisker")
         inside = [whisker, marker(place, y(result.difference), ANSWER_SHAPES[result.answer])]
@@ -142,7 +145,7 @@ def ticks(axis: Axis, x: Scale) -> list[tuple[float, str]]:
 
 
 def fits(labels: Sequence[tuple[float, str]], x: Scale) -> bool:
-    """Whether no label touches the next one, or sticks out."""
+    """Return True if all labels fit into the panel without touching each other."""
     spans = [
         (x(place) - TEXT_WIDTH * len(label) / 2, x(place) + TEXT_WIDTH * len(label) / 2) for place, label in labels
     ]
@@ -151,7 +154,7 @@ def fits(labels: Sequence[tuple[float, str]], x: Scale) -> bool:
 
 
 def axis_title(axis: Axis, x: Scale) -> str:
-    """What was swept; where there is no room for what is each job's own, the jobs' numbers stand there."""
+    """Title of the axis: the swept setting, or the jobs' numbers if their labels do not fit."""
     by_number = not axis.numeric and not fits(sorted(zip(axis.places, axis.labels, strict=True)), x)
     return "job (see the table)" if by_number else short(axis.title, 52)
 

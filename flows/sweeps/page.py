@@ -1,4 +1,4 @@
-"""A sweep's page: plots, jobs and the best of them, in one HTML file that needs nothing else."""
+"""Page of a sweep: plots, jobs and the best candidate in one self-contained HTML file."""
 
 import os
 import shlex
@@ -12,11 +12,11 @@ from tasks.report.page.render import templates
 from tasks.shared.store.artifacts import disk_errors
 
 FOLDER = ".sweeps"
-"""Of the pages, beside the store; the same sweep writes the same page."""
+"""Folder of the pages, in the folder of all artifacts; the same sweep writes the same page."""
 
 
 def write_page(sweep: Sweep) -> Path:
-    """Write the page of a sweep that has a best candidate; returns its path.  Raises MachineError for a disk that takes no file."""
+    """Write the page of a sweep with a best candidate; returns its path.  Raises MachineError."""
     assert sweep.best is not None
     path = sweep.jobs[sweep.best.job].home / FOLDER / f"{sweep.name}.html"
     with disk_errors(path.parent):
@@ -54,7 +54,7 @@ def render(sweep: Sweep, folder: Path, theme: str = "auto") -> str:
 
 
 def versus(sweep: Sweep) -> str:
-    """The command that compares the best model with the next one that it is not shown to be better than; empty if there is none."""
+    """Command that compares the best model with its nearest rival; empty if there is none."""
     best, rivals = sweep.best, sorted(sweep.rivals, key=lambda entry: entry.rank, reverse=True)
     if best is None or not rivals:
         return ""

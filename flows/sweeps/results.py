@@ -1,12 +1,11 @@
-"""What a sweep came to: its jobs' candidates side by side, which of them did best by its verdict, and what that does not show.
+"""Results of a sweep: the candidates of its jobs, and the best of them.
 
-The best candidate is the first of all jobs' candidates by, in this order:
+Candidates are ranked by, in this order:
 
-1. its verdict: ship, then not enough data, then do not ship;
-2. its room: on each measure that decides, what is left between the pessimistic (lower) bound of its difference from the baseline
-   and minus the margin, counted in margins; the least of these counts.  0: just inside.  1: shown to lose nothing.  A measure
-   that was not taken leaves no room;
-3. the smaller one on disk, then the earlier one.
+1. the verdict: ship, then not enough data, then do not ship;
+2. the room: the distance from the lower bound of the difference from the baseline to minus the margin, in margins; the
+   smallest over all deciding measures.  0: just inside.  1: shown to lose nothing.  A missing measure leaves no room;
+3. the size on disk, the smaller first; then the order of the jobs.
 """
 
 import re
@@ -22,14 +21,14 @@ from tasks.shared.formats.verdict import Comparison, MeasureComparison, Verdict
 from tasks.shared.store.keys import digest_json
 
 TAG = "stillroom.sweep"
-"""Of the runs that a sweep's jobs have in MLflow."""
+"""MLflow tag of the runs of a sweep's jobs."""
 LOG_RATIO = 20
-"""Swept values that lie further apart stand on a logarithmic axis."""
+"""Ratio of the largest to the smallest swept value from which the axis is logarithmic."""
 
 
 @dataclass
 class Job:
-    """How one job of a command ended.
+    """Result of one job of a command.
 
     code: its exit code alone.  verdict: of its last verdict step, named by `judge`.  folders: what each step made, by step.
     """
@@ -48,7 +47,7 @@ class Job:
 
     @property
     def decision(self) -> str | None:
-        """The verdict's, if there is one."""
+        """Decision of the verdict, if there is one."""
         return self.verdict.decision if self.verdict else None
 
 
@@ -62,12 +61,12 @@ class Entry:
 
     @property
     def comparison(self) -> Comparison:
-        """With its job's baseline."""
+        """Comparison with its job's baseline."""
         return self.verdict.comparisons[self.name]
 
     @property
     def digest(self) -> str:
-        """Of the model's files; empty where nobody knows."""
+        """Digest of the model's files; empty if unknown."""
         return self.verdict.models[self.name].digest
 
     @property
@@ -92,14 +91,14 @@ class Entry:
         return DECISION_RANK[self.comparison.decision], self.room, -(self.size or inf), -self.job
 
     def shown_better(self, other: "Entry") -> bool:
-        """Whether its bounds lie wholly above the other's on a measure that decides, and wholly below on none."""
+        """Return True if its bounds are above the other's on a deciding measure, and below on none."""
         pairs = [(mine, other.deciding[name]) for name, mine in self.deciding.items() if name in other.deciding]
         return any(a.low > b.high for a, b in pairs) and not any(b.low > a.high for a, b in pairs)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One candidate, or a job without any.  first: the job's first row, which says what the job is."""
+    """One candidate, or a job without any.  first: the row of its job with the overrides."""
 
     job: int
     entry: Entry | None
@@ -108,7 +107,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Axis:
-    """Where the jobs stand on a plot: numbers at their values, anything else side by side.  places, labels: by job."""
+    """Places of the jobs on a plot.  places, labels: by job; places are values if numeric."""
 
     title: str
     places: list[float]
@@ -138,18 +137,18 @@ class Sweep:
 
     @cached_property
     def varied(self) -> list[str]:
-        """What differs between the jobs, such as steps.student.temperature."""
+        """Settings that differ between the jobs, such as steps.student.temperature."""
         return list(dict.fromkeys(item.partition("=")[0].lstrip("+~") for items in self.own for item in items))
 
     @cached_property
     def labels(self) -> list[str]:
-        """By job: what is its own, in short; unlike `own`, each name is cut to what tells it from the others."""
+        """By job: its own overrides, each name cut to the part that distinguishes it."""
         names = short_names(self.varied)
         return [" ".join(short_override(item, names) for item in items) or "as written" for items in self.own]
 
     @cached_property
     def axis(self) -> Axis:
-        """By value if all jobs differ in one number (a seed is a name, not a number)."""
+        """Axis of the plots: by value if all jobs differ in one number other than a seed."""
         title, each = ", ".join(self.varied), [float(number) for number in range(len(self.jobs))]
         if len(self.varied) != 1 or any(len(items) != 1 for items in self.own):
             return Axis(title, each, self.labels)
@@ -177,7 +176,7 @@ class Sweep:
 
     @cached_property
     def rivals(self) -> list[Entry]:
-        """The other models that the best one is not shown to be better than."""
+        """Other models that the best one is not shown to be better than."""
         best = self.best
         if best is None:
             return []
@@ -188,18 +187,18 @@ class Sweep:
 
     @cached_property
     def models(self) -> int:
-        """How many models were judged; one that several jobs share counts once."""
+        """Number of judged models; a model of several jobs counts once."""
         return len({(entry.name, entry.digest or str(entry.job)) for entry in self.entries})
 
 
 def sweep_name(arguments: Sequence[str]) -> str:
-    """A name that the same sweep always has: its recipe, and a digest of what differs from the recipe as written.
+    """Name of a sweep: its recipe and a digest of its overrides, the same each time it runs.
 
     arguments: of the command line; its flags do not count.
     """
-    told = [item for item in arguments if not item.startswith("-") and not item.lstrip("+~").startswith("hydra")]
-    recipes = [item.partition("=")[2] for item in told if item.lstrip("+").startswith("recipe=")]
-    changed = sorted(item for item in told if is_variant([item]))
+    typed = [item for item in arguments if not item.startswith("-") and not item.lstrip("+~").startswith("hydra")]
+    recipes = [item.partition("=")[2] for item in typed if item.lstrip("+").startswith("recipe=")]
+    changed = sorted(item for item in typed if is_variant([item]))
     return f"{re.sub(r'[^A-Za-z0-9_]+', '-', recipes[0]) if recipes else 'sweep'}-{digest_json([recipes, changed])[:8]}"
 
 
@@ -213,7 +212,7 @@ def as_number(text: str) -> float | None:
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:
-    """Each dotted name without the parts that tell it from no other: steps.slim.ratio as ratio, or slim.ratio beside student.ratio."""
+    """Cut dotted names to their distinct ends: ratio, or slim.ratio if there is student.ratio."""
     found = {}
     for key in keys:
         parts = key.split(".")
@@ -234,7 +233,7 @@ def short_override(item: str, names: Mapping[str, str]) -> str:
 
 
 def baseline_of(verdict: Verdict) -> object:
-    """What tells one baseline from another."""
+    """Identity of the baseline: its digest, else its scores."""
     model = verdict.models[verdict.baseline]
     return model.digest or {name: score.value for name, score in model.scores.items()}
 

@@ -1,4 +1,4 @@
-"""A sweep's jobs in the console: a row per candidate, the best one named under it, and what that does not show."""
+"""Table of a sweep's jobs in the console, its best candidate, limits of the evidence."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from tasks.report.words.numbers import MINUS, byte_size, gap, interval
 from tasks.report.words.table import ABSENT, STYLES, ModelTable
 
 LEAST_MEASURES = 2
-"""Columns of measures that even a narrow console has."""
+"""Number of measures that even a narrow console shows."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Column:
 
 
 def show_jobs(sweep: Sweep, console: Console | None = None) -> None:
-    """The jobs in one table: what differed, how each ended; then the best candidate by its verdict."""
+    """Print the jobs in one table, then the best candidate and the limits of the evidence."""
     console = console or Console()
     varied = f" over {', '.join(sweep.varied)}" if sweep.varied else ""
     console.print(f"{len(sweep.jobs)} jobs{varied}", style="bold", markup=False, highlight=False)
@@ -48,7 +48,7 @@ def show_jobs(sweep: Sweep, console: Console | None = None) -> None:
 
 
 def job_table(sweep: Sweep) -> ModelTable:
-    """A row per candidate; it fits itself to the console's width when printed, narrower ones without bounds, size and time."""
+    """A row per candidate.  A narrow console gets no bounds, sizes and times."""
     number = Column("job", lambda row: str(row.job) if row.first else "")
     brief = Column("overrides", lambda row: sweep.labels[row.job] if row.first else "", text=True)
     whole = Column(

@@ -1,4 +1,4 @@
-"""Where runs are recorded: MLflow behind one small interface, and `NullTracker`, its twin that records nothing.
+"""Records of runs: MLflow behind a small interface, and `NullTracker`, which records nothing.
 
 A parent run per flow, a child per step that really ran; a reused step is a tag on the parent.  Only this package imports mlflow.
 """

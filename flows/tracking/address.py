@@ -1,4 +1,4 @@
-"""Which tracking server, and how to speak of it without giving a password away."""
+"""The address of the tracking server, and texts without its password."""
 
 import os
 import re
@@ -35,7 +35,7 @@ def resolve_uri(configured: str, root: Path, where: str = "tracking.uri") -> str
 
 
 def holds_secret(uri: str) -> bool:
-    """Whether a URI holds a password or token; a database's user name alone is none."""
+    """Return True if a URI holds a password or token; a database's user name alone is none."""
     netloc = urlsplit(uri).netloc
     user, at, _ = netloc.rpartition("@")
     if at and (uri.startswith("http") or ":" in user):
@@ -50,7 +50,7 @@ def sqlite_file(uri: str) -> Path | None:
 
 
 def mask(text: str, uri: str = "") -> str:
-    """A text without the credentials of any URI in it, of `uri` wherever they stand, and of MLflow's variables."""
+    """Mask credentials in a text: of every URI in it, of `uri`, and of MLflow's variables."""
     secrets = [os.environ.get(name, "") for name in _VARIABLES]
     if uri:
         user, at, _ = urlsplit(uri).netloc.rpartition("@")

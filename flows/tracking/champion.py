@@ -1,4 +1,4 @@
-"""The champion: the model version that a recipe's registered model calls so, and whether a new one may take its place."""
+"""The champion: the version of a recipe's registered model with that alias."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +10,7 @@ from tasks.shared.errors import ConfigError
 
 
 def read_champion(uri: str, root: Path, recipe: str) -> Mapping[str, str]:
-    """Tags of the champion's version: path, digest, step, verdict.key.  Raises ConfigError if there is none."""
+    """Return the tags of the champion: path, digest, step, verdict.key.  Raises ConfigError."""
     from mlflow.exceptions import MlflowException
 
     address = resolve_uri(uri, root)

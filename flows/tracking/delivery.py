@@ -1,4 +1,4 @@
-"""From the outbox to the server: by the run itself as it goes, or later by whoever flushes."""
+"""Delivery from the outbox to the server: by the run itself, or later by a flush."""
 
 import os
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from flows.tracking.runs import Runs
 
 @dataclass
 class Delivery:
-    """What came of it.  problems: one line each.  aside: unreadable files, where they are now."""
+    """Result of a delivery.  problems: one line each.  aside: where unreadable files are now."""
 
     sent: int = 0
     waiting: int = 0
@@ -22,7 +22,7 @@ class Delivery:
 
 
 def deliver(outbox: Outbox, runs: Runs, found: Delivery, late: bool) -> str:
-    """Send one run's waiting events in their order; returns the id of its run on the server, if one was needed.
+    """Send one run's waiting events in order; returns its id on the server, empty if unknown.
 
     Holds the outbox's lock for one event at a time, so that several senders share the work and none repeats it.
     Raises Unreachable; a refused event is reported, stays, and the next is tried.
@@ -52,9 +52,9 @@ def deliver(outbox: Outbox, runs: Runs, found: Delivery, late: bool) -> str:
 
 
 def flush(root: Path, uri: str, progress: Callable[[Outbox], None] | None = None) -> Delivery:
-    """Send everything that waits below a root.  uri: where to, else where each run meant to go.
+    """Send everything that waits below a root.  uri: the server, else that of each run.
 
-    Nothing is lost whatever happens: an event that is not sent stays.  Raises ConfigError for a URI with credentials.
+    An event that is not sent stays.  Raises ConfigError for a URI with credentials.
     """
     given = resolve_uri(uri, root, "--uri") if uri else ""
     servers: dict[str, Runs] = {}
@@ -75,7 +75,7 @@ def flush(root: Path, uri: str, progress: Callable[[Outbox], None] | None = None
 
 
 def send_all(outbox: Outbox, runs: Runs, found: Delivery) -> None:
-    """One run of a flush: what waits, and the end of a run whose process died.  Raises Unreachable."""
+    """Send what waits of one run, and end it if its process died.  Raises Unreachable."""
     deliver(outbox, runs, found, late=True)
     with outbox.sending() as mine:
         if not mine or outbox.alive():
@@ -91,11 +91,31 @@ def send_all(outbox: Outbox, runs: Runs, found: Delivery) -> None:
         outbox.close()
 
 
+def end_dead_runs(root: Path, address: str, runs: Runs) -> list[str]:
+    """End runs that the server believes to be running although their process is gone.
+
+    Only runs below this root and for this address.  Their unsent events still wait for a flush; a run with an unsent end
+    was not killed.  Returns the ids of the ended runs.  Raises NotSent.
+    """
+    ended = []
+    for outbox in list_outboxes(root):
+        header = outbox.header()
+        if header is None or header.address != address or outbox.alive():
+            continue
+        with outbox.sending() as mine:
+            if not mine or any(file.stem.endswith("-finish") for file in outbox.files()):
+                continue
+            if runs.abandon(header):
+                ended.append(header.run)
+            outbox.close()
+    return ended
+
+
 def own_address(outbox: Outbox, root: Path) -> str:
-    """Where the run meant to go; what stood in MLFLOW_TRACKING_URI is not kept if it held credentials, so it is read again."""
+    """Server of a waiting run; a URI with credentials is read from the environment again."""
     header = outbox.header()
     if header is not None and header.address and MASK not in header.address:
         return header.address
     if header is not None and MASK in header.address and not os.environ.get("MLFLOW_TRACKING_URI"):
-        return header.address  # nobody answers there, and the message says so
+        return header.address  # no server answers there; the user gets that message
     return resolve_uri("", root)

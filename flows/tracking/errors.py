@@ -1,4 +1,4 @@
-"""Why an event could not be sent.  The event stays where it is in both cases."""
+"""Errors of sending an event, which stays in the outbox in any case."""
 
 
 class NotSent(Exception):
@@ -6,8 +6,8 @@ class NotSent(Exception):
 
 
 class Unreachable(NotSent):
-    """The server, its database or its artifact store does not answer: the next event would fail too."""
+    """The server, its database or artifact store does not answer; the next event would fail too."""
 
 
 class Refused(NotSent):
-    """The server answers, and does not want this event: the next one may pass."""
+    """The server answers and refuses this event; the next one may pass."""

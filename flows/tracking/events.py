@@ -1,4 +1,4 @@
-"""A step as plain data: all that the server will be told, so that it can be told later.
+"""A step as plain data: everything that the server gets, ready to be sent now or later.
 
 Figures are read now; only the small files themselves are read when they are sent.
 """
@@ -65,7 +65,7 @@ def _dataset(record: StepRecord, port: str, artifact: Artifact) -> dict[str, Any
 
 
 def profile(metrics: Mapping[str, Any]) -> dict[str, int]:
-    """Rows in all, and by split, as far as the metrics of a corpus or of traces tell."""
+    """Rows in all and by split, as far as the metrics of a corpus or of traces have them."""
     splits = {name: metrics[name] for name in ("train", "calibration", "test") if isinstance(metrics.get(name), int)}
     rows = metrics.get("rows", sum(splits.values()))
     return {"num_rows": rows, **splits} if rows else {}
@@ -92,7 +92,7 @@ def _verdict(record: StepRecord) -> dict[str, Any] | None:
 
 
 def model_figures(verdict: Verdict) -> dict[str, dict[str, float]]:
-    """What was measured of each model, by model."""
+    """Figures of a verdict by model."""
     found: dict[str, dict[str, float]] = {}
     for name, model in verdict.models.items():
         figures = {measure: score.value for measure, score in model.scores.items()}
@@ -106,7 +106,7 @@ def model_figures(verdict: Verdict) -> dict[str, dict[str, float]]:
 
 
 def read_curve(file: Path) -> list[list[Any]]:
-    """Every loss column of a loss.csv as [name, step, value], at most POINTS of each; a damaged line is left out."""
+    """Read a loss.csv as [name, step, value], at most POINTS by column; skips damaged lines."""
     if not file.is_file():
         return []
     curves: dict[str, list[list[Any]]] = {}

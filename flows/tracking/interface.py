@@ -1,4 +1,4 @@
-"""What a flow tells about itself, and a tracker that records nothing."""
+"""The interface of trackers, and a tracker that records nothing."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ class StepRecord:
 
 
 class Tracker(Protocol):
-    """Records one flow.  Any one thread may call it; a server that is down is never an error."""
+    """Records one flow.  Callable from any one thread; a server that is down is never an error."""
 
     @property
     def run_id(self) -> str:
@@ -37,7 +37,7 @@ class Tracker(Protocol):
 
     @property
     def address(self) -> str:
-        """Where it is recorded, fit to be printed; empty for nowhere."""
+        """Address of the server, safe to print; empty for none."""
         ...
 
     @property

@@ -1,12 +1,13 @@
-"""The tracker of a flow: every event is a file first, then it is sent, then the file goes."""
+"""MLflow as the tracker of a flow: an event is written to a file, sent, and then deleted."""
 
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from flows.tracking.address import mask, resolve_uri
-from flows.tracking.delivery import Delivery, deliver
+from flows.tracking.delivery import Delivery, deliver, end_dead_runs
 from flows.tracking.errors import NotSent
 from flows.tracking.events import step_content
 from flows.tracking.interface import StepRecord
@@ -19,7 +20,7 @@ log = logging.getLogger("stillroom")
 class MlflowTracker:
     """MLflow in a sqlite file, or wherever `uri` points.
 
-    Making one touches neither disk nor network.  After the first event that cannot be sent the rest only waits in the
+    The constructor touches neither disk nor network.  After the first event that cannot be sent, the others only wait in the
     outbox, so that a server that is down costs a run seconds, once.  Raises ConfigError for a URI with credentials.
     """
 
@@ -53,9 +54,13 @@ class MlflowTracker:
     def start(self, name: str, tags: Mapping[str, str]) -> None:
         """Open the run of the whole flow."""
         self._record("start", {"name": name, "tags": dict(tags)})
+        if not self._down:
+            with suppress(NotSent, OSError):  # the next run tries again
+                for run in end_dead_runs(self._root, self.address, self._runs):
+                    log.info("an earlier run's process is gone; MLflow shows it as killed now (%s)", run)
 
     def step(self, record: StepRecord) -> None:
-        """Record one finished step: a child run if it was made, a tag on the flow's run if it was found."""
+        """Record one finished step: a child run if it was made, a tag on the flow's run if found."""
         self._record("step", step_content(record))
 
     def finish(self, status: str) -> None:
@@ -88,7 +93,7 @@ class MlflowTracker:
             )
 
     def _unkept(self, event: Event, error: OSError) -> None:
-        """The disk does not take the event: the server may, and the step's artifact is safe in any case."""
+        """Send an event that the disk does not take; the step's artifact is safe in any case."""
         log.warning("the record of this run cannot be kept in %s: %s", self._outbox.folder, error.strerror or error)
         if not self._down:
             try:

@@ -1,4 +1,4 @@
-"""Logged models and the registry, by reference: weights stay where they are, a digest says which they are."""
+"""Logged models and the registry.  Weights stay in the store; a digest identifies them."""
 
 import logging
 from collections.abc import Mapping
@@ -14,14 +14,14 @@ from tasks.shared.store.artifacts import SHORT
 log = logging.getLogger("stillroom")
 ALIAS = "champion"
 COMPARED = "champion.compared"
-"""Tag of a model version: how it did against the champion that it was to replace."""
+"""Tag of a model version: its comparison with the champion at that time."""
 DECIDED = "champion.decided"
-"""Tag of a registered model: when the verdict that moved the alias last was recorded, ms since 1970."""
+"""Tag of a registered model: time of the verdict that moved the alias last, ms since 1970."""
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A model or engine: its name in the recipe, kind, content digest, the key of its step ("" for a source), folder."""
+    """A model or engine.  key: of its step, empty for a source."""
 
     name: str
     kind: str
@@ -66,9 +66,9 @@ class Models:
         return self._known[weights.digest]
 
     def measured(self, digest: str, figures: Mapping[str, float], at: int) -> None:
-        """Figures of a verdict on the logged model, if it is known.
+        """Record figures of a verdict on the logged model, if it is known.
 
-        They are recorded in the run that made the model, so that the verdict's run has no `fact` of nobody in particular.
+        They are recorded in the run that made the model: in the verdict's run they would name no model.
         """
         from mlflow.entities import Metric
 
@@ -79,7 +79,7 @@ class Models:
         self.server.log(model.source_run_id, points)
 
     def promote(self, event: Event, weights: Weights, run: str, late: bool) -> None:
-        """Register the shipped model as a version of the recipe's, once, and move the alias to it unless a variant made it.
+        """Register the shipped model once, and move the alias to it unless a variant made it.
 
         late: the event waited in the outbox; then a decision that was recorded after it keeps the alias.
         """
@@ -105,14 +105,14 @@ class Models:
                 note, worse = self._against(event, weights, client.get_model_version(name, str(champion)))
                 client.set_model_version_tag(name, str(version.version), COMPARED, note)
                 if worse:
-                    log.warning("%s may ship, and does not become champion: %s", weights.name, note)
+                    log.warning("%s may ship, but does not become champion: %s", weights.name, note)
                     return
             if str(champion) != str(version.version):
                 client.set_registered_model_alias(name, ALIAS, str(version.version))
             client.set_registered_model_tag(name, DECIDED, str(event.at))
 
     def _against(self, event: Event, weights: Weights, champion: Any) -> tuple[str, bool]:
-        """The model beside the one that it would replace, in words, and whether it is shown to be worse by more than a margin."""
+        """Compare with the champion: in words, and True if shown to be worse by more than a margin."""
         from tasks.evaluate.verdict.regression import compare_with_champion
 
         key = champion.tags.get("verdict.key", "")[:SHORT]
@@ -124,10 +124,10 @@ class Models:
         return found.describe(), bool(found.worse)
 
     def _version(self, event: Event, weights: Weights, model: Any) -> Any:
-        """A new version.
+        """Create a version of the registered model.
 
-        A server accepts no path outside its own store, so there the source is the logged model.  A database opened
-        directly would look a models:/ URI up in another database (MLflow 3.17 asks its global client), so there it is the path.
+        On a server the source is the logged model, since a server accepts no path outside its own store.  In a database it is
+        the path: MLflow 3.17 would look a models:/ URI up with its global client, which may have another database.
         """
         direct = sqlite_file(self.server.uri) is not None or not self.server.uri.startswith("http")
         return self.server.client.create_model_version(

@@ -1,9 +1,9 @@
-"""Events of a run as files, kept until the tracking server has them; knows nothing of MLflow.
+"""Events of a run as files, kept until the tracking server has them.  Independent of MLflow.
 
-artifacts/.outbox/<run>/run.json           whose events these are
-artifacts/.outbox/<run>/NNNN-<event>.json  one event, written beside and renamed; deleted when it was sent
+artifacts/.outbox/<run>/run.json           the run, its recipe and server
+artifacts/.outbox/<run>/NNNN-<event>.json  one event, written whole or not at all; deleted once sent
 artifacts/.outbox/<run>/.alive             locked as long as the process of the run lives
-artifacts/.outbox/<run>/.lock              held by whoever sends one of its events
+artifacts/.outbox/<run>/.lock              held by the sender of one of its events
 artifacts/.outbox/damaged/                 files that could not be read, set aside
 """
 
@@ -21,15 +21,15 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 VERSION = 1
-"""Of the event files; a file of another version is set aside, not guessed at."""
+"""Version of the event files; a file of another version is set aside."""
 HEADER, DAMAGED = "run.json", "damaged"
 CLOSED = (FileNotFoundError, FileExistsError)
-"""What taking a lock raises when another sender closes the outbox meanwhile; the second when the folder was there and is gone."""
+"""Raised by taking a lock while another sender closes the outbox; the second if the folder has just gone."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """Whose events they are.
+    """The run that events belong to.
 
     run: a UUID.  experiment: the recipe.  address: tracking URI, credentials masked.  started: ms since 1970.
     """
@@ -42,7 +42,7 @@ class Header:
 
 @dataclass(frozen=True)
 class Event:
-    """One thing that happened: start, step or finish.  at: ms since 1970.  number: its place among the run's events."""
+    """The start, a step or the end of a run.  at: ms since 1970.  number: its place in the run."""
 
     header: Header
     kind: str
@@ -52,7 +52,7 @@ class Event:
 
     @property
     def identity(self) -> str:
-        """What tells it from the run's other events, the same at every attempt to send it."""
+        """Name among the run's events, the same at every attempt to send it."""
         return f"{self.number:04}-{self.kind}"
 
 
@@ -75,7 +75,7 @@ class Outbox:
         return Event(header, kind, self._next - 1, now(), content)
 
     def put(self, event: Event) -> None:
-        """Write an event, all or nothing.  Called by the run itself; from the first call on it counts as alive."""
+        """Write an event, all or nothing.  Called by the run, which counts as alive from then on."""
         if self._alive is None:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._alive = FileLock(self.folder / ".alive", thread_local=False)
@@ -88,7 +88,7 @@ class Outbox:
         return self.folder / f"{event.identity}.json"
 
     def header(self) -> Header | None:
-        """Whose events they are, as far as run.json can be read."""
+        """The run of the events; None if run.json cannot be read."""
         try:
             return Header(**json.loads((self.folder / HEADER).read_text("utf-8")))
         except (OSError, ValueError, TypeError):
@@ -124,7 +124,7 @@ class Outbox:
 
     @contextmanager
     def sending(self) -> Iterator[bool]:
-        """Hold the only right to send this run's events; False if another sender has closed the outbox meanwhile."""
+        """Hold the only right to send this run's events; False if another sender closed the outbox."""
         lock = FileLock(self.folder / ".lock", thread_local=False)
         try:
             lock.acquire()
@@ -137,7 +137,7 @@ class Outbox:
             lock.release()
 
     def alive(self) -> bool:
-        """Whether the process that writes these events still lives."""
+        """Return True if the process that writes these events still lives."""
         lock = FileLock(self.folder / ".alive", thread_local=False)
         try:
             lock.acquire(timeout=0)
@@ -149,18 +149,18 @@ class Outbox:
         return False
 
     def release(self) -> None:
-        """The run has written its last event."""
+        """Release the lock that marks the run as alive."""
         if self._alive is not None:
             self._alive.release()
 
     def close(self) -> None:
-        """Remove the folder of a run that is over and has nothing waiting, not even a torn file."""
+        """Remove the folder if nothing waits in it, not even a torn file."""
         if not self.files() and not self.interrupted():
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def base(root: Path) -> Path:
-    """Where all outboxes below a root are."""
+    """Folder of all outboxes below a root."""
     return root / "artifacts" / ".outbox"
 
 
@@ -170,13 +170,13 @@ def new_outbox(root: Path) -> Outbox:
 
 
 def list_outboxes(root: Path) -> list[Outbox]:
-    """Every run that has something waiting, or that ended without closing; the oldest first."""
+    """Outboxes of all runs with unsent events or without an end, the oldest first."""
     found = [Outbox(path) for path in base(root).glob("*") if path.is_dir() and path.name != DAMAGED]
     return sorted(found, key=lambda box: header.started if (header := box.header()) else 0)
 
 
 def write_whole(file: Path, content: Any) -> None:
-    """Write a JSON file so that a reader, or a rerun after a kill or a power cut, finds all of it or nothing."""
+    """Write a JSON file so that a reader finds all of it or nothing, even after a power cut."""
     part = file.with_name(f"{file.name}.part")
     try:
         with part.open("w", encoding="utf-8") as stream:

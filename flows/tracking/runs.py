@@ -1,6 +1,6 @@
-"""Events as MLflow runs: a parent per flow, a child per executed step.  Sending one twice changes nothing.
+"""Events as MLflow runs: a parent per flow, a child per executed step.
 
-Runs are found again by the tags stillroom.run and stillroom.event; times are those of the event, so figures that are
+Sending an event twice changes nothing.  Runs are found again by the tags stillroom.run and stillroom.event; times are those of the event, so figures that are
 sent twice are the same figures to MLflow.
 """
 
@@ -33,13 +33,13 @@ PAGES = (
     "loss.csv",
     "influence.csv",
 )
-"""Small files of a step's output that are logged as artifacts; weights stay where they are, named by path and digest."""
+"""Small files of a step's output that are logged as artifacts; weights stay in the store."""
 SHOWN = ("report.html", "report.json", "performance.json", "materials.json", "verdict.json")
-"""Those of them that the flow's run shows as well."""
+"""Files that the flow's run shows as well."""
 
 
 class Runs:
-    """Where events are sent."""
+    """The runs of a server, made from events."""
 
     def __init__(self, uri: str, root: Path) -> None:
         self.server = Server(uri, root)
@@ -47,7 +47,7 @@ class Runs:
         self._models: dict[str, Models] = {}
 
     def send(self, event: Event, late: bool) -> str:
-        """Record one event; returns the id of the flow's run.  late: it waited for somebody to flush it.
+        """Record one event; returns the id of the flow's run.  late: it is sent by a flush.
 
         Raises Unreachable or Refused; what was recorded until then is found again next time.
         """
@@ -63,12 +63,15 @@ class Runs:
                 self.server.settle()
         return parent
 
-    def abandon(self, header: Header) -> None:
-        """Close the run of a process that died.  Raises Unreachable or Refused."""
+    def abandon(self, header: Header) -> bool:
+        """End the runs of a flow whose process died; False if none is running.  Raises NotSent."""
         with sending_to(self.server):
-            found = self.server.find_run([self.server.experiment(header.experiment)], {RUN: header.run, EVENT: "start"})
-            if found is not None and found.info.status == "RUNNING":
-                self.server.client.set_terminated(found.info.run_id, "KILLED")
+            experiment = self.server.experiment(header.experiment)
+            mine = f"tags.`{RUN}` = '{header.run}' and attributes.status = 'RUNNING'"
+            found = self.server.client.search_runs([experiment], mine)
+            for run in found:
+                self.server.client.set_terminated(run.info.run_id, "KILLED")
+        return bool(found)
 
     def _parent(self, header: Header) -> str:
         """The flow's run; made here if this server has not seen its start."""
@@ -86,7 +89,7 @@ class Runs:
         maker = self._maker(event)
         child = (
             None if maker else self._child(event, parent)
-        )  # also what `dvc repro` made, or a run that died too soon to tell
+        )  # also what `dvc repro` made, or a run that died before it could record it
         if child is not None and child.info.status == "FINISHED":
             return  # closing the child is the last thing that is done
         tags: dict[str, str] = {}
@@ -98,6 +101,7 @@ class Runs:
             tags[f"{SKIPPED}.{content['name']}"] = "the artifact was replaced before they could be sent"
         numbers = {f"{content['name']}.{key}": value for key, value in figures(manifest).items()}
         self.server.log(parent, points(numbers, event.at), tags=tags)
+        self._show_on_parent(event, parent)
         if content["verdict"]:
             self._verdict(event, child.info.run_id if child else parent, late, measured=child is not None)
         if child is not None:
@@ -126,7 +130,7 @@ class Runs:
         )
 
     def _record(self, event: Event, run: str) -> None:
-        """Settings, figures, curves, what went in and what came out."""
+        """Record settings, figures, curves, inputs and the model of a step."""
         content, manifest = event.content, event.content["manifest"]
         numbers = points(figures(manifest), event.at, content["curve"])
         self.server.log(run, numbers, params=flatten(manifest["settings"]))
@@ -136,31 +140,27 @@ class Runs:
             weights = Weights(content["name"], content["kind"], manifest["output"], manifest["key"], path)
             self._output(run, self._models_of(event.header).ensure(weights, run).model_id)
 
-    def _inputs(self, event: Event, run: str) -> None:
-        """Corpora and traces as datasets, models as logged models where they are known."""
-        from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput
+    def _show_on_parent(self, event: Event, parent: str) -> None:
+        """Show the datasets that a step read, and the model that it made, on the flow's run."""
+        if datasets := dataset_inputs(event):
+            self.server.client.log_inputs(parent, datasets)  # MLflow drops those that the run has
+        if event.content["kind"] in WEIGHTS:
+            model = self._models_of(event.header).find(event.content["manifest"]["output"])
+            if model is not None:  # else it was made, and logged, by another recipe
+                self._output(parent, model.model_id)
 
-        models = self._models_of(event.header)
-        datasets = [
-            DatasetInput(
-                Dataset(
-                    item["name"],
-                    item["digest"][:36],  # MLflow's limit; the tag has all of it
-                    "local",
-                    json.dumps({"uri": item["path"]}),
-                    profile=json.dumps(item["profile"]) if item["profile"] else None,
-                ),
-                [InputTag("mlflow.data.context", item["port"]), InputTag("digest", item["digest"])],
-            )
-            for item in event.content["datasets"]
-        ]
+    def _inputs(self, event: Event, run: str) -> None:
+        """Log a step's inputs: data as datasets, models as logged models where they are known."""
+        from mlflow.entities import LoggedModelInput
+
+        models, datasets = self._models_of(event.header), dataset_inputs(event)
         known = {model.model_id for item in event.content["models"] if (model := models.find(item["digest"]))}
         fresh = self._new_inputs(run, known)
         if datasets or fresh:
             self.server.client.log_inputs(run, datasets, [LoggedModelInput(one) for one in sorted(fresh)])
 
     def _new_inputs(self, run: str, known: set[str]) -> set[str]:
-        """Of these models, the ones that are no inputs of the run yet (MLflow would add them again)."""
+        """Return the models that are not inputs of the run yet: MLflow would add them again."""
         if not known:
             return set()
         inputs = self.server.client.get_run(run).inputs
@@ -178,10 +178,10 @@ class Runs:
         return self._models.setdefault(experiment, Models(self.server, experiment))
 
     def _maker(self, event: Event) -> str:
-        """The run that recorded an artifact, of this recipe or another; empty if this server knows of none but this event's own.
+        """Id of the run that recorded an artifact; empty if there is none but this event's own.
 
-        Of a step that this flow executed, only a record of the same making counts: a later flow may have found the artifact
-        and told of it while this event waited, its own flow killed.
+        For a step that this flow executed, only a record of the same execution counts: while the event of a killed flow waits, a
+        later flow may find the artifact and record it.
         """
         manifest = event.content["manifest"]
         key = {"stage_key": manifest["key"]}
@@ -202,7 +202,7 @@ class Runs:
         return str(found.info.run_id)
 
     def _files(self, event: Event, child: str, parent: str) -> bool:
-        """Log the small files, from the artifact itself; False if it is another one by now."""
+        """Log the artifact's small files; False if another artifact has taken its place."""
         folder = Path(event.content["folder"])
         if current_output(folder) != event.content["manifest"]["output"]:
             return False
@@ -216,7 +216,7 @@ class Runs:
         return True
 
     def _verdict(self, event: Event, run: str, late: bool, measured: bool) -> None:
-        """Figures on the models that were compared; the one that ships into the registry."""
+        """Record figures on the compared models, and register the one that ships."""
         verdict, models = event.content["verdict"], self._models_of(event.header)
         compared = {item["name"]: item for item in event.content["models"]}
         for name, numbers in verdict["figures"].items() if measured else ():
@@ -228,6 +228,25 @@ class Runs:
             models.promote(event, weights, run, late)
 
 
+def dataset_inputs(event: Event) -> list[Any]:
+    """The corpora and traces that a step read, as MLflow's dataset inputs."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    return [
+        DatasetInput(
+            Dataset(
+                item["name"],
+                item["digest"][:36],  # MLflow's limit; the tag has all of it
+                "local",
+                json.dumps({"uri": item["path"]}),
+                profile=json.dumps(item["profile"]) if item["profile"] else None,
+            ),
+            [InputTag("mlflow.data.context", item["port"]), InputTag("digest", item["digest"])],
+        )
+        for item in event.content["datasets"]
+    ]
+
+
 def points(numbers: Mapping[str, float], at: int, curve: Sequence[Sequence[Any]] = ()) -> list[Any]:
     """Figures, and the points of curves, as metrics of one moment."""
     from mlflow.entities import Metric
@@ -237,7 +256,7 @@ def points(numbers: Mapping[str, float], at: int, curve: Sequence[Sequence[Any]]
 
 
 def current_output(folder: Path) -> str:
-    """Content digest of the artifact that is there now, as its manifest says; empty if there is none."""
+    """Content digest in the manifest of the present artifact; empty if there is none."""
     try:
         return str(json.loads((folder / "manifest.json").read_text("utf-8"))["output"])
     except (OSError, ValueError, KeyError, TypeError):

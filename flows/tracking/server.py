@@ -1,4 +1,4 @@
-"""One MLflow tracking server: opening it, and its errors as ours."""
+"""One MLflow tracking server, and its errors as ours."""
 
 import logging
 import os
@@ -18,16 +18,18 @@ if TYPE_CHECKING:
     from mlflow.entities import Metric
 
 PATIENCE_S = 10
-"""How long one request may take, and it is tried twice: a dead server delays a run once, by seconds.
+"""Time-out of one request, which is tried twice: a dead server delays a run once, by seconds.
 
 MLFLOW_HTTP_REQUEST_TIMEOUT and MLFLOW_HTTP_REQUEST_MAX_RETRIES overrule it.
 """
 REFUSALS = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "INVALID_STATE", "RESOURCE_ALREADY_EXISTS"}
 EXISTS = "RESOURCE_ALREADY_EXISTS"
+EXPERIMENT_KIND, TRAINING = "mlflow.experimentKind", "custom_model_development"
+"""Tag that lets MLflow 3 open an experiment on its table of runs; without it, it may open on an empty page of traces."""
 
 
 def prepare_mlflow() -> None:
-    """What MLflow reads when it is imported: quiet, offline, impatient."""
+    """Set the environment that MLflow reads when it is imported: quiet, offline, impatient."""
     for name, value in {
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "true",
@@ -40,7 +42,7 @@ def prepare_mlflow() -> None:
     }.items():
         os.environ.setdefault(name, value)
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # what fails is said by us, once and without a traceback
+    logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # we report failures, once and without a traceback
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it warns of every retry
 
 
@@ -84,7 +86,7 @@ class Server:
             yield
 
     def settle(self) -> None:
-        """Bring everything into a sqlite database's one file, so that a copy of that file is complete."""
+        """Write a sqlite database's log into its file, so that a copy of the file is complete."""
         if (file := sqlite_file(self.uri)) is not None:
             with closing(sqlite3.connect(file, timeout=5)) as database:
                 database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -99,6 +101,8 @@ class Server:
                 self._experiments[name] = (
                     found.experiment_id if found else client.create_experiment(name, artifact_location=place)
                 )
+                if found is None or EXPERIMENT_KIND not in found.tags:
+                    client.set_experiment_tag(self._experiments[name], EXPERIMENT_KIND, TRAINING)
         return self._experiments[name]
 
     def find_run(self, experiments: Sequence[str], tags: Mapping[str, str]) -> Any:
@@ -114,7 +118,7 @@ class Server:
         params: Mapping[str, Any] | None = None,
         tags: Mapping[str, Any] | None = None,
     ) -> None:
-        """Any number of figures in as few requests as MLflow's limits allow."""
+        """Log any number of figures in as few requests as MLflow's limits allow."""
         from mlflow.entities import Param, RunTag
 
         points = list(metrics)
@@ -126,10 +130,10 @@ class Server:
 
 
 def prepare_database(file: Path | None) -> None:
-    """Make a sqlite file that is not there yet, and let it write ahead: readers and one writer at once, fewer waits for the disk.
+    """Create a missing sqlite file, and switch it to write-ahead logging.
 
-    MLflow builds the schema in dozens of steps, and one that is killed among them can never be opened again; so it is built
-    beside, and renamed when it is whole.
+    MLflow builds the schema in dozens of steps, and cannot open a file whose building was killed; so it is built under
+    another name and renamed.  Write-ahead logging lets readers and one writer work at once.
     """
     if file is None:
         return
@@ -153,9 +157,9 @@ def clean(key: str) -> str:
 
 @contextmanager
 def sending_to(server: Server) -> Iterator[None]:
-    """Turn whatever MLflow, its database and its artifact store raise into Unreachable or Refused.
+    """Turn errors of MLflow, its database and its artifact store into Unreachable or Refused.
 
-    An OSError is among them: requests' errors, a full or read-only disk, a lock that nobody gives back.
+    OSError is among them: requests' errors, a full or read-only disk, a lock that is not released.
     """
     prepare_mlflow()
     import sys
@@ -186,7 +190,7 @@ def sending_to(server: Server) -> Iterator[None]:
 
 
 def first_line(error: Exception, uri: str) -> str:
-    """What happened, without credentials, at most a line; of requests' nested message its two ends."""
+    """First line of an error without credentials; of requests' nested message its two ends."""
     text = (str(error).strip().splitlines() or [""])[0]
     call, nested, cause = text.partition(" failed with exception ")
     if nested:

@@ -152,29 +152,34 @@ class Paired:
         comparisons = {name: self._compare(baseline, name, evidence, gates, rules) for name in candidates}
         shipped = choose_shipped(comparisons, {name: models[name].size_bytes for name in comparisons})
         counts = {name: len(evidence.of(name)) for name in gates}
+        detectable = self._detectable(counts, gates, alpha)
         return Verdict(
             baseline=baseline, reference=next((subject.name for subject in subjects if subject.role == "reference"), None),
             decision=overall_decision(comparisons), shipped=shipped, gates=dict(gates), alpha=alpha, power=self.power,
-            test=TestSplit(items=counts, minimum_detectable=self._planned(counts, gates)), models=models, comparisons=comparisons,
+            test=TestSplit(items=counts, minimum_detectable=detectable), models=models, comparisons=comparisons,
             noise=self._noise(baseline, evidence, gates),
             flips=[flip for name in candidates for measure, gate in gates.items() if gate.margin is not None
                    for flip in list_flips(gate.measure, evidence.of(measure), baseline, name)],
             machine=evidence.machine(), versions={**evidence.versions, **{name: version(name) for name in self.spec.libraries}},
-            notes=[*self._power_notes(counts, gates), *self._slice_notes(evidence, gates), *several_notes(candidates, alpha, self.familywise), *evidence.notes],
+            notes=[*self._power_notes(counts, gates, detectable), *self._slice_notes(evidence, gates),
+                   *several_notes(candidates, alpha, self.familywise), *evidence.notes],
         )  # fmt: skip
 
-    def _planned(self, counts: Mapping[str, int], gates: Mapping[str, Gate]) -> dict[str, float]:
+    def _detectable(self, counts: Mapping[str, int], gates: Mapping[str, Gate], alpha: float) -> dict[str, float]:
+        """Smallest margin that an equal candidate passes with the planned power, by binary measure with a margin."""
         return {
-            name: minimum_detectable(n, self.discordance, self.alpha, self.power)
+            name: minimum_detectable(n, self.discordance, alpha, self.power)
             for name, n in counts.items()
             if n and gates[name].margin is not None and gates[name].measure.binary
         }
 
-    def _power_notes(self, counts: Mapping[str, int], gates: Mapping[str, Gate]) -> Iterator[str]:
+    def _power_notes(
+        self, counts: Mapping[str, int], gates: Mapping[str, Gate], detectable: Mapping[str, float]
+    ) -> Iterator[str]:
         for name, gate in gates.items():
             if gate.margin is not None and not counts[name]:
                 yield f"{name}: no items, so it cannot be decided."
-        for name, smallest in self._planned(counts, gates).items():
+        for name, smallest in detectable.items():
             margin = gates[name].margin
             if margin is not None and not gates[name].relative and smallest > margin:
                 yield (

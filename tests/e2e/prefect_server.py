@@ -109,7 +109,7 @@ def run_server(shop: Workshop, home: Path) -> Iterator[Server]:
     environment.pop("TOY_LOG")
     with (home / "said.log").open("ab") as said:
         child = subprocess.Popen(
-            [sys.executable, "-m", "flows.orchestration.servers", str(port)],
+            [sys.executable, "-m", "flows.ui", str(port)],
             cwd=shop.folder,
             env=environment,
             stdout=said,

@@ -46,11 +46,13 @@ def test_flags_and_overrides_in_any_order() -> None:
 
 
 @pytest.mark.needs_embedded
-def test_the_plan_is_shown_as_table_tree_and_mermaid() -> None:
-    done = run("+recipe=support_bot", "dry_run=true")
-    assert done.returncode == 0, done.stderr
-    for words in ("plan of support_bot: 14 steps", "prune/depth", "graph LR", "corpus --> traces"):
-        assert words in done.stdout
+def test_the_plan_is_shown_as_table_and_tree_and_as_mermaid_on_request() -> None:
+    done, graph = (run("+recipe=support_bot", f"dry_run={value}") for value in ("true", "graph"))
+    assert done.returncode == graph.returncode == 0, done.stderr + graph.stderr
+    for words in ("plan of support_bot: 14 steps", "prune/depth"):
+        assert words in done.stdout and words in graph.stdout
+    for words in ("graph LR", "corpus --> traces"):
+        assert words in graph.stdout and words not in done.stdout
 
 
 def test_an_unknown_step_lists_the_known() -> None:

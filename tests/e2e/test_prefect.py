@@ -131,7 +131,7 @@ def test_an_interrupted_flow_leaves_no_process(shop: Workshop, number: int, mome
         if moment == "while a step runs":
             wait_until(lambda: runs_now(shop, "slim"))
         else:
-            wait_until(lambda: any("flows.orchestration.servers" in line for line in leftovers(shop)))
+            wait_until(lambda: any("flows.orchestration.temporary_server" in line for line in leftovers(shop)))
         child.send_signal(number)
         said, _ = child.communicate(timeout=60)
     assert child.returncode == 130, said
@@ -160,9 +160,10 @@ def test_a_dead_server_is_one_warning(shop: Workshop, answers: bool) -> None:
 QUICK_TASKS = """
 import sys
 from pathlib import Path
-from flows.orchestration.servers import choose_server, servers
+from flows.orchestration.servers import Servers
 
-choose_server(Path.cwd())
+servers = Servers()
+servers.choose(Path.cwd())
 from prefect import flow, runtime, task
 from prefect.events.worker import EventsWorker
 from flows.orchestration.runs import settle
@@ -172,12 +173,12 @@ def nothing(): ...
 
 @flow
 def many():
-    servers.callback(settle, str(runtime.flow_run.id), lambda: 150)
+    servers.until_end.callback(settle, str(runtime.flow_run.id), lambda: 150)
     [future.result() for future in [nothing.submit() for _ in range(150)]]
 
 many()
 EventsWorker.drain_all(timeout=10)
-servers.close()
+servers.until_end.close()
 """
 
 
@@ -186,6 +187,26 @@ def test_the_states_of_many_quick_tasks_are_kept(shop: Workshop) -> None:
     assert done.returncode == 0, done.stderr
     states = database(shop, "select state_type, count(*) from task_run where name = 'quick' group by 1")
     assert states == [("COMPLETED", 150)]
+    assert not leftovers(shop)
+
+
+TWO_COMMANDS = """
+import os, sys
+from flows.compress import cli
+
+for seed in ("411", "412"):
+    sys.argv = ["compress", "+recipe=toy", f"seed={seed}", *QUICK]
+    cli()
+assert "PREFECT_API_URL" not in os.environ and "PREFECT_HOME" not in os.environ
+"""
+
+
+def test_a_second_command_in_one_process_is_a_command_of_its_own(shop: Workshop) -> None:
+    done = shop.command(sys.executable, "-c", TWO_COMMANDS.replace("QUICK", repr(QUICK)))
+    assert done.returncode == 0 and is_clean(done), done.stderr
+    assert done.stdout.count("models") == 2 and "2 jobs" not in done.stdout
+    states = database(shop, "select name, state_type from flow_run where name like '%seed=41%' order by 1")
+    assert states == [("toy seed=411", "COMPLETED"), ("toy seed=412", "COMPLETED")]
     assert not leftovers(shop)
 
 

@@ -171,7 +171,7 @@ def test_the_jobs_of_a_sweep_share_one_prefect_server_that_ends_with_it(shop: Wo
     while sweep.poll() is None:
         with suppress(psutil.Error):
             children = psutil.Process(sweep.pid).children()
-            servers |= {child for child in children if "flows.orchestration.servers" in child.cmdline()}
+            servers |= {child for child in children if "flows.orchestration.temporary_server" in child.cmdline()}
         time.sleep(0.1)
     assert sweep.stdout is not None
     said = sweep.stdout.read()

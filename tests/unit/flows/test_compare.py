@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from flows import compare as module
-from flows.compare import Contestant, as_name, at_path, evaluation_of, find_contestant, main, tell_apart
+from flows.compare import main
+from flows.comparison.contestants import Contestant, as_name, at_path, find_contestant, tell_apart
+from flows.comparison.evaluation import evaluation_of
 from flows.planning.config import CONF, compose_recipe
 from flows.planning.plan import build_plan
 from tasks.shared.errors import ConfigError
@@ -108,14 +110,16 @@ def test_a_recipe_of_the_user_s_own_is_the_models_own_one_too(
     seen: list[Any] = []
     monkeypatch.setattr(
         "flows.orchestration.execute.execute",
-        lambda settings, told: seen.append(settings) or Namespace(run=None, outcomes=None),
+        lambda *given, **named: seen.append((*given, named)) or Namespace(run=None, outcomes=None),
     )
     monkeypatch.setattr("flows.console.show.show_result", lambda *told: Namespace(decision="ship"))
     models = ["mine/big", "mine/small", f"runtime.root={tmp_path}"]
     assert main([*models, "--config-dir", str(folder), "steps.answers.limit=5"]) == 0
     assert (
-        "measures and margins of mine" in capsys.readouterr().err and seen[0].recipe["steps"]["answers"]["limit"] == 5
+        "measures and margins of mine" in capsys.readouterr().err
+        and seen[0][0].recipe["steps"]["answers"]["limit"] == 5
     )
+    assert seen[0][2:] == ([], {"variant": True}), "no made-up override keeps it out of the recipe's folder"
     assert main([*models, "--recipe", "mine"]) == 2, "it is not among those that ship"
 
 

@@ -2,7 +2,8 @@ from datetime import timedelta
 
 import pytest
 
-from flows.deploy import build_schedule, check_recipes, check_server, read_arguments
+from flows.deploy import read_arguments
+from flows.orchestration.deployment import build_schedule, check_recipes, check_server
 from tasks.shared.errors import ConfigError, ErrorList, MachineError
 
 

@@ -82,10 +82,11 @@ def test_a_server_still_down_is_exit_code_1_and_loses_nothing(
     assert {file.name: file.read_bytes() for file in list_outboxes(tmp_path)[0].files()} == before
 
 
-def test_an_address_with_a_password_is_exit_code_2(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_address_with_a_password_is_exit_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     queue(tmp_path, "http")
     assert main(["flush", "--root", str(tmp_path), "--uri", "http://me:hunter22@127.0.0.1:1"]) == 2
-    assert "MLFLOW_TRACKING_PASSWORD" in caplog.text and "hunter22" not in caplog.text
+    told = capsys.readouterr().err
+    assert "MLFLOW_TRACKING_PASSWORD" in told and "hunter22" not in told
 
 
 def test_runs_for_one_dead_server_do_not_block_those_for_another(

@@ -1,4 +1,4 @@
-"""What people see before a run: the plan at 80 columns, the tree, mermaid, and machines that are too small."""
+"""Screens before a run: the plan at 80 columns, the tree, mermaid, and machines that are too small."""
 
 from pathlib import Path
 from typing import Any
@@ -116,3 +116,20 @@ def test_too_little_disk_or_memory_is_refused_before_the_run(
 def test_units() -> None:
     assert (bytes_text(999), bytes_text(269e6), bytes_text(2.5e9)) == ("999 B", "269 MB", "2.5 GB")
     assert (duration(12.4), duration(600), duration(9000)) == ("12 s", "10.0 min", "2.5 h")
+
+
+@pytest.mark.parametrize(("graph", "shown"), [(False, False), (True, True)])
+def test_the_graph_is_printed_as_mermaid_on_request(plan: Any, tmp_path: Path, graph: bool, shown: bool) -> None:
+    with (tmp_path / "screen").open("w") as screen:
+        console = Console(width=80, record=True, force_terminal=False, file=screen)
+        show_plan(plan, Runtime(root=str(tmp_path)), console=console, graph=graph)
+    assert ("graph LR" in console.export_text()) is shown
+
+
+@pytest.mark.parametrize(("width", "reads"), [(80, False), (160, True)])
+def test_a_narrow_table_leaves_the_inputs_to_the_tree(plan: Any, tmp_path: Path, width: int, reads: bool) -> None:
+    with (tmp_path / "screen").open("w") as screen:
+        console = Console(width=width, record=True, force_terminal=False, file=screen)
+        show_plan(plan, Runtime(root=str(tmp_path)), console=console)
+    text = console.export_text()
+    assert ("reads" in text) is reads and "+ corpus" in text

@@ -8,6 +8,7 @@ import pytest
 
 from flows.orchestration import execute as module
 from flows.orchestration.execute import execute, open_recorder
+from flows.orchestration.servers import Servers
 from flows.planning import estimate
 from flows.planning.config import Gate, Runtime, Settings, Tracking
 from flows.planning.plan import build_plan
@@ -69,5 +70,8 @@ def test_a_sweeps_jobs_can_be_found_together(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(module, "orchestrate", lambda run, *_: seen.append(run.tags) or [])
     recipe = {"name": "trial", "seed": 0, "models": {}, "steps": {"one": {"_target_": "tasks.curate.support.Support"}}}
     settings = Settings(recipe, Runtime(root=str(tmp_path)), Tracking(kind="none"), Gate(), dry_run=False)
-    execute(settings, ["+recipe=trial", "seed=0"], {"stillroom.sweep": "trial-0123abcd"})
+    overrides = ["+recipe=trial", "seed=0"]
+    execute(settings, Servers(), overrides, variant=True, tags={"stillroom.sweep": "trial-0123abcd"})
+    assert seen[0]["mlflow.source.name"] == "flows/compress.py"
+    assert seen[0].get("mlflow.source.git.commit") == seen[0].get("git.commit")
     assert seen[0]["stillroom.sweep"] == "trial-0123abcd" and seen[0]["overrides"] == "+recipe=trial seed=0"

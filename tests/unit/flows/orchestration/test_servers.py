@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from flows.orchestration import servers
-from flows.orchestration.servers import find_server, has_server, profile_url, server_answers, server_name
+from flows.orchestration.servers import Servers, has_server, profile_url, server_answers, server_name
 
 
 class Health(http.server.BaseHTTPRequestHandler):
@@ -37,7 +37,6 @@ def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in [name for name in os.environ if name.startswith(("PREFECT", servers.TEMPORARY))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
-    monkeypatch.setattr(servers, "dead", set())
     monkeypatch.setattr(Health, "code", 200)
 
 
@@ -48,12 +47,12 @@ def a_dead_url() -> str:
 
 
 def test_no_server_is_no_server() -> None:
-    assert not find_server() and not has_server() and server_name() == "temporary"
+    assert not Servers().find() and not has_server() and server_name() == "temporary"
 
 
 def test_the_environments_server_is_taken(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     monkeypatch.setenv("PREFECT_API_URL", url)
-    assert find_server() and server_name() == url
+    assert Servers().find() and server_name() == url
 
 
 def test_the_profiles_server_is_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, url: str) -> None:
@@ -61,7 +60,7 @@ def test_the_profiles_server_is_taken(monkeypatch: pytest.MonkeyPatch, tmp_path:
         f'active = "mine"\n[profiles.mine]\nPREFECT_API_URL = "{url}"\n[profiles.bare]\n'
     )
     monkeypatch.setenv("PREFECT_API_URL", "")
-    assert profile_url() == url and find_server() and server_name() == url
+    assert profile_url() == url and Servers().find() and server_name() == url
     monkeypatch.setenv("PREFECT_PROFILE", "bare")
     assert profile_url() == ""
 
@@ -73,17 +72,18 @@ def test_profiles_that_are_no_toml_are_no_server(tmp_path: Path) -> None:
 
 def test_a_dead_server_is_told_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     dead = a_dead_url()
+    command = Servers()
     with caplog.at_level(logging.WARNING, "stillroom"):
         for _ in range(2):
             monkeypatch.setenv("PREFECT_API_URL", dead)
-            assert not find_server()
+            assert not command.find()
     assert [dead in record.message for record in caplog.records] == [True]
 
 
 def test_our_temporary_server_is_not_the_users(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     monkeypatch.setenv("PREFECT_API_URL", url)
     monkeypatch.setenv(servers.TEMPORARY, "1")
-    assert not find_server() and not has_server() and server_name() == "temporary"
+    assert not Servers().find() and not has_server() and server_name() == "temporary"
 
 
 @pytest.mark.parametrize(("code", "answers"), [(200, True), (401, True), (403, True), (404, False), (500, False)])
@@ -92,9 +92,14 @@ def test_who_asks_for_a_key_answers(monkeypatch: pytest.MonkeyPatch, url: str, c
     assert server_answers(url) is answers
 
 
-def test_a_port_in_use_is_explained(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        with caplog.at_level(logging.ERROR, "stillroom"):
-            assert servers.main([str(port)]) == 2
-    assert f"make ui PORT={port + 1}" in caplog.text
+def test_a_command_leaves_nothing_to_the_next_one(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", dead := a_dead_url())
+    with caplog.at_level(logging.WARNING, "stillroom"):
+        for _ in range(2):
+            with Servers() as command:
+                assert not command.find() and "PREFECT_API_URL" not in os.environ
+                command.until_end.callback(lambda: os.environ.pop("PREFECT_HOME"))
+            assert os.environ["PREFECT_API_URL"] == dead and "PREFECT_HOME" in os.environ
+    assert [dead in record.message for record in caplog.records] == [True, True], "each command says it"

@@ -2,7 +2,6 @@
 
 import pytest
 
-from flows.compress import flags_first
 from flows.planning.config import Runtime, compose_recipe, recipe_names
 from flows.planning.plan import build_plan
 from tasks.shared.errors import ConfigError, StillroomError
@@ -59,15 +58,12 @@ def test_root_defaults_to_the_project() -> None:
 
 
 @pytest.mark.parametrize(
-    ("typed", "wanted"),
-    [
-        ([], []),
-        (["+recipe=x", "--multirun", "a=1,2"], ["--multirun", "+recipe=x", "a=1,2"]),
-        (["--config-dir", "a=b", "+recipe=x"], ["--config-dir", "a=b", "+recipe=x"]),
-        (["+recipe=x", "--info", "seed=1"], ["--info=all", "+recipe=x", "seed=1"]),
-        (["+recipe=x", "--info", "plugins"], ["--info", "plugins", "+recipe=x"]),
-        (["~steps.verdict", "-m"], ["-m", "~steps.verdict"]),
-    ],
+    ("override", "wanted"), [("dry_run=false", False), ("dry_run=true", True), ("dry_run=graph", "graph")]
 )
-def test_flags_come_first_and_keep_their_values(typed: list[str], wanted: list[str]) -> None:
-    assert flags_first(typed) == wanted
+def test_a_dry_run_may_show_the_graph(override: str, wanted: object) -> None:
+    assert compose_recipe("tiny", [override]).dry_run == wanted
+
+
+def test_a_misspelt_dry_run_starts_nothing() -> None:
+    with pytest.raises(StillroomError, match="true, false or graph"):
+        compose_recipe("tiny", ["dry_run=grpah"])

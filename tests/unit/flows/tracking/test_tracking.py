@@ -55,6 +55,13 @@ def root(tmp_path: Path, schema: Path) -> Path:
     return tmp_path
 
 
+DYING = """
+import sys, time; from pathlib import Path; from flows.tracking import MlflowTracker
+tracker = MlflowTracker("", Path(sys.argv[1]), "trial"); tracker.start("trial", {})
+print("ready", flush=True); time.sleep(120)
+"""
+
+
 class View:
     """What a server holds of the recipe."""
 
@@ -93,6 +100,8 @@ def check_recorded(seen: View, steps: list[StepRecord]) -> None:
         parent.data.tags.items() >= {"git.commit": "abc", "git.dirty": "false", "prefect.flow_run_id": "flow-1"}.items()
     )
     assert parent.data.metrics["gguf.size"] == 66
+    assert [item.dataset.name for item in parent.inputs.dataset_inputs] == ["corpus"]
+    assert {item.model_id for item in parent.outputs.model_outputs} == {m.model_id for m in seen.models.values()}
     assert seen.files(parent) == {"report.html", "report.json", "verdict.json"}
     for record in steps:
         child = seen.children[record.name]
@@ -148,6 +157,46 @@ def test_a_run_is_recorded_with_children_datasets_models_and_champion(root: Path
     assert copies == [] and any((root / "mlartifacts").rglob("report.html"))
 
 
+def test_an_experiment_opens_on_its_runs_unless_the_user_chose_otherwise(root: Path) -> None:
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{root / 'mlflow.db'}")
+    client.create_experiment("older")
+    client.create_experiment("chosen", tags={"mlflow.experimentKind": "genai_development"})
+    kinds = []
+    for name in ("older", "chosen", RECIPE):
+        tell(MlflowTracker("", root, name), [])
+        kinds.append(client.get_experiment_by_name(name).tags["mlflow.experimentKind"])
+    assert kinds == ["custom_model_development", "genai_development", "custom_model_development"]
+
+
+def test_the_next_run_ends_one_whose_process_was_killed(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    children = [in_process(DYING, str(root)) for _ in range(2)]
+    assert [child.stdout.readline() for child in children if child.stdout] == ["ready\n"] * 2
+    children[0].kill()
+    children[0].communicate()
+    waiting, header = new_outbox(root), Header(uuid.uuid4().hex, RECIPE, "http://elsewhere:1", 1)
+    waiting.put(waiting.event(header, "start", {"name": RECIPE, "tags": {}}))
+    waiting.release()
+    with caplog.at_level(logging.INFO, "stillroom"):
+        tell(MlflowTracker("", root, RECIPE), [])
+    assert sorted(run.info.status for run in view(root).parents) == ["FINISHED", "KILLED", "RUNNING"]
+    assert "process is gone" in caplog.text and len(list_outboxes(root)) == 2, "a living one, and another server's"
+    children[1].kill()
+    children[1].communicate()
+
+
+def test_a_run_that_ended_while_the_server_was_down_is_not_taken_for_a_killed_one(root: Path) -> None:
+    tracker = MlflowTracker("", root, RECIPE)
+    tracker.start(RECIPE, {})
+    tracker._down = True
+    tracker.finish("FINISHED")
+    tell(MlflowTracker("", root, RECIPE), [])
+    assert sorted(run.info.status for run in view(root).parents) == ["FINISHED", "RUNNING"]
+    assert flush(root, "").problems == []
+    assert [run.info.status for run in view(root).parents] == ["FINISHED"] * 2
+
+
 def test_cached_steps_lead_to_the_run_that_made_them(root: Path) -> None:
     steps = recipe(root)
     tell(MlflowTracker("", root, RECIPE), steps)
@@ -159,6 +208,7 @@ def test_cached_steps_lead_to_the_run_that_made_them(root: Path) -> None:
         name: run.info.run_id for name, run in seen.children.items()
     }
     assert again.data.metrics["gguf.size"] == 66
+    assert {item.model_id for item in again.outputs.model_outputs} == {m.model_id for m in seen.models.values()}
     assert "report.html" in seen.files(again)
     assert len(seen.versions) == 1 and len(seen.models) == 2
 

@@ -12,6 +12,7 @@ import pytest
 from tasks.evaluate.paired import Paired
 from tasks.evaluate.verdict.comparison import Pairs, Rules, compare_measure, pair, weighted_mean
 from tasks.evaluate.verdict.decision import choose_shipped, overall_decision
+from tasks.evaluate.verdict.power import minimum_detectable
 from tasks.shared.errors import ConfigError, DataError, TechniqueError
 from tasks.shared.formats.records import Figure
 from tasks.shared.formats.scores import ItemScore, Measure, read_scores
@@ -433,6 +434,16 @@ def test_candidates_may_share_alpha(tmp_path: Path) -> None:
     assert any("own 5% chance" in note for note in judge_facts(tmp_path / "1", models).notes)
     shared = judge_facts(tmp_path / "2", models, familywise=True)
     assert shared.alpha == 0.025 and not any("chance to ship" in note for note in shared.notes)
+
+
+def test_sharing_alpha_raises_the_margin_that_the_items_can_decide(tmp_path: Path) -> None:
+    right = some_right(200, 0.8)
+    models = {"tuned": right, "a": right, "b": right}
+    own = judge_facts(tmp_path / "1", models)
+    shared = judge_facts(tmp_path / "2", models, familywise=True)
+    assert own.test.minimum_detectable["fact"] == minimum_detectable(200, 0.06, 0.05, 0.8) < 0.05
+    assert shared.test.minimum_detectable["fact"] == minimum_detectable(200, 0.06, 0.025, 0.8) > 0.05
+    assert [any("200 items are too few" in note for note in found.notes) for found in (own, shared)] == [False, True]
 
 
 def test_wordings_of_one_question_are_no_independent_evidence(tmp_path: Path) -> None:
