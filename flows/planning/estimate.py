@@ -65,7 +65,7 @@ def estimate_plan(plan: Plan, runtime: Runtime) -> dict[str, Estimate]:
 
 
 def _workload(session: Session, step: Step, sizes: Mapping[str, Size], rows: Mapping[str, Rows]) -> Workload:
-    """What is known of a step: the sizes of its models, its rows, and the compute that it gets."""
+    """Return what a step's forecast needs: the sizes of its models, its rows and its compute."""
     runtime = session.runtime
     device = "cuda" if step.accelerated and may_use_gpu(runtime.device) else "cpu"
     processes = session.processes(step, device)
@@ -80,7 +80,7 @@ def _workload(session: Session, step: Step, sizes: Mapping[str, Size], rows: Map
 
 
 def _forecast(step: Step, work: Workload) -> Forecast:
-    """The technique's own forecast, or one by what it computes on."""
+    """Return the technique's own forecast, or a default for its device."""
     if isinstance(step.technique, Forecasts):
         return step.technique.forecast(work)
     return forecast_default(work) if step.accelerated or step.kind in WEIGHTS else forecast_light(LIGHT_S)

@@ -79,7 +79,7 @@ def _take(locks: Mapping[str, FileLock], wanted: int) -> list[str]:
 
 
 def gpu_memory() -> float:
-    """Bytes of the smallest GPU that this process may use; 0 if the driver does not say."""
+    """Bytes of the smallest GPU that this process may use; 0 if unknown."""
     command = ["nvidia-smi", "--query-gpu=index,uuid,memory.total", "--format=csv,noheader,nounits"]
     try:
         listed = subprocess.run(command, capture_output=True, text=True, timeout=QUERY_S, check=True).stdout

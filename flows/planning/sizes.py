@@ -9,7 +9,7 @@ from tasks.shared.model.weights import parameter_count, read_gguf, weight_bytes
 
 GUESSED_LAYERS = 24
 GUESSED_OUTER = 0.2
-"""Share of the parameters in embedding and head, where no configuration says."""
+"""Share of the parameters in embedding and head if the configuration does not name their sizes."""
 
 
 def size_of(path: Path) -> Size:
@@ -51,7 +51,7 @@ def _gguf_size(file: Path) -> Size:
 
 
 def _checked(parameters: int, size: int, outer: int, shape: Dimensions) -> Size:
-    """The size, with guesses where the configuration names no layers or no width."""
+    """The size, guessed from the parameters if the configuration names no layers or no width."""
     if not (shape.layers and shape.width):
         width = int((parameters / (12 * GUESSED_LAYERS)) ** 0.5)
         return Size(

@@ -8,7 +8,7 @@ from tasks.shared.model.weights import is_quantized
 from tasks.shared.technique import Weights
 
 PORT = "model"
-"""The port that `Spec.accepts` and `Spec.gives` speak of."""
+"""The port that `Spec.accepts` and `Spec.gives` refer to."""
 
 
 def weight_problems(step: Step, steps: Mapping[str, Step], sources: Mapping[str, Source]) -> Iterator[ConfigError]:

@@ -65,7 +65,7 @@ def _between_markers(path: Path, text: str, part: str) -> str:
 
 
 def table(entries: Sequence[Entry]) -> str:
-    """Stage, technique and summary; a stage's name stands in its first row."""
+    """Stage, technique and summary; only the first row of a stage names it."""
     stages = [list(group) for _, group in groupby(entries, lambda entry: entry.stage)]
     rows = [
         ["" if index else entry.stage, f"`{entry.name}`", entry.spec.summary]

@@ -63,7 +63,7 @@ class Divergence:
     def forecast(self, work: Workload) -> Forecast:
         """One pass over the test rows per model, each with the baseline in memory."""
         tokens = 2 * work.test_rows(self.limit) * TOKENS_PER_ROW
-        return forecast_asking(work, tokens, self.dtype, beside=work.size("baseline").parameters)
+        return forecast_asking(work, tokens, self.dtype, resident=work.size("baseline").parameters)
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Compare and write scores.json and items.jsonl.

@@ -49,7 +49,7 @@ class Dimensions:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Dimensions":
-        """The shape that a transformers configuration describes; 0 where it does not say.  config: of the text model."""
+        """The shape in a transformers configuration; 0 for sizes that it does not name.  config: of the text model."""
         width = int(config.get("hidden_size") or config.get("n_embd") or 0)
         heads = int(config.get("num_attention_heads") or config.get("n_head") or 1)
         head = config.get("head_dim") or width // heads
@@ -126,12 +126,12 @@ class Rows:
 
 @dataclass(frozen=True)
 class Workload:
-    """What is known of a step before it runs.
+    """Everything known about a step before it runs.
 
     sizes: models by port, in the recipe's order.
     rows: of the corpora that the step reads, directly or not.
     compute: threads, device and processes.  On CUDA each process has a GPU.
-    flops: floating point operations per second of all of that together.
+    flops: floating point operations per second of the whole compute.
     """
 
     sizes: Mapping[str, tuple[Size, ...]]
@@ -163,9 +163,9 @@ class Forecast:
 
     memory: bytes at the peak, of all its processes together.
     gpu_memory: bytes at the peak on each GPU.
-    size: of the model that the step writes; None: it writes no model.
+    size: size of the model that the step writes; None: it writes no model.
     disk: bytes of the artifact besides a model.
-    rows: of the corpus that the step writes; None: it writes no corpus.
+    rows: rows of the corpus that the step writes; None: it writes no corpus.
     savings: overrides that lower the memory, `{step}` in place of the step's name.
     """
 

@@ -31,7 +31,7 @@ class Kind(StrEnum):
 
 
 Weights = Literal["same", "dense", "packed", "sparse", "factored"]
-"""How a model stores its weights.  packed: integers with scales.  factored: products of smaller matrices."""
+"""Storage format of a model's weights.  packed: integers with scales.  factored: products of smaller matrices."""
 WEIGHTS = (Kind.MODEL, Kind.ENGINE)
 """Kinds that hold a model's weights."""
 

@@ -15,14 +15,14 @@ ANSWERED_TOKENS = TOKENS_PER_ROW + GENERATION_COST * ANSWER_TOKENS
 
 
 def forecast_asking(
-    work: Workload, tokens: float, dtype: str = "float32", beside: float = 0.0, loads: int = 1
+    work: Workload, tokens: float, dtype: str = "float32", resident: float = 0.0, loads: int = 1
 ) -> Forecast:
     """Forecast a step in which every model reads so many tokens, alone in memory.
 
-    beside: parameters of a model that stays in memory.
+    resident: parameters of a model that stays in memory.
     loads: how often each model is loaded.
     """
     models = work.models
     seconds = sum(loads * START_S + work.reading(size, tokens) for size in models)
     largest = max((size.parameters for size in models), default=0.0)
-    return forecast_reading(work, seconds, largest + beside, dtype=dtype)
+    return forecast_reading(work, seconds, largest + resident, dtype=dtype)
