@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 from flows.console import exit_codes
 from flows.tracking.address import mask
 from tasks.shared.errors import ConfigError, MachineError, StillroomError
+from tasks.shared.processes import ProcessId
 from tasks.shared.store.keys import PROJECT
 
 log = logging.getLogger("stillroom")
@@ -173,7 +174,7 @@ def start_child(home: Path, said: Path, listener: socket.socket) -> "subprocess.
                 "--socket",
                 str(listener.fileno()),
                 "--parent",
-                str(os.getpid()),
+                str(ProcessId.of()),
             ],
             stdin=subprocess.DEVNULL,
             stdout=stream,
@@ -226,11 +227,11 @@ def server_answers(url: str) -> bool:
     return code < 400 or code in {401, 403}
 
 
-def serve_temporary(descriptor: int, parent: int) -> None:
+def serve_temporary(descriptor: int, parent: ProcessId) -> None:
     """Serve Prefect's API on an open socket until the parent is gone."""
-    from tasks.shared.processes import follow_parent
+    from tasks.shared.processes import end_with
 
-    follow_parent(parent)
+    end_with(parent, whole_group=True)
     import uvicorn
     from prefect.server.api.server import create_app
 
@@ -264,7 +265,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("port", nargs="?", type=int, default=4200)
     parser.add_argument("--socket", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--parent", type=ProcessId.parse, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     log.setLevel(logging.INFO)

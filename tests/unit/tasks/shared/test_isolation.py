@@ -105,7 +105,7 @@ def test_a_full_disk_is_no_failure_of_the_model() -> None:
 
 def test_nobody_is_left_when_the_step_is_killed(tmp_path: Path) -> None:
     file = tmp_path / "pid"
-    code = f"from tests.unit.tasks.shared.test_apart import run_isolated, wait\nif __name__ == '__main__': run_isolated(wait, {str(file)!r})"
+    code = f"from tests.unit.tasks.shared.test_isolation import run_isolated, wait\nif __name__ == '__main__': run_isolated(wait, {str(file)!r})"
     script = tmp_path / "step.py"
     script.write_text(code)
     step = subprocess.Popen([sys.executable, str(script)], cwd=PROJECT, env=os.environ | {"PYTHONPATH": str(PROJECT)})
