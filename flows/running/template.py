@@ -1,4 +1,6 @@
-"""A run's template process: it imports the libraries that the run's steps need, once, and forks for each step.
+"""A run's template processes: they import the libraries that the run's steps need, once, and fork for each step.
+
+There are two, so that a step without torch does not wait until the libraries of the others have been imported.
 
 A step forked from it is a fresh process in every other respect: our own code is imported from the files as they are then, in a
 session, environment and process group of its own.
@@ -31,14 +33,14 @@ OURS = frozenset({"tasks", "flows", *sys.stdlib_module_names})
 
 
 class Template:
-    """The template process of one run, started when the first step has to be made.  Safe to use from several threads.
+    """The template processes of one run, started when the first step has to be made.  Safe to use from several threads.
 
-    wanted: False, or a system without a safe fork: every step is started as a plain process.
+    wanted: False: every step is started as a plain process, as it is on systems other than Linux, where a fork is not safe.
     """
 
     def __init__(self, wanted: bool = True) -> None:
-        self.server: ForkServer | None = None
-        self.wanted = wanted and sys.platform == "linux"
+        self.servers: dict[bool, ForkServer] = {}
+        self.wanted = wanted
         self.steps = 0
         self.lock = threading.Condition()
 
@@ -57,25 +59,25 @@ class Template:
             "spare": True,
         }
         try:
-            server = self._server(session)
+            server = self._servers(session).get(step.accelerated)
             return server.fork(output, request) if server is not None else None
         except (ServerDied, OSError) as error:
             self.give_up(str(error))
             return None
 
     def give_up(self, reason: str) -> None:
-        """Say once that the process is lost; every further step is started as a plain process."""
+        """Say once that there is no template process; every further step is started as a plain process."""
         with self.lock:
             if self.wanted:
                 log.warning(
-                    "the steps' template process is lost (%s); steps start as plain processes, which takes longer",
+                    "no template process (%s): steps start as plain processes, which takes longer",
                     reason,
                 )
             self.wanted = False
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Keep the process while a step runs."""
+        """Keep the processes while a step runs."""
         with self.lock:
             self.steps += 1
         try:
@@ -86,19 +88,24 @@ class Template:
                 self.lock.notify_all()
 
     def close(self) -> None:
-        """End the process, after the steps that are being stopped; start no other."""
+        """End the processes, after the steps that are being stopped; start no other."""
         with self.lock:
             self.wanted = False
             self.lock.wait_for(lambda: self.steps == 0, CLOSE_S)
-            server, self.server = self.server, None
-        if server is not None:
+            servers, self.servers = self.servers, {}
+        for server in servers.values():
             server.close()
 
-    def _server(self, session: Session) -> ForkServer | None:
+    def _servers(self, session: Session) -> Mapping[bool, ForkServer]:
+        """By whether a step is accelerated: its template process."""
         with self.lock:
-            if self.wanted and self.server is None:
-                self.server = ForkServer.start(modules_of(session), template_environment(session), quiet=True)
-            return self.server if self.wanted else None
+            if self.wanted and sys.platform != "linux":
+                self.give_up("a safe fork needs Linux")
+            if self.wanted and not self.servers:
+                variables = template_environment(session)
+                for accelerated, modules in modules_of(session).items():
+                    self.servers[accelerated] = ForkServer.start(modules, variables, quiet=True)
+            return self.servers if self.wanted else {}
 
 
 def template_environment(session: Session) -> dict[str, str]:
@@ -113,12 +120,16 @@ def base_environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
 
 
-def modules_of(session: Session) -> list[str]:
-    """Third-party modules of the steps that are not finished, in the order in which steps need them."""
-    left = [step for step in session.plan.steps if step.name not in session.places]
-    return list(dict.fromkeys([*EVERY_STEP, *(name for step in left for name in third_party(step.module))]))
+def modules_of(session: Session) -> dict[bool, list[str]]:
+    """Third-party modules of the steps that are not finished, in the order in which steps need them, by `Step.accelerated`."""
+    found: dict[bool, list[str]] = {}
+    for step in session.plan.steps:
+        if step.name not in session.places:
+            found.setdefault(step.accelerated, list(EVERY_STEP)).extend(third_party(step.module))
+    return {accelerated: list(dict.fromkeys(modules)) for accelerated, modules in found.items()}
 
 
+@cache
 def third_party(module: str) -> tuple[str, ...]:
     """Third-party modules that a technique imports, at any time; "module:name" for a name, which lazy packages import on access."""
     files = [file for file in code_files(module) if file.suffix == ".py"]
