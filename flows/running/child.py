@@ -21,7 +21,7 @@ from flows.running.environment import step_variables
 from flows.running.template import Template, base_environment
 from flows.running.work import RESULT, write_job
 from tasks.shared.errors import StillroomError
-from tasks.shared.fork_server import ServerDied
+from tasks.shared.fork_client import ServerDied
 from tasks.shared.processes import ProcessId
 from tasks.shared.progress import REPORT_VARIABLE
 

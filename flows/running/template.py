@@ -19,7 +19,7 @@ from pathlib import Path
 from flows.planning.session import Session
 from flows.planning.steps import Step
 from flows.running.environment import step_variables
-from tasks.shared.fork_server import Forked, ForkServer, ServerDied
+from tasks.shared.fork_client import Forked, ForkServer, ServerDied
 from tasks.shared.store.keys import PROJECT, code_files
 
 log = logging.getLogger("stillroom")

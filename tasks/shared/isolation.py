@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tasks.shared.errors import StillroomError
-from tasks.shared.fork_server import INHERITED, Forked, ForkServer, ServerDied
+from tasks.shared.fork_client import Forked, ForkServer, ServerDied
+from tasks.shared.fork_server import INHERITED
 from tasks.shared.processes import ProcessId, end_with
 
 Result = TypeVar("Result")
@@ -69,7 +70,7 @@ def run_isolated(work: Callable[..., Result], *arguments: Any) -> Result | Failu
         result, error = pickle.loads(answer)
         if error is not None:
             raise error
-        return result  # type: ignore[no-any-return]
+        return result
     return Failure(KILLED if code < 0 else f"its process ended with code {code}; its traceback is above")
 
 

@@ -14,7 +14,7 @@ from flows.planning.session import Session
 from flows.planning.steps import Plan
 from flows.running.child import Child, PlainChild, Stopped, failure, job_folder, stop_group
 from flows.running.environment import SPIN_COUNT, step_variables
-from tasks.shared.fork_server import Forked, ForkServer
+from tasks.shared.fork_client import Forked, ForkServer
 from tasks.shared.processes import ProcessId
 
 

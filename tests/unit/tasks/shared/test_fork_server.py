@@ -13,7 +13,8 @@ from typing import Any
 import psutil
 import pytest
 
-from tasks.shared.fork_server import INHERITED, ForkServer, ServerDied
+from tasks.shared.fork_client import ForkServer, ServerDied
+from tasks.shared.fork_server import INHERITED
 from tasks.shared.processes import ProcessId
 from tasks.shared.store.keys import PROJECT
 
@@ -135,7 +136,7 @@ def test_a_server_with_threads_refuses_to_fork(tmp_path: Path) -> None:
 
 CLIENT = """
 import os, time
-from tasks.shared.fork_server import ForkServer
+from tasks.shared.fork_client import ForkServer
 server = ForkServer.start([], quiet=True)
 forked = server.fork(1, {"entry": "time:sleep", "arguments": [600], "environment": dict(os.environ), "directory": "/", "own_group": True, "spare": True})
 while forked.pid is None:
