@@ -171,6 +171,21 @@ def test_nobody_is_left_when_one_is_killed(victim: str) -> None:
         client.communicate()
 
 
+ISOLATED = """
+import os, psutil
+from tasks.shared import isolation
+isolation.PRELOADED.clear()
+found = [isolation.run_isolated(os.getpgid, 0), isolation.run_isolated(os.getppid)]
+print(found == [os.getpid(), psutil.Process().children()[0].pid], len(psutil.Process().children()))
+"""
+
+
+def test_isolated_runs_of_a_forked_process_are_forked_from_its_spare(server: ForkServer) -> None:
+    """In its group, so that they end with it; and from a process that has no threads, without another import of the libraries."""
+    path = [str(PROJECT), *sys.path]
+    assert run(server, ISOLATED, modules=LIBRARIES, spare=True, path=path) == (0, "True 1\n")
+
+
 def test_only_the_process_that_was_given_a_server_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(INHERITED, f"3:{os.getpid() + 1}")
     assert ForkServer.inherited() is None
