@@ -2,8 +2,9 @@
 
     python -m flows.stage support_bot slim
 
-is what dvc.yaml calls; the flow runs the same command in a child process, so that a step's memory is freed when it
-ends and the step can be killed.  Settings come from params.yaml, or from --job, a file that the flow writes.
+is what dvc.yaml calls.  The flow runs the same command in a child process, so that a step's memory is freed when it
+ends and the step can be killed.  That process is forked from the run's template, which has imported the libraries
+(`flows/running/template.py`).  Settings come from params.yaml, or from --job, a file that the flow writes.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from flows.console import exit_codes
 from flows.console.terminal import prepare_streams
 from flows.running.work import obtain, read_job
 from tasks.shared.errors import StillroomError
-from tasks.shared.processes import follow_parent
+from tasks.shared.processes import ProcessId, end_with
 from tasks.shared.store.artifacts import disk_errors
 
 log = logging.getLogger("stillroom")
@@ -36,14 +37,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("recipe")
     parser.add_argument("step")
     parser.add_argument("--job", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--parent", type=int, default=os.getppid(), help=argparse.SUPPRESS)
+    parser.add_argument("--parent", type=ProcessId.parse, default=ProcessId.of(os.getppid()), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     prepare_streams()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     for name in ("stillroom", "tasks"):
         logging.getLogger(name).setLevel(logging.INFO)
     if options.job is not None:
-        follow_parent(options.parent)
+        end_with(options.parent, whole_group=True)
         # The flow's word to stop; a flow that was begun by `nohup` or `&` passes on to us that it is ignored.
         signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 
 from flows.orchestration.servers import TEMPORARY, URL, server_answers
 from tasks.shared.errors import MachineError
+from tasks.shared.processes import ProcessId, end_with
 from tasks.shared.store.keys import PROJECT
 
 START_LIMIT_S = 180.0
@@ -85,7 +86,7 @@ def start_child(home: Path, said: Path, listener: socket.socket) -> "subprocess.
                 "--socket",
                 str(listener.fileno()),
                 "--parent",
-                str(os.getpid()),
+                str(ProcessId.of()),
             ],
             stdin=subprocess.DEVNULL,
             stdout=stream,
@@ -127,11 +128,9 @@ def wait_for(url: str, child: "subprocess.Popen[bytes]", said: Path) -> None:
     )
 
 
-def serve_temporary(descriptor: int, parent: int) -> None:
+def serve_temporary(descriptor: int, parent: ProcessId) -> None:
     """Serve Prefect's API on an open socket until the parent is gone."""
-    from tasks.shared.processes import follow_parent
-
-    follow_parent(parent)
+    end_with(parent, whole_group=True)
     import uvicorn
     from prefect.server.api.server import create_app
 
@@ -144,7 +143,7 @@ def main() -> None:
     """Program of the child process."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--socket", type=int, required=True)
-    parser.add_argument("--parent", type=int, required=True)
+    parser.add_argument("--parent", type=ProcessId.parse, required=True)
     options = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     serve_temporary(options.socket, options.parent)

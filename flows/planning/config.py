@@ -52,6 +52,8 @@ class Runtime:
     compile: bool = False
     """Compile the decoder layers of a training step (torch.compile), which needs a C++ compiler.  On a CPU it gained nothing (135M weights,
     float32, one core: 0 to 4 %)."""
+    template: bool = True
+    """Fork steps from one process that has imported the libraries once; false, or a system other than Linux: each step imports them itself."""
     verify: Literal["stat", "content"] = "stat"
     """How artifacts are checked: stat trusts an unchanged size, mtime and inode; content reads every file again."""
 

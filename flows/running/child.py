@@ -8,24 +8,27 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
-
-import psutil
+from typing import IO, Any, Protocol
 
 from flows.planning.session import Session
 from flows.planning.steps import Step
+from flows.running.environment import step_variables
+from flows.running.template import Template, base_environment
 from flows.running.work import RESULT, write_job
 from tasks.shared.errors import StillroomError
+from tasks.shared.fork_client import ServerDied
+from tasks.shared.processes import ProcessId
 from tasks.shared.progress import REPORT_VARIABLE
-from tasks.shared.store.keys import PROJECT
 
 GRACE_S = 15
 """How long a step may tidy up after Ctrl-C before it is killed."""
 POLL_S = 0.1
+LOOK_S = 0.01
 
 
 class StepFailed(StillroomError):
@@ -66,32 +69,33 @@ class Listener:
     stop: threading.Event = field(default_factory=threading.Event)
 
 
-def run_child(session: Session, step: Step, listener: Listener) -> bool:
+def run_child(session: Session, step: Step, listener: Listener, template: Template | None = None) -> bool:
     """Run one step in a process group of its own and wait for it; False if another run made the artifact meanwhile.
 
-    Raises StepFailed with the step's message, or Stopped when `listener.stop` was set; the whole group is gone then.
+    template: forks the step's process; without it, or if it is lost, the step is a plain process.
+    Raises StepFailed with the step's message, or Stopped when `listener.stop` was set.  However the step ends, its whole group is gone then.
     """
     with job_folder(session) as folder:
-        job = write_job(session, folder)
-        command = [sys.executable, "-m", "flows.stage", session.plan.recipe, step.name, "--job", str(job)]
-        child = subprocess.Popen(
-            [*command, "--parent", str(os.getpid())],
-            start_new_session=True,
-            env=environment(folder),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-        )
-        assert child.stdout is not None
-        reader = threading.Thread(target=_read, args=(child.stdout, step.name, listener.line), daemon=True)
-        reader.start()
-        try:
-            code = _wait(child, step.name, folder / "progress.json", listener)
-        except BaseException:
-            stop_group(child)
-            raise
-        finally:
-            reader.join(timeout=5)  # a grandchild that lives on would hold the pipe open
+        words = [
+            session.plan.recipe,
+            step.name,
+            "--job",
+            str(write_job(session, folder)),
+            "--parent",
+            str(ProcessId.of()),
+        ]
+        variables = environment(session, step, folder)
+        code: int | None = None
+        if template is not None:
+            try:
+                with template.in_use():
+                    code = _run(
+                        lambda output: template.fork(session, step, words, variables, output), step, folder, listener
+                    )
+            except ServerDied as error:
+                template.give_up(str(error))
+        if code is None:
+            code = _run(lambda output: PlainChild(words, variables, output), step, folder, listener)
         error = folder / RESULT
         told = json.loads(error.read_text("utf-8")) if error.is_file() else {}
     if code:
@@ -99,26 +103,112 @@ def run_child(session: Session, step: Step, listener: Listener) -> bool:
     return bool(told.get("made", True))
 
 
+def _run(start: Callable[[int], "Child | None"], step: Step, folder: Path, listener: Listener) -> int | None:
+    """Start a process, hand on what it prints and reports, and return its exit code; None if nothing could be started."""
+    reading, writing = os.pipe()
+    try:
+        child = start(writing)
+    finally:
+        os.close(writing)
+    reader = threading.Thread(target=_read, args=(os.fdopen(reading, "rb"), step.name, listener.line), daemon=True)
+    reader.start()
+    try:
+        return None if child is None else _wait(child, step.name, folder / "progress.json", listener)
+    except BaseException:
+        assert child is not None
+        stop_group(child)
+        raise
+    finally:
+        reader.join(timeout=5)  # a process that has left the group would hold the pipe open
+        if child is not None:
+            child.close()
+
+
+class Child(Protocol):
+    """A process of a step, at the head of a group of its own.  pid: None if it has not started yet."""
+
+    pid: int | None
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Return the exit code, and kill what is left of the group.  Raises subprocess.TimeoutExpired."""
+        ...
+
+    def signal(self, number: int, *, whole_group: bool = False) -> None:
+        """Send a signal to the process or its group, unless it has ended."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the process; one that has not started will not."""
+        ...
+
+
+class PlainChild:
+    """A step as a program of its own, for systems and runs without a template.
+
+    words: arguments of `flows.stage`.  output: descriptor for what it prints.
+    """
+
+    def __init__(self, words: Sequence[str], variables: Mapping[str, str], output: int) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "flows.stage", *words],
+            start_new_session=True,
+            env=dict(variables),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+        )
+        self.pid: int | None = self.process.pid
+
+    def wait(self, timeout: float | None = None) -> int:
+        """See `Child`.  The group is killed before the pid can be used again."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while self.process.returncode is None:
+            if os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+                with suppress(ProcessLookupError, PermissionError):
+                    os.killpg(self.process.pid, signal.SIGKILL)
+                return self.process.wait()
+            if deadline is not None and time.monotonic() >= deadline:
+                raise subprocess.TimeoutExpired(self.process.args, timeout or 0.0)
+            time.sleep(LOOK_S)
+        return self.process.returncode
+
+    def signal(self, number: int, *, whole_group: bool = False) -> None:
+        """See `Child`."""
+        if self.process.returncode is None:  # not reaped, so the pid is still its own
+            with suppress(ProcessLookupError):
+                (os.killpg if whole_group else os.kill)(self.process.pid, number)
+
+    def close(self) -> None:
+        """See `Child`; nothing is held."""
+
+
 @contextmanager
 def job_folder(session: Session) -> Iterator[Path]:
     """An empty folder for one step's job; those of flows that were killed are taken away."""
     base = session.store.home / ".jobs"
     base.mkdir(parents=True, exist_ok=True)
-    for old in base.glob("*-*"):
-        if not psutil.pid_exists(int(old.name.partition("-")[0])):
+    for old in base.iterdir():
+        if not _in_use(old.name):
             shutil.rmtree(old, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=f"{os.getpid()}-", dir=base) as name:
+    with tempfile.TemporaryDirectory(prefix=f"{ProcessId.of()}-", dir=base) as name:
         yield Path(name)
 
 
-def environment(folder: Path) -> dict[str, str]:
-    """The child's environment: our modules importable from any working directory, progress reported to a file."""
-    paths = [str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return os.environ | {
-        "PYTHONPATH": os.pathsep.join(paths),
-        "PYTHONIOENCODING": "utf-8",
-        REPORT_VARIABLE: str(folder / "progress.json"),
-    }
+def _in_use(folder: str) -> bool:
+    """Return True if the flow whose job folder has this name is alive."""
+    try:
+        return ProcessId.parse(folder.rpartition("-")[0]).is_alive()
+    except ValueError:
+        return False
+
+
+def environment(session: Session, step: Step, folder: Path) -> dict[str, str]:
+    """The step's environment: our modules importable from any working directory, progress reported to a file."""
+    return (
+        base_environment()
+        | step_variables(session.threads(step), os.environ)
+        | {REPORT_VARIABLE: str(folder / "progress.json")}
+    )
 
 
 def failure(step: str, code: int, told: Mapping[str, Any], stopping: bool) -> Exception:
@@ -145,7 +235,7 @@ def _read(stream: IO[bytes], step: str, line: Callable[[str, str], None]) -> Non
                 line(step, text)
 
 
-def _wait(child: "subprocess.Popen[bytes]", step: str, report: Path, listener: Listener) -> int:
+def _wait(child: Child, step: str, report: Path, listener: Listener) -> int:
     """The exit code; on the way, hands on every new report."""
     seen = 0
     while True:
@@ -159,11 +249,12 @@ def _wait(child: "subprocess.Popen[bytes]", step: str, report: Path, listener: L
                 listener.progress(step, Progress(**json.loads(report.read_text("utf-8"))))
 
 
-def stop_group(child: "subprocess.Popen[bytes]") -> None:
+def stop_group(child: Child) -> None:
     """Interrupt a child's process group, wait a little, then kill what is left of it."""
-    with suppress(ProcessLookupError):
-        os.killpg(child.pid, signal.SIGINT)
-        with suppress(subprocess.TimeoutExpired):
-            child.wait(GRACE_S)
-        os.killpg(child.pid, signal.SIGKILL)
-    child.wait()
+    child.signal(signal.SIGINT, whole_group=True)
+    with suppress(subprocess.TimeoutExpired, ServerDied):
+        child.wait(GRACE_S if child.pid is not None else 0)
+    child.signal(signal.SIGKILL, whole_group=True)
+    with suppress(ServerDied):
+        if child.pid is not None:
+            child.wait()

@@ -18,6 +18,7 @@ from flows.running.board import Board
 from flows.running.child import Listener, StepFailed, Stopped, run_child
 from flows.running.recorder import Recorder
 from flows.running.schedule import Budget, Ended, run_graph
+from flows.running.template import Template
 from flows.tracking import NullTracker, StepRecord
 from flows.versioning.lockfile import recorded
 from flows.versioning.pipeline import stage_name
@@ -56,6 +57,10 @@ class Run:
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     problems: dict[str, BaseException] = field(default_factory=dict)
     ended: "queue.Queue[Ended]" = field(default_factory=queue.Queue)
+
+    def __post_init__(self) -> None:
+        """Prepare the template process, which is started when the first step has to be made."""
+        self.template = Template(self.session.runtime.template)
 
     def find_all(self) -> list[Outcome] | None:
         """Every step's outcome if nothing has to run or to be recorded, else None; imports nothing heavy."""
@@ -103,7 +108,7 @@ class Run:
         self.session.store.digests.save()  # what was read here need not be read there
         self.board.begin(step.name)
         try:
-            return run_child(self.session, step, listener)
+            return run_child(self.session, step, listener, self.template)
         except StepFailed as error:
             self.session.store.digests.load()
             if self.session.find(step, key) is None:
@@ -144,6 +149,8 @@ class Run:
             except BaseException:
                 self.stop.set()  # the steps' threads see it, and take their processes down
                 raise
+            finally:
+                self.template.close()
         self._complain(left)
         return [self.outcomes[step.name] for step in plan.steps]
 

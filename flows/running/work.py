@@ -19,6 +19,7 @@ from flows.planning.gpus import hold_gpu
 from flows.planning.plan import build_plan
 from flows.planning.session import Session, changes, describe
 from flows.planning.steps import Step
+from flows.running.environment import step_variables
 from flows.versioning.params import tracked_recipe
 from tasks.shared.errors import ConfigError, StillroomError
 from tasks.shared.store.artifacts import MANIFEST, Place, disk_errors
@@ -100,21 +101,6 @@ def peak_memory() -> int:
     return scale * max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 
 
-def offline_environment(threads: int) -> None:
-    """Keep libraries quiet, offline unless the user said otherwise, and within the given threads."""
-    for name, value in {
-        "HF_HUB_OFFLINE": "1",
-        "HF_DATASETS_OFFLINE": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "DO_NOT_TRACK": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "TQDM_DISABLE": "1",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "OMP_NUM_THREADS": str(threads),
-    }.items():
-        os.environ.setdefault(name, value)
-
-
 @dataclass(frozen=True)
 class Job:
     """What to do: a recipe's step under these circumstances.  result: where the flow that waits looks for a message."""
@@ -192,7 +178,7 @@ def write_job(session: Session, folder: Path) -> Path:
 def obtain(session: Session, name: str, told: bool) -> bool:
     """Find one step's artifact or make it; whether it was made here.  told: say what happens to a person."""
     step = session.plan.step(name)
-    offline_environment(session.threads(step))
+    os.environ.update(step_variables(session.threads(step), os.environ))
     key = session.key(step)
     made = session.find(step, key) is None
     if made:

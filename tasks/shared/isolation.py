@@ -1,23 +1,26 @@
-"""Work in a process of its own: what it takes is given back, and what it dies of does not take the step with it.
+"""Run a function in a child process, so that its memory is freed and a crash cannot end the step.
 
-The process is forked from a clean server that has imported the heavy libraries once and computed nothing, so that a start costs
-milliseconds and no lock or thread pool of ours is copied into it.
+The child is forked from a clean server that has imported the large libraries (`tasks/shared/fork_server.py`), so that it starts in
+milliseconds and no lock or thread pool of the step is copied into it.
 """
 
 import errno
-import multiprocessing
 import os
+import pickle
 import signal
-import threading
-import time
+import socket
+import sys
 import traceback
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar
 
 from tasks.shared.errors import StillroomError
+from tasks.shared.fork_client import Forked, ForkServer, ServerDied
+from tasks.shared.fork_server import INHERITED
+from tasks.shared.processes import ProcessId, end_with
 
 Result = TypeVar("Result")
 PRELOADED = [
@@ -27,38 +30,110 @@ PRELOADED = [
     "transformers.models.auto.modeling_auto",
     "transformers.models.auto.tokenization_auto",
 ]
-"""Imported once by the server instead of in every child, which takes seconds each time."""
+"""Modules that the server imports once, instead of every child, which takes seconds each time."""
 
 LONGEST = 300
 """Characters of an error that is not ours."""
+KILLED = "its process was killed: out of memory, most likely"
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a piece of work gave nothing, in one line."""
+    """Why a function returned nothing, in one line."""
 
     reason: str
 
 
 def preload(*modules: str) -> None:
-    """Let the clean server import these too, so that no process does it anew.  Of no effect after the first piece of work."""
+    """Let the server import these modules as well before the next child is forked."""
     PRELOADED.extend(name for name in modules if name not in PRELOADED)
 
 
 def run_isolated(work: Callable[..., Result], *arguments: Any) -> Result | Failure:
-    """`work(*arguments)` in its own process; arguments and result are pickled, so `work` is a function of a module.
+    """Return `work(*arguments)`, run in a child process of its own.
 
-    Whatever it raises, running out of memory or being killed gives a Failure.  An error that is none of our own is named by its
-    type, and its traceback goes to standard error: broken models raise anything, and so do our own mistakes.
-    An interrupt is passed on, and so is the OSError of a full disk, which says nothing about the model.
+    work: a function of a module, since function, arguments and result are pickled.
+    An exception, a lack of memory or a kill gives a Failure.  The Failure of an error that is not ours begins with its type, and the
+    traceback goes to standard error: broken models raise anything, and so do our own mistakes.
+    An interrupt is raised here as well, and so is the OSError of a full disk, which no model is to blame for.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    with ProcessPoolExecutor(1, mp_context=context, initializer=_follow_parent, initargs=(os.getpid(),)) as pool:
+    ours, theirs = socket.socketpair()
+    with ours:
+        with theirs:
+            child = _fork(theirs.fileno())
         try:
-            return pool.submit(_guarded, work, arguments).result()
-        except BrokenProcessPool:
-            return Failure("its process was killed: out of memory, most likely")
+            answer = _exchange(ours, pickle.dumps((work, arguments)))
+            code = _end_of(child)
+        finally:
+            child.close()
+    if answer:
+        result, error = pickle.loads(answer)
+        if error is not None:
+            raise error
+        return result
+    return Failure(KILLED if code < 0 else f"its process ended with code {code}; its traceback is above")
+
+
+def _exchange(line: socket.socket, request: bytes) -> bytes:
+    """Send the request and read the answer; empty if the child died."""
+    try:
+        line.sendall(request)
+        line.shutdown(socket.SHUT_WR)
+        with line.makefile("rb") as stream:
+            return stream.read()
+    except (BrokenPipeError, ConnectionResetError):
+        return b""
+
+
+def _fork(descriptor: int) -> Forked:
+    """Fork a child; start another server if ours has died."""
+    try:
+        return _server(os.getpid()).fork(descriptor, _request())
+    except ServerDied:
+        os.environ.pop(INHERITED, None)
+        _server.cache_clear()
+        return _server(os.getpid()).fork(descriptor, _request())
+
+
+def _end_of(child: Forked) -> int:
+    """The child's exit code.  It dies with its server."""
+    try:
+        return child.wait()
+    except ServerDied:
+        return -signal.SIGKILL
+
+
+@cache
+def _server(pid: int) -> ForkServer:
+    """The server of this process: the one that a flow's step was given, or one that is started now."""
+    return ForkServer.inherited() or ForkServer.start(PRELOADED)
+
+
+def _request() -> dict[str, Any]:
+    return {
+        "entry": f"{__name__}:serve_call",
+        "arguments": [str(ProcessId.of())],
+        "environment": dict(os.environ),
+        "directory": str(Path.cwd()),
+        "path": sys.path,
+        "modules": PRELOADED,
+    }
+
+
+def serve_call(descriptor: int, starter: str) -> None:
+    """Read a pickled function with its arguments from a socket, call it, and send back (result, error)."""
+    end_with(ProcessId.parse(starter))
+    with socket.socket(fileno=descriptor) as line, line.makefile("rb") as stream:
+        answer = pickle.dumps(_call(stream.read()))
+        line.sendall(answer)
+
+
+def _call(request: bytes) -> tuple[Any, BaseException | None]:
+    try:
+        work, arguments = pickle.loads(request)
+        return _guarded(work, arguments), None
+    except (OSError, ImportError, AttributeError, KeyboardInterrupt) as error:
+        return None, error
 
 
 def _guarded(work: Callable[..., Result], arguments: tuple[Any, ...]) -> Result | Failure:
@@ -82,17 +157,3 @@ def _full_disk(error: BaseException | None) -> OSError | None:
             return error
         error = error.__cause__ or error.__context__
     return None
-
-
-def _follow_parent(parent: int) -> None:
-    """End this process when the step that wants its result is gone."""
-
-    def watch() -> None:
-        while True:
-            try:
-                os.kill(parent, 0)
-            except ProcessLookupError:
-                os.kill(os.getpid(), signal.SIGKILL)
-            time.sleep(1)
-
-    threading.Thread(target=watch, daemon=True).start()

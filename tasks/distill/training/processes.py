@@ -1,7 +1,7 @@
 """Several processes of this machine that work on one training together, and end together.
 
 They are forked from a clean server that has imported the heavy libraries once (`tasks/shared/isolation.py`), find each other over the
-loopback interface, and hear of the end of the one that started them by a pipe that closes, also when it is killed.
+loopback interface, and end with the process that started them, also when that is killed.
 """
 
 import logging
@@ -11,7 +11,6 @@ import os
 import signal
 import socket
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -21,6 +20,7 @@ from typing import Any, TypeVar
 
 from tasks.shared.errors import MachineError, StillroomError
 from tasks.shared.isolation import PRELOADED, preload
+from tasks.shared.processes import ProcessId, end_with
 
 Result = TypeVar("Result")
 LOOPBACK = "127.0.0.1"
@@ -58,7 +58,9 @@ def share_work(count: int, device: str, work: Callable[..., Result], *arguments:
     listener = logging.handlers.QueueListener(records, _Relay())
     listener.start()
     members = [
-        context.Process(target=_member, args=(rank, crew, dict(os.environ), told, records, work, arguments))
+        context.Process(
+            target=_member, args=(rank, crew, ProcessId.of(), dict(os.environ), told, records, work, arguments)
+        )
         for rank in range(count)
     ]
     try:
@@ -123,11 +125,11 @@ def _reason(members: Sequence[Any], trouble: Trouble | None) -> Exception:
 
 
 def _member(
-    rank: int, crew: Crew, environment: Mapping[str, str], told: Any, records: Any,
+    rank: int, crew: Crew, starter: ProcessId, environment: Mapping[str, str], told: Any, records: Any,
     work: Callable[..., Any], arguments: tuple[Any, ...],
 ) -> None:  # fmt: skip
     """One process' life."""
-    _end_with_parent()
+    end_with(starter)
     os.environ.clear()
     os.environ.update({**environment, **_addresses(rank, crew)})
     _send_log(rank, records)
@@ -202,15 +204,3 @@ class _Relay(logging.Handler):
         target = logging.getLogger(record.name)
         if target.isEnabledFor(record.levelno):
             target.handle(record)
-
-
-def _end_with_parent() -> None:
-    """Kill this process when the one that started it is gone, however that ended."""
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:
-        assert parent is not None
-        parent.join()
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    threading.Thread(target=watch, daemon=True).start()

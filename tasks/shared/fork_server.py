@@ -1,0 +1,286 @@
+"""A process that has imported libraries and computed nothing, and forks whenever a fresh process is wanted.
+
+`fork_client.py` starts this file as a program of its own.  The program imports no code of ours: a forked process imports that from the
+files as they are then.  It has one thread, so a fork copies no lock or thread pool, and it never initializes CUDA, which does not survive a fork.
+A forked process is in nothing different from a fresh one, except that the import of the libraries has already happened.
+
+Each request comes on a socket of its own, as a line of JSON.  Answers: "pid N" when the process has been forked, "code N" when it has
+ended, "unfit REASON" if it cannot be forked.  A process whose client closes the socket is killed.
+"""
+
+import atexit
+import ctypes
+import gc
+import importlib
+import json
+import logging
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+INHERITED = "STILLROOM_FORK_SERVER"
+"""Environment variable of a process that was given a server of its own: descriptor of the socket to it, and that process's pid."""
+FORK = b"f"
+REAP_S = 2.0
+PR_SET_CHILD_SUBREAPER = 36
+
+
+class Server:
+    """The program's state.
+
+    control: where requests come in.  modules: to import while nothing else is to do.
+    running: by the pid of a forked process, its client's socket (None once the client has closed it) and its request.
+    """
+
+    def __init__(self, control: socket.socket, modules: Sequence[str]) -> None:
+        self.control = control
+        self.modules = list(modules)
+        self.running: dict[int, tuple[socket.socket | None, Mapping[str, Any]]] = {}
+        self.wake, self.waker = socket.socketpair()
+
+    def serve(self) -> Callable[[], Any]:
+        """Fork on request until the client is gone.  Returns in a forked process only: what that process is to do."""
+        self._prepare()
+        while True:
+            while not (ready := self._poll()) and self.modules:
+                load(self.modules.pop(0))
+            if self.wake.fileno() in ready:
+                with suppress(BlockingIOError):
+                    self.wake.recv(4096)
+                self._reap()
+            self._let_go(ready)
+            if self.control.fileno() in ready and (work := self._answer()) is not None:
+                return work
+
+    def _prepare(self) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the client, which ends us
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        self.waker.setblocking(False)
+        self.wake.setblocking(False)
+        signal.set_wakeup_fd(self.waker.fileno(), warn_on_full_buffer=False)
+        if sys.platform == "linux":  # what a forked process leaves behind comes to us, and no zombie stays
+            ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+    def _poll(self) -> set[int]:
+        """Descriptors with something to read; waits if there is nothing left to import."""
+        poll = select.poll()
+        lines = [line for line, _ in self.running.values() if line is not None]
+        for item in (self.control, self.wake, *lines):
+            poll.register(item, select.POLLIN)
+        return {number for number, _ in poll.poll(0 if self.modules else None)}
+
+    def _let_go(self, ready: set[int]) -> None:
+        """Kill the processes whose clients have closed their sockets."""
+        for pid, (line, request) in list(self.running.items()):
+            if line is not None and line.fileno() in ready:
+                line.close()
+                self.running[pid] = (None, request)
+                self._kill(pid)
+
+    def _answer(self) -> Callable[[], Any] | None:
+        """Fork for one request.  Ends the program when the client is gone."""
+        message, descriptors, _, _ = socket.recv_fds(self.control, 1, 2)
+        if not message:
+            self._end()
+        line, descriptor = socket.socket(fileno=descriptors[0]), descriptors[1]
+        received = b""
+        while not received.endswith(b"\n") and (part := line.recv(1 << 16)):
+            received += part
+        work = None
+        if received.endswith(b"\n"):
+            work = self._fork(line, descriptor, json.loads(received))
+        else:
+            line.close()
+        if work is None:
+            os.close(descriptor)
+        return work
+
+    def _fork(self, line: socket.socket, descriptor: int, request: Mapping[str, Any]) -> Callable[[], Any] | None:
+        for name in request.get("modules", ()):
+            load(name)
+        if reason := unfit():
+            with suppress(OSError), line:
+                line.sendall(f"unfit {reason}\n".encode())
+            return None
+        gc.collect()
+        gc.freeze()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        pid = os.fork()
+        if pid == 0:
+            self._leave(line)
+            return begin(descriptor, request)
+        self.running[pid] = (line, request)
+        with suppress(OSError):  # the client may be gone, which the next poll tells
+            line.sendall(f"pid {pid}\n".encode())
+        return None
+
+    def _leave(self, line: socket.socket) -> None:
+        """Let go of everything that is the server's, in a forked process."""
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for other, _ in self.running.values():
+            if other is not None:
+                other.close()
+        for item in (self.control, self.wake, self.waker, line):
+            item.close()
+        self.running.clear()
+
+    def _reap(self) -> None:
+        """Report processes that have ended.  Their groups are killed before the kernel may give the pid to others."""
+        while True:
+            try:
+                ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                return
+            if ended is None:
+                return
+            entry = self.running.pop(ended.si_pid, None)
+            if entry is not None and entry[1].get("own_group"):
+                with suppress(ProcessLookupError, PermissionError):
+                    os.killpg(ended.si_pid, signal.SIGKILL)
+            _, status = os.waitpid(ended.si_pid, 0)
+            if entry is not None and (line := entry[0]) is not None:
+                with suppress(OSError), line:
+                    line.sendall(f"code {os.waitstatus_to_exitcode(status)}\n".encode())
+
+    def _kill(self, pid: int) -> None:
+        own_group = self.running[pid][1].get("own_group")
+        with suppress(ProcessLookupError, PermissionError):
+            (os.killpg if own_group else os.kill)(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it may not have its own group yet
+            os.kill(pid, signal.SIGKILL)
+
+    def _end(self) -> None:
+        """End the program and all that it has forked; no zombie is left to others."""
+        for pid in self.running:
+            self._kill(pid)
+        deadline = time.monotonic() + REAP_S
+        with suppress(ChildProcessError):
+            while time.monotonic() < deadline:
+                if os.waitpid(-1, os.WNOHANG)[0] == 0:
+                    time.sleep(0.005)
+        os._exit(0)
+
+
+def load(name: str) -> None:
+    """Import a module, or "module:attribute" where a lazy package imports on access.  The process that needs it tells what is wrong with it."""
+    module, _, attribute = name.partition(":")
+    with suppress(Exception):
+        getattr(importlib.import_module(module), attribute or "__name__", None)
+
+
+def unfit() -> str:
+    """Why this process must not fork; empty if it may.  Knows Linux only."""
+    tasks = Path("/proc/self/task")
+    if not tasks.is_dir():
+        return ""
+    if (count := len(list(tasks.iterdir()))) > 1:
+        return f"a library has started {count - 1} threads"
+    for link in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):
+            if "nvidia-uvm" in str(link.readlink()):
+                return "a library has initialized CUDA"
+    return ""
+
+
+def begin(descriptor: int, request: Mapping[str, Any]) -> Callable[[], Any]:
+    """Become what the request says; returns the work to do, in this process or in the spare server that it was given."""
+    arguments = list(request.get("arguments", ()))
+    if request.get("own_group"):
+        os.setsid()
+        for standard in (1, 2):
+            os.dup2(descriptor, standard)
+        os.close(descriptor)
+    else:
+        arguments.insert(0, descriptor)
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    os.chdir(request["directory"])
+    sys.path[:] = request.get("path") or sys.path
+    if request.get("spare") and (spare := split_off()) is not None:
+        return spare.serve
+    set_title(request.get("title", ()))
+    refresh()
+    return lambda: call(request["entry"], arguments)
+
+
+def split_off() -> "Server | None":
+    """Fork a server for this process while it is clean; that server is returned in the server, None in this process."""
+    ours, theirs = socket.socketpair()
+    pid = os.fork()
+    if pid == 0:
+        ours.close()
+        return Server(theirs, ())
+    theirs.close()
+    os.environ[INHERITED] = f"{ours.detach()}:{os.getpid()}"
+    return None
+
+
+def refresh() -> None:
+    """Undo what a fork has in common with its siblings: random state, log handlers, found files, BLAS threads."""
+    importlib.invalidate_caches()
+    logging.root.handlers.clear()
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed()
+    threads = {
+        "openmp": os.environ.get("OMP_NUM_THREADS", ""),
+        "blas": os.environ.get("OPENBLAS_NUM_THREADS") or os.environ.get("OMP_NUM_THREADS", ""),
+    }
+    cores = os.cpu_count() or 1
+    limits = {kind: int(count) if count.isdecimal() and int(count) else cores for kind, count in threads.items()}
+    if numpy:
+        with suppress(ImportError):
+            importlib.import_module("threadpoolctl").threadpool_limits(limits)
+
+
+def set_title(words: Sequence[str]) -> None:
+    """Show these words as this process's command line, over the one that it was forked with.  Linux only."""
+    with suppress(OSError, IndexError, ValueError):
+        fields = Path("/proc/self/stat").read_text("ascii", "replace").rpartition(")")[2].split()
+        start, end = int(fields[45]), int(fields[46])
+        text = b"".join(word.encode() + b"\0" for word in words)[: end - start - 1]
+        if text:
+            ctypes.memmove(start, text.ljust(end - start, b"\0"), end - start)
+
+
+def call(entry: str, arguments: Sequence[Any]) -> Any:
+    """Call a function by "module:name"."""
+    module, _, name = entry.partition(":")
+    return getattr(importlib.import_module(module), name)(*arguments)
+
+
+def end(code: object) -> None:
+    """End this process as the interpreter does, but leave the memory to the kernel: to take down large libraries takes seconds."""
+    threading._shutdown()  # type: ignore[attr-defined]  # waits for threads, as multiprocessing does before its os._exit
+    atexit._run_exitfuncs()
+    if isinstance(code, str):
+        sys.stderr.write(f"{code}\n")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
+
+
+def main() -> None:
+    """Serve; then, in a forked process, do its work and end with its code."""
+    work = Server(socket.socket(fileno=int(sys.argv[1])), [name for name in sys.argv[2].split(",") if name]).serve()
+    while getattr(work, "__self__", None) is not None:  # the work of a spare server is to serve
+        work = work()
+    try:
+        code = work()
+    except SystemExit as ended:
+        code = ended.code
+    end(code)
+
+
+if __name__ == "__main__":
+    main()
