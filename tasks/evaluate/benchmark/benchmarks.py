@@ -1,7 +1,7 @@
-"""Benchmarks that lm-evaluation-harness runs on files of the user's own, without a hub: which files, read how, asked how.
+"""Benchmarks on local files for lm-evaluation-harness: files, item format and prompts.
 
-Items come in an order drawn once and for all, so a limit takes a random part, the same for every model and in every run.
-The prompts are ours: compare models by them, not with published figures.
+Items are shuffled once with a fixed seed, so that a limit takes a random subset, the same for every model and run.
+The prompts are our own: compare models with each other, not with published figures.
 """
 
 import csv
@@ -22,16 +22,16 @@ Doc = dict[str, Any]
 Splits = dict[str, list[Doc]]
 
 OPTIONS = 10
-"""Labels to choose from where there are 77 or 150: the right one, and others drawn for the item."""
+"""Labels per item where a data set has 77 or 150: the right one, and others drawn at random."""
 ANSWER_TOKENS = 256
 LONGEST_ANSWER = 150
-"""Words; prompts that ask for more could not be followed within ANSWER_TOKENS."""
+"""Longest answer in words that a prompt may demand; longer ones do not fit in ANSWER_TOKENS."""
 LINKS = {
     "et": ("sest", "seetõttu"), "ht": ("paske", "donk"), "id": ("karena", "maka"), "it": ("perché", "quindi"),
     "qu": ("imaraykuchus", "chayrayku"), "sw": ("kwa sababu", "kwa hiyo"), "ta": ("ஏனெனில்", "எனவே"), "th": ("เพราะ", "ดังนั้น"),
     "tr": ("çünkü", "bu yüzden"), "vi": ("bởi vì", "vì vậy"), "zh": ("因为", "所以"),
 }  # fmt: skip
-"""By language: "because", "therefore"."""
+"""Connectives by language: "because", "therefore"."""
 CHOICE: dict[str, Any] = {"output_type": "multiple_choice", "doc_to_text": "context", "doc_to_choice": "choices", "doc_to_target": "gold"}  # fmt: skip
 LIKELIEST: list[dict[str, Any]] = [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}]
 LIKELIEST_BY_LENGTH: list[dict[str, Any]] = [
@@ -42,10 +42,11 @@ LIKELIEST_BY_LENGTH: list[dict[str, Any]] = [
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One task of ours.  files: below the data folder.  origin: where they come from, and their license.
+    """One built-in benchmark.
 
-    read: the folder -> items by split ("test"; "train" if there are examples to show).  An item of a choice has id, context,
-    choices, gold (the index) and tags.  metric: the harness's, whose value is the measure's.  suffix: what we call that.
+    files: relative to the data folder.  origin: source and license.  read: data folder -> items by split ("test"; "train" for few-shot
+    examples).  A multiple-choice item has id, context, choices, gold (index) and tags.
+    metric: the harness metric behind the measure.  suffix: name of the measure, if not the metric's.
     """
 
     files: tuple[str, ...]
@@ -57,12 +58,12 @@ class Benchmark:
     suffix: str = ""
 
     def missing(self, folder: Path) -> list[str]:
-        """Its files that are not there."""
+        """Return the files that are missing from the folder."""
         return [file for file in self.files if not (folder / file).is_file()]
 
 
 def _choice(identity: str, context: str, right: str, wrong: Sequence[str], **tags: str) -> Doc:
-    """A question with its options in an order of its own: a model that prefers the first is not right by that."""
+    """Multiple-choice item with shuffled options, so that a position bias does not help."""
     options = [right, *wrong]
     random.Random(identity).shuffle(options)
     return {"id": identity, "context": context, "choices": options, "gold": options.index(right), "tags": tags}
@@ -74,7 +75,7 @@ def _drawn(docs: list[Doc], seed: str = "") -> list[Doc]:
 
 
 def _lines(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Number and object of every line.  Raises DataError for one that is no JSON object."""
+    """Yield line number and JSON object of every line.  Raises DataError for invalid JSON."""
     for number, text in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), start=1):
         try:
             row = json.loads(text)
@@ -118,9 +119,10 @@ def _truthfulqa(folder: Path) -> Splits:
 
 
 def _xcopa(folder: Path) -> Splits:
-    """Languages in turn, so that a limit takes as many of each; each in an order of its own, so that it takes few questions twice.
+    """XCOPA items, interleaved by language, so that a limit covers all languages equally.
 
-    The languages translate the same 500 questions: translations of one are a cluster, no independent evidence.
+    Each language has its own order, so that a limit takes few questions twice.  The languages translate the same 500 questions, so
+    translations of one question form a cluster.
     """
     found = []
     for language, links in LINKS.items():
@@ -244,7 +246,10 @@ BENCHMARKS: Mapping[str, Benchmark] = {
 
 
 def task_config(name: str, folder: Path) -> dict[str, Any]:
-    """A benchmark as the harness takes it, its items in memory.  Raises DataError for files that are not what they should be."""
+    """Return a benchmark's harness configuration, with its items in memory.
+
+    Raises DataError for files that are not the benchmark's.
+    """
     from datasets import Dataset
 
     benchmark = BENCHMARKS[name]
@@ -265,5 +270,5 @@ def task_config(name: str, folder: Path) -> dict[str, Any]:
 
 
 def short(text: str) -> str:
-    """A tag's value: one short lower-case line."""
+    """Return a tag value: one lower-case line of at most 40 characters."""
     return re.sub(r"\s+", " ", text).strip().lower()[:40]

@@ -1,4 +1,4 @@
-"""Our benchmarks on stand-ins of their files: every item sound, in an order that a limit can trust; broken files refused."""
+"""Built-in benchmarks on synthetic files: valid items, fixed random order, damaged files."""
 
 import json
 from pathlib import Path

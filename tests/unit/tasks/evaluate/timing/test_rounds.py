@@ -1,4 +1,4 @@
-"""Rounds of timing: their order, what a failure takes away, and ratios that only one round's two models share."""
+"""Timing rounds: order, failures, and speed ratios within a round."""
 
 import math
 import random
@@ -92,7 +92,7 @@ def test_one_repeat_has_no_range() -> None:
 
 
 def test_ratios_are_taken_within_a_round() -> None:
-    """A machine at half speed in the second round slows both."""
+    """A machine at half speed in the second round slows both models."""
     found = ratios(speeds(20, 10, 22), speeds(10, 5, 10), "speed_ratio")
     assert set(found) == {"speed_ratio", "speed_ratio_batch_8"}
     ratio = found["speed_ratio"]
@@ -106,7 +106,7 @@ def test_ratios_are_taken_within_a_round() -> None:
     [
         (
             (8, 7, 9),
-            ["student is slower than slim, which it was made from: 0.80x [0.70, 0.90] in llama.cpp, one stream."],
+            ["student is slower than its parent slim: 0.80x [0.70, 0.90] in llama.cpp, one stream."],
         ),
         ((8, 7, 11), []),
         ((9.9, 9.7, 9.9), []),
@@ -120,7 +120,7 @@ def test_slower_is_only_said_when_the_rounds_show_it(own: tuple[float, ...], sai
 
 
 def test_an_equally_fast_model_is_rarely_called_slower() -> None:
-    """Every round below 1, which three rounds of equal models are one time in eight, is not enough."""
+    """All ratios below 1 are not enough: equal models do that in one of eight triples."""
     draw = random.Random(0)
     rounds = [[math.exp(draw.gauss(0, 0.05)) for _ in range(3)] for _ in range(4000)]
     below = sum(max(ratios) < 1 for ratios in rounds) / len(rounds)
