@@ -10,13 +10,13 @@ from pydantic.dataclasses import dataclass
 
 from tasks.evaluate.grading.answers import (
     MEASURES,
-    Name,
+    MeasureName,
     Reply,
     applies_to,
+    expected_text,
     grade_reply,
-    shown,
+    reply_text,
     truncation_notes,
-    wanted,
 )
 from tasks.evaluate.grading.eval_rows import last_question, read_labels, read_test_rows, tag_rows
 from tasks.evaluate.models_under_test.answering import GenerationPlan, Predictions, generate_replies, template_notes
@@ -50,7 +50,7 @@ class Generation:
     Facts, refusals and loops are found by rules (tasks/shared/text/chat.py, tasks/shared/text/repetition.py); refusals in English only.
     """
 
-    measures: Annotated[tuple[Name, ...], Field(min_length=1)] = tuple(MEASURES)
+    measures: Annotated[tuple[MeasureName, ...], Field(min_length=1)] = tuple(MEASURES)
     """Measures to take: intent, fact, refusal, over_refusal, format, loop, exact (match with the gold answer), rouge_l."""
     limit: Annotated[int, Field(ge=0)] = 0
     """Test rows to use, spread evenly over the split; 0 takes all."""
@@ -119,8 +119,8 @@ class Generation:
                 values = {name: grade_reply(row, reply, measure, labels) for name, reply in own.items()}
                 known = {name: value for name, value in values.items() if value is not None}
                 yield ItemScore(
-                    measure=measure, id=row.id, cluster=row.group, tags=tags[row.id], question=last_question(row), wanted=wanted(row, measure),
-                    values=known, answers={name: shown(own[name], measure) for name in known},
+                    measure=measure, id=row.id, cluster=row.group, tags=tags[row.id], question=last_question(row), wanted=expected_text(row, measure),
+                    values=known, answers={name: reply_text(own[name], measure) for name in known},
                 )  # fmt: skip
 
     def _notes(self, models: Sequence[ModelUnderTest], taken: set[str]) -> list[str]:

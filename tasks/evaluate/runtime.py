@@ -26,13 +26,13 @@ from tasks.evaluate.timing.energy import Source, check_source, open_meter
 from tasks.evaluate.timing.engines import Effort, Engine, Probe, take_sample
 from tasks.evaluate.timing.rounds import (
     Timed,
-    in_engine,
-    of_engine,
-    of_model,
+    named_by_engine,
     ratios,
-    slower,
+    samples_in_engine,
+    slower_notes,
     summarize,
     time_in_rounds,
+    timings_of,
 )
 from tasks.shared.engines.vllm_server import find_vllm, vllm_version
 from tasks.shared.errors import ConfigError, ModelError, TechniqueError
@@ -230,7 +230,7 @@ def write_f16(folder: Path, file: Path) -> str:
 
 def failure_of(name: str, timed: Sequence[Timed], notes: Sequence[str]) -> Failure | None:
     """Return why a model was not timed in its main engine; None if it was."""
-    own = of_model(timed, name)
+    own = timings_of(timed, name)
     if not own:
         return Failure(" ".join(note.removeprefix(f"{name}: ") for note in notes))
     return Failure(own[0].failure) if own[0].failure else None
@@ -250,7 +250,7 @@ def with_figures(
     entries, notes = dict(summary.models), list(summary.notes)
     for model in models:
         found, own_notes = figures_of(model, timed, models[0].name, parents[model.name])
-        engine = next((item.probe.words for item in of_model(timed, model.name)), model.engine)
+        engine = next((item.probe.words for item in timings_of(timed, model.name)), model.engine)
         entries[model.name] = entries[model.name].model_copy(update={"figures": found, "engine": engine})
         notes += own_notes
     return summary.model_copy(update={"models": entries, "notes": notes})
@@ -262,23 +262,25 @@ def figures_of(
     """Return a model's figures, and notes on comparisons with the baseline and its parent."""
     size = Figure(value=float(weight_bytes(model.weights)), unit="bytes", better="lower")
     found, notes = {"size_bytes": size}, []
-    for item in of_model(timed, model.name):
+    for item in timings_of(timed, model.name):
         engine, own, first = item.probe.engine, item.samples, item.probe.first
         figures = summarize(own)
         if own and model.name != baseline:
-            untimed = [other for other in {baseline: 0, parent: 0} if other and not in_engine(timed, other, engine)]
+            untimed = [
+                other for other in {baseline: 0, parent: 0} if other and not samples_in_engine(timed, other, engine)
+            ]
             if untimed and first:
                 note = (
                     f"{model.name}: timed in {engine}, {' and '.join(untimed)} not, so their speeds are not compared."
                 )
                 notes.append(note)
-            figures |= ratios(own, in_engine(timed, baseline, engine), "speed_ratio")
-            before = in_engine(timed, parent, engine)
+            figures |= ratios(own, samples_in_engine(timed, baseline, engine), "speed_ratio")
+            before = samples_in_engine(timed, parent, engine)
             figures |= ratios(own, before, "parent_ratio")
-            notes += slower(model.name, parent, engine, own, before)
+            notes += slower_notes(model.name, parent, engine, own, before)
         if item.failure and not first:
             notes.append(f"{model.name}: not timed in {engine}: {item.failure}.")
-        found |= of_engine(figures, engine, first)
+        found |= named_by_engine(figures, engine, first)
     return found, notes
 
 

@@ -26,17 +26,17 @@ OPTIONS = 10
 ANSWER_TOKENS = 256
 LONGEST_ANSWER = 150
 """Longest answer in words that a prompt may demand; longer ones do not fit in ANSWER_TOKENS."""
-LINKS = {
+CONNECTIVES = {
     "et": ("sest", "seetõttu"), "ht": ("paske", "donk"), "id": ("karena", "maka"), "it": ("perché", "quindi"),
     "qu": ("imaraykuchus", "chayrayku"), "sw": ("kwa sababu", "kwa hiyo"), "ta": ("ஏனெனில்", "எனவே"), "th": ("เพราะ", "ดังนั้น"),
     "tr": ("çünkü", "bu yüzden"), "vi": ("bởi vì", "vì vậy"), "zh": ("因为", "所以"),
 }  # fmt: skip
 """Connectives by language: "because", "therefore"."""
-CHOICE: dict[str, Any] = {"output_type": "multiple_choice", "doc_to_text": "context", "doc_to_choice": "choices", "doc_to_target": "gold"}  # fmt: skip
-LIKELIEST: list[dict[str, Any]] = [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}]
-LIKELIEST_BY_LENGTH: list[dict[str, Any]] = [
+CHOICE_CONFIG: dict[str, Any] = {"output_type": "multiple_choice", "doc_to_text": "context", "doc_to_choice": "choices", "doc_to_target": "gold"}  # fmt: skip
+ACCURACY: list[dict[str, Any]] = [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}]
+LENGTH_NORMALIZED: list[dict[str, Any]] = [
     {"metric": "acc_norm", "aggregation": "mean", "higher_is_better": True},
-    *LIKELIEST,
+    *ACCURACY,
 ]
 
 
@@ -53,7 +53,7 @@ class Benchmark:
     origin: str
     read: Callable[[Path], Splits]
     measure: Measure
-    config: Mapping[str, Any] = field(default_factory=lambda: CHOICE | {"metric_list": LIKELIEST})
+    config: Mapping[str, Any] = field(default_factory=lambda: CHOICE_CONFIG | {"metric_list": ACCURACY})
     metric: str = "acc"
     suffix: str = ""
 
@@ -125,7 +125,7 @@ def _xcopa(folder: Path) -> Splits:
     translations of one question form a cluster.
     """
     found = []
-    for language, links in LINKS.items():
+    for language, links in CONNECTIVES.items():
         rows = _lines(folder / "xcopa" / "data" / language / f"test.{language}.jsonl")
         found.append(_drawn([
             {
@@ -188,7 +188,7 @@ def _follows(doc: Doc, results: Sequence[str]) -> dict[str, float]:
     return {"strict": float(follows_all(results[0], doc["instructions"], json.loads(doc["arguments"])))}
 
 
-SOLVE: dict[str, Any] = {
+GSM8K_CONFIG: dict[str, Any] = {
     "output_type": "generate_until", "training_split": "train", "doc_to_text": "Question: {{question}}\nAnswer:", "doc_to_target": "{{answer}}",
     "num_fewshot": 5,
     "generation_kwargs": {"until": ["Question:", "<|im_end|>", "</s>"], "do_sample": False, "max_gen_toks": ANSWER_TOKENS},
@@ -200,22 +200,22 @@ SOLVE: dict[str, Any] = {
         {"function": "regex", "group_select": -1, "regex_pattern": r"(-?[$0-9.,]{2,})|(-?[0-9]+)"}, {"function": "take_first"},
     ]}],
 }  # fmt: skip
-FOLLOW: dict[str, Any] = {
+IFEVAL_CONFIG: dict[str, Any] = {
     "output_type": "generate_until", "doc_to_text": "prompt", "doc_to_target": "wanted", "process_results": _follows,
     "generation_kwargs": {"until": ["<|im_end|>", "</s>"], "do_sample": False, "max_gen_toks": ANSWER_TOKENS},
     "metric_list": [{"metric": "strict", "aggregation": "mean", "higher_is_better": True}],
 }  # fmt: skip
-XCOPA_FILES = tuple(f"xcopa/data/{language}/test.{language}.jsonl" for language in LINKS)
+XCOPA_FILES = tuple(f"xcopa/data/{language}/test.{language}.jsonl" for language in CONNECTIVES)
 BENCHMARKS: Mapping[str, Benchmark] = {
     "hellaswag_val1000": Benchmark(
         ("hellaswag_val1000/hellaswag_val1000.jsonl",),
         "1,000 items of HellaSwag's validation split as github.com/allenai/OLMo has them (MIT)",
         _hellaswag, Measure(title="HellaSwag, likeliest ending per character"),
-        CHOICE | {"metric_list": LIKELIEST_BY_LENGTH}, "acc_norm",
+        CHOICE_CONFIG | {"metric_list": LENGTH_NORMALIZED}, "acc_norm",
     ),
     "gsm8k_test": Benchmark(
         ("gsm8k/test.jsonl", "gsm8k/train.jsonl"), "github.com/openai/grade-school-math (MIT)",
-        _gsm8k, Measure(title="GSM8K, last number of the answer"), SOLVE, "exact_match",
+        _gsm8k, Measure(title="GSM8K, last number of the answer"), GSM8K_CONFIG, "exact_match",
     ),
     "truthfulqa_best": Benchmark(
         ("truthfulqa/TruthfulQA.csv",), "github.com/sylinrl/TruthfulQA (Apache-2.0)",
@@ -227,7 +227,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "crows_pairs_en": Benchmark(
         ("crows_pairs/crows_pairs_anonymized.csv",), "github.com/nyu-mll/crows-pairs (CC BY-SA 4.0)",
         _crows_pairs, Measure(title="CrowS-Pairs, the more stereotyping of two sentences is likelier (0.5: no preference)", better="lower"),
-        CHOICE | {"target_delimiter": "", "metric_list": [LIKELIEST[0] | {"higher_is_better": False}]}, suffix="stereotype",
+        CHOICE_CONFIG | {"target_delimiter": "", "metric_list": [ACCURACY[0] | {"higher_is_better": False}]}, suffix="stereotype",
     ),
     "banking77_of10": Benchmark(
         ("banking77/test.csv",), "github.com/PolyAI-LDN/task-specific-datasets (CC BY 4.0)",
@@ -239,7 +239,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     ),
     "ifeval_lite": Benchmark(
         ("ifeval/input_data.jsonl",), "github.com/google-research/google-research, instruction_following_eval (Apache-2.0)",
-        _ifeval, Measure(title=f"IFEval, {len(CHECKS)} of 25 kinds of instruction, all of a prompt's followed"), FOLLOW, "strict",
+        _ifeval, Measure(title=f"IFEval, {len(CHECKS)} of 25 kinds of instruction, all of a prompt's followed"), IFEVAL_CONFIG, "strict",
     ),
 }  # fmt: skip
 """By task name."""
@@ -269,6 +269,6 @@ def task_config(name: str, folder: Path) -> dict[str, Any]:
     return {"task": name, "test_split": "test", "custom_dataset": load, **benchmark.config}
 
 
-def short(text: str) -> str:
+def tag_value(text: str) -> str:
     """Return a tag value: one lower-case line of at most 40 characters."""
     return re.sub(r"\s+", " ", text).strip().lower()[:40]

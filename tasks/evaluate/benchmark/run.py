@@ -15,7 +15,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass as checked
 
 from tasks.evaluate.benchmark.benchmarks import task_config
-from tasks.evaluate.benchmark.samples import HarnessItem, count_truncated, numbers_in, read_samples
+from tasks.evaluate.benchmark.samples import HarnessItem, count_truncated, log_likelihoods, read_samples
 from tasks.evaluate.benchmark.tasks import Origin
 from tasks.evaluate.models_under_test.harness import harness_model, quiet_harness
 from tasks.evaluate.models_under_test.isolated_runs import Resources
@@ -180,7 +180,7 @@ def _run_task(lm: Any, task: TaskPlan, plan: HarnessPlan) -> TaskResult:
         item for name, one in loaded.items()
         for item in read_samples(one, samples[name], plan.tags, part=name if len(loaded) > 1 else "")
     ]  # fmt: skip
-    if broken := [item for item in items if not all(map(math.isfinite, numbers_in(item.sample["resps"])))]:
+    if broken := [item for item in items if not all(map(math.isfinite, log_likelihoods(item.sample["resps"])))]:
         got = f"log-likelihoods that are NaN or infinite ({len(broken)} items)"
         raise ModelError(f"task {task.name}", got, "finite values")
     better = {name: bool(good) for one in loaded.values() for name, good in one.higher_is_better().items()}

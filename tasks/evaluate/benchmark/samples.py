@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tasks.evaluate.benchmark.benchmarks import short
+from tasks.evaluate.benchmark.benchmarks import tag_value
 
 SHOWN = 400
 """Characters of a question or answer kept with its score; the samples have the full text."""
@@ -52,7 +52,7 @@ def read_samples(
             yield HarnessItem(
                 id=f"{part}/{identity}" if part else identity, question=_question(doc, compact, choices), wanted=_wanted(compact["target"], choices),
                 values=values.get(sample["doc_id"], {}), answers=_answers(compact, choices),
-                tags=_tags(doc, tags) | ({"task": short(part)} if part else {}), fingerprint=sample["doc_hash"], sample=compact,
+                tags=_tags(doc, tags) | ({"task": tag_value(part)} if part else {}), fingerprint=sample["doc_hash"], sample=compact,
             )  # fmt: skip
 
 
@@ -111,14 +111,14 @@ def _tags(doc: Mapping[str, Any], names: Sequence[str]) -> dict[str, str]:
     """Tags of our own items; else the named fields that hold a word or a number."""
     words = {name: doc[name] for name in names if isinstance(doc.get(name), str | int)}
     found = doc["tags"] if _is_ours(doc) else words
-    return {str(name).lower(): short(str(value)) for name, value in found.items() if value is not None}
+    return {str(name).lower(): tag_value(str(value)) for name, value in found.items() if value is not None}
 
 
-def numbers_in(responses: Any) -> Iterator[float]:
+def log_likelihoods(responses: Any) -> Iterator[float]:
     """Yield the log-likelihoods in a sample's responses."""
     if isinstance(responses, list):
         for response in responses:
-            yield from numbers_in(response)
+            yield from log_likelihoods(response)
     elif isinstance(responses, float):
         yield responses
 

@@ -137,7 +137,7 @@ class TaskSources:
             if local is None
         ]
         absent = list(dict.fromkeys(dataset for dataset in far if not is_fetched(dataset)))
-        if absent and not network():
+        if absent and not network_allowed():
             yield ConfigError(
                 f"{where}.tasks", f"{task.name} needs the network: {', '.join(absent[:3])}{' ...' if absent[3:] else ''} not in the local cache",
                 "tasks on local files, or data fetched before",
@@ -150,7 +150,7 @@ class TaskSources:
                 "tasks that run no code",
                 "leave it out",
             )
-        lost = list(dict.fromkeys(str(file) for local in files for file in local or () if not _there(file, base)))
+        lost = list(dict.fromkeys(str(file) for local in files for file in local or () if not _exists(file, base)))
         if lost:
             yield ConfigError(
                 f"{where}.include",
@@ -257,7 +257,7 @@ def local_files(config: Mapping[str, Any], base: Path) -> list[Path] | None:
     return None if any("://" in file for file in files) else [Path(file) for file in files]
 
 
-def _there(file: Path, base: Path) -> bool:
+def _exists(file: Path, base: Path) -> bool:
     """Return True if the file, or one that matches its pattern, exists."""
     return file.exists() if file.is_absolute() else any(base.glob(str(file)))
 
@@ -281,7 +281,7 @@ def outside_includes(folder: Path) -> list[str]:
     ]
 
 
-def network() -> bool:
+def network_allowed() -> bool:
     """Return True if the user allows downloads from a hub; all commands are offline by default."""
     return os.environ.get("HF_HUB_OFFLINE", "1").upper() not in {"1", "ON", "YES", "TRUE"}
 

@@ -77,10 +77,14 @@ def _figure(name: str, values: Sequence[float]) -> Figure:
     unit, better = UNITS[name.partition(BATCH)[0]]
     if better is None:
         return Figure(value=values[0], unit=unit)
-    return spread(values, "repeats", unit, better, max(values) if name.startswith("peak") else median(values))
+    return median_with_range(
+        values, "repeats", unit, better, max(values) if name.startswith("peak") else median(values)
+    )
 
 
-def spread(values: Sequence[float], of: str, unit: str, better: Better, value: float | None = None) -> Figure:
+def median_with_range(
+    values: Sequence[float], of: str, unit: str, better: Better, value: float | None = None
+) -> Figure:
     """Return a value (default: the median) with its range; no range for a single value."""
     middle = median(values) if value is None else value
     if len(values) == 1:
@@ -95,7 +99,10 @@ def ratios(own: Sequence[Sample], other: Sequence[Sample], name: str) -> dict[st
 
     Named `name` for one stream, and `name`_batch_<streams> for each batch size.
     """
-    return {found: spread(values, "rounds", "x", "higher") for found, values in _by_round(own, other, name).items()}
+    return {
+        found: median_with_range(values, "rounds", "x", "higher")
+        for found, values in _by_round(own, other, name).items()
+    }
 
 
 def _by_round(own: Sequence[Sample], other: Sequence[Sample], name: str) -> dict[str, list[float]]:
@@ -106,7 +113,7 @@ def _by_round(own: Sequence[Sample], other: Sequence[Sample], name: str) -> dict
     }
 
 
-def slower(child: str, parent: str, engine: Engine, own: Sequence[Sample], other: Sequence[Sample]) -> list[str]:
+def slower_notes(child: str, parent: str, engine: Engine, own: Sequence[Sample], other: Sequence[Sample]) -> list[str]:
     """Return a sentence for each number of streams at which the child is proven slower."""
     return [
         f"{child} is slower than its parent {parent}: {median(values):.2f}x [{min(values):.2f}, {max(values):.2f}] "
@@ -136,16 +143,16 @@ def streams_of(name: str) -> str:
     return f"{streams} streams together" if streams else "one stream"
 
 
-def of_engine(figures: Mapping[str, Figure], engine: Engine, first: bool) -> dict[str, Figure]:
+def named_by_engine(figures: Mapping[str, Figure], engine: Engine, first: bool) -> dict[str, Figure]:
     """Return figures with plain names for the main engine, or with the engine's name appended."""
     return dict(figures) if first else {f"{name} ({engine})": figure for name, figure in figures.items()}
 
 
-def of_model(timed: Iterable[Timed], name: str) -> list[Timed]:
+def timings_of(timed: Iterable[Timed], name: str) -> list[Timed]:
     """Return a model's timings in all engines, its main engine first."""
     return sorted((item for item in timed if item.probe.name == name), key=lambda item: not item.probe.first)
 
 
-def in_engine(timed: Iterable[Timed], name: str, engine: Engine) -> Sequence[Sample]:
+def samples_in_engine(timed: Iterable[Timed], name: str, engine: Engine) -> Sequence[Sample]:
     """Return all rounds of a model in an engine; empty if it was not timed there."""
     return next((item.samples for item in timed if (item.probe.name, item.probe.engine) == (name, engine)), ())

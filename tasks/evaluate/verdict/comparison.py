@@ -42,7 +42,7 @@ class Pairs:
         return 1.0 if self.measure.better == "higher" else -1.0
 
     @property
-    def right(self) -> tuple[list[bool], list[bool]]:
+    def correctness(self) -> tuple[list[bool], list[bool]]:
         """Binary values as right or wrong; where lower is better, 1 is wrong."""
         good = 1.0 if self.measure.better == "higher" else 0.0
         return [value == good for value in self.baseline], [value == good for value in self.candidate]
@@ -149,7 +149,7 @@ def change_bounds(pairs: Pairs, rules: Rules) -> Interval:
     Exact for right/wrong answers, bootstrap for amounts.
     """
     if pairs.measure.binary:
-        return grouped_bounds(*pairs.right, pairs.clusters, rules.alpha, rules.resamples, rules.seed)
+        return grouped_bounds(*pairs.correctness, pairs.clusters, rules.alpha, rules.resamples, rules.seed)
     return mean_bounds(*pairs.grouped(pairs.gains), rules.alpha, rules.resamples, rules.seed, pairs.reach)
 
 
@@ -159,14 +159,14 @@ def difference_p(pairs: Pairs, rules: Rules) -> float:
     McNemar's exact test where flips are independent, else sign flips of the cluster means.
     """
     if pairs.measure.binary and not pairs.clustered:
-        return mcnemar_p(count_flips(*pairs.right))
+        return mcnemar_p(count_flips(*pairs.correctness))
     return sign_flip_p(*pairs.grouped(pairs.gains), rules.resamples, rules.seed)
 
 
 def passing_margin(pairs: Pairs, rules: Rules) -> float:
     """Smallest margin that an equal candidate would pass on items like these."""
     if pairs.measure.binary and not pairs.clustered:
-        flips = count_flips(*pairs.right)
+        flips = count_flips(*pairs.correctness)
         return minimum_detectable(flips.items, flips.rate, rules.alpha, rules.power)
     spread = weighted_spread(*pairs.grouped(pairs.gains))
     return detectable_mean(spread.deviation, spread.items, rules.alpha, rules.power, pairs.reach)

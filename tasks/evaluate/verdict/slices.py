@@ -62,7 +62,7 @@ def compare_slice(
     """
     bounds = change_bounds(pairs, rules)
     if pairs.measure.binary and not pairs.clustered:
-        flips, p = count_flips(*pairs.right), mcnemar_loss_p(*pairs.right)
+        flips, p = count_flips(*pairs.correctness), mcnemar_loss_p(*pairs.correctness)
         detectable = detectable_loss(flips.items, flips.rate, rules.alpha / slice_count, rules.power)
     else:
         gains, weights = pairs.grouped(pairs.gains)

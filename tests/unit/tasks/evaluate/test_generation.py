@@ -183,7 +183,7 @@ import json, os, signal, sys
 from pathlib import Path
 from tasks.evaluate import generation
 from tasks.evaluate.models_under_test import isolated_runs
-from tasks.shared.technique import Artifact, Inputs, Kind, StepRun
+from tasks.shared.technique import Artifact, Compute, Inputs, Kind, StepRun
 job, genuine = json.loads(sys.argv[1]), isolated_runs.run_isolated
 def run_isolated(work, model, *more):
     if model.name == "other":
@@ -298,7 +298,7 @@ def test_each_model_is_asked_in_its_own_template_and_one_without_fails(tmp_path:
     file = folder / "chat_template.jinja"
     file.write_text("{% for message in messages %}{{ message.content }} {% endfor %}", encoding="utf-8")
     (other,) = generate_replies(model, plan, resources).replies
-    assert before.words != other.words
+    assert before.output != other.output
     file.unlink()
     assert template_notes([model]) == ["tuned has no chat template and is prompted in ChatML."]
     assert generate_replies(model, plan, resources).replies == [before], "the tiny models' own template is ChatML"

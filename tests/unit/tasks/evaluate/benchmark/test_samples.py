@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 from typing import Any
 
-from tasks.evaluate.benchmark.samples import count_truncated, numbers_in, read_samples
+from tasks.evaluate.benchmark.samples import count_truncated, log_likelihoods, read_samples
 
 CHOICES = ["a long wrong ending", "ok"]
 
@@ -26,7 +26,7 @@ def test_a_choice_by_sum_and_by_length() -> None:
     assert item.answers == {"": "ok", "acc_norm": "a long wrong ending"}
     assert item.tags == {"language": "et", "label": "1"}
     assert item.sample["context"] == "Question?" and item.sample["continuations"] == [" a long wrong ending", " ok"]
-    assert "arguments" not in item.sample and list(numbers_in(item.sample["resps"])) == [-6.0, -3.0]
+    assert "arguments" not in item.sample and list(log_likelihoods(item.sample["resps"])) == [-6.0, -3.0]
 
 
 def test_every_filter_s_value_counts_and_what_is_no_number_does_not() -> None:

@@ -6,11 +6,11 @@ from tasks.evaluate.grading.answers import (
     MEASURES,
     Reply,
     applies_to,
+    expected_text,
     grade_reply,
+    reply_text,
     rouge_l,
-    shown,
     truncation_notes,
-    wanted,
 )
 from tasks.shared.formats.rows import Message, Row
 from tasks.shared.text.chat import join_answer
@@ -57,7 +57,7 @@ def test_form_needs_a_known_label_and_text(words: str) -> None:
 def test_form_needs_an_end() -> None:
     assert value("format", "returns\nThat is 45 days.") == 1
     assert value("format", "returns\nThat is 45 days and", ended=False) == 0
-    assert shown(Reply("returns", "returns\nThat is", ended=False), "format") == "returns\nThat is ..."
+    assert reply_text(Reply("returns", "returns\nThat is", ended=False), "format") == "returns\nThat is ..."
 
 
 def test_a_reference_answers_without_a_label_line_and_keeps_its_first_line() -> None:
@@ -69,7 +69,7 @@ def test_a_reference_answers_without_a_label_line_and_keeps_its_first_line() -> 
 def test_exact_match_is_of_the_text_after_normalizing() -> None:
     assert value("exact", "warranty\nTHAT is  45 days.") == 1
     assert value("exact", "returns\nThat is 46 days.") == 0
-    assert wanted(make_row(), "exact") == "That is 45 days." and wanted(make_row(), "intent") == "returns"
+    assert expected_text(make_row(), "exact") == "That is 45 days." and expected_text(make_row(), "intent") == "returns"
 
 
 def test_rouge_l_is_the_f1_of_the_longest_common_subsequence() -> None:
@@ -105,4 +105,4 @@ def test_answers_cut_within_their_reasoning_are_told() -> None:
     assert truncation_notes({"a": [cut, whole], "b": [whole]}, 8) == [
         "a: 1 of 2 answers were truncated within their reasoning; raise max_new_tokens (8)."
     ]
-    assert (value("fact", cut.words), value("format", cut.words, ended=False)) == (0, 0)
+    assert (value("fact", cut.output), value("format", cut.output, ended=False)) == (0, 0)
