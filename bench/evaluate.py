@@ -106,7 +106,7 @@ def score_ours(job: dict[str, Any]) -> dict[str, float]:
 
         judged = Path(tempfile.mkdtemp(dir=work))
         sheets = {"scores": (Artifact("bench", Kind.SCORES, out),)}
-        Paired(margins=dict.fromkeys(scores.sheet.measures, MARGIN))(Inputs(ports | sheets), judged, run)
+        Paired(margins=dict.fromkeys(scores.summary.measures, MARGIN))(Inputs(ports | sheets), judged, run)
     found: dict[str, list[float]] = {}
     for item in scores.items:
         for model, value in item.values.items():

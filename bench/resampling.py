@@ -16,7 +16,7 @@ import numpy as np
 from bench.tables import run, show
 from tasks.evaluate.verdict.exact_bounds import lower_bound
 from tasks.evaluate.verdict.intervals import grouped_bounds, mean_bounds, ratio_bounds
-from tasks.evaluate.verdict.paired_tests import mean_harm_p
+from tasks.evaluate.verdict.paired_tests import sign_flip_loss_p
 from tasks.evaluate.verdict.power import detectable_mean
 
 ALPHA, POWER = 0.05, 0.8
@@ -46,7 +46,7 @@ def amounts(items: Sequence[int]) -> None:
                     bounds = ratio_bounds(weights * drawn, weights, ALPHA, 1000, trial)
                     low, high = min(low for low, _ in bounds), max(high for _, high in bounds)
                     misses += [*(bound[0] > mean for bound in bounds), low > mean, high < mean]
-                    harmed += mean_harm_p(drawn - mean, weights, 500, trial) <= ALPHA if trial < trials // 4 else 0
+                    harmed += sign_flip_loss_p(drawn - mean, weights, 500, trial) <= ALPHA if trial < trials // 4 else 0
                 shares = (f"{share:.3f}" for share in misses / trials)
                 rows.append([name, "log-normal" if weighted else "one", n, *shares, f"{harmed / (trials // 4):.3f}"])
     error = math.sqrt(0.0475 / trials)

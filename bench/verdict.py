@@ -19,9 +19,9 @@ import numpy as np
 from scipy.stats import binom, norm
 
 from bench.tables import run, show
-from tasks.evaluate.verdict.exact_bounds import difference_bounds, flip_bounds, rarity, score_bound
+from tasks.evaluate.verdict.exact_bounds import difference_bounds, flip_bounds, p_value_function, score_bound
 from tasks.evaluate.verdict.intervals import unseen_share
-from tasks.evaluate.verdict.paired_tests import count_flips, harm_p, mcnemar_p
+from tasks.evaluate.verdict.paired_tests import count_flips, mcnemar_loss_p, mcnemar_p
 from tasks.evaluate.verdict.power import decide, detectable_loss, minimum_detectable
 
 ALPHA, POWER = 0.05, 0.8
@@ -34,7 +34,7 @@ TRIALS = 1000
 def exact_passes(lost: int, gained: int, items: int, margin: float) -> bool:
     """Return True if the deciding bound is above -margin, without computing the bound."""
     order = float(score_bound(lost, gained, items, ALPHA))
-    return rarity(order, lost + gained, items, ALPHA)(-margin) <= ALPHA
+    return p_value_function(order, lost + gained, items, ALPHA)(-margin) <= ALPHA
 
 
 def resampled_sums(lost: int, gained: int, items: int) -> np.ndarray:
@@ -185,7 +185,7 @@ def power(items: Sequence[int]) -> None:
             pairs = [drawn_pair(draw, n, half, half) for _ in range(TRIALS)]
             passed = np.mean([decide(difference_bounds(*pair, ALPHA), margin, 1.0) == "yes" for pair in pairs])
             pairs = [drawn_pair(draw, n, half + loss, half) for _ in range(TRIALS)] if loss < 1 else []
-            found = np.mean([harm_p(*pair) <= ALPHA for pair in pairs]) if pairs else math.nan
+            found = np.mean([mcnemar_loss_p(*pair) <= ALPHA for pair in pairs]) if pairs else math.nan
             rows.append([n, f"{discordance:g}", f"{margin:.4f}", f"{passed:.3f}", f"{loss:.4f}", f"{found:.3f}"])
     error = math.sqrt(0.16 / TRIALS)
     title = f"power, {TRIALS} simulated candidates per figure (standard error {error:.3f}); {POWER:g} was asked for"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tasks.evaluate.benchmark.benchmarks import LINKS
+from tasks.evaluate.benchmark.benchmarks import CONNECTIVES
 from tests.tiny_llama import sentences
 
 COUNT = 12
@@ -28,7 +28,7 @@ def write_benchmark_data(folder: Path, count: int = COUNT) -> Path:
         }
         for n in range(count)
     ])  # fmt: skip
-    for language in LINKS:
+    for language in CONNECTIVES:
         _lines(folder / "xcopa" / "data" / language / f"test.{language}.jsonl", [
             {"premise": next(text), "choice1": next(text), "choice2": next(text), "question": ("cause", "effect")[n % 2], "label": n % 2, "idx": n}
             for n in range(2)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.shared.formats.records import Machine
-from tasks.shared.formats.scores import ItemScore, Measure, Measured, Sheet, write_scores
+from tasks.shared.formats.scores import EvaluationSummary, ItemScore, Measure, ModelSummary, write_scores
 from tasks.shared.technique import Artifact, Inputs, Kind
 from tests.tiny_llama import save_tiny
 
@@ -16,14 +16,14 @@ BITS = Measure(title="bits per byte", unit="bits per byte", better="lower", bina
 
 
 def some_right(count: int, share: float, seed: int = 0) -> list[float]:
-    """`count` items, exactly `share` of them right, in random order."""
+    """Return `count` values, exactly `share` of them right, in random order."""
     values = [1.0] * round(count * share) + [0.0] * (count - round(count * share))
     random.Random(seed).shuffle(values)
     return values
 
 
 def flipped(values: Sequence[float], to_wrong: int, to_right: int) -> list[float]:
-    """The same with the first so many right items wrong, and the first so many wrong items right."""
+    """Return the values with the first few right items wrong, and the first few wrong ones right."""
     result, left = list(values), {1.0: to_wrong, 0.0: to_right}
     for index, value in enumerate(values):
         if left[value]:
@@ -38,7 +38,7 @@ def items_of(
     tags: Sequence[Mapping[str, str]] | None = None,
     weights: Sequence[float] | None = None,
 ) -> list[ItemScore]:
-    """Items of one measure: values by model, all of one length."""
+    """Return the items of one measure.  values: by model, all of the same length."""
     count = len(next(iter(values.values())))
     return [
         ItemScore(
@@ -50,7 +50,7 @@ def items_of(
     ]  # fmt: skip
 
 
-def write_sheet(
+def write_step_scores(
     folder: Path,
     measures: Mapping[str, Measure],
     items: Sequence[ItemScore],
@@ -58,25 +58,30 @@ def write_sheet(
     accelerator: str = "",
     **models: Mapping[str, Any],
 ) -> Artifact:
-    """Scores on disk.  Models are those of the items (the first is the baseline); `models` adds to or changes their entries."""
+    """Write scores to a folder.
+
+    Models are those of the items, the baseline first; `models` adds entries or changes their fields.
+    """
     folder.mkdir(parents=True)
     names = dict.fromkeys([baseline, *(name for item in items for name in item.values), *models])
     plain = {"engine": "transformers", "format": "float32"}
     entries = {
-        name: Measured(**{"role": "baseline" if name == baseline else "candidate", **plain, **models.get(name, {})})
+        name: ModelSummary(**{"role": "baseline" if name == baseline else "candidate", **plain, **models.get(name, {})})
         for name in names
     }
     machine = Machine(cpu="Example CPU", cores=2, memory_bytes=8_000_000_000, platform="Linux", accelerator=accelerator)
     write_scores(
         folder,
-        Sheet(step=folder.name, measures=dict(measures), models=entries, machine=machine, versions={"torch": "2.13.0"}),
+        EvaluationSummary(
+            step=folder.name, measures=dict(measures), models=entries, machine=machine, versions={"torch": "2.13.0"}
+        ),
         items,
     )
     return Artifact(folder.name, Kind.SCORES, folder)
 
 
 def verdict_inputs(folder: Path, candidates: Sequence[str], *scores: Artifact, **ports: Sequence[str]) -> Inputs:
-    """Inputs of a verdict; all models are one tiny folder."""
+    """Return a verdict's inputs; all models share one tiny folder."""
     weights = folder / "weights"
     if not weights.exists():
         save_tiny(weights)

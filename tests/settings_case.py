@@ -124,12 +124,12 @@ def empty_folders(folder: Path) -> tuple[Path, StepRun]:
 def untimed_scores(out: Path, metrics: Metrics) -> Result:
     """Scores without what a clock or a meter gave: everything else must be the same twice."""
     scores = read_scores(out)
-    sheet = scores.sheet.model_dump(mode="json")
-    for model in sheet["models"].values():
+    summary = scores.summary.model_dump(mode="json")
+    for model in summary["models"].values():
         model["figures"] = {name: figure for name, figure in model["figures"].items() if not name.startswith(CLOCKED)}
-    sheet["notes"] = [note for note in sheet["notes"] if not any(words in note for words in CIRCUMSTANCES)]
+    summary["notes"] = [note for note in summary["notes"] if not any(words in note for words in CIRCUMSTANCES)]
     flat = {name: value for name, value in metrics.items() if not name.partition(".")[2].startswith(CLOCKED)}
-    return {"sheet": sheet, "items": [item.model_dump(mode="json") for item in scores.items], "metrics": flat}
+    return {"summary": summary, "items": [item.model_dump(mode="json") for item in scores.items], "metrics": flat}
 
 
 EFFORT = {"seconds", "tokens_per_second", "retries", "reused"}

@@ -1,1 +1,1 @@
-"""Compare candidates with a baseline on the same items."""
+"""Evaluate models, and compare candidates with a baseline on the same items."""

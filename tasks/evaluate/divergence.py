@@ -1,4 +1,4 @@
-"""How far every model's next-token distributions lie from the baseline's on task text: KL divergence, and the same top token."""
+"""Next-token divergence from the baseline on task text: KL divergence, top-token agreement."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,10 +8,17 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from tasks.evaluate.grading.eval_rows import last_question, read_test_rows, tag_rows
-from tasks.evaluate.likelihood.logits import expanded_notes, in_transformers, weighted_mean
-from tasks.evaluate.likelihood.next_token_divergence import Distances, FollowPlan, TextPlan, Texts, choose_texts, follow
-from tasks.evaluate.models_under_test.forecast import forecast_asking
-from tasks.evaluate.models_under_test.isolated_runs import ask_each, make_sheet
+from tasks.evaluate.likelihood.logits import dequantized_notes, in_transformers, weighted_mean
+from tasks.evaluate.likelihood.next_token_divergence import (
+    AnswerPlan,
+    DivergencePlan,
+    Divergences,
+    ReferenceAnswers,
+    choose_answers,
+    measure_divergence,
+)
+from tasks.evaluate.models_under_test.forecast import forecast_evaluation
+from tasks.evaluate.models_under_test.isolated_runs import evaluate_each, make_summary
 from tasks.evaluate.models_under_test.model_under_test import MODEL_PORTS, ModelUnderTest, list_models
 from tasks.shared.forecast import TOKENS_PER_ROW, Forecast, Workload
 from tasks.shared.formats.rows import Row, read_rows, spread
@@ -31,25 +38,26 @@ MEASURES = {
     "same_top": Measure(title="same top token as the baseline", binary=False, against_baseline=True),
 }
 ITSELF = {"kl": 0.0, "same_top": 1.0}
-"""The baseline's values, by definition."""
+"""The baseline's own values, by definition."""
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Divergence:
-    """KL(baseline || model) over the whole vocabulary, in float32, at every token of the answers and at their end.
+    """KL(baseline || model) over the whole vocabulary, in float32, at every answer token.
 
-    A change that accuracy does not show yet (Dutta et al. 2024, arXiv 2407.09141).  Each model is loaded beside the baseline, so
-    that no distribution is cut or kept on disk: this takes the memory of both.
+    The answer's end counts as one more position.  Detects changes that accuracy does not show yet (Dutta et al. 2024, arXiv
+    2407.09141).  Each model is loaded together with the baseline, so that no distribution is truncated or stored; this takes the memory
+    of both.
     """
 
     text: Literal["gold", "baseline"] = "gold"
-    """Answers to compare on: those of the test split, or the baseline's own (greedy), which is what it would really say."""
+    """Answers to compare on: the test split's, or the baseline's own greedy answers."""
     max_new_tokens: Annotated[int, Field(ge=1)] = 48
-    """Length limit of the baseline's own answers, tokens; gold ones are taken whole."""
+    """Length limit of the baseline's own answers, tokens; gold answers are used in full."""
     limit: Annotated[int, Field(ge=0)] = 0
-    """Test rows, spread evenly over the split; 0 takes all."""
+    """Test rows to use, spread evenly over the split; 0 takes all."""
     dtype: Dtype = "float32"
-    """What the models compute in; bfloat16 takes half the memory, and its rounding alone gives a KL."""
+    """Data type of the computation; bfloat16 halves the memory, but its rounding alone causes some KL."""
 
     spec: ClassVar[Spec] = Spec(
         summary="KL divergence and same top token against the baseline, on task text",
@@ -63,21 +71,21 @@ class Divergence:
     def forecast(self, work: Workload) -> Forecast:
         """One pass over the test rows per model, each with the baseline in memory."""
         tokens = 2 * work.test_rows(self.limit) * TOKENS_PER_ROW
-        return forecast_asking(work, tokens, self.dtype, resident=work.size("baseline").parameters)
+        return forecast_evaluation(work, tokens, self.dtype, resident=work.size("baseline").parameters)
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
-        """Compare and write scores.json and items.jsonl.
+        """Compare all models with the baseline; write scores.json and items.jsonl.
 
-        Raises DataError for an empty test split, ModelError if the baseline fails.  A model of another vocabulary has no values.
+        Raises DataError for an empty test split, ModelError if the baseline fails.  A model with another vocabulary gets no values.
         """
         corpus = inputs.one("data").path
         test = read_test_rows(corpus)
         rows, tags = spread(test, self.limit), tag_rows(test, read_rows(corpus / "train.jsonl"))
         baseline, *others = in_transformers(list_models(inputs))
         texts = self._texts(baseline, rows, run)
-        plan = FollowPlan([row.prompt for row in rows], texts.answers, self.dtype, baseline.content, baseline)
-        found = ask_each(others, {subject.name: plan for subject in others}, follow, Distances, run)
-        sheet = make_sheet(
+        plan = DivergencePlan([row.prompt for row in rows], texts.answers, self.dtype, baseline.cache_id, baseline)
+        found = evaluate_each(others, {model.name: plan for model in others}, measure_divergence, Divergences, run)
+        summary = make_summary(
             [baseline, *others],
             {baseline.name: texts, **found},
             MEASURES,
@@ -85,32 +93,31 @@ class Divergence:
             self.spec.libraries,
             self._notes([baseline, *others], found),
         )
-        sound = {name: reading for name, reading in found.items() if not isinstance(reading, Failure)}
+        sound = {name: result for name, result in found.items() if not isinstance(result, Failure)}
         items = self._items(rows, tags, texts, baseline.name, sound)
-        write_scores(out, sheet, items)
+        write_scores(out, summary, items)
         return flat_metrics(items, [baseline.name, *sound])
 
-    def _texts(self, baseline: ModelUnderTest, rows: Sequence[Row], run: StepRun) -> Texts:
+    def _texts(self, baseline: ModelUnderTest, rows: Sequence[Row], run: StepRun) -> ReferenceAnswers:
         gold = [row.answer for row in rows] if self.text == "gold" else []
-        plan = TextPlan([row.prompt for row in rows], gold, 0 if gold else self.max_new_tokens, self.dtype)
-        found = ask_each([baseline], {baseline.name: plan}, choose_texts, Texts, run)[baseline.name]
-        assert not isinstance(found, Failure)  # of the baseline it is raised
+        plan = AnswerPlan([row.prompt for row in rows], gold, 0 if gold else self.max_new_tokens, self.dtype)
+        found = evaluate_each([baseline], {baseline.name: plan}, choose_answers, ReferenceAnswers, run)[baseline.name]
+        assert not isinstance(found, Failure)  # a failing baseline raises instead
         return found
 
     def _items(
         self,
         rows: Sequence[Row],
         tags: Mapping[str, dict[str, str]],
-        texts: Texts,
+        texts: ReferenceAnswers,
         baseline: str,
-        readings: Mapping[str, Distances],
+        results: Mapping[str, Divergences],
     ) -> list[ItemScore]:
         found = []
         for measure, own in ITSELF.items():
             for index, row in enumerate(rows):
                 values = {baseline: own} | {
-                    name: (reading.kl if measure == "kl" else reading.same_top)[index]
-                    for name, reading in readings.items()
+                    name: (result.kl if measure == "kl" else result.same_top)[index] for name, result in results.items()
                 }
                 found.append(ItemScore(
                     measure=measure, id=row.id, cluster=row.group, tags=tags[row.id], weight=texts.positions[index], question=last_question(row),
@@ -118,22 +125,22 @@ class Divergence:
                 ))  # fmt: skip
         return found
 
-    def _notes(self, subjects: Sequence[ModelUnderTest], readings: Mapping[str, Distances | Failure]) -> list[str]:
-        answers = "the test split's" if self.text == "gold" else f"{subjects[0].name}'s own greedy"
+    def _notes(self, models: Sequence[ModelUnderTest], results: Mapping[str, Divergences | Failure]) -> list[str]:
+        answers = "the test split's" if self.text == "gold" else f"{models[0].name}'s own greedy"
         notes = [
-            f"KL and same top token at every token of {answers} answers and at their end, over the whole vocabulary.",
-            *expanded_notes(subjects),
+            f"KL and top-token agreement at every token of {answers} answers and at their end, over the whole vocabulary.",
+            *dequantized_notes(models),
         ]
-        for name, reading in readings.items():
-            if isinstance(reading, Failure):
-                notes.append(f"{name}: not compared. {reading.reason}")
+        for name, result in results.items():
+            if isinstance(result, Failure):
+                notes.append(f"{name}: not compared. {result.reason}")
             else:
-                notes += [f"{name}: {note}." for note in reading.notes]
+                notes += [f"{name}: {note}." for note in result.notes]
         return notes
 
 
 def flat_metrics(items: Sequence[ItemScore], models: Sequence[str]) -> Metrics:
-    """Every model's mean by measure, weighted by positions."""
+    """Return every model's mean by measure, weighted by positions."""
     metrics: Metrics = {"items": len(items) // len(ITSELF)}
     for measure in ITSELF:
         own = [item for item in items if item.measure == measure]

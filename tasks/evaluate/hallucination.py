@@ -1,4 +1,4 @@
-"""Statements that the article in the prompt does not hold: asked with the article, and with one that lacks the answer."""
+"""Hallucination: answers with claims that the prompt does not support, by rules."""
 
 import re
 from collections import Counter
@@ -9,19 +9,19 @@ from typing import Annotated, ClassVar
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from tasks.evaluate.grading.answers import Reply, cut_notes, gold_text
+from tasks.evaluate.grading.answers import Reply, gold_text, truncation_notes
 from tasks.evaluate.grading.eval_rows import last_question, read_test_rows, tag_rows
-from tasks.evaluate.grading.unsupported_claims import FINDINGS, Finding, find_invention
-from tasks.evaluate.models_under_test.answering import Plan, Reading, ask, template_notes
-from tasks.evaluate.models_under_test.forecast import ANSWERED_TOKENS, forecast_asking
-from tasks.evaluate.models_under_test.isolated_runs import ask_each, make_sheet
+from tasks.evaluate.grading.unsupported_claims import FINDINGS, Finding, find_unsupported_claim
+from tasks.evaluate.models_under_test.answering import GenerationPlan, Predictions, generate_replies, template_notes
+from tasks.evaluate.models_under_test.forecast import ANSWERED_TOKENS, forecast_evaluation
+from tasks.evaluate.models_under_test.isolated_runs import evaluate_each, make_summary
 from tasks.evaluate.models_under_test.means import mean_values
 from tasks.evaluate.models_under_test.model_under_test import (
     MODEL_PORTS,
     ModelUnderTest,
-    Question,
+    RowPrompts,
     list_models,
-    reference_questions,
+    reference_prompts,
 )
 from tasks.shared.errors import DataError
 from tasks.shared.forecast import Forecast, Workload
@@ -43,7 +43,7 @@ SENTENCE = re.compile(r"(?<=[.!?])\s+")
 
 @dataclass(frozen=True)
 class Case:
-    """One row as it is asked: the article in the prompt, and the measure that its answer counts for."""
+    """One prompt: a row with its article, and the measure that its answer counts for."""
 
     row: Row
     article: Article
@@ -52,26 +52,27 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Hallucination:
-    """Share of answers that state what their prompt does not hold, by rules (tasks/evaluate/grading/unsupported_claims.py).
+    """Share of answers with claims that their prompt does not support.
 
-    Every test row with a fact and an article is asked twice: with its article in the prompt, and with the article less the
-    sentences that state the fact, where the right answer declines or stays general.  A row whose article states the fact in other
-    words than the accepted ones is asked only with it.
+    The rules are in tasks/evaluate/grading/unsupported_claims.py.
+    Every test row with a fact and an article is prompted twice: with its article, and with the article minus the sentences that state the
+    fact, where the right answer declines or stays general.  A row whose article states the fact in words other than the accepted ones
+    is prompted only with it.
 
-    What such rules see: numbers, addresses, quantities of the asked kind and content words that the prompt lacks.  What they do not
-    see: a wrong claim in the article's own words (a dropped "not", a value given to the wrong thing), true knowledge from elsewhere
-    (it counts as an invention, but for the fact asked for: `memory_counts`), and a paraphrase in rare words looks like an invention.
-    So compare rates of two models on the same rows; do not read one alone as the share of false answers.
-    Measured on the built-in test split with the default support: of 800 gold answers held against their article alone none is found
-    (25 at 0.6, 119 at 0.8); of as many gold answers of another fact of the same intent 82 % are; of refusals none.
+    The rules detect numbers, addresses, quantities of the kind that the question asks for, and content words without a source.  They miss a
+    wrong claim in the article's own words (a dropped "not", a value given to the wrong thing).  They flag true knowledge from elsewhere
+    (except the fact itself: `memory_counts`) and paraphrases in rare words.
+    So compare the rates of two models on the same rows; a single rate is not the share of false answers.
+    Measured on the built-in test split with the default support: of 800 gold answers checked against their article alone, none is
+    flagged (25 at 0.6, 119 at 0.8); of as many gold answers for another fact of the same intent, 82 % are; of refusals, none.
     """
 
     limit: Annotated[int, Field(ge=0)] = 0
-    """Rows to use, spread evenly over those that have a fact and an article; 0 takes all.  Each is asked twice."""
+    """Rows to use, spread evenly over those with a fact and an article; 0 takes all.  Each is prompted twice."""
     support: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """Smallest fraction of the answer's content words that its prompt must hold; 0 turns it off."""
+    """Smallest share of the answer's content words that must have a source; 0 disables this check."""
     memory_counts: bool = False
-    """Count the right fact as an invention where the prompt does not hold it: for bots that must answer from the prompt alone."""
+    """Count the right fact as hallucination if the prompt lacks it: for bots that must answer from the prompt alone."""
     max_new_tokens: Annotated[int, Field(ge=1)] = 48
     """Length limit of an answer, tokens; of a model that reasons first, its reasoning included."""
     batch_size: Annotated[int, Field(ge=1)] = 32
@@ -89,33 +90,33 @@ class Hallucination:
 
     def forecast(self, work: Workload) -> Forecast:
         """Two prompts and two answers per test row and model."""
-        return forecast_asking(work, 2 * work.test_rows(self.limit) * ANSWERED_TOKENS)
+        return forecast_evaluation(work, 2 * work.test_rows(self.limit) * ANSWERED_TOKENS)
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
-        """Ask every model; writes scores.json and items.jsonl.
+        """Evaluate every model; write scores.json and items.jsonl.
 
-        Raises DataError if no row has a fact and an article or the test split leaks into training, ModelError if the baseline fails.
+        Raises DataError if no row has a fact and an article, or the test split leaks into training; ModelError if the baseline fails.
         """
-        subjects, corpus = list_models(inputs), inputs.one("data").path
+        models, corpus = list_models(inputs), inputs.one("data").path
         test = read_test_rows(corpus)
         cases = self._cases(test, corpus)
-        plans = {subject.name: self._plan(subject, cases) for subject in subjects}
-        readings = ask_each(subjects, plans, ask, Reading, run)
-        replies = {name: found.replies for name, found in readings.items() if not isinstance(found, Failure)}
+        plans = {model.name: self._plan(model, cases) for model in models}
+        results = evaluate_each(models, plans, generate_replies, Predictions, run)
+        replies = {name: found.replies for name, found in results.items() if not isinstance(found, Failure)}
         found = {
-            name: [self._judge(case, reply) for case, reply in zip(cases, told, strict=True)]
-            for name, told in replies.items()
+            name: [self._grade(case, reply) for case, reply in zip(cases, own, strict=True)]
+            for name, own in replies.items()
         }
         tags = tag_rows(test, read_rows(corpus / "train.jsonl"))
         items = list(make_items(cases, tags, replies, found))
-        notes = [*self._notes(cases), *template_notes(subjects), *cut_notes(replies, self.max_new_tokens)]
-        sheet = make_sheet(subjects, readings, MEASURES, run, self.spec.libraries, notes)
-        models = {
-            name: model.model_copy(update={"figures": count_findings(found[name])}) if name in found else model
-            for name, model in sheet.models.items()
+        notes = [*self._notes(cases), *template_notes(models), *truncation_notes(replies, self.max_new_tokens)]
+        summary = make_summary(models, results, MEASURES, run, self.spec.libraries, notes)
+        entries = {
+            name: entry.model_copy(update={"figures": count_findings(found[name])}) if name in found else entry
+            for name, entry in summary.models.items()
         }
-        write_scores(out, sheet.model_copy(update={"models": models}), items)
-        return {"items": len(items), **mean_values(items, subjects)}
+        write_scores(out, summary.model_copy(update={"models": entries}), items)
+        return {"items": len(items), **mean_values(items, models)}
 
     def _cases(self, test: Sequence[Row], corpus: Path) -> list[Case]:
         articles = read_articles(corpus / "articles.jsonl")
@@ -129,15 +130,19 @@ class Hallucination:
             Case(row, cut, WITHOUT) for row in rows if (cut := without_answer(row, articles[row.article])) is not None
         ]
 
-    def _plan(self, subject: ModelUnderTest, cases: Sequence[Case]) -> Plan:
-        own = subject.role != "reference"
-        questions = [ask_tuned(case) if own else ask_reference(case) for case in cases]
-        return Plan(questions, [], own, self.max_new_tokens, self.batch_size, self.context)
+    def _plan(self, model: ModelUnderTest, cases: Sequence[Case]) -> GenerationPlan:
+        tuned = model.role != "reference"
+        prompts = [tuned_prompt(case) if tuned else reference_prompt(case) for case in cases]
+        return GenerationPlan(prompts, [], tuned, self.max_new_tokens, self.batch_size, self.context)
 
-    def _judge(self, case: Case, reply: Reply) -> Finding:
-        told = case.measure == WITH
-        return find_invention(
-            reply.text, case.row, prompt_of(case), self.support, answer_given=told, memory_counts=self.memory_counts
+    def _grade(self, case: Case, reply: Reply) -> Finding:
+        return find_unsupported_claim(
+            reply.text,
+            case.row,
+            prompt_of(case),
+            self.support,
+            answer_given=case.measure == WITH,
+            memory_counts=self.memory_counts,
         )
 
     def _notes(self, cases: Sequence[Case]) -> list[str]:
@@ -145,7 +150,7 @@ class Hallucination:
         left = count[WITH] - count[WITHOUT]
         return (
             [
-                f"{WITHOUT}: {left} of {count[WITH]} rows left out: the fact also stands elsewhere in the prompt, or in other words."
+                f"{WITHOUT}: {left} of {count[WITH]} rows left out: the fact also appears elsewhere in the prompt, or in other words."
             ]
             if left
             else []
@@ -153,30 +158,35 @@ class Hallucination:
 
 
 def without_answer(row: Row, article: Article) -> Article | None:
-    """The article less the sentences with an accepted string; None if it had none, or the fact still stands in the prompt."""
+    """Return the article without the sentences that contain an accepted string.
+
+    None if there are none, or if the prompt still states the fact.
+    """
     sentences = SENTENCE.split(article.text)
-    kept = [text for text in sentences if not any(contains(text, phrase) for group in row.accept for phrase in group)]
-    cut = article.model_copy(update={"text": " ".join(kept)})
+    remaining = [
+        text for text in sentences if not any(contains(text, phrase) for group in row.accept for phrase in group)
+    ]
+    cut = article.model_copy(update={"text": " ".join(remaining)})
     rest = "\n".join([cut.title, cut.text, *(question_of(turn["content"]) for turn in row.prompt)])
-    return None if len(kept) == len(sentences) or states_fact(rest, row.accept) else cut
+    return None if len(remaining) == len(sentences) or states_fact(rest, row.accept) else cut
 
 
-def ask_tuned(case: Case) -> Question:
-    """The row as our trained models are asked it, with this article in the last turn."""
+def tuned_prompt(case: Case) -> RowPrompts:
+    """Return the row's prompt for a model trained on this corpus, with this article."""
     *before, last = case.row.prompt
-    return Question(
+    return RowPrompts(
         case.row, [], [*before, {"role": "user", "content": with_article(question_of(last["content"]), case.article)}]
     )
 
 
-def ask_reference(case: Case) -> Question:
-    """The row as an untrained model is asked it, with this article."""
-    (asked,) = reference_questions([case.row], {case.row.article: case.article}, [])
-    return Question(case.row, [], asked.answer)
+def reference_prompt(case: Case) -> RowPrompts:
+    """Return the row's prompt for an untrained reference, with this article."""
+    (prompts,) = reference_prompts([case.row], {case.row.article: case.article}, [])
+    return RowPrompts(case.row, [], prompts.answer_messages)
 
 
 def prompt_of(case: Case) -> str:
-    """All that the prompt holds: the article and the turns."""
+    """Return the prompt's text: the article and the turns."""
     return "\n".join(
         [case.article.title, case.article.text, *(question_of(turn["content"]) for turn in case.row.prompt)]
     )
@@ -188,21 +198,21 @@ def make_items(
     replies: Mapping[str, Sequence[Reply]],
     found: Mapping[str, Sequence[Finding]],
 ) -> Iterator[ItemScore]:
-    """One item per case; an answer with an invention carries it in brackets."""
-    for place, case in enumerate(cases):
-        findings = {name: told[place] for name, told in found.items()}
+    """Yield one item per case; an answer with a finding ends with it in brackets."""
+    for index, case in enumerate(cases):
+        findings = {name: own[index] for name, own in found.items()}
         general = "(a refusal, or nothing specific: the article lacks the answer)"
         yield ItemScore(
             measure=case.measure, id=case.row.id, cluster=case.row.group, question=last_question(case.row),
             tags=tags[case.row.id] | {"grounded": "yes", "trained": "no" if case.article.held_out else "yes"},
             wanted=gold_text(case.row) if case.measure == WITH else general,
-            values={name: float(finding.invented) for name, finding in findings.items()},
-            answers={name: f"{replies[name][place].text} {finding.words()}".strip() for name, finding in findings.items()},
+            values={name: float(finding.hallucinated) for name, finding in findings.items()},
+            answers={name: f"{replies[name][index].text} {finding.words()}".strip() for name, finding in findings.items()},
         )  # fmt: skip
 
 
 def count_findings(findings: Sequence[Finding]) -> dict[str, Figure]:
-    """How many answers had each finding first, both askings together."""
+    """Return how many answers had each finding first, over both prompts of a row."""
     counts = Counter(finding.name for finding in findings)
     return {
         f"findings_{name}": Figure(value=counts[name], unit="answers", better=None if name == "remembered" else "lower")

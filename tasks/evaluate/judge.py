@@ -1,4 +1,4 @@
-"""Answers of an earlier step, compared with the baseline's by a language model behind an endpoint, in both orders."""
+"""LLM judge: pairwise preference over the baseline's answers, by a model behind an endpoint."""
 
 import asyncio
 import logging
@@ -11,7 +11,14 @@ from typing import Annotated, Any, ClassVar
 from pydantic import ConfigDict, Field, SecretStr
 from pydantic.dataclasses import dataclass
 
-from tasks.evaluate.grading.preference import INSTRUCTIONS, Judgment, Pair, agreement, first_share, read_opinion
+from tasks.evaluate.grading.preference import (
+    INSTRUCTIONS,
+    Judgment,
+    Pair,
+    agreement,
+    first_position_share,
+    read_opinion,
+)
 from tasks.evaluate.models_under_test.machine import describe_machine
 from tasks.shared.engines.endpoint import Endpoint, check_url, connect, for_each, read_key
 from tasks.shared.engines.samples import Sample, SampleStore, request_digest
@@ -19,7 +26,15 @@ from tasks.shared.errors import ConfigError, DataError, EndpointError, RefusedEr
 from tasks.shared.forecast import REQUEST_S, Forecast, Workload, forecast_light
 from tasks.shared.formats.records import Figure
 from tasks.shared.formats.rows import spread
-from tasks.shared.formats.scores import ItemScore, Measure, Measured, Scores, Sheet, read_scores, write_scores
+from tasks.shared.formats.scores import (
+    EvaluationSummary,
+    ItemScore,
+    Measure,
+    ModelSummary,
+    Scores,
+    read_scores,
+    write_scores,
+)
 from tasks.shared.progress import progress_bar
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun, Upstream
 from tasks.shared.text.chat import normalize
@@ -28,20 +43,20 @@ JUDGED = "judged"
 MEASURE = Measure(title="preference of the judge over the baseline", binary=False, against_baseline=True)
 ORDERS = (False, True)
 REFUSED = "refused"
-"""Finish reason of a request that the endpoint refused for good."""
+"""Finish reason of a request that the endpoint refused permanently."""
 log = logging.getLogger(__name__)
 Judgments = Mapping[str, Mapping[str, Judgment]]
-"""By model, then by item."""
+"""By model name, then by item id."""
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", hide_input_in_errors=True))
 class Judge:
-    """A language model says which of two answers is better (Zheng et al. 2023, "Judging LLM-as-a-judge", arXiv 2306.05685, section 3).
+    """Pairwise preference of an LLM judge (Zheng et al. 2023, arXiv 2306.05685, section 3).
 
-    Every candidate's and repeat's answer meets the baseline's twice, with the order swapped, beside the gold answer.  It wins (1) or
-    loses (0) only if both orders say so; anything else is a tie (0.5), which is also what the baseline has.  Equal answers tie
-    unasked.  How often the orders agree, and how often the first place wins, is told beside it: a judge that agrees with itself
-    rarely cannot tell the answers apart.  References are left out.
+    Every candidate's and repeat's answer is compared with the baseline's twice, in both orders, next to the gold answer.  It wins (1) or
+    loses (0) only if both orders agree; anything else is a tie (0.5), which is also the baseline's value.  Equal answers tie without a
+    request.  The notes report how often the orders agree, and how often the first answer wins: a judge that rarely agrees with itself
+    cannot tell the answers apart.  References are left out.
     """
 
     base_url: str = ""
@@ -49,23 +64,23 @@ class Judge:
     model: str = ""
     """Model name that the endpoint knows."""
     api_key_env: str = ""
-    """Name of the environment variable that holds the endpoint's key; empty for none.  The key itself goes nowhere else."""
+    """Environment variable with the endpoint's API key; empty for none.  The key itself is never stored."""
     concurrency: Annotated[int, Field(ge=1)] = 8
-    """Pairs that are judged at the same time."""
+    """Pairs judged concurrently."""
     timeout_s: Annotated[float, Field(gt=0)] = 120.0
-    """Seconds for one attempt at one request."""
+    """Time limit of one attempt at one request, seconds."""
     max_attempts: Annotated[int, Field(ge=1)] = 5
-    """Attempts at one request in all, on 429, 5xx, time-outs and broken connections."""
+    """Total attempts at one request, on 429, 5xx, timeouts and broken connections."""
     temperature: Annotated[float, Field(ge=0)] = 0.0
     """Sampling temperature."""
     max_tokens: Annotated[int, Field(ge=1)] = 200
-    """Most tokens of one reply; one cut off before its verdict is unreadable, and the pair ties."""
+    """Length limit of one reply, tokens; a reply truncated before its verdict is unreadable, and the pair ties."""
     measure: str = "rouge_l"
-    """Measure of the earlier step whose items hold the answers to compare; each must be a whole text, as of fact, exact or rouge_l."""
+    """Measure of the earlier step whose items hold the answers to compare; these must be full texts, as of fact, exact or rouge_l."""
     limit: Annotated[int, Field(ge=0)] = 200
     """Items to judge, spread evenly; 0 takes all.  Each takes two requests per model."""
     instructions: Annotated[str, Field(min_length=1)] = INSTRUCTIONS
-    """The judge's system text; it must ask for a last line "Verdict: A", "Verdict: B" or "Verdict: tie"."""
+    """The judge's system prompt; it must ask for a last line "Verdict: A", "Verdict: B" or "Verdict: tie"."""
 
     spec: ClassVar[Spec] = Spec(
         summary="A judge model compares answers with the baseline's, in both orders",
@@ -78,14 +93,14 @@ class Judge:
     )
 
     def __post_init__(self) -> None:
-        """Raises ConfigError for a URL that is none."""
+        """Raise ConfigError for an invalid URL."""
         if self.base_url:
             check_url(self.base_url)
 
     def plan_problems(
         self, where: str, inputs: Mapping[str, tuple[str, ...]], upstream: Mapping[str, Upstream]
     ) -> Iterator[ConfigError]:
-        """A judge without an address."""
+        """Yield an error if the judge's URL is missing."""
         if not self.base_url:
             yield no_url(f"{where}.base_url")
 
@@ -94,62 +109,64 @@ class Judge:
         return forecast_light(10 + 2 * work.test_rows(self.limit) * REQUEST_S)
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
-        """Write scores.json and items.jsonl.  Opinions are kept in `run.scratch` as they come: a killed run asks for the rest only.
+        """Judge all pairs; write scores.json and items.jsonl.
 
-        Raises DataError if the earlier step has no such answers, EndpointError if the judge is down (`retryable`), refuses
-        every pair or never gives a verdict; a pair that it refuses ties.
+        Opinions are stored in `run.scratch` as they arrive: after a kill, only the missing ones are requested.
+        Raises DataError if the earlier step has no such answers; EndpointError if the judge is down (`retryable`), refuses every pair or
+        never gives a verdict.  A pair that it refuses ties.
         """
         if not self.base_url:
             raise no_url("base_url")
         answers = read_scores(inputs.one("answers").path)
-        baseline = baseline_of(answers.sheet)
+        baseline = baseline_of(answers.summary)
         items = spread(self._items(answers, baseline), self.limit)
         rivals = [
             name
-            for name, model in answers.sheet.models.items()
+            for name, model in answers.summary.models.items()
             if model.role in ("candidate", "repeat") and not model.failure
         ]
         pairs = [Pair(item, baseline, name) for name in rivals for item in items if name in item.answers]
         with SampleStore(run.scratch / "opinions.jsonl") as store:
             different = {pair.key: pair for pair in pairs if differs(pair)}
-            told = asyncio.run(self._ask(list(different.values()), store, read_key(self.api_key_env)))
+            samples = asyncio.run(self._request(list(different.values()), store, read_key(self.api_key_env)))
         found: dict[str, dict[str, Judgment]] = {name: {} for name in rivals}
         for pair in pairs:
-            found[pair.rival][pair.item.id] = self._judgment(told.get(pair.key, ()))
-        self._check(found, [sample for samples in told.values() for sample in samples])
-        write_scores(out, self._sheet(answers.sheet, found, run), list(make_items(items, baseline, found)))
-        return summary(items, found, [sample for samples in told.values() for sample in samples])
+            found[pair.rival][pair.item.id] = self._judgment(samples.get(pair.key, ()))
+        replies = [sample for both in samples.values() for sample in both]
+        self._check(found, replies)
+        write_scores(out, self._summary(answers.summary, found, run), list(make_items(items, baseline, found)))
+        return flat_metrics(items, found, replies)
 
     def _items(self, answers: Scores, baseline: str) -> list[ItemScore]:
         items = [item for item in answers.items if item.measure == self.measure and baseline in item.answers]
         if not items:
             has = sorted({item.measure for item in answers.items if item.answers})
-            got = f"step {answers.sheet.step} has no answers under {self.measure!r}"
+            got = f"step {answers.summary.step} has no answers under {self.measure!r}"
             raise DataError(
-                "measure", got, f"one of {', '.join(has)}" if has else "a step that keeps answers", "correct `measure`"
+                "measure", got, f"one of {', '.join(has)}" if has else "a step that stores answers", "correct `measure`"
             )
         return items
 
-    async def _ask(
+    async def _request(
         self, pairs: Sequence[Pair], store: SampleStore, key: SecretStr | None
     ) -> dict[tuple[str, str], tuple[Sample, ...]]:
-        """The judge's replies to each pair, in both orders, by the pair's key."""
-        told: dict[tuple[str, str], tuple[Sample, ...]] = {}
+        """Return the judge's replies to each pair, in both orders, by the pair's key."""
+        found: dict[tuple[str, str], tuple[Sample, ...]] = {}
         limits: dict[str, Any] = {
             "timeout": self.timeout_s,
             "max_attempts": self.max_attempts,
             "concurrency": self.concurrency,
         }
         async with connect(self.base_url, self.model, key, **limits) as endpoint:
-            with progress_bar("asking the judge", len(pairs)) as advance:
+            with progress_bar("judging", len(pairs)) as advance:
 
                 async def judge(pair: Pair) -> None:
-                    samples = [await self._reply(pair, swapped, endpoint, store) for swapped in ORDERS]
-                    told[pair.key] = tuple(samples)
+                    replies = [await self._reply(pair, swapped, endpoint, store) for swapped in ORDERS]
+                    found[pair.key] = tuple(replies)
                     advance()
 
                 await for_each(pairs, judge, self.concurrency)
-        return told
+        return found
 
     async def _reply(self, pair: Pair, swapped: bool, endpoint: Endpoint, store: SampleStore) -> Sample:
         messages = pair.messages(self.instructions, swapped)
@@ -180,7 +197,7 @@ class Judge:
     def _check(self, found: Judgments, samples: Sequence[Sample]) -> None:
         if samples and all(sample.finish_reason == REFUSED for sample in samples):
             raise EndpointError(
-                self.model or "judge", f"it refused all of {len(samples)} requests, the last one so: {samples[-1].rejection}",
+                self.model or "judge", f"it refused all of {len(samples)} requests; the last reason: {samples[-1].rejection}",
                 "an endpoint that judges", "check the settings of the step against what the endpoint accepts",
             )  # fmt: skip
         opinions = [
@@ -189,58 +206,61 @@ class Judge:
         if opinions and set(opinions) == {"unreadable"}:
             raise EndpointError(
                 self.model or "judge", f"none of {len(opinions)} replies ends with a verdict", 'a last line "Verdict: A", "Verdict: B" or "Verdict: tie"',
-                "take a model that follows instructions, raise max_tokens, or mend `instructions`",
+                "use a model that follows instructions, raise max_tokens, or fix `instructions`",
             )  # fmt: skip
 
-    def _sheet(self, sheet: Sheet, found: Judgments, run: StepRun) -> Sheet:
+    def _summary(self, summary: EvaluationSummary, found: Judgments, run: StepRun) -> EvaluationSummary:
         models = {
-            name: Measured(
+            name: ModelSummary(
                 role=model.role, engine=model.engine, format=model.format, failure=model.failure, figures=figures_of(list(found.get(name, {}).values()))
             )
-            for name, model in sheet.models.items()
+            for name, model in summary.models.items()
             if model.role != "reference"
         }  # fmt: skip
-        judge = self.model or "the endpoint's own model"
+        judge = self.model or "the endpoint's default model"
         notes = [
-            f"{JUDGED}: the judge is {judge}; a win or a loss is one in both orders of the answers, equal answers tie unasked."
+            f"{JUDGED}: the judge is {judge}; a win or a loss needs both orders of the answers; equal answers tie without a request."
         ]
         unread = sum("unreadable" in judgment.opinions for judged in found.values() for judgment in judged.values())
         notes += (
-            [f"{JUDGED}: {unread} pairs tie because the judge refused them or gave no verdict that can be read."]
+            [f"{JUDGED}: {unread} pairs tie because the judge refused them or gave no readable verdict."]
             if unread
             else []
         )
-        return Sheet(
+        return EvaluationSummary(
             step=run.step, measures={JUDGED: MEASURE}, models=models, machine=describe_machine(),
             versions={name: version(name) for name in self.spec.libraries}, notes=notes,
         )  # fmt: skip
 
 
 def no_url(where: str) -> ConfigError:
-    """A judge without an address."""
+    """Return the error for a missing judge URL."""
     return ConfigError(
         where, "empty", "the judge's endpoint, up to and including /v1", "set base_url, or leave this step out"
     )
 
 
-def baseline_of(sheet: Sheet) -> str:
-    """Name of the baseline.  Raises DataError if the sheet has none."""
-    found = [name for name, model in sheet.models.items() if model.role == "baseline"]
+def baseline_of(summary: EvaluationSummary) -> str:
+    """Return the baseline's name.  Raises DataError unless the summary has exactly one."""
+    found = [name for name, model in summary.models.items() if model.role == "baseline"]
     if len(found) != 1:
         raise DataError(
-            f"step {sheet.step}", f"{len(found)} baselines", "one", "take the scores of a step that asked all models"
+            f"step {summary.step}",
+            f"{len(found)} baselines",
+            "one",
+            "use the scores of a step that evaluated all models",
         )
     return found[0]
 
 
 def differs(pair: Pair) -> bool:
-    """Whether there is anything to compare."""
+    """Return True if the two answers differ after normalization."""
     answers = pair.item.answers
     return normalize(answers[pair.baseline]) != normalize(answers[pair.rival])
 
 
 def make_items(items: Sequence[ItemScore], baseline: str, found: Judgments) -> Iterator[ItemScore]:
-    """One item per question, with the answers that were compared."""
+    """Yield one item per question, with the compared answers."""
     for item in items:
         values = {baseline: 0.5} | {name: judged[item.id].value for name, judged in found.items() if item.id in judged}
         yield ItemScore(
@@ -250,16 +270,16 @@ def make_items(items: Sequence[ItemScore], baseline: str, found: Judgments) -> I
 
 
 def figures_of(judgments: Sequence[Judgment]) -> dict[str, Figure]:
-    """How far the judge can be trusted on this model's answers."""
-    agree, first = agreement(judgments), first_share(judgments)
+    """Return the judge's reliability on one model's answers: agreement and position bias."""
+    agree, first = agreement(judgments), first_position_share(judgments)
     figures = {} if agree is None else {"judge_agreement": Figure(value=agree, unit="share", better="higher")}
     if unread := sum("unreadable" in judgment.opinions for judgment in judgments):
         figures["judge_unreadable"] = Figure(value=unread, unit="pairs", better="lower")
     return figures | ({} if first is None else {"judge_prefers_first": Figure(value=first, unit="share")})
 
 
-def summary(items: Sequence[ItemScore], found: Judgments, samples: Sequence[Sample]) -> Metrics:
-    """Figures for the run's table: mean preference and agreement by model, and what the judge read and wrote."""
+def flat_metrics(items: Sequence[ItemScore], found: Judgments, samples: Sequence[Sample]) -> Metrics:
+    """Return table figures: preference and agreement by model, number of requests, tokens."""
     figures: Metrics = {"items": len(items), "requests": len(samples)}
     for name, judged in found.items():
         values = [judgment.value for judgment in judged.values()]

@@ -1,4 +1,4 @@
-"""Candidates against a baseline on the same items: ship only what is shown to be no worse than the margins allow."""
+"""Paired verdict: ship only candidates proven to be no worse than the baseline by a margin."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,11 +10,11 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from tasks.evaluate.models_under_test.model_under_test import MODEL_PORTS, ModelUnderTest, list_models
-from tasks.evaluate.verdict.comparison import Rules, compare_measure, correct, list_flips, noise_floor, pair
+from tasks.evaluate.verdict.comparison import Rules, compare_measure, holm_correct, list_flips, noise_floor, pair_items
 from tasks.evaluate.verdict.cost import Prices
 from tasks.evaluate.verdict.decision import candidate_decision, choose_shipped, overall_decision
 from tasks.evaluate.verdict.description import describe_models, with_costs
-from tasks.evaluate.verdict.evidence import Evidence, gather
+from tasks.evaluate.verdict.evidence import Evidence, gather_evidence
 from tasks.evaluate.verdict.intervals import wilson
 from tasks.evaluate.verdict.power import minimum_detectable
 from tasks.evaluate.verdict.slices import Slices, compare_slice, correct_slices, slices_of
@@ -40,33 +40,33 @@ Allowed = Annotated[float, Field(gt=0)]
 class Paired:
     """Paired non-inferiority test of every candidate against the baseline.
 
-    A candidate ships if, on each measure with a margin, it is shown to lose less than the margin, and in no slice a loss beyond
-    the slices' margin is shown.  Asking for all of them at once needs no correction (intersection-union test, Berger 1982): the
-    chance of shipping one that truly loses the margin on any measure is at most alpha.  Of those that ship, the smallest is chosen;
-    with several candidates each has that chance of its own, unless `familywise` shares alpha among them (Bonferroni).
+    A candidate ships if, on each measure with a margin, its loss is proven to be below the margin, and no slice has a proven loss beyond
+    the slices' margin.  Requiring all measures at once needs no correction (intersection-union test, Berger 1982): a candidate that
+    truly loses the margin on any measure ships with probability alpha at most.  The smallest candidate that passes is chosen.
+    Each of several candidates has this error probability of its own, unless `familywise` divides alpha among them (Bonferroni).
     """
 
     margins: dict[str, Allowed] = Field(default_factory=dict)
-    """Allowed loss by measure, in its own unit (0.05 of a share is five points); other measures are watched and decide nothing."""
+    """Allowed loss by measure, in its own unit (0.05 of a share is five points); other measures are reported and decide nothing."""
     relative_margins: dict[str, Allowed] = Field(default_factory=dict)
-    """The same as a share of the baseline's value (0.05: five per cent more bits per byte)."""
+    """Allowed loss as a share of the baseline's value (0.05: five per cent more bits per byte)."""
     alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
-    """Chance, per measure, of shipping a candidate whose true loss is exactly the margin."""
+    """Probability, per measure, of shipping a candidate whose true loss equals the margin."""
     familywise: bool = False
-    """Share alpha among the candidates: then the chance that any of them is shipped wrongly is at most alpha."""
+    """Divide alpha among the candidates, so that the probability of shipping any of them wrongly is at most alpha."""
     power: Annotated[float, Field(gt=0.5, lt=1)] = 0.8
-    """Chance to pass of an equal candidate that the data must offer before a failure to pass counts against it."""
+    """Probability of passing an equal candidate that the data must offer before a failure to pass counts against a candidate."""
     resamples: Annotated[int, Field(ge=100)] = 5000
     """Bootstrap resamples and sign flips, for measures that are amounts."""
     discordance: Share = 0.06
     """For planning: share of items expected to flip between equally good models, half of them each way."""
     max_flips: Share = 0.4
-    """Share of a deciding measure's answers that may change between right and wrong, either way.  A candidate that is shown to change more
-    is another model with the same average: nobody knows for whom."""
+    """Share of a deciding measure's answers that may flip between right and wrong, in either direction.  A candidate proven to flip more is
+    a different model with the same average."""
     slices: Slices = Field(default_factory=Slices)
-    """Which slices are looked at."""
+    """Slices to test."""
     prices: Prices = Field(default_factory=Prices)
-    """What answers are paid with, for the cost of 1,000 of them."""
+    """Prices for the cost of 1,000 answers."""
 
     spec: ClassVar[Spec] = Spec(
         summary="The verdict by exact paired bounds, slices and margins: ship, do not ship or not enough data",
@@ -78,13 +78,15 @@ class Paired:
     def plan_problems(
         self, where: str, inputs: Mapping[str, tuple[str, ...]], upstream: Mapping[str, Upstream]
     ) -> Iterator[ConfigError]:
-        """What is wrong with the recipe, known before anything runs."""
+        """Yield mistakes in the recipe, before anything runs."""
         if both := sorted(self.margins.keys() & self.relative_margins.keys()):
             got = f"{', '.join(both)} also in relative_margins"
-            yield ConfigError(f"{where}.margins", got, "one margin for a measure", "drop one of them")
+            yield ConfigError(f"{where}.margins", got, "one margin per measure", "remove one of them")
         if not self.margins and not self.relative_margins:
             wanted = "an allowed loss for at least one measure"
-            yield ConfigError(f"{where}.margins", "none: nothing would decide", wanted, f"+{where}.margins.fact=0.05")
+            yield ConfigError(
+                f"{where}.margins", "none, so nothing would decide", wanted, f"+{where}.margins.fact=0.05"
+            )
         if not inputs.get("candidates"):
             wanted, fix = "at least one model to compare with the baseline", f"{where}.inputs.candidates=[<step>]"
             yield ConfigError(f"{where}.inputs.candidates", "none", wanted, fix)
@@ -102,15 +104,15 @@ class Paired:
                 yield ConfigError(f"steps.{step}.inputs", got, wanted, fix)
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
-        """Compare; writes verdict.json, items.jsonl and metrics.json.
+        """Compare all candidates; write verdict.json, items.jsonl and metrics.json.
 
-        Raises ConfigError for a margin of a measure that no step measured, DataError for scores that do not fit together.
+        Raises ConfigError for a margin on a measure that no step took, DataError for inconsistent scores.
         """
-        subjects = list_models(inputs)
-        evidence = gather([(artifact.name, read_scores(artifact.path)) for artifact in inputs.many("scores")])
+        models = list_models(inputs)
+        evidence = gather_evidence([(artifact.name, read_scores(artifact.path)) for artifact in inputs.many("scores")])
         gates = self._gates(evidence)
-        check_baseline(evidence, subjects[0].name)
-        verdict = self._judge(subjects, inputs, evidence, gates, run)
+        check_baseline(evidence, models[0].name)
+        verdict = self._decide(models, inputs, evidence, gates, run)
         (out / "items.jsonl").write_text(
             "".join(item.model_dump_json() + "\n" for item in evidence.items), encoding="utf-8"
         )
@@ -134,32 +136,32 @@ class Paired:
             for name, (step, measure) in evidence.measures.items()
         }
 
-    def _judge(
+    def _decide(
         self,
-        subjects: Sequence[ModelUnderTest],
+        models: Sequence[ModelUnderTest],
         inputs: Inputs,
         evidence: Evidence,
         gates: Mapping[str, Gate],
         run: StepRun,
     ) -> Verdict:
-        baseline = subjects[0].name
-        candidates = [subject.name for subject in subjects if subject.role == "candidate"]
+        baseline = models[0].name
+        candidates = [model.name for model in models if model.role == "candidate"]
         alpha = self.alpha / len(candidates) if self.familywise and candidates else self.alpha
         rules = Rules(alpha, self.power, self.resamples, run.seed)
         gated = frozenset(name for name, gate in gates.items() if gate.margin is not None)
-        described = describe_models(subjects, inputs, evidence, self.slices.by, gated, run.seed)
-        models = with_costs(described, baseline, quality_measures(gates), self.prices)
+        described = describe_models(models, inputs, evidence, self.slices.by, gated, run.seed)
+        entries = with_costs(described, baseline, quality_measures(gates), self.prices)
         comparisons = {name: self._compare(baseline, name, evidence, gates, rules) for name in candidates}
-        shipped = choose_shipped(comparisons, {name: models[name].size_bytes for name in comparisons})
-        counts = {name: len(evidence.of(name)) for name in gates}
+        shipped = choose_shipped(comparisons, {name: entries[name].size_bytes for name in comparisons})
+        counts = {name: len(evidence.items_of(name)) for name in gates}
         detectable = self._detectable(counts, gates, alpha)
         return Verdict(
-            baseline=baseline, reference=next((subject.name for subject in subjects if subject.role == "reference"), None),
+            baseline=baseline, reference=next((model.name for model in models if model.role == "reference"), None),
             decision=overall_decision(comparisons), shipped=shipped, gates=dict(gates), alpha=alpha, power=self.power,
-            test=TestSplit(items=counts, minimum_detectable=detectable), models=models, comparisons=comparisons,
+            test=TestSplit(items=counts, minimum_detectable=detectable), models=entries, comparisons=comparisons,
             noise=self._noise(baseline, evidence, gates),
             flips=[flip for name in candidates for measure, gate in gates.items() if gate.margin is not None
-                   for flip in list_flips(gate.measure, evidence.of(measure), baseline, name)],
+                   for flip in list_flips(gate.measure, evidence.items_of(measure), baseline, name)],
             machine=evidence.machine(), versions={**evidence.versions, **{name: version(name) for name in self.spec.libraries}},
             notes=[*self._power_notes(counts, gates, detectable), *self._slice_notes(evidence, gates),
                    *several_notes(candidates, alpha, self.familywise), *evidence.notes],
@@ -178,13 +180,13 @@ class Paired:
     ) -> Iterator[str]:
         for name, gate in gates.items():
             if gate.margin is not None and not counts[name]:
-                yield f"{name}: no items, so it cannot be decided."
+                yield f"{name}: no items, so no decision is possible."
         for name, smallest in detectable.items():
             margin = gates[name].margin
             if margin is not None and not gates[name].relative and smallest > margin:
                 yield (
                     f"{name}: {counts[name]} items are too few for a margin of {margin:.3g}; with {self.discordance:.0%} of them flipping, "
-                    f"an equal candidate would pass with {self.power:.0%} chance only from a margin of {smallest:.3g}."
+                    f"an equal candidate passes with {self.power:.0%} probability only at a margin of at least {smallest:.3g}."
                 )
 
     def _compare(
@@ -194,17 +196,17 @@ class Paired:
         for measure, gate in gates.items():
             if gate.step in failures or candidate not in evidence.models[gate.step]:
                 continue
-            pairs = pair(gate.measure, evidence.of(measure), baseline, candidate)
+            pairs = pair_items(gate.measure, evidence.items_of(measure), baseline, candidate)
             if pairs.baseline:
                 found[measure] = compare_measure(pairs, gate, rules)
-        measures = correct(found)
+        measures = holm_correct(found)
         checked = self._slices(baseline, candidate, evidence, {name: gates[name] for name in found}, rules)
         changed = {name: found.flip_rate for name, found in measures.items() if self._changed(gates[name], found)}
         decision, reasons = candidate_decision(measures, checked, gates, failures, changed)
         return Comparison(decision=decision, reasons=reasons, measures=measures, slices=checked)
 
     def _changed(self, gate: Gate, found: MeasureComparison) -> bool:
-        """Whether more answers are shown to have changed than may."""
+        """Return True if the flip rate is proven to exceed `max_flips`."""
         flips = found.to_wrong + found.to_right
         return (
             gate.margin is not None
@@ -215,43 +217,43 @@ class Paired:
     def _slices(
         self, baseline: str, candidate: str, evidence: Evidence, gates: Mapping[str, Gate], rules: Rules
     ) -> list[SliceComparison]:
-        """Every slice that is large enough, of the measures that decide."""
+        """Compare every large enough slice of the deciding measures."""
         large = [
             (dimension, value, name, pairs)
             for name, gate in gates.items()
             if gate.margin is not None
-            for dimension, value, members in slices_of(evidence.of(name), self.slices.by)
-            if len((pairs := pair(gate.measure, members, baseline, candidate)).baseline) >= self.slices.min_items
+            for dimension, value, members in slices_of(evidence.items_of(name), self.slices.by)
+            if len((pairs := pair_items(gate.measure, members, baseline, candidate)).baseline) >= self.slices.min_items
         ]
         found = [compare_slice(*one, self.slices.margin, rules, len(large)) for one in large]
         return correct_slices(found, self.alpha)
 
     def _slice_notes(self, evidence: Evidence, gates: Mapping[str, Gate]) -> Iterator[str]:
-        """Slices that were too small to be looked at: nothing is known of them."""
+        """Yield notes on slices too small to test."""
         for dimension in self.slices.by:
             small = sorted({
                 value
                 for name, gate in gates.items()
                 if gate.margin is not None
-                for found, value, members in slices_of(evidence.of(name), [dimension])
+                for found, value, members in slices_of(evidence.items_of(name), [dimension])
                 if len(members) < self.slices.min_items
             })  # fmt: skip
             if small:
                 shown = ", ".join(small[:SHOWN]) + (f" and {len(small) - SHOWN} more" if len(small) > SHOWN else "")
-                yield f"Slices by {dimension} with fewer than {self.slices.min_items} items, of which nothing is said: {shown}."
+                yield f"Slices by {dimension} with fewer than {self.slices.min_items} items, not tested: {shown}."
 
     def _noise(self, baseline: str, evidence: Evidence, gates: Mapping[str, Gate]) -> dict[str, list[NoiseFloor]]:
         found: dict[str, list[NoiseFloor]] = {}
         for name, gate in gates.items():
-            again = [
+            repeats = [
                 model
                 for model, measured in evidence.models[gate.step].items()
                 if measured.role == "repeat" and not measured.failure
             ]
             floors = [
                 noise_floor(pairs, model)
-                for model in again
-                if (pairs := pair(gate.measure, evidence.of(name), baseline, model)).baseline
+                for model in repeats
+                if (pairs := pair_items(gate.measure, evidence.items_of(name), baseline, model)).baseline
             ]
             if floors:
                 found[name] = floors
@@ -259,7 +261,10 @@ class Paired:
 
 
 def check_baseline(evidence: Evidence, name: str) -> None:
-    """Raise ConfigError unless every step measured the verdict's own baseline as such: KL and the like are relative to it."""
+    """Raise ConfigError unless every step used the verdict's baseline as its own.
+
+    KL and similar measures are relative to it.
+    """
     for step, found in evidence.models.items():
         roles = {model: measured.role for model, measured in found.items()}
         if roles.get(name) != "baseline":
@@ -268,16 +273,16 @@ def check_baseline(evidence: Evidence, name: str) -> None:
 
 
 def several_notes(candidates: Sequence[str], alpha: float, shared: bool) -> Iterator[str]:
-    """What several candidates do to the chance of a wrong decision."""
+    """Yield a note on how several candidates raise the probability of a wrong decision."""
     if len(candidates) > 1 and not shared:
         yield (
-            f"Each of {len(candidates)} candidates has its own {alpha:.0%} chance to ship with a loss of exactly the margin, so one of them "
-            f"has up to {min(1.0, alpha * len(candidates)):.0%}; familywise: true shares {alpha:.0%} among them."
+            f"Each of {len(candidates)} candidates ships with probability {alpha:.0%} if its true loss equals the margin; for any of them, it "
+            f"is up to {min(1.0, alpha * len(candidates)):.0%}; familywise: true divides {alpha:.0%} among them."
         )
 
 
 def quality_measures(gates: Mapping[str, Gate]) -> list[str]:
-    """The measures whose mean is called quality: shares that decide and count what is good."""
+    """Return the measures averaged as quality: deciding shares where higher is better."""
     return [
         name
         for name, gate in gates.items()
@@ -286,7 +291,7 @@ def quality_measures(gates: Mapping[str, Gate]) -> list[str]:
 
 
 def nested_metrics(verdict: Verdict) -> dict[str, dict[str, float]]:
-    """Figures by model, for metrics.json."""
+    """Return figures by model, for metrics.json."""
     return {
         name: {measure: value.value for measure, value in model.scores.items()}
         | {"size_bytes": float(model.size_bytes)}
@@ -296,7 +301,7 @@ def nested_metrics(verdict: Verdict) -> dict[str, dict[str, float]]:
 
 
 def flat_metrics(verdict: Verdict) -> Metrics:
-    """Figures for the tables: the decision, and each model's deciding scores, size and speed."""
+    """Return table figures: the decision, and each model's deciding scores, size and speed."""
     shown = {*verdict.margin, "size_bytes", "tokens_per_second"}
     flat: Metrics = {"decision": verdict.decision, "shipped": verdict.shipped or "none"}
     for name, figures in nested_metrics(verdict).items():

@@ -1,4 +1,4 @@
-"""Perplexity of every model on task answers or on a user's own text, by a sliding window; bits per byte, so that vocabularies compare."""
+"""Perplexity and bits per byte of every model on task answers or on a user's text."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,11 +9,11 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from tasks.evaluate.grading.eval_rows import read_test_rows, tag_rows
-from tasks.evaluate.likelihood.documents import answers_of
-from tasks.evaluate.likelihood.logits import expanded_notes, in_transformers, weighted_mean
-from tasks.evaluate.likelihood.sliding import Loss, Plan, Reading, score_documents
-from tasks.evaluate.models_under_test.forecast import forecast_asking
-from tasks.evaluate.models_under_test.isolated_runs import ask_each, make_sheet
+from tasks.evaluate.likelihood.documents import answer_documents
+from tasks.evaluate.likelihood.logits import dequantized_notes, in_transformers, weighted_mean
+from tasks.evaluate.likelihood.sliding import DocumentLoss, PerplexityPlan, PerplexityResult, score_documents
+from tasks.evaluate.models_under_test.forecast import forecast_evaluation
+from tasks.evaluate.models_under_test.isolated_runs import evaluate_each, make_summary
 from tasks.evaluate.models_under_test.model_under_test import MODEL_PORTS, list_models
 from tasks.evaluate.verdict.intervals import by_group, score_bounds
 from tasks.shared.errors import ConfigError, DataError
@@ -30,32 +30,34 @@ from tasks.shared.text.files import Document, read_texts
 TOKEN_BYTES = 4.0
 """Bytes of text per token, for the forecast."""
 LARGEST = 700.0
-"""Nats a token beyond which exp overflows."""
-Readings = Mapping[str, Reading]
+"""Nats per token beyond which exp overflows."""
+Results = Mapping[str, PerplexityResult]
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Perplexity:
-    """Likelihood of texts under each model (see tasks/evaluate/likelihood/sliding.py).
+    """Likelihood of texts under each model, by a sliding window.
 
-    Scored are the test split's answers, each given its prompt, or, where `text` names one, a text of the user's.
-    An item is an answer or a piece of text; its value is the bits that the model needs for it, over its bytes in UTF-8.
+    The method is in tasks/evaluate/likelihood/sliding.py.
+    Scores the test split's answers, each conditioned on its prompt, or the user's text if `text` is set.
+    An item is an answer or a piece of text; its value is bits per byte: its negative log-likelihood in bits over its bytes in UTF-8,
+    which compares across vocabularies.
     """
 
     text: str = ""
-    """A .txt, .md, .tokens or .jsonl file (key "text" of every line), or a folder of them, UTF-8; empty: the test split's answers."""
+    """A .txt, .md, .tokens or .jsonl file (key "text" of each line), or a folder of them, UTF-8; empty: the test split's answers."""
     piece_bytes: Annotated[int, Field(ge=0)] = 4096
-    """Length of the pieces that a text is cut into after lines, bytes; each is scored by itself.  0 leaves texts whole."""
+    """Length of the pieces that a text is split into at line ends, bytes; each is scored on its own.  0 leaves texts whole."""
     context: Annotated[int, Field(ge=2)] = 512
-    """Tokens that the model reads in one pass."""
+    """Tokens read in one forward pass."""
     stride: Annotated[int, Field(ge=1)] = 256
-    """Tokens by which the window moves on; each token has at least context - stride before it, as far as there are any."""
+    """Tokens by which the window moves; each token has at least context - stride tokens before it, as far as there are any."""
     limit: Annotated[int, Field(ge=0)] = 0
     """Answers or pieces to score, spread evenly over all; 0 takes all."""
     dtype: Dtype = "float32"
-    """What the model computes in; bfloat16 takes half the memory, and its rounding shows in the third digit."""
+    """Data type of the computation; bfloat16 halves the memory, but its rounding shows in the third digit."""
     prefix: Annotated[str, Field(pattern=r"^[a-z0-9_]*$")] = ""
-    """Put before the names of measure and figures, for a recipe with two such steps: "wiki_" gives wiki_bits_per_byte."""
+    """Prefix of measure and figure names, for a recipe with two such steps: "wiki_" gives wiki_bits_per_byte."""
 
     spec: ClassVar[Spec] = Spec(
         summary="Sliding-window perplexity per token, and bits per byte, which compare across vocabularies",
@@ -66,19 +68,19 @@ class Perplexity:
     )
 
     def __post_init__(self) -> None:
-        """Raises ConfigError for a stride that would leave tokens out."""
+        """Raise ConfigError for a stride that would skip tokens."""
         if self.stride > self.context:
             got = f"{self.stride}, more than the context of {self.context}"
             raise ConfigError("stride", got, "at most the context", f"stride: {self.context // 2}")
 
     def sources(self) -> tuple[Path, ...]:
-        """The user's text."""
+        """Return the user's text file or folder."""
         return (user_path(self.text),) if self.text else ()
 
     def plan_problems(
         self, where: str, inputs: Mapping[str, tuple[str, ...]], upstream: Mapping[str, Upstream]
     ) -> Iterator[ConfigError]:
-        """Nothing to score."""
+        """Yield an error if there is nothing to score."""
         if not self.text and not inputs.get("data"):
             yield nothing_to_score(where)
 
@@ -91,38 +93,39 @@ class Perplexity:
             length = sum(file.stat().st_size for file in files)
             length = min(length, self.limit * self.piece_bytes) if self.limit and self.piece_bytes else length
             tokens = length / TOKEN_BYTES * self.context / self.stride
-        return forecast_asking(work, tokens, self.dtype)
+        return forecast_evaluation(work, tokens, self.dtype)
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
-        """Score and write scores.json and items.jsonl.
+        """Score all models; write scores.json and items.jsonl.
 
-        Raises ConfigError if there is nothing to score, DataError for a text or test split that cannot be read or is empty,
-        ModelError if the baseline fails.
+        Raises ConfigError if there is nothing to score, DataError for a text or test split that is empty or unreadable, ModelError if the
+        baseline fails.
         """
         documents = spread(self._documents(inputs, run.step), self.limit)
-        subjects = in_transformers(list_models(inputs))
+        models = in_transformers(list_models(inputs))
         texts, prompts = [document.text for document in documents], [document.prompt for document in documents]
-        plan = Plan(texts, prompts, self.context, self.stride, self.dtype)
-        readings = ask_each(subjects, {subject.name: plan for subject in subjects}, score_documents, Reading, run)
-        sound = {name: reading for name, reading in readings.items() if not isinstance(reading, Failure)}
-        kept = scorable(documents, sound)
+        plan = PerplexityPlan(texts, prompts, self.context, self.stride, self.dtype)
+        results = evaluate_each(models, {model.name: plan for model in models}, score_documents, PerplexityResult, run)
+        sound = {name: result for name, result in results.items() if not isinstance(result, Failure)}
+        included = scorable(documents, sound)
         name, scored = f"{self.prefix}bits_per_byte", user_path(self.text).name if self.text else "the answers"
         measure = Measure(title=f"bits per byte of {scored}", unit="bits per byte", better="lower", binary=False)
         notes = [
-            *self._notes(len(kept), len(documents)),
-            *expanded_notes(subjects),
-            *reading_notes(sound, subjects[0].name),
+            *self._notes(len(included), len(documents)),
+            *dequantized_notes(models),
+            *scoring_notes(sound, models[0].name),
         ]
-        sheet = make_sheet(subjects, readings, {name: measure}, run, self.spec.libraries, notes)
-        figures = {model: self._figures(documents, reading, kept, run.seed) for model, reading in sound.items()}
-        models = {
-            model: about.model_copy(update={"figures": figures.get(model, {})}) for model, about in sheet.models.items()
+        summary = make_summary(models, results, {name: measure}, run, self.spec.libraries, notes)
+        figures = {model: self._figures(documents, result, included, run.seed) for model, result in sound.items()}
+        entries = {
+            model: entry.model_copy(update={"figures": figures.get(model, {})})
+            for model, entry in summary.models.items()
         }
         items = [
             self._item(name, documents[index], {model: found.losses[index] for model, found in sound.items()})
-            for index in kept
+            for index in included
         ]
-        write_scores(out, sheet.model_copy(update={"models": models}), items)
+        write_scores(out, summary.model_copy(update={"models": entries}), items)
         return flat_metrics(items, figures, self.prefix)
 
     def _documents(self, inputs: Inputs, step: str) -> list[Document]:
@@ -132,9 +135,9 @@ class Perplexity:
         if corpus is None:
             raise nothing_to_score(f"steps.{step}")
         rows = read_test_rows(corpus.path)
-        return answers_of(rows, tag_rows(rows, read_rows(corpus.path / "train.jsonl")))
+        return answer_documents(rows, tag_rows(rows, read_rows(corpus.path / "train.jsonl")))
 
-    def _item(self, measure: str, document: Document, losses: Mapping[str, Loss]) -> ItemScore:
+    def _item(self, measure: str, document: Document, losses: Mapping[str, DocumentLoss]) -> ItemScore:
         return ItemScore(
             measure=measure, id=document.id, cluster=document.cluster, tags=document.tags, weight=document.bytes, question=document.question,
             wanted=document.text if document.prompt else "",
@@ -142,9 +145,9 @@ class Perplexity:
         )  # fmt: skip
 
     def _figures(
-        self, documents: Sequence[Document], reading: Reading, kept: Sequence[int], seed: int
+        self, documents: Sequence[Document], result: PerplexityResult, included: Sequence[int], seed: int
     ) -> dict[str, Figure]:
-        losses, scored = [reading.losses[index] for index in kept], [documents[index] for index in kept]
+        losses, scored = [result.losses[index] for index in included], [documents[index] for index in included]
         tokens = sum(loss.tokens for loss in losses)
         size = sum(document.bytes - loss.skipped for document, loss in zip(scored, losses, strict=True))
         nats = sum(loss.nats for loss in losses)
@@ -155,48 +158,49 @@ class Perplexity:
             f"{self.prefix}tokens_scored": Figure(value=tokens, unit="tokens"),
         }  # fmt: skip
 
-    def _notes(self, kept: int, found: int) -> list[str]:
+    def _notes(self, included: int, found: int) -> list[str]:
         pieces = f"pieces of at most {self.piece_bytes} bytes" if self.piece_bytes else "whole texts"
         what = (
-            f"{kept} {pieces} of {user_path(self.text).name}"
+            f"{included} {pieces} of {user_path(self.text).name}"
             if self.text
-            else f"{kept} answers of the test split, each given its prompt"
+            else f"{included} answers of the test split, each given its prompt"
         )
-        notes = [f"Perplexity over {what}; {self.context} tokens read in one pass, moved on by {self.stride}."]
-        if found > kept:
+        notes = [f"Perplexity over {what}; window of {self.context} tokens, stride {self.stride}."]
+        if found > included:
             notes.append(
-                f"{found - kept} texts left out, of which a model has no token to score: a single one, with nothing before it."
+                f"{found - included} texts left out: a single token without context, so a model has nothing to score."
             )
         return notes
 
 
 def nothing_to_score(where: str) -> ConfigError:
-    """The error for a step with neither a text nor a corpus."""
-    wanted = "a text, or a corpus whose test answers are scored"
-    return ConfigError(
-        where, "nothing to take perplexity over", wanted, f"{where}.text=path, or {where}.inputs.data=<step>"
-    )
+    """Return the error for a step with neither a text nor a corpus."""
+    wanted = "a text, or a corpus with test answers"
+    return ConfigError(where, "nothing to score", wanted, f"{where}.text=path, or {where}.inputs.data=<step>")
 
 
-def scorable(documents: Sequence[Document], readings: Readings) -> list[int]:
-    """Indices of the documents of which every model scored something.  Raises DataError if there is none."""
-    kept = [
-        index for index in range(len(documents)) if all(reading.losses[index].tokens for reading in readings.values())
+def scorable(documents: Sequence[Document], results: Results) -> list[int]:
+    """Return indices of documents that every model scored.  Raises DataError if there is none."""
+    included = [
+        index for index in range(len(documents)) if all(result.losses[index].tokens for result in results.values())
     ]
-    if not kept:
+    if not included:
         raise DataError("perplexity", f"{len(documents)} texts of a single token each", "longer texts")
-    return kept
+    return included
 
 
 def perplexity(nats: float, count: int) -> float:
-    """Of the mean loss, its exponential."""
+    """Return exp of the mean loss.  nats: total loss.  count: tokens or bytes."""
     return math.exp(min(nats / count, LARGEST))
 
 
 def perplexity_bounds(
-    documents: Sequence[Document], losses: Sequence[Loss], seed: int
+    documents: Sequence[Document], losses: Sequence[DocumentLoss], seed: int
 ) -> tuple[float, float] | tuple[None, None]:
-    """95 % bounds of the perplexity per token, phrasing groups (or pieces of text) resampled; none for a single one."""
+    """Bounds of perplexity per token: a 95 % interval; (None, None) for a single group.
+
+    Resamples phrasing groups, or pieces of text, as in `score_bounds`.
+    """
     means, weights = by_group(
         [loss.nats / loss.tokens for loss in losses],
         [float(loss.tokens) for loss in losses],
@@ -208,34 +212,34 @@ def perplexity_bounds(
     return perplexity(found.low, 1), perplexity(found.high, 1)
 
 
-def reading_notes(readings: Readings, baseline: str) -> list[str]:
-    """What differs between the models in how they were scored."""
-    others = [name for name, found in readings.items() if found.tokens_digest != readings[baseline].tokens_digest]
-    skipping = [name for name, found in readings.items() if any(loss.skipped for loss in found.losses)]
+def scoring_notes(results: Results, baseline: str) -> list[str]:
+    """Return notes on how scoring differs between the models."""
+    others = [name for name, found in results.items() if found.tokens_digest != results[baseline].tokens_digest]
+    skipping = [name for name, found in results.items() if any(loss.skipped for loss in found.losses)]
     notes = []
     if others:
         notes.append(
-            f"{', '.join(others)}: other tokens than {baseline}'s: perplexity per token does not compare, bits per byte does."
+            f"{', '.join(others)}: tokenized differently from {baseline}: compare bits per byte, not perplexity per token."
         )
     if skipping:
         notes.append(
-            f"{', '.join(skipping)}: the tokenizer puts nothing before a text, so its first token is not scored and its bytes are not counted."
+            f"{', '.join(skipping)}: the tokenizer adds no beginning-of-sequence token, so the first token is not scored and its bytes are not counted."
         )
     notes += [
-        f"{name}: every window begins with {found.opening}, as its tokenizer does."
-        for name, found in readings.items()
-        if found.opening
+        f"{name}: every window begins with {found.bos}, as its tokenizer adds it."
+        for name, found in results.items()
+        if found.bos
     ]
     notes += [
-        f"{name}: {found.cut} prompts are longer than the context and lost their beginning."
-        for name, found in readings.items()
-        if found.cut
+        f"{name}: {found.truncated} prompts are longer than the context and were truncated at the beginning."
+        for name, found in results.items()
+        if found.truncated
     ]
     return notes
 
 
 def flat_metrics(items: Sequence[ItemScore], figures: Mapping[str, Mapping[str, Figure]], prefix: str) -> Metrics:
-    """Bits per byte and perplexity of every model."""
+    """Return bits per byte and perplexity of every model."""
     weights = [item.weight for item in items]
     metrics: Metrics = {"items": len(items)}
     for model, found in figures.items():

@@ -1,9 +1,9 @@
-"""What serving a model costs: time to the first token and per token, throughput, time to load, memory, energy.
+"""Runtime cost of serving: latency, throughput, load time, memory, energy.
 
-Dense model folders are written as f16 GGUF and served by llama.cpp like the GGUF candidates, so that formats compare in one
-engine.  Compressed-tensors folders, which vLLM would serve, run in transformers where no vLLM is given, and the figures say so.
-Every repeat is a fresh process: its memory peak and its time to load are its own.  Repeats go round the models (A B C A B C),
-and no timing is ever taken from an earlier run.
+Dense model folders are converted to f16 GGUF and served by llama.cpp like the GGUF candidates, so that formats compare in one engine.
+Compressed-tensors folders, which vLLM would serve, run in transformers if vLLM is not available, and the figures say so.
+Every repeat is a fresh process with its own memory peak and load time.  Repeats are interleaved over the models (A B C A B C), and
+timings are never cached.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,26 +14,26 @@ from typing import Annotated, ClassVar, Literal, get_args
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from tasks.evaluate.models_under_test.forecast import forecast_asking
-from tasks.evaluate.models_under_test.isolated_runs import make_sheet
+from tasks.evaluate.models_under_test.forecast import forecast_evaluation
+from tasks.evaluate.models_under_test.isolated_runs import make_summary
 from tasks.evaluate.models_under_test.model_under_test import (
     MODEL_PORTS,
     Messages,
     ModelUnderTest,
     list_models,
-    reference_questions,
+    reference_prompts,
 )
 from tasks.evaluate.timing.energy import Source, check_source, open_meter
 from tasks.evaluate.timing.engines import Effort, Engine, Probe, take_sample
 from tasks.evaluate.timing.rounds import (
     Timed,
-    in_engine,
-    of_engine,
-    of_model,
+    named_by_engine,
     ratios,
-    slower,
+    samples_in_engine,
+    slower_notes,
     summarize,
     time_in_rounds,
+    timings_of,
 )
 from tasks.shared.engines.vllm_server import find_vllm, vllm_version
 from tasks.shared.errors import ConfigError, ModelError, TechniqueError
@@ -41,7 +41,7 @@ from tasks.shared.forecast import GENERATION_COST, Forecast, Workload
 from tasks.shared.formats.articles import read_articles
 from tasks.shared.formats.records import Figure
 from tasks.shared.formats.rows import Row, read_rows
-from tasks.shared.formats.scores import Sheet, write_scores
+from tasks.shared.formats.scores import EvaluationSummary, write_scores
 from tasks.shared.isolation import Failure, run_isolated
 from tasks.shared.model.weights import is_quantized, weight_bytes
 from tasks.shared.store.lineage import made_from
@@ -50,41 +50,41 @@ from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun, U
 Choice = Literal["auto", "transformers", "llama.cpp", "vllm"]
 Streams = Annotated[int, Field(ge=2, le=256)]
 BUSY = 0.1
-"""Share of the processor that other programs may use before the notes say so."""
+"""Share of the processor that other programs may use before a note mentions it."""
 STANDARD_PROMPT = "How long do I have to send back a kettle that I bought last week, and who pays for the postage?"
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Runtime:
-    """Time every model in the engine that would serve it, and compare speeds round by round.
+    """Timing of every model in the engine that would serve it, with speed ratios round by round.
 
-    A median of n repeats lies in their range with probability 1 - 2^(1-n) (the sign test's interval): 75 % for three.
+    The range of n repeats contains the median with probability 1 - 2^(1-n) (sign test interval): 75 % for three.
     """
 
     engines: Annotated[tuple[Choice, ...], Field(min_length=1)] = ("auto",)
-    """Where each model is timed; its figures from the first of them that can run it go by their plain names.  auto: llama.cpp for
-    GGUF files and dense folders (as f16 GGUF), transformers for compressed folders."""
+    """Engines to time each model in; figures from the first one that can run it keep their plain names.  auto: llama.cpp for GGUF files
+    and dense folders (as f16 GGUF), transformers for compressed folders."""
     tokens: Annotated[int, Field(ge=2)] = 24
     """Length of a timed answer, tokens."""
     batch_sizes: tuple[Streams, ...] = (8,)
-    """Numbers of streams decoded together, besides one alone."""
+    """Numbers of streams decoded together, in addition to a single stream."""
     warm_up_tokens: Annotated[int, Field(ge=2)] = 4
-    """Length of the answer before each timed one, tokens; it is not counted."""
+    """Length of the warm-up answer before each timed one, tokens; not timed."""
     repeats: Annotated[int, Field(ge=1)] = 3
-    """Rounds over all models, each model in a fresh process."""
+    """Rounds over all models, each in a fresh process."""
     context: Annotated[int, Field(ge=64)] = 1024
-    """Tokens that prompt and answer of one stream may take together; llama.cpp reserves memory for them."""
+    """Maximum tokens of prompt and answer per stream; llama.cpp reserves memory for them."""
     prompt: Annotated[str, Field(min_length=1)] = STANDARD_PROMPT
-    """What the models are asked where no corpus is given; with one, its test question of median length is asked."""
+    """Prompt where no corpus is given; with one, its test question of median length is used."""
     time_reference: bool = False
     """Time the reference too."""
     energy: Source = "counters"
-    """Where energy is read: the machine's own counters (RAPL, and NVML for a GPU), codecarbon if it is installed, which estimates what
-    it cannot read, or not at all."""
+    """Source of energy figures: the machine's counters (RAPL, and NVML for a GPU), codecarbon if installed, which estimates what it cannot
+    read, or off."""
     vllm_command: str = ""
-    """The `vllm` executable of the environment in which vLLM is installed, for engines: [vllm]."""
+    """The `vllm` executable of the environment with vLLM, for engines: [vllm]."""
     limit_s: Annotated[float, Field(gt=0)] = 300.0
-    """Seconds that a model may take to load, and let pass without news (in transformers: for all of a repeat); else it counts as failed."""
+    """Time limit to load a model and between outputs, seconds (in transformers: for a whole repeat); beyond it, the model counts as failed."""
 
     spec: ClassVar[Spec] = Spec(
         summary="Load time, first token, decoding speed, memory and energy in llama.cpp, transformers and vLLM",
@@ -98,7 +98,7 @@ class Runtime:
     def plan_problems(
         self, where: str, inputs: Mapping[str, tuple[str, ...]], upstream: Mapping[str, Upstream]
     ) -> Iterator[ConfigError]:
-        """An engine or a meter that is asked for and not there."""
+        """Yield an error for a requested engine or energy meter that is missing."""
         try:
             self._check_tools()
         except ConfigError as error:
@@ -112,35 +112,39 @@ class Runtime:
     def forecast(self, work: Workload) -> Forecast:
         """Every model loaded afresh in each round and engine, with one timed answer per number of streams."""
         rounds, answers = self.repeats * len(self.engines), 1 + sum(self.batch_sizes)
-        return forecast_asking(
+        return forecast_evaluation(
             work, rounds * answers * (self.tokens + self.warm_up_tokens) * GENERATION_COST, loads=rounds
         )
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
-        """Time all models; writes scores.json, and an items.jsonl without items.
+        """Time all models; write scores.json, and an items.jsonl without items.
 
-        A candidate that cannot be timed is named as failed.  Raises ModelError if that is the baseline, ConfigError for an engine
-        or a meter that is not there.
+        A candidate that cannot be timed is marked as failed.  Raises ModelError if that is the baseline, ConfigError for a missing engine
+        or energy meter.
         """
         self._check_tools()
         meter = open_meter(self.energy, run.compute.device)
-        subjects = [subject for subject in list_models(inputs) if subject.role != "reference" or self.time_reference]
-        baseline, asked = subjects[0].name, self._conversations(subjects, inputs)
-        notes = [*self._general_notes(asked[baseline], meter is None, run.compute.device), *busy_notes()]
-        plans = {subject.name: self._probes(subject, asked[subject.name], run.scratch) for subject in subjects}
+        models = [model for model in list_models(inputs) if model.role != "reference" or self.time_reference]
+        baseline, prompts = models[0].name, self._conversations(models, inputs)
+        notes = [*self._general_notes(prompts[baseline], meter is None, run.compute.device), *busy_notes()]
+        plans = {model.name: self._probes(model, prompts[model.name], run.scratch) for model in models}
         if not plans[baseline][0]:
             raise ModelError(f"baseline {baseline}", " ".join(plans[baseline][1]), "a model that can be timed")
         probes = [probe for found, _ in plans.values() for probe in found]
-        probes.sort(key=lambda probe: get_args(Engine).index(probe.engine))  # those that are compared stand together
+        probes.sort(
+            key=lambda probe: get_args(Engine).index(probe.engine)
+        )  # models compared with each other are timed next to each other
         timed = time_in_rounds(probes, self._effort(run), self.repeats, baseline, take_sample)
-        readings = {name: failure_of(name, timed, said) for name, (_, said) in plans.items()}
-        notes += [note for _, said in plans.values() for note in said]
-        sheet = make_sheet(subjects, readings, {}, run, self.spec.libraries, notes)
+        results = {name: failure_of(name, timed, own) for name, (_, own) in plans.items()}
+        notes += [note for _, own in plans.values() for note in own]
+        summary = make_summary(models, results, {}, run, self.spec.libraries, notes)
         if "vllm" in self.engines:
-            sheet = sheet.model_copy(update={"versions": {**sheet.versions, "vllm": vllm_version(self.vllm_command)}})
-        sheet = with_figures(sheet, subjects, timed, parents_of(subjects, inputs))
-        write_scores(out, sheet, [])
-        return flat_metrics(sheet)
+            summary = summary.model_copy(
+                update={"versions": {**summary.versions, "vllm": vllm_version(self.vllm_command)}}
+            )
+        summary = with_figures(summary, models, timed, parents_of(models, inputs))
+        write_scores(out, summary, [])
+        return flat_metrics(summary)
 
     def _effort(self, run: StepRun) -> Effort:
         return Effort(
@@ -148,23 +152,23 @@ class Runtime:
             run.compute.threads, run.compute.device,
         )  # fmt: skip
 
-    def _conversations(self, subjects: Sequence[ModelUnderTest], inputs: Inputs) -> dict[str, Messages]:
-        """What each model is asked.  A reference gets the article in its prompt, as it must to answer at all."""
+    def _conversations(self, models: Sequence[ModelUnderTest], inputs: Inputs) -> dict[str, Messages]:
+        """Prompt of each model; a reference gets the article, without which it cannot answer."""
         data = inputs.get("data")
         if data is None:
-            return {subject.name: [{"role": "user", "content": self.prompt}] for subject in subjects}
+            return {model.name: [{"role": "user", "content": self.prompt}] for model in models}
         row = typical_row(read_rows(data.path / "test.jsonl"))
         file = data.path / "articles.jsonl"
         articles = read_articles(file) if file.is_file() else {}
-        (question,) = reference_questions([row], articles, ())
-        return {subject.name: question.answer if subject.role == "reference" else row.prompt for subject in subjects}
+        (reference,) = reference_prompts([row], articles, ())
+        return {model.name: reference.answer_messages if model.role == "reference" else row.prompt for model in models}
 
-    def _probes(self, subject: ModelUnderTest, messages: Messages, scratch: Path) -> tuple[list[Probe], list[str]]:
-        """How to time a subject, engine by engine, the first one first; and what there is to say about it."""
+    def _probes(self, model: ModelUnderTest, messages: Messages, scratch: Path) -> tuple[list[Probe], list[str]]:
+        """Probes of one model, its main engine first, with notes on engines that cannot run it."""
         found: dict[Engine, Probe] = {}
         notes: list[str] = []
         for wanted in self.engines:
-            probe, note = make_probe(subject, wanted, messages, scratch)
+            probe, note = make_probe(model, wanted, messages, scratch)
             notes += [note] if note else []
             if probe is not None:
                 found.setdefault(probe.engine, replace(probe, first=not found))
@@ -172,55 +176,58 @@ class Runtime:
 
     def _general_notes(self, messages: Messages, no_energy: bool, device: str) -> Iterator[str]:
         length = sum(len(message["content"]) for message in messages)
-        sure = f"The range of {self.repeats} repeats holds the true median with a chance of {1 - 2 ** (1 - self.repeats):.0%}."
+        coverage = f"The range of {self.repeats} repeats contains the true median with probability {1 - 2 ** (1 - self.repeats):.0%}."
         yield (
-            f"Rounds of timing over all models: {self.repeats}, every time a fresh process and {self.warm_up_tokens} tokens of warm-up, "
+            f"Rounds of timing over all models: {self.repeats}, each in a fresh process after {self.warm_up_tokens} warm-up tokens, "
             f"with answers of {self.tokens} tokens to a prompt of {length} characters. "
-            + (sure if self.repeats > 1 else "One repeat shows no range.")
+            + (coverage if self.repeats > 1 else "One repeat has no range.")
         )
         if device != "cpu":
-            yield f"transformers runs on {device} here, llama.cpp on the processor: compare models within one engine."
+            yield f"transformers runs on {device}, llama.cpp on the CPU: compare models within one engine."
         if self.energy == "codecarbon":
-            yield "Energy: of the whole machine by codecarbon, which estimates what it cannot read."
+            yield "Energy: whole machine, by codecarbon, which estimates what it cannot read."
         elif self.energy == "counters" and no_energy:
-            yield "Energy: not measured, for this user can read no energy counters of this machine."
+            yield "Energy: not measured; this user cannot read the machine's energy counters."
         elif self.energy == "counters":
-            yield "Energy: of the whole machine while it answered one question after the other, what idles beside the model included."
+            yield "Energy: whole machine during one stream, including idle hardware."
 
 
 def typical_row(rows: Sequence[Row]) -> Row:
-    """The row whose prompt has the median length in characters."""
+    """Return the row whose prompt has the median length in characters."""
     return sorted(rows, key=lambda row: sum(len(message.content) for message in row.messages[:-1]))[len(rows) // 2]
 
 
-def make_probe(subject: ModelUnderTest, wanted: Choice, messages: Messages, scratch: Path) -> tuple[Probe | None, str]:
-    """How to time a subject in an engine, or None, and a note for the sheet ("" for none).  May write an f16 GGUF into scratch."""
-    name, weights = subject.name, subject.weights
-    if subject.broken:
-        return None, f"{name}: not timed: {subject.broken}."
-    if subject.engine == "llama.cpp":
+def make_probe(model: ModelUnderTest, wanted: Choice, messages: Messages, scratch: Path) -> tuple[Probe | None, str]:
+    """Return the probe of a model in an engine, or None, with a note ("" for none).
+
+    May write an f16 GGUF file to scratch.
+    """
+    name, weights = model.name, model.weights
+    if model.failure:
+        return None, f"{name}: not timed: {model.failure}."
+    if model.engine == "llama.cpp":
         if wanted in {"auto", "llama.cpp"}:
             return Probe(name, "llama.cpp", weights, "", messages), ""
-        return None, f"{name}: not timed in {wanted}, which is not what serves a GGUF file."
+        return None, f"{name}: not timed in {wanted}, which does not serve GGUF files."
     if wanted in {"transformers", "vllm"}:
         return Probe(name, "transformers" if wanted == "transformers" else "vllm", weights, "", messages), ""
     if is_quantized(weights):
-        reason = f"llama.cpp does not read {subject.format}; vLLM is the engine that would serve it"
+        reason = f"llama.cpp does not read {model.format}; vLLM would serve it"
     else:
         file = scratch / f"{name.replace(' ', '_')}.f16.gguf"
         refused = "" if file.is_file() else run_isolated(write_f16, weights, file)
         if isinstance(refused, Failure):
-            return None, f"{name}: not timed in llama.cpp: writing its f16 GGUF failed ({refused.reason})."
+            return None, f"{name}: not timed in llama.cpp: converting to f16 GGUF failed ({refused.reason})."
         if not refused:
             return Probe(name, "llama.cpp", file, "f16 GGUF", messages), ""
-        reason = f"no f16 GGUF can be written of it ({refused})"
+        reason = f"cannot be converted to f16 GGUF ({refused})"
     if wanted == "llama.cpp":
         return None, f"{name}: not timed in llama.cpp: {reason}."
     return Probe(name, "transformers", weights, "", messages), f"{name}: timed in transformers: {reason}."
 
 
 def write_f16(folder: Path, file: Path) -> str:
-    """Write a dense folder as f16 GGUF, all or nothing; why that cannot be done, or "" when it is."""
+    """Convert a dense folder to f16 GGUF atomically; return the reason if impossible, else ""."""
     from tasks.shared.gguf.writer import write_gguf
 
     part = file.with_suffix(".part.gguf")
@@ -233,70 +240,74 @@ def write_f16(folder: Path, file: Path) -> str:
 
 
 def failure_of(name: str, timed: Sequence[Timed], notes: Sequence[str]) -> Failure | None:
-    """Why a model has no figures of its own; what went wrong in a further engine alone is no failure of it."""
-    own = of_model(timed, name)
+    """Return why a model was not timed in its main engine; None if it was."""
+    own = timings_of(timed, name)
     if not own:
         return Failure(" ".join(note.removeprefix(f"{name}: ") for note in notes))
     return Failure(own[0].failure) if own[0].failure else None
 
 
-def parents_of(subjects: Sequence[ModelUnderTest], inputs: Inputs) -> dict[str, str]:
-    """The model that each was made from, among those timed; "" where nobody knows."""
-    names = {subject.name: subject.digest for subject in subjects}
+def parents_of(models: Sequence[ModelUnderTest], inputs: Inputs) -> dict[str, str]:
+    """Return each model's parent among the timed models; "" if unknown."""
+    names = {model.name: model.digest for model in models}
     artifacts = {artifact.name: artifact for port in MODEL_PORTS for artifact in inputs.many(port)}
     return {name: made_from(artifacts[name], names) for name in names}
 
 
 def with_figures(
-    sheet: Sheet, subjects: Sequence[ModelUnderTest], timed: Sequence[Timed], parents: Mapping[str, str]
-) -> Sheet:
-    """The sheet with every model's figures and engine, and what has to be said about them."""
-    models, notes = dict(sheet.models), list(sheet.notes)
-    for subject in subjects:
-        found, said = figures_of(subject, timed, subjects[0].name, parents[subject.name])
-        engine = next((item.probe.words for item in of_model(timed, subject.name)), subject.engine)
-        models[subject.name] = models[subject.name].model_copy(update={"figures": found, "engine": engine})
-        notes += said
-    return sheet.model_copy(update={"models": models, "notes": notes})
+    summary: EvaluationSummary, models: Sequence[ModelUnderTest], timed: Sequence[Timed], parents: Mapping[str, str]
+) -> EvaluationSummary:
+    """Return the summary with every model's figures, engine and notes."""
+    entries, notes = dict(summary.models), list(summary.notes)
+    for model in models:
+        found, own_notes = figures_of(model, timed, models[0].name, parents[model.name])
+        engine = next((item.probe.words for item in timings_of(timed, model.name)), model.engine)
+        entries[model.name] = entries[model.name].model_copy(update={"figures": found, "engine": engine})
+        notes += own_notes
+    return summary.model_copy(update={"models": entries, "notes": notes})
 
 
 def figures_of(
-    subject: ModelUnderTest, timed: Sequence[Timed], baseline: str, parent: str
+    model: ModelUnderTest, timed: Sequence[Timed], baseline: str, parent: str
 ) -> tuple[dict[str, Figure], list[str]]:
-    """All figures of a subject, and what has to be said about them: that it is slower than its parent, or cannot be compared."""
-    size = Figure(value=float(weight_bytes(subject.weights)), unit="bytes", better="lower")
+    """Return a model's figures, and notes on comparisons with the baseline and its parent."""
+    size = Figure(value=float(weight_bytes(model.weights)), unit="bytes", better="lower")
     found, notes = {"size_bytes": size}, []
-    for item in of_model(timed, subject.name):
+    for item in timings_of(timed, model.name):
         engine, own, first = item.probe.engine, item.samples, item.probe.first
         figures = summarize(own)
-        if own and subject.name != baseline:
-            apart = [other for other in {baseline: 0, parent: 0} if other and not in_engine(timed, other, engine)]
-            if apart and first:
-                said = (
-                    f"{subject.name}: timed in {engine}, {' and '.join(apart)} not, so their speeds are not compared."
+        if own and model.name != baseline:
+            untimed = [
+                other for other in {baseline: 0, parent: 0} if other and not samples_in_engine(timed, other, engine)
+            ]
+            if untimed and first:
+                note = (
+                    f"{model.name}: timed in {engine}, {' and '.join(untimed)} not, so their speeds are not compared."
                 )
-                notes.append(said)
-            figures |= ratios(own, in_engine(timed, baseline, engine), "speed_ratio")
-            before = in_engine(timed, parent, engine)
+                notes.append(note)
+            figures |= ratios(own, samples_in_engine(timed, baseline, engine), "speed_ratio")
+            before = samples_in_engine(timed, parent, engine)
             figures |= ratios(own, before, "parent_ratio")
-            notes += slower(subject.name, parent, engine, own, before)
+            notes += slower_notes(model.name, parent, engine, own, before)
         if item.failure and not first:
-            notes.append(f"{subject.name}: not timed in {engine}: {item.failure}.")
-        found |= of_engine(figures, engine, first)
+            notes.append(f"{model.name}: not timed in {engine}: {item.failure}.")
+        found |= named_by_engine(figures, engine, first)
     return found, notes
 
 
 def busy_notes() -> list[str]:
-    """That other programs were using the processor when timing began."""
+    """Return a note if other programs used the processor when timing began."""
     import psutil
 
     share = psutil.cpu_percent(interval=0.5) / 100
-    said = f"Other programs used {share:.0%} of the processor when timing began: trust the ratios, not the seconds."
-    return [said] if share > BUSY else []
+    note = f"Other programs used {share:.0%} of the processor when timing began: trust the ratios, not the seconds."
+    return [note] if share > BUSY else []
 
 
-def flat_metrics(sheet: Sheet) -> Metrics:
-    """Speeds, and their ratios to the baseline's."""
+def flat_metrics(summary: EvaluationSummary) -> Metrics:
+    """Return speeds and their ratios to the baseline."""
     shown = ("tokens_per_second", "speed_ratio")
-    found = {f"{name}.{figure}": model.figures.get(figure) for name, model in sheet.models.items() for figure in shown}
+    found = {
+        f"{name}.{figure}": model.figures.get(figure) for name, model in summary.models.items() for figure in shown
+    }
     return {name: figure.value for name, figure in found.items() if figure is not None}

@@ -1,1 +1,1 @@
-"""Write the file that a serving engine loads."""
+"""Export of models to files for serving engines."""

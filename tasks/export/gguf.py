@@ -1,4 +1,4 @@
-"""Export to llama.cpp's GGUF, behind a parity gate: the file must tokenize and answer like its source."""
+"""Export to llama.cpp's GGUF with a parity gate against the source model."""
 
 import json
 import logging
@@ -29,31 +29,31 @@ SECONDS_PER_WEIGHT = 1e-7
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Gguf:
-    """One .gguf file with tokenizer and chat template, refused if it strays from its source.
+    """One .gguf file with tokenizer and chat template, refused if it deviates from its source.
 
-    A source of 4-bit groups of 32 (GPTQ) goes into q4_0 with its integers as they are: its calibration is kept, where
-    rounding the dense source to q4_0 has none.
+    A source of 4-bit groups of 32 (GPTQ) is copied into q4_0 with its integers unchanged, which keeps its calibration; rounding a dense
+    source to q4_0 has none.
     """
 
     scheme: Scheme = "q4_0"
-    """Type of the layers' matrices.  q4_0: 4.5 bits a weight, q4_1: 5, q5_0: 5.5, q5_1: 6, q8_0: 8.5; blocks of 32 weights."""
+    """Type of the layers' matrices.  q4_0: 4.5 bits per weight, q4_1: 5, q5_0: 5.5, q5_1: 6, q8_0: 8.5; blocks of 32 weights."""
     embedding: EmbeddingScheme = "q8_0"
-    """Type of the token embedding and the head; in a small model they are half of the file and feel coarse steps most."""
+    """Type of the token embedding and the head, which in a small model are half of the file and most sensitive to rounding."""
     importance_rows: Annotated[int, Field(ge=0)] = 32
-    """Calibration conversations that tell q4_0 which columns matter when it fits its scales; 0, or no corpus: plain rounding."""
+    """Calibration conversations for the column importance that q4_0 scales are fitted to; 0, or no corpus: plain rounding."""
     prompts: Annotated[int, Field(ge=1, le=256)] = 16
     """Conversations to compare on."""
     tokens: Annotated[int, Field(ge=1, le=128)] = 8
     """Continuation tokens per conversation; each is one compared position."""
     top: Annotated[int, Field(ge=2, le=1000)] = 64
-    """Likeliest tokens that the divergence counts one by one; the rest is one outcome."""
+    """Top tokens compared individually in the divergence; all others count as one outcome."""
     min_top1: Annotated[float, Field(ge=0, le=1)] = 0.65
-    """Least share of positions at which file and source agree on the likeliest token.
+    """Minimum share of positions with the same top token in file and source.
 
     Measured on the raw 135M model: f16 100 %, q4_1 96 % (its weights come from q4_1), q4_0 73 %.
     """
     max_kl: Annotated[float, Field(gt=0)] = 0.5
-    """Largest mean divergence from the source, nats per position."""
+    """Maximum mean KL divergence from the source, nats per position."""
 
     spec: ClassVar[Spec] = Spec(
         summary="A llama.cpp file that must tokenize and answer like its source; copies 4-bit GPTQ integers unchanged",
@@ -72,7 +72,10 @@ class Gguf:
         return forecast_reading(work, SECONDS_PER_WEIGHT * size.parameters, size.parameters, file)
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
-        """Write model.gguf and parity.json to `out`; on ParityError `out` is left empty."""
+        """Write model.gguf and parity.json to `out`; on ParityError, `out` stays empty.
+
+        Returns scheme, size_bytes, source_bytes, top1_agreement (0..1), kl_to_source (nats per position) and positions.
+        """
         import torch
 
         from tasks.shared.model.loading import load_model, load_tokenizer
@@ -95,7 +98,7 @@ class Gguf:
             file.unlink(missing_ok=True)
             raise
         log.info(
-            "parity: same likeliest token at %.1f %% of %d positions, KL %.4f nats",
+            "parity: same top token at %.1f %% of %d positions, KL %.4f nats",
             100 * found.top1,
             len(found.positions),
             found.divergence,
@@ -125,7 +128,10 @@ class Gguf:
         corpus: Path | None,
         threads: int,
     ) -> parity.Parity:
-        """Serve the file and hold it against its source.  Raises ParityError if it tokenizes differently or does not answer."""
+        """Serve the file and compare it with its source.
+
+        Raises ParityError if it tokenizes differently or does not answer.
+        """
         from tasks.shared.engines.llama_server import serve
         from tasks.shared.model.loading import render
 
@@ -142,7 +148,7 @@ class Gguf:
 
 
 def dense_folder(source: Path, scratch: Path) -> Path:
-    """The source if it is a dense folder; a GGUF file or a quantized folder is made one."""
+    """Return the source if it is a dense folder; else a dense copy of it."""
     from tasks.shared.model.saving import dense_copy
     from tasks.shared.model.weights import check_source, is_quantized
 

@@ -1,4 +1,4 @@
-"""Which columns of a weight matter: the mean squared input of every linear layer on calibration conversations."""
+"""Column importance of linear weights: mean squared inputs on calibration conversations."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
 
 def input_energy(model: "PreTrainedModel", ids: Sequence[Sequence[int]]) -> dict[str, "Tensor"]:
-    """Mean squared input per column, (in,) float32, of every linear layer, by the name of its weight.
+    """Return the mean squared input per column of every linear layer, by weight name.
 
-    ids: token ids per row, read one row at a time without padding.  The error that a rounded weight makes in a layer's
-    output is this times its own squared error, if inputs are uncorrelated: the diagonal of GPTQ's Hessian.
+    ids: token ids per row, processed one row at a time without padding.  Returns (in,), float32, per weight: the diagonal of
+    GPTQ's Hessian.  With uncorrelated inputs, a rounded weight adds this times its squared error to the layer's output error.
     """
     import torch
 

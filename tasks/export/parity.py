@@ -1,4 +1,4 @@
-"""Does an exported file answer like its source?  Same token ids in, next-token distributions compared."""
+"""Parity gate: next-token distributions of an exported file against its source's."""
 
 import json
 import urllib.error
@@ -34,8 +34,8 @@ CONVERSATIONS = (
 class Position:
     """One compared next-token distribution.
 
-    prompt, offset: which prompt, and how many continuation tokens stood before.  source, exported: likeliest token ids.
-    divergence: KL(source || exported) in nats over the exported file's top tokens and the rest.
+    prompt, offset: index of the prompt, and number of continuation tokens before the position.  source, exported: top token ids.
+    divergence: KL(source || exported) in nats, over the exported file's top tokens and one outcome for the rest.
     """
 
     prompt: int
@@ -47,14 +47,14 @@ class Position:
 
 @dataclass(frozen=True)
 class Parity:
-    """The figures of the gate: share of positions with the same likeliest token, mean divergence in nats, and every position."""
+    """Share of positions with the same top token, mean divergence in nats, and all positions."""
 
     top1: float
     divergence: float
     positions: tuple[Position, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """For parity.json."""
+        """Return the content of parity.json."""
         return {
             "top1_agreement": self.top1,
             "kl_mean": self.divergence,
@@ -64,7 +64,7 @@ class Parity:
 
 
 def summarize(positions: Sequence[Position]) -> Parity:
-    """Mean figures over positions (at least one)."""
+    """Return mean figures over positions (at least one)."""
     count = len(positions)
     return Parity(
         sum(position.source == position.exported for position in positions) / count,
@@ -74,12 +74,12 @@ def summarize(positions: Sequence[Position]) -> Parity:
 
 
 def check_floor(parity: Parity, min_top1: float, max_divergence: float, where: str) -> None:
-    """Raises ParityError with the figures if the agreement is too low or the divergence too high."""
+    """Raise ParityError if the agreement is too low or the divergence too high."""
     if parity.top1 >= min_top1 and parity.divergence <= max_divergence:
         return
     raise ParityError(
         where,
-        f"same likeliest token at {parity.top1:.1%} of {len(parity.positions)} positions, mean KL {parity.divergence:.3f} nats",
+        f"same top token at {parity.top1:.1%} of {len(parity.positions)} positions, mean KL {parity.divergence:.3f} nats",
         f"min_top1 {min_top1:.1%} and max_kl {max_divergence:.3f}",
         "a finer scheme (scheme=q8_0 or f16); if f16 fails too, the converter does not fit this model",
     )
@@ -101,7 +101,7 @@ def post(url: str, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_tokenizer(url: str, tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], where: str) -> None:
-    """Raises ParityError at the first text that the exported file splits into other tokens than the source's tokenizer."""
+    """Raise ParityError at the first text that the exported file tokenizes differently."""
     for text in texts:
         wanted = tokenizer(text, add_special_tokens=False)["input_ids"]
         got = post(url, "/tokenize", {"content": text, "parse_special": True, "add_special": False})["tokens"]
@@ -121,7 +121,10 @@ def check_tokenizer(url: str, tokenizer: "PreTrainedTokenizerBase", texts: Seque
 def greedy_continuations(
     model: "PreTrainedModel", prompts: Sequence[Sequence[int]], tokens: int, pad_id: int
 ) -> list[list[int]]:
-    """The source's own greedy continuation of each prompt, up to `tokens` ids or the end of the turn; see `plain_greedy`."""
+    """Return the source's greedy continuation of each prompt; see `plain_greedy`.
+
+    Each has up to `tokens` ids, or ends with the turn.
+    """
     import torch
 
     width = max(map(len, prompts))
@@ -136,16 +139,16 @@ def greedy_continuations(
 
 
 def cut_after(ids: list[int], ends: set[int | None]) -> list[int]:
-    """The ids up to the first end token, which is kept."""
+    """Return the ids up to and including the first end token."""
     stop = next((index + 1 for index, token in enumerate(ids) if token in ends), len(ids))
     return ids[:stop]
 
 
 def top_probabilities(url: str, ids: Sequence[int], top: int, plain_id: int) -> dict[int, float]:
-    """The exported file's likeliest next tokens after `ids`, likeliest first.
+    """Return the exported file's `top` next-token probabilities after `ids`, descending.
 
-    plain_id: a token that is whole text.  The server is made to emit it, because it reports no probabilities for a token
-    that ends inside a character; what it reports is the model's own distribution, before that bias.
+    plain_id: a token that is whole text.  The server is made to emit it, because it reports no probabilities for a token that ends
+    inside a character; the reported distribution is the model's own, before that bias.
     """
     body = {
         "prompt": list(ids), "n_predict": 1, "n_probs": top, "temperature": 0.0, "cache_prompt": True, "post_sampling_probs": False,
@@ -164,7 +167,7 @@ def top_probabilities(url: str, ids: Sequence[int], top: int, plain_id: int) -> 
 
 
 def probability(logarithm: float | None) -> float:
-    """exp, with JSON's null (minus infinity) as 0."""
+    """Return exp(logarithm); 0 for JSON's null (minus infinity)."""
     return 0.0 if logarithm is None else exp(logarithm)
 
 
@@ -176,7 +179,10 @@ def measure_parity(
     tokens: int,
     top: int,
 ) -> Parity:
-    """Compare both next-token distributions after every prefix of the source's greedy continuations (teacher-forced)."""
+    """Compare next-token distributions after every prefix of the source's greedy continuations.
+
+    prompts: token ids.  url: of the server with the exported file.  top: tokens compared individually.
+    """
     continuations = greedy_continuations(model, prompts, tokens, tokenizer.pad_token_id)
     plain_id = tokenizer("a", add_special_tokens=False)["input_ids"][-1]
     positions: list[Position] = []

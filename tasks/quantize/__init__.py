@@ -1,1 +1,1 @@
-"""Store weights in fewer bits."""
+"""Quantization of weights to compressed-tensors folders."""

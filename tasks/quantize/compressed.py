@@ -1,4 +1,4 @@
-"""What every technique that writes compressed-tensors weights through llm-compressor shares."""
+"""Weight-only quantization to compressed-tensors through llm-compressor."""
 
 import contextlib
 import logging
@@ -27,11 +27,14 @@ SECONDS_PER_WEIGHT = 5e-7
 HEAD = "lm_head"
 SHOWN = 12
 EXPECTED = ("Disabling tokenizer parallelism", "No accelerator available")
-"""Starts of llm-compressor's warnings that say what is meant to be so."""
+"""Prefixes of llm-compressor warnings about intended settings."""
 
 
 def input_sizes(model: "PreTrainedModel") -> dict[str, int]:
-    """Input size of every linear layer that is quantized: all but the vocabulary head, which is tied to the embedding in small models."""
+    """Return the input size of every quantized linear layer, by name.
+
+    All linear layers but the vocabulary head, which small models tie to the embedding.
+    """
     from torch.nn import Linear
 
     return {
@@ -42,9 +45,10 @@ def input_sizes(model: "PreTrainedModel") -> dict[str, int]:
 
 
 def choose_group_size(sizes: Mapping[str, int], wanted: int = 0) -> int:
-    """Weights that share one scale: `wanted`, or for 0 the largest of 128, 64 and 32 that divides every layer's input size.
+    """Return the number of weights that share one scale.
 
-    Raises TechniqueError that lists every layer whose input size is no multiple.
+    wanted: as set; 0 takes the largest of 128, 64 and 32 that divides every layer's input size.
+    Raises TechniqueError that lists every layer whose input size is not a multiple.
     """
     if not sizes:
         raise TechniqueError(
@@ -80,12 +84,15 @@ def forecast_packing(work: Workload, bits: int, group_size: int, symmetric: bool
 
 
 def quiet_import() -> None:
-    """Call before the first import of llm-compressor, which logs to standard output from then on (unless the user set a level)."""
+    """Set llm-compressor's log level to ERROR, unless the user set one.
+
+    Call before its first import, after which it logs to standard output.
+    """
     os.environ.setdefault("LLM_COMPRESSOR_LOG_LEVEL", "ERROR")
 
 
 def check_dense(model: "PreTrainedModel", where: str) -> None:
-    """Raises TechniqueError if the model's weights are quantized already."""
+    """Raise TechniqueError if the model's weights are already quantized."""
     if getattr(model.config, "quantization_config", None) is not None:
         raise TechniqueError(
             where, "this model is quantized already", "dense weights", "take the step before the quantization as input"
@@ -93,7 +100,7 @@ def check_dense(model: "PreTrainedModel", where: str) -> None:
 
 
 def weight_recipe(bits: int, group_size: int, symmetric: bool) -> dict[str, Any]:
-    """llm-compressor's arguments for weight-only integer groups in every linear layer but the head."""
+    """Return llm-compressor's arguments for integer groups in all linear layers but the head."""
     from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 
     weights = QuantizationArgs(num_bits=bits, type="int", symmetric=symmetric, strategy="group", group_size=group_size)
@@ -115,7 +122,7 @@ def quiet_llmcompressor(description: str, total: int) -> Iterator[None]:
 
 
 def forward_record(record: Mapping[str, Any], advance: Any) -> None:
-    """A log record of llm-compressor: a quantized layer moves the bar, a warning goes to our log, the rest is dropped."""
+    """Handle a log record: a quantized layer advances the bar, a warning goes to our log."""
     if record["message"].startswith("Quantizing "):
         advance()
     elif record["level"].name in ("WARNING", "ERROR", "CRITICAL") and not record["message"].startswith(EXPECTED):
@@ -157,7 +164,7 @@ def run_oneshot(
 def save_compressed(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", out: Path) -> None:
     """Write packed integers, with scales and dense parts in bfloat16.
 
-    The quantized weights themselves stay in float32 until they are packed: rounded to bfloat16 first, 8-bit ones could fall on the next integer.
+    Quantized weights stay in float32 until they are packed: 8-bit ones rounded to bfloat16 first could fall on the next integer.
     """
     import torch
 
@@ -175,9 +182,10 @@ def save_compressed(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBas
 
 
 def check_reload(out: Path, ids: Sequence[Sequence[int]], source_logits: Sequence["Tensor"]) -> dict[str, float]:
-    """Load what was written with plain transformers and compare with the source on the same rows.
+    """Reload the written model with plain transformers and compare it with its source.
 
-    Returns kl_to_source (nats per token), same_top_token (0 to 1), perplexity and source_perplexity on these rows.
+    ids: rows to compare on.  source_logits: (length, vocabulary) per row.
+    Returns kl_to_source (nats per token), same_top_token (0..1), perplexity and source_perplexity on these rows.
     Raises TechniqueError if the written model's logits are not finite.
     """
     import torch
@@ -202,7 +210,10 @@ def check_reload(out: Path, ids: Sequence[Sequence[int]], source_logits: Sequenc
 
 
 def perplexity(logits: Sequence["Tensor"], ids: Sequence[Sequence[int]]) -> float:
-    """Exp of the mean negative log-likelihood of every token after the first of its row.  logits: (length, vocabulary) per row."""
+    """Exp of the mean negative log-likelihood of every token after the first of its row.
+
+    logits: (length, vocabulary) per row.
+    """
     import torch
     from torch.nn.functional import cross_entropy
 

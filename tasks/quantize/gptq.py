@@ -1,4 +1,4 @@
-"""GPTQ (Frantar et al. 2023, arXiv 2210.17323) through llm-compressor: integer weights that make up for each other's rounding errors."""
+"""GPTQ (Frantar et al. 2023, arXiv 2210.17323): integer weights with error compensation."""
 
 import logging
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Round to nearest through llm-compressor: integer weights without calibration; a floor for GPTQ to beat, done in seconds."""
+"""Round to nearest: integer weights without calibration, a fast baseline for GPTQ."""
 
 import logging
 from pathlib import Path

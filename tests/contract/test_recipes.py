@@ -62,7 +62,7 @@ def test_every_setting_a_recipe_names_is_its_techniques(name: str, data: Path) -
 @pytest.mark.needs_embedded
 @pytest.mark.parametrize("name", DATA)
 def test_a_recipe_without_its_data_says_which_files_and_where_they_are(name: str) -> None:
-    with pytest.raises(ErrorList, match=r"not set; it is to hold files of \d tasks") as refused:
+    with pytest.raises(ErrorList, match=r"not set; required for \d tasks") as refused:
         build_plan(compose_recipe(name).recipe)
     for line in (
         "gsm8k_test: gsm8k/test.jsonl, gsm8k/train.jsonl, from github.com/openai/grade-school-math",

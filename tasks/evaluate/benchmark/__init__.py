@@ -1,1 +1,1 @@
-"""Run lm-evaluation-harness on a model, offline, with every sample kept."""
+"""lm-evaluation-harness benchmarks, offline, with every sample kept."""

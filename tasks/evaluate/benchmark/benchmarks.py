@@ -1,7 +1,7 @@
-"""Benchmarks that lm-evaluation-harness runs on files of the user's own, without a hub: which files, read how, asked how.
+"""Benchmarks on local files for lm-evaluation-harness: files, item format and prompts.
 
-Items come in an order drawn once and for all, so a limit takes a random part, the same for every model and in every run.
-The prompts are ours: compare models by them, not with published figures.
+Items are shuffled once with a fixed seed, so that a limit takes a random subset, the same for every model and run.
+The prompts are our own: compare models with each other, not with published figures.
 """
 
 import csv
@@ -22,47 +22,48 @@ Doc = dict[str, Any]
 Splits = dict[str, list[Doc]]
 
 OPTIONS = 10
-"""Labels to choose from where there are 77 or 150: the right one, and others drawn for the item."""
+"""Labels per item where a data set has 77 or 150: the right one, and others drawn at random."""
 ANSWER_TOKENS = 256
 LONGEST_ANSWER = 150
-"""Words; prompts that ask for more could not be followed within ANSWER_TOKENS."""
-LINKS = {
+"""Longest answer in words that a prompt may demand; longer ones do not fit in ANSWER_TOKENS."""
+CONNECTIVES = {
     "et": ("sest", "seetõttu"), "ht": ("paske", "donk"), "id": ("karena", "maka"), "it": ("perché", "quindi"),
     "qu": ("imaraykuchus", "chayrayku"), "sw": ("kwa sababu", "kwa hiyo"), "ta": ("ஏனெனில்", "எனவே"), "th": ("เพราะ", "ดังนั้น"),
     "tr": ("çünkü", "bu yüzden"), "vi": ("bởi vì", "vì vậy"), "zh": ("因为", "所以"),
 }  # fmt: skip
-"""By language: "because", "therefore"."""
-CHOICE: dict[str, Any] = {"output_type": "multiple_choice", "doc_to_text": "context", "doc_to_choice": "choices", "doc_to_target": "gold"}  # fmt: skip
-LIKELIEST: list[dict[str, Any]] = [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}]
-LIKELIEST_BY_LENGTH: list[dict[str, Any]] = [
+"""Connectives by language: "because", "therefore"."""
+CHOICE_CONFIG: dict[str, Any] = {"output_type": "multiple_choice", "doc_to_text": "context", "doc_to_choice": "choices", "doc_to_target": "gold"}  # fmt: skip
+ACCURACY: list[dict[str, Any]] = [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}]
+LENGTH_NORMALIZED: list[dict[str, Any]] = [
     {"metric": "acc_norm", "aggregation": "mean", "higher_is_better": True},
-    *LIKELIEST,
+    *ACCURACY,
 ]
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One task of ours.  files: below the data folder.  origin: where they come from, and their license.
+    """One built-in benchmark.
 
-    read: the folder -> items by split ("test"; "train" if there are examples to show).  An item of a choice has id, context,
-    choices, gold (the index) and tags.  metric: the harness's, whose value is the measure's.  suffix: what we call that.
+    files: relative to the data folder.  origin: source and license.  read: data folder -> items by split ("test"; "train" for few-shot
+    examples).  A multiple-choice item has id, context, choices, gold (index) and tags.
+    metric: the harness metric behind the measure.  suffix: name of the measure, if not the metric's.
     """
 
     files: tuple[str, ...]
     origin: str
     read: Callable[[Path], Splits]
     measure: Measure
-    config: Mapping[str, Any] = field(default_factory=lambda: CHOICE | {"metric_list": LIKELIEST})
+    config: Mapping[str, Any] = field(default_factory=lambda: CHOICE_CONFIG | {"metric_list": ACCURACY})
     metric: str = "acc"
     suffix: str = ""
 
     def missing(self, folder: Path) -> list[str]:
-        """Its files that are not there."""
+        """Return the files that are missing from the folder."""
         return [file for file in self.files if not (folder / file).is_file()]
 
 
 def _choice(identity: str, context: str, right: str, wrong: Sequence[str], **tags: str) -> Doc:
-    """A question with its options in an order of its own: a model that prefers the first is not right by that."""
+    """Multiple-choice item with shuffled options, so that a position bias does not help."""
     options = [right, *wrong]
     random.Random(identity).shuffle(options)
     return {"id": identity, "context": context, "choices": options, "gold": options.index(right), "tags": tags}
@@ -74,7 +75,7 @@ def _drawn(docs: list[Doc], seed: str = "") -> list[Doc]:
 
 
 def _lines(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Number and object of every line.  Raises DataError for one that is no JSON object."""
+    """Yield line number and JSON object of every line.  Raises DataError for invalid JSON."""
     for number, text in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), start=1):
         try:
             row = json.loads(text)
@@ -118,12 +119,13 @@ def _truthfulqa(folder: Path) -> Splits:
 
 
 def _xcopa(folder: Path) -> Splits:
-    """Languages in turn, so that a limit takes as many of each; each in an order of its own, so that it takes few questions twice.
+    """XCOPA items, interleaved by language, so that a limit covers all languages equally.
 
-    The languages translate the same 500 questions: translations of one are a cluster, no independent evidence.
+    Each language has its own order, so that a limit takes few questions twice.  The languages translate the same 500 questions, so
+    translations of one question form a cluster.
     """
     found = []
-    for language, links in LINKS.items():
+    for language, links in CONNECTIVES.items():
         rows = _lines(folder / "xcopa" / "data" / language / f"test.{language}.jsonl")
         found.append(_drawn([
             {
@@ -186,7 +188,7 @@ def _follows(doc: Doc, results: Sequence[str]) -> dict[str, float]:
     return {"strict": float(follows_all(results[0], doc["instructions"], json.loads(doc["arguments"])))}
 
 
-SOLVE: dict[str, Any] = {
+GSM8K_CONFIG: dict[str, Any] = {
     "output_type": "generate_until", "training_split": "train", "doc_to_text": "Question: {{question}}\nAnswer:", "doc_to_target": "{{answer}}",
     "num_fewshot": 5,
     "generation_kwargs": {"until": ["Question:", "<|im_end|>", "</s>"], "do_sample": False, "max_gen_toks": ANSWER_TOKENS},
@@ -198,22 +200,22 @@ SOLVE: dict[str, Any] = {
         {"function": "regex", "group_select": -1, "regex_pattern": r"(-?[$0-9.,]{2,})|(-?[0-9]+)"}, {"function": "take_first"},
     ]}],
 }  # fmt: skip
-FOLLOW: dict[str, Any] = {
+IFEVAL_CONFIG: dict[str, Any] = {
     "output_type": "generate_until", "doc_to_text": "prompt", "doc_to_target": "wanted", "process_results": _follows,
     "generation_kwargs": {"until": ["<|im_end|>", "</s>"], "do_sample": False, "max_gen_toks": ANSWER_TOKENS},
     "metric_list": [{"metric": "strict", "aggregation": "mean", "higher_is_better": True}],
 }  # fmt: skip
-XCOPA_FILES = tuple(f"xcopa/data/{language}/test.{language}.jsonl" for language in LINKS)
+XCOPA_FILES = tuple(f"xcopa/data/{language}/test.{language}.jsonl" for language in CONNECTIVES)
 BENCHMARKS: Mapping[str, Benchmark] = {
     "hellaswag_val1000": Benchmark(
         ("hellaswag_val1000/hellaswag_val1000.jsonl",),
         "1,000 items of HellaSwag's validation split as github.com/allenai/OLMo has them (MIT)",
         _hellaswag, Measure(title="HellaSwag, likeliest ending per character"),
-        CHOICE | {"metric_list": LIKELIEST_BY_LENGTH}, "acc_norm",
+        CHOICE_CONFIG | {"metric_list": LENGTH_NORMALIZED}, "acc_norm",
     ),
     "gsm8k_test": Benchmark(
         ("gsm8k/test.jsonl", "gsm8k/train.jsonl"), "github.com/openai/grade-school-math (MIT)",
-        _gsm8k, Measure(title="GSM8K, last number of the answer"), SOLVE, "exact_match",
+        _gsm8k, Measure(title="GSM8K, last number of the answer"), GSM8K_CONFIG, "exact_match",
     ),
     "truthfulqa_best": Benchmark(
         ("truthfulqa/TruthfulQA.csv",), "github.com/sylinrl/TruthfulQA (Apache-2.0)",
@@ -225,7 +227,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "crows_pairs_en": Benchmark(
         ("crows_pairs/crows_pairs_anonymized.csv",), "github.com/nyu-mll/crows-pairs (CC BY-SA 4.0)",
         _crows_pairs, Measure(title="CrowS-Pairs, the more stereotyping of two sentences is likelier (0.5: no preference)", better="lower"),
-        CHOICE | {"target_delimiter": "", "metric_list": [LIKELIEST[0] | {"higher_is_better": False}]}, suffix="stereotype",
+        CHOICE_CONFIG | {"target_delimiter": "", "metric_list": [ACCURACY[0] | {"higher_is_better": False}]}, suffix="stereotype",
     ),
     "banking77_of10": Benchmark(
         ("banking77/test.csv",), "github.com/PolyAI-LDN/task-specific-datasets (CC BY 4.0)",
@@ -237,14 +239,17 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     ),
     "ifeval_lite": Benchmark(
         ("ifeval/input_data.jsonl",), "github.com/google-research/google-research, instruction_following_eval (Apache-2.0)",
-        _ifeval, Measure(title=f"IFEval, {len(CHECKS)} of 25 kinds of instruction, all of a prompt's followed"), FOLLOW, "strict",
+        _ifeval, Measure(title=f"IFEval, {len(CHECKS)} of 25 kinds of instruction, all of a prompt's followed"), IFEVAL_CONFIG, "strict",
     ),
 }  # fmt: skip
 """By task name."""
 
 
 def task_config(name: str, folder: Path) -> dict[str, Any]:
-    """A benchmark as the harness takes it, its items in memory.  Raises DataError for files that are not what they should be."""
+    """Return a benchmark's harness configuration, with its items in memory.
+
+    Raises DataError for files that are not the benchmark's.
+    """
     from datasets import Dataset
 
     benchmark = BENCHMARKS[name]
@@ -264,6 +269,6 @@ def task_config(name: str, folder: Path) -> dict[str, Any]:
     return {"task": name, "test_split": "test", "custom_dataset": load, **benchmark.config}
 
 
-def short(text: str) -> str:
-    """A tag's value: one short lower-case line."""
+def tag_value(text: str) -> str:
+    """Return a tag value: one lower-case line of at most 40 characters."""
     return re.sub(r"\s+", " ", text).strip().lower()[:40]

@@ -1,7 +1,7 @@
-"""Whether an answer follows its instructions, for those of IFEval's that plain string work decides (Zhou et al. 2023, arXiv 2311.07911, table 1).
+"""Instruction checks of IFEval that string operations can decide.
 
-Five of the 25 kinds are left out, since they need a sentence splitter, a word tokenizer or a language detector: number_sentences,
-capital_word_frequency, english_capital, english_lowercase, response_language.
+Source: Zhou et al. 2023, arXiv 2311.07911, table 1.  Five of the 25 kinds are left out, since they need a sentence splitter, a word
+tokenizer or a language detector: number_sentences, capital_word_frequency, english_capital, english_lowercase, response_language.
 """
 
 import json
@@ -14,7 +14,10 @@ Check = Callable[..., bool]
 
 
 def follows_all(answer: str, instructions: Sequence[str], arguments: Sequence[Mapping[str, Any]]) -> bool:
-    """Strict, prompt by prompt: every instruction is met by the answer as it stands.  An empty answer follows none."""
+    """Return True if the answer follows all instructions; an empty answer follows none.
+
+    IFEval's strict prompt-level accuracy.
+    """
     return bool(answer.strip()) and all(
         CHECKS[name](answer, **{key: value for key, value in given.items() if value is not None})
         for name, given in zip(instructions, arguments, strict=True)
@@ -34,7 +37,7 @@ def _number_words(answer: str, num_words: int, relation: str) -> bool:
 
 
 def _number_paragraphs(answer: str, num_paragraphs: int) -> bool:
-    """Paragraphs are parted by ***; an empty one may stand only at an end."""
+    """Paragraphs are separated by ***; only the first or last may be empty."""
     parts = [part.strip() for part in answer.split("***")]
     while parts and not parts[0]:
         parts.pop(0)
@@ -44,7 +47,7 @@ def _number_paragraphs(answer: str, num_paragraphs: int) -> bool:
 
 
 def _paragraph_first_word(answer: str, num_paragraphs: int, nth_paragraph: int, first_word: str) -> bool:
-    """Paragraphs are parted by an empty line."""
+    """Paragraphs are separated by an empty line."""
     parts = [part.strip() for part in answer.split("\n\n") if part.strip()]
     if len(parts) != num_paragraphs or nth_paragraph > len(parts):
         return False
@@ -73,7 +76,7 @@ def _placeholders(answer: str, num_placeholders: int) -> bool:
 
 
 def _postscript(answer: str, postscript_marker: str) -> bool:
-    """The marker starts a line or follows a space; spaces between its letters do not matter."""
+    """The marker starts a line or follows a space; spaces between its letters are ignored."""
     letters = [re.escape(letter) for letter in re.findall(r"[A-Za-z]", postscript_marker)]
     return re.search(r"(?:^|\s)" + r"\.?\s?".join(letters), answer, re.IGNORECASE) is not None
 
@@ -87,7 +90,7 @@ def _constrained(answer: str) -> bool:
 
 
 def _highlights(answer: str, num_highlights: int) -> bool:
-    """*Marked* or **marked** on one line, and not empty."""
+    """*Marked* or **marked** on one line, not empty."""
     return len(re.findall(r"\*\*[^\n*]*[^\n*\s][^\n*]*\*\*|\*[^\n*]*[^\n*\s][^\n*]*\*", answer)) >= num_highlights
 
 
@@ -96,7 +99,7 @@ def _sections(answer: str, section_spliter: str, num_sections: int) -> bool:
 
 
 def _json(answer: str) -> bool:
-    """The whole answer is JSON; a fence of backticks around it is allowed."""
+    """The whole answer is JSON, optionally in a code fence."""
     text = re.sub(r"^```(?:json)?|```$", "", answer.strip(), flags=re.IGNORECASE)
     try:
         json.loads(text)
@@ -149,4 +152,4 @@ CHECKS: Mapping[str, Check] = {
     "startend:end_checker": _end,
     "startend:quotation": _quotation,
 }
-"""By IFEval's name of the instruction: the answer and the instruction's own arguments -> whether it is followed."""
+"""Checks by IFEval's instruction name: (answer, the instruction's arguments) -> True if followed."""

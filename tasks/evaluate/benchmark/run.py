@@ -1,4 +1,4 @@
-"""One model through all of the harness's tasks: loaded once, every sample kept."""
+"""Harness run of one model: loaded once for all tasks, every sample kept."""
 
 import hashlib
 import json
@@ -15,10 +15,10 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass as checked
 
 from tasks.evaluate.benchmark.benchmarks import task_config
-from tasks.evaluate.benchmark.samples import Answered, count_cut, numbers_in, read_samples
+from tasks.evaluate.benchmark.samples import HarnessItem, count_truncated, log_likelihoods, read_samples
 from tasks.evaluate.benchmark.tasks import Origin
 from tasks.evaluate.models_under_test.harness import harness_model, quiet_harness
-from tasks.evaluate.models_under_test.isolated_runs import Workspace
+from tasks.evaluate.models_under_test.isolated_runs import Resources
 from tasks.evaluate.models_under_test.model_under_test import ModelUnderTest
 from tasks.shared.errors import ConfigError, ModelError
 from tasks.shared.model.generation import check_logits
@@ -26,12 +26,12 @@ from tasks.shared.model.loading import CHATML, Dtype, has_cpu_bfloat16, load_mod
 from tasks.shared.progress import track
 
 SEED = 1234
-"""The harness's own, of examples shown and of sampled answers."""
+"""The harness's default seed, for few-shot examples and sampling."""
 
 
 @checked(frozen=True)
 class TaskPlan:
-    """One task.  content: digest of what decides its items."""
+    """One task.  content: digest of everything that decides its items."""
 
     name: str
     origin: Origin
@@ -40,7 +40,10 @@ class TaskPlan:
 
 @checked(frozen=True)
 class HarnessPlan:
-    """What a model is asked.  The last three say where things are on this machine, and are no part of what is asked."""
+    """Tasks and settings of one model's run.
+
+    data, include, answer_cache: local paths, excluded from the cache key.
+    """
 
     tasks: tuple[TaskPlan, ...]
     limit: int
@@ -51,57 +54,69 @@ class HarnessPlan:
     tags: tuple[str, ...]
     data: Annotated[str, Field(exclude=True)] = ""
     include: Annotated[str, Field(exclude=True)] = ""
-    answered: Annotated[str, Field(exclude=True)] = ""
-    """Folder of the answers that are kept request by request."""
+    answer_cache: Annotated[str, Field(exclude=True)] = ""
+    """Folder of the answer cache."""
 
 
 @dataclass(frozen=True)
-class TaskReading:
-    """One task.  better: by metric, whether more is.  of: items it has without the limit.  cut: items that did not fit the model."""
+class TaskResult:
+    """One task's result.
 
-    items: list[Answered]
+    better: by metric, True if higher is better.  of: items without the limit.  truncated: items longer than the model's context.
+    """
+
+    items: list[HarnessItem]
     better: dict[str, bool]
     num_fewshot: int
     of: int
-    cut: int
+    truncated: int
 
 
 @dataclass(frozen=True)
-class HarnessReading:
-    """One model.  template: "its own", "ChatML" or "none".  template_digest and vocabulary: to tell models apart."""
+class HarnessResult:
+    """One model's results.
 
-    tasks: dict[str, TaskReading] = field(default_factory=dict)
+    template: "its own", "ChatML" or "none".  template_digest, vocabulary: digests that tell models apart.
+    """
+
+    tasks: dict[str, TaskResult] = field(default_factory=dict)
     dtype: str = ""
     template: str = "none"
     template_digest: str = ""
     vocabulary: str = ""
 
 
-def ask_tasks(subject: ModelUnderTest, plan: HarnessPlan, workspace: Workspace) -> HarnessReading:
-    """All tasks of a plan.  Raises ModelError if the model cannot be loaded, gives no numbers, or a task cannot be put to it."""
+def run_tasks(model: ModelUnderTest, plan: HarnessPlan, resources: Resources) -> HarnessResult:
+    """Run all tasks of a plan on one model.
+
+    Raises ModelError if the model cannot be loaded, yields NaN, or cannot run a task.
+    """
     import torch
 
-    torch.set_num_threads(workspace.threads)
-    fast: Dtype = "bfloat16" if workspace.device != "cpu" or has_cpu_bfloat16() else "float32"
+    torch.set_num_threads(resources.threads)
+    fast: Dtype = "bfloat16" if resources.device != "cpu" or has_cpu_bfloat16() else "float32"
     dtype = fast if plan.dtype == "auto" else plan.dtype
-    model = load_model(subject.weights, dtype, workspace.device)
-    tokenizer = load_tokenizer(subject.weights, chat=plan.apply_chat_template)
-    check_logits(model, tokenizer, "The answer is")
+    loaded = load_model(model.weights, dtype, resources.device)
+    tokenizer = load_tokenizer(model.weights, chat=plan.apply_chat_template)
+    check_logits(loaded, tokenizer, "The answer is")
     found = {}
-    answered = Path(plan.answered) / f"{_asked(subject, plan, workspace, dtype)}.jsonl"
-    with harness_model(model, tokenizer, plan.batch_size, answered) as lm:
+    cache_file = Path(plan.answer_cache) / f"{_cache_name(model, plan, resources, dtype)}.jsonl"
+    with harness_model(loaded, tokenizer, plan.batch_size, cache_file) as lm:
         for task in track(plan.tasks, "tasks", len(plan.tasks)):
             with quiet_harness():
-                found[task.name] = _ask(lm, task, plan)
+                found[task.name] = _run_task(lm, task, plan)
     template = str(tokenizer.chat_template) if plan.apply_chat_template else ""
-    return HarnessReading(
+    return HarnessResult(
         found, dtype, "none" if not template else "ChatML" if template == CHATML else "its own",
         _digest(template) if template else "", _digest(json.dumps(tokenizer.get_vocab(), sort_keys=True)),
     )  # fmt: skip
 
 
 def load_tasks(task: TaskPlan, data: str, include: str) -> dict[str, Any]:
-    """The harness's task objects by name: one, or those of a group.  Relative paths in a task file are below its folder."""
+    """Return the harness's task objects by name: one, or those of a group.
+
+    Relative paths in a task file are relative to its folder.
+    """
     from lm_eval.tasks import TaskManager
 
     if task.origin == "ours":
@@ -112,8 +127,11 @@ def load_tasks(task: TaskPlan, data: str, include: str) -> dict[str, Any]:
     return dict(TaskManager().load([task.name])["tasks"])
 
 
-def check_loads(task: TaskPlan, data: str, include: str, where: str) -> None:
-    """Load a task and drop it.  Raises DataError for a broken file of ours, ConfigError for what the harness or `datasets` refuse."""
+def check_task_loads(task: TaskPlan, data: str, include: str, where: str) -> None:
+    """Load a task to check it.
+
+    Raises DataError for a damaged benchmark file, ConfigError for anything that the harness or `datasets` refuse.
+    """
     with quiet_harness():
         from datasets.exceptions import DatasetsError
 
@@ -122,14 +140,14 @@ def check_loads(task: TaskPlan, data: str, include: str, where: str) -> None:
             load_tasks(task, data, include)
         except broken as error:
             raise ConfigError(
-                where, f"{task.name} cannot be loaded: {type(error).__name__}: {str(error)[:300]}", "a sound task whose data is here",
+                where, f"{task.name} cannot be loaded: {type(error).__name__}: {str(error)[:300]}", "a valid task with local data",
                 "HF_HUB_OFFLINE=0 once fetches what a hub has" if task.origin == "library" else "correct the task file",
             ) from error  # fmt: skip
 
 
 @contextmanager
 def _no_bytecode() -> Iterator[None]:
-    """Python beside a task file is run without leaving a cache there: the folder's content is in the key."""
+    """Disable bytecode caches of Python next to a task file: the folder's content is in the key."""
     before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     try:
         yield
@@ -137,7 +155,7 @@ def _no_bytecode() -> Iterator[None]:
         sys.dont_write_bytecode = before
 
 
-def _ask(lm: Any, task: TaskPlan, plan: HarnessPlan) -> TaskReading:
+def _run_task(lm: Any, task: TaskPlan, plan: HarnessPlan) -> TaskResult:
     from jinja2 import TemplateError
     from lm_eval.evaluator import evaluate
 
@@ -154,24 +172,27 @@ def _ask(lm: Any, task: TaskPlan, plan: HarnessPlan) -> TaskReading:
         IndexError,
         TypeError,
         TemplateError,
-    ) as error:  # of its templates and its data
+    ) as error:  # raised by its templates and data
         got = f"{type(error).__name__}: {error}"
-        raise ModelError(f"task {task.name}", got, "a task that this model can be asked") from error
+        raise ModelError(f"task {task.name}", got, "a task that this model can run") from error
     samples: Mapping[str, list[dict[str, Any]]] = (result or {}).get("samples") or {}
     items = [
         item for name, one in loaded.items()
         for item in read_samples(one, samples[name], plan.tags, part=name if len(loaded) > 1 else "")
     ]  # fmt: skip
-    if broken := [item for item in items if not all(map(math.isfinite, numbers_in(item.sample["resps"])))]:
+    if broken := [item for item in items if not all(map(math.isfinite, log_likelihoods(item.sample["resps"])))]:
         got = f"log-likelihoods that are NaN or infinite ({len(broken)} items)"
-        raise ModelError(f"task {task.name}", got, "numbers")
+        raise ModelError(f"task {task.name}", got, "finite values")
     better = {name: bool(good) for one in loaded.values() for name, good in one.higher_is_better().items()}
     whole = sum(len(one.eval_docs) for one in loaded.values())
-    return TaskReading(items, better, max(shots), whole, count_cut(lm, items))
+    return TaskResult(items, better, max(shots), whole, count_truncated(lm, items))
 
 
 def _prepare(task: Any, num_fewshot: int | None) -> int:
-    """Examples before each question, by the harness's own rule: a task that says 0 keeps it.  Returns how many there are."""
+    """Set the number of few-shot examples, and return it.
+
+    Follows the harness: a task that says 0 keeps it.
+    """
     own = task.config.num_fewshot
     if own is None or (num_fewshot is not None and own != 0):
         task.set_config("num_fewshot", num_fewshot or 0)
@@ -189,10 +210,13 @@ def _seed_all() -> None:
     torch.manual_seed(SEED)
 
 
-def _asked(subject: ModelUnderTest, plan: HarnessPlan, workspace: Workspace, dtype: str) -> str:
-    """Names the file of kept answers: the model and everything but the requests themselves that decides an answer."""
+def _cache_name(model: ModelUnderTest, plan: HarnessPlan, resources: Resources, dtype: str) -> str:
+    """Name of the answer cache: a digest of the model and all settings that decide an answer.
+
+    The requests themselves are the keys within the cache.
+    """
     return _digest(
-        json.dumps([subject.content, subject.again, plan.batch_size, workspace.threads, workspace.device, dtype])
+        json.dumps([model.cache_id, model.repetition, plan.batch_size, resources.threads, resources.device, dtype])
     )
 
 

@@ -1,21 +1,22 @@
-"""What the harness logs of a task, as items: value, answer and tags of each, with the whole sample."""
+"""Harness samples as items, each with values, answers, tags and the full sample."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tasks.evaluate.benchmark.benchmarks import short
+from tasks.evaluate.benchmark.benchmarks import tag_value
 
 SHOWN = 400
-"""Characters of a question or an answer that stand beside its score; the samples have all of it."""
+"""Characters of a question or answer kept with its score; the samples have the full text."""
 
 
 @dataclass(frozen=True)
-class Answered:
-    """One item.  values: by metric, those that are numbers.  answers: by metric; under "" for all others.
+class HarnessItem:
+    """One item of a task.
 
-    fingerprint: of the item itself, the same for every model.  sample: as the harness logs it, the arguments put together.
+    values: numeric values by metric.  answers: by metric; "" for all others.  fingerprint: of the item, equal for every model.
+    sample: as logged by the harness, with the arguments merged.
     """
 
     id: str
@@ -28,8 +29,14 @@ class Answered:
     sample: dict[str, Any]
 
 
-def read_samples(task: Any, samples: Sequence[Mapping[str, Any]], tags: Sequence[str], part: str) -> Iterator[Answered]:
-    """Samples by item.  A task with several filters has one of each; metrics of all but the first are called "metric,filter"."""
+def read_samples(
+    task: Any, samples: Sequence[Mapping[str, Any]], tags: Sequence[str], part: str
+) -> Iterator[HarnessItem]:
+    """Yield the items of a task.
+
+    A task with several filters has one sample per filter; metrics of all but the first are named "metric,filter".
+    part: name of the task within a group; empty for a single task.
+    """
     first = samples[0]["filter"] if samples else ""
     values: dict[int, dict[str, float]] = {}
     for sample in samples:
@@ -39,13 +46,13 @@ def read_samples(task: Any, samples: Sequence[Mapping[str, Any]], tags: Sequence
                 values.setdefault(sample["doc_id"], {})[metric + suffix] = float(value)
     for sample in samples:
         if sample["filter"] == first:
-            doc, kept = sample["doc"], _compact(sample)
+            doc, compact = sample["doc"], _compact(sample)
             identity = str(doc["id"] if _is_ours(doc) else sample["doc_id"])
             choices = [str(one) for one in task.doc_to_choice(doc)] if task.config.doc_to_choice is not None else []
-            yield Answered(
-                id=f"{part}/{identity}" if part else identity, question=_question(doc, kept, choices), wanted=_wanted(kept["target"], choices),
-                values=values.get(sample["doc_id"], {}), answers=_answers(kept, choices),
-                tags=_tags(doc, tags) | ({"task": short(part)} if part else {}), fingerprint=sample["doc_hash"], sample=kept,
+            yield HarnessItem(
+                id=f"{part}/{identity}" if part else identity, question=_question(doc, compact, choices), wanted=_wanted(compact["target"], choices),
+                values=values.get(sample["doc_id"], {}), answers=_answers(compact, choices),
+                tags=_tags(doc, tags) | ({"task": tag_value(part)} if part else {}), fingerprint=sample["doc_hash"], sample=compact,
             )  # fmt: skip
 
 
@@ -58,22 +65,22 @@ def _plain(value: Any) -> Any:
 
 
 def _compact(sample: Mapping[str, Any]) -> dict[str, Any]:
-    """A logged sample as plain JSON, with a prompt that several requests share written once."""
+    """Logged sample as plain JSON, with a prompt shared by several requests stored once."""
     from lm_eval.utils import handle_non_serializable
 
-    kept = {name: value for name, value in sample.items() if name != "arguments"}
+    compact = {name: value for name, value in sample.items() if name != "arguments"}
     arguments = sample["arguments"]
     contexts = {request[0] for request in arguments}
     if len(contexts) == 1 and all(len(request) == 2 for request in arguments):
-        kept |= {"context": arguments[0][0], "continuations": [request[1] for request in arguments]}
+        compact |= {"context": arguments[0][0], "continuations": [request[1] for request in arguments]}
     else:
-        kept["arguments"] = arguments
-    plain: dict[str, Any] = json.loads(json.dumps(kept, default=handle_non_serializable))
+        compact["arguments"] = arguments
+    plain: dict[str, Any] = json.loads(json.dumps(compact, default=handle_non_serializable))
     return plain
 
 
 def _question(doc: Mapping[str, Any], sample: Mapping[str, Any], choices: Sequence[str]) -> str:
-    """Our items' own; of others the end of the prompt, where it stands; the choices themselves if there is none."""
+    """Question of our own items; else the end of the prompt, or the choices without a prompt."""
     own = next((doc[name] for name in ("question", "prompt", "context") if doc.get(name)), "") if _is_ours(doc) else ""
     context = str(sample.get("context") or "").strip()
     return str(own)[:SHOWN] or context[-SHOWN:] or " / ".join(choices)[:SHOWN]
@@ -86,35 +93,41 @@ def _wanted(target: Any, choices: Sequence[str]) -> str:
 
 
 def _answers(sample: Mapping[str, Any], choices: Sequence[str]) -> dict[str, str]:
-    """What the model chose or wrote.  Log-likelihood per character decides for acc_norm, in full for the rest."""
+    """Model output by metric: its choice, or its text.
+
+    acc_norm compares log-likelihoods per character, all other metrics total log-likelihoods.
+    """
     responses = sample["filtered_resps"]
     if not choices:
-        said = responses[0]
-        is_likelihood = isinstance(said, list) and len(said) == 2
-        return {"": str(said)[:SHOWN] if not is_likelihood else "as wanted" if said[1] else "otherwise"}
+        response = responses[0]
+        is_likelihood = isinstance(response, list) and len(response) == 2
+        return {"": str(response)[:SHOWN] if not is_likelihood else "as wanted" if response[1] else "otherwise"}
     scores = [float(response[0]) for response in responses[: len(choices)]]
     by_length = [score / max(1, len(choice)) for score, choice in zip(scores, choices, strict=True)]
     return {name: choices[found.index(max(found))][:SHOWN] for name, found in (("", scores), ("acc_norm", by_length))}
 
 
 def _tags(doc: Mapping[str, Any], names: Sequence[str]) -> dict[str, str]:
-    """Ours bring tags; of others' items, the fields of these names that hold a word or a number."""
+    """Tags of our own items; else the named fields that hold a word or a number."""
     words = {name: doc[name] for name in names if isinstance(doc.get(name), str | int)}
     found = doc["tags"] if _is_ours(doc) else words
-    return {str(name).lower(): short(str(value)) for name, value in found.items() if value is not None}
+    return {str(name).lower(): tag_value(str(value)) for name, value in found.items() if value is not None}
 
 
-def numbers_in(responses: Any) -> Iterator[float]:
-    """The log-likelihoods among a sample's responses."""
+def log_likelihoods(responses: Any) -> Iterator[float]:
+    """Yield the log-likelihoods in a sample's responses."""
     if isinstance(responses, list):
         for response in responses:
-            yield from numbers_in(response)
+            yield from log_likelihoods(response)
     elif isinstance(responses, float):
         yield responses
 
 
-def count_cut(lm: Any, items: Sequence[Answered]) -> int:
-    """Items of which the model saw only the end.  A token is a byte at the least, so short texts need no count."""
+def count_truncated(lm: Any, items: Sequence[HarnessItem]) -> int:
+    """Return how many items were truncated to the model's context.
+
+    A token is at least one byte, so short texts need no tokenization.
+    """
     count = 0
     for item in items:
         context = str(item.sample.get("context", ""))

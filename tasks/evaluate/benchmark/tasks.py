@@ -1,6 +1,6 @@
-"""What a task's name means to the harness: one of ours, one of the user's own folder, or one of its library; and what it lacks.
+"""Lookup of harness tasks by name: built-in, the user's folder, the harness's library.
 
-Everything that can be known before a model is made is found here: names, files, data that only a hub has, code in a folder.
+Finds everything that is wrong before a model is made: names, files, data that only a hub has, code in a folder.
 """
 
 import difflib
@@ -19,14 +19,14 @@ from tasks.shared.model.sources import sha256_file, user_path
 
 Origin = Literal["ours", "folder", "library"]
 INCLUDED = re.compile(r"""(?:^|[{,])\s*["']?include["']?\s*:\s*["']?([^\s"',}]+)""", re.MULTILINE)
-"""Another task file, as a task file names it."""
+"""An include of another task file."""
 FORMATS = frozenset({"json", "csv", "text", "parquet", "arrow"})
-"""Values of a task's dataset_path that read files."""
+"""Values of a task's dataset_path that read local files."""
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """A task, and the definitions it stands for: one, or those of its group.  Ours have none here."""
+class SelectedTask:
+    """A task with its definitions: one, or those of its group; none for a built-in benchmark."""
 
     name: str
     origin: Origin
@@ -34,34 +34,40 @@ class Chosen:
 
 
 @dataclass(frozen=True)
-class TaskPlaces:
-    """Where tasks are looked for.  data: the folder that ours read.  include: the user's own task files; empty for none."""
+class TaskSources:
+    """Places to look for tasks.
+
+    data: folder with the built-in benchmarks' files.  include: folder with the user's task files; empty for none.
+    """
 
     data: str
     include: str
 
     @property
     def folder(self) -> Path:
-        """The user's own task files."""
+        """Folder with the user's task files."""
         return user_path(self.include)
 
-    def find(self, names: Sequence[str], where: str) -> Iterator[Chosen | ConfigError]:
-        """Each name as a task, or what is wrong with it.  The library is opened only for a name that is nowhere else."""
+    def find(self, names: Sequence[str], where: str) -> Iterator[SelectedTask | ConfigError]:
+        """Yield each name's task, or an error.
+
+        The library is opened only for a name found nowhere else.
+        """
         own = folder_tasks(self.folder) if self.include else {}
         for name in names:
             if name in BENCHMARKS and name in own:
                 yield ConfigError(
                     f"{where}.tasks",
-                    f"{name} stands in {self.include}, and is one of ours",
-                    "one task of a name",
+                    f"{name} is in {self.include}, but also built in",
+                    "unique task names",
                     "rename yours",
                 )
             elif name in BENCHMARKS:
-                yield Chosen(name, "ours")
+                yield SelectedTask(name, "ours")
             elif name in own:
-                yield Chosen(name, "folder", tuple(definitions(name, own)))
+                yield SelectedTask(name, "folder", tuple(definitions(name, own)))
             elif name in (library := library_tasks()):
-                yield Chosen(name, "library", tuple(definitions(name, library)))
+                yield SelectedTask(name, "library", tuple(definitions(name, library)))
             else:
                 near = difflib.get_close_matches(name, [*BENCHMARKS, *own, *library], 3)
                 yield ConfigError(
@@ -70,7 +76,10 @@ class TaskPlaces:
                 )  # fmt: skip
 
     def problems(self, names: Sequence[str], code: bool, where: str) -> Iterator[ConfigError]:
-        """Everything that stands in the way.  code: task files may run Python of their folder.  Reads no data and no hub."""
+        """Yield all errors of the chosen tasks, without reading data or a hub.
+
+        code: task files may run Python from their folder.
+        """
         if self.include and not self.folder.is_dir():
             yield ConfigError(
                 f"{where}.include",
@@ -92,18 +101,18 @@ class TaskPlaces:
             yield ConfigError(
                 f"{where}.include",
                 ", ".join(strange),
-                "task files that stand in the folder",
-                "copy what they include into it",
+                "task files within the folder",
+                "copy the included files into it",
             )
         found = list(self.find(names, where))
         yield from (item for item in found if isinstance(item, ConfigError))
-        chosen = [item for item in found if isinstance(item, Chosen)]
+        chosen = [item for item in found if isinstance(item, SelectedTask)]
         yield from self._absent(chosen, where)
         for task in chosen:
             yield from self._unfit(task, where)
 
-    def _absent(self, chosen: Sequence[Chosen], where: str) -> Iterator[ConfigError]:
-        """The files that ours lack, task by task, in one message."""
+    def _absent(self, chosen: Sequence[SelectedTask], where: str) -> Iterator[ConfigError]:
+        """Yield one error that lists the missing files of all built-in benchmarks."""
         lacking = {
             task.name: lacks for task in chosen
             if task.origin == "ours" and (lacks := BENCHMARKS[task.name].missing(user_path(self.data)) if self.data else list(BENCHMARKS[task.name].files))
@@ -114,12 +123,12 @@ class TaskPlaces:
                 for name, files in lacking.items()
             )
             yield ConfigError(
-                f"{where}.data", (f"{self.data} lacks files of" if self.data else "not set; it is to hold files of") + f" {len(lacking)} tasks{lines}",
-                "a folder with these files, as their makers publish them",
+                f"{where}.data", (f"{self.data} lacks files of" if self.data else "not set; required for") + f" {len(lacking)} tasks{lines}",
+                "a folder with these files, as published",
                 f"{where}.data=/your/benchmarks, or leave tasks out: {where}.tasks=[...]",
             )  # fmt: skip
 
-    def _unfit(self, task: Chosen, where: str) -> Iterator[ConfigError]:
+    def _unfit(self, task: SelectedTask, where: str) -> Iterator[ConfigError]:
         base = self.folder if task.origin == "folder" else Path()
         files = [local_files(config, base) for config in task.definitions]
         far = [
@@ -128,17 +137,20 @@ class TaskPlaces:
             if local is None
         ]
         absent = list(dict.fromkeys(dataset for dataset in far if not is_fetched(dataset)))
-        if absent and not network():
+        if absent and not network_allowed():
             yield ConfigError(
-                f"{where}.tasks", f"{task.name} needs the network: {', '.join(absent[:3])}{' ...' if absent[3:] else ''} not in this machine's cache",
-                "tasks on local files, or data that was fetched before",
+                f"{where}.tasks", f"{task.name} needs the network: {', '.join(absent[:3])}{' ...' if absent[3:] else ''} not in the local cache",
+                "tasks on local files, or data fetched before",
                 f"HF_HUB_OFFLINE=0 once, or a task file of your own with dataset_path: json in {where}.include",
             )  # fmt: skip
         if any(config.get("unsafe_code") for config in task.definitions):
             yield ConfigError(
-                f"{where}.tasks", f"{task.name} runs code that a model wrote", "tasks that run none", "leave it out"
+                f"{where}.tasks",
+                f"{task.name} runs code written by the model",
+                "tasks that run no code",
+                "leave it out",
             )
-        lost = list(dict.fromkeys(str(file) for local in files for file in local or () if not _there(file, base)))
+        lost = list(dict.fromkeys(str(file) for local in files for file in local or () if not _exists(file, base)))
         if lost:
             yield ConfigError(
                 f"{where}.include",
@@ -148,7 +160,7 @@ class TaskPlaces:
             )
 
     def sources(self, names: Sequence[str]) -> tuple[Path, ...]:
-        """Files and folders that are there and decide what these tasks ask: the chosen ones' data, and the user's task files."""
+        """Return existing files and folders that decide the tasks' items: data and task files."""
         ours = [file for name in names if name in BENCHMARKS and self.data for file in BENCHMARKS[name].files]
         found = [path for file in ours if (path := user_path(self.data) / file).is_file()]
         if self.include and self.folder.is_dir():
@@ -169,8 +181,11 @@ class TaskPlaces:
             found += [self.folder, *sorted(path for path in meant if path.exists() and not path.is_relative_to(inside))]
         return tuple(dict.fromkeys(found))
 
-    def content(self, task: Chosen) -> str:
-        """Digest of what decides the task's items, for the cache; the library's come with its version and the hub's cache."""
+    def content(self, task: SelectedTask) -> str:
+        """Return a digest of everything that decides the task's items, for the cache.
+
+        Empty for a library task, which its version and the hub's cache identify.
+        """
         if task.origin == "library":
             return ""
         named = self.sources([task.name])
@@ -183,7 +198,7 @@ class TaskPlaces:
 
 
 def folder_tasks(folder: Path) -> Mapping[str, Any]:
-    """Tasks and groups of a folder by name, as the harness's index has them."""
+    """Return tasks and groups of a folder by name, as in the harness's index."""
     from tasks.evaluate.models_under_test.harness import quiet_harness
 
     with quiet_harness():
@@ -194,7 +209,7 @@ def folder_tasks(folder: Path) -> Mapping[str, Any]:
 
 @cache
 def library_tasks() -> Mapping[str, Any]:
-    """The same for the harness's own library: some 14,000 files, which takes seconds."""
+    """Return the harness library's index; this reads some 14,000 files and takes seconds."""
     from tasks.evaluate.models_under_test.harness import quiet_harness
 
     with quiet_harness():
@@ -204,7 +219,7 @@ def library_tasks() -> Mapping[str, Any]:
 
 
 def definitions(name: str, tasks: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """The definitions of a task, of a group's tasks, or of all that carry a tag."""
+    """Yield the definitions of a task, of a group's tasks, or of all tasks with a tag."""
     entry = tasks.get(name)
     if entry is None:
         return
@@ -227,7 +242,7 @@ def definitions(name: str, tasks: Mapping[str, Any]) -> Iterator[Mapping[str, An
 
 
 def local_files(config: Mapping[str, Any], base: Path) -> list[Path] | None:
-    """Files that a task's definition reads, as it names them; None if its data is on a hub or a web server."""
+    """Return the files that a task reads; None if its data is on a hub or a web server."""
     place, options = str(config.get("dataset_path") or ""), config.get("dataset_kwargs") or {}
     if "custom_dataset" in config or "class" in config:
         return []
@@ -242,18 +257,18 @@ def local_files(config: Mapping[str, Any], base: Path) -> list[Path] | None:
     return None if any("://" in file for file in files) else [Path(file) for file in files]
 
 
-def _there(file: Path, base: Path) -> bool:
-    """Whether a file, or one that fits its pattern, exists."""
+def _exists(file: Path, base: Path) -> bool:
+    """Return True if the file, or one that matches its pattern, exists."""
     return file.exists() if file.is_absolute() else any(base.glob(str(file)))
 
 
 def yaml_files(folder: Path) -> list[Path]:
-    """The task files of a folder, and what they may include."""
+    """Return a folder's task files and the files that they may include."""
     return sorted(file for ending in ("*.yaml", "*.yml") for file in folder.rglob(ending))
 
 
 def outside_includes(folder: Path) -> list[str]:
-    """Task files that include one from outside their folder, which nobody has looked through."""
+    """Return includes of files outside the folder, which the checks do not cover."""
     named = (
         (file, part)
         for file in yaml_files(folder)
@@ -266,13 +281,16 @@ def outside_includes(folder: Path) -> list[str]:
     ]
 
 
-def network() -> bool:
-    """Whether the user lets libraries fetch from a hub; every command of ours is offline otherwise."""
+def network_allowed() -> bool:
+    """Return True if the user allows downloads from a hub; all commands are offline by default."""
     return os.environ.get("HF_HUB_OFFLINE", "1").upper() not in {"1", "ON", "YES", "TRUE"}
 
 
 def is_fetched(dataset: str) -> bool:
-    """Whether a hub's data set seems to be in the local caches; whether it is whole shows when it is loaded."""
+    """Return True if a hub data set seems to be in the local caches.
+
+    Only loading shows if it is complete.
+    """
     home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
     hub = Path(os.environ.get("HF_HUB_CACHE", home / "hub")) / f"datasets--{dataset.replace('/', '--')}"
     made = Path(os.environ.get("HF_DATASETS_CACHE", home / "datasets")) / dataset.replace("/", "___")

@@ -1,1 +1,1 @@
-"""Grades for one answer of a model."""
+"""Grading of model answers."""

@@ -1,4 +1,4 @@
-"""The test split as it is measured: checked against training, and each row with the tags that slices are made by."""
+"""Test rows for evaluation, checked for leaks from training and tagged for slices."""
 
 import json
 from collections import Counter
@@ -14,16 +14,16 @@ SHOWN = 5
 
 
 def read_test_rows(corpus: Path) -> list[Row]:
-    """The test split.
+    """Return the rows of the test split.
 
-    Raises DataError if it is empty, for an id that stands twice, and for rows whose id or phrasing group is in another split.
+    Raises DataError if it is empty, for duplicate ids, and for rows whose id or phrasing group is also in another split.
     """
     file = corpus / "test.jsonl"
     rows = read_rows(file)
     counts = Counter(row.id for row in rows)
     twice = sorted(key for key, count in counts.items() if count > 1)
     if twice:
-        raise DataError(str(file), f"{len(twice)} ids stand twice: {', '.join(twice[:SHOWN])}", "every id once")
+        raise DataError(str(file), f"{len(twice)} duplicate ids: {', '.join(twice[:SHOWN])}", "unique ids")
     for split in ("train", "calibration"):
         other = corpus / f"{split}.jsonl"
         if split == "calibration" and not other.is_file():
@@ -33,29 +33,29 @@ def read_test_rows(corpus: Path) -> list[Row]:
         if leaks:
             raise DataError(
                 str(file), f"{len(leaks)} rows share their id or phrasing group with {split}.jsonl: {', '.join(leaks[:SHOWN])}",
-                "a test split that nothing was trained on", "make the corpus again, split by phrasing group",
+                "a test split disjoint from training", "build the corpus again, split by phrasing group",
             )  # fmt: skip
     return rows
 
 
 def read_labels(corpus: Path, rows: Iterable[Row]) -> list[str]:
-    """The intents to choose from: those of card.json and of the rows, sorted."""
+    """Return the intents to choose from, sorted: those of card.json and of the rows."""
     card = corpus / "card.json"
     listed = json.loads(card.read_text(encoding="utf-8")).get("intents", []) if card.is_file() else []
     return sorted({*map(str, listed), *(row.intent for row in rows)})
 
 
 def last_question(row: Row) -> str:
-    """What the user asks last, without an article that stands in the turn."""
+    """Return the user's last question, without the article in the turn."""
     return question_of(row.messages[-2].content)
 
 
 def tag_rows(rows: Sequence[Row], train: Sequence[Row]) -> dict[str, dict[str, str]]:
-    """Tags by row id: kind, intent, frequency, length, grounded.
+    """Return slice tags by row id: kind, intent, frequency, length, grounded.
 
-    frequency: "tail" if fewer training rows have this intent than the median intent has (so at most half of the intents are tail, and
-    none is where all are equally frequent; an intent that was never trained counts 0), else "head".
-    length: "long" if the last question has more words than the median one of `rows` (the whole split), else "short".
+    frequency: "tail" if the intent has fewer training rows than the median intent (so at most half of the intents are tail, and none if
+    all are equally frequent; an intent without training rows counts 0), else "head".
+    length: "long" if the last question has more words than the median question of `rows` (the whole split), else "short".
     """
     trained = Counter(row.intent for row in train)
     usual = median(trained[intent] for intent in {row.intent for row in (*rows, *train)})

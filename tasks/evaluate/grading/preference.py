@@ -1,4 +1,4 @@
-"""Which of two answers a judge prefers: what it is asked, in both orders, and how its words are read."""
+"""Pairwise preference by an LLM judge: prompts in both orders, and parsing of its verdicts."""
 
 import re
 from collections.abc import Sequence
@@ -14,12 +14,12 @@ INSTRUCTIONS = (
     "Say why in at most two sentences, then end with one line: Verdict: A, Verdict: B, or Verdict: tie."
 )
 VERDICT = re.compile(r"\bverdict\W*(?:is\W+)?(?:answer\s+|a\s+(?=tie\b))?(a|b|tie)\b", re.IGNORECASE)
-BARE = re.compile(r"^\W*(?:answer\s+)?(a|b|tie)\W*$", re.IGNORECASE)
+BARE_VERDICT = re.compile(r"^\W*(?:answer\s+)?(a|b|tie)\W*$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One item's answers of the baseline and of a rival."""
+    """One item's answers from the baseline and from a rival model."""
 
     item: ItemScore
     baseline: str
@@ -27,11 +27,11 @@ class Pair:
 
     @property
     def key(self) -> tuple[str, str]:
-        """What the judge is asked: rivals with the same answer share its opinions."""
+        """Item and rival answer: rivals with the same answer share the judge's opinions."""
         return self.item.id, self.item.answers[self.rival]
 
     def messages(self, instructions: str, swapped: bool) -> list[dict[str, str]]:
-        """The chat that asks the judge.  swapped: the rival's answer is A."""
+        """Return the judge's prompt.  swapped: the rival's answer is A."""
         first, second = (self.rival, self.baseline) if swapped else (self.baseline, self.rival)
         item = self.item
         parts = [
@@ -42,8 +42,11 @@ class Pair:
 
 
 def read_opinion(text: str, swapped: bool) -> Opinion:
-    """Whom the judge prefers: its last "Verdict: ..." line, or a reply that is nothing but A, B or tie."""
-    found = VERDICT.findall(text) or BARE.findall(text.strip())
+    """Parse the judge's preference from its reply.
+
+    Takes the last "Verdict: ..." line, or a reply that is only A, B or tie.  swapped: the rival's answer was A.
+    """
+    found = VERDICT.findall(text) or BARE_VERDICT.findall(text.strip())
     if not found:
         return "unreadable"
     letter = found[-1].lower()
@@ -54,7 +57,7 @@ def read_opinion(text: str, swapped: bool) -> Opinion:
 
 @dataclass(frozen=True)
 class Judgment:
-    """Both opinions on one pair: with the baseline's answer first, and with the rival's.  Empty for answers that are the same."""
+    """Opinions on one pair, baseline first and rival first; empty for identical answers."""
 
     opinions: tuple[Opinion, ...] = ()
 
@@ -67,14 +70,17 @@ class Judgment:
 
 
 def agreement(judgments: Sequence[Judgment]) -> float | None:
-    """Share of the pairs that were asked and could be read in which both orders gave the same opinion; None without any."""
+    """Return the share of readable pairs with the same opinion in both orders; None without any."""
     read = [found.opinions for found in judgments if found.opinions and "unreadable" not in found.opinions]
     return sum(first == second for first, second in read) / len(read) if read else None
 
 
-def first_share(judgments: Sequence[Judgment]) -> float | None:
-    """Share of the opinions for one side that went to the answer that stood first: 0.5 without position bias; None without any."""
-    sides: tuple[Opinion, Opinion] = ("baseline", "rival")  # who stands first, by order
+def first_position_share(judgments: Sequence[Judgment]) -> float | None:
+    """Return the share of non-tie opinions that prefer the first answer; None without any.
+
+    0.5 without position bias (Zheng et al. 2023, arXiv 2306.05685, section 3.3).
+    """
+    sides: tuple[Opinion, Opinion] = ("baseline", "rival")  # the first answer, by order
     first = [
         opinion == side
         for found in judgments

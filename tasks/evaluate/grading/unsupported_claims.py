@@ -1,4 +1,4 @@
-"""What an answer states that its prompt does not hold."""
+"""Unsupported claims: rules that find statements in an answer without a source."""
 
 from dataclasses import dataclass
 
@@ -10,40 +10,40 @@ from tasks.shared.text.overlap import user_text
 from tasks.shared.text.quantities import contradictions
 
 FINDINGS = ("address", "number", "contradiction", "unsupported", "remembered")
-"""In the order in which they are looked for; the first one is reported.
+"""Findings in the order of the checks; the first one is reported.
 
-address: a mail or web address that is nowhere.  number: a number that is nowhere.  contradiction: instead of the fact, another
-quantity of its kind, wherever it comes from.  unsupported: too few of the content words are anywhere.
-remembered: the right fact, where the prompt lacks it: from training.
+address: an e-mail or web address without a source.  number: a number without a source.  contradiction: another quantity of the
+same kind in place of the fact, from any source.  unsupported: too few content words have a source.
+remembered: the right fact although the prompt lacks it, recalled from training.
 """
 COURTESY = (
     "sorry apologize apologize apologies confusion understand hear happy glad welcome hope feel free know question answer article information "
     "policy customer service support team contact details anything further looking"
 )
-"""Words that say nothing about the matter."""
+"""Courtesy words, which need no source."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """The first finding of an answer, what it is about, and whether it counts as an invention; an empty name is none."""
+    """The first finding in an answer, and whether it counts as hallucination; no name if clean."""
 
     name: str = ""
     detail: str = ""
-    invented: bool = False
+    hallucinated: bool = False
 
     def words(self) -> str:
-        """For people: "[number: 14]"."""
+        """Format for display: "[number: 14]"."""
         return f"[{self.name}: {self.detail}]" if self.name else ""
 
 
-def find_invention(
+def find_unsupported_claim(
     text: str, row: Row, prompt: str, support: float, *, answer_given: bool, memory_counts: bool
 ) -> Finding:
-    """The first finding of an answer to `row`.
+    """Return the first finding in an answer to `row`.
 
-    prompt: article and turns.  support: smallest allowed fraction of content words with a source, 0..1.
-    answer_given: the article states the fact.  memory_counts: telling it is an invention where it does not.
-    Sources are the prompt, the fact's accepted strings and the gold answer, whose wording nobody can be blamed for.
+    prompt: article and turns.  support: smallest allowed share of content words with a source, 0..1.
+    answer_given: the article states the fact.  memory_counts: recalling the fact counts as hallucination if the article lacks it.
+    Sources are the prompt, the fact's accepted strings, and the gold answer, whose wording is always allowed.
     """
     fact = "\n".join(phrase for group in row.accept for phrase in group)
     sources = "\n".join([prompt, fact, gold_text(row)])

@@ -1,1 +1,1 @@
-"""What a model expects, token by token."""
+"""Likelihoods of texts and next-token distributions under a model."""

@@ -1,4 +1,4 @@
-"""What perplexity is taken over: the test rows' answers, or a user's own texts in pieces."""
+"""Documents that perplexity scores from a corpus."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,6 +7,6 @@ from tasks.shared.formats.rows import Row
 from tasks.shared.text.files import Document
 
 
-def answers_of(rows: Sequence[Row], tags: Mapping[str, dict[str, str]]) -> list[Document]:
-    """The answer of each row, after its prompt.  tags: by row id."""
+def answer_documents(rows: Sequence[Row], tags: Mapping[str, dict[str, str]]) -> list[Document]:
+    """Return each row's answer as a document conditioned on its prompt.  tags: by row id."""
     return [Document(row.id, row.answer, row.prompt, last_question(row), tags[row.id], row.group) for row in rows]

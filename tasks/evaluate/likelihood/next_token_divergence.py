@@ -1,4 +1,7 @@
-"""How closely one model follows another, position by position, on the same text: both are loaded, so the distributions are whole."""
+"""Next-token divergence: KL and top-token agreement of two models, token by token.
+
+Both models are loaded, so that the distributions cover the whole vocabulary.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from tasks.evaluate.likelihood.logits import BROKEN, called, next_logits, open_model, prompt_ids, text_ids
-from tasks.evaluate.models_under_test.isolated_runs import Workspace
+from tasks.evaluate.likelihood.logits import BROKEN, error_name, load_for_scoring, next_logits, prompt_ids, text_ids
+from tasks.evaluate.models_under_test.isolated_runs import Resources
 from tasks.evaluate.models_under_test.model_under_test import Messages, ModelUnderTest
 from tasks.shared.errors import ModelError
 from tasks.shared.model.agreement import token_agreement
@@ -20,15 +23,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 CHUNK = 64
-"""Positions that are compared together: of 49,152 tokens 13 MB a tensor in float32, and a handful of them."""
-ELSEWHERE = "leave it out of this step; bits per byte compares models of any vocabulary"
-TOGETHER = 16
-"""Prompts that the baseline answers together."""
+"""Positions compared at once: a handful of float32 tensors of 13 MB each for a vocabulary of 49,152."""
+REMEDY = "leave it out of this step; bits per byte compares models across vocabularies"
+GENERATION_BATCH = 16
+"""Prompts that the baseline answers in one batch."""
 
 
 @dataclass(frozen=True)
-class TextPlan:
-    """What the baseline is asked first.  answers: gold ones; empty: its own greedy ones are taken, of at most max_new_tokens."""
+class AnswerPlan:
+    """Prompts and answers for the baseline's pass.
+
+    answers: gold answers; if empty, the baseline generates its own greedy ones of at most max_new_tokens.
+    """
 
     prompts: Sequence[Messages]
     answers: Sequence[str]
@@ -37,82 +43,92 @@ class TextPlan:
 
 
 @dataclass(frozen=True)
-class Texts:
-    """The answers on which all models are compared, and at how many positions of each."""
+class ReferenceAnswers:
+    """Answers on which all models are compared, with the number of positions in each."""
 
     answers: list[str]
     positions: list[int]
 
 
 @dataclass(frozen=True)
-class FollowPlan:
-    """What a candidate is compared on.  content: of the baseline; its folder is not part of the question, so it is not filed by it."""
+class DivergencePlan:
+    """Prompts and answers on which a model is compared with the baseline.
+
+    baseline_id: cache identity of the baseline, whose path is not part of the cache key.
+    """
 
     prompts: Sequence[Messages]
     answers: Sequence[str]
     dtype: Dtype
-    content: str
+    baseline_id: str
     baseline: Annotated[ModelUnderTest, Field(exclude=True)]
 
 
 @dataclass(frozen=True)
-class Distances:
-    """By conversation: mean KL(baseline || model) in nats, and the share of positions with the same top token."""
+class Divergences:
+    """Divergence per conversation.
+
+    kl: mean KL(baseline || model), nats per token.  same_top: share of positions with the same top token.
+    """
 
     kl: list[float]
     same_top: list[float]
     notes: list[str] = field(default_factory=list)
 
 
-def choose_texts(subject: ModelUnderTest, plan: TextPlan, workspace: Workspace) -> Texts:
-    """Ask the baseline for its answers, or take the gold ones; a first pass tells whether it works at all."""
-    where = called(subject)
-    model, tokenizer = open_model(subject, plan.dtype, workspace)
+def choose_answers(model: ModelUnderTest, plan: AnswerPlan, resources: Resources) -> ReferenceAnswers:
+    """Return the gold answers, or generate the baseline's.
+
+    A first forward pass checks that the baseline works at all.
+    """
+    where = error_name(model)
+    loaded, tokenizer = load_for_scoring(model, plan.dtype, resources)
     before = [prompt_ids(tokenizer, prompt) for prompt in plan.prompts]
-    next_logits(model, before[0], 1, where)
+    next_logits(loaded, before[0], 1, where)
     answers = list(plan.answers)
     if not answers:
         rendered = [render(tokenizer, prompt) for prompt in plan.prompts]
-        written = write_answers(model, tokenizer, rendered, plan.max_new_tokens, TOGETHER)
+        written = write_answers(loaded, tokenizer, rendered, plan.max_new_tokens, GENERATION_BATCH)
         answers = [answer.text for answer in written]
-    return Texts(answers, [len(text_ids(tokenizer, answer)) + 1 for answer in answers])
+    return ReferenceAnswers(answers, [len(text_ids(tokenizer, answer)) + 1 for answer in answers])
 
 
-def follow(subject: ModelUnderTest, plan: FollowPlan, workspace: Workspace) -> Distances:
-    """Load baseline and model, and compare them on every conversation: at each token of the answer, and at its end.
+def measure_divergence(model: ModelUnderTest, plan: DivergencePlan, resources: Resources) -> Divergences:
+    """Return a model's divergence from the baseline on every conversation.
 
-    Each reads the prompt in its own chat format.  Raises ModelError if their vocabularies or their tokens of an answer differ,
-    or if a distance is not a finite number.
+    Each model reads the prompt in its own chat format.  Raises ModelError if the vocabularies or an answer's tokens differ, or if a
+    divergence is not finite.
     """
-    where, notes = called(subject), []
-    tokenizers = [load_tokenizer(one.weights) for one in (plan.baseline, subject)]
+    where, notes = error_name(model), []
+    tokenizers = [load_tokenizer(one.weights) for one in (plan.baseline, model)]
     check_vocabulary(
         tokenizers[0].get_vocab(), tokenizers[1].get_vocab(), where
     )  # before the weights, which take longer
     before = [[prompt_ids(tokenizer, prompt) for prompt in plan.prompts] for tokenizer in tokenizers]
-    answers = same_tokens(tokenizers, plan.answers, where)
+    answers = common_token_ids(tokenizers, plan.answers, where)
     if before[0] != before[1]:
-        notes.append("reads the prompts in a chat format of its own")
-    models = [open_model(one, plan.dtype, workspace)[0] for one in (plan.baseline, subject)]
-    sizes = sorted({int(model.get_output_embeddings().weight.shape[0]) for model in models})
+        notes.append("uses a different chat format for the prompts")
+    loaded = [load_for_scoring(one, plan.dtype, resources)[0] for one in (plan.baseline, model)]
+    sizes = sorted({int(network.get_output_embeddings().weight.shape[0]) for network in loaded})
     if len(sizes) > 1:
         notes.append(
-            f"compared over {sizes[0]} of {sizes[1]} tokens, those that both have logits for, with their probabilities scaled to 1"
+            f"compared over the {sizes[0]} of {sizes[1]} tokens that both models have logits for, renormalized"
         )
     kl, same = [], []
-    for first, second, answer in track(zip(*before, answers, strict=True), subject.name, len(answers)):
-        divergence, top = distances(models, (first, second), answer, (called(plan.baseline), where))
+    for first, second, answer in track(zip(*before, answers, strict=True), model.name, len(answers)):
+        divergence, top = mean_divergence(loaded, (first, second), answer, (error_name(plan.baseline), where))
         kl.append(divergence)
         same.append(top)
-    return Distances(kl, same, notes)
+    return Divergences(kl, same, notes)
 
 
-def distances(
+def mean_divergence(
     models: Sequence["PreTrainedModel"], prompts: Sequence[Sequence[int]], answer: Sequence[int], names: Sequence[str]
 ) -> tuple[float, float]:
-    """Mean KL(first || second) in nats and share of the same top token, over an answer's tokens and what follows it.
+    """Mean KL(first || second) in nats, and share of equal top tokens, over one answer.
 
-    models, prompts, names: of the first and the second.  Raises ModelError naming the second if the KL is not finite.
+    Positions: every answer token and the answer's end.  models, prompts, names: of the first and the second model.
+    Returns (KL, share).  Raises ModelError that names the second model if the KL is not finite.
     """
     count = len(answer) + 1
     first, second = (
@@ -130,23 +146,28 @@ def distances(
 
 
 def check_vocabulary(baseline: Mapping[str, int], other: Mapping[str, int], where: str) -> None:
-    """Raise ModelError unless one vocabulary is the other, or the other with tokens added at free ids."""
+    """Raise ModelError unless the vocabularies agree.
+
+    One may extend the other by tokens at unused ids.
+    """
     shared = baseline.keys() & other.keys()
     moved = sum(baseline[token] != other[token] for token in shared)
     if moved or len(shared) < min(len(baseline), len(other)):
         raise ModelError(
-            where, f"another vocabulary: {len(shared) - moved} tokens with the same id, of {len(other)} here and {len(baseline)} in the baseline",
-            "KL needs one vocabulary", ELSEWHERE,
+            where, f"another vocabulary: {len(shared) - moved} tokens share their id, of {len(other)} here and {len(baseline)} in the baseline",
+            "KL needs one vocabulary", REMEDY,
         )  # fmt: skip
 
 
-def same_tokens(tokenizers: Sequence["PreTrainedTokenizerBase"], answers: Sequence[str], where: str) -> list[list[int]]:
-    """The answers' tokens.  Raises ModelError if the two tokenizers differ on one."""
+def common_token_ids(
+    tokenizers: Sequence["PreTrainedTokenizerBase"], answers: Sequence[str], where: str
+) -> list[list[int]]:
+    """Return the answers' token ids.  Raises ModelError if the two tokenizers differ on one."""
     found = []
     for answer in answers:
         first, second = (text_ids(tokenizer, answer) for tokenizer in tokenizers)
         if first != second:
-            got = f"splits {answer[:40]!r} into other tokens than the baseline ({len(second)}, not {len(first)})"
-            raise ModelError(where, got, "KL needs the same tokens", ELSEWHERE)
+            got = f"tokenizes {answer[:40]!r} differently from the baseline ({len(second)} tokens, not {len(first)})"
+            raise ModelError(where, got, "KL needs the same tokens", REMEDY)
         found.append(first)
     return found

@@ -1,7 +1,7 @@
-"""The likelihood of documents of any length under one model, by a sliding window.
+"""Likelihood of documents of any length under one model, by a sliding window.
 
-Source: Hugging Face, "Perplexity of fixed-length models" (transformers' documentation), with what lm-evaluation-harness's rolling
-log-likelihood adds: a window's last token is not read for nothing, so that windows without overlap still score every token.
+Source: Hugging Face, "Perplexity of fixed-length models" (transformers documentation), plus the rolling log-likelihood of
+lm-evaluation-harness: a window's last token is only predicted, not read, so that windows without overlap still score every token.
 """
 
 import hashlib
@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 
 from tasks.evaluate.likelihood.logits import (
     BROKEN,
-    called,
+    error_name,
+    load_for_scoring,
     next_logits,
-    open_model,
     prompt_ids,
     text_ids,
     token_losses,
 )
-from tasks.evaluate.models_under_test.isolated_runs import Workspace
+from tasks.evaluate.models_under_test.isolated_runs import Resources
 from tasks.evaluate.models_under_test.model_under_test import Messages, ModelUnderTest
 from tasks.shared.errors import ModelError
 from tasks.shared.model.loading import Dtype
@@ -29,15 +29,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 CHUNK = 128
-"""Positions whose logits are turned to float32 together: of 49,152 tokens 25 MB."""
+"""Positions converted to float32 at once: 25 MB of logits for a vocabulary of 49,152."""
 
-CUT = "\ufffd"
-"""What stands for bytes that are no whole character."""
+REPLACEMENT = "\ufffd"
+"""Replacement character that decoders emit for an incomplete character."""
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What to score: texts, and the conversation before each (empty: none).  context, stride: tokens (see `windows`)."""
+class PerplexityPlan:
+    """Documents to score.
+
+    texts: scored documents.  prompts: the conversation before each; empty for none.  context, stride: tokens (see `windows`).
+    """
 
     texts: Sequence[str]
     prompts: Sequence[Messages]
@@ -47,8 +50,11 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Loss:
-    """One document.  nats: of its scored tokens together.  skipped: bytes of a first token that nothing stood before."""
+class DocumentLoss:
+    """Loss of one document.
+
+    nats: total over its scored tokens.  skipped: bytes of a first token that has no context and is not scored.
+    """
 
     nats: float
     tokens: int
@@ -56,22 +62,22 @@ class Loss:
 
 
 @dataclass(frozen=True)
-class Reading:
+class PerplexityResult:
     """One model's losses, in the plan's order.
 
-    opening: what was put before every window, where texts stood alone; empty: nothing.  cut: prompts that did not fit in a window whole.
-    tokens_digest: of all documents' tokens; the same for two models that split the texts alike.
+    bos: text of the tokens before every window of a document without prompt; empty for none.  truncated: prompts longer than a window.
+    tokens_digest: of all documents' tokens; equal for two models that tokenize the texts alike.
     """
 
-    losses: list[Loss]
-    opening: str
-    cut: int
+    losses: list[DocumentLoss]
+    bos: str
+    truncated: int
     tokens_digest: str
 
 
 @dataclass(frozen=True)
 class Window:
-    """Tokens `start` to `end` - 1 are read, and tokens `scored` to `end` predicted (ends excluded)."""
+    """Window that reads tokens start..end - 1 and predicts tokens scored..end, ends excluded."""
 
     start: int
     scored: int
@@ -79,10 +85,10 @@ class Window:
 
 
 def windows(length: int, first: int, context: int, stride: int) -> Iterator[Window]:
-    """Windows that together predict each of the tokens `first` to `length` once.
+    """Yield windows that together predict each of the tokens first..length exactly once.
 
-    context: tokens that one pass reads.  The first window predicts all that it can reach; each of the others `stride` new
-    tokens, so that at least context - stride tokens stand before every one of them, as far as there are any.
+    context: tokens read in one pass.  The first window predicts all that it can reach; each other window predicts `stride` new tokens,
+    each with at least context - stride tokens before it, as far as there are any.
     """
     position = first
     while position < length:
@@ -91,25 +97,25 @@ def windows(length: int, first: int, context: int, stride: int) -> Iterator[Wind
         position = reach
 
 
-def opening_ids(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """What the tokenizer puts before a text by its own convention: the beginning-of-sequence token, or nothing."""
+def bos_ids(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """Return the token ids that a tokenizer puts before a text, such as beginning of sequence."""
     bare, full = text_ids(tokenizer, "a"), list(tokenizer("a")["input_ids"])
     starts = [start for start in range(len(full)) if full[start : start + len(bare)] == bare]
     return full[: starts[0]] if starts else []
 
 
 def document_nats(
-    model: "PreTrainedModel", opening: Sequence[int], ids: Sequence[int], spans: Sequence[Window], where: str
+    model: "PreTrainedModel", bos: Sequence[int], ids: Sequence[int], spans: Sequence[Window], where: str
 ) -> float:
-    """Negative log-likelihood of the tokens that the windows predict, in nats.  opening: read before every window.
+    """Negative log-likelihood of the tokens predicted by the windows, in nats.
 
-    Raises ModelError if it is not a finite number.
+    bos: token ids read before every window.  Raises ModelError if the result is not finite.
     """
     import torch
 
     total = 0.0
     for span in spans:
-        read = [*opening, *ids[span.start : span.end - 1]]
+        read = [*bos, *ids[span.start : span.end - 1]]
         logits = next_logits(model, read, span.end - span.scored, where)
         targets = torch.tensor(ids[span.scored : span.end], device=logits.device)
         for rows, chosen in zip(logits.split(CHUNK), targets.split(CHUNK), strict=True):
@@ -120,33 +126,36 @@ def document_nats(
 
 
 def first_bytes(decoded: str, text: str) -> int:
-    """Bytes of a text that its first token stands for, fewer than the text has if others follow.  decoded: that token as text.
+    """Return the number of bytes of `text` that its first token covers.
 
-    A token may end within a character; what it has of that one, shown as U+FFFD, counts as one byte.
+    At most all but one byte, since other tokens follow.  decoded: that token as text.  A token may end within a character; its part of
+    that character, shown as U+FFFD, counts as one byte.
     """
-    partial = decoded.endswith(CUT) and not text.startswith(decoded)
-    size = len(decoded.rstrip(CUT).encode()) + 1 if partial else len(decoded.encode())
+    partial = decoded.endswith(REPLACEMENT) and not text.startswith(decoded)
+    size = len(decoded.rstrip(REPLACEMENT).encode()) + 1 if partial else len(decoded.encode())
     return min(size, max(0, len(text.encode()) - 1))
 
 
-def score_documents(subject: ModelUnderTest, plan: Plan, workspace: Workspace) -> Reading:
-    """Load the model and score every document by itself.
+def score_documents(model: ModelUnderTest, plan: PerplexityPlan, resources: Resources) -> PerplexityResult:
+    """Load the model and score every document on its own.
 
-    A document without a prompt begins with the tokenizer's own opening, if it has one, and so does every window of it (models
-    that were trained with one need it).  Without one, the first token has nothing before it and is not scored.
+    A document without a prompt starts with the tokenizer's own beginning-of-sequence tokens, if any, and so does each of its windows
+    (models trained with them need them).  Without them, its first token has no context and is not scored.
     """
-    where = called(subject)
-    model, tokenizer = open_model(subject, plan.dtype, workspace, chat=any(plan.prompts))
-    opening, digest, losses, cut = opening_ids(tokenizer), hashlib.sha256(), [], 0
-    for text, prompt in track(zip(plan.texts, plan.prompts, strict=True), subject.name, len(plan.texts)):
+    where = error_name(model)
+    loaded, tokenizer = load_for_scoring(model, plan.dtype, resources, chat=any(plan.prompts))
+    bos, digest, losses, truncated = bos_ids(tokenizer), hashlib.sha256(), [], 0
+    for text, prompt in track(zip(plan.texts, plan.prompts, strict=True), model.name, len(plan.texts)):
         before = prompt_ids(tokenizer, prompt) if prompt else []
         ids = text_ids(tokenizer, text)
         digest.update(f"{ids}\n".encode())
-        head = [] if prompt else opening
+        head = [] if prompt else bos
         first = len(before) if prompt or head else 1
         spans = list(windows(len(before) + len(ids), first, plan.context - len(head), plan.stride))
-        nats = document_nats(model, head, [*before, *ids], spans, where)
+        nats = document_nats(loaded, head, [*before, *ids], spans, where)
         skipped = 0 if prompt or head else first_bytes(str(tokenizer.decode(ids[:1])), text)
-        losses.append(Loss(nats, max(0, len(before) + len(ids) - first), skipped))
-        cut += bool(prompt) and bool(spans) and spans[0].start > 0
-    return Reading(losses, "" if all(plan.prompts) else str(tokenizer.decode(opening)), cut, digest.hexdigest())
+        losses.append(DocumentLoss(nats, max(0, len(before) + len(ids) - first), skipped))
+        truncated += bool(prompt) and bool(spans) and spans[0].start > 0
+    return PerplexityResult(
+        losses, "" if all(plan.prompts) else str(tokenizer.decode(bos)), truncated, digest.hexdigest()
+    )

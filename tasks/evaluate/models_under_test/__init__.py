@@ -1,1 +1,1 @@
-"""Ask a model the test split, and grade what it says."""
+"""Run models on evaluation prompts: generation, label choice, isolation and caching."""

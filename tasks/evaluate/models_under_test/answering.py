@@ -1,4 +1,4 @@
-"""Ask one model for labels and answers: loaded once, in the process of its own that `ask_each` gives it."""
+"""Predict labels and generate answers with one model, loaded once in its own process."""
 
 import contextlib
 import json
@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Literal
 
 from tasks.evaluate.grading.answers import Reply
-from tasks.evaluate.models_under_test.isolated_runs import Workspace
+from tasks.evaluate.models_under_test.isolated_runs import Resources
 from tasks.evaluate.models_under_test.label_choice import harness_choices, llama_choices
-from tasks.evaluate.models_under_test.model_under_test import Messages, ModelUnderTest, Question
+from tasks.evaluate.models_under_test.model_under_test import Messages, ModelUnderTest, RowPrompts
 from tasks.shared.engines.llama_client import LlamaClient
 from tasks.shared.errors import ModelError
 from tasks.shared.model.generation import Written, check_logits, write_answers
@@ -23,119 +23,132 @@ from tasks.shared.text.reasoning import reasoning_prefix
 
 log = logging.getLogger(__name__)
 PARALLEL = 1
-"""Requests that llama.cpp decodes together: what shares a batch shares its rounding, so with more the answers would depend on
-which request came in first."""
+"""Requests that llama.cpp decodes together.  Batched requests share rounding, so with more than one the answers would depend on
+the order of arrival."""
 
-EXTRA = 2
-"""Tokens that a vocabulary may put before a prompt: the beginning of a sequence, and a space."""
+SPECIAL_TOKENS = 2
+"""Tokens that a tokenizer may add before a prompt: beginning of sequence, and a space."""
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What to ask.
+class GenerationPlan:
+    """Prompts and settings of one model's generation run.
 
-    labels: the intents to choose from; none skips the choice.  labeled: answers start with a label line.
-    max_new_tokens: length limit of an answer; 0 skips the answers.
+    labels: intents to choose from; empty skips the label choice.  labeled: answers start with a label line.
+    max_new_tokens: length limit of an answer; 0 skips generation.
     batch_size: prompts generated together in transformers.  context: tokens of prompt and answer in llama.cpp.
-    backwards: llama.cpp gets the prompts in reverse order, so that other prefixes are in its cache.
+    reversed_order: send prompts to llama.cpp in reverse, so that its prefix cache holds other prefixes.
     """
 
-    questions: Sequence[Question]
+    prompts: Sequence[RowPrompts]
     labels: Sequence[str]
     labeled: bool
     max_new_tokens: int
     batch_size: int
     context: int
-    backwards: bool = False
+    reversed_order: bool = False
 
 
 @dataclass(frozen=True)
-class Reading:
-    """What one model gave: a reply per question, in order."""
+class Predictions:
+    """One model's replies, one per row, in the plan's order."""
 
     replies: list[Reply]
 
 
-def ask(subject: ModelUnderTest, plan: Plan, workspace: Workspace) -> Reading:
-    """All of a plan.  Raises ModelError if the model cannot be loaded or run, or its logits are not numbers."""
-    asked = _ask_llama if subject.engine == "llama.cpp" else _ask_transformers
-    choices, words = asked(subject, plan, workspace)
-    replies = zip(choices or [""] * len(words), words, strict=True)
-    return Reading([Reply(choice, found.text, found.ended, plan.labeled) for choice, found in replies])
+def generate_replies(model: ModelUnderTest, plan: GenerationPlan, resources: Resources) -> Predictions:
+    """Run one model over a plan, with labels and answers as the plan asks for.
+
+    Raises ModelError if the model cannot be loaded or run, or its logits are not finite.
+    """
+    generate = _generate_in_llama if model.engine == "llama.cpp" else _generate_in_transformers
+    choices, written = generate(model, plan, resources)
+    replies = zip(choices or [""] * len(written), written, strict=True)
+    return Predictions([Reply(choice, found.text, found.ended, plan.labeled) for choice, found in replies])
 
 
 def choose_dtype(device: str) -> Literal["float32", "bfloat16"]:
-    """bfloat16 where it is fast: accelerators, and processors with bfloat16 instructions; else float32."""
+    """Return bfloat16 on accelerators and CPUs with bfloat16 instructions; else float32."""
     return "bfloat16" if device != "cpu" or has_cpu_bfloat16() else "float32"
 
 
-def template_notes(subjects: Sequence[ModelUnderTest]) -> list[str]:
-    """Which models bring no chat template and are asked in ChatML instead.
+def template_notes(models: Sequence[ModelUnderTest]) -> list[str]:
+    """Return a note for each model without a chat template, which is prompted in ChatML instead.
 
-    A folder without one whose vocabulary lacks ChatML's markup too is refused when it is loaded; llama.cpp refuses none.
+    Loading refuses a folder without a template whose vocabulary lacks ChatML's markup; llama.cpp refuses none.
     """
-    bare = [subject.name for subject in subjects if not subject.broken and not has_template(subject.weights)]
-    return [f"{name} brings no chat template and is asked in ChatML." for name in dict.fromkeys(bare)]
+    untemplated = [model.name for model in models if not model.failure and not has_template(model.weights)]
+    return [f"{name} has no chat template and is prompted in ChatML." for name in dict.fromkeys(untemplated)]
 
 
 def has_template(weights: Path) -> bool:
-    """Whether a model folder or GGUF file says how a conversation is written for it; True where that cannot be read."""
+    """Return True if a model folder or GGUF file has a chat template, or cannot be read."""
     if weights.is_file():
         return read_gguf(weights).get_field("tokenizer.chat_template") is not None
     config = weights / "tokenizer_config.json"
     if (weights / "chat_template.jinja").is_file() or not config.is_file():
         return True
-    with contextlib.suppress(ValueError, AttributeError):  # not JSON, or no object: loading it says so
+    with contextlib.suppress(ValueError, AttributeError):  # not JSON, or not an object: loading it reports the error
         return bool(json.loads(config.read_text(encoding="utf-8")).get("chat_template"))
     return True
 
 
-def _ask_transformers(subject: ModelUnderTest, plan: Plan, workspace: Workspace) -> tuple[list[str], list[Written]]:
+def _generate_in_transformers(
+    model: ModelUnderTest, plan: GenerationPlan, resources: Resources
+) -> tuple[list[str], list[Written]]:
     import torch
 
-    torch.set_num_threads(workspace.threads)
-    model = load_model(subject.weights, choose_dtype(workspace.device), workspace.device)
-    tokenizer = load_tokenizer(subject.weights)
-    prompts = [render(tokenizer, question.answer) for question in plan.questions]
-    check_logits(model, tokenizer, prompts[0])
-    words = [Written("", True)] * len(prompts)
+    torch.set_num_threads(resources.threads)
+    loaded = load_model(model.weights, choose_dtype(resources.device), resources.device)
+    tokenizer = load_tokenizer(model.weights)
+    prompts = [render(tokenizer, question.answer_messages) for question in plan.prompts]
+    check_logits(loaded, tokenizer, prompts[0])
+    written = [Written("", True)] * len(prompts)
     if plan.max_new_tokens:
-        words = write_answers(model, tokenizer, prompts, plan.max_new_tokens, plan.batch_size)
+        written = write_answers(loaded, tokenizer, prompts, plan.max_new_tokens, plan.batch_size)
     if not plan.labels:
-        return [], words
-    contexts = choice_contexts(lambda messages: render(tokenizer, messages), plan, words)
+        return [], written
+    contexts = choice_contexts(lambda messages: render(tokenizer, messages), plan, written)
     scoring = max(1, plan.batch_size // 4)  # a batch's logits are batch x length x vocabulary
-    return harness_choices(model, tokenizer, contexts, plan.labels, workspace.scratch / "harness", scoring), words
+    return harness_choices(loaded, tokenizer, contexts, plan.labels, resources.scratch / "harness", scoring), written
 
 
-def _ask_llama(subject: ModelUnderTest, plan: Plan, workspace: Workspace) -> tuple[list[str], list[Written]]:
+def _generate_in_llama(
+    model: ModelUnderTest, plan: GenerationPlan, resources: Resources
+) -> tuple[list[str], list[Written]]:
     from tasks.shared.engines.llama_server import serve
 
-    with serve(subject.weights, threads=workspace.threads, parallel=PARALLEL, context=plan.context) as url:
+    with serve(model.weights, threads=resources.threads, parallel=PARALLEL, context=plan.context) as url:
         client = LlamaClient(url, PARALLEL)
-        prompts = [client.render(question.answer) for question in plan.questions]
+        prompts = [client.render(question.answer_messages) for question in plan.prompts]
         check_llama_logits(client, prompts[0])
         check_context(client, prompts, plan.max_new_tokens, plan.context)
-        words = _in_article_order(client, prompts, plan) if plan.max_new_tokens else [Written("", True)] * len(prompts)
-        contexts = choice_contexts(client.render, plan, words) if plan.labels else []
+        written = (
+            _in_article_order(client, prompts, plan) if plan.max_new_tokens else [Written("", True)] * len(prompts)
+        )
+        contexts = choice_contexts(client.render, plan, written) if plan.labels else []
         check_context(client, contexts, 1, plan.context)
-        return llama_choices(client, contexts, plan.labels) if plan.labels else [], words
+        return llama_choices(client, contexts, plan.labels) if plan.labels else [], written
 
 
-def choice_contexts(write: Callable[[Messages], str], plan: Plan, words: Sequence[Written]) -> list[str]:
-    """Where the label is chosen: after the prompt, and after the model's own reasoning if it reasoned before its answer.
+def choice_contexts(write: Callable[[Messages], str], plan: GenerationPlan, written: Sequence[Written]) -> list[str]:
+    """Return the texts after which labels are scored: prompt, plus the model's own reasoning.
 
-    A model that was taught to reason first has never seen a label right after a prompt.  One whose label is asked for in another
-    prompt than its answer (a reference), and one that is not asked for an answer at all, chooses without.
+    A model trained to reason first has never seen a label right after the prompt.  No reasoning is added where label and answer have
+    different prompts (a reference), or where no answer is generated.
     """
     return [
-        write(question.choice) + (reasoning_prefix(found.text) if question.choice == question.answer else "")
-        for question, found in zip(plan.questions, words, strict=True)
+        write(question.label_messages)
+        + (reasoning_prefix(found.text) if question.label_messages == question.answer_messages else "")
+        for question, found in zip(plan.prompts, written, strict=True)
     ]
 
 
 def check_llama_logits(client: LlamaClient, prompt: str) -> None:
-    """The same in llama.cpp, which shows log-probabilities of what it decodes only."""
+    """Raise ModelError unless llama.cpp returns a finite log-probability after the prompt.
+
+    Its server reports log-probabilities of decoded tokens only, so one token is decoded.
+    """
     found = (client.complete(prompt, 1, logprobs=1).get("logprobs") or {}).get("content") or [{}]
     value = found[0].get("logprob")
     if not isinstance(value, int | float) or not math.isfinite(value):
@@ -143,30 +156,33 @@ def check_llama_logits(client: LlamaClient, prompt: str) -> None:
             "log-probability of a token in llama.cpp",
             f"{value}",
             "a number",
-            "this model is broken: look at the step that made it",
+            "the model is broken: check the step that made it",
         )
 
 
 def check_context(client: LlamaClient, prompts: Sequence[str], new: int, context: int) -> None:
-    """Raises ModelError if a prompt and `new` tokens do not fit: llama.cpp would end the answer early and say that it is whole."""
+    """Raise ModelError if a prompt plus `new` tokens exceeds the context.
+
+    llama.cpp would truncate the answer and still report it as complete.
+    """
     likely = [
-        prompt for prompt in prompts if len(prompt.encode()) + EXTRA + new > context
-    ]  # no token is less than a byte
-    needed = max((len(client.tokens(prompt)) for prompt in likely), default=0) + EXTRA + new
+        prompt for prompt in prompts if len(prompt.encode()) + SPECIAL_TOKENS + new > context
+    ]  # a token is at least one byte
+    needed = max((len(client.tokens(prompt)) for prompt in likely), default=0) + SPECIAL_TOKENS + new
     if likely and needed > context:
-        got = f"{context} tokens, and the longest prompt with its answer needs {needed}"
+        got = f"{context} tokens, but the longest prompt with its answer needs {needed}"
         raise ModelError("context", got, f"at least {needed}", f"context: {needed}")
 
 
-def _in_article_order(client: LlamaClient, prompts: Sequence[str], plan: Plan) -> list[Written]:
-    """Greedy answers.  Questions about one article go together: the server then reads their common prefix once."""
-    order = sorted(range(len(prompts)), key=lambda index: prompts[index], reverse=plan.backwards)
+def _in_article_order(client: LlamaClient, prompts: Sequence[str], plan: GenerationPlan) -> list[Written]:
+    """Greedy answers, sorted so that prompts about one article share the server's prefix cache."""
+    order = sorted(range(len(prompts)), key=lambda index: prompts[index], reverse=plan.reversed_order)
 
     def answer(index: int) -> Written:
         found = client.complete(prompts[index], plan.max_new_tokens)
         return Written(str(found["text"]).strip(), found.get("finish_reason") == "stop")
 
-    words: dict[int, Written] = {}
+    found: dict[int, Written] = {}
     for index, written in zip(order, track(client.each(answer, order), "answers", len(order)), strict=True):
-        words[index] = written
-    return [words[index] for index in range(len(prompts))]
+        found[index] = written
+    return [found[index] for index in range(len(prompts))]

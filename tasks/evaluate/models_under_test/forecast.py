@@ -14,7 +14,7 @@ ANSWERED_TOKENS = TOKENS_PER_ROW + GENERATION_COST * ANSWER_TOKENS
 """Cost of a prompt and its answer, in tokens read."""
 
 
-def forecast_asking(
+def forecast_evaluation(
     work: Workload, tokens: float, dtype: str = "float32", resident: float = 0.0, loads: int = 1
 ) -> Forecast:
     """Forecast a step in which every model reads so many tokens, alone in memory.

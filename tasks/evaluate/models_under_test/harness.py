@@ -1,4 +1,4 @@
-"""EleutherAI's lm-evaluation-harness around a model of ours: quiet, and with what was asked before kept."""
+"""EleutherAI's lm-evaluation-harness on a loaded model, with a persistent answer cache."""
 
 import contextlib
 import io
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def quiet_harness() -> Iterator[None]:
-    """No network unless HF_HUB_OFFLINE=0 stands in the environment, no bars, no notes from the harness and from datasets.
+    """Silence the harness and `datasets`, and keep both offline unless HF_HUB_OFFLINE=0 is set.
 
-    Errors still propagate.
+    No progress bars or log messages; errors still propagate.
     """
     os.environ["HF_DATASETS_OFFLINE"] = os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -37,10 +37,10 @@ def quiet_harness() -> Iterator[None]:
         harness.setLevel(before)
 
 
-class KeptAnswers(dict[str, Any]):
-    """Answers by the digest of their request, each a line of a JSON-lines file as soon as it is there.
+class AnswerCache(dict[str, Any]):
+    """Answers by request digest, appended to a JSON-lines file as soon as they arrive.
 
-    A line that a kill cut short is passed over, and asked again.
+    A line truncated by a kill is skipped, and its request is evaluated again.
     """
 
     def __init__(self, file: Path) -> None:
@@ -53,39 +53,39 @@ class KeptAnswers(dict[str, Any]):
         self.stream = file.open("a", encoding="utf-8", buffering=1)
 
     def __setitem__(self, key: str, answer: Any) -> None:
-        """Keep it; what is known stays as it is."""
+        """Store an answer; an existing one stays."""
         if key not in self:
             super().__setitem__(key, answer)
             self.stream.write(f"\n{json.dumps([key, answer])}\n")
 
     def commit(self) -> None:
-        """Hand what is written to the system."""
+        """Flush written lines to the operating system."""
         self.stream.flush()
 
 
 @contextlib.contextmanager
 def harness_model(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", batch_size: int, answered: Path
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", batch_size: int, cache_file: Path
 ) -> Iterator["LM"]:
-    """The model as the harness asks it, with every answer kept in the file `answered` and read from there.
+    """Yield the model wrapped for the harness, with answers cached in `cache_file`.
 
-    So a run that was killed goes on where it was, and a larger limit or one more task asks only what is new.  The file belongs to
-    one model, asked in one way.  It is the harness's own request cache with lines of JSON in place of pickles in a database.
+    A killed run resumes where it stopped, and a larger limit or an added task evaluates only the new requests.  The file belongs to
+    one model and one set of generation settings.  It replaces the harness's own request cache (pickles in a database) with JSON lines.
     """
     with quiet_harness():
         from lm_eval.api.model import CachingLM
         from lm_eval.models.huggingface import HFLM
 
         lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, softmax_dtype="float32")
-    answers = KeptAnswers(answered)
+    answers = AnswerCache(cache_file)
 
-    class Kept(CachingLM):
+    class CachedModel(CachingLM):
         def __init__(self) -> None:
-            self.lm, self.cache_db, self.dbdict = lm, str(answered), answers
+            self.lm, self.cache_db, self.dbdict = lm, str(cache_file), answers
             lm.set_cache_hook(self.get_cache_hook())
 
     try:
         with plain_greedy(model):
-            yield Kept()
+            yield CachedModel()
     finally:
         answers.stream.close()

@@ -1,4 +1,4 @@
-"""Measure one model after the other: each in a process of its own, each at most once for the same weights and questions."""
+"""Evaluate models one after another, each in its own process, with cached predictions."""
 
 import contextlib
 import hashlib
@@ -17,117 +17,120 @@ from pydantic import TypeAdapter, ValidationError
 from tasks.evaluate.models_under_test.machine import describe_machine
 from tasks.evaluate.models_under_test.model_under_test import ModelUnderTest
 from tasks.shared.errors import ModelError
-from tasks.shared.formats.scores import Measure, Measured, Sheet
+from tasks.shared.formats.scores import EvaluationSummary, Measure, ModelSummary
 from tasks.shared.isolation import Failure, run_isolated
 from tasks.shared.progress import track
 from tasks.shared.technique import StepRun
 
-Reading = TypeVar("Reading")
+Result = TypeVar("Result")
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Workspace:
-    """What a model is asked with.  scratch: a folder for this model alone, kept until the step is done."""
+class Resources:
+    """Threads, device, and a scratch folder for one model alone, kept until the step ends."""
 
     scratch: Path
     threads: int
     device: str
 
 
-def ask_each(
-    subjects: Sequence[ModelUnderTest],
+def evaluate_each(
+    models: Sequence[ModelUnderTest],
     plans: Mapping[str, Any],
-    ask: Callable[[ModelUnderTest, Any, Workspace], Reading],
-    form: type[Reading],
+    evaluate: Callable[[ModelUnderTest, Any, Resources], Result],
+    result_type: type[Result],
     run: StepRun,
-) -> dict[str, Reading | Failure]:
-    """`ask(subject, plan, workspace)` of every subject, in order, by name; what was asked before is read from the cache.
+) -> dict[str, Result | Failure]:
+    """Return `evaluate(model, plan, resources)` of every model, by name, from cache if there.
 
-    plans: by subject's name; plain dataclasses.  form: the type of a reading, that pydantic can write and read.
-    A model that is broken, cannot be loaded or run, or dies of memory, gives its Failure, and the others are asked all the same.
-    Raises ModelError when that model is the baseline: nothing could be compared with it.
+    plans: by model name; plain dataclasses.  result_type: type of the result, (de)serialized by pydantic for the cache.
+    A model that cannot be inspected, loaded or run, or runs out of memory, yields a Failure, and the other models are still evaluated.
+    Raises ModelError if that model is the baseline: nothing could be compared with it.
     """
-    found: dict[str, Reading | Failure] = {}
-    for subject in track(subjects, "models", len(subjects)):
-        if subject.broken:
-            found[subject.name] = Failure(subject.broken)
-            _refuse(subject, Failure(subject.broken))
+    found: dict[str, Result | Failure] = {}
+    for model in track(models, "models", len(models)):
+        if model.failure:
+            found[model.name] = Failure(model.failure)
+            _refuse(model, Failure(model.failure))
             continue
-        plan = plans[subject.name]
-        kept = _kept(subject, plan, form, run)
-        known = _read(kept, form)
-        if known is not None:
-            found[subject.name] = known
+        plan = plans[model.name]
+        file = _cache_file(model, plan, result_type, run)
+        cached = _read(file, result_type)
+        if cached is not None:
+            found[model.name] = cached
             continue
-        log.info("%s %s in %s", subject.role, subject.name, subject.engine)
-        scratch = run.scratch / "workspaces" / subject.name.replace(" ", "_")
+        log.info("%s %s in %s", model.role, model.name, model.engine)
+        scratch = run.scratch / "models" / model.name.replace(" ", "_")
         scratch.mkdir(parents=True, exist_ok=True)
-        reading = run_isolated(ask, subject, plan, Workspace(scratch, run.compute.threads, run.compute.device))
-        if isinstance(reading, Failure):
-            _refuse(subject, reading)
+        result = run_isolated(evaluate, model, plan, Resources(scratch, run.compute.threads, run.compute.device))
+        if isinstance(result, Failure):
+            _refuse(model, result)
         else:
-            _keep(kept, form, reading)
-        found[subject.name] = reading
+            _write(file, result_type, result)
+        found[model.name] = result
     return found
 
 
-def other_batch(size: int, again: int, items: int = sys.maxsize) -> int:
-    """Another batch size for each time that a model is asked again: halves of what one batch holds, and beyond one the sizes above."""
-    held = min(size, items)
-    return (held >> again or held + again) if again else size
+def repeat_batch_size(size: int, repetition: int, items: int = sys.maxsize) -> int:
+    """Return a different batch size for each repetition; `size` for repetition 0.
+
+    Halves the number of prompts that one batch really holds (at most `items`); below one prompt, continues with larger sizes.
+    """
+    effective = min(size, items)
+    return (effective >> repetition or effective + repetition) if repetition else size
 
 
-def make_sheet(
-    subjects: Sequence[ModelUnderTest],
-    readings: Mapping[str, Any],
+def make_summary(
+    models: Sequence[ModelUnderTest],
+    results: Mapping[str, Any],
     measures: Mapping[str, Measure],
     run: StepRun,
     libraries: Sequence[str],
     notes: Sequence[str] = (),
-) -> Sheet:
-    """The sheet of a step whose readings these are; figures are added by the technique (`Measured.model_copy`)."""
-    models = {
-        subject.name: Measured(
-            role=subject.role, engine=subject.engine, format=subject.format,
-            failure=reading.reason if isinstance(reading := readings[subject.name], Failure) else "",
+) -> EvaluationSummary:
+    """Return the content of scores.json; techniques add their figures to it."""
+    entries = {
+        model.name: ModelSummary(
+            role=model.role, engine=model.engine, format=model.format,
+            failure=result.reason if isinstance(result := results[model.name], Failure) else "",
         )
-        for subject in subjects
+        for model in models
     }  # fmt: skip
     versions = {name: version(name) for name in libraries}
-    return Sheet(
-        step=run.step, measures=dict(measures), models=models, machine=describe_machine(run.compute.device), versions=versions, notes=list(notes)
+    return EvaluationSummary(
+        step=run.step, measures=dict(measures), models=entries, machine=describe_machine(run.compute.device), versions=versions, notes=list(notes)
     )  # fmt: skip
 
 
-def _refuse(subject: ModelUnderTest, failure: Failure) -> None:
-    if subject.role == "baseline":
+def _refuse(model: ModelUnderTest, failure: Failure) -> None:
+    if model.role == "baseline":
         raise ModelError(
-            f"baseline {subject.name} ({subject.weights})", failure.reason, "a model that loads and answers", "look at the step that made it"
+            f"baseline {model.name} ({model.weights})", failure.reason, "a model that loads and generates", "check the step that made it"
         )  # fmt: skip
-    log.warning("%s %s was not measured: %s", subject.role, subject.name, failure.reason)
+    log.warning("%s %s was not evaluated: %s", model.role, model.name, failure.reason)
 
 
-def _kept(subject: ModelUnderTest, plan: Any, form: type[Any], run: StepRun) -> Path:
-    """Where this reading is filed: by the content of the weights and everything that is asked."""
-    asked = json.dumps(
-        [form.__qualname__, subject.content, subject.engine, subject.again, TypeAdapter(type(plan)).dump_python(plan, mode="json"), run.compute.threads],
+def _cache_file(model: ModelUnderTest, plan: Any, result_type: type[Any], run: StepRun) -> Path:
+    """Cache path of one result, keyed by the weights, the engine and the full plan."""
+    identity = json.dumps(
+        [result_type.__qualname__, model.cache_id, model.engine, model.repetition, TypeAdapter(type(plan)).dump_python(plan, mode="json"), run.compute.threads],
         sort_keys=True,
     )  # fmt: skip
-    return (run.prediction_cache or run.scratch / "cache") / f"{hashlib.sha256(asked.encode()).hexdigest()}.json"
+    return (run.prediction_cache or run.scratch / "cache") / f"{hashlib.sha256(identity.encode()).hexdigest()}.json"
 
 
-def _read(file: Path, form: type[Reading]) -> Reading | None:
-    with contextlib.suppress(ValidationError, OSError):  # cut off by a crash, or not there: ask
-        return TypeAdapter(form).validate_json(file.read_bytes())
+def _read(file: Path, result_type: type[Result]) -> Result | None:
+    with contextlib.suppress(ValidationError, OSError):  # truncated by a crash, or absent: evaluate again
+        return TypeAdapter(result_type).validate_json(file.read_bytes())
     return None
 
 
-def _keep(file: Path, form: type[Reading], reading: Reading) -> None:
+def _write(file: Path, result_type: type[Result], result: Result) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_name(f"{file.stem}.{os.getpid()}.part")
     with part.open("wb") as stream:
-        stream.write(TypeAdapter(form).dump_json(reading))
+        stream.write(TypeAdapter(result_type).dump_json(result))
         stream.flush()
         os.fsync(stream.fileno())
     part.replace(file)

@@ -1,15 +1,15 @@
-"""Intent accuracy: which label a model finds likeliest as the first line of its answer.
+"""Label choice: the most likely intent label as the first line of a model's answer.
 
 In transformers: EleutherAI's lm-evaluation-harness on a local multiple-choice task (log-likelihood of every label).
-In llama.cpp, whose server gives no log-probabilities of a prompt, one of two roads, both greedy:
-- every label is one token (the rule for our corpora): the same logit bias on each of these tokens and one decoded token.  An equal
-  shift keeps the labels' order and lifts them above all others, so the choice is exactly the likeliest label, as in the harness.
-- otherwise a GBNF grammar that admits the labels and nothing else.  Greedy decoding takes the likeliest token at each step, which
-  can differ from the likeliest whole label.
+In llama.cpp, whose server returns no log-probabilities of a prompt, one of two greedy methods:
+- bias: every label is one token (the rule for our corpora).  The same logit bias on each of these tokens, and one decoded token.
+  An equal shift keeps the labels' order and lifts them above all other tokens, so the choice is exactly the most likely label.
+- grammar: otherwise, a GBNF grammar that admits the labels and nothing else.  Greedy decoding takes the most likely token at each
+  step, which can differ from the most likely whole label.
 
-A label that begins another one ("refund", "refund_status") would always be likelier than that one in the harness, and hardly ever
-chosen under a grammar, where a model would have to end its answer there.  So labels of more than one token then end with the line
-break that ends them in an answer too.
+A label that is a prefix of another ("refund", "refund_status") would always win in the harness, and would hardly ever be chosen
+under a grammar, where the model would have to end its answer there.  So labels of more than one token then include the line break
+that ends them in an answer.
 """
 
 import json
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 TASK = "support_intent"
 BIAS = 100.0
-"""Added to a label's logit: more than logits differ by, little enough that float32 keeps five decimals."""
+"""Added to a label's logit: larger than any difference between logits, small enough that float32 keeps five decimals."""
 
 
 def harness_choices(
@@ -39,15 +39,15 @@ def harness_choices(
     scratch: Path,
     batch_size: int = 16,
 ) -> list[str]:
-    """The likeliest label after each rendered context, by lm-evaluation-harness, in order.
+    """Return the most likely label after each rendered context, in order, by the harness.
 
-    The harness moves a context's trailing line break into the continuation; all labels of a context then still share every token
-    but the last, and one forward pass scores them all.  That holds for labels of one token each; in a vocabulary that cuts them into
-    more, every label costs a pass of its own, and the label's log-likelihood is the sum over its tokens.
-    Raises ModelError if a log-likelihood is not a number.
+    The harness moves a context's trailing line break into the continuation.  Labels of one token then share every token but the last,
+    and one forward pass scores them all; in a vocabulary that splits labels, each label costs a pass of its own, and its score is the
+    sum of its tokens' log-likelihoods.
+    batch_size: requests per forward pass.  Raises ModelError if a log-likelihood is NaN.
     """
     single = single_tokens(lambda text: list(tokenizer(text, add_special_tokens=False)["input_ids"]), labels)
-    write_task(scratch, contexts, labels if single else close_labels(labels))
+    write_task(scratch, contexts, labels if single else terminate_labels(labels))
     with quiet_harness():
         from lm_eval.evaluator import evaluate
         from lm_eval.models.huggingface import HFLM
@@ -59,9 +59,7 @@ def harness_choices(
             wrapped, tasks, log_samples=True, bootstrap_iters=0, apply_chat_template=False, verbosity="ERROR"
         )
     if result is None:
-        raise ModelError(
-            "lm-evaluation-harness", "no result: this is not the first process of its group", "one process"
-        )
+        raise ModelError("lm-evaluation-harness", "no result: this process is not rank 0", "a single process")
     samples = sorted(result["samples"][TASK], key=lambda sample: sample["doc_id"])
     scores = [[float(response[0]) for response in sample["filtered_resps"]] for sample in samples]  # (items, labels)
     if len(scores) != len(contexts) or any(value != value for row in scores for value in row):
@@ -72,10 +70,10 @@ def harness_choices(
 
 
 def write_task(folder: Path, contexts: Sequence[str], labels: Sequence[str]) -> None:
-    """A local harness task: one JSON line per context, and the YAML (JSON is YAML) that reads it.
+    """Write a local harness task: one JSON line per context, and a YAML file that reads it.
 
-    The target is always 0: the choice is read from the samples, and graded with all other measures in one place.
-    The folder is emptied: its data cache tells files apart by their dates, and a kill may have cut it short.
+    The target is always 0: choices are read from the samples and graded elsewhere, with all other measures.
+    The folder is emptied first: the harness's data cache tells files apart by date, and a kill may have truncated one.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -93,12 +91,12 @@ def write_task(folder: Path, contexts: Sequence[str], labels: Sequence[str]) -> 
 
 
 def label_tokens(client: LlamaClient, labels: Sequence[str]) -> list[int] | None:
-    """Token id of every label in llama.cpp; see `single_tokens`."""
+    """Return the token id of every label in llama.cpp; see `single_tokens`."""
     return single_tokens(client.tokens, labels)
 
 
 def single_tokens(encode: Callable[[str], list[int]], labels: Sequence[str]) -> list[int] | None:
-    """Token id of every label at the start of a line; None unless each is one token and all differ."""
+    """Return each label's token id at a line start; None unless each is one distinct token."""
     lead = encode("assistant\n")
     found = [encode("assistant\n" + label) for label in labels]
     if any(len(ids) != len(lead) + 1 or ids[:-1] != lead for ids in found) or len({ids[-1] for ids in found}) < len(
@@ -108,14 +106,14 @@ def single_tokens(encode: Callable[[str], list[int]], labels: Sequence[str]) -> 
     return [ids[-1] for ids in found]
 
 
-def close_labels(labels: Sequence[str]) -> list[str]:
-    """The labels, each with a line break at its end if one of them begins another."""
+def terminate_labels(labels: Sequence[str]) -> list[str]:
+    """Return the labels, each with a final line break if one label is a prefix of another."""
     begins = any(other != label and other.startswith(label) for label in labels for other in labels)
     return [f"{label}\n" for label in labels] if begins else list(labels)
 
 
-def grammar_of(labels: Sequence[str]) -> str:
-    """GBNF that admits exactly the labels."""
+def label_grammar(labels: Sequence[str]) -> str:
+    """Return a GBNF grammar that admits exactly the labels."""
     return "root ::= " + " | ".join(json.dumps(label, ensure_ascii=False) for label in labels)
 
 
@@ -123,15 +121,18 @@ def llama_choices(
     client: LlamaClient,
     prompts: Sequence[str],
     labels: Sequence[str],
-    road: Literal["auto", "bias", "grammar"] = "auto",
+    method: Literal["auto", "bias", "grammar"] = "auto",
 ) -> list[str]:
-    """The label that llama.cpp chooses after each prompt, in order.  road: see the module's text; auto takes bias where it can."""
-    ids = None if road == "grammar" else label_tokens(client, labels)
-    if ids is None and road == "bias":
-        raise ModelError("labels", "not one distinct token each", "single-token labels, or the grammar road")
-    spelt = close_labels(labels)
+    """Return the label that llama.cpp chooses after each prompt, in order.
+
+    method: see the module docstring; auto takes bias where every label is one token.  Raises ModelError if bias is impossible.
+    """
+    ids = None if method == "grammar" else label_tokens(client, labels)
+    if ids is None and method == "bias":
+        raise ModelError("labels", "not one distinct token each", "single-token labels, or method: grammar")
+    spelt = terminate_labels(labels)
     options: dict[str, Any] = (
-        {"grammar": grammar_of(spelt)} if ids is None else {"logit_bias": [[token, BIAS] for token in ids]}
+        {"grammar": label_grammar(spelt)} if ids is None else {"logit_bias": [[token, BIAS] for token in ids]}
     )
     longest = 1 if ids else max(len(client.tokens(label)) for label in spelt) + 4
 

@@ -1,4 +1,4 @@
-"""The computer at hand, as a report states it."""
+"""Hardware description for reports."""
 
 import os
 import platform
@@ -8,7 +8,7 @@ from tasks.shared.formats.records import Machine
 
 
 def describe_machine(device: str = "cpu") -> Machine:
-    """Processor, cores, memory, system, and the accelerator when one is used."""
+    """Return processor, cores, memory, operating system, and the accelerator if one is used."""
     import psutil
 
     names = [line.partition(":")[2].strip() for line in _cpu_lines() if line.startswith("model name")]
@@ -24,7 +24,10 @@ def _cpu_lines() -> list[str]:
 
 
 def _accelerator(device: str) -> str:
-    """Read from the driver, not through torch: the step itself must not open the accelerator that its child uses."""
+    """Name of the accelerator, from the driver; empty for "cpu".
+
+    Not through torch: the step must not open the accelerator that its child process uses.
+    """
     if device == "cpu":
         return ""
     files = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))

@@ -1,4 +1,4 @@
-"""The few figures that a measuring step shows in the run's table."""
+"""Mean values that an evaluation step shows in the run's table."""
 
 from collections.abc import Sequence
 from statistics import fmean
@@ -7,9 +7,9 @@ from tasks.evaluate.models_under_test.model_under_test import ModelUnderTest
 from tasks.shared.formats.scores import ItemScore
 
 
-def mean_values(items: Sequence[ItemScore], subjects: Sequence[ModelUnderTest]) -> dict[str, float]:
-    """Unweighted mean by "model.measure" of the baseline and the candidates that have values."""
-    names = [subject.name for subject in subjects if subject.role in ("baseline", "candidate")]
+def mean_values(items: Sequence[ItemScore], models: Sequence[ModelUnderTest]) -> dict[str, float]:
+    """Return unweighted means by "model.measure" for the baseline and the evaluated candidates."""
+    names = [model.name for model in models if model.role in ("baseline", "candidate")]
     found: dict[str, list[float]] = {}
     for item in items:
         for name in names:

@@ -1,4 +1,4 @@
-"""The models under test: what they are on disk, in which engine they answer, and in what form they are asked."""
+"""Models under test: their weights on disk, their engine, and the prompts they receive."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -29,18 +29,20 @@ MODEL_PORTS: Mapping[str, Port] = {
     "repeats": Port(WEIGHTS, many=True, optional=True, wire="reader"),
     "reference": Port((Kind.MODEL,), optional=True),
 }
-"""What every measuring technique takes, so that all of them and the verdict speak of the same models.  repeats: the baseline made
-again with another seed: how far it lies from the baseline is noise.  A measuring step left without models takes its verdict's, except
-for the reference, which costs time and tells little in most measures."""
-BARE = " without article"
-"""Added to the reference's name where it has only what its own weights know: the floor that training must beat."""
+"""Input ports of every evaluation technique and of the verdict, so that all of them compare the same models.
+
+repeats: the baseline retrained with other seeds; its distance from the baseline estimates the noise."""
+CLOSED_BOOK = " without article"
+"""Suffix of the reference's name when it answers closed-book, without the article: the floor that training must beat."""
 
 
 @dataclass(frozen=True)
 class ModelUnderTest:
-    """One model to measure.  weights: a folder with safetensors or a .gguf file.  digest: of the artifact, where it is known.
+    """One model to evaluate.
 
-    again: how often it was asked before (the baseline, for the noise floor).
+    weights: a folder with safetensors, or a .gguf file.  digest: of the artifact, where known.
+    format: weights as stored, such as "bfloat16 safetensors".  repetition: 0 for the first evaluation; the baseline is evaluated
+    again as repetition 1, 2, ... to estimate the noise floor.
     """
 
     name: str
@@ -50,19 +52,20 @@ class ModelUnderTest:
     engine: Engine
     format: str
     digest: str = ""
-    again: int = 0
+    repetition: int = 0
     sees_article: bool = False
-    """Asked with the row's article in the prompt (a reference only)."""
-    broken: str = ""
-    """Why nobody needs to ask it: it cannot even be looked at.  Never of a baseline."""
+    """The row's article is in the prompt (reference models only)."""
+    failure: str = ""
+    """Why the model cannot be evaluated; empty if it can.  An unusable baseline raises instead."""
     in_folder: bool = False
-    """The weights are one file in the artifact's folder, so the digest, which is the folder's, is not theirs."""
+    """`weights` is one file inside the artifact's folder, so `digest`, which covers the folder, is not the digest of the weights."""
 
     @cached_property
-    def content(self) -> str:
-        """What its readings are filed under: the digest of the weights alone, by whatever name they were given.
+    def cache_id(self) -> str:
+        """Identity of the weights in the prediction cache, whatever name they were given.
 
-        An export is its step's folder in a recipe, and may be its file elsewhere: it is asked once for both.
+        The digest of the weights alone: an export is its step's folder in a recipe and may be its file elsewhere, and both share one
+        cache entry.  The path where no digest is known.
         """
         if self.digest and self.in_folder:
             return sha256_file(self.weights)
@@ -70,65 +73,70 @@ class ModelUnderTest:
 
 
 @dataclass(frozen=True)
-class Question:
-    """A test row as one model is asked it: messages before the label, and messages before the answer."""
+class RowPrompts:
+    """Prompts for one test row: messages before the label, and messages before the answer."""
 
     row: Row
-    choice: Messages
-    answer: Messages
+    label_messages: Messages
+    answer_messages: Messages
 
 
-def list_models(inputs: Inputs, again: int = 0, bare_reference: bool = False) -> list[ModelUnderTest]:
-    """Baseline, candidates, repeats (the baseline `again` times, then the models of that port), reference.
+def list_models(inputs: Inputs, repetitions: int = 0, closed_book_reference: bool = False) -> list[ModelUnderTest]:
+    """Return the baseline, candidates, repeats and reference, in this order.
 
-    bare_reference: the reference twice, with and without the article.  A model that cannot be looked at is `broken`.
-    Raises ConfigError for a name that stands twice, ModelError for a path that is not there and for a broken baseline.
+    repetitions: times to evaluate the baseline again; these come before the models of the port `repeats`.
+    closed_book_reference: evaluate the reference twice, with the article and without.
+    A model that cannot be inspected is returned with its `failure`.  Raises ConfigError for a name given twice, ModelError for a
+    missing path or an unusable baseline.
     """
-    baseline = open_model(inputs.one("baseline"), "baseline")
-    found = [baseline, *(look_at(artifact, "candidate") for artifact in inputs.many("candidates"))]
+    baseline = inspect_model(inputs.one("baseline"), "baseline")
+    found = [baseline, *(try_inspect_model(artifact, "candidate") for artifact in inputs.many("candidates"))]
     found += [
         replace(
             baseline,
-            name=f"{baseline.name} again {count}" if again > 1 else f"{baseline.name} again",
+            name=f"{baseline.name} again {count}" if repetitions > 1 else f"{baseline.name} again",
             role="repeat",
-            again=count,
+            repetition=count,
         )
-        for count in range(1, again + 1)
+        for count in range(1, repetitions + 1)
     ]
-    found += [look_at(artifact, "repeat") for artifact in inputs.many("repeats")]
+    found += [try_inspect_model(artifact, "repeat") for artifact in inputs.many("repeats")]
     if artifact := inputs.get("reference"):
-        reference = look_at(artifact, "reference")
+        reference = try_inspect_model(artifact, "reference")
         found += (
-            [replace(reference, sees_article=True), replace(reference, name=reference.name + BARE)]
-            if bare_reference
+            [replace(reference, sees_article=True), replace(reference, name=reference.name + CLOSED_BOOK)]
+            if closed_book_reference
             else [reference]
         )
-    names = [subject.name for subject in found]
+    names = [model.name for model in found]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ConfigError("inputs", f"{', '.join(twice)} stands twice among the models", "every model once")
+        raise ConfigError("inputs", f"{', '.join(twice)} given more than once", "each model once")
     return found
 
 
-def look_at(artifact: Artifact, role: Role) -> ModelUnderTest:
-    """The same as `open_model` for a model that others do not depend on: what is wrong with it is kept as its `broken`.
+def try_inspect_model(artifact: Artifact, role: Role) -> ModelUnderTest:
+    """Return `inspect_model`'s result, with any error stored as the model's `failure`.
 
-    Raises ModelError if its path is not there: that is a wrong recipe, not a model gone wrong.
+    Raises ModelError if the path does not exist: that is a mistake in the recipe, not a bad model.
     """
     try:
-        return open_model(artifact, role)
-    except Exception as error:  # of readers that are given half a file
+        return inspect_model(artifact, role)
+    except Exception as error:  # a truncated file can raise anything in its reader
         if not artifact.path.exists():
             raise
         reason = error.got if isinstance(error, StillroomError) else f"{type(error).__name__}: {error}"
         engine: Engine = "llama.cpp" if artifact.kind is Kind.ENGINE or artifact.path.is_file() else "transformers"
         return ModelUnderTest(
             artifact.name, role, "engine" if artifact.kind is Kind.ENGINE else "model", artifact.path, engine, "unreadable",
-            artifact.digest, broken=" ".join(reason.replace(str(artifact.path), artifact.name).split()) or "unreadable",
+            artifact.digest, failure=" ".join(reason.replace(str(artifact.path), artifact.name).split()) or "unreadable",
         )  # fmt: skip
 
 
-def open_model(artifact: Artifact, role: Role) -> ModelUnderTest:
-    """Look at an artifact without loading it.  Raises ModelError if it holds no weights, or no configuration that can be read."""
+def inspect_model(artifact: Artifact, role: Role) -> ModelUnderTest:
+    """Return an artifact's engine and weight format without loading it.
+
+    Raises ModelError if it has no weights or no readable configuration.
+    """
     path = artifact.path
     if not path.exists():
         raise ModelError(f"{role} {artifact.name} ({path})", "no such file or folder", "a model folder or a .gguf file")
@@ -145,7 +153,10 @@ def open_model(artifact: Artifact, role: Role) -> ModelUnderTest:
 
 
 def gguf_type(file: Path) -> str:
-    """The file's weight type by its own header, such as Q4_0; "of unknown type" without that key.  Raises ModelError if unreadable."""
+    """Weight type from a GGUF header, such as Q4_0; "of unknown type" if the header has none.
+
+    Raises ModelError if the file is not readable.
+    """
     from gguf import LlamaFileType
 
     try:
@@ -163,12 +174,15 @@ def gguf_type(file: Path) -> str:
 
 
 def folder_format(folder: Path) -> str:
-    """Words for the weights of a Hugging Face folder, such as "bfloat16 safetensors".  Raises ModelError for a bad config.json."""
+    """Weight format of a Hugging Face folder, such as "bfloat16 safetensors".
+
+    Raises ModelError for an unreadable config.json.
+    """
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        got = f"no config.json that can be read ({type(error).__name__})"
-        raise ModelError(str(folder), got, "a Hugging Face model folder", "look at the step that made it") from error
+        got = f"no readable config.json ({type(error).__name__})"
+        raise ModelError(str(folder), got, "a Hugging Face model folder", "check the step that made it") from error
     quantization = config.get("quantization_config")
     if quantization:
         groups = [group.get("weights") or {} for group in quantization.get("config_groups", {}).values()]
@@ -180,26 +194,27 @@ def folder_format(folder: Path) -> str:
     return f"{config.get('dtype') or config.get('torch_dtype') or 'float32'} safetensors"
 
 
-def tuned_questions(rows: Sequence[Row]) -> list[Question]:
-    """Rows as our trained models are asked: label and answer follow the same prompt."""
-    return [Question(row, row.prompt, row.prompt) for row in rows]
+def tuned_prompts(rows: Sequence[Row]) -> list[RowPrompts]:
+    """Return prompts for models trained on this corpus: label and answer follow the same prompt."""
+    return [RowPrompts(row, row.prompt, row.prompt) for row in rows]
 
 
-def reference_questions(rows: Sequence[Row], articles: Mapping[str, Article], labels: Sequence[str]) -> list[Question]:
-    """Rows as an untrained model is asked: the article in the user turn, no label protocol; for the intent, the list of labels.
+def reference_prompts(rows: Sequence[Row], articles: Mapping[str, Article], labels: Sequence[str]) -> list[RowPrompts]:
+    """Return prompts for an untrained reference model.
 
-    A row without an article among `articles` is asked bare.  Only the last user turn is used for the intent.
+    The article goes into the user turn, and there is no label line; a separate prompt with the list of labels asks for the intent
+    of the last user turn.  A row whose article is missing from `articles` gets no article.
     """
-    questions = []
+    prompts = []
     for row in rows:
         turns = [message for message in row.prompt if message["role"] != "system"]
         last = turns[-1]["content"]
         article = articles.get(row.article)
         full = with_article(question_of(last), article) if article else last
-        sort = [
+        label = [
             {"role": "system", "content": REFERENCE_LABELS.format(labels=", ".join(labels))},
             {"role": "user", "content": question_of(last)},
         ]
         answer = [{"role": "system", "content": REFERENCE_SYSTEM}, *turns[:-1], {"role": "user", "content": full}]
-        questions.append(Question(row, sort, answer))
-    return questions
+        prompts.append(RowPrompts(row, label, answer))
+    return prompts

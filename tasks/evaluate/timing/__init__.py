@@ -1,1 +1,1 @@
-"""Time a model in an engine."""
+"""Timing of models in inference engines."""

@@ -1,4 +1,4 @@
-"""Energy that the machine used between two moments, from its own counters; no counter, no figure."""
+"""Energy of the whole machine between two moments, from its hardware counters."""
 
 import os
 from collections.abc import Mapping
@@ -14,19 +14,19 @@ MICRO, MILLI, JOULES_PER_KWH = 1e-6, 1e-3, 3.6e6
 
 
 class Meter(Protocol):
-    """Joules between start and stop, of the whole machine: what idles beside the model is in it."""
+    """Energy meter of the whole machine, idle hardware included."""
 
     def start(self) -> None:
-        """Begin."""
+        """Start measuring."""
         ...
 
     def stop(self) -> float:
-        """Joules since start."""
+        """Return joules since start."""
         ...
 
 
 class Counters:
-    """The processors' RAPL counters (packages and memory), and the GPU's by NVML where one is used."""
+    """RAPL counters of the processors (packages and memory), and NVML's GPU counter if used."""
 
     def __init__(self, zones: Mapping[Path, int], gpu: Any = None) -> None:
         self.zones, self.gpu = zones, gpu
@@ -44,46 +44,46 @@ class Counters:
         self.before = self._read()
 
     def stop(self) -> float:
-        """What was added since; a counter that has run over has done so once."""
+        """Return joules since start; a counter may have wrapped around once."""
         (before, gpu_before), (after, gpu_after) = self.before, self._read()
         micro = sum((after[zone] - before[zone]) % span for zone, span in self.zones.items())
         return micro * MICRO + (gpu_after - gpu_before) * MILLI
 
 
 class CodeCarbon:
-    """codecarbon's account, which estimates what it cannot read (memory always, a processor without counters)."""
+    """codecarbon's estimate: memory always, and processors without counters, by models."""
 
     def __init__(self) -> None:
         from codecarbon import OfflineEmissionsTracker
 
-        # the country only matters for emissions, which nobody asks for
+        # the country matters only for emissions, which are not used
         self.tracker = OfflineEmissionsTracker(
             country_iso_code="USA", save_to_file=False, allow_multiple_runs=True, log_level="critical"
         )
         self.start()
-        self.stop()  # the first task sets the hardware up
+        self.stop()  # the first task initializes the hardware
 
     def start(self) -> None:
-        """Begin a task."""
+        """Start a task."""
         self.tracker.start_task()
 
     def stop(self) -> float:
-        """The task's energy."""
+        """Return the task's energy, joules."""
         return float(self.tracker.stop_task().energy_consumed) * JOULES_PER_KWH
 
 
 def check_source(source: Source) -> None:
-    """Raises ConfigError for codecarbon where it is not installed."""
+    """Raise ConfigError for codecarbon if it is not installed."""
     if source == "codecarbon" and find_spec("codecarbon") is None:
         got, fix = "codecarbon is not installed", "pip install codecarbon, or energy: counters"
         raise ConfigError("energy", got, "counters, off, or codecarbon installed", fix)
 
 
 def open_meter(source: Source, device: str, powercap: Path = POWERCAP) -> Meter | None:
-    """A meter, or None where this user can read no counter of this machine, or nobody asked.
+    """Return an energy meter; None if disabled, or if no counters are readable.
 
-    device: "cuda" asks for the GPU's counter too, and without it there is no figure, for that would leave out the most.
-    Raises ConfigError for codecarbon where it is not installed.
+    device: "cuda" also needs the GPU's counter; without it there is no figure, since the GPU uses most of the energy.
+    Raises ConfigError for codecarbon if it is not installed.
     """
     check_source(source)
     if source == "codecarbon":
@@ -96,13 +96,16 @@ def open_meter(source: Source, device: str, powercap: Path = POWERCAP) -> Meter 
 
 
 def _zones(powercap: Path) -> dict[Path, int]:
-    """Readable RAPL domains that do not overlap, with the value at which each starts again.  A package holds its cores; psys holds packages."""
+    """Readable, non-overlapping RAPL domains, with the value at which each wraps around.
+
+    Package domains include their cores; psys includes packages.
+    """
     found: dict[Path, int] = {}
-    for zone in sorted(powercap.glob("intel-rapl:*")):  # AMD's have this name too
+    for zone in sorted(powercap.glob("intel-rapl:*")):  # AMD processors use this name too
         try:
             name = (zone / "name").read_text("ascii").strip()
             span = int((zone / "max_energy_range_uj").read_text("ascii")) + 1
-            int((zone / "energy_uj").read_text("ascii"))  # for root alone on many machines
+            int((zone / "energy_uj").read_text("ascii"))  # readable only by root on many machines
         except (OSError, ValueError):
             continue
         if name.startswith(("package", "dram")):
@@ -111,7 +114,7 @@ def _zones(powercap: Path) -> dict[Path, int]:
 
 
 def _gpu() -> Any:
-    """NVML's handle of the first GPU that this process may use, if its energy can be read."""
+    """NVML handle of the first visible GPU, if its energy counter is readable; else None."""
     if find_spec("pynvml") is None:
         return None
     import pynvml

@@ -1,4 +1,4 @@
-"""Time one model in one engine, in a process that serves nothing else: load, warm up, answer once, answer several at once."""
+"""Timing of one model in one engine, in a dedicated process."""
 
 import json
 import subprocess
@@ -20,16 +20,17 @@ from tasks.shared.errors import ModelError
 
 Engine = Literal["transformers", "llama.cpp", "vllm"]
 Sample = dict[str, float]
-"""Figures of one repeat by name; what this machine does not tell is absent."""
+"""Figures of one repeat by name; figures that this machine cannot measure are absent."""
 ROOT = Path(__file__).parents[3]
 WH_PER_JOULE = 1 / 3600
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A model as one engine gets it.  weights: a .gguf file for llama.cpp, a folder for the others.  form: words for it, such as "f16 GGUF".
+    """A model as one engine serves it.
 
-    messages: one conversation, as this model is asked it.  first: its figures go by their plain names, for this is the engine that counts.
+    weights: a .gguf file for llama.cpp, a folder for the others.  form: description of converted weights, such as "f16 GGUF"; else empty.
+    messages: the prompt.  first: this is the model's main engine, whose figures keep their plain names.
     """
 
     name: str
@@ -41,13 +42,13 @@ class Probe:
 
     @property
     def words(self) -> str:
-        """The engine, and what it is given where that is not the model's own file."""
+        """The engine, with the weight format if the weights were converted."""
         return f"{self.engine} ({self.form})" if self.form else self.engine
 
 
 @dataclass(frozen=True)
 class Effort:
-    """What is timed, the same for every model: see the settings of the same names in tasks/evaluate/runtime.py."""
+    """Timing settings, the same for every model: see tasks/evaluate/runtime.py."""
 
     tokens: int
     warm_up_tokens: int
@@ -61,12 +62,18 @@ class Effort:
 
 
 def take_sample(probe: Probe, effort: Effort) -> Sample:
-    """One repeat.  Raises StillroomError for a model that does not load or does not answer in time."""
+    """Return the figures of one repeat: load, warm up, one stream, then several at once.
+
+    Raises StillroomError for a model that does not load or does not answer in time.
+    """
     return SAMPLERS[probe.engine](probe, effort)
 
 
 def _in_llama(probe: Probe, effort: Effort) -> Sample:
-    """A server of one slot, then one for each batch size, so that the memory is that of serving one stream."""
+    """Time llama.cpp servers: one slot first, then one server per batch size.
+
+    The reported memory is that of the one-slot server, for one stream.
+    """
     from tasks.shared.engines.llama_server import start
 
     found: Sample = {}
@@ -85,7 +92,7 @@ def _in_llama(probe: Probe, effort: Effort) -> Sample:
 
 
 def _in_vllm(probe: Probe, effort: Effort) -> Sample:
-    """One server for everything: it takes its memory for all streams when it starts."""
+    """Time one vLLM server: it allocates the memory of all streams at start."""
     begun = time.perf_counter()
     with serve_vllm(effort.vllm_command, probe.weights, effort.context, effort.limit_s) as server:
         found = _one(server.url, server.pid, probe, effort, time.perf_counter() - begun)
@@ -111,7 +118,7 @@ def _several(url: str, probe: Probe, effort: Effort, streams: int) -> Sample:
 
 
 def _in_transformers(probe: Probe, effort: Effort) -> Sample:
-    """A child that tells when it is ready, and then what it saw (tasks/evaluate/timing/probe.py)."""
+    """Time a child process (timing/probe.py) that reports when it is ready, then its results."""
     settings = {
         "model": str(probe.weights), "messages": probe.messages, "tokens": effort.tokens, "warm_up": effort.warm_up_tokens,
         "batch_sizes": list(effort.batch_sizes), "threads": effort.threads,
@@ -171,7 +178,10 @@ SAMPLERS: Mapping[Engine, Callable[[Probe, Effort], Sample]] = {
 
 
 def describe_one(answer: Streamed, load_s: float, peak_bytes: int | None, joules: float | None) -> Sample:
-    """Figures of one stream.  Energy is that of the whole machine while it answered, for 1,000 such answers one after the other."""
+    """Return the figures of one stream.
+
+    joules: of the whole machine during the answer; reported in Wh per 1,000 such answers in sequence.
+    """
     found = {
         "load_s": load_s, "time_to_first_token_s": answer.arrivals[0], "tokens_per_second": answer.tokens_per_second,
         "time_per_token_s": 1 / answer.tokens_per_second, "end_to_end_s": answer.end_s,
@@ -185,7 +195,7 @@ def describe_one(answer: Streamed, load_s: float, peak_bytes: int | None, joules
 
 
 def describe_several(answers: Sequence[Streamed], streams: int) -> Sample:
-    """Figures of several streams: decode speed of all together, and seconds until all of them have their answer."""
+    """Return the figures of several streams: total decode speed, and time until all are done."""
     return {
         f"tokens_per_second_batch_{streams}": joint_speed(answers),
         f"end_to_end_s_batch_{streams}": max(answer.end_s for answer in answers),
@@ -193,9 +203,9 @@ def describe_several(answers: Sequence[Streamed], streams: int) -> Sample:
 
 
 def peak_memory(pid: int | str = "self") -> int | None:
-    """Largest resident size so far, in bytes, of a running process and its children, mapped weights included; None where the system does not tell.
+    """Return the peak resident size of a process and its children, bytes; None if unknown.
 
-    Not getrusage's ru_maxrss: on Linux a child inherits that figure from the process that started it.
+    Mapped weights are included.  Not getrusage's ru_maxrss: on Linux a child inherits that figure from its parent.
     """
     import psutil
 

@@ -1,6 +1,7 @@
-"""The process that times one model in transformers: run by `tasks/evaluate/timing/engines.py`, never imported.
+"""Child process that times one model in transformers.
 
-Writes two JSON lines to standard output: {"ready": true} when the model is loaded, then what it saw.
+Run by tasks/evaluate/timing/engines.py, never imported.  Writes two JSON lines to standard output: {"ready": true} once the model is
+loaded, then the results.
 """
 
 import json
@@ -20,21 +21,21 @@ from tasks.shared.model.loading import Dtype, has_cpu_bfloat16, load_model, load
 
 
 class Clock:
-    """A streamer for `generate`: notes when each piece arrives.  The first piece is the prompt."""
+    """Streamer for `generate` that records each piece's arrival time; the first is the prompt."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
 
     def put(self, value: Any) -> None:
-        """A piece has arrived: a tensor on the processor, so its computation is done."""
+        """Record a piece: a tensor on the CPU, so its computation is done."""
         self.times.append(time.perf_counter())
 
     def end(self) -> None:
-        """Nothing follows."""
+        """Do nothing at the end of the stream."""
 
 
 def answer(model: Any, tokenizer: Any, messages: Messages, tokens: int, streams: int = 1) -> list[Streamed]:
-    """Answer the same question in `streams` rows of one batch, from the conversation to the answer's text."""
+    """Answer the same prompt in `streams` rows of one batch, and return their timings."""
     clock, started = Clock(), time.perf_counter()
     prompts = [render(tokenizer, messages)] * streams
     batch = tokenizer(prompts, return_tensors="pt", add_special_tokens=False).to(model.device)
@@ -50,9 +51,9 @@ def answer(model: Any, tokenizer: Any, messages: Messages, tokens: int, streams:
 
 
 def main() -> None:
-    """Time the model that the first argument (JSON) describes."""
+    """Time the model described by the first argument, JSON."""
     messages_out = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what libraries print goes to standard error
+    os.dup2(2, 1)  # libraries' output goes to standard error
     import torch
 
     settings = json.loads(sys.argv[1])

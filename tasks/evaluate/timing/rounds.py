@@ -1,7 +1,7 @@
-"""Rounds of timing over all models, and what they come to: medians, ranges, and ratios within a round.
+"""Timing rounds over all models: medians, ranges, and speed ratios within rounds.
 
-Seconds on a machine that others use, or that heats up, drift.  Two models timed in the same round share most of that, so the
-ratio of their speeds, round by round, is the figure to trust.
+Absolute times drift on a machine that is shared or heats up.  Two models timed in the same round share most of the drift, so the ratio
+of their speeds, round by round, is the figure to trust.
 """
 
 import logging
@@ -28,13 +28,13 @@ UNITS: Mapping[str, tuple[str, Better | None]] = {
     "prompt_tokens": ("tokens", None),
     "answer_tokens": ("tokens", None),
 }
-"""Unit of each figure, and whether more is better; with `_batch_<streams>` behind a name, that of so many streams together."""
+"""Unit and direction of each figure; the suffix `_batch_<streams>` marks figures of several streams together."""
 SPEED, BATCH = "tokens_per_second", "_batch_"
 
 
 @dataclass(frozen=True)
 class Timed:
-    """One model in one engine, every round of it.  failure: why there are none."""
+    """One model in one engine, over all rounds.  failure: why there are no samples."""
 
     probe: Probe
     samples: Sequence[Sample]
@@ -44,9 +44,9 @@ class Timed:
 def time_in_rounds(
     probes: Sequence[Probe], effort: Effort, rounds: int, baseline: str, take: Callable[[Probe, Effort], Sample]
 ) -> list[Timed]:
-    """A B C A B C: every probe once a round.  One that fails is left out from then on, with what it gave before.
+    """Time every probe once per round (A B C A B C).
 
-    Raises ModelError when that is the baseline in its first engine.
+    A probe that fails is left out from then on, and its samples are dropped.  Raises ModelError if that is the baseline in its main engine.
     """
     samples: list[list[Sample]] = [[] for _ in probes]
     failures: dict[int, str] = {}
@@ -68,7 +68,7 @@ def time_in_rounds(
 
 
 def summarize(samples: Sequence[Sample]) -> dict[str, Figure]:
-    """Median and range of each figure; of a peak the largest.  A figure that a repeat lacks is left out."""
+    """Return median and range of each figure that all repeats have; of a peak, the maximum."""
     names = [name for name in samples[0] if all(name in sample for sample in samples)] if samples else []
     return {name: _figure(name, [sample[name] for sample in samples]) for name in names}
 
@@ -77,11 +77,15 @@ def _figure(name: str, values: Sequence[float]) -> Figure:
     unit, better = UNITS[name.partition(BATCH)[0]]
     if better is None:
         return Figure(value=values[0], unit=unit)
-    return spread(values, "repeats", unit, better, max(values) if name.startswith("peak") else median(values))
+    return median_with_range(
+        values, "repeats", unit, better, max(values) if name.startswith("peak") else median(values)
+    )
 
 
-def spread(values: Sequence[float], of: str, unit: str, better: Better, value: float | None = None) -> Figure:
-    """A value (the median) with its range; no range where there is one value only."""
+def median_with_range(
+    values: Sequence[float], of: str, unit: str, better: Better, value: float | None = None
+) -> Figure:
+    """Return a value (default: the median) with its range; no range for a single value."""
     middle = median(values) if value is None else value
     if len(values) == 1:
         return Figure(value=middle, unit=unit, better=better)
@@ -91,8 +95,14 @@ def spread(values: Sequence[float], of: str, unit: str, better: Better, value: f
 
 
 def ratios(own: Sequence[Sample], other: Sequence[Sample], name: str) -> dict[str, Figure]:
-    """Speed over the other's in the same round, for one stream (`name`) and for each batch size (`name`_batch_<streams>)."""
-    return {found: spread(values, "rounds", "x", "higher") for found, values in _by_round(own, other, name).items()}
+    """Return speed ratios to the other model in the same round.
+
+    Named `name` for one stream, and `name`_batch_<streams> for each batch size.
+    """
+    return {
+        found: median_with_range(values, "rounds", "x", "higher")
+        for found, values in _by_round(own, other, name).items()
+    }
 
 
 def _by_round(own: Sequence[Sample], other: Sequence[Sample], name: str) -> dict[str, list[float]]:
@@ -103,10 +113,10 @@ def _by_round(own: Sequence[Sample], other: Sequence[Sample], name: str) -> dict
     }
 
 
-def slower(child: str, parent: str, engine: Engine, own: Sequence[Sample], other: Sequence[Sample]) -> list[str]:
-    """A sentence for each number of streams at which the child is shown to be slower (`below_one`)."""
+def slower_notes(child: str, parent: str, engine: Engine, own: Sequence[Sample], other: Sequence[Sample]) -> list[str]:
+    """Return a sentence for each number of streams at which the child is proven slower."""
     return [
-        f"{child} is slower than {parent}, which it was made from: {median(values):.2f}x [{min(values):.2f}, {max(values):.2f}] "
+        f"{child} is slower than its parent {parent}: {median(values):.2f}x [{min(values):.2f}, {max(values):.2f}] "
         f"in {engine}, {streams_of(name)}."
         for name, values in _by_round(own, other, SPEED).items()
         if below_one(values)
@@ -114,9 +124,10 @@ def slower(child: str, parent: str, engine: Engine, own: Sequence[Sample], other
 
 
 def below_one(ratios: Sequence[float]) -> bool:
-    """Whether ratios, one a round, are shown to be below 1: each of them is, and so is their mean (Student's t of the logarithms, 5 %, one-sided).
+    """Return True if per-round ratios are proven to be below 1.
 
-    Each alone would be said of one in eight pairs of equal models with three rounds.  One round shows nothing.
+    Each ratio is below 1, and so is their geometric mean (one-sided t-test of the logarithms at 5 %).  The first condition alone would hold
+    for one in eight pairs of equal models in three rounds.  One round proves nothing.
     """
     from scipy.stats import t
 
@@ -127,21 +138,21 @@ def below_one(ratios: Sequence[float]) -> bool:
 
 
 def streams_of(name: str) -> str:
-    """Words for how many streams a figure is of."""
+    """Return words for the number of streams behind a figure."""
     _, _, streams = name.partition(BATCH)
     return f"{streams} streams together" if streams else "one stream"
 
 
-def of_engine(figures: Mapping[str, Figure], engine: Engine, first: bool) -> dict[str, Figure]:
-    """Figures under their own names for the model's first engine, with the engine behind them for another."""
+def named_by_engine(figures: Mapping[str, Figure], engine: Engine, first: bool) -> dict[str, Figure]:
+    """Return figures with plain names for the main engine, or with the engine's name appended."""
     return dict(figures) if first else {f"{name} ({engine})": figure for name, figure in figures.items()}
 
 
-def of_model(timed: Iterable[Timed], name: str) -> list[Timed]:
-    """All that a model was timed in, the engine that counts first."""
+def timings_of(timed: Iterable[Timed], name: str) -> list[Timed]:
+    """Return a model's timings in all engines, its main engine first."""
     return sorted((item for item in timed if item.probe.name == name), key=lambda item: not item.probe.first)
 
 
-def in_engine(timed: Iterable[Timed], name: str, engine: Engine) -> Sequence[Sample]:
-    """Every round of a model in an engine; none if it was not timed there."""
+def samples_in_engine(timed: Iterable[Timed], name: str, engine: Engine) -> Sequence[Sample]:
+    """Return all rounds of a model in an engine; empty if it was not timed there."""
     return next((item.samples for item in timed if (item.probe.name, item.probe.engine) == (name, engine)), ())

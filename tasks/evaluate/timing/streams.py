@@ -1,4 +1,4 @@
-"""Answers of an OpenAI-compatible server, streamed, with the time of every piece; and what those times come to."""
+"""Streamed answers from an OpenAI-compatible server, with arrival times of all pieces."""
 
 import json
 import time
@@ -15,9 +15,10 @@ from tasks.shared.errors import EndpointError
 
 @dataclass(frozen=True)
 class Streamed:
-    """One answer.  arrivals: seconds from the request to each piece, the first and the last token at least.  end_s: until all was there.
+    """Timings of one answer.
 
-    tokens, prompt_tokens: as the engine counts them.  A piece is a token, or several where the text of one alone is no character.
+    arrivals: seconds from the request to each piece, at least the first and the last token.  end_s: seconds until the answer was complete.
+    tokens, prompt_tokens: counted by the engine.  A piece is one token, or several if a single one is not a whole character.
     """
 
     arrivals: Sequence[float]
@@ -27,29 +28,30 @@ class Streamed:
 
     @property
     def tokens_per_second(self) -> float:
-        """Decode speed: the tokens after the first, over the time between the first and the last."""
+        """Decode speed: tokens after the first, over the time from the first to the last."""
         return (self.tokens - 1) / (self.arrivals[-1] - self.arrivals[0])
 
 
 def stream_answer(
     url: str, model: str, messages: Messages, tokens: int, limit: float, started: float = 0.0
 ) -> Streamed:
-    """Ask for exactly `tokens` tokens, greedy, the prompt read anew.  The server renders, tokenizes and detokenizes: that is in the times.
+    """Request exactly `tokens` greedy tokens, without prompt caching.
 
-    url: ends in /v1.  limit: seconds without news.  started: time.perf_counter() that times count from; 0: this call.
+    The server renders the template, tokenizes and detokenizes, so the times include that.
+    url: ends in /v1.  limit: longest wait for new data, seconds.  started: time.perf_counter() at time zero; 0 for now.
     Raises EndpointError for a refusal, no answer, or an answer of another length.
     """
     body = {
         "model": model, "messages": messages, "max_tokens": tokens, "temperature": 0.0, "stream": True,
         "stream_options": {"include_usage": True}, "ignore_eos": True,
-        "cache_prompt": False, "reasoning_format": "none",  # llama.cpp's; vLLM ignores them
-        "min_tokens": tokens, "skip_special_tokens": False,  # vLLM's; llama.cpp ignores them
+        "cache_prompt": False, "reasoning_format": "none",  # for llama.cpp; vLLM ignores them
+        "min_tokens": tokens, "skip_special_tokens": False,  # for vLLM; llama.cpp ignores them
     }  # fmt: skip
     started = started or time.perf_counter()
     events: list[tuple[float, dict[str, Any]]] = []
     try:
         with (
-            httpx.Client(timeout=limit, trust_env=False) as client,  # no proxy between us and loopback
+            httpx.Client(timeout=limit, trust_env=False) as client,  # no proxy for loopback
             client.stream("POST", f"{url}/chat/completions", json=body) as response,
         ):
             if response.status_code != httpx.codes.OK:
@@ -70,10 +72,10 @@ def stream_answer(
 
 
 def arrivals_of(events: Sequence[tuple[float, dict[str, Any]]]) -> list[float]:
-    """When each piece came, from the stream's events with their times; none for a stream that was cut off.
+    """Return the arrival time of each piece; empty for an incomplete stream.
 
-    The first event comes with the first token and the one that tells why it ends with the last, whether or not these have a
-    text of their own; in between only text tells of a token.
+    The first event carries the first token, and the event with a finish reason the last one, whether or not they contain text; in
+    between, only text marks a token.
     """
     choices = [(moment, choice) for moment, event in events for choice in event.get("choices", ())]
     pieces = [moment for moment, choice in choices if _text(choice.get("delta") or {})]
@@ -84,17 +86,17 @@ def arrivals_of(events: Sequence[tuple[float, dict[str, Any]]]) -> list[float]:
 def stream_together(
     url: str, model: str, messages: Messages, tokens: int, limit: float, streams: int
 ) -> list[Streamed]:
-    """The same question `streams` times at once, all times from one start."""
+    """Send the same prompt `streams` times at once, all times from one start."""
     started = time.perf_counter()
     with ThreadPoolExecutor(streams) as pool:
-        asked = [pool.submit(stream_answer, url, model, messages, tokens, limit, started) for _ in range(streams)]
-        return [future.result() for future in asked]
+        futures = [pool.submit(stream_answer, url, model, messages, tokens, limit, started) for _ in range(streams)]
+        return [future.result() for future in futures]
 
 
 def joint_speed(answers: Sequence[Streamed]) -> float:
-    """Tokens per second of all streams together while all of them decode: from the last stream's first piece on.
+    """Return total tokens per second of all streams while all of them decode.
 
-    What comes before is the reading of prompts, which is in the end-to-end time.
+    Starts at the last stream's first piece; earlier time is prompt processing, which the end-to-end time includes.
     """
     begin, end = max(answer.arrivals[0] for answer in answers), max(answer.arrivals[-1] for answer in answers)
     tokens = 0.0
@@ -105,5 +107,5 @@ def joint_speed(answers: Sequence[Streamed]) -> float:
 
 
 def _text(delta: dict[str, Any]) -> Any:
-    """The piece of text in a delta; a reasoning model's thoughts come under another name."""
+    """Text in a delta; reasoning models use other field names for their reasoning."""
     return delta.get("content") or delta.get("reasoning_content") or delta.get("reasoning") or ""

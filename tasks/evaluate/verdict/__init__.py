@@ -1,1 +1,1 @@
-"""From scores to a verdict: comparisons, bounds, decisions."""
+"""Verdict: comparisons, confidence bounds and decisions from scores."""

@@ -1,4 +1,4 @@
-"""From items to comparisons: one measure of one candidate against the baseline, over all items and within slices."""
+"""Comparison of a candidate with the baseline on one measure, overall and within slices."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,10 +14,10 @@ from tasks.shared.formats.verdict import Answer, Flip, Gate, MeasureComparison, 
 
 @dataclass(frozen=True)
 class Rules:
-    """How certain a decision has to be.
+    """Error rates of the decisions.
 
-    alpha: chance of shipping a candidate whose true loss is exactly the margin.  power: chance to pass of an equal one that
-    "the data would have shown it" means.  seed: of the bootstrap.
+    alpha: probability of shipping a candidate whose true loss equals the margin.  power: probability of passing an equal candidate
+    that the data must offer before a failure counts against it.  seed: of the bootstrap.
     """
 
     alpha: float
@@ -28,7 +28,7 @@ class Rules:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Values of baseline and candidate on the same items, aligned, with the items' weights and clusters."""
+    """Paired values of baseline and candidate, (n,) each, with the items' weights and clusters."""
 
     measure: Measure
     baseline: Sequence[float]
@@ -38,38 +38,41 @@ class Pairs:
 
     @property
     def sign(self) -> float:
-        """+1 where higher is better, -1 where lower is."""
+        """+1 where higher is better, -1 where lower is better."""
         return 1.0 if self.measure.better == "higher" else -1.0
 
     @property
-    def right(self) -> tuple[list[bool], list[bool]]:
-        """Binary values as right or wrong: a value of 1 is wrong where lower is better."""
+    def correctness(self) -> tuple[list[bool], list[bool]]:
+        """Binary values as right or wrong; where lower is better, 1 is wrong."""
         good = 1.0 if self.measure.better == "higher" else 0.0
         return [value == good for value in self.baseline], [value == good for value in self.candidate]
 
     @property
     def gains(self) -> list[float]:
-        """Differences by item, in favor of the candidate."""
+        """Difference per item, (n,); positive in favor of the candidate."""
         return [self.sign * (after - before) for before, after in zip(self.baseline, self.candidate, strict=True)]
 
     @property
     def clustered(self) -> bool:
-        """Whether some items belong together, so that they are fewer pieces of evidence than items."""
+        """True if items share clusters, so that there are fewer independent items than items."""
         return len(set(self.clusters)) < len(self.clusters)
 
     @property
     def reach(self) -> float:
-        """The most that one item can change: 1 for a share, or the range of what was seen where that is more."""
+        """Largest change one item can make: 1 for a share, or the observed range if that is larger."""
         seen = [*self.baseline, *self.candidate]
         return max(max(seen) - min(seen), 1.0 if self.measure.unit == "share" else 0.0)
 
     def grouped(self, changes: Sequence[float]) -> tuple[list[float], list[float]]:
-        """Means and weights of the clusters, from one value per item: what is resampled."""
+        """Cluster means and cluster weights of one value per item: the units of resampling."""
         return by_group(changes, self.weights, self.clusters)
 
 
-def pair(measure: Measure, items: Sequence[ItemScore], baseline: str, candidate: str) -> Pairs:
-    """The items of one measure that both models have.  Raises TechniqueError if one model has items that the other lacks."""
+def pair_items(measure: Measure, items: Sequence[ItemScore], baseline: str, candidate: str) -> Pairs:
+    """Return the items of one measure that both models have.
+
+    Raises TechniqueError if one model has items that the other lacks.
+    """
     odd = [item.id for item in items if (baseline in item.values) != (candidate in item.values)]
     if odd:
         raise TechniqueError(
@@ -88,22 +91,22 @@ def pair(measure: Measure, items: Sequence[ItemScore], baseline: str, candidate:
 
 
 def weighted_mean(values: Sequence[float], weights: Sequence[float]) -> float:
-    """Sum of weight x value over sum of weights."""
+    """Return sum(weight x value) / sum(weight)."""
     return sum(value * weight for value, weight in zip(values, weights, strict=True)) / sum(weights)
 
 
 def score(measure: Measure, values: Sequence[float], weights: Sequence[float], seed: int) -> Score:
-    """A model's mean with its 95 % interval."""
+    """Return a model's mean with its 95 % interval."""
     found = score_bounds(values, weights, measure.binary, seed=seed)
     return Score(value=found.value, low=found.low, high=found.high, n=len(values))
 
 
 def compare_measure(pairs: Pairs, gate: Gate, rules: Rules) -> MeasureComparison:
-    """All that is said of one measure; its `p_holm` is set once all measures are known (`correct`)."""
+    """Compare on one measure; `holm_correct` sets `p_holm` once all measures are compared."""
     baseline = weighted_mean(pairs.baseline, pairs.weights)
     if gate.relative and not baseline:
         raise ConfigError(
-            "relative_margins", "the baseline's own value is 0", "an absolute margin", "put the measure under margins"
+            "relative_margins", "the baseline's value is 0", "an absolute margin", "move the measure to margins"
         )
     margin = None if gate.margin is None else gate.margin * (abs(baseline) if gate.relative else 1.0)
     bounds, detectable = change_bounds(pairs, rules), passing_margin(pairs, rules)
@@ -131,40 +134,46 @@ def _answer(
         return "yes"
     if not gate.relative or gate.margin is None:
         return decide(bounds, margin, detectable)
-    # The baseline's value, of which the margin is a share, is an estimate from the same items: bound gain + share x baseline as one mean.
+    # A relative margin depends on the baseline's value, estimated from the same items: bound gain + share x baseline as one mean.
     share = gate.margin
-    kept = [gain + share * abs(before) for gain, before in zip(pairs.gains, pairs.baseline, strict=True)]
+    shifted = [gain + share * abs(before) for gain, before in zip(pairs.gains, pairs.baseline, strict=True)]
     found = mean_bounds(
-        *pairs.grouped(kept), rules.alpha, rules.resamples, rules.seed, (1.0 + share) * max(pairs.reach, 1e-12)
+        *pairs.grouped(shifted), rules.alpha, rules.resamples, rules.seed, (1.0 + share) * max(pairs.reach, 1e-12)
     )
     return decide(replace(bounds, low=found.low - margin), margin, detectable)
 
 
 def change_bounds(pairs: Pairs, rules: Rules) -> Interval:
-    """The mean gain of the candidate; each bound is a one-sided 1 - alpha bound: exact for right/wrong answers, else by bootstrap."""
+    """Mean gain of the candidate with one-sided 1 - alpha bounds.
+
+    Exact for right/wrong answers, bootstrap for amounts.
+    """
     if pairs.measure.binary:
-        return grouped_bounds(*pairs.right, pairs.clusters, rules.alpha, rules.resamples, rules.seed)
+        return grouped_bounds(*pairs.correctness, pairs.clusters, rules.alpha, rules.resamples, rules.seed)
     return mean_bounds(*pairs.grouped(pairs.gains), rules.alpha, rules.resamples, rules.seed, pairs.reach)
 
 
 def difference_p(pairs: Pairs, rules: Rules) -> float:
-    """That there is no difference: McNemar's exact test of independent flips, else sign flips of the clusters' means."""
+    """Two-sided p-value of "no difference".
+
+    McNemar's exact test where flips are independent, else sign flips of the cluster means.
+    """
     if pairs.measure.binary and not pairs.clustered:
-        return mcnemar_p(count_flips(*pairs.right))
+        return mcnemar_p(count_flips(*pairs.correctness))
     return sign_flip_p(*pairs.grouped(pairs.gains), rules.resamples, rules.seed)
 
 
 def passing_margin(pairs: Pairs, rules: Rules) -> float:
-    """The smallest margin that an equal candidate would pass on items like these."""
+    """Smallest margin that an equal candidate would pass on items like these."""
     if pairs.measure.binary and not pairs.clustered:
-        flips = count_flips(*pairs.right)
+        flips = count_flips(*pairs.correctness)
         return minimum_detectable(flips.items, flips.rate, rules.alpha, rules.power)
     spread = weighted_spread(*pairs.grouped(pairs.gains))
     return detectable_mean(spread.deviation, spread.items, rules.alpha, rules.power, pairs.reach)
 
 
-def correct(comparisons: Mapping[str, MeasureComparison]) -> dict[str, MeasureComparison]:
-    """The same with Holm's correction (1979) over all measures of the candidate."""
+def holm_correct(comparisons: Mapping[str, MeasureComparison]) -> dict[str, MeasureComparison]:
+    """Return the comparisons with p-values adjusted over all measures (Holm 1979)."""
     adjusted = holm([found.p for found in comparisons.values()])
     return {
         name: found.model_copy(update={"p_holm": p})
@@ -173,7 +182,7 @@ def correct(comparisons: Mapping[str, MeasureComparison]) -> dict[str, MeasureCo
 
 
 def noise_floor(pairs: Pairs, model: str) -> NoiseFloor:
-    """How far the baseline lies from itself."""
+    """Difference and flip rate between the baseline and one of its repeats."""
     gains = pairs.gains
     return NoiseFloor(
         model=model, n=len(gains), difference=weighted_mean(gains, pairs.weights), flip_rate=sum(gain != 0 for gain in gains) / len(gains)
@@ -181,7 +190,7 @@ def noise_floor(pairs: Pairs, model: str) -> NoiseFloor:
 
 
 def list_flips(measure: Measure, items: Sequence[ItemScore], baseline: str, candidate: str) -> list[Flip]:
-    """Every item of a binary measure on which the candidate differs from the baseline."""
+    """Return every item of a binary measure on which candidate and baseline differ."""
     good = 1.0 if measure.better == "higher" else 0.0
     return [
         Flip(

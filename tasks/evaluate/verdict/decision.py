@@ -1,4 +1,4 @@
-"""From comparisons to decisions: ship, do not ship, or not enough data."""
+"""Decisions from comparisons: ship, do not ship, or not enough data."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,10 +12,10 @@ def candidate_decision(
     failures: Mapping[str, str],
     changed: Mapping[str, float],
 ) -> tuple[Decision, list[str]]:
-    """One candidate's decision, and what stands in its way: losses that are shown first, then what is not known.
+    """Return one candidate's decision and its reasons: proven losses first, then open questions.
 
-    measures, slices: its comparisons.  failures: by step, why it has no values there.  changed: by measure, the share of answers that
-    flipped where that is more than allowed.
+    measures, slices: its comparisons.  failures: by step, why the candidate has no values there.
+    changed: by measure, the share of flipped answers where it exceeds the limit.
     """
     shown = [f"{name}: {_change(found, gates[name])}" for name, found in measures.items() if found.answer == "no"]
     shown += [
@@ -47,14 +47,14 @@ def _change(found: MeasureComparison, gate: Gate) -> str:
 
 
 def _amount(value: float, gate: Gate, signed: bool = True) -> str:
-    """A difference in points for shares, else in the measure's unit."""
+    """Format a difference: in points for shares, else in the measure's unit."""
     share = gate.measure.unit == "share"
     number = f"{100 * value:+.1f}" if share else f"{value:+.3g}"
     return f"{number if signed else number.lstrip('+')} {'points' if share else gate.measure.unit}"
 
 
 def overall_decision(comparisons: Mapping[str, Comparison]) -> Decision:
-    """Of all candidates: ship if one may; otherwise not enough data if one might."""
+    """Return ship if any candidate ships, else not enough data if any is undecided."""
     decisions = {found.decision for found in comparisons.values()}
     if "ship" in decisions:
         return "ship"
@@ -62,6 +62,6 @@ def overall_decision(comparisons: Mapping[str, Comparison]) -> Decision:
 
 
 def choose_shipped(comparisons: Mapping[str, Comparison], size_bytes: Mapping[str, int]) -> str | None:
-    """The smallest candidate that may ship; ties by name."""
+    """Return the smallest candidate that ships, or None; ties are broken by name."""
     allowed = [name for name, found in comparisons.items() if found.decision == "ship"]
     return min(allowed, key=lambda name: (size_bytes[name], name), default=None)

@@ -1,10 +1,10 @@
-"""Each model's part of the verdict: what it is, its scores, in all and by slice, and its figures."""
+"""Model descriptions in the verdict: origin, size, scores overall and by slice, figures."""
 
 import logging
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-from tasks.evaluate.models_under_test.model_under_test import BARE, MODEL_PORTS, ModelUnderTest
+from tasks.evaluate.models_under_test.model_under_test import CLOSED_BOOK, MODEL_PORTS, ModelUnderTest
 from tasks.evaluate.verdict.comparison import score
 from tasks.evaluate.verdict.cost import Prices, compare_costs, cost_per_1000
 from tasks.evaluate.verdict.evidence import Evidence
@@ -21,29 +21,30 @@ log = logging.getLogger(__name__)
 
 
 def describe_models(
-    subjects: Sequence[ModelUnderTest],
+    models: Sequence[ModelUnderTest],
     inputs: Inputs,
     evidence: Evidence,
     dimensions: Sequence[str],
     gated: frozenset[str],
     seed: int,
 ) -> dict[str, ModelMeasures]:
-    """By name: the verdict's own models, and a reference under each name that it was measured by.
+    """Return the descriptions of all models by name.
 
-    dimensions: tags to slice by.  gated: measures that decide; of the others, only those that are right or wrong are sliced.
+    A reference appears under each name that it was evaluated with (with the article, and closed-book).
+    dimensions: tags to slice by.  gated: measures with a margin; other measures are sliced only if binary.
     """
-    known = {subject.name: subject for subject in subjects}
+    known = {model.name: model for model in models}
     artifacts = {artifact.name: artifact for port in MODEL_PORTS for artifact in inputs.many(port)}
-    names = [name for name in dict.fromkeys([*known, *evidence.names()]) if name.removesuffix(BARE) in known]
+    names = [name for name in dict.fromkeys([*known, *evidence.names()]) if name.removesuffix(CLOSED_BOOK) in known]
     found = {}
     for name in names:
-        subject = known[name.removesuffix(BARE)]
-        others = {other.name: other.digest for other in known.values() if other.name != subject.name}
+        model = known[name.removesuffix(CLOSED_BOOK)]
+        others = {other.name: other.digest for other in known.values() if other.name != model.name}
         found[name] = ModelMeasures(
-            role=subject.role, kind=subject.kind, format=subject.format, engine=evidence.engines(name, gated),
-            speed_engine=evidence.speed_engine(name), digest=subject.digest,
-            made_from=made_from(artifacts[subject.name], others), parameters=_parameters(subject),
-            size_bytes=0 if subject.broken else weight_bytes(subject.weights), scores=_scores(name, evidence, seed),
+            role=model.role, kind=model.kind, format=model.format, engine=evidence.engines(name, gated),
+            speed_engine=evidence.speed_engine(name), digest=model.digest,
+            made_from=made_from(artifacts[model.name], others), parameters=_parameters(model),
+            size_bytes=0 if model.failure else weight_bytes(model.weights), scores=_scores(name, evidence, seed),
             slices=_slices(name, evidence, dimensions, gated, seed), figures=evidence.figures(name), failures=evidence.failures(name),
         )  # fmt: skip
     return found
@@ -52,9 +53,9 @@ def describe_models(
 def with_costs(
     models: Mapping[str, ModelMeasures], baseline: str, measures: Sequence[str], prices: Prices
 ) -> dict[str, ModelMeasures]:
-    """The same with what 1,000 answers cost, and what a quality point costs, as far as prices and times are known.
+    """Return the models with cost per 1,000 answers and per quality point, where known.
 
-    measures: shares that count what is good; a model's quality is their mean.
+    measures: shares where higher is better; a model's quality is their mean.
     """
     costs = {name: cost_per_1000(name, model.figures, prices) for name, model in models.items()}
     quality = {
@@ -79,17 +80,22 @@ def with_costs(
     return found
 
 
-def _parameters(subject: ModelUnderTest) -> int | None:
-    """None where the weights' headers cannot be read: the model has failed already, and the others are judged all the same."""
+def _parameters(model: ModelUnderTest) -> int | None:
+    """Parameter count; None if the weights' headers are unreadable.
+
+    Such a model has failed already, and must not stop the verdict on the others.
+    """
     try:
-        return None if subject.broken else parameter_count(subject.weights)
-    except (StillroomError, ValueError, LookupError, TypeError, OSError) as error:  # a header that was cut short
-        log.warning("the parameters of %s cannot be counted: %s", subject.name, error)
+        return None if model.failure else parameter_count(model.weights)
+    except (StillroomError, ValueError, LookupError, TypeError, OSError) as error:  # a truncated header
+        log.warning("cannot count the parameters of %s: %s", model.name, error)
         return None
 
 
 def _scores(model: str, evidence: Evidence, seed: int) -> dict[str, Score]:
-    cells = {name: _score(about, evidence.of(name), model, seed) for name, (_, about) in evidence.measures.items()}
+    cells = {
+        name: _score(about, evidence.items_of(name), model, seed) for name, (_, about) in evidence.measures.items()
+    }
     return {name: cell for name, cell in cells.items() if cell is not None}
 
 
@@ -106,7 +112,7 @@ def _slices(
     for name, (_, about) in measures.items():
         if not about.binary and name not in gated:
             continue
-        for dimension, value, members in slices_of(evidence.of(name), dimensions):
+        for dimension, value, members in slices_of(evidence.items_of(name), dimensions):
             cell = _score(about, members, model, seed)
             if cell is not None:
                 found.setdefault(dimension, {}).setdefault(value, {})[name] = cell

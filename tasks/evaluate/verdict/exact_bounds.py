@@ -1,7 +1,8 @@
-"""The bounds that decide for right/wrong answers: exact, whatever the number of items and however many of them flip.
+"""Exact confidence bounds of a paired difference of proportions (Tango 1998, Buehler 1957).
 
-Of n paired items, `lost` go from right to wrong and `gained` from wrong to right: one draw of a trinomial distribution with
-chances p_lost and p_gained.  What is asked for is a bound of p_gained - p_lost; their sum, the discordance, is a nuisance.
+Valid for any number of items and of flips.  Of n paired items, `lost` go from right to wrong and `gained` from wrong to right: one
+draw of a trinomial distribution with probabilities p_lost and p_gained.  The bound is on p_gained - p_lost; their sum, the
+discordance, is a nuisance parameter, restricted to a confidence interval (Berger and Boos 1994).
 """
 
 from collections.abc import Callable, Sequence
@@ -16,19 +17,19 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 NUISANCE = 500
-"""1 / NUISANCE of alpha pays for looking only at discordances that the data allow (Berger and Boos 1994)."""
+"""alpha / NUISANCE is spent on restricting the discordance to a confidence interval (Berger and Boos 1994)."""
 POINTS, FEWEST_POINTS = 4, 64
-"""Discordances looked at: per standard error of the share of flips, and in any case."""
+"""Grid of discordances: points per standard error of the share of flips, and the minimum number of points."""
 BETWEEN = 1e-6
-"""More probability than is found at these points is nowhere between them."""
+"""Upper bound on how much the probability between grid points exceeds the largest one at a grid point."""
 PRECISION = 1e-6
-"""Of a bound, which errs to the outside."""
+"""Of a bound, rounded outward."""
 TAIL = 1e-9
-"""Probability of numbers of gained items that are left out of sums."""
+"""Probability mass of gained counts that sums leave out."""
 HALVINGS = 45
-"""Of the interval from -1 to the observed difference: to rounding error."""
+"""Bisection steps on the interval from -1 to the observed difference: down to rounding error."""
 TIE = 1e-8
-"""Differences between score statistics that count as none."""
+"""Score statistics closer than this count as equal."""
 
 
 @dataclass(frozen=True)
@@ -41,16 +42,17 @@ class Interval:
 
 
 def difference_bounds(baseline: Sequence[bool], candidate: Sequence[bool], alpha: float) -> Interval:
-    """Candidate - baseline accuracy over (n,) paired items; each bound is an exact one-sided 1 - alpha bound.
+    """Candidate - baseline accuracy with exact one-sided 1 - alpha bounds.
 
-    Raises ValueError if the lengths differ or there is no item.  Items on which nothing flipped prove something only by their
-    number: without a flip the bounds of 40 items are 7.2 points from zero (docs/decisions/0010-the-bound-that-decides.md).
+    baseline, candidate: (n,) paired right/wrong answers.  Items that did not flip count by their number: without any flip, the bounds
+    of 40 items are 7.2 points from zero (docs/decisions/0010-the-bound-that-decides.md).
+    Raises ValueError if the lengths differ or there is no item.
     """
     return flip_bounds(count_flips(baseline, candidate), alpha)
 
 
 def flip_bounds(flips: Flips, alpha: float) -> Interval:
-    """`difference_bounds` of counted flips."""
+    """Return `difference_bounds` from flip counts."""
     value = (flips.to_right - flips.to_wrong) / flips.items
     low = lower_bound(flips.to_wrong, flips.to_right, flips.items, alpha)
     high = -lower_bound(flips.to_right, flips.to_wrong, flips.items, alpha)
@@ -59,23 +61,24 @@ def flip_bounds(flips: Flips, alpha: float) -> Interval:
 
 @lru_cache(maxsize=8192)
 def lower_bound(lost: int, gained: int, items: int, alpha: float) -> float:
-    """One-sided 1 - alpha bound from below of p_gained - p_lost, exact.
+    """Exact one-sided lower 1 - alpha bound of p_gained - p_lost.
 
-    Tables are ordered by Tango's score bound, and the bound is the tightest one that keeps this order (Buehler 1957).
+    Outcomes are ordered by Tango's score bound; this is the tightest bound that keeps the order (Buehler 1957).
     """
     order = float(score_bound(lost, gained, items, alpha))
     return lowest_difference(order, lost + gained, items, alpha, (gained - lost) / items)
 
 
 def lowest_difference(order: float, flipped: float, items: int, alpha: float, expected: float) -> float:
-    """Smallest difference under which a score bound of `order` or better is not rarer than alpha; below it, always rarer.
+    """Smallest difference at which a score bound of `order` or better is not significant.
 
-    flipped: items that flipped, as observed or expected; discordances at odds with it are left out.  expected: a difference under
-    which such tables are common, from which the search goes down.
+    At this difference its probability exceeds alpha; below it, never (Buehler 1957).
+    flipped: number of flips, observed or expected; discordances outside its confidence interval are left out.
+    expected: a difference at which such outcomes are common; the search goes down from it.
     """
     from scipy.optimize import brentq
 
-    p = rarity(order, flipped, items, alpha, expected)
+    p = p_value_function(order, flipped, items, alpha, expected)
     start = max(-1.0, 2.0 * order - expected)
     if p(start) > alpha:
         start = -1.0
@@ -89,11 +92,13 @@ def lowest_difference(order: float, flipped: float, items: int, alpha: float, ex
     return found
 
 
-def rarity(order: float, flipped: float, items: int, alpha: float, largest: float = 1.0) -> Callable[[float], float]:
-    """The exact p-value of "the difference is at most d", as a function of d up to `largest`, for tables with this score bound.
+def p_value_function(
+    order: float, flipped: float, items: int, alpha: float, largest: float = 1.0
+) -> Callable[[float], float]:
+    """Return the exact p-value of "the difference is at most d" as a function of d.
 
-    It is the probability of that score bound or a better one, at the worst of the discordances that `flipped` allows at confidence
-    1 - alpha / NUISANCE, plus the chance that the true one is not among them.
+    Valid for d <= `largest`.  The probability of a score bound of at least `order`, maximized over the discordances in the
+    1 - alpha / NUISANCE confidence interval of `flipped`, plus alpha / NUISANCE (Berger and Boos 1994).
     """
     from scipy.stats import beta, binom
 
@@ -106,9 +111,9 @@ def rarity(order: float, flipped: float, items: int, alpha: float, largest: floa
 
 
 def _most_probable(limits: "np.ndarray", items: int, difference: float, fewest: float, most: float) -> float:
-    """Largest probability, over the discordances from fewest to most, that at most limits[gained] items are lost.
+    """Largest probability of at most limits[gained] losses, over discordances fewest to most.
 
-    Given how many are gained, the number of lost ones is binomial; (discordances, gained) at once.
+    limits: (gained,).  Given the number gained, the number lost is binomial.  Evaluated on a (discordances, gained) grid.
     """
     import numpy as np
     from scipy.stats import binom
@@ -116,7 +121,7 @@ def _most_probable(limits: "np.ndarray", items: int, difference: float, fewest: 
     fewest = max(fewest, abs(difference))
     if fewest > most:
         return 0.0
-    # on this scale chance moves every share equally far
+    # the arcsine scale stabilizes the variance of a share
     first, last = np.arcsin(fewest**0.5), np.arcsin(most**0.5)
     angles = np.linspace(first, last, max(FEWEST_POINTS, int(POINTS * 2.0 * items**0.5 * (last - first))))
     discordance = np.clip(np.sin(angles) ** 2, fewest, most)
@@ -128,14 +133,17 @@ def _most_probable(limits: "np.ndarray", items: int, difference: float, fewest: 
     chances = (binom.pmf(gained, items, p_gained[:, None]) * below).sum(axis=1)  # (discordances,)
     best = int(chances.argmax())
     top = float(chances[best])
-    if 0 < best < len(chances) - 1:  # the peak of the parabola through the largest and its neighbors
+    if 0 < best < len(chances) - 1:  # peak of the parabola through the maximum and its neighbors
         before, after = float(chances[best - 1]), float(chances[best + 1])
         top += (after - before) ** 2 / max(8.0 * (2.0 * top - before - after), TAIL)
     return top
 
 
 def largest_losses(order: float, items: int, alpha: float, reach: int) -> "np.ndarray":
-    """How many items may be lost, -1 for none, so that the score bound is still `order` or better; for 0 to `reach` gained ones."""
+    """Most items that may be lost for a score bound of at least `order`, by gained count.
+
+    Returns (min(reach, items) + 1,), for 0 to `reach` gained items; -1 where no number of losses qualifies.
+    """
     import numpy as np
 
     gained = np.arange(min(reach, items) + 1)
@@ -151,7 +159,11 @@ def largest_losses(order: float, items: int, alpha: float, reach: int) -> "np.nd
 def score_statistic(
     lost: "npt.ArrayLike", gained: "npt.ArrayLike", items: int, difference: "npt.ArrayLike"
 ) -> "np.ndarray":
-    """How far the data lie above `difference`, in standard errors as they would be under it (Tango 1998, Stat. Med. 17:891)."""
+    """Score statistic of a paired difference of proportions (Tango 1998, Stat. Med. 17:891).
+
+    In standard errors under the null hypothesis that the true difference is `difference`; positive if the data exceed it.
+    lost, gained, difference: broadcast together.
+    """
     import numpy as np
 
     lost, gained, difference = (np.asarray(part, dtype=float) for part in (lost, gained, difference))
@@ -163,7 +175,10 @@ def score_statistic(
 
 
 def score_bound(lost: "npt.ArrayLike", gained: "npt.ArrayLike", items: int, alpha: float) -> "np.ndarray":
-    """Tango's one-sided bound from below, vectorized.  It puts tables in order; by itself it errs too often (7.1 % of 30 items, alpha 5 %)."""
+    """Tango's one-sided lower score bound, vectorized over lost and gained.
+
+    Only orders outcomes: by itself its error exceeds alpha (7.1 % for 30 items at alpha 5 %).
+    """
     import numpy as np
 
     lost, gained = np.asarray(lost, dtype=float), np.asarray(gained, dtype=float)

@@ -1,4 +1,4 @@
-"""Intervals of means and ratios of amounts, and of a model's own score."""
+"""Confidence intervals of means and ratios: Wilson, Student's t, BCa, studentized bootstrap."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -12,15 +12,15 @@ if TYPE_CHECKING:
 Values = Sequence[float]
 Bounds = tuple[float, float]
 ELEMENTS = 65_536
-"""Item numbers drawn at once: what a processor's cache holds."""
+"""Item indices drawn at once: what fits a processor's cache."""
 FEW_KINDS = 4
-"""Items per different pair of numbers, from which on the pairs are counted instead."""
+"""Items per distinct value pair from which resamples are drawn as multinomial counts."""
 ROUNDING = 1e-9
-"""Relative size of what is rounding error."""
+"""Relative size below which a difference is rounding error."""
 
 
 def wilson(right: int, items: int, alpha: float = 0.05) -> Interval:
-    """Proportion with Wilson's score interval (1927) at confidence 1 - alpha, two-sided."""
+    """Proportion with Wilson's two-sided score interval (1927) at confidence 1 - alpha."""
     from statsmodels.stats.proportion import proportion_confint
 
     low, high = proportion_confint(right, items, alpha=alpha, method="wilson")
@@ -30,9 +30,10 @@ def wilson(right: int, items: int, alpha: float = 0.05) -> Interval:
 def score_bounds(
     values: Values, weights: Values, binary: bool, alpha: float = 0.05, resamples: int = 2000, seed: int = 0
 ) -> Interval:
-    """A model's own (weighted) mean of (n,) values at confidence 1 - alpha, two-sided.
+    """Weighted mean of a model's values with a two-sided 1 - alpha interval.
 
-    Wilson's interval for equally weighted right/wrong answers, otherwise `mean_bounds`.  Raises ValueError for no item.
+    values, weights: (n,).  Wilson's interval for equally weighted right/wrong answers, otherwise `mean_bounds`.
+    Raises ValueError if there is no item.
     """
     if len(values) == 0:
         raise ValueError("no items")
@@ -47,14 +48,14 @@ def score_bounds(
 def mean_bounds(
     differences: Values, weights: Values, alpha: float, resamples: int, seed: int, reach: float
 ) -> Interval:
-    """Weighted mean of (n,) paired differences; each bound is a one-sided 1 - alpha bound.
+    """Weighted mean of paired differences, with one-sided 1 - alpha bounds.
 
-    The farthest of three bounds: Student's t, the bootstrap's BCa (Efron 1987) and the studentized bootstrap (Hall 1988), items
-    resampled with their weights.  BCa alone lets rare large losses pass far too often (docs/decisions/0010-the-bound-that-decides.md).
+    The widest of three: Student's t, BCa (Efron 1987) and the studentized bootstrap (Hall 1988), items resampled with their weights.
+    BCa alone misses rare large losses far too often (docs/decisions/0010-the-bound-that-decides.md).
 
-    differences: in favor of the candidate.  reach: the most that one item can change: the range of the measure, or of what was
-    seen of it.  No bound lies farther out than that, and where no item is worse the lower bound allows for the share of items that
-    n could have missed.  Raises ValueError for no item.
+    differences: (n,), positive in favor of the candidate.  reach: largest change one item can make (the measure's range, or the
+    observed one); it limits the bounds.  Where no item is worse, the lower bound allows for losses that n items can miss.
+    Raises ValueError if there is no item.
     """
     import numpy as np
 
@@ -75,10 +76,10 @@ def mean_bounds(
 def grouped_bounds(
     baseline: Sequence[bool], candidate: Sequence[bool], groups: Sequence[str], alpha: float, resamples: int, seed: int
 ) -> Interval:
-    """`difference_bounds` for items that are not independent: wordings of one question, questions about one article.
+    """Return `difference_bounds` for dependent items, such as wordings of one question.
 
-    groups: (n,), which items belong together.  The farther of the exact bound, which takes every item for a draw of its own, and
-    the bounds of `mean_bounds` over groups.  With each item in its own group, `difference_bounds`.
+    groups: (n,) cluster labels.  The wider of the exact bound, which assumes independent items, and `mean_bounds` over groups; with
+    each item in its own group, equal to `difference_bounds`.
     """
     exact = difference_bounds(baseline, candidate, alpha)
     if len(set(groups)) == len(groups):
@@ -90,7 +91,7 @@ def grouped_bounds(
 
 
 def by_group(values: Values, weights: Values, groups: Sequence[str]) -> tuple[list[float], list[float]]:
-    """Weighted means and total weights of groups of items, in order of appearance: what to resample when groups were drawn, not items."""
+    """Return weighted means and total weights of groups, in order of appearance."""
     totals: dict[str, tuple[float, float]] = {}
     for value, weight, group in zip(values, weights, groups, strict=True):
         before, so_far = totals.get(group, (0.0, 0.0))
@@ -101,10 +102,11 @@ def by_group(values: Values, weights: Values, groups: Sequence[str]) -> tuple[li
 def retention_bounds(
     baseline: Values, candidate: Values, weights: Values, alpha: float, resamples: int, seed: int
 ) -> Interval | None:
-    """Candidate / baseline of the (weighted) means; each bound is a one-sided 1 - alpha bound.  None unless the baseline is above zero.
+    """Ratio candidate / baseline of weighted means, with one-sided 1 - alpha bounds.
 
-    The farthest of BCa and Student's t of the ratio of sums.  For equally weighted right/wrong answers no narrower than the exact
-    bounds of the difference, taken as a share of the baseline's own value: 10 items without a flip do not show 100 %.
+    The wider of BCa and Student's t of the ratio of sums.  For equally weighted right/wrong answers at least as wide as the exact bounds
+    of the difference over the baseline's mean: 10 items without a flip do not prove 100 %.
+    Returns None unless the baseline's mean is above zero.
     """
     import numpy as np
 
@@ -122,7 +124,10 @@ def retention_bounds(
 
 
 def unseen_share(items: float, alpha: float) -> float:
-    """Upper one-sided 1 - alpha bound of a share that showed up in none of n items (Clopper and Pearson 1934)."""
+    """Upper one-sided 1 - alpha bound of a share observed in 0 of n items.
+
+    Source: Clopper and Pearson 1934.
+    """
     return float(1.0 - alpha ** (1.0 / items))
 
 
@@ -133,9 +138,10 @@ def _widest(bounds: Sequence[Bounds]) -> Bounds:
 def ratio_bounds(
     numerator: "np.ndarray", denominator: "np.ndarray", alpha: float, resamples: int, seed: int
 ) -> tuple[Bounds, Bounds, Bounds]:
-    """One-sided 1 - alpha bounds of sum(numerator) / sum(denominator) over (n,) items: Student's t, BCa, studentized bootstrap.
+    """One-sided 1 - alpha bounds of sum(numerator) / sum(denominator) over (n,) items.
 
-    The last may be infinite: more than alpha of the resamples have no spread, so that nothing is known.
+    Returns Student's t, BCa, and studentized bootstrap bounds.  The last are infinite if more than alpha of the resamples have no
+    spread.
     """
     import numpy as np
     from scipy.stats import t
@@ -168,7 +174,10 @@ def _moments(rest: "np.ndarray", denominator: "np.ndarray") -> "np.ndarray":
 
 
 def _ratio(sums: "np.ndarray", items: int) -> "tuple[np.ndarray, np.ndarray]":
-    """Ratio of sums and its standard error to first order, from the (..., 5) sums of `_moments`; NaN for a denominator of zero."""
+    """Ratio of sums and its first-order standard error; NaN for a zero denominator.
+
+    sums: (..., 5), of `_moments`.
+    """
     import numpy as np
 
     rest, total, squares, crossed, totals = np.moveaxis(sums, -1, 0)
@@ -179,7 +188,10 @@ def _ratio(sums: "np.ndarray", items: int) -> "tuple[np.ndarray, np.ndarray]":
 
 
 def _resample(rest: "np.ndarray", denominator: "np.ndarray", resamples: int, seed: int) -> "np.ndarray":
-    """Sums of `_moments` over n items drawn with replacement, (resamples, 5); items that are equal are counted, not drawn."""
+    """Bootstrap sums of `_moments`, (resamples, 5), over n items drawn with replacement.
+
+    Equal items are drawn as multinomial counts.
+    """
     import numpy as np
 
     draw, items = np.random.default_rng(seed), len(rest)
@@ -196,7 +208,10 @@ def _resample(rest: "np.ndarray", denominator: "np.ndarray", resamples: int, see
 
 
 def _bca_levels(rest: "np.ndarray", denominator: "np.ndarray", moved: "np.ndarray", alpha: float) -> "np.ndarray":
-    """Levels of the resampled ratios that are BCa's bounds (Efron 1987, section 6); rest sums to zero, so `moved` is about zero."""
+    """Quantile levels of the resampled ratios that give BCa's bounds (Efron 1987, section 6).
+
+    rest sums to zero, so `moved` is centered at zero.
+    """
     import numpy as np
     from scipy.stats import norm
 

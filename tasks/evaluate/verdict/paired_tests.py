@@ -1,4 +1,4 @@
-"""Tests of paired items: who flipped, is there a difference at all, is there harm, and how large is it."""
+"""Tests on paired items: McNemar, sign flips, Holm's correction, and effect sizes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,12 +6,12 @@ from typing import Literal
 
 Side = Literal["two-sided", "less"]
 ELEMENTS = 1_000_000
-"""Numbers held at once while signs are flipped."""
+"""Numbers held in memory at once during sign flips."""
 
 
 @dataclass(frozen=True)
 class Flips:
-    """Items on which the candidate differs: baseline right and candidate wrong, and the other way."""
+    """Flip counts: right to wrong, wrong to right, and the number of items."""
 
     to_wrong: int
     to_right: int
@@ -19,12 +19,15 @@ class Flips:
 
     @property
     def rate(self) -> float:
-        """Share of items that flipped, either way."""
+        """Share of items that flipped, in either direction."""
         return (self.to_wrong + self.to_right) / self.items
 
 
 def count_flips(baseline: Sequence[bool], candidate: Sequence[bool]) -> Flips:
-    """Flips over (n,) paired items, in the same order for both.  Raises ValueError if the lengths differ or there is no item."""
+    """Return flip counts of (n,) paired items.
+
+    Raises ValueError if the lengths differ or there is no item.
+    """
     if len(baseline) == 0:
         raise ValueError("no items")
     pairs = list(zip(baseline, candidate, strict=True))
@@ -32,14 +35,17 @@ def count_flips(baseline: Sequence[bool], candidate: Sequence[bool]) -> Flips:
 
 
 def mcnemar_p(flips: Flips) -> float:
-    """Two-sided exact p-value of McNemar's test (1947): 1.0 when nothing flipped."""
+    """Two-sided exact p-value of McNemar's test (1947); 1.0 without flips."""
     from statsmodels.stats.contingency_tables import mcnemar
 
     return min(1.0, float(mcnemar([[0, flips.to_wrong], [flips.to_right, 0]], exact=True).pvalue))
 
 
-def harm_p(baseline: Sequence[bool], candidate: Sequence[bool]) -> float:
-    """One-sided exact McNemar p-value of "the candidate is not worse": small when it lost more items than it gained."""
+def mcnemar_loss_p(baseline: Sequence[bool], candidate: Sequence[bool]) -> float:
+    """One-sided exact McNemar p-value of "the candidate is not worse" (McNemar 1947).
+
+    Small if the candidate lost more items than it gained.
+    """
     from scipy.stats import binom
 
     flips = count_flips(baseline, candidate)
@@ -47,17 +53,18 @@ def harm_p(baseline: Sequence[bool], candidate: Sequence[bool]) -> float:
 
 
 def sign_flip_p(differences: Sequence[float], weights: Sequence[float], resamples: int, seed: int) -> float:
-    """Two-sided p-value of "the models are interchangeable on every item" (Fisher 1935): signs of (n,) differences flipped at random.
+    """Two-sided p-value of interchangeable models, by random sign flips (Fisher 1935).
 
-    The statistic is the weighted mean.  All sign patterns where there are at most `resamples` of them; 1.0 when nothing differs.
+    differences, weights: (n,).  The statistic is the weighted mean.  All sign patterns if there are at most `resamples`, else random
+    ones; 1.0 if nothing differs.
     """
     return _sign_flips(differences, weights, resamples, seed, "two-sided")
 
 
-def mean_harm_p(differences: Sequence[float], weights: Sequence[float], resamples: int, seed: int) -> float:
-    """One-sided p-value of "the candidate is not worse"; differences (n,) are in favor of the candidate.
+def sign_flip_loss_p(differences: Sequence[float], weights: Sequence[float], resamples: int, seed: int) -> float:
+    """One-sided sign-flip p-value of "the candidate is not worse".
 
-    Sign flips as in `sign_flip_p`: exact if models that are equally good differ symmetrically; otherwise only for many items.
+    differences: (n,), positive in favor of the candidate.  Exact if equally good models differ symmetrically; otherwise asymptotic.
     """
     return _sign_flips(differences, weights, resamples, seed, "less")
 
@@ -69,10 +76,10 @@ def _sign_flips(
     from scipy.stats import permutation_test
 
     moved = np.asarray(differences, dtype=float) * np.asarray(weights, dtype=float)
-    moved = moved[moved != 0.0]  # the others stay zero under either sign
+    moved = moved[moved != 0.0]  # zeros stay zero under either sign
     if not moved.size:
         return 1.0
-    if moved.size == 1:  # of which scipy makes no sample: one of two signs, or both
+    if moved.size == 1:  # scipy refuses a single value: enumerate its two signs
         return 0.5 if alternative == "less" and moved[0] < 0 else 1.0
     found = permutation_test(
         (moved,),
@@ -88,17 +95,17 @@ def _sign_flips(
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's (1979) adjusted p-values, in the order given: each below alpha only if chance of any false one is at most alpha."""
+    """Return Holm's (1979) adjusted p-values, in the given order."""
     from statsmodels.stats.multitest import multipletests
 
     return [float(p) for p in multipletests(p_values, method="holm")[1]] if len(p_values) else []
 
 
 def effect_size(differences: Sequence[float], weights: Sequence[float], binary: bool) -> float:
-    """How one-sided the differences are; above zero in favor of the candidate, 0.0 where nothing differs.
+    """Standardized effect size; positive in favor of the candidate, 0.0 if nothing differs.
 
-    differences: (n,), candidate - baseline in the better direction.  Binary (-1, 0 or 1): Cohen's g (1988, ch. 5), the share of flips
-    in favor of the candidate less one half, so between -0.5 and 0.5.  Amounts: Cohen's d_z, mean / standard deviation.
+    differences: (n,), candidate - baseline in the better direction.  binary (-1, 0 or 1): Cohen's g (1988, ch. 5), the share of flips
+    in favor of the candidate minus 0.5, in -0.5..0.5.  Otherwise Cohen's d_z: mean / standard deviation.
     """
     import numpy as np
 
@@ -112,7 +119,7 @@ def effect_size(differences: Sequence[float], weights: Sequence[float], binary: 
 
 @dataclass(frozen=True)
 class Spread:
-    """Standard deviation of a weighted mean's items, and how many equally weighted ones they are worth.
+    """Standard deviation of a weighted mean's items, and their effective number.
 
     The standard error of the mean is deviation / sqrt(items).
     """
@@ -122,7 +129,10 @@ class Spread:
 
 
 def weighted_spread(values: Sequence[float], weights: Sequence[float]) -> Spread:
-    """Of (n,) values, around their weighted mean.  Kish's (1965) effective number of items; deviation 0.0 for a single one."""
+    """Spread of (n,) values around their weighted mean.
+
+    items: Kish's (1965) effective sample size.  The deviation is 0.0 for a single value.
+    """
     import numpy as np
 
     value, weight = np.asarray(values, dtype=float), np.asarray(weights, dtype=float)

@@ -1,4 +1,4 @@
-"""What n items can tell: the smallest differences that a test finds, and the answer that an interval gives."""
+"""Power analysis: smallest detectable differences, and the decision from an interval."""
 
 import math
 from typing import Literal
@@ -8,18 +8,19 @@ from tasks.evaluate.verdict.intervals import unseen_share
 
 Answer = Literal["yes", "no", "unknown"]
 PRECISION = 1e-6
-"""Of a difference that is searched for."""
+"""Tolerance of root finding on a difference."""
 SLACK = 1e-5
-"""Added to a detectable margin, so that no bound's rounding error decides whether it is passed."""
+"""Added to a detectable margin, so that rounding in a bound cannot decide whether it is passed."""
 MANY = 0.95
-"""Quantile of the number of flips with which a detectable margin is computed; with fewer the bound is the same or closer."""
+"""Quantile of the flip count used for a detectable margin; with fewer flips the bound is equal or tighter."""
 
 
 def minimum_detectable(items: int, discordance: float, alpha: float, power: float) -> float:
-    """Smallest margin that an equally good candidate passes with probability `power`; 1.0 at most.
+    """Smallest margin that an equally good candidate passes with probability `power`.
 
-    discordance: share of items expected to flip, half of them each way: what the noise floor of repeats shows, or a guess.
-    Computed from the distribution of flips and the very bound that decides, not from a normal approximation.
+    discordance: expected share of flips, half in each direction: the noise floor of repeats, or a guess.
+    Computed from the trinomial distribution of flips and the exact bound that decides (Tango 1998, Buehler 1957), not from a normal
+    approximation.  At most 1.0.
     """
     from scipy.optimize import bisect
     from scipy.stats import binom
@@ -35,7 +36,7 @@ def minimum_detectable(items: int, discordance: float, alpha: float, power: floa
 
 
 def _at_least(order: float, items: int, alpha: float, chance: float) -> float:
-    """Probability of a score bound of `order` or better, where items are lost and gained with the same chance."""
+    """Probability of a score bound of at least `order` if losses and gains are equally likely."""
     import numpy as np
     from scipy.stats import binom
 
@@ -45,40 +46,40 @@ def _at_least(order: float, items: int, alpha: float, chance: float) -> float:
 
 
 def detectable_loss(items: int, discordance: float, alpha: float, power: float) -> float:
-    """Smallest true loss that the one-sided exact McNemar test (`harm_p` <= alpha) finds with probability `power`; 1.0 if none.
+    """Smallest true loss that the one-sided exact McNemar test detects with probability `power`.
 
-    discordance: share of items that would flip without a loss, half of them each way; the loss adds to those that go wrong.
-    Exact: the critical number of lost items for every number of flips.
+    discordance: expected share of flips without a loss, half in each direction; the loss adds to those that go wrong.
+    Exact: uses the critical number of losses for every number of flips.  Returns 1.0 if no loss is detectable.
     """
     from scipy.optimize import brentq
 
     most = 1.0 - discordance
 
     def finds(loss: float) -> float:
-        return harm_power(items, discordance / 2.0 + loss, discordance / 2.0, alpha) - power
+        return mcnemar_power(items, discordance / 2.0 + loss, discordance / 2.0, alpha) - power
 
     if most <= 0.0 or finds(most) < 0.0:
         return 1.0
     return float(brentq(finds, 0.0, most, xtol=PRECISION))
 
 
-def harm_power(items: int, p_lost: float, p_gained: float, alpha: float) -> float:
-    """Probability that `harm_p` <= alpha, where each item is lost or gained with these chances."""
+def mcnemar_power(items: int, p_lost: float, p_gained: float, alpha: float) -> float:
+    """Power of `mcnemar_loss_p` at level alpha; p_lost, p_gained: probabilities per item."""
     import numpy as np
     from scipy.stats import binom
 
     flips = np.arange(items + 1)
-    critical = binom.isf(alpha, flips, 0.5) + 1.0  # fewest lost ones that are significant
+    critical = binom.isf(alpha, flips, 0.5) + 1.0  # fewest losses that are significant
     found = binom.sf(critical - 1.0, flips, p_lost / (p_lost + p_gained) if p_lost else 0.0)
     return float((binom.pmf(flips, items, p_lost + p_gained) * found).sum())
 
 
 def detectable_mean(deviation: float, items: float, alpha: float, power: float, reach: float = math.inf) -> float:
-    """For amounts: smallest margin that an equal candidate passes with probability `power`, and smallest loss that is found.
+    """Smallest margin that an equal candidate passes with probability `power`, for amounts.
 
-    deviation, items: of the paired differences, as `weighted_spread` gives them.  reach: the most that one item can change, and the
-    answer for fewer than two items.  Student's t with normal differences; rare large ones need more, for the deciding bound is then
-    wider.  Where nothing differs it is what so many items can miss.
+    Also the smallest detectable loss.  deviation, items: paired differences, from `weighted_spread`.  reach: largest change one item can
+    make; returned for fewer than two items.  One-sample t test power with normal differences; rare large losses need more, since the
+    deciding bound is then wider.  Without any difference: what so many items can miss (Clopper and Pearson 1934).
     """
     from statsmodels.stats.power import TTestPower
 
@@ -91,12 +92,13 @@ def detectable_mean(deviation: float, items: float, alpha: float, power: float, 
 
 
 def decide(interval: Interval, margin: float, detectable: float) -> Answer:
-    """Whether a candidate may lose at most `margin`, from the one-sided 1 - alpha bounds of its difference, and from what is detectable.
+    """Decide whether a candidate loses at most `margin`, from the bounds of its difference.
 
-    yes       its low bound lies above -margin: a candidate that loses `margin` or more gets this with probability alpha at most
-    no        a loss is shown (its high bound lies below zero), and either its best estimate is beyond the margin or the test was large
-              enough to pass an equal candidate (detectable <= margin): one that loses nothing gets this with probability alpha at most
-    unknown   otherwise: neither safety nor harm is shown
+    interval: one-sided 1 - alpha bounds.  detectable: margin that an equal candidate would pass with the required power.
+    yes       the lower bound is above -margin: a candidate that loses `margin` or more gets this with probability alpha at most
+    no        a loss is proven (the upper bound is below zero), and either the estimate is beyond the margin or the items suffice to pass
+              an equal candidate (detectable <= margin): one that loses nothing gets this with probability alpha at most
+    unknown   otherwise: neither safety nor loss is proven
     """
     if interval.low > -margin:
         return "yes"

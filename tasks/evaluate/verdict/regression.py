@@ -1,9 +1,12 @@
-"""Is a model that may ship worse than the one that ships already?  Both were judged by a verdict; the items they share tell."""
+"""Regression check: a model that may ship against the champion that ships already.
+
+Each has a verdict of its own; they are compared on the items that the two verdicts share.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks.evaluate.verdict.comparison import Rules, compare_measure, pair
+from tasks.evaluate.verdict.comparison import Rules, compare_measure, pair_items
 from tasks.shared.errors import StillroomError
 from tasks.shared.formats.rows import parse_lines
 from tasks.shared.formats.scores import ITEMS, ItemScore
@@ -14,18 +17,21 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Regression:
-    """The new model against the champion, by measure, on the items that both verdicts hold.  note: why there is none."""
+    """The new model against the champion, by measure, on the items they share.
+
+    note: why there is no comparison; empty if there is one.
+    """
 
     measures: dict[str, MeasureComparison]
     note: str = ""
 
     @property
     def worse(self) -> list[str]:
-        """Measures on which the new model is shown to lose more than the margin."""
+        """Measures on which the new model's loss beyond the margin is proven."""
         return [name for name, found in self.measures.items() if found.answer == "no"]
 
     def describe(self) -> str:
-        """Every measure in a few words."""
+        """Return every measure's difference in a few words, or the note."""
         if self.note:
             return self.note
         shown = (
@@ -36,31 +42,34 @@ class Regression:
 
 
 def compare_with_champion(verdict: Path, shipped: str, before: Path, champion: str) -> Regression:
-    """verdict, before: output folders of the new verdict and of the one that made the champion.  shipped, champion: names there.
+    """Compare the new model with the champion on the items that both verdicts share.
 
-    An item is the same if measure, id, question and wanted answer are.  The margins are those of the new verdict.
+    verdict, before: output folders of the new verdict and of the champion's.  shipped, champion: the models' names there.
+    Items are the same if measure, id, question and expected answer are.  Margins are those of the new verdict.
     """
     try:
-        found, old = read_verdict(verdict / "verdict.json"), read_verdict(before / "verdict.json")
+        new, old = read_verdict(verdict / "verdict.json"), read_verdict(before / "verdict.json")
         now, then = read_items(verdict), read_items(before)
     except StillroomError as error:
         return Regression({}, f"not compared with the champion: {error.where}: {error.got}")
     if champion not in old.models:
         return Regression({}, f"not compared with the champion: {champion} is not in its verdict")
     measures = {}
-    for name, gate in found.gates.items():
+    for name, gate in new.gates.items():
         shared = shared_items(name, now, shipped, then, champion)
         if gate.margin is not None and shared and not gate.measure.against_baseline:
-            measures[name] = _compare(gate, shared, found.alpha, found.power)
+            measures[name] = _compare(gate, shared, new.alpha, new.power)
     return Regression(measures, "" if measures else "not compared with the champion: the two verdicts share no item")
 
 
 def _compare(gate: Gate, shared: list[ItemScore], alpha: float, power: float) -> MeasureComparison:
-    return compare_measure(pair(gate.measure, shared, "champion", "new"), gate, Rules(alpha, power, RESAMPLES, seed=0))
+    return compare_measure(
+        pair_items(gate.measure, shared, "champion", "new"), gate, Rules(alpha, power, RESAMPLES, seed=0)
+    )
 
 
 def read_items(folder: Path) -> dict[tuple[str, str], ItemScore]:
-    """A verdict's items by measure and id."""
+    """Return a verdict's items by measure and id."""
     items = parse_lines(folder / ITEMS, lambda text, _: ItemScore.model_validate_json(text))
     return {(item.measure, item.id): item for item in items}
 
@@ -72,7 +81,7 @@ def shared_items(
     then: dict[tuple[str, str], ItemScore],
     champion: str,
 ) -> list[ItemScore]:
-    """Items that both have, with the value of the champion and of the new model."""
+    """Return items that both verdicts have, with the champion's and the new model's values."""
     found = []
     for key, item in now.items():
         old = then.get(key)

@@ -1,8 +1,8 @@
-"""Slices: whether a candidate that is good on average is bad for somebody.
+"""Slices: losses in parts of the test split that the average hides.
 
-A slice is the items that share a tag ("language: et").  Most slices are too small to show that nothing was lost in them, so they
-cannot be asked for that; they are asked for harm: a candidate is stopped when a loss is shown in a slice, corrected for the number
-of slices looked at, and its best estimate is larger than allowed.  What a slice could have shown stands beside it.
+A slice is the set of items that share a tag ("language: et").  Most slices are too small to prove that nothing was lost, so the
+test is for a loss: a candidate is stopped if a loss in a slice is proven, after Holm's correction for the number of slices, and its
+estimate exceeds the margin.  Each slice also reports the loss that it could have detected.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from tasks.evaluate.verdict.comparison import Pairs, Rules, change_bounds, weighted_mean
-from tasks.evaluate.verdict.paired_tests import count_flips, harm_p, holm, mean_harm_p, weighted_spread
+from tasks.evaluate.verdict.paired_tests import count_flips, holm, mcnemar_loss_p, sign_flip_loss_p, weighted_spread
 from tasks.evaluate.verdict.power import detectable_loss, detectable_mean
 from tasks.shared.formats.scores import ItemScore
 from tasks.shared.formats.verdict import SliceComparison
@@ -20,7 +20,7 @@ from tasks.shared.formats.verdict import SliceComparison
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Slices:
-    """Which slices are looked at, and the loss that stops a candidate in one of them."""
+    """Slices to test, and the loss that stops a candidate in one of them."""
 
     by: tuple[str, ...] = (
         "kind",
@@ -33,15 +33,15 @@ class Slices:
         "subject",
         "domain",
     )
-    """Tags of the items to slice by; those that no item has are passed over.  Each one more makes harm harder to show in all."""
+    """Tags to slice by; tags that no item has are skipped.  Each further tag makes a loss harder to prove in every slice."""
     margin: Annotated[float, Field(gt=0)] = 0.1
-    """Loss allowed within a slice, as a multiple of one (a share) or in the measure's unit; a larger one that is shown stops the candidate."""
+    """Loss allowed within a slice, as a share or in the measure's unit; a proven larger loss stops the candidate."""
     min_items: Annotated[int, Field(ge=2)] = 10
-    """Smaller slices are left out: no loss could be shown there after the correction."""
+    """Smaller slices are left out: no loss could be proven there after the correction."""
 
 
 def slices_of(items: Sequence[ItemScore], dimensions: Sequence[str]) -> Iterator[tuple[str, str, list[ItemScore]]]:
-    """Dimension, value and items of every slice, in the dimensions' order; a slice that holds all items is none."""
+    """Yield dimension, value and items of every slice that does not hold all items."""
     for dimension in dimensions:
         groups: dict[str, list[ItemScore]] = {}
         for item in items:
@@ -53,20 +53,23 @@ def slices_of(items: Sequence[ItemScore], dimensions: Sequence[str]) -> Iterator
 
 
 def compare_slice(
-    dimension: str, value: str, measure: str, pairs: Pairs, margin: float, rules: Rules, looked_at: int
+    dimension: str, value: str, measure: str, pairs: Pairs, margin: float, rules: Rules, slice_count: int
 ) -> SliceComparison:
-    """One measure within one slice; `p_holm` and `harmed` are set once all slices are known (`correct_slices`).
+    """Compare one measure within one slice.
 
-    looked_at: how many slices are looked at; what one of them can show after the correction shrinks with it.
+    slice_count: number of slices tested; more slices mean less power in each.  `correct_slices` sets `p_holm` and `harmed` once all
+    slices are compared.
     """
     bounds = change_bounds(pairs, rules)
     if pairs.measure.binary and not pairs.clustered:
-        flips, p = count_flips(*pairs.right), harm_p(*pairs.right)
-        detectable = detectable_loss(flips.items, flips.rate, rules.alpha / looked_at, rules.power)
+        flips, p = count_flips(*pairs.correctness), mcnemar_loss_p(*pairs.correctness)
+        detectable = detectable_loss(flips.items, flips.rate, rules.alpha / slice_count, rules.power)
     else:
         gains, weights = pairs.grouped(pairs.gains)
-        spread, p = weighted_spread(gains, weights), mean_harm_p(gains, weights, rules.resamples, rules.seed)
-        detectable = detectable_mean(spread.deviation, spread.items, rules.alpha / looked_at, rules.power, pairs.reach)
+        spread, p = weighted_spread(gains, weights), sign_flip_loss_p(gains, weights, rules.resamples, rules.seed)
+        detectable = detectable_mean(
+            spread.deviation, spread.items, rules.alpha / slice_count, rules.power, pairs.reach
+        )
     return SliceComparison(
         dimension=dimension, value=value, measure=measure, n=len(pairs.baseline),
         baseline=weighted_mean(pairs.baseline, pairs.weights), candidate=weighted_mean(pairs.candidate, pairs.weights),
@@ -75,9 +78,9 @@ def compare_slice(
 
 
 def correct_slices(found: Sequence[SliceComparison], alpha: float) -> list[SliceComparison]:
-    """The same with Holm's correction over all slices of the candidate.
+    """Return the slices with p-values adjusted over all slices of the candidate (Holm 1979).
 
-    harmed: a loss is shown after the correction, and its best estimate is beyond what is allowed.
+    harmed: a loss is proven after the correction, and its estimate exceeds the margin.
     """
     adjusted = holm([item.p for item in found])
     return [

@@ -15,7 +15,7 @@ from tasks.shared.errors import DataError
 from tasks.shared.formats.records import Better, Figure, Machine, Record
 from tasks.shared.formats.rows import parse_lines
 
-SHEET, ITEMS = "scores.json", "items.jsonl"
+SUMMARY, ITEMS = "scores.json", "items.jsonl"
 Role = Literal["baseline", "candidate", "repeat", "reference"]
 """repeat: the baseline once more (asked again, or trained again), which shows how much of a difference is noise.
 reference: measured beside the others; decides nothing."""
@@ -35,7 +35,7 @@ class Measure(Record):
     """Values are a distance from the baseline, so that those of two verdicts with other baselines do not compare."""
 
 
-class Measured(Record):
+class ModelSummary(Record):
     """One model as this step measured it.  failure: why it has no values (out of memory, NaN logits); empty if it has."""
 
     role: Role
@@ -64,12 +64,12 @@ class ItemScore(Record):
     answers: dict[str, str] = Field(default_factory=dict)
 
 
-class Sheet(Record):
+class EvaluationSummary(Record):
     """scores.json."""
 
     step: str
     measures: dict[str, Measure]
-    models: dict[str, Measured]
+    models: dict[str, ModelSummary]
     machine: Machine
     versions: dict[str, str]
     notes: list[str] = Field(default_factory=list)
@@ -77,27 +77,27 @@ class Sheet(Record):
 
 @dataclass(frozen=True)
 class Scores:
-    """A sheet with its items."""
+    """A summary with its items."""
 
-    sheet: Sheet
+    summary: EvaluationSummary
     items: Sequence[ItemScore]
 
 
-def write_scores(out: Path, sheet: Sheet, items: Iterable[ItemScore]) -> None:
+def write_scores(out: Path, summary: EvaluationSummary, items: Iterable[ItemScore]) -> None:
     """Write both files.  Raises DataError for an item of an unknown measure or model, an item that stands twice, a binary value that is neither 0 nor 1."""
     items = list(items)
-    _check(out, sheet, items)
+    _check(out, summary, items)
     (out / ITEMS).write_text("".join(item.model_dump_json() + "\n" for item in items), encoding="utf-8")
-    (out / SHEET).write_text(sheet.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    (out / SUMMARY).write_text(summary.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
 def read_scores(folder: Path) -> Scores:
     """Read both files.  Raises DataError that names the file and what is wrong."""
-    file = folder / SHEET
+    file = folder / SUMMARY
     if not file.is_file():
         raise DataError(str(file), "no such file", "scores", "run the step that measures")
     try:
-        sheet = Sheet.model_validate_json(file.read_bytes())
+        summary = EvaluationSummary.model_validate_json(file.read_bytes())
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "file"
@@ -105,22 +105,22 @@ def read_scores(folder: Path) -> Scores:
             str(file), f"{place}: {first['msg']}", "the schema of tasks/shared/formats/scores.py"
         ) from error
     items = parse_lines(folder / ITEMS, lambda text, _: ItemScore.model_validate_json(text))
-    _check(folder, sheet, items)
-    return Scores(sheet, items)
+    _check(folder, summary, items)
+    return Scores(summary, items)
 
 
-def _check(folder: Path, sheet: Sheet, items: Sequence[ItemScore]) -> None:
+def _check(folder: Path, summary: EvaluationSummary, items: Sequence[ItemScore]) -> None:
     seen: set[tuple[str, str]] = set()
     for item in items:
         where = f"{folder / ITEMS}: {item.measure} {item.id}"
-        measure = sheet.measures.get(item.measure)
+        measure = summary.measures.get(item.measure)
         if measure is None:
-            raise DataError(where, f"no measure {item.measure!r}", ", ".join(sheet.measures))
+            raise DataError(where, f"no measure {item.measure!r}", ", ".join(summary.measures))
         if (item.measure, item.id) in seen:
             raise DataError(where, "the item stands twice", "every item once per measure")
         seen.add((item.measure, item.id))
-        strange = sorted((item.values.keys() | item.answers.keys()) - sheet.models.keys())
+        strange = sorted((item.values.keys() | item.answers.keys()) - summary.models.keys())
         if strange:
-            raise DataError(where, f"no model {', '.join(strange)}", ", ".join(sheet.models))
+            raise DataError(where, f"no model {', '.join(strange)}", ", ".join(summary.models))
         if measure.binary and any(value not in (0.0, 1.0) for value in item.values.values()):
             raise DataError(where, f"values {sorted(set(item.values.values()))}", "0 or 1")

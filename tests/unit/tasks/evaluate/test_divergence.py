@@ -1,4 +1,4 @@
-"""Divergence: exactly zero for the same model, scipy's KL for others, one vocabulary or none; what must be refused."""
+"""Divergence: zero for the same model, scipy's KL for others, one vocabulary; refusals."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,8 +12,13 @@ from pydantic import TypeAdapter
 from tasks.evaluate.divergence import Divergence
 from tasks.evaluate.likelihood import next_token_divergence as following
 from tasks.evaluate.likelihood.logits import text_ids
-from tasks.evaluate.likelihood.next_token_divergence import FollowPlan, check_vocabulary, distances, same_tokens
-from tasks.evaluate.models_under_test.model_under_test import open_model
+from tasks.evaluate.likelihood.next_token_divergence import (
+    DivergencePlan,
+    check_vocabulary,
+    common_token_ids,
+    mean_divergence,
+)
+from tasks.evaluate.models_under_test.model_under_test import inspect_model
 from tasks.shared.errors import DataError, ModelError
 from tasks.shared.formats.rows import read_rows
 from tasks.shared.formats.scores import Scores, read_scores
@@ -100,11 +105,11 @@ def test_kl_is_scipys_at_every_position_of_the_answer(folder: Path, monkeypatch:
     with torch.inference_mode():
         first, second = (model(input_ids=ids).logits[0, len(prompt) - 1 :].double().numpy() for model in models)
     wanted = rel_entr(softmax(first, axis=-1), softmax(second, axis=-1)).sum(-1).mean()
-    whole = distances(models, (prompt, prompt), answer, ("a", "b"))
+    whole = mean_divergence(models, (prompt, prompt), answer, ("a", "b"))
     assert whole[0] == pytest.approx(wanted, rel=1e-5)
     assert whole[1] == pytest.approx((first.argmax(-1) == second.argmax(-1)).mean())
     monkeypatch.setattr(following, "CHUNK", 3)
-    assert distances(models, (prompt, prompt), answer, ("a", "b")) == pytest.approx(whole)
+    assert mean_divergence(models, (prompt, prompt), answer, ("a", "b")) == pytest.approx(whole)
 
 
 def test_only_logits_of_both_are_compared(folder: Path) -> None:
@@ -115,7 +120,7 @@ def test_only_logits_of_both_are_compared(folder: Path) -> None:
     with torch.no_grad():
         padded.model.embed_tokens.weight[512:] = 3.0
     prompt, answer = (text_ids(tokenizer, sentence) for sentence in sentences(2))
-    kl, same = distances((model, padded), (prompt, prompt), answer, ("a", "b"))
+    kl, same = mean_divergence((model, padded), (prompt, prompt), answer, ("a", "b"))
     assert (kl, same) == (pytest.approx(0.0, abs=1e-6), 1.0)
 
 
@@ -136,9 +141,9 @@ def test_the_same_vocabulary_may_still_split_texts_otherwise() -> None:
     second.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
-    assert same_tokens((first, first), ["within 45 days"], "it") == [text_ids(first, "within 45 days")]
+    assert common_token_ids((first, first), ["within 45 days"], "it") == [text_ids(first, "within 45 days")]
     with pytest.raises(ModelError, match="KL needs the same tokens"):
-        same_tokens((first, second), ["within 45 days"], "it")
+        common_token_ids((first, second), ["within 45 days"], "it")
 
 
 @pytest.mark.usefixtures("here")
@@ -158,13 +163,13 @@ def test_models_that_cannot_be_compared_say_why_and_the_others_go_on(
     save_tiny(tmp_path / "broken", broken)
     candidates = {name: tmp_path / name for name in ("foreign", "talking", "broken")} | {"file": tmp_path / "file.gguf"}
     scores, metrics = compare(tmp_path, models_of(folder, candidates, corpus), limit=3)
-    failures = {name: model.failure for name, model in scores.sheet.models.items() if model.failure}
+    failures = {name: model.failure for name, model in scores.summary.models.items() if model.failure}
     assert failures.keys() == {"foreign", "broken"}
     assert "KL needs the same tokens" in failures["foreign"] and "candidate broken: NaN logits" in failures["broken"]
     assert all(item.values.keys() == {"tuned", "talking", "file"} for item in scores.items)
     assert 0 <= metrics["file.kl"] < 1e-4 < metrics["talking.kl"]
-    notes = "\n".join(scores.sheet.notes)
-    assert "foreign: not compared." in notes and "talking: reads the prompts in a chat format of its own" in notes
+    notes = "\n".join(scores.summary.notes)
+    assert "foreign: not compared." in notes and "talking: uses a different chat format for the prompts" in notes
     assert "file: the .gguf file's weights" in notes
 
 
@@ -184,11 +189,12 @@ def test_a_broken_baseline_and_an_empty_test_split_are_refused(folder: Path, cor
 
 
 def test_the_baseline_s_place_is_not_in_the_question(folder: Path) -> None:
-    subject = open_model(Artifact("tuned", Kind.MODEL, folder), "baseline")
+    model = inspect_model(Artifact("tuned", Kind.MODEL, folder), "baseline")
     plans = [
-        FollowPlan([], ["a"], "float32", "digest", replace(subject, weights=place)) for place in (folder, folder.parent)
+        DivergencePlan([], ["a"], "float32", "digest", replace(model, weights=place))
+        for place in (folder, folder.parent)
     ]
-    first, second = (TypeAdapter(FollowPlan).dump_python(plan, mode="json") for plan in plans)
+    first, second = (TypeAdapter(DivergencePlan).dump_python(plan, mode="json") for plan in plans)
     assert first == second and "baseline" not in first
 
 

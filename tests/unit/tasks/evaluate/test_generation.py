@@ -1,4 +1,4 @@
-"""Answers of tiny models, item by item: what is asked of whom, what it is worth, and what must be refused."""
+"""Graded answers of tiny models: prompts by role, item values, and refusals."""
 
 import json
 import signal
@@ -15,14 +15,20 @@ import pytest
 from tasks.evaluate import generation as module
 from tasks.evaluate.generation import Generation
 from tasks.evaluate.grading.answers import Reply
-from tasks.evaluate.models_under_test import isolated_runs as sittings
-from tasks.evaluate.models_under_test.answering import Plan, Reading, ask, has_template, template_notes
-from tasks.evaluate.models_under_test.isolated_runs import Workspace
+from tasks.evaluate.models_under_test import isolated_runs
+from tasks.evaluate.models_under_test.answering import (
+    GenerationPlan,
+    Predictions,
+    generate_replies,
+    has_template,
+    template_notes,
+)
+from tasks.evaluate.models_under_test.isolated_runs import Resources
 from tasks.evaluate.models_under_test.model_under_test import (
     folder_format,
-    open_model,
-    reference_questions,
-    tuned_questions,
+    inspect_model,
+    reference_prompts,
+    tuned_prompts,
 )
 from tasks.quantize.rtn import RTN
 from tasks.shared.errors import ConfigError, DataError, ModelError
@@ -102,18 +108,18 @@ def measure(
     makers: Mapping[str, Callable[[Row], Reply]],
     **settings: Any,
 ) -> Scores:
-    """Run with models whose replies are given; one without a maker fails."""
+    """Run with given replies by model; a model without a maker fails."""
     folder = save_tiny(tmp_path / "model")
 
-    def pretend(subjects: Any, plans: Any, *_: Any) -> dict[str, Any]:
+    def pretend(models: Any, plans: Any, *_: Any) -> dict[str, Any]:
         return {
-            subject.name: Reading([makers[subject.name](question.row) for question in plans[subject.name].questions])
-            if subject.name in makers
+            model.name: Predictions([makers[model.name](question.row) for question in plans[model.name].prompts])
+            if model.name in makers
             else Failure("it broke")
-            for subject in subjects
+            for model in models
         }
 
-    monkeypatch.setattr(module, "ask_each", pretend)
+    monkeypatch.setattr(module, "evaluate_each", pretend)
     candidates = {name: folder for name in ("equal", "broken", "dead")}
     out, run = empty_run(tmp_path)
     Generation(**settings)(inputs_of(folder, candidates, corpus, folder if "teacher" in makers else None), out, run)
@@ -121,7 +127,7 @@ def measure(
 
 
 def by_measure(scores: Scores, name: str) -> dict[str, list[float]]:
-    """Values of one model, by measure."""
+    """Return one model's values by measure."""
     found: dict[str, list[float]] = {}
     for item in scores.items:
         if name in item.values:
@@ -148,7 +154,7 @@ def test_values_answers_and_failures_stand_by_model(
         "rouge_l",
     }
     assert {name for name, values in wrong.items() if set(values) == {0.0}} >= {"intent", "fact", "refusal", "exact"}
-    assert scores.sheet.models["dead"].failure == "it broke" and not by_measure(scores, "dead")
+    assert scores.summary.models["dead"].failure == "it broke" and not by_measure(scores, "dead")
     item = next(item for item in scores.items if item.measure == "fact")
     assert (item.question, item.wanted, item.answers["broken"]) == ("Question 0?", "That is 45 days.", "Maybe.")
     assert item.tags == {"kind": "faq", "intent": "returns", "frequency": "head", "length": "short", "grounded": "no"}
@@ -162,28 +168,28 @@ def test_the_reference_is_asked_fewer_rows_with_and_without_the_article(
     counts = {name: len(by_measure(scores, name)["intent"]) for name in makers}
     assert counts == {"tuned": ITEMS, "equal": ITEMS, "teacher": 12, "teacher without article": 12}
     assert "format" not in by_measure(scores, "teacher"), "it was not asked for a label line"
-    assert sum("without the label protocol" in note for note in scores.sheet.notes) == 2
+    assert sum("without the label protocol" in note for note in scores.summary.notes) == 2
 
 
 def test_measures_without_items_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, corpus: Path) -> None:
     write_rows(corpus / "test.jsonl", [make_row(0), make_row(1)])
     scores = measure(monkeypatch, tmp_path, corpus, {"tuned": gold}, measures=("fact", "refusal"))
-    assert list(scores.sheet.measures) == ["fact", "refusal"], "so that a margin of it is known, and cannot be met"
-    assert scores.sheet.notes == ["refusal: no items in the test split."]
+    assert list(scores.summary.measures) == ["fact", "refusal"], "so that a margin of it is known, and cannot be met"
+    assert scores.summary.notes == ["refusal: no items in the test split."]
 
 
 CHILD = """
 import json, os, signal, sys
 from pathlib import Path
 from tasks.evaluate import generation
-from tasks.evaluate.models_under_test import isolated_runs as sittings
-from tasks.shared.technique import Artifact, Inputs, Kind, StepRun
-job, genuine = json.loads(sys.argv[1]), sittings.run_isolated
-def run_isolated(work, subject, *more):
-    if subject.name == "other":
+from tasks.evaluate.models_under_test import isolated_runs
+from tasks.shared.technique import Artifact, Compute, Inputs, Kind, StepRun
+job, genuine = json.loads(sys.argv[1]), isolated_runs.run_isolated
+def run_isolated(work, model, *more):
+    if model.name == "other":
         os.kill(os.getpid(), signal.SIGKILL)
-    return genuine(work, subject, *more)
-sittings.run_isolated = run_isolated
+    return genuine(work, model, *more)
+isolated_runs.run_isolated = run_isolated
 if __name__ == "__main__":
     ports = {port: tuple(Artifact(name, Kind(kind), Path(path)) for name, kind, path in found) for port, found in job["ports"].items()}
     run = StepRun("step", 0, Path(job["scratch"]), prediction_cache=Path(job["cache"]), compute=Compute(threads=1))
@@ -211,11 +217,11 @@ def test_killed_at_the_second_model_it_asks_the_first_no_more_and_ends_the_same(
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert len(list(cache.glob("*.json"))) == 1
-    asked, genuine = [], sittings.run_isolated
+    asked, genuine = [], isolated_runs.run_isolated
     monkeypatch.setattr(
-        sittings,
+        isolated_runs,
         "run_isolated",
-        lambda work, subject, *more: asked.append(subject.name) or genuine(work, subject, *more),
+        lambda work, model, *more: asked.append(model.name) or genuine(work, model, *more),
     )
     _, later = empty_run(tmp_path, "later")  # another run of the same code: the cache is shared, scratch is not
     Generation(**SMALL)(inputs, cut, replace(later, step="step", prediction_cache=cache))
@@ -227,7 +233,7 @@ def test_killed_at_the_second_model_it_asks_the_first_no_more_and_ends_the_same(
         asked.clear()
         again, _ = empty_run(tmp_path, f"torn{len(torn)}")
         Generation(**SMALL)(inputs, again, replace(later, step="step", prediction_cache=cache))
-        assert asked == ["tuned", "other"], "a torn reading is not believed"
+        assert asked == ["tuned", "other"], "a truncated result is not used"
         assert fingerprints(again) == fingerprints(whole)
 
 
@@ -253,7 +259,7 @@ def test_models_of_other_formats_and_engines_answer_side_by_side_and_a_broken_on
     candidates = {"copy": folder, "int4": int4, "slim": bad, "gguf": gguf, "bad gguf": bad_gguf, "foreign": foreign}
     figures = Generation(**SMALL, again=1)(inputs_of(folder, candidates, corpus), out, run)
     scores = read_scores(out)
-    found = scores.sheet.models
+    found = scores.summary.models
     assert (found["int4"].format.split()[0], found["gguf"].engine, found["tuned again"].role) == (
         "int4",
         "llama.cpp",
@@ -266,7 +272,7 @@ def test_models_of_other_formats_and_engines_answer_side_by_side_and_a_broken_on
         assert (item.values["copy"], item.answers["copy"]) == (item.values["tuned"], item.answers["tuned"])
     assert figures["items"] == 12 and figures["copy.intent"] == figures["tuned.intent"]
     assert not any(name.startswith(("slim", "tuned again")) for name in figures)
-    assert any("llama.cpp" in note for note in scores.sheet.notes)
+    assert any("llama.cpp" in note for note in scores.summary.notes)
 
 
 def test_nothing_is_compared_with_a_broken_baseline(tmp_path: Path, corpus: Path) -> None:
@@ -282,25 +288,25 @@ def test_nothing_is_compared_with_a_broken_baseline(tmp_path: Path, corpus: Path
 
 
 def test_each_model_is_asked_in_its_own_template_and_one_without_fails(tmp_path: Path) -> None:
-    rows = tuned_questions([make_row(0)])
+    rows = tuned_prompts([make_row(0)])
     folder = save_tiny(tmp_path / "model")
-    plan = Plan(rows, [], True, 3, 4, 256)
-    subject = open_model(Artifact("tuned", Kind.MODEL, folder), "candidate")
-    workspace = Workspace(tmp_path, 1, "cpu")
-    assert has_template(folder) and template_notes([subject]) == []
-    (before,) = ask(subject, plan, workspace).replies
+    plan = GenerationPlan(rows, [], True, 3, 4, 256)
+    model = inspect_model(Artifact("tuned", Kind.MODEL, folder), "candidate")
+    resources = Resources(tmp_path, 1, "cpu")
+    assert has_template(folder) and template_notes([model]) == []
+    (before,) = generate_replies(model, plan, resources).replies
     file = folder / "chat_template.jinja"
     file.write_text("{% for message in messages %}{{ message.content }} {% endfor %}", encoding="utf-8")
-    (other,) = ask(subject, plan, workspace).replies
-    assert before.words != other.words
+    (other,) = generate_replies(model, plan, resources).replies
+    assert before.output != other.output
     file.unlink()
-    assert template_notes([subject]) == ["tuned brings no chat template and is asked in ChatML."]
-    assert ask(subject, plan, workspace).replies == [before], "the tiny models' own template is ChatML"
+    assert template_notes([model]) == ["tuned has no chat template and is prompted in ChatML."]
+    assert generate_replies(model, plan, resources).replies == [before], "the tiny models' own template is ChatML"
     for name in ("tokenizer.json", "tokenizer_config.json"):
         text = (folder / name).read_text(encoding="utf-8").replace("<|im_end|>", "<|done|>")
         (folder / name).write_text(text, encoding="utf-8")
     with pytest.raises(ModelError, match="no chat template"):
-        ask(subject, plan, workspace)
+        generate_replies(model, plan, resources)
 
 
 def test_llama_takes_chatml_for_a_file_without_a_template_and_that_is_told(tmp_path: Path) -> None:
@@ -309,32 +315,32 @@ def test_llama_takes_chatml_for_a_file_without_a_template_and_that_is_told(tmp_p
     whole, bare = tmp_path / "whole.gguf", tmp_path / "bare.gguf"
     write_gguf(save_tiny(tmp_path / "model"), whole, "f16")
     bare.write_bytes(whole.read_bytes().replace(b"tokenizer.chat_template", b"tokenizer.chat_leftover"))
-    subjects = [open_model(Artifact(file.stem, Kind.ENGINE, file), "candidate") for file in (whole, bare)]
-    assert template_notes(subjects) == ["bare brings no chat template and is asked in ChatML."]
-    plan = Plan(tuned_questions([make_row(0)]), [], True, 3, 4, 256)
-    told = [ask(subject, plan, Workspace(tmp_path, 1, "cpu")).replies for subject in subjects]
+    models = [inspect_model(Artifact(file.stem, Kind.ENGINE, file), "candidate") for file in (whole, bare)]
+    assert template_notes(models) == ["bare has no chat template and is prompted in ChatML."]
+    plan = GenerationPlan(tuned_prompts([make_row(0)]), [], True, 3, 4, 256)
+    told = [generate_replies(model, plan, Resources(tmp_path, 1, "cpu")).replies for model in models]
     assert told[0] == told[1], "the tiny models' own template is ChatML"
 
 
 def test_reference_gets_the_article_and_no_label_protocol() -> None:
     article = Article(id="a1", title="Times", intent="returns", text="Returns within 45 days.")
-    asked, bare = reference_questions([make_row(0), make_row(2)], {"a1": article}, LABELS)
-    assert "45 days" in asked.answer[-1]["content"]
-    assert "45 days" not in asked.choice[-1]["content"]
-    assert "warranty" in asked.choice[0]["content"]
-    assert bare.answer[-1]["content"] == "Question 2?"
+    asked, bare = reference_prompts([make_row(0), make_row(2)], {"a1": article}, LABELS)
+    assert "45 days" in asked.answer_messages[-1]["content"]
+    assert "45 days" not in asked.label_messages[-1]["content"]
+    assert "warranty" in asked.label_messages[0]["content"]
+    assert bare.answer_messages[-1]["content"] == "Question 2?"
 
 
 def test_wrong_inputs_are_refused(tmp_path: Path, corpus: Path) -> None:
     folder = save_tiny(tmp_path / "model")
     out, run = empty_run(tmp_path)
-    with pytest.raises(ConfigError, match="stands twice"):
+    with pytest.raises(ConfigError, match="given more than once"):
         Generation()(inputs_of(folder, {"tuned": folder}, corpus), out, run)
     with pytest.raises(ModelError, match="slim"):
         Generation()(inputs_of(folder, {"slim": tmp_path / "nowhere"}, corpus), out, run)
     (tmp_path / "bad.gguf").write_bytes(b"hello world" * 10)
     with pytest.raises(ModelError, match="GGUF"):
-        open_model(Artifact("gguf", Kind.ENGINE, tmp_path / "bad.gguf"), "candidate")
+        inspect_model(Artifact("gguf", Kind.ENGINE, tmp_path / "bad.gguf"), "candidate")
     assert folder_format(folder) == "float32 safetensors"
     write_rows(corpus / "test.jsonl", [])
     with pytest.raises(DataError, match="no rows"):
@@ -361,7 +367,7 @@ CHANGES = {
 
 @contextmanager
 def settings_case(folder: Path) -> Iterator[Case]:
-    """Models of random weights: they answer much alike, and a reference and an engine show what the others cannot."""
+    """Case with random weights, plus a reference and a GGUF model for the settings they need."""
     from tasks.shared.gguf.writer import write_gguf
 
     corpus = write_corpus(folder / "corpus", 9)

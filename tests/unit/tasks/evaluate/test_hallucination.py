@@ -1,4 +1,4 @@
-"""Answers with the article, and with one that lacks the answer: what is asked, and what counts as an invention."""
+"""Hallucination with and without the answer in the article: prompts, and what counts."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -10,8 +10,8 @@ import pytest
 from tasks.evaluate import hallucination as module
 from tasks.evaluate.grading.answers import Reply
 from tasks.evaluate.hallucination import WITH, WITHOUT, Hallucination, without_answer
-from tasks.evaluate.models_under_test.answering import Reading
-from tasks.evaluate.models_under_test.model_under_test import Question
+from tasks.evaluate.models_under_test.answering import Predictions
+from tasks.evaluate.models_under_test.model_under_test import RowPrompts
 from tasks.shared.errors import DataError
 from tasks.shared.formats.articles import Article, with_article, write_articles
 from tasks.shared.formats.rows import Message, Row, write_rows
@@ -70,37 +70,34 @@ def inputs_of(corpus: Path, tuned: Path, **candidates: Path) -> Inputs:
 
 
 def measure(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, makers: Mapping[str, Callable[[Question], str]], **settings: Any
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, makers: Mapping[str, Callable[[RowPrompts], str]], **settings: Any
 ) -> Scores:
-    """Run with models whose answers are given; one without a maker fails."""
+    """Run with given answers by model; a model without a maker fails."""
 
-    def pretend(subjects: Any, plans: Any, *_: Any) -> dict[str, Any]:
+    def pretend(models: Any, plans: Any, *_: Any) -> dict[str, Any]:
         return {
-            subject.name: Reading(
-                [
-                    Reply("", join_answer("returns", makers[subject.name](asked)))
-                    for asked in plans[subject.name].questions
-                ]
+            model.name: Predictions(
+                [Reply("", join_answer("returns", makers[model.name](asked))) for asked in plans[model.name].prompts]
             )
-            if subject.name in makers
+            if model.name in makers
             else Failure("it broke")
-            for subject in subjects
+            for model in models
         }
 
-    monkeypatch.setattr(module, "ask_each", pretend)
+    monkeypatch.setattr(module, "evaluate_each", pretend)
     folder = save_tiny(tmp_path / "model")
     out, run = empty_run(tmp_path)
     Hallucination(**settings)(inputs_of(write_corpus(tmp_path / "corpus"), folder, wild=folder, dead=folder), out, run)
     return read_scores(out)
 
 
-def gold(asked: Question) -> str:
-    """Reads its prompt: the fact if it is there, else a refusal."""
+def gold(asked: RowPrompts) -> str:
+    """Answer with the fact if the prompt has it, else refuse."""
     fact = asked.row.accept[0][0]
-    return f"That is {fact}." if fact in asked.answer[-1]["content"] else "Sorry, I can't help with that."
+    return f"That is {fact}." if fact in asked.answer_messages[-1]["content"] else "Sorry, I can't help with that."
 
 
-def wild(_: Question) -> str:
+def wild(_: RowPrompts) -> str:
     return "That is 99 days."
 
 
@@ -112,9 +109,9 @@ def test_a_model_that_reads_never_invents_and_one_that_guesses_always_does(
         (name, f"test-{index}") for name in (WITH, WITHOUT) for index in range(8)
     ]  # fmt: skip
     assert all(item.values == {"tuned": 0.0, "wild": 1.0} for item in scores.items)
-    assert scores.sheet.measures[WITH].better == scores.sheet.measures[WITHOUT].better == "lower"
-    assert scores.sheet.models["dead"].failure == "it broke" and not scores.sheet.models["dead"].figures
-    counts = {name: int(figure.value) for name, figure in scores.sheet.models["wild"].figures.items()}
+    assert scores.summary.measures[WITH].better == scores.summary.measures[WITHOUT].better == "lower"
+    assert scores.summary.models["dead"].failure == "it broke" and not scores.summary.models["dead"].figures
+    counts = {name: int(figure.value) for name, figure in scores.summary.models["wild"].figures.items()}
     assert counts == {
         "findings_address": 0, "findings_number": 16, "findings_contradiction": 0, "findings_unsupported": 0, "findings_remembered": 0
     }  # fmt: skip
@@ -129,26 +126,26 @@ def test_a_model_that_reads_never_invents_and_one_that_guesses_always_does(
 
 
 def test_a_fact_told_from_memory_is_counted_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def recite(asked: Question) -> str:
+    def recite(asked: RowPrompts) -> str:
         return f"That is {asked.row.accept[0][0]}."
 
     scores = measure(monkeypatch, tmp_path, {"tuned": recite, "wild": wild})
     assert {item.values["tuned"] for item in scores.items} == {0.0}
-    assert scores.sheet.models["tuned"].figures["findings_remembered"].value == 8
+    assert scores.summary.models["tuned"].figures["findings_remembered"].value == 8
 
 
 def test_everybody_is_asked_twice_with_an_article_in_the_last_turn(tmp_path: Path) -> None:
     technique, corpus = Hallucination(), write_corpus(tmp_path / "corpus")
     cases = technique._cases([make_row(0), make_row(2, grounded=True)], corpus)
-    for ask in (module.ask_tuned, module.ask_reference):
-        whole, grounded, cut, _ = (ask(case).answer for case in cases)
+    for prompt in (module.tuned_prompt, module.reference_prompt):
+        whole, grounded, cut, _ = (prompt(case).answer_messages for case in cases)
         assert whole[-1]["content"] == with_article("How long, number 0?", ARTICLE)
         assert grounded[-1]["content"] == with_article("How long, number 2?", ARTICLE), "the article stands there once"
         assert (
             "Not every kettle suits. The refund takes 6 working days." in cut[-1]["content"]
             and "45" not in cut[-1]["content"]
         )
-    assert module.ask_tuned(cases[0]).answer[0]["content"] == "You are the bot."
+    assert module.tuned_prompt(cases[0]).answer_messages[0]["content"] == "You are the bot."
 
 
 def test_the_answer_is_cut_out_or_the_row_is_left_out() -> None:
@@ -166,8 +163,8 @@ def test_the_answer_is_cut_out_or_the_row_is_left_out() -> None:
 def test_rows_left_out_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(module, "without_answer", lambda row, article: article if row.id != "test-3" else None)
     scores = measure(monkeypatch, tmp_path, {"tuned": gold, "wild": wild})
-    assert scores.sheet.notes == [
-        f"{WITHOUT}: 1 of 8 rows left out: the fact also stands elsewhere in the prompt, or in other words."
+    assert scores.summary.notes == [
+        f"{WITHOUT}: 1 of 8 rows left out: the fact also appears elsewhere in the prompt, or in other words."
     ]
 
 
@@ -213,28 +210,28 @@ TOLD = {1: "an", 4: "a", 64: "of", 256: "the"}
 
 
 def only_ids(out: Path, _: Any) -> dict[str, Any]:
-    """What does not depend on the models' answers."""
+    """Part of the result that does not depend on the models' answers."""
     return {"items": [(item.measure, item.id, item.wanted) for item in read_scores(out).items]}
 
 
 @contextmanager
 def settings_case(folder: Path) -> Iterator[Case]:
-    """Models of random weights say nothing that a rule could find, so answers are made up here, and tell what was asked for."""
+    """Case with synthetic answers that encode the plan, since random weights trigger no rule."""
     corpus, model = write_corpus(folder / "corpus"), save_tiny(folder / "model", build_model(num_hidden_layers=1))
 
-    def pretend(subjects: Any, plans: Any, *_: Any) -> dict[str, Any]:
-        readings = {}
-        for subject in subjects:
-            plan = plans[subject.name]
+    def pretend(models: Any, plans: Any, *_: Any) -> dict[str, Any]:
+        results = {}
+        for model in models:
+            plan = plans[model.name]
             facts = [
                 asked.row.accept[0][0] if asked.row.id < "test-4" else "wizards polish dragons"
-                for asked in plan.questions
+                for asked in plan.prompts
             ]
             asked = f"{TOLD[plan.batch_size]} {TOLD[plan.context]}" + " so" * plan.max_new_tokens
-            readings[subject.name] = Reading([Reply("", join_answer("returns", f"{fact} {asked}")) for fact in facts])
-        return readings
+            results[model.name] = Predictions([Reply("", join_answer("returns", f"{fact} {asked}")) for fact in facts])
+        return results
 
     settings = {"limit": 8, "max_new_tokens": 2, "batch_size": 4, "context": 256}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "ask_each", pretend)
+        patch.setattr(module, "evaluate_each", pretend)
         yield Case(folder, inputs_of(corpus, model, other=model), settings, stable=only_ids)

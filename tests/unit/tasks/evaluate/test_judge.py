@@ -1,4 +1,4 @@
-"""A judge behind a local endpoint: wins in both orders only, kept opinions, and a judge that is down."""
+"""An LLM judge behind a local endpoint: wins in both orders, stored opinions, outages."""
 
 import json
 import logging
@@ -17,7 +17,15 @@ from tasks.evaluate.judge import Judge
 from tasks.shared.engines import endpoint
 from tasks.shared.errors import ConfigError, DataError, EndpointError
 from tasks.shared.formats.records import Machine
-from tasks.shared.formats.scores import ItemScore, Measure, Measured, Scores, Sheet, read_scores, write_scores
+from tasks.shared.formats.scores import (
+    EvaluationSummary,
+    ItemScore,
+    Measure,
+    ModelSummary,
+    Scores,
+    read_scores,
+    write_scores,
+)
 from tasks.shared.technique import Artifact, Inputs, Kind, StepRun
 from tests.outputs import fingerprints
 from tests.settings_case import Case, Change
@@ -28,7 +36,7 @@ ITEMS = 6
 
 
 class Referee(ThreadingHTTPServer):
-    """A judge: `reply(body, count)` gives its words, or a status to fail with.  Insists on the key if it has one."""
+    """Local judge: `reply(body, count)` returns its text, or a status to fail with."""
 
     daemon_threads = True
 
@@ -79,19 +87,21 @@ def answers_of(body: dict[str, Any]) -> tuple[str, str]:
 
 
 def fair(body: dict[str, Any], _: int) -> str:
-    """Prefers the answer with more right words; never looks at its place."""
+    """Prefer the answer with more right words, in either position."""
     first, second = (text.count("right") for text in answers_of(body))
     return f"Because. Verdict: {'tie' if first == second else 'A' if first > second else 'B'}"
 
 
 def write_answers(folder: Path) -> Path:
-    """Scores of an earlier step: good says more than the baseline, bad less, same the same, and teacher is a reference."""
+    """Write scores: good beats the baseline, bad loses, same ties, teacher is a reference."""
     folder.mkdir()
     machine = Machine(cpu="x", cores=1, memory_bytes=1, platform="x")
     roles: dict[str, Any] = {"tuned": "baseline", "good": "candidate", "bad": "candidate", "same": "candidate", "dead": "candidate",
                              "tuned again": "repeat", "teacher": "reference"}  # fmt: skip
     models = {
-        name: Measured(role=role, engine="transformers", format="float32", failure="it broke" if name == "dead" else "")
+        name: ModelSummary(
+            role=role, engine="transformers", format="float32", failure="it broke" if name == "dead" else ""
+        )
         for name, role in roles.items()
     }
     told = {
@@ -115,7 +125,9 @@ def write_answers(folder: Path) -> Path:
         "rouge_l": Measure(title="rouge", binary=False),
         "fact": Measure(title="fact"),
     }
-    write_scores(folder, Sheet(step="answers", measures=measures, models=models, machine=machine, versions={}), items)
+    write_scores(
+        folder, EvaluationSummary(step="answers", measures=measures, models=models, machine=machine, versions={}), items
+    )
     return folder
 
 
@@ -149,10 +161,10 @@ def test_better_answers_win_worse_lose_and_equal_ones_tie_unasked(tmp_path: Path
     assert means(scores) == {"tuned": 0.5, "good": 1.0, "bad": 0.0, "same": 0.5, "tuned again": 0.0}
     assert len(referee.seen) == figures["requests"] == 2 * 2 * ITEMS, "the same words are judged once, equal ones never"
     assert figures["prompt_tokens"] == 2400 and figures["good.judged"] == 1.0
-    assert scores.sheet.models["good"].figures["judge_agreement"].value == 1.0
-    assert scores.sheet.models["good"].figures["judge_prefers_first"].value == 0.5
-    assert not scores.sheet.models["same"].figures
-    assert scores.sheet.models["dead"].failure == "it broke" and "teacher" not in scores.sheet.models
+    assert scores.summary.models["good"].figures["judge_agreement"].value == 1.0
+    assert scores.summary.models["good"].figures["judge_prefers_first"].value == 0.5
+    assert not scores.summary.models["same"].figures
+    assert scores.summary.models["dead"].failure == "it broke" and "teacher" not in scores.summary.models
     item = scores.items[0]
     assert (item.measure, item.tags, item.wanted, item.answers["bad"]) == (
         "judged",
@@ -160,7 +172,7 @@ def test_better_answers_win_worse_lose_and_equal_ones_tie_unasked(tmp_path: Path
         "gold 0",
         "wrong 0",
     )
-    measure = scores.sheet.measures["judged"]
+    measure = scores.summary.measures["judged"]
     assert (measure.binary, measure.better, measure.unit) == (False, "higher", "share")
     assert {body["temperature"] for body in referee.seen} == {0.0}
 
@@ -169,17 +181,14 @@ def test_a_judge_that_always_takes_the_first_ties_everything_and_is_told(tmp_pat
     with Referee(lambda body, _: "Verdict: A") as referee:
         scores, _, figures = judge(tmp_path, referee.url, model="biased")
     assert set(means(scores).values()) == {0.5}
-    assert figures["good.agreement"] == 0.0 and scores.sheet.models["bad"].figures["judge_prefers_first"].value == 1.0
-    assert "biased" in scores.sheet.notes[0]
+    assert figures["good.agreement"] == 0.0 and scores.summary.models["bad"].figures["judge_prefers_first"].value == 1.0
+    assert "biased" in scores.summary.notes[0]
 
 
 def test_replies_without_a_verdict_tie_and_are_told_and_a_judge_that_never_gives_one_is_refused(tmp_path: Path) -> None:
     with Referee(lambda body, count: "Hm." if count == 1 else "Verdict: A") as referee:
         scores, _, _ = judge(tmp_path, referee.url, concurrency=1)
-    assert (
-        scores.sheet.notes[1]
-        == "judged: 1 pairs tie because the judge refused them or gave no verdict that can be read."
-    )
+    assert scores.summary.notes[1] == "judged: 1 pairs tie because the judge refused them or gave no readable verdict."
     with (
         Referee(lambda *_: "I like both.") as referee,
         pytest.raises(EndpointError, match=r"none of 36 replies ends with a verdict"),
@@ -216,9 +225,9 @@ def test_a_pair_that_the_judge_refuses_ties_and_the_others_are_judged(tmp_path: 
         scores, _, figures = judge(tmp_path, referee.url)
         assert len(referee.seen) == 2 * 2 * ITEMS, "what is refused for good is asked once"
         assert [item.values["good"] for item in scores.items] == [1.0, 1.0, 1.0, 0.5, 1.0, 1.0]
-        assert scores.sheet.models["good"].figures["judge_unreadable"].value == 1 and figures["refused"] == 2
-        assert "judge_unreadable" not in scores.sheet.models["bad"].figures
-        assert "judged: 1 pairs tie" in scores.sheet.notes[1]
+        assert scores.summary.models["good"].figures["judge_unreadable"].value == 1 and figures["refused"] == 2
+        assert "judge_unreadable" not in scores.summary.models["bad"].figures
+        assert "judged: 1 pairs tie" in scores.summary.notes[1]
         referee.reply = lambda body, count: 400
         with pytest.raises(EndpointError, match=r"refused all of 24 requests.*status 400") as failure:
             judge(tmp_path, referee.url)
@@ -261,7 +270,7 @@ def test_wrong_inputs_are_refused(tmp_path: Path) -> None:
 
 
 def verdict_by(body: dict[str, Any], letters: str) -> str:
-    """Words that every part of the request changes."""
+    """Reply that depends on every part of the request."""
     return f"Verdict: {letters[sha256(json.dumps(body, sort_keys=True).encode()).digest()[0] % len(letters)]}"
 
 

@@ -1,4 +1,4 @@
-"""Tiny models through the harness: values item by item, samples kept, nothing asked twice, and what must be refused."""
+"""Tiny models through the harness: item values, samples, the answer cache, refusals."""
 
 import json
 import shutil
@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from tasks.evaluate.benchmark.run import HarnessReading, TaskReading, ask_tasks
-from tasks.evaluate.benchmark.samples import Answered
+from tasks.evaluate.benchmark.run import HarnessResult, TaskResult, run_tasks
+from tasks.evaluate.benchmark.samples import HarnessItem
 from tasks.evaluate.lm_eval import LmEval, score_items
 from tasks.shared.errors import ConfigError, DataError, ErrorList, ModelError, TechniqueError
 from tasks.shared.formats.scores import Scores, read_scores
@@ -73,9 +73,11 @@ def test_models_side_by_side_item_by_item(data: Path, tmp_path: Path) -> None:
     )
     scores = read_scores(out)
     names = [f"{tasks[0]}.acc_norm", f"{tasks[1]}.acc", f"{tasks[2]}.stereotype"]
-    assert list(scores.sheet.measures) == names and all(measure.binary for measure in scores.sheet.measures.values())
-    assert [scores.sheet.measures[name].better for name in names] == ["higher", "higher", "lower"]
-    models = scores.sheet.models
+    assert list(scores.summary.measures) == names and all(
+        measure.binary for measure in scores.summary.measures.values()
+    )
+    assert [scores.summary.measures[name].better for name in names] == ["higher", "higher", "lower"]
+    models = scores.summary.models
     assert [name for name, model in models.items() if model.failure] == ["torn", "broken"]
     assert "logits" in models["broken"].failure
     assert {model.engine for model in models.values()} == {"transformers"} and models["tuned again"].role == "repeat"
@@ -95,8 +97,10 @@ def test_models_side_by_side_item_by_item(data: Path, tmp_path: Path) -> None:
         pair.values["tuned"]
     )
     assert f"{tasks[0]}.acc" in models["tuned"].figures, "the other metrics are kept beside"
-    assert any(note.startswith("gguf: GGUF weights, dequantized") for note in scores.sheet.notes), "not of the torn one"
-    assert f"{tasks[1]}: 4 of 22 items, 0 examples before each question." in scores.sheet.notes
+    assert any(note.startswith("gguf: GGUF weights, dequantized") for note in scores.summary.notes), (
+        "not of the torn one"
+    )
+    assert f"{tasks[1]}: 4 of 22 items, 0-shot." in scores.summary.notes
 
 
 def test_the_harness_alone_gives_the_same(data: Path, tmp_path: Path) -> None:
@@ -137,8 +141,8 @@ def test_answers_in_words_in_the_chat_format(data: Path, tmp_path: Path) -> None
         **SMALL | {"limit": 2},
     )(inputs_of(folder), out, run)
     scores = read_scores(out)
-    assert list(scores.sheet.measures) == ["ifeval_lite.strict", "gsm8k_test.exact_match"]
-    assert any(note == "Prompts are put in a chat template: tuned ChatML." for note in scores.sheet.notes)
+    assert list(scores.summary.measures) == ["ifeval_lite.strict", "gsm8k_test.exact_match"]
+    assert any(note == "Prompts are rendered in a chat template: tuned ChatML." for note in scores.summary.notes)
     sample = json.loads((out / "samples" / "ifeval_lite.tuned.jsonl").read_text("utf-8").splitlines()[0])
     assert sample["context"].startswith("<|im_start|>user\nWrite") and sample["context"].endswith("assistant\n")
     assert {item.tags.get("kind") for item in scores.items if item.measure == "ifeval_lite.strict"} == {
@@ -148,7 +152,7 @@ def test_answers_in_words_in_the_chat_format(data: Path, tmp_path: Path) -> None
     (folder / "chat_template.jinja").write_text("{% for message in messages %}{{ message.content }}{% endfor %}")
     again, run = empty_run(tmp_path, "again")
     LmEval(tasks=("ifeval_lite",), data=str(data), apply_chat_template=True, **SMALL)(inputs_of(folder), again, run)
-    assert any("tuned its own" in note for note in read_scores(again).sheet.notes)
+    assert any("tuned its own" in note for note in read_scores(again).summary.notes)
 
 
 def test_a_model_without_a_chat_template_is_asked_plainly_and_not_in_chat(data: Path, tmp_path: Path) -> None:
@@ -185,8 +189,8 @@ def test_tasks_of_the_user_s_own_with_code_groups_and_filters(tmp_path: Path) ->
     settings = {"include": str(own), "include_code": True, "metrics": {"said": "length"}, "tags": ("gold",)}
     LmEval(tasks=("both", "said"), **settings, **SMALL)(inputs_of(save_tiny(tmp_path / "model")), out, run)
     scores = read_scores(out)
-    assert list(scores.sheet.measures) == ["both.acc", "said.length"]
-    assert (scores.sheet.measures["said.length"].binary, scores.sheet.measures["said.length"].better) == (
+    assert list(scores.summary.measures) == ["both.acc", "said.length"]
+    assert (scores.summary.measures["said.length"].binary, scores.summary.measures["said.length"].better) == (
         False,
         "lower",
     )
@@ -202,11 +206,11 @@ def test_tasks_of_the_user_s_own_with_code_groups_and_filters(tmp_path: Path) ->
 
 
 def test_what_was_answered_is_not_asked_again(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A longer limit and one more task ask only what is new, from another run's folder; half a line is passed over."""
+    """A larger limit or another task evaluates only new requests; a truncated line is skipped."""
     from tasks.evaluate.benchmark import run as harness_asking
     from tasks.evaluate.benchmark.run import HarnessPlan, TaskPlan
-    from tasks.evaluate.models_under_test.isolated_runs import Workspace
-    from tasks.evaluate.models_under_test.model_under_test import open_model
+    from tasks.evaluate.models_under_test.isolated_runs import Resources
+    from tasks.evaluate.models_under_test.model_under_test import inspect_model
 
     asked: list[int] = []
     genuine = harness_asking.harness_model
@@ -219,20 +223,20 @@ def test_what_was_answered_is_not_asked_again(data: Path, tmp_path: Path, monkey
             yield lm
 
     monkeypatch.setattr(harness_asking, "harness_model", counted)
-    subject = open_model(Artifact("tuned", Kind.MODEL, save_tiny(tmp_path / "model")), "baseline")
+    model = inspect_model(Artifact("tuned", Kind.MODEL, save_tiny(tmp_path / "model")), "baseline")
     plan = HarnessPlan(
         tasks=(TaskPlan("crows_pairs_en", "ours", "x"),), limit=2, num_fewshot=None, batch_size=2, dtype="float32", apply_chat_template=False,
-        tags=(), data=str(data), answered=str(tmp_path / "answered"),
+        tags=(), data=str(data), answer_cache=str(tmp_path / "answered"),
     )  # fmt: skip
-    workspace = Workspace(tmp_path, 1, "cpu")
-    first = ask_tasks(subject, plan, workspace)
-    assert ask_tasks(subject, plan, workspace) == first and asked == [4]
+    resources = Resources(tmp_path, 1, "cpu")
+    first = run_tasks(model, plan, resources)
+    assert run_tasks(model, plan, resources) == first and asked == [4]
     more = replace(plan, limit=3, tasks=(*plan.tasks, TaskPlan("banking77_of10", "ours", "x")))
-    grown = ask_tasks(subject, more, workspace)
+    grown = run_tasks(model, more, resources)
     assert asked == [4, 2, 30] and grown.tasks["crows_pairs_en"].items[:2] == first.tasks["crows_pairs_en"].items
     (kept,) = (tmp_path / "answered").iterdir()
     kept.write_bytes(kept.read_bytes()[:-20])
-    assert ask_tasks(subject, more, workspace) == grown and asked == [4, 2, 30, 1]
+    assert run_tasks(model, more, resources) == grown and asked == [4, 2, 30, 1]
 
 
 def test_what_cannot_be_asked_is_refused_before_any_model_is_loaded(data: Path, tmp_path: Path) -> None:
@@ -268,13 +272,13 @@ def test_a_baseline_without_numbers_ends_it(data: Path, tmp_path: Path) -> None:
 
 
 def test_models_that_were_asked_different_items_are_not_compared() -> None:
-    def reading(fingerprint: str) -> HarnessReading:
-        item = Answered("1", "?", "yes", {"acc": 1.0}, {"": "yes"}, {}, fingerprint, {})
-        return HarnessReading({"mine": TaskReading([item], {"acc": True}, 0, 1, 0)})
+    def result(fingerprint: str) -> HarnessResult:
+        item = HarnessItem("1", "?", "yes", {"acc": 1.0}, {"": "yes"}, {}, fingerprint, {})
+        return HarnessResult({"mine": TaskResult([item], {"acc": True}, 0, 1, 0)})
 
-    assert len(list(score_items("mine.acc", "acc", "mine", {"a": reading("x"), "b": reading("x")}))) == 1
-    with pytest.raises(DataError, match="b was asked other items"):
-        list(score_items("mine.acc", "acc", "mine", {"a": reading("x"), "b": reading("y")}))
+    assert len(list(score_items("mine.acc", "acc", "mine", {"a": result("x"), "b": result("x")}))) == 1
+    with pytest.raises(DataError, match="b was evaluated on other items"):
+        list(score_items("mine.acc", "acc", "mine", {"a": result("x"), "b": result("y")}))
 
 
 CHANGES = {

@@ -1,4 +1,4 @@
-"""The verdict on scores whose truth is known: what must ship, what must not, and what nobody can tell."""
+"""The verdict on scores with known truth: ship, do not ship, not enough data."""
 
 import json
 import random
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tasks.evaluate.paired import Paired
-from tasks.evaluate.verdict.comparison import Pairs, Rules, compare_measure, pair, weighted_mean
+from tasks.evaluate.verdict.comparison import Pairs, Rules, compare_measure, pair_items, weighted_mean
 from tasks.evaluate.verdict.decision import choose_shipped, overall_decision
 from tasks.evaluate.verdict.power import minimum_detectable
 from tasks.shared.errors import ConfigError, DataError, TechniqueError
@@ -18,7 +18,7 @@ from tasks.shared.formats.records import Figure
 from tasks.shared.formats.scores import ItemScore, Measure, read_scores
 from tasks.shared.formats.verdict import Comparison, Gate, Verdict, read_verdict
 from tasks.shared.technique import Artifact, Upstream
-from tests.score_samples import BITS, FACT, LOOP, flipped, items_of, some_right, verdict_inputs, write_sheet
+from tests.score_samples import BITS, FACT, LOOP, flipped, items_of, some_right, verdict_inputs, write_step_scores
 from tests.settings_case import Case, Change, whole
 from tests.tiny_llama import empty_run
 
@@ -38,8 +38,8 @@ def judge(
 
 def judge_facts(folder: Path, values: dict[str, Sequence[float]], tags: Any = None, **settings: Any) -> Verdict:
     folder.mkdir(exist_ok=True)
-    sheet = write_sheet(folder / "answers", {"fact": FACT}, items_of("fact", values, tags))
-    return judge(folder, [sheet], [name for name in values if name != "tuned"], **settings)
+    summary = write_step_scores(folder / "answers", {"fact": FACT}, items_of("fact", values, tags))
+    return judge(folder, [summary], [name for name in values if name != "tuned"], **settings)
 
 
 def test_an_identical_model_ships_with_nothing_flipped(tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_better_on_average_and_worse_in_one_slice_does_not_ship(tmp_path: Path) 
 
 
 def test_many_equal_slices_harm_nobody(tmp_path: Path) -> None:
-    """Without a correction one of 40 slices would be called harmed by chance, run after run."""
+    """Without a correction, one of 40 slices would show a loss by chance in every run."""
     right = some_right(4000, 0.7)
     tags = [{"kind": f"kind{index % 40}"} for index in range(4000)]
     draw = random.Random(3)
@@ -123,8 +123,8 @@ def test_a_looping_model_does_not_ship(tmp_path: Path) -> None:
     right, quiet = some_right(300, 0.8), [0.0] * 300
     looping = [1.0] * 60 + [0.0] * 240
     items = items_of("fact", {"tuned": right, "looper": right}) + items_of("loop", {"tuned": quiet, "looper": looping})
-    sheet = write_sheet(tmp_path / "answers", {"fact": FACT, "loop": LOOP}, items)
-    verdict = judge(tmp_path, [sheet], ["looper"], {"fact": 0.05, "loop": 0.02})
+    summary = write_step_scores(tmp_path / "answers", {"fact": FACT, "loop": LOOP}, items)
+    verdict = judge(tmp_path, [summary], ["looper"], {"fact": 0.05, "loop": 0.02})
     found = verdict.comparisons["looper"].measures
     assert found["fact"].answer == "yes" and found["loop"].answer == "no"
     assert found["loop"].difference == pytest.approx(-0.2), "in favor of the candidate: more loops are worse"
@@ -133,7 +133,7 @@ def test_a_looping_model_does_not_ship(tmp_path: Path) -> None:
 
 
 def test_a_majority_class_model_does_not_ship(tmp_path: Path) -> None:
-    """It has the most frequent intent right, always: 40 % here, and nothing else."""
+    """It always answers with the most frequent intent: 40 % right."""
     intents = ["returns"] * 160 + ["postage"] * 120 + ["warranty"] * 80 + ["other"] * 40
     right = some_right(400, 0.85)
     majority = [float(intent == "returns") for intent in intents]
@@ -153,8 +153,8 @@ def test_amounts_weigh_items_and_a_relative_margin_follows_the_baseline(tmp_path
         {"tuned": bits, "close": [value * 1.02 for value in bits], "far": [value * 1.3 for value in bits]},
         weights=weights,
     )
-    sheet = write_sheet(tmp_path / "likelihood", {"bits_per_byte": BITS}, items)
-    verdict = judge(tmp_path, [sheet], ["close", "far"], {}, relative_margins={"bits_per_byte": 0.05})
+    summary = write_step_scores(tmp_path / "likelihood", {"bits_per_byte": BITS}, items)
+    verdict = judge(tmp_path, [summary], ["close", "far"], {}, relative_margins={"bits_per_byte": 0.05})
     close, far = (verdict.comparisons[name].measures["bits_per_byte"] for name in ("close", "far"))
     mean = weighted_mean(bits, weights)
     assert close.baseline == pytest.approx(mean) and close.margin == pytest.approx(0.05 * mean)
@@ -166,13 +166,13 @@ def test_amounts_weigh_items_and_a_relative_margin_follows_the_baseline(tmp_path
 
 def test_a_candidate_that_failed_is_not_enough_data_and_the_others_are_judged(tmp_path: Path) -> None:
     right = some_right(500, 0.8)
-    sheet = write_sheet(
+    summary = write_step_scores(
         tmp_path / "answers",
         {"fact": FACT},
         items_of("fact", {"tuned": right, "same": right}),
         huge={"failure": "out of memory"},
     )
-    verdict = judge(tmp_path, [sheet], ["huge", "same"])
+    verdict = judge(tmp_path, [summary], ["huge", "same"])
     assert (verdict.decision, verdict.shipped) == ("ship", "same")
     assert verdict.comparisons["huge"].decision == "not enough data"
     assert verdict.comparisons["huge"].reasons == ["fact: not measured (out of memory)"]
@@ -181,11 +181,11 @@ def test_a_candidate_that_failed_is_not_enough_data_and_the_others_are_judged(tm
 
 def test_noise_is_how_far_the_baseline_lies_from_itself(tmp_path: Path) -> None:
     right = some_right(500, 0.8)
-    sheet = write_sheet(
+    summary = write_step_scores(
         tmp_path / "answers", {"fact": FACT}, items_of("fact", {"tuned": right, "same": right, "tuned again": flipped(right, 4, 6)}),
         **{"tuned again": {"role": "repeat"}},
     )  # fmt: skip
-    verdict = judge(tmp_path, [sheet], ["same"])
+    verdict = judge(tmp_path, [summary], ["same"])
     floor = verdict.noise["fact"][0]
     assert (floor.model, floor.flip_rate, floor.difference) == ("tuned again", 10 / 500, pytest.approx(2 / 500))
     assert list(verdict.models) == ["tuned", "same"], "asked again, it is the same model"
@@ -197,10 +197,10 @@ def test_costs_stand_beside_the_quality_that_they_buy(tmp_path: Path) -> None:
         "tuned": {"figures": {"end_to_end_s": Figure(value=2.0)}},
         "a": {"figures": {"end_to_end_s": Figure(value=1.0)}},
     }
-    sheet = write_sheet(
+    summary = write_step_scores(
         tmp_path / "answers", {"fact": FACT}, items_of("fact", {"tuned": right, "a": flipped(right, 20, 0)}), **models
     )
-    verdict = judge(tmp_path, [sheet], ["a"], prices={"machine_per_hour": 3.6})
+    verdict = judge(tmp_path, [summary], ["a"], prices={"machine_per_hour": 3.6})
     figures = verdict.models["a"].figures
     assert figures["cost_per_1000"].value == pytest.approx(1.0) and verdict.models["tuned"].figures[
         "cost_per_1000"
@@ -208,27 +208,29 @@ def test_costs_stand_beside_the_quality_that_they_buy(tmp_path: Path) -> None:
     assert figures["cost_per_point"].value == pytest.approx(1 / 76) and figures[
         "price_of_point"
     ].value == pytest.approx(1 / 4)
-    assert "cost_per_1000" not in judge(tmp_path / "free", [sheet], ["a"]).models["a"].figures
+    assert "cost_per_1000" not in judge(tmp_path / "free", [summary], ["a"]).models["a"].figures
 
 
 def test_watched_measures_decide_nothing(tmp_path: Path) -> None:
     right, quiet = some_right(500, 0.8), [0.0] * 500
     items = items_of("fact", {"tuned": right, "a": right}) + items_of("loop", {"tuned": quiet, "a": [1.0] * 500})
-    verdict = judge(tmp_path, [write_sheet(tmp_path / "answers", {"fact": FACT, "loop": LOOP}, items)], ["a"])
+    verdict = judge(tmp_path, [write_step_scores(tmp_path / "answers", {"fact": FACT, "loop": LOOP}, items)], ["a"])
     assert verdict.decision == "ship" and verdict.comparisons["a"].measures["loop"].margin is None
     assert {flip.measure for flip in verdict.flips} == set()
 
 
 def test_steps_are_put_together_and_must_fit(tmp_path: Path) -> None:
     right = some_right(500, 0.8)
-    facts = write_sheet(tmp_path / "answers", {"fact": FACT}, items_of("fact", {"tuned": right, "a": right}))
-    loops = write_sheet(tmp_path / "loops", {"loop": LOOP}, items_of("loop", {"tuned": [0.0] * 500, "a": [0.0] * 500}))
+    facts = write_step_scores(tmp_path / "answers", {"fact": FACT}, items_of("fact", {"tuned": right, "a": right}))
+    loops = write_step_scores(
+        tmp_path / "loops", {"loop": LOOP}, items_of("loop", {"tuned": [0.0] * 500, "a": [0.0] * 500})
+    )
     verdict = judge(tmp_path / "1", [facts, loops], ["a"], {"fact": 0.05, "loop": 0.05})
     assert {name: gate.step for name, gate in verdict.gates.items()} == {"fact": "answers", "loop": "loops"}
-    again = write_sheet(tmp_path / "again", {"fact": FACT}, items_of("fact", {"tuned": right, "a": right}))
-    with pytest.raises(DataError, match="'fact', which step answers has as well"):
+    again = write_step_scores(tmp_path / "again", {"fact": FACT}, items_of("fact", {"tuned": right, "a": right}))
+    with pytest.raises(DataError, match="'fact', which step answers also has"):
         judge(tmp_path / "2", [facts, again], ["a"])
-    other = write_sheet(
+    other = write_step_scores(
         tmp_path / "other", {"loop": LOOP}, items_of("loop", {"raw": [0.0] * 9, "a": [0.0] * 9}), baseline="raw"
     )
     with pytest.raises(DataError, match="one baseline"):
@@ -237,9 +239,9 @@ def test_steps_are_put_together_and_must_fit(tmp_path: Path) -> None:
 
 def test_speed_keeps_its_own_engine_and_machine(tmp_path: Path) -> None:
     right = some_right(50, 0.8)
-    facts = write_sheet(tmp_path / "answers", {"fact": FACT}, items_of("fact", {"tuned": right, "a": right}))
+    facts = write_step_scores(tmp_path / "answers", {"fact": FACT}, items_of("fact", {"tuned": right, "a": right}))
     timed = {"figures": {"tokens_per_second": Figure(value=5.0)}, "engine": "llama.cpp (f16 GGUF)"}
-    speed = write_sheet(tmp_path / "speed", {}, [], accelerator="Example GPU", tuned=timed, a={"failure": "no"})
+    speed = write_step_scores(tmp_path / "speed", {}, [], accelerator="Example GPU", tuned=timed, a={"failure": "no"})
     verdict = judge(tmp_path / "1", [facts, speed], ["a"])
     assert (verdict.models["tuned"].engine, verdict.models["tuned"].speed_engine) == ("transformers", timed["engine"])
     assert verdict.models["a"].speed_engine == ""
@@ -247,8 +249,8 @@ def test_speed_keeps_its_own_engine_and_machine(tmp_path: Path) -> None:
     assert any("did not run on the same machine: answers on Example CPU" in note for note in verdict.notes)
     alone = judge(tmp_path / "2", [facts], ["a"])
     assert alone.machine.accelerator == "" and not any("same machine" in note for note in alone.notes)
-    again = write_sheet(tmp_path / "speed2", {}, [], tuned=timed, a={})
-    with pytest.raises(DataError, match="'tokens_per_second' of tuned, which step speed has as well"):
+    again = write_step_scores(tmp_path / "speed2", {}, [], tuned=timed, a={})
+    with pytest.raises(DataError, match="'tokens_per_second' of tuned, which step speed also has"):
         judge(tmp_path / "3", [facts, speed, again], ["a"])
 
 
@@ -260,11 +262,11 @@ def test_a_margin_of_what_nobody_measured_is_refused(tmp_path: Path) -> None:
 
 def test_a_measure_without_items_cannot_be_decided(tmp_path: Path) -> None:
     right = some_right(500, 0.8)
-    sheet = write_sheet(
+    summary = write_step_scores(
         tmp_path / "answers", {"fact": FACT, "loop": LOOP}, items_of("fact", {"tuned": right, "a": right})
     )
-    verdict = judge(tmp_path, [sheet], ["a"], {"fact": 0.05, "loop": 0.05})
-    assert verdict.decision == "not enough data" and "loop: no items, so it cannot be decided." in verdict.notes
+    verdict = judge(tmp_path, [summary], ["a"], {"fact": 0.05, "loop": 0.05})
+    assert verdict.decision == "not enough data" and "loop: no items, so no decision is possible." in verdict.notes
 
 
 def test_items_answered_by_one_model_only_are_refused() -> None:
@@ -273,7 +275,7 @@ def test_items_answered_by_one_model_only_are_refused() -> None:
         ItemScore(measure="fact", id="2", values={"tuned": 1.0, "a": 1.0}),
     ]
     with pytest.raises(TechniqueError, match="1 items answered by one model only"):
-        pair(FACT, items, "tuned", "a")
+        pair_items(FACT, items, "tuned", "a")
 
 
 def test_problems_known_from_the_recipe_alone() -> None:
@@ -284,7 +286,7 @@ def test_problems_known_from_the_recipe_alone() -> None:
     def problems(technique: Paired, inputs: Any = inputs) -> list[str]:
         return [str(problem) for problem in technique.plan_problems("steps.verdict", inputs, upstream)]
 
-    assert len(problems(Paired(margins=MARGINS))) == 1 and "b not measured" in problems(Paired(margins=MARGINS))[0]
+    assert len(problems(Paired(margins=MARGINS))) == 1 and "b missing" in problems(Paired(margins=MARGINS))[0]
     assert any("nothing would decide" in line for line in problems(Paired()))
     assert any(
         "also in relative_margins" in line for line in problems(Paired(margins=MARGINS, relative_margins=MARGINS))
@@ -310,18 +312,18 @@ def test_smallest_of_those_that_ship_and_the_decision_of_all() -> None:
 def test_scores_are_checked_when_written_and_when_read(tmp_path: Path) -> None:
     right = some_right(5, 0.8)
     with pytest.raises(DataError, match="0 or 1"):
-        write_sheet(tmp_path / "a", {"fact": FACT}, items_of("fact", {"tuned": [0.5]}))
+        write_step_scores(tmp_path / "a", {"fact": FACT}, items_of("fact", {"tuned": [0.5]}))
     with pytest.raises(DataError, match="stands twice"):
-        write_sheet(tmp_path / "b", {"fact": FACT}, items_of("fact", {"tuned": right}) * 2)
+        write_step_scores(tmp_path / "b", {"fact": FACT}, items_of("fact", {"tuned": right}) * 2)
     with pytest.raises(DataError, match="no measure 'loop'"):
-        write_sheet(tmp_path / "c", {"fact": FACT}, items_of("loop", {"tuned": right}))
-    sheet = write_sheet(tmp_path / "d", {"fact": FACT}, items_of("fact", {"tuned": right}))
-    (sheet.path / "items.jsonl").write_text('{"measure": "fact", "id": "x", "values": {"tuned": NaN}}\n')
+        write_step_scores(tmp_path / "c", {"fact": FACT}, items_of("loop", {"tuned": right}))
+    summary = write_step_scores(tmp_path / "d", {"fact": FACT}, items_of("fact", {"tuned": right}))
+    (summary.path / "items.jsonl").write_text('{"measure": "fact", "id": "x", "values": {"tuned": NaN}}\n')
     with pytest.raises(DataError, match="line 1"):
-        read_scores(sheet.path)
-    (sheet.path / "scores.json").write_text("{}")
+        read_scores(summary.path)
+    (summary.path / "scores.json").write_text("{}")
     with pytest.raises(DataError, match="Field required"):
-        read_scores(sheet.path)
+        read_scores(summary.path)
 
 
 CHANGES = {
@@ -345,7 +347,7 @@ CHANGES = {
 
 @contextmanager
 def settings_case(folder: Path) -> Iterator[Case]:
-    """Three measures, one of them an amount; two ways to slice."""
+    """Case with three measures, one of them an amount, and two slice dimensions."""
     draw = random.Random(0)
     right, bits = some_right(40, 0.8), [draw.uniform(0.8, 1.2) for _ in range(40)]
     tags = [{"kind": "faq" if index < 30 else "edge", "intent": f"i{index % 2}"} for index in range(40)]
@@ -365,10 +367,12 @@ def settings_case(folder: Path) -> Iterator[Case]:
         "end_to_end_s": Figure(value=1.5), "end_to_end_s_batch_8": Figure(value=4.0), "prompt_tokens": Figure(value=80), "answer_tokens": Figure(value=30)
     }  # fmt: skip
     entries = {"tuned": {"figures": timed}, "a": {"figures": timed}}
-    sheet = write_sheet(folder / "answers", {"fact": FACT, "loop": LOOP, "bits_per_byte": BITS}, items, **entries)
+    summary = write_step_scores(
+        folder / "answers", {"fact": FACT, "loop": LOOP, "bits_per_byte": BITS}, items, **entries
+    )
     settings = {"margins": {"fact": 0.1}, "relative_margins": {"bits_per_byte": 0.3}, "resamples": 200}
-    more = {"two": verdict_inputs(folder, ["a", "b"], sheet)}
-    yield Case(folder, verdict_inputs(folder, ["a"], sheet), settings, result=whole, more=more)
+    more = {"two": verdict_inputs(folder, ["a", "b"], summary)}
+    yield Case(folder, verdict_inputs(folder, ["a"], summary), settings, result=whole, more=more)
 
 
 def test_metrics_are_figures_by_model(tmp_path: Path) -> None:
@@ -383,14 +387,14 @@ def test_a_candidate_equal_to_the_baseline_on_amounts_is_judged(tmp_path: Path) 
     items = items_of("rouge_l", {"tuned": [0.5] * 60, "same": [0.5] * 60}) + items_of(
         "one", {"tuned": [0.5], "same": [0.5]}
     )
-    sheet = write_sheet(tmp_path / "answers", {"rouge_l": near, "one": near}, items)
-    found = judge(tmp_path, [sheet], ["same"], {"rouge_l": 0.2}).comparisons["same"]
+    summary = write_step_scores(tmp_path / "answers", {"rouge_l": near, "one": near}, items)
+    found = judge(tmp_path, [summary], ["same"], {"rouge_l": 0.2}).comparisons["same"]
     assert found.decision == "ship" and found.measures["rouge_l"].p == 1.0
     assert found.measures["one"].detectable == 1.0, "one item shows nothing"
 
 
 def test_a_relative_margin_counts_that_the_baseline_is_estimated(tmp_path: Path) -> None:
-    """Every text loses exactly the margin: shipping that is the error that alpha is about, whatever the spread of the texts."""
+    """If every text loses exactly the margin, shipping is the error that alpha limits."""
     draw, shipped = random.Random(0), 0
     for trial in range(40):
         bits = [draw.lognormvariate(0, 0.5) for _ in range(60)]
@@ -402,17 +406,19 @@ def test_a_relative_margin_counts_that_the_baseline_is_estimated(tmp_path: Path)
 
 
 def test_a_relative_margin_of_nothing_is_refused(tmp_path: Path) -> None:
-    sheet = write_sheet(tmp_path / "answers", {"kl": BITS}, items_of("kl", {"tuned": [0.0] * 9, "a": [0.1] * 9}))
-    with pytest.raises(ConfigError, match="the baseline's own value is 0"):
-        judge(tmp_path, [sheet], ["a"], {}, relative_margins={"kl": 0.05})
+    summary = write_step_scores(
+        tmp_path / "answers", {"kl": BITS}, items_of("kl", {"tuned": [0.0] * 9, "a": [0.1] * 9})
+    )
+    with pytest.raises(ConfigError, match="the baseline's value is 0"):
+        judge(tmp_path, [summary], ["a"], {}, relative_margins={"kl": 0.05})
 
 
 def test_scores_of_another_baseline_are_refused(tmp_path: Path) -> None:
-    sheet = write_sheet(
+    summary = write_step_scores(
         tmp_path / "answers", {"fact": FACT}, items_of("fact", {"a": [1.0] * 9, "tuned": [1.0] * 9}), baseline="a"
     )
     with pytest.raises(ConfigError, match="answers.inputs.baseline"):
-        judge(tmp_path, [sheet], ["a"])
+        judge(tmp_path, [summary], ["a"])
 
 
 def test_one_cluster_that_is_lost_is_one_piece_of_evidence(tmp_path: Path) -> None:
@@ -423,17 +429,17 @@ def test_one_cluster_that_is_lost_is_one_piece_of_evidence(tmp_path: Path) -> No
         item.model_copy(update={"cluster": "one" if index < 15 else str(index)})
         for index, item in enumerate(items_of("fact", {"tuned": right, "a": lost}, tags))
     ]
-    sheet = write_sheet(tmp_path / "answers", {"fact": FACT}, items)
-    found = judge(tmp_path, [sheet], ["a"]).comparisons["a"]
+    summary = write_step_scores(tmp_path / "answers", {"fact": FACT}, items)
+    found = judge(tmp_path, [summary], ["a"]).comparisons["a"]
     assert not any(item.harmed for item in found.slices)
 
 
 def test_candidates_may_share_alpha(tmp_path: Path) -> None:
     right = some_right(500, 0.8)
     models = {"tuned": right, "a": right, "b": right}
-    assert any("own 5% chance" in note for note in judge_facts(tmp_path / "1", models).notes)
+    assert any("ships with probability 5%" in note for note in judge_facts(tmp_path / "1", models).notes)
     shared = judge_facts(tmp_path / "2", models, familywise=True)
-    assert shared.alpha == 0.025 and not any("chance to ship" in note for note in shared.notes)
+    assert shared.alpha == 0.025 and not any("ships with probability" in note for note in shared.notes)
 
 
 def test_sharing_alpha_raises_the_margin_that_the_items_can_decide(tmp_path: Path) -> None:
@@ -447,13 +453,13 @@ def test_sharing_alpha_raises_the_margin_that_the_items_can_decide(tmp_path: Pat
 
 
 def test_wordings_of_one_question_are_no_independent_evidence(tmp_path: Path) -> None:
-    """500 answers that flip ten at a time say as much as 50."""
+    """500 answers that flip in clusters of ten carry as much evidence as 50."""
     right = some_right(500, 0.8)
     lost = {"tuned": right, "worse": [0.0 if index // 10 in (3, 9) else value for index, value in enumerate(right)]}
     alone = items_of("fact", lost)
     together = [item.model_copy(update={"cluster": str(index // 10)}) for index, item in enumerate(alone)]
     found = [
-        judge(tmp_path / name, [write_sheet(tmp_path / name / "answers", {"fact": FACT}, items)], ["worse"])
+        judge(tmp_path / name, [write_step_scores(tmp_path / name / "answers", {"fact": FACT}, items)], ["worse"])
         .comparisons["worse"]
         .measures["fact"]
         for name, items in (("alone", alone), ("together", together))

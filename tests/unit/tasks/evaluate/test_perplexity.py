@@ -1,4 +1,4 @@
-"""Perplexity: each token once, the same as a single pass where it fits, bits per byte that no tokenizer moves; what must be refused."""
+"""Perplexity: every token once, tokenizer-independent bits per byte, and refusals."""
 
 import math
 import shutil
@@ -14,19 +14,19 @@ from hypothesis import strategies as st
 
 from tasks.evaluate.likelihood.logits import prompt_ids, text_ids
 from tasks.evaluate.likelihood.sliding import (
-    Loss,
-    Plan,
+    DocumentLoss,
+    PerplexityPlan,
+    bos_ids,
     document_nats,
     first_bytes,
-    opening_ids,
     score_documents,
     windows,
 )
-from tasks.evaluate.models_under_test import isolated_runs as sittings
-from tasks.evaluate.models_under_test.isolated_runs import Workspace
-from tasks.evaluate.models_under_test.model_under_test import open_model
+from tasks.evaluate.models_under_test import isolated_runs
+from tasks.evaluate.models_under_test.isolated_runs import Resources
+from tasks.evaluate.models_under_test.model_under_test import inspect_model
 from tasks.evaluate.perplexity import Perplexity, perplexity_bounds
-from tasks.shared import isolation as apart
+from tasks.shared import isolation
 from tasks.shared.errors import ConfigError, DataError, ModelError
 from tasks.shared.formats.rows import read_rows, write_rows
 from tasks.shared.formats.scores import Scores, read_scores
@@ -38,14 +38,14 @@ from tasks.shared.text.files import Document
 from tests.settings_case import Case, Change
 from tests.tiny_llama import build_model, build_tokenizer, empty_run, save_tiny, sentences, write_corpus
 
-DESK = Workspace(Path(), 1, "cpu")
+RESOURCES = Resources(Path(), 1, "cpu")
 
 
 @contextmanager
 def asked_here() -> Iterator[None]:
-    """Models are asked in this process, which has loaded the libraries already; what they fail of is told in the same way."""
+    """Evaluate models in this process; failures are reported in the same way."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sittings, "run_isolated", lambda work, *arguments: apart._guarded(work, arguments))
+        patch.setattr(isolated_runs, "run_isolated", lambda work, *arguments: isolation._guarded(work, arguments))
         yield
 
 
@@ -56,7 +56,7 @@ def here() -> Iterator[None]:
 
 
 def write_test(folder: Path, rows: int = 12) -> Path:
-    """A corpus of test and train split."""
+    """Write a corpus with test and train splits."""
     write_corpus(folder, rows + 3)
     made = read_rows(folder / "calibration.jsonl")
     write_rows(folder / "test.jsonl", made[:rows])
@@ -93,7 +93,7 @@ def loaded(folder: Path) -> tuple[Any, Any]:
 
 
 def losses_in_one_pass(model: Any, ids: list[int]) -> Any:
-    """torch's own: the loss of every token but the first."""
+    """torch's cross-entropy of every token but the first."""
     import torch
 
     with torch.inference_mode():
@@ -136,16 +136,18 @@ def test_a_stride_of_the_context_is_disjoint_windows(loaded: tuple[Any, Any]) ->
 
 
 def test_only_the_answer_counts(folder: Path, loaded: tuple[Any, Any], tmp_path: Path) -> None:
-    model, tokenizer = loaded
+    network, tokenizer = loaded
     row = read_rows(write_test(tmp_path / "corpus", 1) / "test.jsonl")[0]
     before, answer = prompt_ids(tokenizer, row.prompt), text_ids(tokenizer, row.answer)
-    subject = open_model(Artifact("m", Kind.MODEL, folder), "candidate")
-    found = score_documents(subject, Plan([row.answer], [row.prompt], 512, 256, "float32"), DESK)
-    wanted = losses_in_one_pass(model, [*before, *answer])[len(before) - 1 :]
+    model = inspect_model(Artifact("m", Kind.MODEL, folder), "candidate")
+    found = score_documents(model, PerplexityPlan([row.answer], [row.prompt], 512, 256, "float32"), RESOURCES)
+    wanted = losses_in_one_pass(network, [*before, *answer])[len(before) - 1 :]
     assert found.losses[0].nats == pytest.approx(float(wanted.sum()), rel=1e-6)
-    assert (found.losses[0].tokens, found.losses[0].skipped, found.cut) == (len(answer), 0, 0)
-    short = score_documents(subject, Plan([row.answer], [row.prompt], len(answer), len(answer), "float32"), DESK)
-    assert (short.cut, short.losses[0].tokens) == (1, len(answer))
+    assert (found.losses[0].tokens, found.losses[0].skipped, found.truncated) == (len(answer), 0, 0)
+    short = score_documents(
+        model, PerplexityPlan([row.answer], [row.prompt], len(answer), len(answer), "float32"), RESOURCES
+    )
+    assert (short.truncated, short.losses[0].tokens) == (1, len(answer))
 
 
 @pytest.mark.usefixtures("here")
@@ -160,14 +162,14 @@ def test_a_uniform_model_needs_log2_of_its_vocabulary_a_token(tmp_path: Path, vo
     tokens = sum(len(text_ids(tokenizer, answer)) for answer in answers)
     size = sum(len(answer.encode()) for answer in answers)
     assert metrics["tuned.bits_per_byte"] == pytest.approx(math.log2(vocabulary) * tokens / size, rel=1e-5)
-    figures = scores.sheet.models["tuned"].figures
+    figures = scores.summary.models["tuned"].figures
     assert figures["perplexity"].value == pytest.approx(vocabulary, rel=1e-5)
     assert figures["perplexity_per_byte"].value == pytest.approx(2 ** metrics["tuned.bits_per_byte"], rel=1e-6)
     assert figures["tokens_scored"].value == tokens
 
 
 def with_opening(tokenizer: Any) -> Any:
-    """The same, with the convention that a text begins with token 1."""
+    """The same tokenizer, with token 1 at the beginning of every text."""
     from tokenizers import processors
 
     pair = "<|im_start|>"
@@ -186,11 +188,13 @@ def test_the_first_token_counts_where_the_tokenizer_opens_a_text(
     ids = text_ids(tokenizer, text)
     opened, bare = (
         score_documents(
-            open_model(Artifact("m", Kind.MODEL, path), "candidate"), Plan([text], [[]], 16, 16, "float32"), DESK
+            inspect_model(Artifact("m", Kind.MODEL, path), "candidate"),
+            PerplexityPlan([text], [[]], 16, 16, "float32"),
+            RESOURCES,
         )
         for path in (tmp_path / "opening", folder)
     )
-    assert opening_ids(tokenizer) == [] and opened.opening == "<|im_start|>"
+    assert bos_ids(tokenizer) == [] and opened.bos == "<|im_start|>"
     assert (opened.losses[0].tokens, opened.losses[0].skipped) == (len(ids), 0)
     starts = range(0, len(ids), 16)
     wanted = sum(float(losses_in_one_pass(model, [1, *ids[start : start + 16]]).sum()) for start in starts)
@@ -203,8 +207,8 @@ def test_a_first_token_that_ends_within_a_character_leaves_bytes_to_score(folder
         first_bytes(*pair)
         for pair in (("ab", "abc"), ("\ufffd", "é"), ("a\ufffd", "a€"), ("\ufffd", "\ufffdx"), ("a", ""))
     ] == [2, 1, 2, 3, 0]
-    subject = open_model(Artifact("m", Kind.MODEL, folder), "candidate")
-    (loss,) = score_documents(subject, Plan(["é"], [[]], 16, 16, "float32"), DESK).losses
+    model = inspect_model(Artifact("m", Kind.MODEL, folder), "candidate")
+    (loss,) = score_documents(model, PerplexityPlan(["é"], [[]], 16, 16, "float32"), RESOURCES).losses
     assert (loss.tokens, loss.skipped) == (1, 1), "two tokens, of a byte each"
 
 
@@ -217,11 +221,13 @@ def test_plain_text_needs_no_chat_template_and_answers_do(folder: Path, tmp_path
         text = (bare / name).read_text("utf-8").replace("<|im_end|>", "<|done|>")
         (bare / name).write_text(text, "utf-8")
     text = " ".join(sentences(4))
-    subject = open_model(Artifact("m", Kind.MODEL, bare), "candidate")
-    (own,) = score_documents(subject, Plan([text], [[]], 16, 16, "float32"), DESK).losses
+    model = inspect_model(Artifact("m", Kind.MODEL, bare), "candidate")
+    (own,) = score_documents(model, PerplexityPlan([text], [[]], 16, 16, "float32"), RESOURCES).losses
     assert own.tokens
     with pytest.raises(ModelError, match="candidate m: no chat template"):
-        score_documents(subject, Plan([text], [[{"role": "user", "content": "Hi"}]], 16, 16, "float32"), DESK)
+        score_documents(
+            model, PerplexityPlan([text], [[{"role": "user", "content": "Hi"}]], 16, 16, "float32"), RESOURCES
+        )
 
 
 @pytest.mark.usefixtures("here")
@@ -237,9 +243,9 @@ def test_a_text_is_scored_by_pieces_and_weighted_by_bytes(folder: Path, tmp_path
     assert all(item.values["copy"] == item.values["tuned"] != item.values["other"] for item in scores.items)
     mean = sum(item.values["other"] * item.weight for item in scores.items) / text.stat().st_size
     assert metrics["other.own_bits_per_byte"] == pytest.approx(mean)
-    figure = scores.sheet.models["other"].figures["own_perplexity"]
+    figure = scores.summary.models["other"].figures["own_perplexity"]
     assert figure.low is not None and figure.high is not None and figure.low < figure.value < figure.high
-    assert any("first token is not scored" in note for note in scores.sheet.notes)
+    assert any("first token is not scored" in note for note in scores.summary.notes)
 
 
 def test_other_vocabularies_gguf_files_and_broken_models_stand_side_by_side(folder: Path, tmp_path: Path) -> None:
@@ -253,20 +259,20 @@ def test_other_vocabularies_gguf_files_and_broken_models_stand_side_by_side(fold
     save_tiny(tmp_path / "broken", broken)
     candidates = {"small": tmp_path / "small", "file": tmp_path / "file.gguf", "broken": tmp_path / "broken"}
     scores, metrics = measure(tmp_path, models_of(folder, candidates, write_test(tmp_path / "corpus")))
-    models = scores.sheet.models
+    models = scores.summary.models
     assert "candidate broken: NaN logits" in models["broken"].failure and str(tmp_path) not in models["broken"].failure
     assert all(item.values.keys() == {"tuned", "small", "file"} for item in scores.items)
     assert metrics["file.bits_per_byte"] == pytest.approx(metrics["tuned.bits_per_byte"], rel=1e-3)
-    assert (models["file"].engine, models["file"].format) == ("transformers", "GGUF F16, expanded")
-    assert any("small: other tokens than tuned's" in note for note in scores.sheet.notes)
-    assert any("file: the .gguf file's weights" in note for note in scores.sheet.notes)
+    assert (models["file"].engine, models["file"].format) == ("transformers", "GGUF F16, dequantized")
+    assert any("small: tokenized differently from tuned" in note for note in scores.summary.notes)
+    assert any("file: the .gguf file's weights" in note for note in scores.summary.notes)
 
 
 @pytest.mark.usefixtures("here")
 def test_wrong_inputs_are_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="stride"):
         Perplexity(context=8, stride=9)
-    with pytest.raises(ConfigError, match="nothing to take perplexity over"):
+    with pytest.raises(ConfigError, match="nothing to score"):
         measure(tmp_path, models_of(folder, {}))
     assert [str(error).partition(":")[0] for error in Perplexity().plan_problems("steps.ppl", {}, {})] == ["steps.ppl"]
     assert not list(Perplexity().plan_problems("steps.ppl", {"data": ("corpus",)}, {}))
@@ -291,12 +297,12 @@ def test_models_that_cannot_be_asked_are_refused(folder: Path, tmp_path: Path) -
     save_model(build_model(vocab_size=300), build_tokenizer(), tmp_path / "torn", "float32")
     save_model(build_model(max_position_embeddings=16), build_tokenizer(), tmp_path / "short", "float32")
     scores, _ = measure(tmp_path, models_of(folder, {"torn": tmp_path / "torn", "short": tmp_path / "short"}, corpus))
-    assert "its embedding has 300 rows" in scores.sheet.models["torn"].failure
-    assert "at most 16" in scores.sheet.models["short"].failure
+    assert "its embedding has 300 rows" in scores.summary.models["torn"].failure
+    assert "at most 16" in scores.summary.models["short"].failure
 
 
 def test_the_interval_holds_the_value_and_knows_groups() -> None:
-    losses = [Loss(float(number // 2 % 7) + 1, number // 2 % 5 + 1, 0) for number in range(120)]  # each twice
+    losses = [DocumentLoss(float(number // 2 % 7) + 1, number // 2 % 5 + 1, 0) for number in range(120)]  # each twice
     alone = [Document(str(number), "text") for number in range(120)]
     pairs = [replace(document, cluster=str(number // 2)) for number, document in enumerate(alone)]
     value = math.exp(sum(loss.nats for loss in losses) / sum(loss.tokens for loss in losses))

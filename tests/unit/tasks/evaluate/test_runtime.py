@@ -1,4 +1,4 @@
-"""Timing whole models: which engine takes which, what fails, who is slower than whom, and one real run."""
+"""Timing of whole models: engines, failures, slower children, and one real run."""
 
 import json
 from collections import Counter
@@ -11,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from tasks.evaluate import runtime
-from tasks.evaluate.models_under_test.model_under_test import open_model
+from tasks.evaluate.models_under_test.model_under_test import inspect_model
 from tasks.evaluate.runtime import Runtime, make_probe, typical_row
 from tasks.evaluate.timing.engines import Effort, Probe, Sample, peak_memory
 from tasks.evaluate.timing.probe import answer
@@ -51,7 +51,7 @@ def write_corpus(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
-    """Two dense folders, one of integers, one GGUF, in the store's shape: student from slim from tuned, the others from student."""
+    """Models in the store's layout: tuned -> slim -> student, and int4 and GGUF from student."""
     root = tmp_path_factory.mktemp("models")
     parents = {"tuned": "base", "slim": "tuned", "student": "slim", "int4": "student", "gguf": "student"}
     found: dict[str, Artifact] = {}
@@ -78,7 +78,7 @@ def inputs_of(models: dict[str, Artifact], *names: str, corpus: Path | None = No
 
 
 def pretend(speeds: dict[str, float]) -> Clock:
-    """A clock that knows each model's speed; transformers takes ten times as long.  An unknown model does not answer."""
+    """Fake timing by model; transformers is ten times slower, and an unknown model fails."""
 
     def take(probe: Probe, effort: Effort) -> Sample:
         if probe.name not in speeds:
@@ -103,7 +103,7 @@ def time(
 
 
 def values(scores: Scores, model: str) -> dict[str, float]:
-    return {name: figure.value for name, figure in scores.sheet.models[model].figures.items()}
+    return {name: figure.value for name, figure in scores.summary.models[model].figures.items()}
 
 
 def test_all_engines_on_real_models(models: dict[str, Artifact], tmp_path: Path) -> None:
@@ -111,8 +111,8 @@ def test_all_engines_on_real_models(models: dict[str, Artifact], tmp_path: Path)
     settings = Runtime(tokens=4, warm_up_tokens=2, batch_sizes=(2,), repeats=1, context=128)
     metrics = settings(inputs_of(models, "tuned", "gguf", "int4", corpus=write_corpus(tmp_path / "corpus")), out, run)
     scores = read_scores(out)
-    assert scores.items == [] and scores.sheet.measures == {}
-    found = scores.sheet.models
+    assert scores.items == [] and scores.summary.measures == {}
+    found = scores.summary.models
     assert {name: model.engine for name, model in found.items()} == {
         "tuned": "llama.cpp (f16 GGUF)", "gguf": "llama.cpp", "int4": "transformers",
     }  # fmt: skip
@@ -134,9 +134,9 @@ def test_all_engines_on_real_models(models: dict[str, Artifact], tmp_path: Path)
         values(scores, "gguf")["tokens_per_second"] / values(scores, "tuned")["tokens_per_second"]
     )
     assert any(
-        note.startswith("int4: timed in transformers: llama.cpp does not read int4") for note in scores.sheet.notes
+        note.startswith("int4: timed in transformers: llama.cpp does not read int4") for note in scores.summary.notes
     )
-    assert "int4: timed in transformers, tuned not, so their speeds are not compared." in scores.sheet.notes
+    assert "int4: timed in transformers, tuned not, so their speeds are not compared." in scores.summary.notes
 
 
 def test_what_is_slower_than_its_parent_is_flagged(
@@ -146,8 +146,8 @@ def test_what_is_slower_than_its_parent_is_flagged(
     scores, metrics = time(monkeypatch, tmp_path, inputs_of(models, "tuned", "slim", "student", "gguf"), clock)
     assert metrics["student.speed_ratio"] == 1.6
     assert values(scores, "student")["parent_ratio"] == 0.8 and values(scores, "gguf")["parent_ratio"] == 30 / 16
-    assert [note for note in scores.sheet.notes if "slower" in note] == [
-        "student is slower than slim, which it was made from: 0.80x [0.80, 0.80] in llama.cpp, one stream."
+    assert [note for note in scores.summary.notes if "slower" in note] == [
+        "student is slower than its parent slim: 0.80x [0.80, 0.80] in llama.cpp, one stream."
     ]
 
 
@@ -172,8 +172,8 @@ def test_one_model_in_several_engines(
     assert student["speed_ratio"] == student["speed_ratio (transformers)"] == 2
     assert (int4["tokens_per_second"], int4["speed_ratio"], int4["parent_ratio"]) == (3, 3, 1.5), "in its own engine"
     assert "tokens_per_second (transformers)" not in gguf
-    assert [note for note in scores.sheet.notes if note.startswith("gguf")] == [
-        "gguf: not timed in transformers, which is not what serves a GGUF file."
+    assert [note for note in scores.summary.notes if note.startswith("gguf")] == [
+        "gguf: not timed in transformers, which does not serve GGUF files."
     ]
 
 
@@ -182,8 +182,8 @@ def test_a_candidate_that_fails_is_named_and_the_others_are_timed(
 ) -> None:
     inputs = inputs_of(models, "tuned", "student", "gguf", "int4")
     scores, metrics = time(monkeypatch, tmp_path, inputs, pretend({"tuned": 10, "gguf": 40}), engines=("llama.cpp",))
-    assert scores.sheet.models["student"].failure == "http://127.0.0.1: student does not answer"
-    assert "not timed in llama.cpp: llama.cpp does not read int4" in scores.sheet.models["int4"].failure
+    assert scores.summary.models["student"].failure == "http://127.0.0.1: student does not answer"
+    assert "not timed in llama.cpp: llama.cpp does not read int4" in scores.summary.models["int4"].failure
     assert set(values(scores, "student")) == {"size_bytes"}
     assert metrics == {"tuned.tokens_per_second": 10, "gguf.tokens_per_second": 40, "gguf.speed_ratio": 4}
 
@@ -202,13 +202,13 @@ def test_the_baseline_must_be_timed(
 def test_a_model_whose_gguf_cannot_be_written_is_timed_in_transformers_and_one_that_kills_the_writer_is_not(
     models: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    subject = open_model(models["tuned"], "candidate")
+    model = inspect_model(models["tuned"], "candidate")
     monkeypatch.setattr(runtime, "run_isolated", lambda *_: "no such architecture")
-    probe, note = make_probe(subject, "auto", [], tmp_path)
+    probe, note = make_probe(model, "auto", [], tmp_path)
     assert probe is not None and probe.engine == "transformers"
-    assert note == "tuned: timed in transformers: no f16 GGUF can be written of it (no such architecture)."
+    assert note == "tuned: timed in transformers: cannot be converted to f16 GGUF (no such architecture)."
     monkeypatch.setattr(runtime, "run_isolated", lambda *_: Failure("its process was killed"))
-    probe, note = make_probe(subject, "auto", [], tmp_path)
+    probe, note = make_probe(model, "auto", [], tmp_path)
     assert probe is None and "its process was killed" in note
 
 
@@ -226,12 +226,12 @@ def test_the_test_question_of_median_length_is_asked(
     scores, _ = time(monkeypatch, tmp_path, inputs, clock, repeats=1)
     question = [{"role": "user", "content": "Question 2? 22"}]
     assert asked == {"tuned": question, "gguf": question}, "a reference is not timed unasked"
-    assert "slim" not in scores.sheet.models
+    assert "slim" not in scores.summary.models
     for folder in ("step-out", "step-scratch"):
         (tmp_path / folder).rename(tmp_path / f"first-{folder}")
     scores, _ = time(monkeypatch, tmp_path, inputs, clock, repeats=1, time_reference=True)
     assert "Within 45 days." in asked["slim"][-1]["content"], "with its article"
-    assert scores.sheet.models["slim"].role == "reference"
+    assert scores.summary.models["slim"].role == "reference"
 
 
 def test_vllm_where_it_is_given(models: dict[str, Artifact], tmp_path: Path) -> None:
@@ -241,10 +241,10 @@ def test_vllm_where_it_is_given(models: dict[str, Artifact], tmp_path: Path) -> 
     settings(inputs_of(models, "tuned", "int4", "gguf"), out, run)
     scores = read_scores(out)
     int4 = values(scores, "int4")
-    assert scores.sheet.versions["vllm"] == "unknown"
-    assert scores.sheet.models["int4"].engine == "vllm" and int4["prompt_tokens"] == 7
+    assert scores.summary.versions["vllm"] == "unknown"
+    assert scores.summary.models["int4"].engine == "vllm" and int4["prompt_tokens"] == 7
     assert 20 < int4["tokens_per_second"] < 110 and int4["tokens_per_second_batch_4"] > int4["tokens_per_second"]
-    assert "not what serves a GGUF file" in scores.sheet.models["gguf"].failure
+    assert "does not serve GGUF files" in scores.summary.models["gguf"].failure
 
 
 def test_what_cannot_be_asked_for_is_refused(models: dict[str, Artifact], tmp_path: Path) -> None:
@@ -286,7 +286,7 @@ def test_in_transformers_every_token_has_its_moment(models: dict[str, Artifact],
 
 
 def test_the_speed_is_that_of_greedy_answers_whatever_the_generation_config_says(models: dict[str, Artifact]) -> None:
-    """A penalty looks at all that was written, at every token; no other engine is asked for that."""
+    """A repetition penalty costs time at every token, and no other engine has it."""
     model, tokenizer = load_model(models["tuned"].path), load_tokenizer(models["tuned"].path)
     seen, generate = [], model.generate
     model.generation_config.repetition_penalty = 5.0
@@ -320,7 +320,7 @@ CHANGES = {
 
 @contextmanager
 def settings_case(folder: Path) -> Iterator[Case]:
-    """The clock is replaced by one that tells what it was asked to time, so that the settings of timing show as well."""
+    """Case with fake timings that encode the request, so that timing settings change the result."""
     first, other = save_tiny(folder / "first", build_model(num_hidden_layers=1)), folder / "other.gguf"
     write_gguf(first, other, "f16")
     ports = {"baseline": first, "candidates": other, "reference": other}

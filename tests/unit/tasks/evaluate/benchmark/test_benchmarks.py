@@ -1,11 +1,11 @@
-"""Our benchmarks on stand-ins of their files: every item sound, in an order that a limit can trust; broken files refused."""
+"""Built-in benchmarks on synthetic files: valid items, fixed random order, damaged files."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from tasks.evaluate.benchmark.benchmarks import ANSWER_TOKENS, BENCHMARKS, LINKS, OPTIONS, task_config
+from tasks.evaluate.benchmark.benchmarks import ANSWER_TOKENS, BENCHMARKS, CONNECTIVES, OPTIONS, task_config
 from tasks.shared.errors import DataError
 from tests.benchmark_data import COUNT, write_benchmark_data
 
@@ -50,7 +50,7 @@ def test_slices_stand_in_the_tags(folder: Path) -> None:
     def tags(name: str, key: str) -> list[str]:
         return [doc["tags"][key] for doc in BENCHMARKS[name].read(folder)["test"]]
 
-    assert tags("xcopa_languages", "language")[: len(LINKS)] == list(LINKS), "a limit takes as many of each"
+    assert tags("xcopa_languages", "language")[: len(CONNECTIVES)] == list(CONNECTIVES), "a limit takes as many of each"
     assert all(tags("xcopa_languages", "cluster")), "translations of one question belong together"
     assert set(tags("crows_pairs_en", "group")) == {"gender", "age"}
     assert set(tags("clinc150_of10", "domain")) == {"banking", "travel"}

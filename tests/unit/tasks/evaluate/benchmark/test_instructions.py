@@ -1,4 +1,4 @@
-"""Each kind of instruction: an answer that follows it and one that does not."""
+"""Every instruction check, with an answer that follows it and one that does not."""
 
 import pytest
 

@@ -1,9 +1,9 @@
-"""Logged samples as items: filters, choices, answers in words, tags, and what did not fit the model."""
+"""Harness samples as items: filters, choices, answers, tags, truncation."""
 
 from types import SimpleNamespace
 from typing import Any
 
-from tasks.evaluate.benchmark.samples import count_cut, numbers_in, read_samples
+from tasks.evaluate.benchmark.samples import count_truncated, log_likelihoods, read_samples
 
 CHOICES = ["a long wrong ending", "ok"]
 
@@ -26,7 +26,7 @@ def test_a_choice_by_sum_and_by_length() -> None:
     assert item.answers == {"": "ok", "acc_norm": "a long wrong ending"}
     assert item.tags == {"language": "et", "label": "1"}
     assert item.sample["context"] == "Question?" and item.sample["continuations"] == [" a long wrong ending", " ok"]
-    assert "arguments" not in item.sample and list(numbers_in(item.sample["resps"])) == [-6.0, -3.0]
+    assert "arguments" not in item.sample and list(log_likelihoods(item.sample["resps"])) == [-6.0, -3.0]
 
 
 def test_every_filter_s_value_counts_and_what_is_no_number_does_not() -> None:
@@ -70,6 +70,6 @@ def test_items_longer_than_the_model_are_counted() -> None:
         for number, text in enumerate(("short", "much too long"))
     )
     items = list(read_samples(task(), [short, long], (), part=""))
-    assert count_cut(lm, items) == 1
+    assert count_truncated(lm, items) == 1
     asked = sample(arguments=[("ten tokens", {"max_gen_toks": 3})], resps=[["x"]], filtered_resps=["x"])
-    assert count_cut(lm, list(read_samples(task(None), [asked], (), part=""))) == 1
+    assert count_truncated(lm, list(read_samples(task(None), [asked], (), part=""))) == 1

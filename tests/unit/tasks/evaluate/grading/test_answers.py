@@ -1,8 +1,17 @@
-"""What a reply is worth under each measure."""
+"""Grades of replies under every measure."""
 
 import pytest
 
-from tasks.evaluate.grading.answers import MEASURES, Reply, counts_for, cut_notes, rouge_l, shown, value_of, wanted
+from tasks.evaluate.grading.answers import (
+    MEASURES,
+    Reply,
+    applies_to,
+    expected_text,
+    grade_reply,
+    reply_text,
+    rouge_l,
+    truncation_notes,
+)
 from tasks.shared.formats.rows import Message, Row
 from tasks.shared.text.chat import join_answer
 
@@ -19,12 +28,12 @@ def make_row(
 
 
 def value(measure: str, words: str, row: Row | None = None, choice: str = "returns", **more: bool) -> float | None:
-    return value_of(row or make_row(), Reply(choice, words, **more), measure, LABELS)  # type: ignore[arg-type]
+    return grade_reply(row or make_row(), Reply(choice, words, **more), measure, LABELS)  # type: ignore[arg-type]
 
 
 def test_the_gold_answer_is_right_in_every_way() -> None:
     row = make_row()
-    found = {name: value(name, row.answer) for name in MEASURES if counts_for(row, name)}
+    found = {name: value(name, row.answer) for name in MEASURES if applies_to(row, name)}
     assert found == {"intent": 1, "fact": 1, "over_refusal": 0, "format": 1, "loop": 0, "exact": 1, "rouge_l": 1.0}
 
 
@@ -32,12 +41,12 @@ def test_a_refusal_is_wrong_where_there_is_an_answer_and_right_where_there_must_
     words = "other\nI can't help with that."
     assert (value("fact", words), value("over_refusal", words), value("intent", words, choice="other")) == (0, 1, 0)
     refuse = make_row("I cannot help with that.", "refuse", ())
-    assert [name for name in MEASURES if not counts_for(refuse, name)] == ["fact", "over_refusal"]
+    assert [name for name in MEASURES if not applies_to(refuse, name)] == ["fact", "over_refusal"]
     assert (value("refusal", words, refuse), value("refusal", "returns\nOf course.", refuse)) == (1, 0)
 
 
 def test_a_gold_answer_that_reads_like_a_refusal_is_no_item_of_over_refusal() -> None:
-    assert not counts_for(make_row("We cannot change the 45 days."), "over_refusal")
+    assert not applies_to(make_row("We cannot change the 45 days."), "over_refusal")
 
 
 @pytest.mark.parametrize("words", ["That is 45 days.", "gibberish\nThat is 45 days.", "returns\n", "returns", ""])
@@ -48,7 +57,7 @@ def test_form_needs_a_known_label_and_text(words: str) -> None:
 def test_form_needs_an_end() -> None:
     assert value("format", "returns\nThat is 45 days.") == 1
     assert value("format", "returns\nThat is 45 days and", ended=False) == 0
-    assert shown(Reply("returns", "returns\nThat is", ended=False), "format") == "returns\nThat is ..."
+    assert reply_text(Reply("returns", "returns\nThat is", ended=False), "format") == "returns\nThat is ..."
 
 
 def test_a_reference_answers_without_a_label_line_and_keeps_its_first_line() -> None:
@@ -60,7 +69,7 @@ def test_a_reference_answers_without_a_label_line_and_keeps_its_first_line() -> 
 def test_exact_match_is_of_the_text_after_normalizing() -> None:
     assert value("exact", "warranty\nTHAT is  45 days.") == 1
     assert value("exact", "returns\nThat is 46 days.") == 0
-    assert wanted(make_row(), "exact") == "That is 45 days." and wanted(make_row(), "intent") == "returns"
+    assert expected_text(make_row(), "exact") == "That is 45 days." and expected_text(make_row(), "intent") == "returns"
 
 
 def test_rouge_l_is_the_f1_of_the_longest_common_subsequence() -> None:
@@ -93,7 +102,7 @@ def test_answers_cut_within_their_reasoning_are_told() -> None:
         Reply("", "<think>\nIt is", ended=False),
         Reply("", "<think>\nIt is.\n</think>\nreturns\n45", ended=False),
     )
-    assert cut_notes({"a": [cut, whole], "b": [whole]}, 8) == [
-        "a: 1 of 2 answers were cut within their reasoning; raise max_new_tokens (8)."
+    assert truncation_notes({"a": [cut, whole], "b": [whole]}, 8) == [
+        "a: 1 of 2 answers were truncated within their reasoning; raise max_new_tokens (8)."
     ]
-    assert (value("fact", cut.words), value("format", cut.words, ended=False)) == (0, 0)
+    assert (value("fact", cut.output), value("format", cut.output, ended=False)) == (0, 0)

@@ -1,4 +1,4 @@
-"""The test split: leaks are refused with their rows, and tags say what a row is."""
+"""Test rows: leaks from training are refused, and tags describe the rows."""
 
 from pathlib import Path
 
@@ -47,7 +47,7 @@ def test_calibration_counts_as_training(tmp_path: Path) -> None:
 def test_an_empty_split_and_an_id_that_stands_twice_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"test.jsonl: no rows"):
         read_test_rows(write_split(tmp_path, [], [make_row("c")]))
-    with pytest.raises(DataError, match="1 ids stand twice: a"):
+    with pytest.raises(DataError, match="1 duplicate ids: a"):
         read_test_rows(write_split(tmp_path, [make_row("a"), make_row("a")], [make_row("c")]))
 
 

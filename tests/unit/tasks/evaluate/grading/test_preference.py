@@ -1,8 +1,15 @@
-"""How a judge is asked and read."""
+"""Judge prompts and verdict parsing."""
 
 import pytest
 
-from tasks.evaluate.grading.preference import INSTRUCTIONS, Judgment, Pair, agreement, first_share, read_opinion
+from tasks.evaluate.grading.preference import (
+    INSTRUCTIONS,
+    Judgment,
+    Pair,
+    agreement,
+    first_position_share,
+    read_opinion,
+)
 from tasks.shared.formats.scores import ItemScore
 
 ITEM = ItemScore(
@@ -51,8 +58,8 @@ def test_only_both_orders_make_a_win() -> None:
 
 def test_a_judge_that_takes_the_first_place_agrees_never() -> None:
     first = [Judgment(("baseline", "rival"))] * 3
-    assert (agreement(first), first_share(first)) == (0.0, 1.0)
+    assert (agreement(first), first_position_share(first)) == (0.0, 1.0)
     fair = [Judgment(("rival", "rival")), Judgment(("baseline", "baseline"))]
-    assert (agreement(fair), first_share(fair)) == (1.0, 0.5)
+    assert (agreement(fair), first_position_share(fair)) == (1.0, 0.5)
     unread = [Judgment(("unreadable", "tie")), Judgment()]
-    assert agreement(unread) is None and first_share(unread) is None
+    assert agreement(unread) is None and first_position_share(unread) is None

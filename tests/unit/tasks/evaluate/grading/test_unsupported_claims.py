@@ -1,8 +1,8 @@
-"""Which statements count as hallucination."""
+"""Claims that count as hallucination."""
 
 import pytest
 
-from tasks.evaluate.grading.unsupported_claims import FINDINGS, Finding, find_invention
+from tasks.evaluate.grading.unsupported_claims import FINDINGS, Finding, find_unsupported_claim
 from tasks.shared.formats.rows import Message, Row
 
 ARTICLE = "Returns\nSend back an unused kettle within 45 days. The refund takes 6 working days. Mail help@shop.example for a label."
@@ -18,7 +18,9 @@ CUT = PROMPT.replace("Send back an unused kettle within 45 days. ", "")
 
 
 def find(text: str, prompt: str = PROMPT, support: float = 0.5, memory_counts: bool = False) -> Finding:
-    return find_invention(text, ROW, prompt, support, answer_given=prompt == PROMPT, memory_counts=memory_counts)
+    return find_unsupported_claim(
+        text, ROW, prompt, support, answer_given=prompt == PROMPT, memory_counts=memory_counts
+    )
 
 
 @pytest.mark.parametrize(
@@ -32,7 +34,7 @@ def find(text: str, prompt: str = PROMPT, support: float = 0.5, memory_counts: b
     ],
 )
 def test_what_is_nowhere_in_the_prompt_is_an_invention(text: str, name: str, detail: str) -> None:
-    assert find(text) == Finding(name, detail, invented=True)
+    assert find(text) == Finding(name, detail, hallucinated=True)
 
 
 @pytest.mark.parametrize(
@@ -50,9 +52,9 @@ def test_without_the_answer_any_value_is_one_and_the_right_one_was_remembered() 
     assert find("You have 30 days.", CUT).name == "number"
     assert find("You have 6 working days.", CUT).name == "contradiction"
     assert find("You can send the kettle back.", CUT) == find("Sorry, I can't help with that.", CUT) == Finding()
-    assert find("Within 45 days.", CUT) == Finding("remembered", "the fact that the prompt lacks", invented=False)
-    assert find("Within 45 days.", CUT, memory_counts=True).invented
-    assert not find("Within 45 days.", memory_counts=True).invented, "the prompt holds it"
+    assert find("Within 45 days.", CUT) == Finding("remembered", "the fact that the prompt lacks", hallucinated=False)
+    assert find("Within 45 days.", CUT, memory_counts=True).hallucinated
+    assert not find("Within 45 days.", memory_counts=True).hallucinated, "the prompt holds it"
 
 
 def test_what_rules_cannot_see() -> None:

@@ -1,4 +1,4 @@
-"""Texts in pieces: nothing is lost, files that are no text are refused."""
+"""Texts in pieces: nothing is lost, and files that are not text are refused."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.evaluate.likelihood.documents import answers_of
+from tasks.evaluate.likelihood.documents import answer_documents
 from tasks.shared.errors import DataError
 from tasks.shared.formats.rows import Message, Row
 from tasks.shared.text.files import cut, read_texts
@@ -85,6 +85,6 @@ def test_answers_stand_after_their_prompt() -> None:
         Message(role="assistant", content="returns\nSo."),
     )
     row = Row(id="r", kind="faq", intent="Returns", group="g", grounded=True, messages=talk)
-    document = answers_of([row], {"r": {"kind": "faq"}})[0]
+    document = answer_documents([row], {"r": {"kind": "faq"}})[0]
     assert (document.text, document.question, document.prompt[0]["role"]) == ("returns\nSo.", "How?", "user")
     assert document.tags == {"kind": "faq"}

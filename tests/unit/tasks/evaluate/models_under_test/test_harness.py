@@ -1,4 +1,4 @@
-"""The harness around a model: what is kept of a run that was cut short, and whether the network is used."""
+"""The harness wrapper: answer cache after a kill, and offline mode."""
 
 import json
 import os
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.evaluate.models_under_test.harness import KeptAnswers, harness_model, quiet_harness
+from tasks.evaluate.models_under_test.harness import AnswerCache, harness_model, quiet_harness
 from tasks.shared.errors import ModelError
 from tasks.shared.model.generation import check_logits
 from tests.tiny_llama import build_model, build_tokenizer
@@ -14,17 +14,17 @@ from tests.tiny_llama import build_model, build_tokenizer
 
 def test_answers_stay_line_by_line_and_torn_lines_are_asked_again(tmp_path: Path) -> None:
     file = tmp_path / "new" / "answers.jsonl"
-    kept = KeptAnswers(file)
+    kept = AnswerCache(file)
     kept["a"], kept["b"], kept["a"] = [-1.5, True], "words\nand more", [0.0, False]
     assert kept["a"] == [-1.5, True], "what is known stays"
-    assert KeptAnswers(file) == {"a": [-1.5, True], "b": "words\nand more"}, "written at once"
+    assert AnswerCache(file) == {"a": [-1.5, True], "b": "words\nand more"}, "written at once"
     for torn in ('["c", [-1', "7", '"word"', "[1, 2, 3]"):
         with file.open("a") as stream:
             stream.write(torn)
-        again = KeptAnswers(file)
+        again = AnswerCache(file)
         assert set(again) <= {"a", "b"}
         again["d"] = "after it"
-        assert KeptAnswers(file)["d"] == "after it"
+        assert AnswerCache(file)["d"] == "after it"
         file.write_text(json.dumps(["a", [-1.5, True]]) + "\n")
 
 

@@ -1,4 +1,4 @@
-"""Intent by the harness and in llama.cpp: the same model must give the same labels."""
+"""Label choice by the harness and by llama.cpp: the same model gives the same labels."""
 
 from pathlib import Path
 from typing import Any
@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 
 from tasks.evaluate.models_under_test.label_choice import (
-    close_labels,
-    grammar_of,
     harness_choices,
+    label_grammar,
     label_tokens,
     llama_choices,
+    terminate_labels,
 )
 from tasks.shared.engines.llama_client import LlamaClient
 from tasks.shared.errors import ModelError
@@ -29,7 +29,7 @@ def conversation(index: int) -> list[dict[str, str]]:
 
 
 def varied_contexts(tokenizer: Any) -> list[str]:
-    """Random weights look at little more than the last token: it differs here, so that the choices do."""
+    """With random weights, choices depend on the last token, so it varies here."""
     return [render(tokenizer, conversation(index)) + str(index % 10) for index in range(ITEMS)]
 
 
@@ -89,7 +89,7 @@ def test_llama_agrees_with_transformers(folder: Path, loaded: tuple[Any, Any], t
         client = LlamaClient(url, 2)
         assert [client.render(talk) for talk in talks] == [render(tokenizer, talk) for talk in talks]
         assert label_tokens(client, LABELS) is not None
-        biased, ruled = (llama_choices(client, contexts, LABELS, road) for road in ("bias", "grammar"))
+        biased, ruled = (llama_choices(client, contexts, LABELS, method) for method in ("bias", "grammar"))
         with pytest.raises(ModelError, match="labels"):
             llama_choices(client, contexts, ["warranty-and-repair", "a"], "bias")
         assert set(llama_choices(client, contexts[:3], ["warranty-and-repair", "a"])) <= {"warranty-and-repair", "a"}
@@ -105,8 +105,8 @@ def test_a_label_that_begins_another_is_told_from_it_by_its_end(loaded: tuple[An
 
     model, tokenizer = loaded
     labels = ["refund", "refund_status", "other"]
-    assert close_labels(labels) == ["refund\n", "refund_status\n", "other\n"]
-    assert close_labels(["refund", "status"]) == ["refund", "status"] and close_labels(["a", "a"]) == ["a", "a"]
+    assert terminate_labels(labels) == ["refund\n", "refund_status\n", "other\n"]
+    assert terminate_labels(["refund", "status"]) == ["refund", "status"] and terminate_labels(["a", "a"]) == ["a", "a"]
     contexts = varied_contexts(tokenizer)[:4]
 
     def likelihood(context: str, label: str) -> float:
@@ -128,7 +128,7 @@ def test_a_label_that_begins_another_is_told_from_it_by_its_end(loaded: tuple[An
 
 
 class Spelling(LlamaClient):
-    """One token per character; answers with the longest label."""
+    """Client with one token per character that answers with the longest label."""
 
     def __init__(self) -> None:
         super().__init__("http://127.0.0.1:9/v1", 1)
@@ -153,4 +153,4 @@ def test_the_grammar_has_the_line_break_too_and_single_tokens_have_none() -> Non
 
 
 def test_grammar_quotes_labels() -> None:
-    assert grammar_of(["a", 'b"c']) == 'root ::= "a" | "b\\"c"'
+    assert label_grammar(["a", 'b"c']) == 'root ::= "a" | "b\\"c"'

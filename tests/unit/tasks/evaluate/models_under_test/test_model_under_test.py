@@ -1,4 +1,4 @@
-"""What can be told of a model without loading it, and that a broken candidate is its own failure."""
+"""Model inspection without loading, and failures of candidates that cannot be inspected."""
 
 from pathlib import Path
 
@@ -6,21 +6,21 @@ import pytest
 
 from tasks.evaluate.likelihood.logits import in_transformers
 from tasks.evaluate.models_under_test.answering import has_template, template_notes
-from tasks.evaluate.models_under_test.isolated_runs import Workspace, ask_each
+from tasks.evaluate.models_under_test.isolated_runs import Resources, evaluate_each
 from tasks.evaluate.models_under_test.model_under_test import ModelUnderTest, list_models
 from tasks.evaluate.runtime import make_probe
 from tasks.evaluate.verdict.description import describe_models
-from tasks.evaluate.verdict.evidence import gather
+from tasks.evaluate.verdict.evidence import gather_evidence
 from tasks.shared.errors import ModelError
 from tasks.shared.formats.scores import read_scores
 from tasks.shared.isolation import Failure
 from tasks.shared.technique import Artifact, Inputs, Kind
-from tests.score_samples import FACT, items_of, write_sheet
+from tests.score_samples import FACT, items_of, write_step_scores
 from tests.tiny_llama import empty_run, save_tiny
 
 
 def broken_models(folder: Path) -> dict[str, Artifact]:
-    """Candidates that no reader gets through."""
+    """Return candidates that cannot be read."""
     from tasks.shared.gguf.writer import write_gguf
 
     sound = folder / "sound.gguf"
@@ -42,7 +42,7 @@ def broken_models(folder: Path) -> dict[str, Artifact]:
     return engines | {name: Artifact(name, Kind.MODEL, folder / name) for name in ("empty", "bare", "torn", "list")}
 
 
-def ask_nobody(subject: ModelUnderTest, plan: str, workspace: Workspace) -> str:
+def ask_nobody(model: ModelUnderTest, plan: str, resources: Resources) -> str:
     raise AssertionError("a broken model is not asked")
 
 
@@ -50,22 +50,24 @@ def test_a_broken_candidate_is_its_own_failure_and_no_error_of_the_step(tmp_path
     broken = broken_models(tmp_path)
     tuned = Artifact("tuned", Kind.MODEL, tmp_path / "tuned")
     inputs = Inputs({"baseline": (tuned,), "candidates": tuple(broken.values())})
-    subjects = list_models(inputs)
-    others = subjects[1:]
-    assert not subjects[0].broken and all(subject.broken for subject in others)
-    assert not [subject for subject in others if str(tmp_path) in subject.broken or "\n" in subject.broken]
+    models = list_models(inputs)
+    others = models[1:]
+    assert not models[0].failure and all(model.failure for model in others)
+    assert not [model for model in others if str(tmp_path) in model.failure or "\n" in model.failure]
     _, run = empty_run(tmp_path)
-    found = ask_each(in_transformers(others), {}, ask_nobody, str, run)
-    assert found == {subject.name: Failure(subject.broken) for subject in others}
+    found = evaluate_each(in_transformers(others), {}, ask_nobody, str, run)
+    assert found == {model.name: Failure(model.failure) for model in others}
     assert found["two"] == Failure("2 GGUF files") and found["bare"] == Failure(
-        "no config.json that can be read (FileNotFoundError)"
+        "no readable config.json (FileNotFoundError)"
     )
-    assert template_notes(subjects) == []
+    assert template_notes(models) == []
     probe, note = make_probe(others[0], "auto", [], tmp_path)
-    assert probe is None and note == f"short: not timed: {others[0].broken}."
+    assert probe is None and note == f"short: not timed: {others[0].failure}."
     failed = {name: {"failure": "broken"} for name in broken}
-    sheet = write_sheet(tmp_path / "scores", {"fact": FACT}, items_of("fact", {"tuned": [1.0, 0.0]}), **failed)
-    described = describe_models(subjects, inputs, gather([("scores", read_scores(sheet.path))]), (), frozenset(), 0)
+    summary = write_step_scores(tmp_path / "scores", {"fact": FACT}, items_of("fact", {"tuned": [1.0, 0.0]}), **failed)
+    described = describe_models(
+        models, inputs, gather_evidence([("scores", read_scores(summary.path))]), (), frozenset(), 0
+    )
     assert {(described[name].parameters, described[name].size_bytes) for name in broken} == {(None, 0)}
     assert described["tuned"].parameters
 
@@ -76,10 +78,10 @@ def test_weights_whose_header_is_torn_do_not_end_the_verdict(tmp_path: Path) -> 
     file.write_bytes(file.read_bytes()[:100])
     tuned, torn = (Artifact(name, Kind.MODEL, tmp_path / name) for name in ("tuned", "torn"))
     inputs = Inputs({"baseline": (tuned,), "candidates": (torn,)})
-    sheet = write_sheet(
+    summary = write_step_scores(
         tmp_path / "scores", {"fact": FACT}, items_of("fact", {"tuned": [1.0]}), torn={"failure": "broken"}
     )
-    evidence = gather([("scores", read_scores(sheet.path))])
+    evidence = gather_evidence([("scores", read_scores(summary.path))])
     assert describe_models(list_models(inputs), inputs, evidence, (), frozenset(), 0)["torn"].parameters is None
 
 
@@ -91,5 +93,5 @@ def test_a_baseline_must_be_sound_and_every_path_be_there(tmp_path: Path) -> Non
     (tuned.path / "tokenizer_config.json").write_text("[", encoding="utf-8")
     assert has_template(tuned.path)
     (tuned.path / "config.json").write_text("{", encoding="utf-8")
-    with pytest.raises(ModelError, match="no config.json that can be read"):
+    with pytest.raises(ModelError, match="no readable config.json"):
         list_models(Inputs({"baseline": (tuned,)}))

@@ -1,4 +1,4 @@
-"""Energy from counters: what is summed, what runs over, and when there is no figure."""
+"""Energy counters: sums, wrap-around, and missing figures."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""Rounds of timing: their order, what a failure takes away, and ratios that only one round's two models share."""
+"""Timing rounds: order, failures, and speed ratios within a round."""
 
 import math
 import random
@@ -11,14 +11,14 @@ from tasks.evaluate.timing.engines import Effort, Engine, Probe, Sample
 from tasks.evaluate.timing.rounds import (
     Timed,
     below_one,
-    in_engine,
-    of_engine,
-    of_model,
+    median_with_range,
+    named_by_engine,
     ratios,
-    slower,
-    spread,
+    samples_in_engine,
+    slower_notes,
     summarize,
     time_in_rounds,
+    timings_of,
 )
 from tasks.shared.errors import EndpointError, ModelError
 
@@ -87,12 +87,12 @@ def test_median_and_range_of_what_every_repeat_tells() -> None:
 
 
 def test_one_repeat_has_no_range() -> None:
-    found = spread([2.0], "rounds", "x", "higher")
+    found = median_with_range([2.0], "rounds", "x", "higher")
     assert (found.value, found.low, found.high, found.bounds) == (2.0, None, None, "")
 
 
 def test_ratios_are_taken_within_a_round() -> None:
-    """A machine at half speed in the second round slows both."""
+    """A machine at half speed in the second round slows both models."""
     found = ratios(speeds(20, 10, 22), speeds(10, 5, 10), "speed_ratio")
     assert set(found) == {"speed_ratio", "speed_ratio_batch_8"}
     ratio = found["speed_ratio"]
@@ -106,7 +106,7 @@ def test_ratios_are_taken_within_a_round() -> None:
     [
         (
             (8, 7, 9),
-            ["student is slower than slim, which it was made from: 0.80x [0.70, 0.90] in llama.cpp, one stream."],
+            ["student is slower than its parent slim: 0.80x [0.70, 0.90] in llama.cpp, one stream."],
         ),
         ((8, 7, 11), []),
         ((9.9, 9.7, 9.9), []),
@@ -116,11 +116,11 @@ def test_ratios_are_taken_within_a_round() -> None:
 )
 def test_slower_is_only_said_when_the_rounds_show_it(own: tuple[float, ...], said: list[str]) -> None:
     one = [{"tokens_per_second": value} for value in own]
-    assert slower("student", "slim", "llama.cpp", one, [{"tokens_per_second": 10.0}] * len(own)) == said
+    assert slower_notes("student", "slim", "llama.cpp", one, [{"tokens_per_second": 10.0}] * len(own)) == said
 
 
 def test_an_equally_fast_model_is_rarely_called_slower() -> None:
-    """Every round below 1, which three rounds of equal models are one time in eight, is not enough."""
+    """All ratios below 1 are not enough: equal models do that in one of eight triples."""
     draw = random.Random(0)
     rounds = [[math.exp(draw.gauss(0, 0.05)) for _ in range(3)] for _ in range(4000)]
     below = sum(max(ratios) < 1 for ratios in rounds) / len(rounds)
@@ -131,17 +131,17 @@ def test_slower_together_is_told_apart_from_slower_alone() -> None:
     """Weight-only integers: faster for one stream, slower for many."""
     own: Any = [{"tokens_per_second": 13, "tokens_per_second_batch_8": 75}] * 2
     other: Any = [{"tokens_per_second": 10, "tokens_per_second_batch_8": 100}] * 2
-    (said,) = slower("int4", "student", "vllm", own, other)
+    (said,) = slower_notes("int4", "student", "vllm", own, other)
     assert "0.75x" in said and said.endswith("in vllm, 8 streams together.")
 
 
 def test_figures_of_a_further_engine_carry_its_name() -> None:
     figures = summarize(speeds(3.0))
-    assert list(of_engine(figures, "vllm", first=True)) == ["tokens_per_second", "tokens_per_second_batch_8"]
-    assert list(of_engine(figures, "vllm", first=False)) == [
+    assert list(named_by_engine(figures, "vllm", first=True)) == ["tokens_per_second", "tokens_per_second_batch_8"]
+    assert list(named_by_engine(figures, "vllm", first=False)) == [
         "tokens_per_second (vllm)",
         "tokens_per_second_batch_8 (vllm)",
     ]
     timed = [Timed(probe("a", "vllm", first=False), speeds(1)), Timed(probe("a"), speeds(2)), Timed(probe("b"), [])]
-    assert [item.probe.engine for item in of_model(timed, "a")] == ["llama.cpp", "vllm"]
-    assert in_engine(timed, "a", "vllm") == speeds(1) and in_engine(timed, "b", "transformers") == ()
+    assert [item.probe.engine for item in timings_of(timed, "a")] == ["llama.cpp", "vllm"]
+    assert samples_in_engine(timed, "a", "vllm") == speeds(1) and samples_in_engine(timed, "b", "transformers") == ()

@@ -1,4 +1,4 @@
-"""Streamed answers of an OpenAI-compatible server: the times of their pieces, and speeds made of them."""
+"""Streamed answers of an OpenAI-compatible server: arrival times and speeds."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Costs are arithmetic on measured figures; a quality point has a price only where something is traded."""
+"""Cost arithmetic on measured figures; a quality point has a price only in a trade-off."""
 
 from typing import Any
 

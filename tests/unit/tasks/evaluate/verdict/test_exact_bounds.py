@@ -1,4 +1,4 @@
-"""The bounds that decide: against published figures, against every table written out, and at work on simulated candidates."""
+"""Exact bounds against published figures, enumeration, and simulated candidates."""
 
 import math
 from functools import cache
@@ -14,7 +14,7 @@ from tasks.evaluate.verdict.exact_bounds import (
     difference_bounds,
     flip_bounds,
     lower_bound,
-    rarity,
+    p_value_function,
     score_bound,
     score_statistic,
 )
@@ -60,12 +60,12 @@ def test_the_bound_is_where_all_tables_as_good_have_probability_alpha(lost: int,
         return
     assert worst(found) == pytest.approx(ALPHA, abs=1e-4)
     assert worst(found) <= ALPHA
-    assert rarity(order, flipped, items, ALPHA)(found) == pytest.approx(ALPHA, abs=1e-4)
+    assert p_value_function(order, flipped, items, ALPHA)(found) == pytest.approx(ALPHA, abs=1e-4)
 
 
 @cache
 def most_lost(items: int, margin: float, flips: int) -> int:
-    """Of so many flips, the most that may be lost for the bound to lie above -margin; -1 for none."""
+    """Most losses among the flips for a bound above -margin; -1 for none."""
     fits, fails = -1, flips + 1
     while fails - fits > 1:
         middle = (fits + fails) // 2
@@ -74,7 +74,7 @@ def most_lost(items: int, margin: float, flips: int) -> int:
 
 
 def pass_rate(items: int, margin: float, p_lost: float, p_gained: float) -> float:
-    """Exact probability that the bound lies above -margin."""
+    """Exact probability of a bound above -margin."""
     flips = np.arange(items + 1)
     limits = np.array([most_lost(items, margin, int(count)) for count in flips])
     return float(
@@ -147,7 +147,7 @@ def test_unequal_lengths_are_refused() -> None:
 
 
 def simulated_lows(items: int, p_lost: float, p_gained: float, trials: int) -> np.ndarray:
-    """Lower bounds of (trials,) candidates."""
+    """Lower bounds of candidates, (trials,)."""
     drawn = np.random.default_rng(3).multinomial(items, [p_lost, p_gained, 1 - p_lost - p_gained], size=trials)
     return np.array([lower_bound(int(lost), int(gained), items, ALPHA) for lost, gained, _ in drawn])
 

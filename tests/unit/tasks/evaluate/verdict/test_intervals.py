@@ -1,4 +1,4 @@
-"""Intervals of amounts against scipy, a studentized bootstrap written out, and simulated losses that are rare and large."""
+"""Intervals against scipy, a reference bootstrap, and simulated rare large losses."""
 
 import math
 

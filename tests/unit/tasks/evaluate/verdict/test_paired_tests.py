@@ -1,4 +1,4 @@
-"""Tests of paired items against scipy, statsmodels, and all sign patterns written out."""
+"""Paired tests against scipy, statsmodels, and exhaustive sign patterns."""
 
 import itertools
 
@@ -14,10 +14,10 @@ from tasks.evaluate.verdict.paired_tests import (
     Flips,
     count_flips,
     effect_size,
-    harm_p,
     holm,
+    mcnemar_loss_p,
     mcnemar_p,
-    mean_harm_p,
+    sign_flip_loss_p,
     sign_flip_p,
     weighted_spread,
 )
@@ -62,14 +62,14 @@ def test_mcnemar_of_a_published_table() -> None:
 @settings(deadline=None, max_examples=30)
 def test_harm_is_the_one_sided_binomial_test(lost: int, gained: int) -> None:
     wanted = binomtest(lost, lost + gained, alternative="greater").pvalue if lost + gained else 1.0
-    assert harm_p(*pairs(3, lost, gained, 2)) == pytest.approx(wanted)
+    assert mcnemar_loss_p(*pairs(3, lost, gained, 2)) == pytest.approx(wanted)
 
 
 def test_identical_models_have_p_one_everywhere() -> None:
     same = [True, False, True]
-    assert (mcnemar_p(count_flips(same, same)), harm_p(same, same)) == (1.0, 1.0)
+    assert (mcnemar_p(count_flips(same, same)), mcnemar_loss_p(same, same)) == (1.0, 1.0)
     assert sign_flip_p([0.0] * 5, [1.0] * 5, 200, 0) == 1.0
-    assert mean_harm_p([0.0] * 5, [1.0] * 5, 200, 0) == 1.0
+    assert sign_flip_loss_p([0.0] * 5, [1.0] * 5, 200, 0) == 1.0
 
 
 def test_few_differences_are_flipped_in_every_way() -> None:
@@ -80,13 +80,13 @@ def test_few_differences_are_flipped_in_every_way() -> None:
     )
     two_sided, below = (np.abs(sums) >= abs(moved.sum()) - 1e-12).mean(), (sums <= moved.sum() + 1e-12).mean()
     assert sign_flip_p(differences, weights, 1000, 0) == pytest.approx(two_sided)
-    assert mean_harm_p(differences, weights, 1000, 0) == pytest.approx(below)
+    assert sign_flip_loss_p(differences, weights, 1000, 0) == pytest.approx(below)
 
 
 def test_one_difference_has_two_signs() -> None:
     assert sign_flip_p([0.0, -0.4], [1.0, 1.0], 100, 0) == 1.0
-    assert mean_harm_p([0.0, -0.4], [1.0, 1.0], 100, 0) == 0.5
-    assert mean_harm_p([0.0, 0.4], [1.0, 1.0], 100, 0) == 1.0
+    assert sign_flip_loss_p([0.0, -0.4], [1.0, 1.0], 100, 0) == 0.5
+    assert sign_flip_loss_p([0.0, 0.4], [1.0, 1.0], 100, 0) == 1.0
 
 
 def test_many_differences_are_scipys_permutation_test() -> None:
@@ -97,7 +97,7 @@ def test_many_differences_are_scipys_permutation_test() -> None:
     found = sign_flip_p(differences.tolist(), [1.0] * 80, 20_000, 1)
     assert found == pytest.approx(wanted, abs=0.015)
     assert found == sign_flip_p(differences.tolist(), [1.0] * 80, 20_000, 1)  # seeded
-    assert mean_harm_p(differences.tolist(), [1.0] * 80, 20_000, 1) == pytest.approx(found / 2, abs=0.01)
+    assert sign_flip_loss_p(differences.tolist(), [1.0] * 80, 20_000, 1) == pytest.approx(found / 2, abs=0.01)
 
 
 @given(st.lists(st.floats(0, 1), max_size=8))

@@ -1,4 +1,4 @@
-"""What a test can tell: against every table written out, against simulation, and the answers that follow."""
+"""Power analysis against enumeration and simulation, and the decisions that follow."""
 
 import math
 
@@ -7,14 +7,14 @@ import pytest
 from scipy.stats import binom, multinomial, nct, t
 
 from tasks.evaluate.verdict.exact_bounds import Interval, flip_bounds, lower_bound
-from tasks.evaluate.verdict.paired_tests import Flips, harm_p
-from tasks.evaluate.verdict.power import decide, detectable_loss, detectable_mean, harm_power, minimum_detectable
+from tasks.evaluate.verdict.paired_tests import Flips, mcnemar_loss_p
+from tasks.evaluate.verdict.power import decide, detectable_loss, detectable_mean, mcnemar_power, minimum_detectable
 
 ALPHA, POWER = 0.05, 0.8
 
 
 def tables(items: int, p_lost: float, p_gained: float) -> list[tuple[int, int, float]]:
-    """(lost, gained, probability) of all that are at all likely."""
+    """Return (lost, gained, probability) of all outcomes that are not negligible."""
     cells = [(lost, gained, items - lost - gained) for lost in range(items + 1) for gained in range(items + 1 - lost)]
     chances = multinomial.pmf(cells, items, [p_lost, p_gained, 1 - p_lost - p_gained])
     return [(lost, gained, p) for (lost, gained, _), p in zip(cells, chances, strict=True) if p > 1e-5]
@@ -54,17 +54,17 @@ def test_more_items_detect_less_and_more_flips_hide_more() -> None:
 
 def test_harm_power_is_that_of_the_test() -> None:
     def p(lost: int, gained: int) -> float:
-        return harm_p([True] * lost + [False] * gained + [True], [False] * lost + [True] * gained + [True])
+        return mcnemar_loss_p([True] * lost + [False] * gained + [True], [False] * lost + [True] * gained + [True])
 
     wanted = sum(chance for lost, gained, chance in tables(30, 0.3, 0.05) if p(lost, gained) <= ALPHA)
-    assert harm_power(30, 0.3, 0.05, ALPHA) == pytest.approx(wanted, abs=1e-3)
-    assert harm_power(30, 0.05, 0.05, ALPHA) <= ALPHA
-    assert harm_power(30, 0.0, 0.0, ALPHA) == 0.0
+    assert mcnemar_power(30, 0.3, 0.05, ALPHA) == pytest.approx(wanted, abs=1e-3)
+    assert mcnemar_power(30, 0.05, 0.05, ALPHA) <= ALPHA
+    assert mcnemar_power(30, 0.0, 0.0, ALPHA) == 0.0
 
 
 def test_detectable_loss_is_found_with_the_asked_power() -> None:
     loss = detectable_loss(48, 0.06, ALPHA, POWER)
-    assert harm_power(48, 0.03 + loss, 0.03, ALPHA) == pytest.approx(POWER, abs=1e-4)
+    assert mcnemar_power(48, 0.03 + loss, 0.03, ALPHA) == pytest.approx(POWER, abs=1e-4)
     assert detectable_loss(48, 0.06, ALPHA / 10, POWER) > loss
     assert detectable_loss(480, 0.06, ALPHA, POWER) < loss
     assert detectable_loss(4, 0.06, ALPHA, POWER) == 1.0  # even four of four lost are no proof: p = 1/16

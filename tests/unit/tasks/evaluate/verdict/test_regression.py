@@ -1,21 +1,21 @@
-"""A model that may ship beside the champion: on the items that both verdicts hold."""
+"""A shippable model against the champion, on the items that both verdicts share."""
 
 from pathlib import Path
 
 from tasks.evaluate.paired import Paired
 from tasks.evaluate.verdict.regression import compare_with_champion
-from tests.score_samples import FACT, flipped, items_of, some_right, verdict_inputs, write_sheet
+from tests.score_samples import FACT, flipped, items_of, some_right, verdict_inputs, write_step_scores
 from tests.tiny_llama import empty_run
 
 
 def verdict_of(folder: Path, name: str, values: list[float], questions: str = "question") -> Path:
-    """A verdict's folder: the baseline right in 80 % of 500 facts, and one candidate."""
+    """Return a verdict's folder: one candidate, and a baseline with 80 % of 500 facts right."""
     folder.mkdir()
     items = items_of("fact", {"tuned": some_right(500, 0.8), name: values})
     items = [item.model_copy(update={"question": f"{questions} {item.id}"}) for item in items]
-    sheet = write_sheet(folder / "answers", {"fact": FACT}, items)
+    summary = write_step_scores(folder / "answers", {"fact": FACT}, items)
     out, run = empty_run(folder)
-    Paired(margins={"fact": 0.05}, resamples=200)(verdict_inputs(folder, [name], sheet), out, run)
+    Paired(margins={"fact": 0.05}, resamples=200)(verdict_inputs(folder, [name], summary), out, run)
     return out
 
 
