@@ -8,17 +8,18 @@ artifacts/.outbox/damaged/                 files that could not be read, set asi
 """
 
 import json
-import os
 import shutil
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+
+from tasks.shared.files import PART, write_text
 
 VERSION = 1
 """Of the event files; a file of another version is set aside, not guessed at."""
@@ -100,7 +101,7 @@ class Outbox:
 
     def interrupted(self) -> list[Path]:
         """Events whose writing was cut short: the process died in the middle."""
-        return sorted(self.folder.glob("[0-9]*.json.part"))
+        return sorted(self.folder.glob(f"[0-9]*.json*{PART}"))
 
     def read(self, file: Path) -> Event | None:
         """One waiting event, or None if the file is not one."""
@@ -177,17 +178,7 @@ def list_outboxes(root: Path) -> list[Outbox]:
 
 def write_whole(file: Path, content: Any) -> None:
     """Write a JSON file so that a reader, or a rerun after a kill or a power cut, finds all of it or nothing."""
-    part = file.with_name(f"{file.name}.part")
-    try:
-        with part.open("w", encoding="utf-8") as stream:
-            json.dump(content, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        part.replace(file)
-    except OSError:  # a full disk
-        with suppress(OSError):
-            part.unlink()
-        raise
+    write_text(file, json.dumps(content), sync=True)
 
 
 def now() -> int:

@@ -36,6 +36,7 @@ from tasks.evaluate.timing.rounds import (
 )
 from tasks.shared.engines.vllm_server import find_vllm, vllm_version
 from tasks.shared.errors import ConfigError, ModelError, TechniqueError
+from tasks.shared.files import replacing
 from tasks.shared.formats.articles import read_articles
 from tasks.shared.formats.records import Figure
 from tasks.shared.formats.rows import Row, read_rows
@@ -212,12 +213,11 @@ def write_f16(folder: Path, file: Path) -> str:
     """Write a dense folder as f16 GGUF, all or nothing; why that cannot be done, or "" when it is."""
     from tasks.shared.gguf.writer import write_gguf
 
-    part = file.with_suffix(".part.gguf")
     try:
-        write_gguf(folder, part, "f16")
+        with replacing(file) as temporary:
+            write_gguf(folder, temporary, "f16")
     except TechniqueError as error:
         return " ".join(str(error).split())
-    part.rename(file)
     return ""
 
 

@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from tasks.evaluate.models_under_test.machine import describe_machine
 from tasks.evaluate.models_under_test.model_under_test import ModelUnderTest
 from tasks.shared.errors import ModelError
+from tasks.shared.files import write_bytes
 from tasks.shared.formats.scores import Measure, Measured, Sheet
 from tasks.shared.isolation import Failure, run_isolated
 from tasks.shared.progress import track
@@ -125,9 +125,4 @@ def _read(file: Path, form: type[Reading]) -> Reading | None:
 
 def _keep(file: Path, form: type[Reading], reading: Reading) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f"{file.stem}.{os.getpid()}.part")
-    with part.open("wb") as stream:
-        stream.write(TypeAdapter(form).dump_json(reading))
-        stream.flush()
-        os.fsync(stream.fileno())
-    part.replace(file)
+    write_bytes(file, TypeAdapter(form).dump_json(reading), sync=True)

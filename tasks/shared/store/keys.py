@@ -6,17 +6,15 @@ key = sha256(technique, settings, seed, library versions, digest of the code it 
 import ast
 import hashlib
 import json
-import os
 import re
-import threading
 import time
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from tasks.shared.files import write_text
 from tasks.shared.model.sources import PROJECT, sha256_file
 
 CLOCK_TICK_NS = 20_000_000
@@ -74,14 +72,10 @@ class Digests:
             return
         self.known = self._read() | added
         newest = dict(list(self.known.items())[-REMEMBERED:])
-        temporary = self.memory.with_suffix(f".{os.getpid()}.{threading.get_ident()}")
         try:
             self.memory.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(newest), "utf-8")
-            temporary.replace(self.memory)
+            write_text(self.memory, json.dumps(newest))
         except OSError:  # a full disk, or one that cannot be written: what is forgotten only costs time
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
             return
         for name, entry in added.items():
             if self.added.get(name) is entry:

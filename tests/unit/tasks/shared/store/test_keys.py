@@ -187,11 +187,11 @@ def test_an_edit_of_any_file_that_a_step_runs_changes_its_code_and_of_no_other(t
 @pytest.mark.parametrize(
     ("target", "file"),
     [
-        ("report.html", "report/html.jinja"),
-        ("report.html", "report/html.css"),
-        ("curate.support", "curate/knowledge/returns.yaml"),
-        ("traces.openai", "shared/llama_child.py"),
-        ("export.gguf", "shared/llama_child.py"),
+        ("report.html", "report/page/html.jinja"),
+        ("report.html", "report/page/html.css"),
+        ("curate.support", "curate/shop/knowledge/returns.yaml"),
+        ("traces.openai", "shared/engines/llama_child.py"),
+        ("export.gguf", "shared/engines/llama_child.py"),
         ("evaluate.runtime", "evaluate/timing/probe.py"),
     ],
 )
