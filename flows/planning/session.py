@@ -91,7 +91,7 @@ class Session:
         if not (step.accelerated and may_use_gpu(self.runtime.device)):
             return 0
         wanted = self.runtime.processes if step.scales else 1
-        return wanted or len(gpus())
+        return wanted or max(1, len(gpus()))
 
     def processes(self, step: Step, device: str) -> int:
         """How many processes share a step."""

@@ -6,14 +6,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import ConfigDict, Field, SecretStr
 from pydantic.dataclasses import dataclass
 
 from tasks.evaluate.grading.preference import INSTRUCTIONS, Judgment, Pair, agreement, first_share, read_opinion
 from tasks.evaluate.models_under_test.machine import describe_machine
-from tasks.shared.engines.endpoint import Endpoint, check_url, connect, for_each, read_key
+from tasks.shared.engines.address import EndpointSettings, read_key
+from tasks.shared.engines.endpoint import Endpoint, connect, for_each
 from tasks.shared.engines.samples import Sample, SampleStore, request_digest
 from tasks.shared.errors import ConfigError, DataError, EndpointError, RefusedError
 from tasks.shared.formats.records import Figure
@@ -34,7 +35,7 @@ Judgments = Mapping[str, Mapping[str, Judgment]]
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", hide_input_in_errors=True))
-class Judge:
+class Judge(EndpointSettings):
     """A language model says which of two answers is better (Zheng et al. 2023, "Judging LLM-as-a-judge", arXiv 2306.05685, section 3).
 
     Every candidate's and repeat's answer meets the baseline's twice, with the order swapped, beside the gold answer.  It wins (1) or
@@ -43,18 +44,6 @@ class Judge:
     rarely cannot tell the answers apart.  References are left out.
     """
 
-    base_url: str = ""
-    """Endpoint up to and including /v1."""
-    model: str = ""
-    """Model name that the endpoint knows."""
-    api_key_env: str = ""
-    """Name of the environment variable that holds the endpoint's key; empty for none.  The key itself goes nowhere else."""
-    concurrency: Annotated[int, Field(ge=1)] = 8
-    """Pairs that are judged at the same time."""
-    timeout_s: Annotated[float, Field(gt=0)] = 120.0
-    """Seconds for one attempt at one request."""
-    max_attempts: Annotated[int, Field(ge=1)] = 5
-    """Attempts at one request in all, on 429, 5xx, time-outs and broken connections."""
     temperature: Annotated[float, Field(ge=0)] = 0.0
     """Sampling temperature."""
     max_tokens: Annotated[int, Field(ge=1)] = 200
@@ -71,11 +60,6 @@ class Judge:
     libraries: ClassVar[tuple[str, ...]] = ("httpx", "tenacity")
     unkeyed: ClassVar[frozenset[str]] = frozenset({"api_key_env", "concurrency", "timeout_s", "max_attempts"})
     retries: ClassVar[int] = 2
-
-    def __post_init__(self) -> None:
-        """Raises ConfigError for a URL that is none."""
-        if self.base_url:
-            check_url(self.base_url)
 
     def plan_problems(
         self, where: str, inputs: Mapping[str, tuple[str, ...]], upstream: Mapping[str, Upstream]
@@ -126,12 +110,7 @@ class Judge:
     ) -> dict[tuple[str, str], tuple[Sample, ...]]:
         """The judge's replies to each pair, in both orders, by the pair's key."""
         told: dict[tuple[str, str], tuple[Sample, ...]] = {}
-        limits: dict[str, Any] = {
-            "timeout": self.timeout_s,
-            "max_attempts": self.max_attempts,
-            "concurrency": self.concurrency,
-        }
-        async with connect(self.base_url, self.model, key, **limits) as endpoint:
+        async with connect(self.base_url, self.model, key, **self.request_limits) as endpoint:
             with progress_bar("asking the judge", len(pairs)) as advance:
 
                 async def judge(pair: Pair) -> None:

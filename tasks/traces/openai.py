@@ -13,7 +13,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import ConfigDict, Field, SecretStr
 from pydantic.dataclasses import dataclass
 
-from tasks.shared.engines.endpoint import check_url, connect, for_each, read_key
+from tasks.shared.engines.address import EndpointSettings, read_key
+from tasks.shared.engines.endpoint import connect, for_each
 from tasks.shared.engines.llama_server import serve
 from tasks.shared.engines.samples import Sample, SampleStore
 from tasks.shared.errors import ConfigError, DataError, ModelError
@@ -53,7 +54,7 @@ class Embedded:
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", hide_input_in_errors=True))
-class OpenAI:
+class OpenAI(EndpointSettings):
     """Asks a teacher for every training answer, several times if need be, and keeps the first one that passes the filter.
 
     Samples of a prompt are asked one after another until one is accepted: an answer that passed needs no rival, and the
@@ -66,16 +67,8 @@ class OpenAI:
 
     base_url: str = ""
     """Endpoint up to and including /v1; empty to run the teacher's GGUF in llama.cpp on this machine."""
-    model: str = ""
-    """Model name that the endpoint knows; not needed for the embedded server."""
-    api_key_env: str = ""
-    """Name of the environment variable that holds the endpoint's key; empty for none.  The key itself goes nowhere else."""
     concurrency: Annotated[int, Field(ge=1)] = 8
     """Requests in flight; the embedded server gets as many slots, so that a next sample finds its prompt cached."""
-    timeout_s: Annotated[float, Field(gt=0)] = 120.0
-    """Seconds for one attempt at one request."""
-    max_attempts: Annotated[int, Field(ge=1)] = 5
-    """Attempts at one request in all, on 429, 5xx, time-outs and broken connections."""
     samples: Annotated[int, Field(ge=1)] = 2
     """Answers to ask for, at most, until one is accepted."""
     temperature: Annotated[float, Field(ge=0)] = 0.3
@@ -131,8 +124,7 @@ class OpenAI:
 
     def __post_init__(self) -> None:
         """Raises ConfigError for settings that cannot work together."""
-        if self.base_url:
-            check_url(self.base_url)
+        super().__post_init__()
         different = 2 if self.hint == "retry" else 1
         if self.temperature == 0 and self.samples > different:
             got = f"{self.samples} with temperature 0 and hint {self.hint!r} gives the same answer again"
@@ -167,12 +159,7 @@ class OpenAI:
         seed: int,
     ) -> None:
         """Fill `fates` with the judged samples of every job, by row id."""
-        limits: dict[str, Any] = {
-            "timeout": self.timeout_s,
-            "max_attempts": self.max_attempts,
-            "concurrency": self.concurrency,
-        }
-        async with connect(url, self.model, key, **limits) as endpoint:
+        async with connect(url, self.model, key, **self.request_limits) as endpoint:
             teacher = Teacher(
                 endpoint, store, model, lambda row, number: self.sampling(row, number, seed), self.limits, self.reasoning, self.stop
             )  # fmt: skip

@@ -91,17 +91,16 @@ def _wait(members: Sequence[Any]) -> bool:
 
 @dataclass(frozen=True)
 class Trouble:
-    """What a process died of.  kind: the class of one of our errors, with its fields; None: another error, as text."""
+    """Reason for which a process ended.  error: one of our errors, whole; None for any other, of which `text` has the traceback."""
 
     text: str
-    kind: type[StillroomError] | None = None
-    fields: tuple[Any, ...] = ()
+    error: StillroomError | None = None
 
 
 def _reason(members: Sequence[Any], trouble: Trouble | None) -> Exception:
     """Why the work ended: the first word that came, unless one was killed by the kernel and the others only lost it."""
-    if trouble is not None and trouble.kind is not None:
-        return trouble.kind(*trouble.fields)
+    if trouble is not None and trouble.error is not None:
+        return trouble.error
     killed = [rank for rank, member in enumerate(members) if member.exitcode == -signal.SIGKILL]
     if killed and (trouble is None or "onnection" in trouble.text):
         return MachineError(
@@ -126,7 +125,7 @@ def _member(
         _join(rank, crew)
         result = work(*arguments)
     except StillroomError as error:
-        told.put(Trouble(str(error), type(error), (error.where, error.got, error.wanted, error.fix, error.retryable)))
+        told.put(Trouble(str(error), error))
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
