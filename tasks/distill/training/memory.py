@@ -22,6 +22,8 @@ BYTES_PER_WEIGHT = 16
 """Weight, gradient and AdamW's two moments in float32 (Rajbhandari et al. 2020, arXiv 1910.02054, section 3.1)."""
 LOGITS_COPIES = 4
 """Of a chunk's logits at once: the product, its float32 copy, the log-probabilities and the gradient."""
+ACTIVATION_BYTES, ACTIVATION_WEIGHTS = 2.5e6, 1.35e8
+"""Activations kept for the backward pass, per token, of a model of so many weights; measured.  Layers x width grow like their root."""
 ROOM = 0.8
 """Share of the memory that a suggestion may fill: the allocator's gaps and the libraries take the rest."""
 M_MMAP_THRESHOLD, PIECE = -3, 2**20
@@ -66,11 +68,62 @@ def module_bytes(objective: object) -> float:
     return float(sum(weight.numel() * weight.element_size() for module in held for weight in module.parameters()))
 
 
+def fixed_bytes(weights: float, trained: float, shards: int = 1) -> float:
+    """Bytes that one process needs from the first step to the last: weights, gradients and AdamW's moments, all in float32.
+
+    weights: parameters of the model, adapters included.  trained: those with a gradient.  shards: processes among which FSDP
+    spreads them; 1 without FSDP.
+    """
+    return (4 * weights + (BYTES_PER_WEIGHT - 4) * trained) / shards
+
+
+def batch_bytes(
+    config: Any, rows: int, tokens: int, *, value_bytes: float = 4, eager: bool = False, checkpointing: bool = False
+) -> float:
+    """Bytes that a batch keeps for the backward pass, plus one chunk of logits.
+
+    config: sizes of the decoder, as in a Llama configuration.  rows: conversations.  tokens: length of the longest.
+    value_bytes: of one activation.  eager: attention keeps its probabilities.
+    Counted from a Llama layer (as Korthikanti et al. 2022, arXiv 2205.05198, section 4.1, do for GPT's): per token 2 norms with
+    input and output, queries, keys, values, attention's output and both residual sums, four tensors of the feed-forward
+    network's width, and heads x tokens probabilities.  With gradient checkpointing a layer keeps its input, and one layer at a
+    time is whole.  Measured on a CPU: from 0.8 to 1.2 times as much (docs/LOG.md).
+    """
+    width, heads, layers = config.hidden_size, config.num_attention_heads, config.num_hidden_layers
+    head = getattr(config, "head_dim", None) or width // heads
+    values = head * (getattr(config, "num_key_value_heads", None) or heads)
+    layer = 6 * width + 3 * head * heads + 3 * values + 4 * config.intermediate_size
+    layer += heads * tokens if eager else 0
+    kept = layer + layers * width if checkpointing else layers * layer
+    logits = min(rows * tokens * config.vocab_size, CHUNK_ELEMENTS) * 4 * LOGITS_COPIES
+    return float(rows * tokens * kept * value_bytes + logits)
+
+
+def training_bytes(
+    weights: float, trained: float, rows: int, tokens: int, *, config: Any = None, checkpointing: bool = False,
+    value_bytes: float = 4, teacher: float = 0.0, shards: int = 1,
+) -> float:  # fmt: skip
+    """Peak bytes of one training process, without the libraries: weights, gradients, moments, one batch, and a teacher's weights.
+
+    weights, trained: parameters, all and those with a gradient (with LoRA: the adapters).  rows, tokens: conversations of a
+    batch in this process, and length of the longest.  config: as in `batch_bytes`; None for a model of unknown sizes, whose
+    activations are then scaled from those of a measured one.  value_bytes: of one activation, 3 in mixed precision; this and
+    `checkpointing` count only with a config.
+    teacher: bytes of weights that stay in memory beside the student.  shards: see `fixed_bytes`.
+    """
+    if config is None:
+        batch = rows * tokens * ACTIVATION_BYTES * (weights / ACTIVATION_WEIGHTS) ** 0.5
+    else:
+        batch = batch_bytes(config, rows, tokens, value_bytes=value_bytes, checkpointing=checkpointing)
+    return fixed_bytes(weights, trained, shards) + batch + teacher
+
+
 @dataclass(frozen=True)
 class Demand:
-    """What a training takes by arithmetic, in bytes of one process.
+    """Memory of one training process by arithmetic, in bytes.
 
-    fixed: weights, gradients and moments, and the teacher's weights.  eager: attention keeps its probabilities.  size: bytes of a value.
+    fixed: weights, gradients and moments, and the teacher's weights.  tokens: length of the longest conversation.
+    eager: attention keeps its probabilities.  size: bytes of one activation.
     """
 
     config: Any
@@ -80,22 +133,10 @@ class Demand:
     size: float
 
     def batch(self, rows: int, checkpointing: bool) -> float:
-        """What a batch keeps for the backward pass, and one chunk of logits.
-
-        Counted from a Llama layer (as Korthikanti et al. 2022, arXiv 2205.05198, section 4.1, do for GPT's): per token 2 norms with
-        input and output, queries, keys, values, attention's output and both residual sums, four tensors of the feed-forward
-        network's width, and heads x tokens probabilities.  With gradient checkpointing a layer keeps its input, and one layer at a
-        time is whole.  Measured on a CPU: from 0.8 to 1.2 times as much (docs/LOG.md).
-        """
-        config = self.config
-        width, heads, layers = config.hidden_size, config.num_attention_heads, config.num_hidden_layers
-        head = getattr(config, "head_dim", None) or width // heads
-        values = head * (getattr(config, "num_key_value_heads", None) or heads)
-        layer = 6 * width + 3 * head * heads + 3 * values + 4 * config.intermediate_size
-        layer += heads * self.tokens if self.eager else 0
-        kept = layer + layers * width if checkpointing else layers * layer
-        logits = min(rows * self.tokens * config.vocab_size, CHUNK_ELEMENTS) * 4 * LOGITS_COPIES
-        return float(rows * self.tokens * kept * self.size + logits)
+        """Bytes of a batch of so many conversations; see `batch_bytes`."""
+        return batch_bytes(
+            self.config, rows, self.tokens, value_bytes=self.size, eager=self.eager, checkpointing=checkpointing
+        )
 
     def most_rows(self, rows: int, checkpointing: bool, total: float) -> int:
         """The largest divisor of `rows` that fits into `total` bytes; 0 if one row does not."""
@@ -104,13 +145,11 @@ class Demand:
 
 
 def demand(settings: Training, model: "PreTrainedModel", run: StepRun, seen: Seen) -> Demand:
-    """Of one process; with fsdp it has a part of weights, gradients and moments."""
+    """Memory of one process of this training; with fsdp it has a part of weights, gradients and moments."""
     config = model.config.get_text_config()
     weights = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    fixed = (4 * weights + (BYTES_PER_WEIGHT - 4) * trained) / (
-        run.compute.processes if run.compute.sharding == "fsdp" else 1
-    )
+    fixed = fixed_bytes(weights, trained, run.compute.processes if run.compute.sharding == "fsdp" else 1)
     size = (
         4 if precision_of(settings.precision, run.compute.device) == "float32" else 3
     )  # norms and softmax stay float32

@@ -15,7 +15,7 @@ import pytest
 from tasks.distill.sft import SFT
 from tasks.distill.training import checkpoints, loop
 from tasks.distill.training.loop import check_finite, train_model
-from tasks.distill.training.memory import ROOM, Demand
+from tasks.distill.training.memory import ROOM, Demand, training_bytes
 from tasks.distill.training.objective import Answers, Objective
 from tasks.distill.training.watch import overfits, runs_away
 from tasks.shared.errors import DataError, TechniqueError
@@ -249,6 +249,19 @@ def test_the_demand_of_a_batch() -> None:
     assert replace(demand, eager=False).batch(8, False) < demand.batch(8, False)
     assert demand.most_rows(16, False, demand.batch(5, False) / ROOM) == 4, "a divisor of the batch"
     assert demand.most_rows(16, False, 0.0) == 0
+
+
+def test_the_bytes_of_a_training_need_no_model() -> None:
+    config = build_model().config
+    frozen = training_bytes(8e9, 0, 0, 0)
+    assert frozen == 4 * 8e9, "weights alone"
+    assert training_bytes(8e9, 8e9, 0, 0) == 16 * 8e9
+    assert 32e9 < training_bytes(8e9, 2e7, 0, 0) < 33e9, "LoRA has gradients and moments of its adapters only"
+    assert training_bytes(8e9, 8e9, 0, 0, shards=4) == 4 * 8e9
+    assert training_bytes(8e9, 0, 0, 0, teacher=1e9) == frozen + 1e9
+    batch = Demand(config, fixed=0.0, tokens=100, eager=False, size=3).batch(8, True)
+    assert training_bytes(0, 0, 8, 100, config=config, value_bytes=3, checkpointing=True) == batch
+    assert training_bytes(1.35e8, 0, 1, 1) - 4 * 1.35e8 == pytest.approx(2.5e6)
 
 
 HOLES = """
