@@ -26,6 +26,7 @@ from flows.planning.config import Settings, compose_recipe, recipe_names
 from flows.planning.plan import NAME_PATTERN, build_plan
 from flows.planning.steps import Plan, Step
 from flows.running.child import Stopped
+from tasks.shared.engines.engine import find_weights
 from tasks.shared.errors import ConfigError, StillroomError
 from tasks.shared.model.sources import user_path
 from tasks.shared.store.artifacts import Place, Store
@@ -85,8 +86,7 @@ def at_path(path: Path, root: Path) -> Contestant:
 
 def weights_in(out: Path) -> Path:
     """A step's model folder, or the one file that an export made."""
-    files = sorted(out.glob("*.gguf")) if out.is_dir() else []
-    return files[0] if len(files) == 1 else out
+    return find_weights(out).path
 
 
 def finished(store: Store, recipe: str) -> Contestant | None:

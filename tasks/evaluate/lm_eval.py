@@ -164,7 +164,7 @@ class LmEval:
         for task, found in baseline.tasks.items():
             yield f"{task}: {len(found.items)} of {found.of} items, {found.num_fewshot} examples before each question."
         yield f"lm-evaluation-harness, batches of {self.batch_size}, {baseline.dtype}."
-        files = [subject.name for subject in subjects if subject.weights.suffix == ".gguf" and not subject.broken]
+        files = [subject.name for subject in subjects if subject.is_gguf and not subject.broken]
         if files:
             yield f"{', '.join(files)}: GGUF weights, dequantized and run in transformers; llama.cpp's server gives no log-likelihoods of a prompt."
         if len({reading.vocabulary for reading in readings.values()}) > 1:

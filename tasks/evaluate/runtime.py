@@ -23,7 +23,7 @@ from tasks.evaluate.models_under_test.model_under_test import (
     reference_questions,
 )
 from tasks.evaluate.timing.energy import Source, check_source, open_meter
-from tasks.evaluate.timing.engines import Effort, Engine, Probe, take_sample
+from tasks.evaluate.timing.engines import Effort, Probe, take_sample
 from tasks.evaluate.timing.rounds import (
     Timed,
     in_engine,
@@ -34,6 +34,7 @@ from tasks.evaluate.timing.rounds import (
     summarize,
     time_in_rounds,
 )
+from tasks.shared.engines.engine import Engine
 from tasks.shared.engines.vllm_server import find_vllm, vllm_version
 from tasks.shared.errors import ConfigError, ModelError, TechniqueError
 from tasks.shared.files import replacing

@@ -130,10 +130,10 @@ class Gguf:
 def dense_folder(source: Path, scratch: Path) -> Path:
     """The source if it is a dense folder; a GGUF file or a quantized folder is made one."""
     from tasks.shared.model.saving import dense_copy
-    from tasks.shared.model.weights import check_source, is_quantized
+    from tasks.shared.model.weights import check_source, is_gguf, is_quantized
 
     check_source(source)
-    if source.is_dir() and not is_quantized(source):
+    if not is_gguf(source) and not is_quantized(source):
         return source
     dense_copy(source, scratch / "dense")
     return scratch / "dense"

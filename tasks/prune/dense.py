@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from tasks.shared.errors import ConfigError, TechniqueError
-from tasks.shared.model.weights import is_quantized
+from tasks.shared.model.weights import is_gguf, is_quantized
 from tasks.shared.technique import Upstream
 
 ORDER = "prune first, then quantize"
@@ -21,5 +21,5 @@ def quantized_before(
 
 def check_dense(model: Path) -> None:
     """Raises TechniqueError for a folder of compressed weights."""
-    if model.is_dir() and is_quantized(model):
+    if not is_gguf(model) and is_quantized(model):
         raise TechniqueError(str(model), "quantized weights", "dense weights", ORDER)

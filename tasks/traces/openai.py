@@ -15,6 +15,7 @@ from pydantic.dataclasses import dataclass
 
 from tasks.shared.engines.address import EndpointSettings, read_key
 from tasks.shared.engines.endpoint import connect, for_each
+from tasks.shared.engines.engine import find_weights
 from tasks.shared.engines.llama_server import serve
 from tasks.shared.engines.samples import Sample, SampleStore
 from tasks.shared.errors import ConfigError, DataError, ModelError
@@ -272,10 +273,8 @@ class OpenAI(EndpointSettings):
 
 def _gguf(path: Path) -> Path:
     """The GGUF file that the embedded server can run: `path` itself, or the only one in that folder."""
-    found = [path] if path.is_file() else sorted(path.glob("*.gguf"))
-    if len(found) != 1 or found[0].suffix != ".gguf":
+    found = find_weights(path, llama=True)
+    if found.fault:
         fix = "give a GGUF as the teacher, or serve this model elsewhere and set base_url"
-        raise ModelError(
-            str(path), f"{len(found)} files, none of them one the embedded server can run", "a .gguf file", fix
-        )
-    return found[0]
+        raise ModelError(str(path), f"{found.fault} for the embedded server", "one .gguf file", fix)
+    return found.path

@@ -32,7 +32,7 @@ def in_transformers(subjects: Sequence[ModelUnderTest]) -> list[ModelUnderTest]:
 
 def expanded_notes(subjects: Sequence[ModelUnderTest]) -> list[str]:
     """What has to be said when some of the models are .gguf files."""
-    files = [subject.name for subject in subjects if subject.weights.suffix == ".gguf" and not subject.broken]
+    files = [subject.name for subject in subjects if subject.is_gguf and not subject.broken]
     if not files:
         return []
     return [

@@ -7,15 +7,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
+from tasks.shared.engines.engine import Engine, find_weights
 from tasks.shared.errors import ConfigError, ModelError, StillroomError
 from tasks.shared.formats.articles import Article, question_of, with_article
 from tasks.shared.formats.rows import Row
 from tasks.shared.formats.scores import Role
 from tasks.shared.model.sources import sha256_file
-from tasks.shared.model.weights import read_gguf
+from tasks.shared.model.weights import is_gguf, read_gguf
 from tasks.shared.technique import Artifact, Inputs, Kind, Port
 
-Engine = Literal["transformers", "llama.cpp"]
 Messages = list[dict[str, str]]
 
 REFERENCE_SYSTEM = (
@@ -57,6 +57,11 @@ class ModelUnderTest:
     """Why nobody needs to ask it: it cannot even be looked at.  Never of a baseline."""
     in_folder: bool = False
     """The weights are one file in the artifact's folder, so the digest, which is the folder's, is not theirs."""
+
+    @property
+    def is_gguf(self) -> bool:
+        """True for weights in a GGUF file, whatever engine runs them."""
+        return is_gguf(self.weights)
 
     @cached_property
     def content(self) -> str:
@@ -120,7 +125,7 @@ def look_at(artifact: Artifact, role: Role) -> ModelUnderTest:
         if not artifact.path.exists():
             raise
         reason = error.got if isinstance(error, StillroomError) else f"{type(error).__name__}: {error}"
-        engine: Engine = "llama.cpp" if artifact.kind is Kind.ENGINE or artifact.path.is_file() else "transformers"
+        engine = find_weights(artifact.path, llama=artifact.kind is Kind.ENGINE).engine
         return ModelUnderTest(
             artifact.name, role, "engine" if artifact.kind is Kind.ENGINE else "model", artifact.path, engine, "unreadable",
             artifact.digest, broken=" ".join(reason.replace(str(artifact.path), artifact.name).split()) or "unreadable",
@@ -129,19 +134,16 @@ def look_at(artifact: Artifact, role: Role) -> ModelUnderTest:
 
 def open_model(artifact: Artifact, role: Role) -> ModelUnderTest:
     """Look at an artifact without loading it.  Raises ModelError if it holds no weights, or no configuration that can be read."""
-    path = artifact.path
-    if not path.exists():
-        raise ModelError(f"{role} {artifact.name} ({path})", "no such file or folder", "a model folder or a .gguf file")
-    files = [path] if path.is_file() else sorted(path.glob("*.gguf"))
+    weights = find_weights(artifact.path, llama=artifact.kind is Kind.ENGINE)
+    if weights.fault:
+        where = f"{role} {artifact.name} ({artifact.path})"
+        raise ModelError(where, weights.fault, "a folder with safetensors, or one .gguf file")
     kind: Literal["model", "engine"] = "engine" if artifact.kind is Kind.ENGINE else "model"
-    if files and (path.is_file() or artifact.kind is Kind.ENGINE):
-        if len(files) > 1:
-            raise ModelError(f"{role} {artifact.name} ({path})", f"{len(files)} GGUF files", "one")
-        form, inside = f"GGUF {gguf_type(files[0])}", path.is_dir()
-        return ModelUnderTest(artifact.name, role, kind, files[0], "llama.cpp", form, artifact.digest, in_folder=inside)
-    if not any(path.glob("*.safetensors")):
-        raise ModelError(f"{role} {artifact.name} ({path})", "no *.safetensors and no *.gguf", "a folder with weights")
-    return ModelUnderTest(artifact.name, role, kind, path, "transformers", folder_format(path), artifact.digest)
+    gguf, inside = weights.engine == "llama.cpp", weights.path != artifact.path
+    form = f"GGUF {gguf_type(weights.path)}" if gguf else folder_format(weights.path)
+    return ModelUnderTest(
+        artifact.name, role, kind, weights.path, weights.engine, form, artifact.digest, in_folder=inside
+    )
 
 
 def gguf_type(file: Path) -> str:
