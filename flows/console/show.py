@@ -14,6 +14,7 @@ from flows.planning.session import Session
 from flows.planning.status import Status, find_status
 from flows.planning.steps import Plan, Step
 from tasks.shared.errors import ErrorList
+from tasks.shared.numbers import byte_size, duration
 from tasks.shared.technique import Kind
 
 if TYPE_CHECKING:
@@ -61,8 +62,8 @@ def cost_table(plan: Plan, estimates: dict[str, Estimate], status: Mapping[str, 
             technique_name(step),
             ", ".join(step.needs),
             "done" if status[step.name].done else f"{duration(item.seconds)}{'*' if item.measured else ''}",
-            bytes_text(item.disk_bytes),
-            bytes_text(item.memory_bytes),
+            byte_size(item.disk_bytes),
+            byte_size(item.memory_bytes),
         )
     total = sum(item.seconds for name, item in estimates.items() if not status[name].done)
     table.add_section()
@@ -71,8 +72,8 @@ def cost_table(plan: Plan, estimates: dict[str, Estimate], status: Mapping[str, 
         "",
         "",
         duration(total),
-        bytes_text(sum(item.disk_bytes for item in estimates.values())),
-        bytes_text(max(item.memory_bytes for item in estimates.values())),
+        byte_size(sum(item.disk_bytes for item in estimates.values())),
+        byte_size(max(item.memory_bytes for item in estimates.values())),
     )
     return table
 
@@ -111,26 +112,6 @@ def technique_name(step: Step) -> str:
     return "/".join(step.target.split(".")[1:3])
 
 
-def duration(seconds: float) -> str:
-    """Seconds for people."""
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 90
-        else f"{seconds / 60:.1f} min"
-        if seconds < 5400
-        else f"{seconds / 3600:.1f} h"
-    )
-
-
-def bytes_text(count: float) -> str:
-    """Bytes for people, decimal units."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            return f"{count:.0f} {unit}" if unit in {"B", "kB", "MB"} else f"{count:.1f} {unit}"
-        count /= 1000
-    return ""
-
-
 def step_table(outcomes: "list[Outcome]") -> Table:
     """What each step did, and how long it took to make."""
     table = Table(title="steps")
@@ -149,7 +130,7 @@ def step_table(outcomes: "list[Outcome]") -> Table:
             outcome.step,
             outcome.status,
             duration(manifest["duration_s"]),
-            bytes_text(manifest["peak_memory_bytes"]),
+            byte_size(manifest["peak_memory_bytes"]),
             figures,
         )
     return table

@@ -9,11 +9,12 @@ from pydantic.dataclasses import dataclass
 
 from tasks.report.content.cards import as_blocks, brief, read_card
 from tasks.report.content.curves import read_influence, read_loss
-from tasks.report.content.provenance import WEIGHTS, read_origins
+from tasks.report.content.provenance import read_origins
 from tasks.report.content.report import Card, Licenses, Pruning, Report, Reproduce, Training, from_verdict
 from tasks.report.documents.pack import PACKED, pack_model, write_cards, write_logs
 from tasks.report.page.render import render
 from tasks.shared.formats.verdict import Verdict, read_verdict
+from tasks.shared.store.lineage import WEIGHTS
 from tasks.shared.technique import Artifact, Inputs, Kind, Metrics, Port, StepRun
 
 

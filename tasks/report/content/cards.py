@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from tasks.report.words.numbers import MISSING, count, quantity
 from tasks.shared.errors import DataError
+from tasks.shared.numbers import MISSING, count, quantity
 
 LONGEST_LIST = 40
 """Longer lists, and lists of records, are shown by their length."""

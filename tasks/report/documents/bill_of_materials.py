@@ -10,9 +10,10 @@ from uuid import NAMESPACE_URL, uuid5
 
 from pydantic import BaseModel, ConfigDict
 
-from tasks.report.content.provenance import SOURCE, WEIGHTS, Origin, source_of
+from tasks.report.content.provenance import Origin, source_of
 from tasks.report.content.report import Report
 from tasks.report.words.markdown import code, table
+from tasks.shared.store.lineage import SOURCE, WEIGHTS
 from tasks.shared.technique import Kind
 
 NOT_STATED = "not stated"

@@ -8,7 +8,7 @@ from tasks.report.documents.bill_of_materials import model_license
 from tasks.report.documents.performance import Modified, limits, modified
 from tasks.report.documents.performance_page import changes_table
 from tasks.report.words.markdown import bullets, code, escape, table
-from tasks.report.words.numbers import (
+from tasks.shared.numbers import (
     SHARE,
     amount,
     byte_size,

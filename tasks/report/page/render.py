@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.report.content.cards import readable
 from tasks.report.content.report import Report
-from tasks.report.words import numbers
 from tasks.report.words.wording import reason
+from tasks.shared import numbers
 from tasks.shared.store.keys import flatten
 
 if TYPE_CHECKING:

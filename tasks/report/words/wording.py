@@ -1,7 +1,7 @@
 """The verdict in words: which candidate ships, or which number stops the nearest one."""
 
-from tasks.report.words.numbers import gap, gap_unit, interval, margin, times
 from tasks.shared.formats.verdict import Comparison, Gate, MeasureComparison, SliceComparison, Verdict
+from tasks.shared.numbers import gap, gap_unit, interval, margin, times
 
 STANDING = {"no": 0, "unknown": 1, "yes": 2}
 NEARNESS = {"ship": 2, "not enough data": 1, "do not ship": 0}

@@ -25,9 +25,9 @@ from filelock import FileLock, Timeout
 from tasks.shared.errors import MachineError
 from tasks.shared.files import flush_to_disk
 from tasks.shared.store.keys import Digests
+from tasks.shared.store.lineage import MANIFEST
 
 log = logging.getLogger(__name__)
-MANIFEST = "manifest.json"
 SHORT = 16
 """Hex digits of a key in a folder name: 64 bits, no clash among any number of runs that a disk holds."""
 

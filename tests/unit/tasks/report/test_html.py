@@ -213,8 +213,7 @@ def luminance(color: str) -> float:
 
 def test_text_colors_stand_out_in_every_theme() -> None:
     css = (
-        Path(html.__file__)
-        .with_name("html.css")
+        (Path(html.__file__).parent / "page" / "html.css")
         .read_text(encoding="utf-8")
         .replace("#fff;", "#ffffff;")
         .replace("#111;", "#111111;")
