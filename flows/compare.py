@@ -28,7 +28,7 @@ from flows.planning.steps import Plan, Step
 from flows.running.child import Stopped
 from tasks.shared.engines.engine import find_weights
 from tasks.shared.errors import ConfigError, StillroomError
-from tasks.shared.model.sources import user_path
+from tasks.shared.paths import user_path
 from tasks.shared.store.artifacts import Place, Store
 from tasks.shared.technique import Kind
 

@@ -15,7 +15,7 @@ from flows.planning.config import Runtime
 from flows.planning.session import Session
 from flows.planning.steps import Plan, Step
 from tasks.shared.errors import MachineError
-from tasks.shared.model.weights import parameter_count, weight_bytes
+from tasks.shared.model.sizes import parameter_count, weight_bytes
 from tasks.shared.technique import Kind
 
 FLOPS_PER_CORE = 1e11

@@ -82,8 +82,8 @@ class Outbox:
             self._alive = FileLock(self.folder / ".alive", thread_local=False)
             self._alive.acquire()
         if not (self.folder / HEADER).is_file():
-            write_whole(self.folder / HEADER, asdict(event.header))
-        write_whole(self._file(event), {"version": VERSION, **asdict(event)})
+            write_text(self.folder / HEADER, json.dumps(asdict(event.header)), sync=True)
+        write_text(self._file(event), json.dumps({"version": VERSION, **asdict(event)}), sync=True)
 
     def _file(self, event: Event) -> Path:
         return self.folder / f"{event.identity}.json"
@@ -174,11 +174,6 @@ def list_outboxes(root: Path) -> list[Outbox]:
     """Every run that has something waiting, or that ended without closing; the oldest first."""
     found = [Outbox(path) for path in base(root).glob("*") if path.is_dir() and path.name != DAMAGED]
     return sorted(found, key=lambda box: header.started if (header := box.header()) else 0)
-
-
-def write_whole(file: Path, content: Any) -> None:
-    """Write a JSON file so that a reader, or a rerun after a kill or a power cut, finds all of it or nothing."""
-    write_text(file, json.dumps(content), sync=True)
 
 
 def now() -> int:

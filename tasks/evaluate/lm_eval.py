@@ -25,7 +25,7 @@ from tasks.shared.errors import ConfigError, DataError, ErrorList, TechniqueErro
 from tasks.shared.formats.records import Better, Figure
 from tasks.shared.formats.scores import ItemScore, Measure, Sheet, write_scores
 from tasks.shared.isolation import preload
-from tasks.shared.model.sources import user_path
+from tasks.shared.paths import user_path
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun, Upstream
 
 Readings = Mapping[str, HarnessReading]

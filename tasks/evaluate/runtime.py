@@ -43,7 +43,8 @@ from tasks.shared.formats.records import Figure
 from tasks.shared.formats.rows import Row, read_rows
 from tasks.shared.formats.scores import Sheet, write_scores
 from tasks.shared.isolation import Failure, run_isolated
-from tasks.shared.model.weights import is_quantized, weight_bytes
+from tasks.shared.model.sizes import weight_bytes
+from tasks.shared.model.weights import is_quantized
 from tasks.shared.store.lineage import made_from
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun, Upstream
 

@@ -62,7 +62,7 @@ class Gguf:
         import torch
 
         from tasks.shared.model.loading import load_model, load_tokenizer
-        from tasks.shared.model.weights import weight_bytes
+        from tasks.shared.model.sizes import weight_bytes
 
         torch.set_num_threads(run.compute.threads)
         given, corpus = inputs.one("model").path, inputs.get("calibration")

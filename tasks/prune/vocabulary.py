@@ -20,7 +20,7 @@ from tasks.prune.tokens.rows import keep_rows, renumber, token_rows
 from tasks.prune.tokens.texts import Passage, domain, without_every_tenth
 from tasks.prune.tokens.tokenizer import Tokens, numbered, take_apart, trimmed, used_tokens, with_fewer_tokens
 from tasks.shared.errors import DataError, StillroomError, TechniqueError
-from tasks.shared.model.sources import user_path
+from tasks.shared.paths import user_path
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, StepRun, Upstream
 
 if TYPE_CHECKING:

@@ -60,7 +60,7 @@ def quantize(
     import torch
 
     from tasks.shared.model.loading import load_model, load_tokenizer
-    from tasks.shared.model.weights import weight_bytes
+    from tasks.shared.model.sizes import weight_bytes
 
     torch.set_num_threads(run.compute.threads)
     source = inputs.one("model").path

@@ -12,8 +12,8 @@ from tasks.shared.errors import ConfigError, ModelError, StillroomError
 from tasks.shared.formats.articles import Article, question_of, with_article
 from tasks.shared.formats.rows import Row
 from tasks.shared.formats.scores import Role
-from tasks.shared.model.sources import sha256_file
 from tasks.shared.model.weights import is_gguf, read_gguf
+from tasks.shared.paths import sha256_file
 from tasks.shared.technique import Artifact, Inputs, Kind, Port
 
 Messages = list[dict[str, str]]

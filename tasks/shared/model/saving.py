@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.shared.errors import ModelError
+from tasks.shared.model.loading import Dtype, load_model, load_tokenizer
+from tasks.shared.model.weights import is_gguf
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from tasks.shared.model.loading import Dtype, load_model, load_tokenizer
-from tasks.shared.model.weights import is_gguf
 
 
 def dense_copy(source: Path, out: Path) -> None:

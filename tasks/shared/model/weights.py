@@ -1,4 +1,4 @@
-"""Weight files: which a model consists of, their size, their parameters, and whether they are safe to read."""
+"""Weight files: whether they are safe to read, whether they are quantized, and GGUF files read quickly."""
 
 import json
 from collections.abc import Iterator
@@ -61,31 +61,6 @@ def is_quantized(folder: Path) -> bool:
     return "quantization_config" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
 
 
-def weight_files(path: Path) -> list[Path]:
-    """The files that hold weights: the GGUF itself, or a folder's safetensors and GGUF files."""
-    return [path] if is_gguf(path) else sorted([*path.glob("*.safetensors"), *path.glob("*.gguf")])
-
-
-def weight_bytes(path: Path) -> int:
-    """Bytes of weights on disk."""
-    return sum(file.stat().st_size for file in weight_files(path))
-
-
-def parameter_count(path: Path) -> int:
-    """Parameters by the tensor headers alone, nothing loaded.  Tied tensors count once; int4 words are counted as their weights.
-
-    Raises ModelError if the path holds no weights.
-    """
-    files = weight_files(path)
-    if not files:
-        raise ModelError(str(path), "no weights", "*.safetensors or *.gguf")
-    return sum(_gguf_parameters(file) if file.suffix == ".gguf" else _safetensors_parameters(file) for file in files)
-
-
-def _gguf_parameters(file: Path) -> int:
-    return int(sum(int(tensor.n_elements) for tensor in read_gguf(file).tensors))
-
-
 def read_gguf(file: Path) -> "GGUFReader":
     """Fields and tensors of a GGUF file.  Raises ValueError, IndexError, KeyError or OSError for what is none.
 
@@ -127,21 +102,3 @@ def quick_gguf() -> Iterator[None]:
     finally:
         for name, own in before.items():
             setattr(gguf, name, own)
-
-
-def _safetensors_parameters(file: Path) -> int:
-    with file.open("rb") as stream:
-        size = int.from_bytes(stream.read(8), "little")
-        header: dict[str, Any] = json.loads(stream.read(size))
-    packed = {name for name in header if name.endswith((".weight_packed", ".weight_shape"))}
-    count = 0
-    for name, entry in header.items():
-        if name == "__metadata__" or name.endswith(
-            (".weight_scale", ".weight_zero_point", ".weight_shape", ".weight_g_idx")
-        ):
-            continue
-        elements = 1
-        for length in entry["shape"]:
-            elements *= length
-        count += elements * 8 if name in packed else elements  # eight 4-bit weights in one 32-bit word
-    return count

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.shared.files import write_text
-from tasks.shared.model.sources import PROJECT, sha256_file
+from tasks.shared.paths import PROJECT, sha256_file
 
 CLOCK_TICK_NS = 20_000_000
 """A file changed twice within one tick of the file system's clock keeps its mtime, so younger files are not remembered."""

@@ -11,7 +11,7 @@ from tasks.quantize.compressed import quiet_llmcompressor
 from tasks.quantize.rtn import RTN
 from tasks.shared.errors import TechniqueError
 from tasks.shared.model.loading import Dtype, load_model
-from tasks.shared.model.weights import weight_bytes
+from tasks.shared.model.sizes import weight_bytes
 from tests.settings_case import Case, Change
 from tests.tiny_llama import build_model, empty_run, inputs_of, save_tiny, write_corpus
 
