@@ -177,7 +177,7 @@ import json, os, signal, sys
 from pathlib import Path
 from tasks.evaluate import generation
 from tasks.evaluate.models_under_test import isolated_runs as sittings
-from tasks.shared.technique import Artifact, Inputs, Kind, StepRun
+from tasks.shared.technique import Artifact, Compute, Inputs, Kind, StepRun
 job, genuine = json.loads(sys.argv[1]), sittings.run_isolated
 def run_isolated(work, subject, *more):
     if subject.name == "other":

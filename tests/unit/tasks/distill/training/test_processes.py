@@ -136,9 +136,9 @@ import json, sys
 from pathlib import Path
 from tasks.distill.sft import SFT
 from tasks.distill.training.loop import train_model
-from tasks.shared.technique import StepRun
+from tasks.shared.technique import Compute, StepRun
 from tests.tiny_llama import chats
-from tests.two_terms import TwoTerms, find_two_errors
+from tests.two_terms import TwoTerms
 model, scratch, out = map(Path, sys.argv[1:4])
 run = StepRun("step", 0, scratch, compute=Compute(threads=1, processes=2, checkpoint_s=0))
 train_model(SFT(**json.loads(sys.argv[4])), model, chats(21), TwoTerms("orphan"), out, run)
