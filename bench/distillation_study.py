@@ -393,7 +393,7 @@ def attend(job: tuple[str, int, Setup]) -> dict[str, Any]:
     name, seed, setup = job
     import torch
 
-    from tasks.shared.model.weights import parameter_count
+    from tasks.shared.model.sizes import parameter_count
 
     lesson = lessons().get(name)
     with tempfile.TemporaryDirectory(dir=setup.work) as folder:

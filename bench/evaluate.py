@@ -86,7 +86,7 @@ def score_ours(job: dict[str, Any]) -> dict[str, float]:
     from tasks.evaluate.benchmark.benchmarks import BENCHMARKS
     from tasks.evaluate.lm_eval import LmEval
     from tasks.shared.formats.scores import read_scores
-    from tasks.shared.model.sources import sha256_file
+    from tasks.shared.paths import sha256_file
     from tasks.shared.technique import Artifact, Compute, Inputs, Kind, StepRun
 
     models = [

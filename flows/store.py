@@ -104,7 +104,7 @@ def show(found: Sequence[Entry]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from flows.console.show import bytes_text, duration
+    from tasks.shared.text.numbers import byte_size, duration
 
     table = Table(title="artifact store")
     for name in ("step", "artifacts", "shown by a recipe", "unfinished", "size", "last used"):
@@ -117,13 +117,13 @@ def show(found: Sequence[Entry]) -> None:
             str(len(finished)),
             str(sum(entry.shown for entry in own)),
             str(len(own) - len(finished)),
-            bytes_text(sum(entry.bytes for entry in own)),
+            byte_size(sum(entry.bytes for entry in own)),
             f"{duration(time.time() - max(entry.used for entry in own))} ago",
         )
     console = Console()
     console.print(table)
     console.print(
-        f"{bytes_text(sum(entry.bytes for entry in found))} in all; files that are also in DVC's cache take no extra space there",
+        f"{byte_size(sum(entry.bytes for entry in found))} in all; files that are also in DVC's cache take no extra space there",
         highlight=False,
     )
 
@@ -151,12 +151,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         with disk_errors(options.root):
             gone = collect(store, options.older, options.dry_run)
-        from flows.console.show import bytes_text
+        from tasks.shared.text.numbers import byte_size
 
         for entry in gone:
-            log.info("%s %s (%s)", entry.step, entry.key, bytes_text(entry.bytes))
+            log.info("%s %s (%s)", entry.step, entry.key, byte_size(entry.bytes))
         verb = "would go" if options.dry_run else "deleted"
-        log.info("%d %s, %s", len(gone), verb, bytes_text(sum(entry.bytes for entry in gone)))
+        log.info("%d %s, %s", len(gone), verb, byte_size(sum(entry.bytes for entry in gone)))
     except StillroomError as error:
         log.error("%s", error)
         return exit_codes.USER

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.shared.formats.scores import read_scores
-from tasks.shared.model.sources import sha256_file
+from tasks.shared.paths import sha256_file
 from tasks.shared.technique import Compute, Inputs, Metrics, StepRun
 from tests.outputs import CIRCUMSTANCES, CLOCKED
 

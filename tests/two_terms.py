@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.distill.losses.answers import answer_loss, divisor
 from tasks.distill.training.objective import Answers, Batch, Objective, last_hidden
-from tasks.shared.errors import ModelError
+from tasks.shared.errors import ErrorList, ModelError
 from tasks.shared.formats.rows import Row
 from tasks.shared.model.encoding import counted
 from tasks.shared.model.head import core_of, output_head
@@ -51,6 +51,11 @@ class TwoTerms(Objective):
             raise ModelError("model", "it stumbles", "one that does not", "another model")
         if self.fault == "break":
             raise ValueError("a mistake of ours")
+
+
+def find_two_errors(*_: Any) -> None:
+    """Work of a process that ends with several errors at once."""
+    raise ErrorList([ModelError("model", "no head", fix="another model"), ModelError("model", "no layers")])
 
 
 def share_of_weights(model: Any) -> float:

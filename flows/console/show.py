@@ -15,6 +15,7 @@ from flows.planning.status import Status, find_status
 from flows.planning.steps import Plan, Step
 from tasks.shared.errors import ErrorList
 from tasks.shared.technique import Kind
+from tasks.shared.text.numbers import byte_size, duration
 
 if TYPE_CHECKING:
     from flows.running.runner import Outcome, Run
@@ -70,7 +71,7 @@ def cost_table(plan: Plan, estimates: dict[str, Estimate], status: Mapping[str, 
             technique_name(step),
             *([", ".join(step.needs)] if reads else []),
             "done" if status[step.name].done else f"{duration(item.seconds)}{'*' if item.measured else ''}",
-            bytes_text(item.disk_bytes),
+            byte_size(item.disk_bytes),
             memory_text(item),
         )
     total = sum(item.seconds for name, item in estimates.items() if not status[name].done)
@@ -78,8 +79,8 @@ def cost_table(plan: Plan, estimates: dict[str, Estimate], status: Mapping[str, 
     table.add_row(
         *("all", "", *([""] if reads else [])),
         duration(total),
-        bytes_text(sum(item.disk_bytes for item in estimates.values())),
-        bytes_text(max(item.memory_bytes for item in estimates.values())),
+        byte_size(sum(item.disk_bytes for item in estimates.values())),
+        byte_size(max(item.memory_bytes for item in estimates.values())),
     )
     return table
 
@@ -131,30 +132,10 @@ def technique_name(step: Step) -> str:
     return "/".join(step.target.split(".")[1:3])
 
 
-def duration(seconds: float) -> str:
-    """Format seconds as s, min or h."""
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 90
-        else f"{seconds / 60:.1f} min"
-        if seconds < 5400
-        else f"{seconds / 3600:.1f} h"
-    )
-
-
-def bytes_text(count: float) -> str:
-    """Format bytes in decimal units."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            return f"{count:.0f} {unit}" if unit in {"B", "kB", "MB"} else f"{count:.1f} {unit}"
-        count /= 1000
-    return ""
-
-
 def memory_text(item: Estimate) -> str:
     """Memory of the machine, and that of each GPU if the step computes on one."""
-    gpu = f" + {bytes_text(item.gpu_bytes)} GPU" if item.gpu_bytes else ""
-    return bytes_text(item.memory_bytes) + gpu
+    gpu = f" + {byte_size(item.gpu_bytes)} GPU" if item.gpu_bytes else ""
+    return byte_size(item.memory_bytes) + gpu
 
 
 def step_table(outcomes: "list[Outcome]") -> Table:
@@ -175,7 +156,7 @@ def step_table(outcomes: "list[Outcome]") -> Table:
             outcome.step,
             outcome.status,
             duration(manifest["duration_s"]),
-            bytes_text(manifest["peak_memory_bytes"]),
+            byte_size(manifest["peak_memory_bytes"]),
             figures,
         )
     return table

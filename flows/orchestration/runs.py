@@ -130,7 +130,7 @@ def limit_gpus(name: str) -> None:
         try:
             client.read_global_concurrency_limit_by_name(name)
         except ObjectNotFound:
-            limit = GlobalConcurrencyLimitCreate(name=name, limit=len(gpus()), active=True)
+            limit = GlobalConcurrencyLimitCreate(name=name, limit=max(1, len(gpus())), active=True)
             with suppress(ObjectAlreadyExists):
                 client.create_global_concurrency_limit(limit)
 

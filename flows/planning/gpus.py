@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import takewhile
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -17,18 +18,21 @@ from tasks.shared.errors import MachineError
 
 POLL_S = 0.1
 QUERY_S = 10
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 def gpus() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
-    if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
-        return [name for name in visible.split(",") if name]
+    """GPUs that this process may use, named as in CUDA_VISIBLE_DEVICES; empty if that variable hides all of them."""
+    visible = os.environ.get(VISIBLE)
+    if visible is not None:
+        names = [name.strip() for name in visible.split(",")]
+        return list(takewhile(lambda name: name and not name.startswith("-"), names))  # CUDA stops at the first bad one
     return [path.name.removeprefix("nvidia") for path in sorted(Path("/dev").glob("nvidia[0-9]*"))] or ["0"]
 
 
 def may_use_gpu(device: str) -> bool:
-    """Whether `runtime.device` can come to mean a GPU, without importing torch, which reads CUDA_VISIBLE_DEVICES once."""
-    return device == "cuda" or (device == "auto" and any(Path("/dev").glob("nvidia[0-9]*")))
+    """Return True if `runtime.device` can mean a GPU.  Does not import torch, which reads CUDA_VISIBLE_DEVICES only once."""
+    return device == "cuda" or (device == "auto" and bool(gpus()) and any(Path("/dev").glob("nvidia[0-9]*")))
 
 
 @contextmanager
@@ -46,22 +50,24 @@ def hold_gpu(wanted: int) -> Iterator[str]:
     if wanted > len(locks):
         raise MachineError(
             "runtime.processes",
-            f"{wanted} processes, and {len(locks)} GPU{'s' * (len(locks) > 1)}",
+            f"{wanted} process{'es' * (wanted > 1)}, and {len(locks)} GPU{'s' * (len(locks) != 1)}",
             "a GPU for each process",
-            "runtime.processes=0 takes one process for each GPU; runtime.device=cpu takes none",
+            "runtime.processes=0 takes one process for each GPU; runtime.device=cpu takes none"
+            if locks
+            else f"{VISIBLE} hides all GPUs: unset it, or use runtime.device=cpu",
         )
     while not (held := _take(locks, wanted)):
         time.sleep(POLL_S)
-    before = os.environ.get("CUDA_VISIBLE_DEVICES")
-    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(held)
+    before = os.environ.get(VISIBLE)
+    os.environ[VISIBLE] = ",".join(held)
     try:
         yield ",".join(held)
     finally:
         for gpu in held:
             locks[gpu].release()
-        os.environ.pop("CUDA_VISIBLE_DEVICES")
+        os.environ.pop(VISIBLE)
         if before is not None:
-            os.environ["CUDA_VISIBLE_DEVICES"] = before
+            os.environ[VISIBLE] = before
 
 
 def _take(locks: Mapping[str, FileLock], wanted: int) -> list[str]:

@@ -92,7 +92,7 @@ class Session:
         if not (step.accelerated and may_use_gpu(self.runtime.device)):
             return 0
         wanted = self.runtime.processes if step.distributed else 1
-        return wanted or len(gpus())
+        return wanted or max(1, len(gpus()))
 
     def device(self, step: Step) -> str:
         """Device that a step computes on; "cpu" for a step that has no use for an accelerator."""

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from tasks.shared.forecast import Dimensions, Size
-from tasks.shared.model.weights import parameter_count, read_gguf, weight_bytes
+from tasks.shared.model.sizes import parameter_count, weight_bytes
+from tasks.shared.model.weights import read_gguf
 
 GUESSED_LAYERS = 24
 GUESSED_OUTER = 0.2

@@ -22,8 +22,9 @@ from flows.planning.steps import Step
 from flows.running.environment import step_variables
 from flows.versioning.params import tracked_recipe
 from tasks.shared.errors import ConfigError, StillroomError
-from tasks.shared.store.artifacts import MANIFEST, Place, disk_errors
+from tasks.shared.store.artifacts import Place, disk_errors
 from tasks.shared.store.keys import code_digest, code_files, module_name
+from tasks.shared.store.lineage import MANIFEST
 from tasks.shared.technique import Compute, StepRun
 
 log = logging.getLogger("stillroom")

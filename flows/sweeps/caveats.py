@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from math import floor
 
 from flows.sweeps.results import Entry, Sweep, baseline_of
-from tasks.report.words.numbers import gap_unit, margin
 from tasks.report.words.wording import candidate_line
+from tasks.shared.text.numbers import gap_unit, margin
 
 SHOWN = 6
 """Largest number of names in a sentence."""

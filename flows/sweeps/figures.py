@@ -23,8 +23,8 @@ from tasks.report.figures.svg import (
     short,
     text,
 )
-from tasks.report.words.numbers import MINUS, SHARE, gap, gap_unit, interval
 from tasks.shared.formats.verdict import Gate, MeasureComparison
+from tasks.shared.text.numbers import MINUS, SHARE, gap, gap_unit, interval
 
 TOP, BOTTOM, LEFT, RIGHT = 30, 232, 48, WIDTH - 66
 MOST = 6.0

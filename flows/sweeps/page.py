@@ -9,6 +9,7 @@ from flows.sweeps.caveats import best_line, caveats, reading
 from flows.sweeps.figures import sweep_figures
 from flows.sweeps.results import Sweep, table_rows
 from tasks.report.page.render import templates
+from tasks.shared.files import write_text
 from tasks.shared.store.artifacts import disk_errors
 
 FOLDER = ".sweeps"
@@ -21,9 +22,7 @@ def write_page(sweep: Sweep) -> Path:
     path = sweep.jobs[sweep.best.job].home / FOLDER / f"{sweep.name}.html"
     with disk_errors(path.parent):
         path.parent.mkdir(exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(render(sweep, path.parent), "utf-8")
-        temporary.replace(path)
+        write_text(path, render(sweep, path.parent))
     return path
 
 

@@ -8,17 +8,18 @@ artifacts/.outbox/damaged/                 files that could not be read, set asi
 """
 
 import json
-import os
 import shutil
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+
+from tasks.shared.files import PART, write_text
 
 VERSION = 1
 """Version of the event files; a file of another version is set aside."""
@@ -81,8 +82,8 @@ class Outbox:
             self._alive = FileLock(self.folder / ".alive", thread_local=False)
             self._alive.acquire()
         if not (self.folder / HEADER).is_file():
-            write_whole(self.folder / HEADER, asdict(event.header))
-        write_whole(self._file(event), {"version": VERSION, **asdict(event)})
+            write_text(self.folder / HEADER, json.dumps(asdict(event.header)), sync=True)
+        write_text(self._file(event), json.dumps({"version": VERSION, **asdict(event)}), sync=True)
 
     def _file(self, event: Event) -> Path:
         return self.folder / f"{event.identity}.json"
@@ -100,7 +101,7 @@ class Outbox:
 
     def interrupted(self) -> list[Path]:
         """Events whose writing was cut short: the process died in the middle."""
-        return sorted(self.folder.glob("[0-9]*.json.part"))
+        return sorted(self.folder.glob(f"[0-9]*.json*{PART}"))
 
     def read(self, file: Path) -> Event | None:
         """One waiting event, or None if the file is not one."""
@@ -173,21 +174,6 @@ def list_outboxes(root: Path) -> list[Outbox]:
     """Outboxes of all runs with unsent events or without an end, the oldest first."""
     found = [Outbox(path) for path in base(root).glob("*") if path.is_dir() and path.name != DAMAGED]
     return sorted(found, key=lambda box: header.started if (header := box.header()) else 0)
-
-
-def write_whole(file: Path, content: Any) -> None:
-    """Write a JSON file so that a reader finds all of it or nothing, even after a power cut."""
-    part = file.with_name(f"{file.name}.part")
-    try:
-        with part.open("w", encoding="utf-8") as stream:
-            json.dump(content, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        part.replace(file)
-    except OSError:  # a full disk
-        with suppress(OSError):
-            part.unlink()
-        raise
 
 
 def now() -> int:

@@ -27,6 +27,7 @@ from flows.versioning.lockfile import CACHE, SPARE, mend, prepare, recorded, tak
 from flows.versioning.params import tracked_recipe
 from flows.versioning.pipeline import split_stage, view_folder
 from tasks.shared.errors import MachineError, StillroomError
+from tasks.shared.files import replacing
 from tasks.shared.store.artifacts import SHORT, Place, link_or_copy
 from tasks.shared.store.keys import PROJECT, Digests
 
@@ -175,10 +176,8 @@ def _mend(good: Path, damaged: Path) -> None:
 
 def _link(source: Path, target: Path) -> None:
     """Hard-link `target` to `source` by one rename; without hard links it stays a copy."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    temporary.unlink(missing_ok=True)
-    link_or_copy(str(source), str(temporary))
-    temporary.replace(target)
+    with replacing(target) as temporary:
+        link_or_copy(str(source), str(temporary))
 
 
 def _plan(recipe: str) -> Plan:

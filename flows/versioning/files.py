@@ -1,6 +1,5 @@
 """params.yaml and dvc.yaml, written from the tracked recipes under one lock."""
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from flows.planning.steps import Plan
 from flows.versioning.params import PARAMS, changed_settings, read_mapping, recipe_of, recipe_params, tracked_params
 from flows.versioning.pipeline import dvc_yaml
 from tasks.shared.errors import ConfigError, MachineError
+from tasks.shared.files import write_text
 from tasks.shared.store.keys import PROJECT
 
 HEAD = "# Written by `python -m flows.sync` from conf/recipe/. Edit the recipe, not this file.\n"
@@ -104,9 +104,7 @@ def write_files(recipes: Mapping[str, Any]) -> list[str]:
     if DVC in stale:
         check_stages()
     for path, text in stale.items():
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(text, "utf-8")
-        temporary.replace(path)
+        write_text(path, text)
     return [path.name for path in stale]
 
 

@@ -7,7 +7,6 @@ leaves an empty or a partial file, which no later `dvc` command can read.
 import hashlib
 import json
 import logging
-import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from flows.versioning.files import DVC
 from flows.versioning.params import PARAMS, broken_file, load_yaml, read_mapping, tracked_params
 from flows.versioning.pipeline import split_stage, view_folder
 from tasks.shared.errors import StillroomError
+from tasks.shared.files import write_text
 from tasks.shared.store.artifacts import Place
 from tasks.shared.store.keys import PROJECT
 
@@ -66,7 +66,7 @@ def take_back(stage: str, since: float) -> None:
     kept = {name: text for name, text in _blocks(*_stamp(LOCK_FILE)).items() if name != stage}
     if kept:
         text = LOCK_FILE.read_text("utf-8")
-        _write(LOCK_FILE, text[: text.index("stages:")] + "stages:\n" + "".join(kept.values()))
+        write_text(LOCK_FILE, text[: text.index("stages:")] + "stages:\n" + "".join(kept.values()))
     else:
         LOCK_FILE.unlink(missing_ok=True)  # DVC takes an empty one for a broken one
     command = "cmd: python -m flows.stage {} {}\n".format(*split_stage(stage))
@@ -83,7 +83,7 @@ def prepare() -> str:
             return ""  # `dvc` itself will say who is at work
         if fault := lock_fault():
             return fault
-        _write(SPARE, LOCK_FILE.read_text("utf-8") if LOCK_FILE.is_file() else "")
+        write_text(SPARE, LOCK_FILE.read_text("utf-8") if LOCK_FILE.is_file() else "")
     return ""
 
 
@@ -171,12 +171,6 @@ def _is_json(path: Path) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, "utf-8")
-    temporary.replace(path)
 
 
 def _stamp(path: Path) -> tuple[Path, int, int, int]:

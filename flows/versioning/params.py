@@ -9,7 +9,7 @@ import yaml
 from flows.planning.steps import Plan
 from flows.planning.wiring import recipe_inputs
 from tasks.shared.errors import ConfigError
-from tasks.shared.store.keys import PROJECT, library_versions
+from tasks.shared.store.keys import PROJECT, flatten, library_versions
 
 PARAMS = PROJECT / "params.yaml"
 
@@ -106,7 +106,7 @@ def load_yaml(text: str) -> Any:
 
 def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     """Yield each difference of two versions, such as "steps.slim.ratio: 0.3 -> 0.25"."""
-    old, new = dict(_flat(before)), dict(_flat(now))
+    old, new = flatten(before), flatten(now)
     for name in dict.fromkeys([*old, *new]):
         if name not in new:
             yield f"{name}: {old[name]!r} -> removed"
@@ -114,14 +114,6 @@ def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> Itera
             yield f"{name}: new, {new[name]!r}"
         elif old[name] != new[name]:
             yield f"{name}: {old[name]!r} -> {new[name]!r}"
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, item in value.items():
-        if isinstance(item, Mapping) and item:
-            yield from _flat(item, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", item
 
 
 def _is_recipe(found: Any) -> bool:

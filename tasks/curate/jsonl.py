@@ -14,7 +14,7 @@ from tasks.shared.errors import DataError, ErrorList, StillroomError
 from tasks.shared.forecast import Forecast, Rows, Workload, forecast_light
 from tasks.shared.formats.articles import Article, read_articles, write_articles
 from tasks.shared.formats.rows import Message, Row, parse_lines, write_rows
-from tasks.shared.model.sources import user_path
+from tasks.shared.paths import user_path
 from tasks.shared.technique import Inputs, Kind, Metrics, Spec, StepRun
 from tasks.shared.text.chat import join_answer, normalize, refuses, split_answer
 from tasks.shared.text.overlap import check_overlap, user_text

@@ -23,7 +23,7 @@ from tasks.shared.errors import DataError
 from tasks.shared.forecast import Forecast, Rows, Workload, forecast_light
 from tasks.shared.formats.articles import with_article, write_articles
 from tasks.shared.formats.rows import Message, Row, write_rows
-from tasks.shared.model.sources import user_path
+from tasks.shared.paths import user_path
 from tasks.shared.technique import Inputs, Kind, Metrics, Spec, StepRun
 from tasks.shared.text.chat import join_answer, normalize
 from tasks.shared.text.overlap import TextIndex, check_overlap, user_text

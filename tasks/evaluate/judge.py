@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import ConfigDict, Field, SecretStr
 from pydantic.dataclasses import dataclass
@@ -20,7 +20,8 @@ from tasks.evaluate.grading.preference import (
     read_opinion,
 )
 from tasks.evaluate.models_under_test.machine import describe_machine
-from tasks.shared.engines.endpoint import Endpoint, check_url, connect, for_each, read_key
+from tasks.shared.engines.address import EndpointSettings, read_key
+from tasks.shared.engines.endpoint import Endpoint, connect, for_each
 from tasks.shared.engines.samples import Sample, SampleStore, request_digest
 from tasks.shared.errors import ConfigError, DataError, EndpointError, RefusedError
 from tasks.shared.forecast import REQUEST_S, Forecast, Workload, forecast_light
@@ -50,7 +51,7 @@ Judgments = Mapping[str, Mapping[str, Judgment]]
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", hide_input_in_errors=True))
-class Judge:
+class Judge(EndpointSettings):
     """Pairwise preference of an LLM judge (Zheng et al. 2023, arXiv 2306.05685, section 3).
 
     Every candidate's and repeat's answer is compared with the baseline's twice, in both orders, next to the gold answer.  It wins (1) or
@@ -59,18 +60,6 @@ class Judge:
     cannot tell the answers apart.  References are left out.
     """
 
-    base_url: str = ""
-    """Endpoint up to and including /v1."""
-    model: str = ""
-    """Model name that the endpoint knows."""
-    api_key_env: str = ""
-    """Environment variable with the endpoint's API key; empty for none.  The key itself is never stored."""
-    concurrency: Annotated[int, Field(ge=1)] = 8
-    """Pairs judged concurrently."""
-    timeout_s: Annotated[float, Field(gt=0)] = 120.0
-    """Time limit of one attempt at one request, seconds."""
-    max_attempts: Annotated[int, Field(ge=1)] = 5
-    """Total attempts at one request, on 429, 5xx, timeouts and broken connections."""
     temperature: Annotated[float, Field(ge=0)] = 0.0
     """Sampling temperature."""
     max_tokens: Annotated[int, Field(ge=1)] = 200
@@ -91,11 +80,6 @@ class Judge:
         retries=2,
         paper="Zheng et al. 2023, arXiv 2306.05685",
     )
-
-    def __post_init__(self) -> None:
-        """Raise ConfigError for an invalid URL."""
-        if self.base_url:
-            check_url(self.base_url)
 
     def plan_problems(
         self, where: str, inputs: Mapping[str, tuple[str, ...]], upstream: Mapping[str, Upstream]
@@ -152,12 +136,7 @@ class Judge:
     ) -> dict[tuple[str, str], tuple[Sample, ...]]:
         """Return the judge's replies to each pair, in both orders, by the pair's key."""
         found: dict[tuple[str, str], tuple[Sample, ...]] = {}
-        limits: dict[str, Any] = {
-            "timeout": self.timeout_s,
-            "max_attempts": self.max_attempts,
-            "concurrency": self.concurrency,
-        }
-        async with connect(self.base_url, self.model, key, **limits) as endpoint:
+        async with connect(self.base_url, self.model, key, **self.request_limits) as endpoint:
             with progress_bar("judging", len(pairs)) as advance:
 
                 async def judge(pair: Pair) -> None:

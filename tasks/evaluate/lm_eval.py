@@ -27,7 +27,7 @@ from tasks.shared.forecast import Forecast, Workload
 from tasks.shared.formats.records import Better, Figure
 from tasks.shared.formats.scores import EvaluationSummary, ItemScore, Measure, write_scores
 from tasks.shared.isolation import preload
-from tasks.shared.model.sources import user_path
+from tasks.shared.paths import user_path
 from tasks.shared.technique import Inputs, Kind, Metrics, Spec, StepRun, Upstream
 
 Results = Mapping[str, HarnessResult]
@@ -178,7 +178,7 @@ class LmEval:
         for task, found in baseline.tasks.items():
             yield f"{task}: {len(found.items)} of {found.of} items, {found.num_fewshot}-shot."
         yield f"lm-evaluation-harness, batches of {self.batch_size}, {baseline.dtype}."
-        files = [model.name for model in models if model.weights.suffix == ".gguf" and not model.failure]
+        files = [model.name for model in models if model.is_gguf and not model.failure]
         if files:
             yield f"{', '.join(files)}: GGUF weights, dequantized and run in transformers; llama.cpp's server returns no log-likelihoods of a prompt."
         if len({result.vocabulary for result in results.values()}) > 1:

@@ -23,7 +23,7 @@ from tasks.shared.formats.rows import read_rows, spread
 from tasks.shared.formats.scores import ItemScore, Measure, write_scores
 from tasks.shared.isolation import Failure
 from tasks.shared.model.loading import Dtype
-from tasks.shared.model.sources import user_path
+from tasks.shared.paths import user_path
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun, Upstream
 from tasks.shared.text.files import Document, read_texts
 

@@ -24,7 +24,7 @@ from tasks.evaluate.models_under_test.model_under_test import (
     reference_prompts,
 )
 from tasks.evaluate.timing.energy import Source, check_source, open_meter
-from tasks.evaluate.timing.engines import Effort, Engine, Probe, take_sample
+from tasks.evaluate.timing.engines import Effort, Probe, take_sample
 from tasks.evaluate.timing.rounds import (
     Timed,
     named_by_engine,
@@ -35,15 +35,18 @@ from tasks.evaluate.timing.rounds import (
     time_in_rounds,
     timings_of,
 )
+from tasks.shared.engines.engine import Engine
 from tasks.shared.engines.vllm_server import find_vllm, vllm_version
 from tasks.shared.errors import ConfigError, ModelError, TechniqueError
+from tasks.shared.files import replacing
 from tasks.shared.forecast import GENERATION_COST, Forecast, Workload
 from tasks.shared.formats.articles import read_articles
 from tasks.shared.formats.records import Figure
 from tasks.shared.formats.rows import Row, read_rows
 from tasks.shared.formats.scores import EvaluationSummary, write_scores
 from tasks.shared.isolation import Failure, run_isolated
-from tasks.shared.model.weights import is_quantized, weight_bytes
+from tasks.shared.model.sizes import weight_bytes
+from tasks.shared.model.weights import is_quantized
 from tasks.shared.store.lineage import made_from
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun, Upstream
 
@@ -230,12 +233,11 @@ def write_f16(folder: Path, file: Path) -> str:
     """Convert a dense folder to f16 GGUF atomically; return the reason if impossible, else ""."""
     from tasks.shared.gguf.writer import write_gguf
 
-    part = file.with_suffix(".part.gguf")
     try:
-        write_gguf(folder, part, "f16")
+        with replacing(file) as temporary:
+            write_gguf(folder, temporary, "f16")
     except TechniqueError as error:
         return " ".join(str(error).split())
-    part.rename(file)
     return ""
 
 

@@ -79,7 +79,7 @@ class Gguf:
         import torch
 
         from tasks.shared.model.loading import load_model, load_tokenizer
-        from tasks.shared.model.weights import weight_bytes
+        from tasks.shared.model.sizes import weight_bytes
 
         torch.set_num_threads(run.compute.threads)
         given, corpus = inputs.one("model").path, inputs.get("calibration")
@@ -150,10 +150,10 @@ class Gguf:
 def dense_folder(source: Path, scratch: Path) -> Path:
     """Return the source if it is a dense folder; else a dense copy of it."""
     from tasks.shared.model.saving import dense_copy
-    from tasks.shared.model.weights import check_source, is_quantized
+    from tasks.shared.model.weights import check_source, is_gguf, is_quantized
 
     check_source(source)
-    if source.is_dir() and not is_quantized(source):
+    if not is_gguf(source) and not is_quantized(source):
         return source
     dense_copy(source, scratch / "dense")
     return scratch / "dense"

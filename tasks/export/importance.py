@@ -1,8 +1,9 @@
 """Column importance of linear weights: mean squared inputs on calibration conversations."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from tasks.shared.model.activations import collect
 from tasks.shared.progress import track
 
 if TYPE_CHECKING:
@@ -18,23 +19,12 @@ def input_energy(model: "PreTrainedModel", ids: Sequence[Sequence[int]]) -> dict
     """
     import torch
 
-    sums: dict[str, Tensor] = {}
+    linear = [
+        (f"{name}.weight", module) for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)
+    ]
+    rows = ({"input_ids": torch.tensor([list(row)])} for row in track(ids, "importance", len(ids)))
+    sums = collect(
+        model, rows, linear, lambda _, before, __, ___: before.float().square().flatten(0, -2).sum(0)
+    )  # (in,)
     tokens = sum(map(len, ids))
-
-    def watch(name: str) -> Any:
-        def hook(_: Any, args: tuple[Any, ...], output: Any) -> None:
-            energy = args[0].float().square().flatten(0, -2).sum(0).cpu()
-            sums[name] = sums[name] + energy if name in sums else energy
-
-        return hook
-
-    linear = [(name, module) for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
-    handles = [module.register_forward_hook(watch(f"{name}.weight")) for name, module in linear]
-    try:
-        with torch.inference_mode():
-            for row in track(ids, "importance", len(ids)):
-                model.model(torch.tensor([list(row)], device=model.device), use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
     return {name: energy / tokens for name, energy in sums.items()}

@@ -1,14 +1,12 @@
 """Parity gate: next-token distributions of an exported file against its source's."""
 
-import json
-import urllib.error
-import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import exp
 from typing import TYPE_CHECKING, Any
 
-from tasks.shared.errors import ParityError
+from tasks.shared.engines.client import ServerClient
+from tasks.shared.errors import EndpointError, ParityError
 from tasks.shared.model.agreement import logits_of, truncated_divergence
 from tasks.shared.model.generation import plain_greedy
 from tasks.shared.progress import track
@@ -87,16 +85,11 @@ def check_floor(parity: Parity, min_top1: float, max_divergence: float, where: s
 
 def post(url: str, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """One request to llama.cpp's server.  Raises ParityError if it does not answer in time or refuses."""
-    request = urllib.request.Request(
-        url.removesuffix("/v1") + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
-    )
     try:
-        with urllib.request.urlopen(request, timeout=REQUEST_TIMEOUT_S) as response:
-            answer: dict[str, Any] = json.load(response)
-            return answer
-    except (urllib.error.URLError, TimeoutError, json.JSONDecodeError) as error:
+        return ServerClient(url).post(path, body, REQUEST_TIMEOUT_S)
+    except EndpointError as error:
         raise ParityError(
-            f"llama.cpp {path}", f"no answer: {error}", "the exported file loads and tokenizes in llama.cpp"
+            f"llama.cpp {path}", error.got, "the exported file loads and tokenizes in llama.cpp"
         ) from error
 
 

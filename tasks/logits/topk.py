@@ -15,6 +15,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from tasks.shared.errors import ConfigError, ModelError, TechniqueError
+from tasks.shared.files import replacing, write_text
 from tasks.shared.forecast import ANSWER_TOKENS, TOKENS_PER_ROW, Forecast, Workload, forecast_reading
 from tasks.shared.formats.rows import read_rows
 from tasks.shared.formats.soft_targets import (
@@ -143,13 +144,11 @@ class TopK:
             advance(len(parts) - len(missing))
             for number in missing:
                 tensors = self._targets(model, parts[number], pad)
-                half = run.scratch / "part.half"
-                save_file(tensors, half)
-                half.replace(run.scratch / part_name(number))
+                with replacing(run.scratch / part_name(number)) as temporary:
+                    save_file(tensors, temporary)
                 shares = tail_shares(tensors["top"], tensors["tails"], self.temperatures)
                 sums[str(number)] = shares.double().sum(dim=0).tolist()
-                half.write_text(json.dumps(sums), "utf-8")
-                half.replace(account)
+                write_text(account, json.dumps(sums))
                 advance(1)
 
     def _targets(self, model: Any, rows: Sequence[Encoded], pad: int) -> "dict[str, Tensor]":

@@ -15,6 +15,7 @@ from pydantic.dataclasses import dataclass
 from tasks.prune.dense import check_dense
 from tasks.shared.errors import TechniqueError
 from tasks.shared.forecast import Forecast, Workload, forecast_reading
+from tasks.shared.model.activations import collect
 from tasks.shared.model.calibration import batches, calibration_ids, calibration_rows
 from tasks.shared.model.layers import PER_LAYER_CONFIG, decoder_layers
 from tasks.shared.progress import track
@@ -106,32 +107,15 @@ def drop_layers(model: "PreTrainedModel", dropped: Sequence[int]) -> None:
 
 def measure_influence(model: "PreTrainedModel", ids: list[list[int]], batch_size: int, pad_id: int) -> list[float]:
     """Mean block influence of every decoder layer over the real tokens of `ids`, by hooks, one forward pass per batch."""
-    import torch
-
-    layers = decoder_layers(model)
-    sums, tokens = torch.zeros(len(layers), dtype=torch.float64), 0
-    mask: Tensor = torch.empty(0)
-
-    def watch(index: int) -> Any:
-        def hook(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            before = args[0] if args else kwargs["hidden_states"]
-            after = output[0] if isinstance(output, tuple) else output
-            sums[index] += block_influence(before, after, mask).cpu()
-
-        return hook
-
-    handles = [layer.register_forward_hook(watch(index), with_kwargs=True) for index, layer in enumerate(layers)]
-    try:
-        with torch.inference_mode():
-            for batch in track(batches(ids, batch_size, pad_id), "block influence", -(-len(ids) // batch_size)):
-                batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-                mask = batch["attention_mask"]
-                tokens += int(mask.sum())
-                model.model(**batch, use_cache=False)  # without the vocabulary head
-    finally:
-        for handle in handles:
-            handle.remove()
-    return [float(value) for value in sums / tokens]
+    passes = track(batches(ids, batch_size, pad_id), "block influence", -(-len(ids) // batch_size))
+    sums = collect(
+        model,
+        passes,
+        enumerate(decoder_layers(model)),
+        lambda _, before, after, mask: block_influence(before, after, mask),
+    )
+    tokens = sum(map(len, ids))
+    return [float(sums[index] / tokens) for index in sorted(sums)]
 
 
 INFLUENCE_PLOT = Plot(

@@ -23,7 +23,7 @@ from tasks.prune.tokens.texts import Passage, domain, without_every_tenth
 from tasks.prune.tokens.tokenizer import Tokens, numbered, take_apart, trimmed, used_tokens, with_fewer_tokens
 from tasks.shared.errors import DataError, TechniqueError
 from tasks.shared.forecast import Forecast, Workload, forecast_reading
-from tasks.shared.model.sources import user_path
+from tasks.shared.paths import user_path
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun
 
 if TYPE_CHECKING:

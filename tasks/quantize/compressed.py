@@ -4,16 +4,22 @@ import contextlib
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
 
 from tasks.shared.errors import TechniqueError
 from tasks.shared.forecast import SAVED_BYTES, Forecast, Workload, forecast_reading
+from tasks.shared.formats.rows import spread
 from tasks.shared.model.agreement import logits_of, token_agreement
+from tasks.shared.model.calibration import calibration_ids, calibration_rows
 from tasks.shared.model.saving import save_tokenizer
 from tasks.shared.progress import no_foreign_bars, progress_bar
+from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,6 +34,75 @@ HEAD = "lm_head"
 SHOWN = 12
 EXPECTED = ("Disabling tokenizer parallelism", "No accelerator available")
 """Prefixes of llm-compressor warnings about intended settings."""
+
+
+def packing_spec(summary: str, calibration: Port, paper: str = "") -> Spec:
+    """Spec of a technique that packs weights through llm-compressor."""
+    return Spec(
+        summary=summary,
+        ports={"model": Port((Kind.MODEL,)), "calibration": calibration},
+        produces=Kind.MODEL,
+        libraries=("torch", "transformers", "llmcompressor", "compressed-tensors", "tokenizers", "gguf"),
+        device="accelerator",
+        accepts="dense",
+        gives="packed",
+        paper=paper,
+    )
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class WeightOnly:
+    """Settings of techniques that store groups of small integers and keep activations as floats."""
+
+    bits: Literal[4, 8] = 4
+    """Bits per weight; activations stay in floating point (W4A16, W8A16)."""
+    group_size: Annotated[int, Field(ge=0, multiple_of=8)] = 0
+    """Weights that share one scale; 0 takes the largest of 128, 64 and 32 that divides every layer."""
+    symmetric: bool = True
+    """Scale only; false adds a zero point per group."""
+    check_rows: Annotated[int, Field(ge=1)] = 8
+    """Calibration conversations on which the written model is compared with its source, if a corpus is given."""
+    max_tokens: Annotated[int, Field(ge=8)] = 192
+    """Tokens per calibration conversation; the rest is cut."""
+
+    def forecast(self, work: Workload) -> Forecast:
+        """Forecast seconds by the number of weights, and integers and scales in every layer."""
+        return forecast_packing(work, self.bits, self.group_size, self.symmetric)
+
+
+def quantize(
+    settings: WeightOnly, inputs: Inputs, out: Path, run: StepRun, modifier: Callable[..., Any], calibration: int = 0
+) -> Metrics:
+    """Quantize a model to `out` as a compressed-tensors folder, and compare it with its source.
+
+    modifier: builds llm-compressor's modifier from the arguments of `weight_recipe`.
+    calibration: number of calibration conversations; 0 for a modifier that needs none.
+    Returns bits, group_size, size_bytes, calibration_tokens if there are any, and the figures of `check_reload`.
+    Raises TechniqueError for a quantized model, a group size that does not divide a layer, or logits that are not finite.
+    """
+    import torch
+
+    from tasks.shared.model.loading import load_model, load_tokenizer
+    from tasks.shared.model.sizes import weight_bytes
+
+    torch.set_num_threads(run.compute.threads)
+    source = inputs.one("model").path
+    corpus = inputs.one("calibration") if calibration else inputs.get("calibration")
+    rows = calibration_rows(corpus.path, calibration or settings.check_rows) if corpus else []
+    model, tokenizer = load_model(source), load_tokenizer(source)
+    check_dense(model, str(source))
+    group = choose_group_size(input_sizes(model), settings.group_size)
+    log.info("group size %d (%s)", group, "as set" if settings.group_size else "the largest that divides every layer")
+    ids = calibration_ids(tokenizer, rows, settings.max_tokens)
+    checks = spread(ids, settings.check_rows)
+    source_logits = logits_of(model, checks)
+    recipe = modifier(**weight_recipe(settings.bits, group, settings.symmetric))
+    torch.manual_seed(run.seed)
+    run_oneshot(model, tokenizer, recipe, run, ids if calibration else ())
+    save_compressed(model, tokenizer, out)
+    measured = check_reload(out, checks, source_logits) if checks else {}
+    figures: Metrics = {"bits": settings.bits, "group_size": group, "size_bytes": weight_bytes(out)}
+    return figures | ({"calibration_tokens": sum(map(len, ids))} if calibration else {}) | measured
 
 
 def input_sizes(model: "PreTrainedModel") -> dict[str, int]:
@@ -117,8 +192,10 @@ def quiet_llmcompressor(description: str, total: int) -> Iterator[None]:
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)  # advice to authors of tracing code
     with no_foreign_bars(), progress_bar(description, total) as advance:
         sink = logger.add(lambda message: forward_record(message.record, advance), level="INFO", format="{message}")
-        yield
-        logger.remove(sink)
+        try:
+            yield
+        finally:
+            logger.remove(sink)
 
 
 def forward_record(record: Mapping[str, Any], advance: Any) -> None:
@@ -133,32 +210,40 @@ def run_oneshot(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
     modifier: Any,
-    scratch: Path,
+    run: StepRun,
     ids: Sequence[Sequence[int]] = (),
 ) -> None:
-    """Quantize in place.  ids: calibration rows; each is a batch of its own, so that no padding enters the statistics."""
+    """Quantize in place.  ids: calibration rows; each is a batch of its own, so that no padding enters the statistics.
+
+    Calibration runs on one thread: it does thousands of small operations, and two threads that wait for each other on a busy
+    machine are ten times slower.  The same inputs then give the same bytes.
+    """
     import torch
     from llmcompressor import oneshot
     from torch.utils.data import DataLoader
 
     # The library reads a configuration from the model's folder, which a model loaded from a GGUF file does not have.
-    model.config.save_pretrained(scratch / "config")
-    model.config.name_or_path = str(scratch / "config")
+    model.config.save_pretrained(run.scratch / "config")
+    model.config.name_or_path = str(run.scratch / "config")
     rows = [
         {"input_ids": torch.tensor([list(row)]), "attention_mask": torch.ones(1, len(row), dtype=torch.long)}
         for row in ids
     ]
     loader: Any = DataLoader(rows, batch_size=None) if rows else None  # type: ignore[arg-type]
     pipeline = "sequential" if rows else "datafree"
-    with quiet_llmcompressor("quantize", len(input_sizes(model))):
-        oneshot(
-            model=model,
-            tokenizer=tokenizer,
-            dataset=loader,
-            recipe=modifier,
-            pipeline=pipeline,
-            num_calibration_samples=max(1, len(rows)),
-        )
+    torch.set_num_threads(1 if rows else run.compute.threads)
+    try:
+        with quiet_llmcompressor("quantize", len(input_sizes(model))):
+            oneshot(
+                model=model,
+                tokenizer=tokenizer,
+                dataset=loader,
+                recipe=modifier,
+                pipeline=pipeline,
+                num_calibration_samples=max(1, len(rows)),
+            )
+    finally:
+        torch.set_num_threads(run.compute.threads)
 
 
 def save_compressed(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", out: Path) -> None:

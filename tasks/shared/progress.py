@@ -12,6 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from tasks.shared.files import write_text
+
 if TYPE_CHECKING:  # a step under a flow draws nothing, and its process starts faster without
     from rich.console import Console
     from rich.progress import Progress
@@ -80,10 +82,8 @@ def _reporter(file: Path, description: str, total: int) -> Callable[..., None]:
         if now - last >= REPORT_EVERY_S or done >= total:
             last = now
             content = {"description": description, "done": done, "total": total, "note": latest}
-            temporary = file.with_suffix(".new")
             with suppress(OSError):  # a report that cannot be written must not end the work
-                temporary.write_text(json.dumps(content), "utf-8")
-                temporary.replace(file)
+                write_text(file, json.dumps(content))
 
     advance(0)
     return advance

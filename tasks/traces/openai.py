@@ -13,7 +13,9 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import ConfigDict, Field, SecretStr
 from pydantic.dataclasses import dataclass
 
-from tasks.shared.engines.endpoint import check_url, connect, for_each, read_key
+from tasks.shared.engines.address import EndpointSettings, read_key
+from tasks.shared.engines.endpoint import connect, for_each
+from tasks.shared.engines.engine import find_weights
 from tasks.shared.engines.llama_server import serve
 from tasks.shared.engines.samples import Sample, SampleStore
 from tasks.shared.errors import ConfigError, DataError, ModelError
@@ -57,7 +59,7 @@ class Embedded:
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", hide_input_in_errors=True))
-class OpenAI:
+class OpenAI(EndpointSettings):
     """Training answers from a teacher: the first sample of each prompt that passes the filter.
 
     Samples of a prompt are requested one after another until one is accepted, so that each retry finds its prompt in the
@@ -70,16 +72,8 @@ class OpenAI:
 
     base_url: str = ""
     """Endpoint up to and including /v1; empty to run the teacher's GGUF in llama.cpp on this machine."""
-    model: str = ""
-    """Model name that the endpoint knows; not needed for the embedded server."""
-    api_key_env: str = ""
-    """Name of the environment variable that holds the endpoint's key; empty for none.  The key itself goes nowhere else."""
     concurrency: Annotated[int, Field(ge=1)] = 8
     """Requests in flight; the embedded server gets as many slots, so that a next sample finds its prompt cached."""
-    timeout_s: Annotated[float, Field(gt=0)] = 120.0
-    """Seconds for one attempt at one request."""
-    max_attempts: Annotated[int, Field(ge=1)] = 5
-    """Attempts at one request in all, on 429, 5xx, time-outs and broken connections."""
     samples: Annotated[int, Field(ge=1)] = 2
     """Most answers to request for a prompt until one is accepted."""
     temperature: Annotated[float, Field(ge=0)] = 0.3
@@ -133,8 +127,7 @@ class OpenAI:
 
     def __post_init__(self) -> None:
         """Raises ConfigError for settings that cannot work together."""
-        if self.base_url:
-            check_url(self.base_url)
+        super().__post_init__()
         different = 2 if self.hint == "retry" else 1
         if self.temperature == 0 and self.samples > different:
             got = f"{self.samples}, but temperature 0 with hint {self.hint!r} repeats the same answer"
@@ -175,12 +168,7 @@ class OpenAI:
         seed: int,
     ) -> None:
         """Fill `judged` with the judged samples of each job, by row id."""
-        limits: dict[str, Any] = {
-            "timeout": self.timeout_s,
-            "max_attempts": self.max_attempts,
-            "concurrency": self.concurrency,
-        }
-        async with connect(url, self.model, key, **limits) as endpoint:
+        async with connect(url, self.model, key, **self.request_limits) as endpoint:
             teacher = Teacher(
                 endpoint, store, model, lambda row, number: self.sampling(row, number, seed), self.limits, self.reasoning, self.stop
             )  # fmt: skip
@@ -295,13 +283,8 @@ class OpenAI:
 
 def _gguf(path: Path) -> Path:
     """Return the GGUF file for the embedded server: `path` itself, or the only one in it."""
-    found = [path] if path.is_file() else sorted(path.glob("*.gguf"))
-    if len(found) != 1 or found[0].suffix != ".gguf":
+    found = find_weights(path, llama=True)
+    if found.fault:
         fix = "give a GGUF as the teacher, or serve this model elsewhere and set base_url"
-        raise ModelError(
-            str(path),
-            ", ".join(file.name for file in found) or "no .gguf file",
-            "exactly one .gguf file for the embedded server",
-            fix,
-        )
-    return found[0]
+        raise ModelError(str(path), f"{found.fault} for the embedded server", "one .gguf file", fix)
+    return found.path

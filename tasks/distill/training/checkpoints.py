@@ -8,7 +8,6 @@ half a one.  A checkpoint counts once it holds MARK, written after all its files
 import hashlib
 import json
 import logging
-import os
 import shutil
 import time
 import zipfile
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.shared.errors import MachineError
+from tasks.shared.files import flush_to_disk, write_text
 from tasks.shared.technique import StepRun
 
 if TYPE_CHECKING:
@@ -185,8 +185,7 @@ def _mark(folder: Path, trainer: Any) -> None:
         return
     files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
     for file in files:
-        with file.open("rb") as stream:
-            os.fsync(stream.fileno())
+        flush_to_disk(file)
     kept = {
         "files": {file.relative_to(folder).as_posix(): file.stat().st_size for file in files},
         "identity": dict(trainer.identity),
@@ -196,9 +195,7 @@ def _mark(folder: Path, trainer: Any) -> None:
         "measured": trainer.measured,
         "awaited": trainer.awaited,
     }
-    part = folder / f"{MARK}.part"
-    part.write_text(json.dumps(kept), "utf-8")
-    part.replace(folder / MARK)
+    write_text(folder / MARK, json.dumps(kept))
 
 
 def gathered(trainer: Any, own: Any) -> list[Any]:

@@ -25,6 +25,7 @@ from tasks.shared.errors import TechniqueError
 from tasks.shared.formats.rows import Row
 from tasks.shared.model.encoding import Encoded, collate
 from tasks.shared.model.head import core_of
+from tasks.shared.model.layers import LAYOUT, find_layers
 from tasks.shared.model.loading import load_model, load_tokenizer
 from tasks.shared.model.saving import align_special_tokens, save_model
 from tasks.shared.technique import Metrics, StepRun
@@ -116,7 +117,7 @@ def prepared_model(settings: Training, source: Path, run: StepRun) -> "PreTraine
     model = adapt(model, settings.lora) if isinstance(settings, Adapted) else model
     freeze(core_of(model), settings.frozen_layers)
     if run.compute.compile:
-        for layer in layers_of(core_of(model)):
+        for layer in find_layers(core_of(model)):
             layer.compile(dynamic=True)  # batches are of many lengths
     return model
 
@@ -229,12 +230,6 @@ def make_trainer(
     return trainer
 
 
-def layers_of(model: "PreTrainedModel") -> Sequence[Any]:
-    """The decoder layers; none where they are not found."""
-    found: Sequence[Any] = getattr(getattr(model, "model", None), "layers", None) or ()
-    return found
-
-
 def freeze(model: "PreTrainedModel", layers: int) -> None:
     """Stop gradients at the embedding and the first `layers` decoder layers; 0 freezes nothing.
 
@@ -242,9 +237,9 @@ def freeze(model: "PreTrainedModel", layers: int) -> None:
     """
     if not layers:
         return
-    found = layers_of(model)
+    found = find_layers(model)
     if layers >= len(found):
-        depth = f"{len(found)} layers" if found else "no layer list at model.layers"
+        depth = f"{len(found)} layers" if found else f"no layer list at {LAYOUT}"
         raise TechniqueError(
             "frozen_layers", f"{layers}, and {depth}", "fewer than the model's layers", "frozen_layers=0"
         )

@@ -101,18 +101,17 @@ def _wait(members: Sequence[Any]) -> bool:
 class Trouble:
     """Error of a process.
 
-    kind: the class of one of our errors, with its fields; None for any other error, as text.
+    error: one of our errors, whole; None for any other error, whose traceback is in `text`.
     """
 
     text: str
-    kind: type[StillroomError] | None = None
-    fields: tuple[Any, ...] = ()
+    error: StillroomError | None = None
 
 
 def _reason(members: Sequence[Any], trouble: Trouble | None) -> Exception:
     """Error to raise: the first one reported, or that of a killed process that others lost."""
-    if trouble is not None and trouble.kind is not None:
-        return trouble.kind(*trouble.fields)
+    if trouble is not None and trouble.error is not None:
+        return trouble.error
     killed = [rank for rank, member in enumerate(members) if member.exitcode == -signal.SIGKILL]
     if killed and (trouble is None or "onnection" in trouble.text):
         return MachineError(
@@ -137,7 +136,7 @@ def _member(
         _join(rank, crew)
         result = work(*arguments)
     except StillroomError as error:
-        told.put(Trouble(str(error), type(error), (error.where, error.got, error.wanted, error.fix, error.retryable)))
+        told.put(Trouble(str(error), error))
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -3,15 +3,9 @@
 import math
 import random
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from tasks.shared.errors import DataError
 from tasks.shared.formats.rows import Row
-
-if TYPE_CHECKING:
-    pass
-if TYPE_CHECKING:
-    pass
 
 
 def split_groups(rows: Sequence[Row], share: float, seed: int) -> tuple[list[Row], list[Row]]:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from tasks.evaluate.benchmark.benchmarks import BENCHMARKS
 from tasks.shared.errors import ConfigError
-from tasks.shared.model.sources import sha256_file, user_path
+from tasks.shared.paths import sha256_file, user_path
 
 Origin = Literal["ours", "folder", "library"]
 INCLUDED = re.compile(r"""(?:^|[{,])\s*["']?include["']?\s*:\s*["']?([^\s"',}]+)""", re.MULTILINE)

@@ -32,7 +32,7 @@ def in_transformers(models: Sequence[ModelUnderTest]) -> list[ModelUnderTest]:
 
 def dequantized_notes(models: Sequence[ModelUnderTest]) -> list[str]:
     """Return a note if some of the models are .gguf files."""
-    files = [model.name for model in models if model.weights.suffix == ".gguf" and not model.failure]
+    files = [model.name for model in models if model.is_gguf and not model.failure]
     if not files:
         return []
     return [

@@ -17,7 +17,7 @@ from tasks.shared.engines.llama_client import LlamaClient
 from tasks.shared.errors import ModelError
 from tasks.shared.model.generation import Written, check_logits, write_answers
 from tasks.shared.model.loading import has_cpu_bfloat16, load_model, load_tokenizer, render
-from tasks.shared.model.weights import read_gguf
+from tasks.shared.model.weights import is_gguf, read_gguf
 from tasks.shared.progress import track
 from tasks.shared.text.reasoning import reasoning_prefix
 
@@ -83,7 +83,7 @@ def template_notes(models: Sequence[ModelUnderTest]) -> list[str]:
 
 def has_template(weights: Path) -> bool:
     """Return True if a model folder or GGUF file has a chat template, or cannot be read."""
-    if weights.is_file():
+    if is_gguf(weights):
         return read_gguf(weights).get_field("tokenizer.chat_template") is not None
     config = weights / "tokenizer_config.json"
     if (weights / "chat_template.jinja").is_file() or not config.is_file():

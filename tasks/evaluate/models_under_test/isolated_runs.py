@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from tasks.evaluate.models_under_test.machine import describe_machine
 from tasks.evaluate.models_under_test.model_under_test import ModelUnderTest
 from tasks.shared.errors import ModelError
+from tasks.shared.files import write_bytes
 from tasks.shared.formats.scores import EvaluationSummary, Measure, ModelSummary
 from tasks.shared.isolation import Failure, run_isolated
 from tasks.shared.progress import track
@@ -128,9 +128,4 @@ def _read(file: Path, result_type: type[Result]) -> Result | None:
 
 def _write(file: Path, result_type: type[Result], result: Result) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f"{file.stem}.{os.getpid()}.part")
-    with part.open("wb") as stream:
-        stream.write(TypeAdapter(result_type).dump_json(result))
-        stream.flush()
-        os.fsync(stream.fileno())
-    part.replace(file)
+    write_bytes(file, TypeAdapter(result_type).dump_json(result), sync=True)

@@ -7,15 +7,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
+from tasks.shared.engines.engine import Engine, find_weights
 from tasks.shared.errors import ConfigError, ModelError, StillroomError
 from tasks.shared.formats.articles import Article, question_of, with_article
 from tasks.shared.formats.rows import Row
 from tasks.shared.formats.scores import Role
-from tasks.shared.model.sources import sha256_file
-from tasks.shared.model.weights import read_gguf
+from tasks.shared.model.weights import is_gguf, read_gguf
+from tasks.shared.paths import sha256_file
 from tasks.shared.technique import WEIGHTS, Artifact, Inputs, Kind, Port
 
-Engine = Literal["transformers", "llama.cpp"]
 Messages = list[dict[str, str]]
 
 REFERENCE_SYSTEM = (
@@ -59,6 +59,11 @@ class ModelUnderTest:
     """Why the model cannot be evaluated; empty if it can.  An unusable baseline raises instead."""
     in_folder: bool = False
     """`weights` is one file inside the artifact's folder, so `digest`, which covers the folder, is not the digest of the weights."""
+
+    @property
+    def is_gguf(self) -> bool:
+        """True for weights in a GGUF file, whatever engine runs them."""
+        return is_gguf(self.weights)
 
     @cached_property
     def cache_id(self) -> str:
@@ -125,7 +130,7 @@ def try_inspect_model(artifact: Artifact, role: Role) -> ModelUnderTest:
         if not artifact.path.exists():
             raise
         reason = error.got if isinstance(error, StillroomError) else f"{type(error).__name__}: {error}"
-        engine: Engine = "llama.cpp" if artifact.kind is Kind.ENGINE or artifact.path.is_file() else "transformers"
+        engine = find_weights(artifact.path, llama=artifact.kind is Kind.ENGINE).engine
         return ModelUnderTest(
             artifact.name, role, "engine" if artifact.kind is Kind.ENGINE else "model", artifact.path, engine, "unreadable",
             artifact.digest, failure=" ".join(reason.replace(str(artifact.path), artifact.name).split()) or "unreadable",
@@ -137,19 +142,16 @@ def inspect_model(artifact: Artifact, role: Role) -> ModelUnderTest:
 
     Raises ModelError if it has no weights or no readable configuration.
     """
-    path = artifact.path
-    if not path.exists():
-        raise ModelError(f"{role} {artifact.name} ({path})", "no such file or folder", "a model folder or a .gguf file")
-    files = [path] if path.is_file() else sorted(path.glob("*.gguf"))
+    weights = find_weights(artifact.path, llama=artifact.kind is Kind.ENGINE)
+    if weights.fault:
+        where = f"{role} {artifact.name} ({artifact.path})"
+        raise ModelError(where, weights.fault, "a folder with safetensors, or one .gguf file")
     kind: Literal["model", "engine"] = "engine" if artifact.kind is Kind.ENGINE else "model"
-    if files and (path.is_file() or artifact.kind is Kind.ENGINE):
-        if len(files) > 1:
-            raise ModelError(f"{role} {artifact.name} ({path})", f"{len(files)} GGUF files", "one")
-        form, inside = f"GGUF {gguf_type(files[0])}", path.is_dir()
-        return ModelUnderTest(artifact.name, role, kind, files[0], "llama.cpp", form, artifact.digest, in_folder=inside)
-    if not any(path.glob("*.safetensors")):
-        raise ModelError(f"{role} {artifact.name} ({path})", "no *.safetensors and no *.gguf", "a folder with weights")
-    return ModelUnderTest(artifact.name, role, kind, path, "transformers", folder_format(path), artifact.digest)
+    gguf, inside = weights.engine == "llama.cpp", weights.path != artifact.path
+    form = f"GGUF {gguf_type(weights.path)}" if gguf else folder_format(weights.path)
+    return ModelUnderTest(
+        artifact.name, role, kind, weights.path, weights.engine, form, artifact.digest, in_folder=inside
+    )
 
 
 def gguf_type(file: Path) -> str:

@@ -10,15 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from tasks.evaluate.models_under_test.model_under_test import Messages
 from tasks.evaluate.timing.energy import Source, open_meter
 from tasks.evaluate.timing.streams import Streamed, joint_speed, stream_answer, stream_together
+from tasks.shared.engines.engine import Engine
 from tasks.shared.engines.vllm_server import NAME, serve_vllm
 from tasks.shared.errors import ModelError
 
-Engine = Literal["transformers", "llama.cpp", "vllm"]
 Sample = dict[str, float]
 """Figures of one repeat by name; figures that this machine cannot measure are absent."""
 ROOT = Path(__file__).parents[3]

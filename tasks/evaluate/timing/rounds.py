@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median, stdev
 
-from tasks.evaluate.timing.engines import Effort, Engine, Probe, Sample
+from tasks.evaluate.timing.engines import Effort, Probe, Sample
+from tasks.shared.engines.engine import Engine
 from tasks.shared.errors import ModelError, StillroomError
 from tasks.shared.formats.records import Better, Figure
 from tasks.shared.progress import track

@@ -1,15 +1,13 @@
 """Streamed answers from an OpenAI-compatible server, with arrival times of all pieces."""
 
-import json
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
-
 from tasks.evaluate.models_under_test.model_under_test import Messages
+from tasks.shared.engines.client import ServerClient
 from tasks.shared.errors import EndpointError
 
 
@@ -49,19 +47,8 @@ def stream_answer(
     }  # fmt: skip
     started = started or time.perf_counter()
     events: list[tuple[float, dict[str, Any]]] = []
-    try:
-        with (
-            httpx.Client(timeout=limit, trust_env=False) as client,  # no proxy for loopback
-            client.stream("POST", f"{url}/chat/completions", json=body) as response,
-        ):
-            if response.status_code != httpx.codes.OK:
-                said = response.read()[:400].decode(errors="replace")
-                raise EndpointError(url, f"{response.status_code}: {said}", "a streamed answer")
-            for line in response.iter_lines():
-                if line.startswith("data: {"):
-                    events.append((time.perf_counter() - started, json.loads(line[6:])))
-    except (httpx.HTTPError, ValueError) as error:
-        raise EndpointError(url, f"no answer: {type(error).__name__} {error}", f"{tokens} streamed tokens") from error
+    for event in ServerClient(url).stream("/v1/chat/completions", body, limit, f"{tokens} streamed tokens"):
+        events.append((time.perf_counter() - started, event))
     end_s, arrivals = time.perf_counter() - started, arrivals_of(events)
     usage: dict[str, int] = next((event["usage"] for _, event in reversed(events) if event.get("usage")), {})
     counted = int(usage.get("completion_tokens", 0))

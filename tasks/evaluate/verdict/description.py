@@ -13,7 +13,7 @@ from tasks.shared.errors import StillroomError
 from tasks.shared.formats.records import Figure
 from tasks.shared.formats.scores import ItemScore, Measure
 from tasks.shared.formats.verdict import ModelMeasures, Score
-from tasks.shared.model.weights import parameter_count, weight_bytes
+from tasks.shared.model.sizes import parameter_count, weight_bytes
 from tasks.shared.store.lineage import made_from
 from tasks.shared.technique import Inputs
 

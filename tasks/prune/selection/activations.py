@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 from tasks.prune.selection.picks import Scores
 from tasks.prune.selection.shape import Shape
 from tasks.shared.errors import TechniqueError
+from tasks.shared.model.activations import collect
 from tasks.shared.model.calibration import batches
 from tasks.shared.model.layers import decoder_layers
 from tasks.shared.progress import track
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.nn import Module
     from transformers import PreTrainedModel
 
 NORMS = ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm")
@@ -35,35 +37,21 @@ def measure(model: "PreTrainedModel", shape: Shape, ids: list[list[int]], batch_
     """
     import torch
 
-    layers = decoder_layers(model)
-    sums = {
-        "hidden": torch.zeros(1, shape.hidden, dtype=torch.float64),
-        "heads": torch.zeros(shape.layers, shape.heads, dtype=torch.float64),
-        "neurons": torch.zeros(shape.layers, shape.intermediate, dtype=torch.float64),
-    }
-    mask: Tensor = torch.empty(0)
-
-    def add(kind: str, row: int, values: Any) -> None:
-        sums[kind][row] += energy(values, mask, sums[kind].shape[1]).cpu()
-
-    handles = []
-    for row, layer in enumerate(layers):
+    points: list[tuple[tuple[str, int], Module]] = []
+    for row, layer in enumerate(decoder_layers(model)):
         parts: Any = layer
         if not (hasattr(parts.self_attn, "o_proj") and hasattr(parts.mlp, "down_proj")):
             raise TechniqueError(
                 type(layer).__name__, "no self_attn.o_proj or no mlp.down_proj", "a dense decoder layer", "leave its width as it is"
             )  # fmt: skip
-        for name, part in (("heads", parts.self_attn.o_proj), ("neurons", parts.mlp.down_proj)):
-            handles.append(part.register_forward_pre_hook(lambda _, args, name=name, row=row: add(name, row, args[0])))
-        norms = [getattr(parts, name) for name in NORMS if hasattr(parts, name)]
-        handles += [norm.register_forward_hook(lambda _, __, output: add("hidden", 0, output)) for norm in norms]
-    try:
-        with torch.inference_mode():
-            for batch in track(batches(ids, batch_size, pad_id), "activations", -(-len(ids) // batch_size)):
-                batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-                mask = batch["attention_mask"]
-                model.base_model(**batch, use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return Scores(sums["hidden"][0], sums["heads"], sums["neurons"])
+        points += [(("heads", row), parts.self_attn.o_proj), (("neurons", row), parts.mlp.down_proj)]
+        points += [(("hidden", 0), getattr(parts, name)) for name in NORMS if hasattr(parts, name)]
+    sizes = {"hidden": shape.hidden, "heads": shape.heads, "neurons": shape.intermediate}
+
+    def reduce(point: tuple[str, int], before: "Tensor", after: "Tensor", mask: "Tensor") -> "Tensor":
+        return energy(after if point[0] == "hidden" else before, mask, sizes[point[0]])
+
+    passes = track(batches(ids, batch_size, pad_id), "activations", -(-len(ids) // batch_size))
+    sums = collect(model, passes, points, reduce)
+    heads, neurons = (torch.stack([sums[kind, row] for row in range(shape.layers)]) for kind in ("heads", "neurons"))
+    return Scores(sums["hidden", 0], heads, neurons)

@@ -1,20 +1,18 @@
 """A student's configuration and weights, filled from its teacher's."""
 
 import copy
-import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tasks.prune.selection.picks import Picks
 from tasks.prune.selection.shape import Shape
 from tasks.shared.errors import TechniqueError
-from tasks.shared.model.layers import PER_LAYER_CONFIG
+from tasks.shared.model.layers import LAYER_WEIGHT, LAYOUT, PER_LAYER_CONFIG
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
 NORM_NAMES = (
     "norm",
     "input_layernorm",
@@ -86,11 +84,11 @@ def fill(student: "PreTrainedModel", teacher: "PreTrainedModel", layers: Sequenc
     given, wanted = teacher.state_dict(), student.state_dict()
     found: dict[str, Tensor] = {}
     for name in wanted:
-        match = LAYER.fullmatch(name)
+        match = LAYER_WEIGHT.fullmatch(name)
         if match and int(match[1]) >= len(layers):
             continue
         origin = layers[int(match[1])] if match else 0
-        source = f"model.layers.{origin}.{match[2]}" if match else name
+        source = f"{LAYOUT}.{origin}.{match[2]}" if match else name
         found[name] = take(given[source], name, picks[origin])
     odd = [name for name, weight in found.items() if weight.shape != wanted[name].shape]
     if odd:

@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from tasks.report.words.numbers import MISSING, count, quantity
 from tasks.shared.errors import DataError
+from tasks.shared.text.numbers import MISSING, count, quantity
 
 LONGEST_LIST = 40
 """Longest list shown in full.  Only the length is shown of longer lists and of lists of records."""

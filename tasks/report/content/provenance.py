@@ -7,12 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tasks.shared.errors import DataError
 from tasks.shared.store.artifacts import Place
+from tasks.shared.store.lineage import SOURCE, weight_inputs
 from tasks.shared.technique import WEIGHTS, Artifact, Kind
-
-SOURCE = "models."
-"""How a manifest marks an input that the recipe started from, rather than one that a step made."""
-MAIN_PORT = "model"
-"""The port by which a step takes the model that it changes, where it takes several."""
 
 
 class Manifest(BaseModel):
@@ -91,12 +87,10 @@ def parent_of(origins: Mapping[str, Origin], name: str) -> str:
     origin = origins.get(name)
     if origin is None or origin.manifest is None:
         return ""
-    ports = origin.manifest.inputs
-    for port in sorted(ports, key=lambda port: port != MAIN_PORT):
-        for needed, digest in ports[port].items():
-            known = origins.get(needed)
-            if needed.startswith(SOURCE) or (known and known.kind in WEIGHTS and known.digest in (digest, "")):
-                return needed
+    for needed, digest in weight_inputs(origin.manifest.inputs):
+        known = origins.get(needed)
+        if needed.startswith(SOURCE) or (known and known.kind in WEIGHTS and known.digest in (digest, "")):
+            return needed
     return ""
 
 

@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from tasks.report.content.report import ModelRow, Report
-from tasks.report.words.numbers import (
+from tasks.shared.formats.records import Figure
+from tasks.shared.formats.verdict import FIGURES, Score
+from tasks.shared.text.numbers import (
     SHARE,
     amount,
     byte_size,
@@ -20,8 +22,6 @@ from tasks.report.words.numbers import (
     smaller,
     times,
 )
-from tasks.shared.formats.records import Figure
-from tasks.shared.formats.verdict import FIGURES, Score
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,11 @@ from uuid import NAMESPACE_URL, uuid5
 
 from pydantic import BaseModel, ConfigDict
 
-from tasks.report.content.provenance import SOURCE, WEIGHTS, Origin, source_of
+from tasks.report.content.provenance import Origin, source_of
 from tasks.report.content.report import Report
 from tasks.report.words.markdown import code, table
-from tasks.shared.technique import Kind
+from tasks.shared.store.lineage import SOURCE
+from tasks.shared.technique import WEIGHTS, Kind
 
 NOT_STATED = "not stated"
 TYPES = {"model": "machine-learning-model", "data": "data", "library": "library"}

@@ -8,7 +8,8 @@ from tasks.report.documents.bill_of_materials import model_license
 from tasks.report.documents.performance import Modified, limits, modified
 from tasks.report.documents.performance_page import changes_table
 from tasks.report.words.markdown import bullets, code, escape, table
-from tasks.report.words.numbers import (
+from tasks.shared.technique import Kind
+from tasks.shared.text.numbers import (
     SHARE,
     amount,
     byte_size,
@@ -21,7 +22,6 @@ from tasks.report.words.numbers import (
     seconds,
     smaller,
 )
-from tasks.shared.technique import Kind
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData

@@ -6,15 +6,16 @@ It contains the facts that technical documentation of a modified model needs: ch
 
 from typing import Any
 
-from tasks.report.content.provenance import SOURCE, changes_since
+from tasks.report.content.provenance import changes_since
 from tasks.report.content.report import Licenses, ModelRow, Part, Report
-from tasks.report.words.numbers import gap_unit, margin
 from tasks.shared.formats.records import Figure, Machine
 from tasks.shared.formats.scores import Measure
 from tasks.shared.formats.verdict import Decision, MeasureComparison, NoiseFloor, SliceComparison
 from tasks.shared.formats.verdict import TestSplit as Split
 from tasks.shared.store.keys import flatten
+from tasks.shared.store.lineage import SOURCE
 from tasks.shared.technique import Kind
+from tasks.shared.text.numbers import gap_unit, margin
 
 
 class Change(Part):

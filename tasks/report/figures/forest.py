@@ -7,8 +7,8 @@ from markupsafe import Markup
 from tasks.report.content.report import ComparisonRow
 from tasks.report.figures.drawing import WIDTH, Figure, drawing, x_axis
 from tasks.report.figures.svg import Scale, element, line, linear_ticks, marker, short, text
-from tasks.report.words.numbers import MINUS, gap, gap_unit, interval
 from tasks.shared.formats.verdict import Gate, MeasureComparison
+from tasks.shared.text.numbers import MINUS, gap, gap_unit, interval
 
 ANSWER_SHAPES = {"yes": "disc", "unknown": "ring", "no": "cross"}
 

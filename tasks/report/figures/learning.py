@@ -5,7 +5,7 @@ from markupsafe import Markup
 from tasks.report.content.report import Pruning, Training
 from tasks.report.figures.drawing import WIDTH, Figure, drawing, x_axis, y_axis
 from tasks.report.figures.svg import Scale, element, linear_ticks, marker, polyline
-from tasks.report.words.numbers import count, quantity
+from tasks.shared.text.numbers import count, quantity
 
 
 def loss_figure(training: Training, index: int) -> Figure | None:

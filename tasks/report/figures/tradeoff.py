@@ -8,8 +8,8 @@ from markupsafe import Markup
 from tasks.report.content.report import ModelRow
 from tasks.report.figures.drawing import SHAPES, WIDTH, Figure, drawing, x_axis, y_axis
 from tasks.report.figures.svg import Scale, element, line, linear_ticks, log_ticks, marker, place_labels, short, text
-from tasks.report.words.numbers import MINUS, SHARE, amount, byte_size, quantity, round_size, score_interval, times
 from tasks.shared.formats.scores import Measure
+from tasks.shared.text.numbers import MINUS, SHARE, amount, byte_size, quantity, round_size, score_interval, times
 
 TOP, BOTTOM = 44, 252
 LARGEST, SMALLEST = 9.0, 3.5

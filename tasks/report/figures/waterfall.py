@@ -8,8 +8,8 @@ from tasks.report.content.report import ModelRow, Report
 from tasks.report.figures.drawing import WIDTH, Figure, drawing, x_axis
 from tasks.report.figures.svg import Scale, element, line, linear_ticks, marker, short, text
 from tasks.report.figures.tradeoff import tick
-from tasks.report.words.numbers import SHARE, amount, byte_size, gap, gap_unit, score_interval, smaller
 from tasks.shared.formats.scores import Measure
+from tasks.shared.text.numbers import SHARE, amount, byte_size, gap, gap_unit, score_interval, smaller
 
 LEFT, RIGHT = 118, WIDTH - 92
 ROW, HEAD = 40, 6

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.report.content.cards import readable
 from tasks.report.content.report import Report
-from tasks.report.words import numbers
 from tasks.report.words.wording import reason
 from tasks.shared.store.keys import flatten
+from tasks.shared.text import numbers
 
 if TYPE_CHECKING:
     from jinja2 import Environment

@@ -1,7 +1,7 @@
 """Sentences of a verdict: the candidate that ships, or the reason against the nearest one."""
 
-from tasks.report.words.numbers import gap, gap_unit, interval, margin, times
 from tasks.shared.formats.verdict import Comparison, Gate, MeasureComparison, SliceComparison, Verdict
+from tasks.shared.text.numbers import gap, gap_unit, interval, margin, times
 
 ANSWER_RANK = {"no": 0, "unknown": 1, "yes": 2}
 DECISION_RANK = {"ship": 2, "not enough data": 1, "do not ship": 0}

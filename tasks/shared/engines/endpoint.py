@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import os
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -10,13 +9,14 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import urlsplit
 
 import httpx
 from pydantic import BaseModel, Field, SecretStr, ValidationError
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-from tasks.shared.errors import ConfigError, EndpointError, RefusedError, StillroomError
+from tasks.shared.engines.address import check_url, shown
+from tasks.shared.errors import EndpointError, RefusedError, StillroomError
 
 MAX_WAIT_S = 60.0
 """Longest pause before another attempt; a server that asks for more is reported instead."""
@@ -25,10 +25,6 @@ QUOTE = 200
 RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 REFUSED = frozenset({400, 413, 422})
 """Statuses that may be about one request alone."""
-CREDENTIALS = re.compile(
-    r"(?:.*[_-])?(?:(?:api|access|subscription)?[_-]?key|\w*token|sig|signature|\w*secret|password)", re.IGNORECASE
-)
-"""Names of query parameters that carry a key: URLs stand in manifests, pages and errors."""
 FIXES = {
     400: "check the settings of the step (model, max_tokens, sampling) against what the endpoint accepts",
     401: "check the key in the environment variable that `api_key_env` names",
@@ -91,62 +87,6 @@ class _Bearer(httpx.Auth):
         if self.key is not None:
             request.headers["Authorization"] = f"Bearer {self.key.get_secret_value()}"
         yield request
-
-
-def read_key(variable: str) -> SecretStr | None:
-    """The key in environment variable `variable`; None for an empty name.
-
-    Raises ConfigError that names the variable, never its value, if it is not set or could not be sent in a header.
-    """
-    if not variable:
-        return None
-    key = os.environ.get(variable, "").strip()
-    if not key:
-        raise ConfigError(
-            "api_key_env",
-            f"environment variable {variable} is not set",
-            "the endpoint's key in it",
-            f"export {variable}=...",
-        )
-    if not (key.isascii() and key.isprintable() and " " not in key):
-        raise ConfigError(
-            "api_key_env",
-            f"environment variable {variable} holds characters that no key has",
-            "printable ASCII without spaces",
-            f"set {variable} again",
-        )
-    return SecretStr(key)
-
-
-def check_url(url: str) -> str:
-    """`url` without a trailing slash.  Raises ConfigError if it is no http(s) URL or carries a password, a key or a token."""
-    try:
-        parts = urlsplit(url)
-        good, secret = parts.scheme in ("http", "https") and bool(parts.hostname), "@" in parts.netloc
-        secret = secret or any(
-            CREDENTIALS.fullmatch(name) for name, _ in parse_qsl(parts.query, keep_blank_values=True)
-        )
-        _ = parts.port
-    except ValueError:
-        good, secret = False, "@" in url
-    if secret:
-        raise ConfigError(
-            "base_url",
-            "it holds a user name, a password or a key",
-            "a plain URL",
-            "put the key in an environment variable and name that in `api_key_env`",
-        )
-    if not good:
-        raise ConfigError(
-            "base_url", f"{url.split('?')[0]!r} is not a URL", "http://host:port/v1 or https://...", "mend base_url"
-        )
-    return url.rstrip("/")
-
-
-def shown(url: str) -> str:
-    """`url` without credentials, query and fragment, for people to read."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 class Endpoint:

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-import httpx
 import psutil
 
+from tasks.shared.engines.client import ServerClient
 from tasks.shared.errors import ConfigError, MachineError, ModelError
 
 NAME = "model"
@@ -82,15 +82,14 @@ def _free_port() -> int:
 
 
 def _await_ready(process: subprocess.Popen[bytes], root: str, model: Path, limit: float, log: IO[bytes]) -> None:
-    deadline = time.monotonic() + limit
+    client, deadline = ServerClient(root), time.monotonic() + limit
     while time.monotonic() < deadline:
         if process.poll() is not None:
             log.seek(0)
             lines = log.read().decode("utf-8", "replace").strip().splitlines() or [f"exit code {process.returncode}"]
             raise ModelError(str(model), f"vLLM cannot serve it: {lines[-1].strip()}", "a model that vLLM knows")
-        with suppress(httpx.HTTPError):
-            if httpx.get(f"{root}/health", timeout=POLL_S * 20, trust_env=False).status_code == httpx.codes.OK:
-                return
+        if client.is_ready("/health", limit=POLL_S * 20):
+            return
         time.sleep(POLL_S)
     raise MachineError(str(model), f"vLLM was not ready after {limit:.0f} s", "", "raise limit_s, or free memory")
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasks.shared.formats.rows import Row, read_rows
+from tasks.shared.formats.rows import Row, read_rows, spread
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -13,16 +13,9 @@ if TYPE_CHECKING:
 CALIBRATION_FILE = "calibration.jsonl"
 
 
-def choose_rows(rows: list[Row], count: int) -> list[Row]:
-    """`count` rows spread evenly over the file, which may be sorted by intent; all of them when there are fewer."""
-    if len(rows) <= count:
-        return rows
-    return [rows[index * len(rows) // count] for index in range(count)]
-
-
 def calibration_rows(corpus: Path, count: int) -> list[Row]:
     """Rows of a corpus folder's calibration split.  Raises DataError if the file is missing or has bad lines."""
-    return choose_rows(read_rows(corpus / CALIBRATION_FILE), count)
+    return spread(read_rows(corpus / CALIBRATION_FILE), count)
 
 
 def calibration_ids(tokenizer: "PreTrainedTokenizerBase", rows: list[Row], max_tokens: int) -> list[list[int]]:

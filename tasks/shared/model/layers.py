@@ -1,25 +1,33 @@
 """Where a family of models keeps its decoder layers."""
 
-from typing import TYPE_CHECKING
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from tasks.shared.errors import TechniqueError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-if TYPE_CHECKING:
     from torch.nn import ModuleList
     from transformers import PreTrainedModel
 
+LAYOUT = "model.layers"
+LAYER_WEIGHT = re.compile(rf"{re.escape(LAYOUT)}\.(\d+)\.(.+)")
+"""Name of a layer's weight: index and name within the layer."""
+PER_LAYER_CONFIG = ("layer_types", "no_rope_layers", "mlp_layer_types")
+"""Configuration lists with one entry per decoder layer."""
 
-LAYOUT = "model.model.layers"
+
+def find_layers(model: "PreTrainedModel") -> Sequence[Any]:
+    """The decoder layers; empty for a layout other than that of the Llama, Mistral and Qwen families."""
+    found: Sequence[Any] = getattr(getattr(model, "model", None), "layers", None) or ()
+    return found
 
 
 def decoder_layers(model: "PreTrainedModel") -> "ModuleList":
-    """The decoder's layers.  Raises TechniqueError for a layout other than that of the Llama, Mistral and Qwen families."""
+    """The decoder layers, as a list that can be edited.  Raises TechniqueError where `find_layers` is empty, or attention has no index."""
     from torch.nn import ModuleList
 
-    layers = getattr(getattr(model, "model", None), "layers", None)
+    layers = find_layers(model)
     if isinstance(layers, ModuleList) and all(
         hasattr(getattr(layer, "self_attn", None), "layer_idx") for layer in layers
     ):
@@ -27,10 +35,6 @@ def decoder_layers(model: "PreTrainedModel") -> "ModuleList":
     raise TechniqueError(
         type(model).__name__,
         f"this model's layers are not where they are looked for; its parts: {', '.join(name for name, _ in model.named_children())}",
-        f"{LAYOUT} as a ModuleList whose items have self_attn.layer_idx (Llama, Mistral, Qwen families)",
+        f"model.{LAYOUT} as a ModuleList whose items have self_attn.layer_idx (Llama, Mistral, Qwen families)",
         "choose a model of these families, or another pruning technique",
     )
-
-
-PER_LAYER_CONFIG = ("layer_types", "no_rope_layers", "mlp_layer_types")
-"""Configuration lists with one entry per decoder layer."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tasks.shared.errors import ModelError
-from tasks.shared.model.weights import check_source
+from tasks.shared.model.weights import check_source, is_gguf, quick_gguf
 from tasks.shared.progress import no_foreign_bars
 
 if TYPE_CHECKING:
@@ -40,8 +40,9 @@ def load_model(path: Path, dtype: Dtype = "float32", device: str = "cpu") -> "Pr
     options: dict[str, Any] = {"dtype": getattr(torch, dtype), "trust_remote_code": False}
     try:
         with no_foreign_bars():
-            if path.is_file():
-                model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, **options)
+            if is_gguf(path):
+                with quick_gguf():
+                    model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, **options)
                 forget_quantization(model)
             else:
                 model = AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, **options)
@@ -102,8 +103,9 @@ def load_tokenizer(path: Path, chat: bool = True) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
     try:
-        if path.is_file():
-            tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
+        if is_gguf(path):
+            with quick_gguf():
+                tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
         else:
             tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
@@ -113,7 +115,7 @@ def load_tokenizer(path: Path, chat: bool = True) -> "PreTrainedTokenizerBase":
     tokenizer.init_kwargs.pop("local_files_only", None)  # of the environment, and it would be saved
     if END_OF_TURN in tokenizer.get_vocab():
         tokenizer.eos_token = END_OF_TURN
-        plain = not tokenizer.chat_template or (path.is_file() and _writes_chatml(tokenizer))
+        plain = not tokenizer.chat_template or (is_gguf(path) and _writes_chatml(tokenizer))
         tokenizer.chat_template = CHATML if plain else tokenizer.chat_template
     if chat and tokenizer.chat_template is None:
         raise ModelError(

@@ -4,16 +4,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.shared.errors import ModelError
+from tasks.shared.model.loading import Dtype, load_model, load_tokenizer
+from tasks.shared.model.weights import is_gguf
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from tasks.shared.model.loading import Dtype, load_model, load_tokenizer
 
 
 def dense_copy(source: Path, out: Path) -> None:
     """A GGUF file or a compressed-tensors folder as a dense folder, in float32: every level times its scale stays exact."""
     model, tokenizer = load_model(source), load_tokenizer(source)
-    if source.is_dir():
+    if not is_gguf(source):
         from transformers import AutoModelForCausalLM
 
         del model.config.quantization_config

@@ -1,6 +1,5 @@
 """Where a recipe's models come from: a local path, a hub id, or a file inside an installed package."""
 
-import hashlib
 import importlib.util
 from pathlib import Path
 
@@ -9,18 +8,7 @@ from pydantic.dataclasses import dataclass
 
 from tasks.shared.errors import ConfigError, ModelError
 from tasks.shared.model.weights import check_source
-
-PROJECT = Path(__file__).resolve().parents[3]
-"""The folder that holds tasks/ and flows/."""
-
-
-def user_path(text: str) -> Path:
-    """A path from a recipe: `~` is the home folder; a relative one is looked for here first, then in the project's folder.
-
-    So a recipe that names data/train.jsonl of the project runs from any working directory, and with DVC, which runs in the project's.
-    """
-    path = Path(text).expanduser()
-    return path if path.is_absolute() or path.exists() or not (PROJECT / path).exists() else PROJECT / path
+from tasks.shared.paths import user_path
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -112,9 +100,3 @@ class ModelSource:
                 self.sha256,
                 "reinstall the package; do not use a file of unknown origin",
             )
-
-
-def sha256_file(path: Path) -> str:
-    """Digest of a file, read in blocks."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

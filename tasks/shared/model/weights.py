@@ -1,6 +1,9 @@
-"""Weight files: which a model consists of, their size, their parameters, and whether they are safe to read."""
+"""Weight files: whether they are safe to read, whether they are quantized, and GGUF files read quickly."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +11,11 @@ from tasks.shared.errors import ModelError
 
 if TYPE_CHECKING:
     from gguf import GGUFReader
+
+
+def is_gguf(path: Path) -> bool:
+    """Return True if a model is a GGUF file.  Every other model is a folder; `check_source` looks into the file."""
+    return path.is_file()
 
 
 def check_source(path: Path) -> None:
@@ -22,7 +30,7 @@ def check_source(path: Path) -> None:
             "a Hugging Face folder with safetensors, or a .gguf file",
             "correct the model's path",
         )
-    if path.is_file():
+    if is_gguf(path):
         if _magic(path) != b"GGUF":
             raise ModelError(
                 str(path), "not a GGUF file", "a llama.cpp .gguf file or a folder", "point at the model's folder"
@@ -53,31 +61,6 @@ def is_quantized(folder: Path) -> bool:
     return "quantization_config" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
 
 
-def weight_files(path: Path) -> list[Path]:
-    """The files that hold weights: the GGUF itself, or a folder's safetensors and GGUF files."""
-    return [path] if path.is_file() else sorted([*path.glob("*.safetensors"), *path.glob("*.gguf")])
-
-
-def weight_bytes(path: Path) -> int:
-    """Bytes of weights on disk."""
-    return sum(file.stat().st_size for file in weight_files(path))
-
-
-def parameter_count(path: Path) -> int:
-    """Parameters by the tensor headers alone, nothing loaded.  Tied tensors count once; int4 words are counted as their weights.
-
-    Raises ModelError if the path holds no weights.
-    """
-    files = weight_files(path)
-    if not files:
-        raise ModelError(str(path), "no weights", "*.safetensors or *.gguf")
-    return sum(_gguf_parameters(file) if file.suffix == ".gguf" else _safetensors_parameters(file) for file in files)
-
-
-def _gguf_parameters(file: Path) -> int:
-    return int(sum(int(tensor.n_elements) for tensor in read_gguf(file).tensors))
-
-
 def read_gguf(file: Path) -> "GGUFReader":
     """Fields and tensors of a GGUF file.  Raises ValueError, IndexError, KeyError or OSError for what is none.
 
@@ -85,7 +68,7 @@ def read_gguf(file: Path) -> "GGUFReader":
     tokens and their merges three times the work of plain arrays, 2 s at every start.
     """
     import numpy
-    from gguf import GGUFReader
+    from gguf.gguf_reader import GGUFReader
 
     class Reader(GGUFReader):
         @property
@@ -99,19 +82,23 @@ def read_gguf(file: Path) -> "GGUFReader":
     return Reader(file)
 
 
-def _safetensors_parameters(file: Path) -> int:
-    with file.open("rb") as stream:
-        size = int.from_bytes(stream.read(8), "little")
-        header: dict[str, Any] = json.loads(stream.read(size))
-    packed = {name for name in header if name.endswith((".weight_packed", ".weight_shape"))}
-    count = 0
-    for name, entry in header.items():
-        if name == "__metadata__" or name.endswith(
-            (".weight_scale", ".weight_zero_point", ".weight_shape", ".weight_g_idx")
-        ):
-            continue
-        elements = 1
-        for length in entry["shape"]:
-            elements *= length
-        count += elements * 8 if name in packed else elements  # eight 4-bit weights in one 32-bit word
-    return count
+@contextmanager
+def quick_gguf() -> Iterator[None]:
+    """Within the block transformers reads GGUF files several times faster; what it reads is the same to the bit.
+
+    By itself it parses the file once for the configuration and once more for tokenizer or weights, through mapped arrays (see
+    `read_gguf`), and makes llama.cpp's table of tensor names anew for every module of the model.  For 135M weights these take
+    ten times as long as the weights themselves.
+    """
+    import gguf
+
+    names = ("GGUFReader", "get_tensor_name_map")
+    before = {name: getattr(gguf, name) for name in names}
+    reader = cache(lambda file: read_gguf(Path(file)))
+    for name, quick in zip(names, (reader, cache(gguf.get_tensor_name_map)), strict=True):
+        setattr(gguf, name, quick)
+    try:
+        yield
+    finally:
+        for name, own in before.items():
+            setattr(gguf, name, own)

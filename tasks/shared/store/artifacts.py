@@ -23,10 +23,11 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from tasks.shared.errors import MachineError
+from tasks.shared.files import flush_to_disk
 from tasks.shared.store.keys import Digests
+from tasks.shared.store.lineage import MANIFEST
 
 log = logging.getLogger(__name__)
-MANIFEST = "manifest.json"
 SHORT = 16
 """Hex digits of a key in a folder name: 64 bits, no clash among any number of runs that a disk holds."""
 
@@ -222,11 +223,7 @@ def sync_tree(folder: Path) -> None:
     for file in folder.rglob("*"):
         if file.is_file():
             file.chmod(stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH)
-            descriptor = os.open(file, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            flush_to_disk(file)
 
 
 @contextmanager

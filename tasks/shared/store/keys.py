@@ -6,18 +6,16 @@ key = sha256(technique, settings, seed, library versions, digest of the code it 
 import ast
 import hashlib
 import json
-import os
 import re
-import threading
 import time
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from tasks.shared.model.sources import PROJECT, sha256_file
+from tasks.shared.files import write_text
+from tasks.shared.paths import PROJECT, sha256_file
 
 CLOCK_TICK_NS = 20_000_000
 """A file changed twice within one tick of the file system's clock keeps its mtime, so younger files are not remembered."""
@@ -74,14 +72,10 @@ class Digests:
             return
         self.known = self._read() | added
         newest = dict(list(self.known.items())[-REMEMBERED:])
-        temporary = self.memory.with_suffix(f".{os.getpid()}.{threading.get_ident()}")
         try:
             self.memory.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(newest), "utf-8")
-            temporary.replace(self.memory)
+            write_text(self.memory, json.dumps(newest))
         except OSError:  # a full disk, or one that cannot be written: what is forgotten only costs time
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
             return
         for name, entry in added.items():
             if self.added.get(name) is entry:
@@ -188,10 +182,10 @@ def library_versions(libraries: Iterable[str]) -> dict[str, str]:
 
 
 def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as dotted keys."""
+    """Nested settings as dotted keys; an empty mapping stays as it is."""
     flat: dict[str, Any] = {}
     for key, item in value.items():
-        if isinstance(item, Mapping):
+        if isinstance(item, Mapping) and item:
             flat.update(flatten(item, f"{prefix}{key}."))
         else:
             flat[f"{prefix}{key}"] = item

@@ -6,14 +6,23 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tasks.shared.store.artifacts import MANIFEST
-from tasks.shared.technique import Artifact, Kind
+from tasks.shared.technique import WEIGHTS, Artifact
 
+MANIFEST = "manifest.json"
+"""File beside an artifact that says how it was made."""
 SOURCE = "models."
-"""What a recipe puts before the name of a model that it starts from; artifacts are called without it."""
-WEIGHTS = "model"
-"""The port that weights come in by, where a technique takes other models as well (a teacher)."""
-KINDS = {str(Kind.MODEL), str(Kind.ENGINE)}
+"""Prefix of an input that the recipe started from, in a recipe and in manifests; artifacts bear the name without it."""
+MAIN_PORT = "model"
+"""The port by which a step takes the model that it changes, where it takes other models too (a teacher)."""
+
+
+def weight_inputs(inputs: Mapping[str, Mapping[str, str]]) -> list[tuple[str, str]]:
+    """Inputs that a step's weights can come from: (name, digest) of the port `model`, or of all ports if there is no such port.
+
+    inputs: port -> name -> digest, as in a manifest.
+    """
+    chosen = [inputs[MAIN_PORT]] if MAIN_PORT in inputs else inputs.values()
+    return [(name, digest) for port in chosen for name, digest in port.items()]
 
 
 def made_from(artifact: Artifact, names: Mapping[str, str]) -> str:
@@ -39,20 +48,18 @@ def made_from(artifact: Artifact, names: Mapping[str, str]) -> str:
 
 
 def _weights(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Names and digests of the inputs that may be models, sources without their prefix."""
+    """`weight_inputs` of a manifest that may be anything; sources without their prefix."""
     inputs = manifest.get("inputs")
-    ports = (
-        {port: found for port, found in inputs.items() if isinstance(found, dict)} if isinstance(inputs, dict) else {}
-    )
-    chosen = [ports[WEIGHTS]] if WEIGHTS in ports else list(ports.values())
-    return [(str(name).removeprefix(SOURCE), str(digest)) for found in chosen for name, digest in found.items()]
+    ports = inputs.items() if isinstance(inputs, dict) else ()
+    found = weight_inputs({port: names for port, names in ports if isinstance(names, dict)})
+    return [(str(name).removeprefix(SOURCE), str(digest)) for name, digest in found]
 
 
 def _place(place: Path, name: str, digest: str) -> Path | None:
     """Where an input of the artifact at `place` lies: .store/<step>/<key> or <recipe>/<step>, as that one does."""
     for file in (place.parent / name / MANIFEST, *sorted((place.parent.parent / name).glob(f"*/{MANIFEST}"))):
         manifest = _read(file)
-        if manifest.get("output") == digest and manifest.get("kind") in KINDS:
+        if manifest.get("output") == digest and manifest.get("kind") in WEIGHTS:
             return file.parent
     return None
 

@@ -7,12 +7,12 @@ import psutil
 import pytest
 from rich.console import Console
 
-from flows.console.show import bytes_text, duration, mermaid, show_plan, wiring_lines
+from flows.console.show import mermaid, show_plan, wiring_lines
 from flows.planning import estimate
 from flows.planning.config import Runtime
 from flows.planning.plan import build_plan
 from tasks.shared.errors import MachineError
-from tasks.shared.model.weights import parameter_count
+from tasks.shared.model.sizes import parameter_count
 from tests.tiny_llama import save_tiny
 
 
@@ -111,11 +111,6 @@ def test_too_little_disk_or_memory_is_refused_before_the_run(
     monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"total": 1000})())
     with pytest.raises(MachineError, match="memory"):
         estimate.check_machine(plan, runtime)
-
-
-def test_units() -> None:
-    assert (bytes_text(999), bytes_text(269e6), bytes_text(2.5e9)) == ("999 B", "269 MB", "2.5 GB")
-    assert (duration(12.4), duration(600), duration(9000)) == ("12 s", "10.0 min", "2.5 h")
 
 
 @pytest.mark.parametrize(("graph", "shown"), [(False, False), (True, True)])

@@ -55,6 +55,20 @@ def test_a_step_on_the_cpu_holds_none() -> None:
         assert gpu == ""
 
 
+@pytest.mark.parametrize(("visible", "names"), [("", []), ("-1", []), ("3, 5", ["3", "5"]), ("3,-1,5", ["3"])])
+def test_hidden_gpus_are_not_used(monkeypatch: pytest.MonkeyPatch, visible: str, names: list[str]) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(gpus.Path, "glob", lambda *_: iter([Path("/dev/nvidia0")]))
+    assert gpus.gpus() == names
+    assert may_use_gpu("auto") == bool(names)
+
+
+def test_a_step_that_wants_a_hidden_gpu_says_what_hides_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(MachineError, match="1 process, and 0 GPUs(.|\\n)*CUDA_VISIBLE_DEVICES hides all"), hold_gpu(1):
+        pass
+
+
 def test_several_gpus_are_held_together_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpus, "gpus", lambda: ["3", "5"])  # threads share what a process sees; steps are processes
     order: list[str] = []

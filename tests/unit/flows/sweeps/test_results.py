@@ -12,8 +12,8 @@ from flows.sweeps.figures import sweep_figures
 from flows.sweeps.page import render, write_page
 from flows.sweeps.results import Job, Sweep, short_names, sweep_name
 from flows.sweeps.table import show_jobs
-from tasks.report.words.numbers import MINUS
 from tasks.shared.errors import ConfigError
+from tasks.shared.text.numbers import MINUS
 from tests.verdict_samples import EVIL, a_verdict, compared, measured, measures
 
 TEMPERATURE = "steps.student.temperature"

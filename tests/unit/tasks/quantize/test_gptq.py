@@ -13,7 +13,7 @@ from tasks.quantize.gptq import GPTQ
 from tasks.shared.errors import TechniqueError
 from tasks.shared.model.agreement import logits_of, token_agreement
 from tasks.shared.model.loading import load_model
-from tasks.shared.model.weights import weight_bytes
+from tasks.shared.model.sizes import weight_bytes
 from tests.settings_case import Case, Change
 from tests.tiny_llama import build_model, empty_run, inputs_of, save_tiny, write_corpus
 

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from flows.planning.sizes import size_of
+from tasks.quantize.compressed import quiet_llmcompressor
 from tasks.quantize.rtn import RTN
 from tasks.shared.errors import TechniqueError
 from tasks.shared.forecast import Rows, Workload
 from tasks.shared.model.loading import Dtype, load_model
-from tasks.shared.model.weights import weight_bytes
+from tasks.shared.model.sizes import weight_bytes
 from tasks.shared.technique import Compute
 from tests.settings_case import Case, Change
 from tests.tiny_llama import build_model, empty_run, inputs_of, save_tiny, write_corpus
@@ -74,6 +75,25 @@ def test_ragged_group_is_refused(tmp_path: Path) -> None:
     out, run = empty_run(tmp_path)
     with pytest.raises(TechniqueError, match="group_size"):
         RTN(group_size=48)(inputs_of(save_tiny(tmp_path / "source")), out, run)
+
+
+def test_a_failed_quantization_leaves_no_sink_of_llm_compressor_s_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    import llmcompressor  # noqa: F401 - its own sinks are there before
+    from loguru import logger
+
+    added: list[int] = []
+    removed: list[int | None] = []
+    add, remove = logger.add, logger.remove
+    monkeypatch.setattr(logger, "add", lambda *given, **more: added.append(add(*given, **more)) or added[-1])
+    monkeypatch.setattr(logger, "remove", lambda sink=None: (removed.append(sink), remove(sink)))
+
+    def fail() -> None:
+        with quiet_llmcompressor("quantize", 1):
+            raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        fail()
+    assert added and removed == [None, *added]
 
 
 CHANGES = {

@@ -36,7 +36,7 @@ import json, os, signal, sys
 from pathlib import Path
 from tasks.distill import sft
 from tasks.distill.training import checkpoints, loop
-from tasks.shared.technique import Artifact, Inputs, Kind, StepRun
+from tasks.shared.technique import Artifact, Compute, Inputs, Kind, StepRun
 job = json.loads(sys.argv[1])
 genuine, begun = checkpoints._mark, []
 def mark(folder, trainer):

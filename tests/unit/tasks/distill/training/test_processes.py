@@ -20,8 +20,9 @@ import yaml
 
 from tasks.distill.sft import SFT
 from tasks.distill.training.loop import train_model
+from tasks.distill.training.processes import share_work
 from tasks.distill.training.shares import WITHHELD, Blankable, Shares, collate_share
-from tasks.shared.errors import MachineError, ModelError, TechniqueError
+from tasks.shared.errors import ErrorList, MachineError, ModelError, TechniqueError
 from tasks.shared.model.encoding import collate
 from tasks.shared.model.loading import load_model
 from tasks.shared.store.keys import PROJECT
@@ -30,7 +31,7 @@ from tests.project_files import technique_options
 from tests.settings_case import nested, setting_names
 from tests.sharding import shard_on_cpus
 from tests.tiny_llama import build_model, chats, empty_run, save_tiny, with_compute
-from tests.two_terms import TwoTerms
+from tests.two_terms import TwoTerms, find_two_errors
 
 SETTINGS: dict[str, Any] = {
     "epochs": 2,
@@ -119,6 +120,13 @@ def test_what_one_dies_of_ends_both(
     assert not any(tmp_path.glob("two-out/*"))
 
 
+def test_several_errors_of_one_process_arrive_as_they_were() -> None:
+    with pytest.raises(ErrorList) as caught:
+        share_work(1, "cpu", find_two_errors)
+    assert [error.got for error in caught.value.errors] == ["no head", "no layers"]
+    assert caught.value.errors[0].fix == "another model" and "no layers" in str(caught.value)
+
+
 def test_a_batch_that_cannot_be_shared_evenly_is_refused(model: Path, tmp_path: Path) -> None:
     with pytest.raises(TechniqueError, match="batch_size=6"):
         train(model, tmp_path, "three", 3)
@@ -129,7 +137,7 @@ import json, sys
 from pathlib import Path
 from tasks.distill.sft import SFT
 from tasks.distill.training.loop import train_model
-from tasks.shared.technique import StepRun
+from tasks.shared.technique import Compute, StepRun
 from tests.tiny_llama import chats
 from tests.two_terms import TwoTerms
 model, scratch, out = map(Path, sys.argv[1:4])

@@ -9,7 +9,8 @@ from tasks.shared.gguf.writer import write_gguf
 from tasks.shared.model.generation import plain_greedy, write_answers
 from tasks.shared.model.loading import CHATML, load_model, load_tokenizer, render
 from tasks.shared.model.saving import save_model
-from tasks.shared.model.weights import check_source, parameter_count, weight_bytes
+from tasks.shared.model.sizes import parameter_count, weight_bytes
+from tasks.shared.model.weights import check_source
 from tests.tiny_llama import build_model, save_tiny
 from tests.tiny_tokenizers import gemma_of_a_gguf, llama3_like, sentencepiece_like
 
@@ -181,3 +182,28 @@ def test_a_tokenizer_that_is_another_when_read_back_is_not_saved(tmp_path: Path)
         save_model(build_model(), fine, tmp_path / "fine")
     with pytest.raises(ModelError, match=r"(?s)GemmaTokenizer.*original Hugging Face folder"):
         save_model(build_model(), gemma_of_a_gguf(), tmp_path / "lost")
+
+
+def test_a_gguf_is_parsed_once_a_load_and_read_as_transformers_reads_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import gguf
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    file = tmp_path / "model.gguf"
+    write_gguf(save_tiny(tmp_path / "model"), file, "q8_0")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=file.name, dtype=torch.float32)
+    done: list[str] = []
+    start, table = gguf.gguf_reader.GGUFReader.__init__, gguf.get_tensor_name_map
+    monkeypatch.setattr(
+        gguf.gguf_reader.GGUFReader, "__init__", lambda *given: (done.append("parsed"), start(*given))[1]
+    )
+    monkeypatch.setattr(gguf, "get_tensor_name_map", lambda *given: (done.append("table"), table(*given))[1])
+    own = gguf.GGUFReader
+    quick = load_model(file)
+    assert sorted(done) == ["parsed", "table"] and gguf.GGUFReader is own
+    load_tokenizer(file)
+    assert done.count("parsed") == 2
+    weights = quick.state_dict()
+    assert all(torch.equal(weights[name], weight) for name, weight in plain.state_dict().items())

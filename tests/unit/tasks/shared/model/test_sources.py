@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from tasks.shared.errors import ConfigError, ModelError
-from tasks.shared.model.sources import ModelSource, sha256_file
+from tasks.shared.model.sources import ModelSource
+from tasks.shared.paths import sha256_file
 
 
 @pytest.mark.parametrize("settings", [{}, {"path": "/a", "hub": "b"}, {"path": "/a", "package": "p"}])

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tasks.shared.errors import MachineError
-from tasks.shared.store.artifacts import MANIFEST, Place, Store, disk_errors
+from tasks.shared.store.artifacts import Place, Store, disk_errors
+from tasks.shared.store.lineage import MANIFEST
 
 
 def made(store: Store, key: str, text: str = "weights") -> Path:

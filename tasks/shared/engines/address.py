@@ -1,0 +1,100 @@
+"""Address of an endpoint: its URL, the variable that holds its key, and the settings of techniques that ask one."""
+
+import os
+import re
+from typing import Annotated, Any
+from urllib.parse import parse_qsl, urlsplit
+
+from pydantic import ConfigDict, Field, SecretStr
+from pydantic.dataclasses import dataclass
+
+from tasks.shared.errors import ConfigError
+
+CREDENTIALS = re.compile(
+    r"(?:.*[_-])?(?:(?:api|access|subscription)?[_-]?key|\w*token|sig|signature|\w*secret|password)", re.IGNORECASE
+)
+"""Names of query parameters that carry a key: URLs stand in manifests, pages and errors."""
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", hide_input_in_errors=True))
+class EndpointSettings:
+    """Settings of a technique that sends requests to an OpenAI-compatible endpoint."""
+
+    base_url: str = ""
+    """Endpoint up to and including /v1."""
+    model: str = ""
+    """Model name that the endpoint knows."""
+    api_key_env: str = ""
+    """Environment variable with the endpoint's API key; empty for none.  The key itself is never stored."""
+    concurrency: Annotated[int, Field(ge=1)] = 8
+    """Requests in flight."""
+    timeout_s: Annotated[float, Field(gt=0)] = 120.0
+    """Time limit of one attempt at one request, seconds."""
+    max_attempts: Annotated[int, Field(ge=1)] = 5
+    """Total attempts at one request, on 429, 5xx, timeouts and broken connections."""
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for an invalid URL."""
+        if self.base_url:
+            check_url(self.base_url)
+
+    @property
+    def request_limits(self) -> dict[str, Any]:
+        """Arguments of `endpoint.connect` that bound time, attempts and connections."""
+        return {"timeout": self.timeout_s, "max_attempts": self.max_attempts, "concurrency": self.concurrency}
+
+
+def read_key(variable: str) -> SecretStr | None:
+    """The key in environment variable `variable`; None for an empty name.
+
+    Raises ConfigError that names the variable, never its value, if it is not set or could not be sent in a header.
+    """
+    if not variable:
+        return None
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        raise ConfigError(
+            "api_key_env",
+            f"environment variable {variable} is not set",
+            "the endpoint's key in it",
+            f"export {variable}=...",
+        )
+    if not (key.isascii() and key.isprintable() and " " not in key):
+        raise ConfigError(
+            "api_key_env",
+            f"environment variable {variable} holds characters that no key has",
+            "printable ASCII without spaces",
+            f"set {variable} again",
+        )
+    return SecretStr(key)
+
+
+def check_url(url: str) -> str:
+    """`url` without a trailing slash.  Raises ConfigError if it is no http(s) URL or carries a password, a key or a token."""
+    try:
+        parts = urlsplit(url)
+        good, secret = parts.scheme in ("http", "https") and bool(parts.hostname), "@" in parts.netloc
+        secret = secret or any(
+            CREDENTIALS.fullmatch(name) for name, _ in parse_qsl(parts.query, keep_blank_values=True)
+        )
+        _ = parts.port
+    except ValueError:
+        good, secret = False, "@" in url
+    if secret:
+        raise ConfigError(
+            "base_url",
+            "it holds a user name, a password or a key",
+            "a plain URL",
+            "put the key in an environment variable and name that in `api_key_env`",
+        )
+    if not good:
+        raise ConfigError(
+            "base_url", f"{url.split('?')[0]!r} is not a URL", "http://host:port/v1 or https://...", "mend base_url"
+        )
+    return url.rstrip("/")
+
+
+def shown(url: str) -> str:
+    """`url` without credentials, query and fragment, for people to read."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
