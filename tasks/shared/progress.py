@@ -80,9 +80,8 @@ def _reporter(file: Path, description: str, total: int) -> Callable[..., None]:
         if now - last >= REPORT_EVERY_S or done >= total:
             last = now
             content = {"description": description, "done": done, "total": total, "note": latest}
-            temporary = file.with_suffix(
-                ".new"
-            )  # not by `files`: this module is in no key, and so must not use what is
+            # Not through tasks/shared/files.py: this module is in no key, so it must not import one that is.
+            temporary = file.with_suffix(".new")
             with suppress(OSError):  # a report that cannot be written must not end the work
                 temporary.write_text(json.dumps(content), "utf-8")
                 temporary.replace(file)
