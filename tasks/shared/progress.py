@@ -12,8 +12,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tasks.shared.files import write_text
-
 if TYPE_CHECKING:  # a step under a flow draws nothing, and its process starts faster without
     from rich.console import Console
     from rich.progress import Progress
@@ -82,8 +80,11 @@ def _reporter(file: Path, description: str, total: int) -> Callable[..., None]:
         if now - last >= REPORT_EVERY_S or done >= total:
             last = now
             content = {"description": description, "done": done, "total": total, "note": latest}
+            # Not through tasks/shared/files.py: this module is in no key, so it must not import one that is.
+            temporary = file.with_suffix(".new")
             with suppress(OSError):  # a report that cannot be written must not end the work
-                write_text(file, json.dumps(content))
+                temporary.write_text(json.dumps(content), "utf-8")
+                temporary.replace(file)
 
     advance(0)
     return advance
