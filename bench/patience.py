@@ -1,7 +1,7 @@
 """Whole steps idle and beside other busy programs, with GNU OpenMP's own way to wait and with ours; and what the start of a step costs.
 
 python -m bench.patience                         the embedded model, five rounds: hours on two cores, which nothing else may use
-python -m bench.patience --quick                 a small random model, two rounds: a few minutes
+python -m bench.patience --quick                 a small random model, one round: some minutes
 python -m bench.patience starts --rounds 7
 
 The ways to wait take turns within a round.  A ratio is the seconds of GNU's way over those of ours in the same round.
@@ -29,10 +29,14 @@ from flows.planning.plan import build_plan
 from flows.planning.session import Session
 from flows.running.environment import SPIN_VARIABLES, step_variables
 from flows.running.runner import Run
+from flows.running.template import third_party
+from tasks.shared.fork_client import ForkServer
+from tasks.shared.store.keys import PROJECT
 from tasks.shared.technique import Artifact, Compute, Inputs, Kind, StepRun
 
 BUSY = "while True: pass"
 WAYS = ("GNU's", "ours")
+MODULES = ("tasks.distill.sft", "tasks.quantize.gptq", "tasks.evaluate.generation")
 STEPS = 4
 """Steps of the chain whose starts are timed.  The first one pays for the template's imports."""
 
@@ -133,26 +137,35 @@ def work(name: str, folder: Path, size: Size) -> float:
         return time.perf_counter() - started
 
 
-def timed(name: str, folder: Path, quick: bool, way: str) -> float:
-    """Seconds of one step in a process that waits in this way."""
+def tell_work(name: str, folder: str, quick: bool) -> None:
+    """Print the seconds of one step in the last line."""
+    sys.stdout.write(json.dumps(work(name, Path(folder), SIZES[quick])) + "\n")
+
+
+def start_servers() -> dict[str, ForkServer]:
+    """By way to wait: a process that has loaded the libraries with it, for a library reads it when it is loaded."""
     given = {key: value for key, value in os.environ.items() if key not in SPIN_VARIABLES}
-    variables = given | step_variables(len(os.sched_getaffinity(0)), given)
-    if way == WAYS[0]:
-        del variables["GOMP_SPINCOUNT"]
-    words = [
-        sys.executable,
-        "-m",
-        "bench.patience",
-        "--work",
-        name,
-        "--folder",
-        str(folder),
-        *(["--quick"] if quick else []),
-    ]
-    done = subprocess.run(words, env=variables, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(done.stderr)
-    return float(json.loads(done.stdout.splitlines()[-1]))
+    ours = given | step_variables(len(os.sched_getaffinity(0)), given)
+    theirs = {key: value for key, value in ours.items() if key not in SPIN_VARIABLES}
+    modules = [name for module in MODULES for name in third_party(module)]
+    return {way: ForkServer.start(modules, variables) for way, variables in zip(WAYS, (theirs, ours), strict=True)}
+
+
+def timed(server: ForkServer, name: str, folder: Path, quick: bool, way: str) -> float:
+    """Seconds of one step in a process of its own."""
+    reading, writing = os.pipe()
+    variables = dict(os.environ) | step_variables(len(os.sched_getaffinity(0)), os.environ)
+    forked = server.fork(writing, {
+        "entry": "bench.patience:tell_work", "arguments": [name, str(folder), quick], "own_group": True, "spare": True,
+        "environment": variables, "directory": str(Path.cwd()), "path": [str(PROJECT), *sys.path],
+    })  # fmt: skip
+    os.close(writing)
+    with os.fdopen(reading) as stream:
+        said = stream.read()
+    if forked.wait():
+        sys.exit(f"{name}, {way} waiting: {said}")
+    forked.close()
+    return float(json.loads(said.splitlines()[-1]))
 
 
 def spread(values: Sequence[float], digits: int = 1) -> str:
@@ -163,13 +176,18 @@ def spread(values: Sequence[float], digits: int = 1) -> str:
 def waits(rounds: int, quick: bool, names: Sequence[str], neighbors: Sequence[Neighbors]) -> None:
     """Each step, beside each set of neighbors, in both ways."""
     seconds: dict[tuple[str, Neighbors, str], list[float]] = {}
+    servers = start_servers()
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         prepare(folder, SIZES[quick])
+        for way, server in servers.items():  # the imports are over when a first step is
+            timed(server, names[0], folder, quick, way)
         for number, name, beside in product(range(rounds), names, neighbors):
             for way in WAYS if number % 2 else reversed(WAYS):
                 with beside.at_work():
-                    seconds.setdefault((name, beside, way), []).append(timed(name, folder, quick, way))
+                    seconds.setdefault((name, beside, way), []).append(timed(servers[way], name, folder, quick, way))
+    for server in servers.values():
+        server.close()
     rows = []
     for name, beside in product(names, neighbors):
         before, after = (seconds[name, beside, way] for way in WAYS)
@@ -228,13 +246,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=0)
     parser.add_argument("--steps", nargs="+", default=["training", "calibration", "answers"])
     parser.add_argument("--beside", type=int, nargs="+", default=[0, 1, 3], help="numbers of busy programs")
-    parser.add_argument("--work", help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.work:
-        sys.stdout.write(json.dumps(work(options.work, options.folder, SIZES[options.quick])) + "\n")
-        return
-    rounds = options.rounds or (2 if options.quick else 5)
+    rounds = options.rounds or (1 if options.quick else 5)
     if "waits" in options.tables:
         waits(rounds, options.quick, options.steps, [item for item in NEIGHBORS if item.count in options.beside])
     if "starts" in options.tables:

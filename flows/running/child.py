@@ -96,8 +96,8 @@ def run_child(session: Session, step: Step, listener: Listener, template: Templa
                 template.give_up(str(error))
         if code is None:
             code = _run(lambda output: PlainChild(words, variables, output), step, folder, listener)
-        message = folder / RESULT
-        told = json.loads(message.read_text("utf-8")) if message.is_file() else {}
+        result = folder / RESULT
+        told = json.loads(result.read_text("utf-8")) if result.is_file() else {}
     if code:
         raise failure(step.name, code, told, listener.stop.is_set())
     return bool(told.get("made", True))
