@@ -201,6 +201,7 @@ def begin(descriptor: int, request: Mapping[str, Any]) -> Callable[[], Any]:
         for standard in (1, 2):
             os.dup2(descriptor, standard)
         os.close(descriptor)
+        reopen_streams(request["environment"].get("PYTHONIOENCODING", "utf-8"))
     else:
         arguments.insert(0, descriptor)
     os.environ.clear()
@@ -212,6 +213,17 @@ def begin(descriptor: int, request: Mapping[str, Any]) -> Callable[[], Any]:
     set_title(request.get("title", ()))
     refresh()
     return lambda: call(request["entry"], arguments)
+
+
+def reopen_streams(encoding: str) -> None:
+    """Open standard output and error anew, as the interpreter does at its start.
+
+    The inherited objects describe the server's files, which may be seekable where ours are not.
+    encoding: as in PYTHONIOENCODING, with or without an error handler.
+    """
+    name, _, errors = encoding.partition(":")
+    sys.stdout = open(1, "w", encoding=name or "utf-8", errors=errors or "strict", closefd=False)  # noqa: PTH123, SIM115
+    sys.stderr = open(2, "w", encoding=name or "utf-8", errors="backslashreplace", buffering=1, closefd=False)  # noqa: PTH123, SIM115
 
 
 def split_off() -> "Server | None":
