@@ -46,7 +46,9 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
     add_toy(built.folder, "prune", "shaky", retries=2)
     add_toy(built.folder, "prune", "fast")
     on_gpu = built.folder / "tasks/prune/fast.py"
-    on_gpu.write_text(on_gpu.read_text().replace("tuple[str, ...]] = ()", 'tuple[str, ...]] = ("torch",)'))
+    text = on_gpu.read_text()
+    assert "libraries=()," in text
+    on_gpu.write_text(text.replace("libraries=(),", 'libraries=(), device="accelerator",'))
     yield built
     assert not leftovers(built)
 
