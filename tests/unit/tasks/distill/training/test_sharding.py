@@ -1,7 +1,6 @@
 """Weights spread over two processes (FSDP) give the curve and the model of one process that has them all."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +41,9 @@ def test_spread_weights_train_as_whole_ones_do(
     rounded = settings.get("precision") == "bfloat16"  # otherwise in one process: its batches have other shapes
     for name, fault, more in (("alone", "", {"processes": 2 if rounded else 1}), ("spread", "want half", SHARDED)):
         out, run = empty_run(tmp_path, name)
-        figures = train_model(SFT(**SETTINGS | settings), model, chats(21), TwoTerms(fault), out, replace(run, **more))
+        figures = train_model(
+            SFT(**SETTINGS | settings), model, chats(21), TwoTerms(fault), out, with_compute(run, **more)
+        )
         made.append((out, figures))
     (alone, expected), (spread, found) = made
     assert len(curve(alone)) >= 2
