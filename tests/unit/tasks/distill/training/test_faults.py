@@ -207,7 +207,8 @@ def test_another_trainings_checkpoints_are_refused_by_name(
     out, run = place
     caplog.clear()
     assert train(model, (out, replace(run, step="step")), Answers(), epochs=1, learning_rate=1e-3) == expected
-    assert "it is another training's: learning_rate 0.003 -> 0.001" in caplog.text and "going on" not in caplog.text
+    assert "it belongs to another training: learning_rate 0.003 -> 0.001" in caplog.text
+    assert "resuming" not in caplog.text
     assert content(out) == content(fresh[0])
 
 
