@@ -147,8 +147,10 @@ def two_rows(rows: Sequence[Row], instruction: str) -> list[Row]:
         if row.reasoning.strip():
             *before, question, _ = row.messages
             asked = Message(role=question.role, content=f"{question.content}\n\n{instruction}")
-            told = row.model_copy(update={"id": row.id + RATIONALE, "messages": (*before, asked, row.messages[-1])})
-            found.append(answering(told, _plain(row.reasoning)))
+            explained = row.model_copy(
+                update={"id": row.id + RATIONALE, "messages": (*before, asked, row.messages[-1])}
+            )
+            found.append(answering(explained, _plain(row.reasoning)))
     return found
 
 

@@ -44,7 +44,7 @@ def check_pairs(pairs: Pairs, student: int, teacher: int) -> Pairs:
             "pairs", f"no such layers: {outside}", f"student's 0 to {student - 1}, teacher's 0 to {teacher - 1}"
         )
     if len(set(pairs)) < len(pairs):
-        raise TechniqueError("pairs", f"duplicate pair in {list(pairs)}", "every pair once")
+        raise TechniqueError("pairs", f"a pair is listed twice in {list(pairs)}", "every pair once")
     return pairs
 
 

@@ -122,8 +122,8 @@ class StoredTargets(Objective):
         self.rows = int(model.get_output_embeddings().weight.shape[0])
         if self.tail > 0.5:
             log.warning(
-                "at temperature %g, %.0f %% of what the teacher expects lies beyond its %d stored tokens, and is taught as one sum; "
-                "a lower temperature, or a larger k in the logits step, teaches more of it",
+                "at temperature %g, %.0f %% of the teacher's probability mass is outside its %d stored tokens and is learned only as a "
+                "sum; use a lower temperature, or a larger k in the logits step",
                 self.blend.temperature, 100 * self.tail, self.targets.k,
             )  # fmt: skip
 

@@ -188,7 +188,7 @@ class OwnAnswers(Objective):
         return {name: tensor.to(batch["input_ids"].device) for name, tensor in made.items()}
 
     def _scorable(self, answer: list[int]) -> list[int]:
-        """Cut an answer before the first token that the teacher lacks (a padding row of the head)."""
+        """Truncate an answer before the first token that the teacher lacks (a padding row)."""
         known = self.family.to_teacher
         lacking = (place for place, token in enumerate(answer) if token >= len(known) or known[token] < 0)
         return answer[: next(lacking, len(answer))]

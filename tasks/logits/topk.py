@@ -1,8 +1,8 @@
 """A teacher's soft targets, stored once: top-k tokens and the tail's mass.
 
-Students then train without the teacher in memory.  Keeping the tail as one more category keeps the
-targets a distribution; top k alone, renormalized, makes students overconfident (Anshumann et al. 2025, arXiv 2503.16870,
-section 3.2, which samples instead).
+Students then train without the teacher in memory.  The tail is stored as one more category, so that the targets are a
+distribution; the renormalized top k make students overconfident (Anshumann et al. 2025, arXiv 2503.16870, section 3.2, which
+samples instead).
 """
 
 import json

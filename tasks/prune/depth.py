@@ -77,7 +77,7 @@ def check_layers(layers: Sequence[int], total: int) -> list[int]:
     if outside:
         raise TechniqueError("layers", f"no layer {', '.join(map(str, outside))} in this model", f"0 to {total - 1}")
     if len(set(layers)) != len(layers):
-        raise TechniqueError("layers", f"duplicate index in {list(layers)}", "every layer once")
+        raise TechniqueError("layers", f"an index is listed twice in {list(layers)}", "every layer once")
     if len(layers) == total:
         raise TechniqueError("layers", f"all {total} layers named", "at least one layer kept")
     return sorted(layers)
@@ -146,7 +146,7 @@ class Depth:
     calibration_rows: Annotated[int, Field(ge=1)] = 32
     """Conversations of the calibration split to measure on."""
     max_tokens: Annotated[int, Field(ge=8)] = 256
-    """Tokens per conversation; the rest is cut."""
+    """Most tokens per conversation; longer ones are truncated."""
     batch_size: Annotated[int, Field(ge=1)] = 16
     """Conversations per forward pass."""
 

@@ -56,7 +56,7 @@ class WeightSelection:
     calibration_rows: Annotated[int, Field(ge=1)] = 32
     """Conversations of the calibration split to measure activations on."""
     max_tokens: Annotated[int, Field(ge=8)] = 256
-    """Tokens per conversation; the rest is cut."""
+    """Most tokens per conversation; longer ones are truncated."""
     batch_size: Annotated[int, Field(ge=1)] = 16
     """Conversations per forward pass."""
 

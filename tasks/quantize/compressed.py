@@ -63,7 +63,7 @@ class WeightOnly:
     check_rows: Annotated[int, Field(ge=1)] = 8
     """Calibration conversations on which the written model is compared with its source, if a corpus is given."""
     max_tokens: Annotated[int, Field(ge=8)] = 192
-    """Tokens per calibration conversation; the rest is cut."""
+    """Most tokens per calibration conversation; longer ones are truncated."""
 
     def forecast(self, work: Workload) -> Forecast:
         """Forecast seconds by the number of weights, and integers and scales in every layer."""

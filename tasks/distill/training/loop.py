@@ -94,7 +94,7 @@ def _train(
     identity = identity_of(settings, model, [*training, *validation], run)
     with memory_errors(settings, model, run) as seen:
         objective.attach(model, run.compute.device)
-        seen.beside = module_bytes(objective)
+        seen.modules = module_bytes(objective)
         trainer = make_trainer(settings, model, tokenizer, training, validation, objective, run)
         trainer.seen, trainer.identity = seen, identity
         train(trainer, resume_point(trainer, run.scratch / "checkpoints"))

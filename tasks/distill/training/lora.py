@@ -19,7 +19,7 @@ class Lora:
     """Adapters, trained instead of the weights; only they have gradients, moments, checkpoints."""
 
     rank: Annotated[int, Field(ge=0)] = 0
-    """Rank of the adapters; 0 trains the weights themselves, without adapters."""
+    """Rank of the adapters; 0: no adapters, all weights are trained."""
     alpha: Annotated[int, Field(gt=0)] = 32
     """Scale of the adapters: their output is multiplied by alpha / rank."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0

@@ -30,13 +30,13 @@ class Seen:
     """Size of the last batch that a process started: conversations, and tokens of the longest.
 
     room: bytes for weights and batches at the start of training.
-    beside: bytes of the objective's own modules.
+    modules: bytes of the objective's own modules.
     """
 
     room: float
     rows: int = 0
     tokens: int = 0
-    beside: float = 0.0
+    modules: float = 0.0
 
 
 @contextmanager
@@ -98,7 +98,7 @@ def demand(settings: Training, model: "PreTrainedModel", run: StepRun, seen: See
     fixed = fixed_bytes(weights, trained, run.compute.processes if run.compute.sharding == "fsdp" else 1)
     size = activation_bytes(precision_of(settings.precision, run.compute.device))
     eager = config._attn_implementation == "eager"
-    return Demand(config, fixed + seen.beside, seen.tokens or settings.max_tokens, eager, size)
+    return Demand(config, fixed + seen.modules, seen.tokens or settings.max_tokens, eager, size)
 
 
 def room_for(model: "PreTrainedModel", device: str) -> float:

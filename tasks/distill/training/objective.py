@@ -77,7 +77,5 @@ def last_hidden(model: Any, batch: Batch) -> "Tensor":
 def states_of(model: Any, batch: Batch, **asked: Any) -> Any:
     """Output of the decoder, without the head.  asked: output_hidden_states, output_attentions."""
     positions = {"position_ids": batch["position_ids"]} if "position_ids" in batch else {}
-    mask = (
-        {} if positions else {"attention_mask": batch["attention_mask"]}
-    )  # packed rows are told apart by their positions
+    mask = {} if positions else {"attention_mask": batch["attention_mask"]}  # positions separate packed rows
     return core_of(model).base_model(input_ids=batch["input_ids"], use_cache=False, **mask, **positions, **asked)

@@ -47,7 +47,7 @@ class Training:
     spec: ClassVar[Spec]
 
     epochs: Annotated[float, Field(gt=0)] = 6
-    """Maximum number of passes over the training rows."""
+    """Passes over the training rows, at most."""
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
     """Peak learning rate of AdamW."""
     schedule: Literal["cosine", "linear", "constant_with_warmup", "warmup_stable_decay"] = "cosine"

@@ -63,10 +63,10 @@ class Shared:
         return EvalLoopOutput(nothing, nothing, {f"{metric_key_prefix}_loss": found}, len(rows))
 
 
-class Telling:
-    """A trainer's telemetry: each term, and each term's gradient once an epoch.
+class Telemetry:
+    """Trainer mixin that records each term, and each term's gradient once per epoch.
 
-    awaited: terms whose gradient this epoch has not shown yet.
+    awaited: terms whose gradient has not been measured yet in this epoch.
     """
 
     accelerator: Any
@@ -75,7 +75,7 @@ class Telling:
     is_fsdp_enabled: bool
     steps_per_epoch: int
 
-    def begin_telling(self) -> None:
+    def begin_telemetry(self) -> None:
         """Start without measurements."""
         self.tally = Tally()
         self.term_names: list[str] = []
@@ -111,7 +111,7 @@ class Telling:
         size = term.detach().float().abs()
         return bool((self.accelerator.reduce(size, "sum") if self.accelerator.num_processes > 1 else size).item())
 
-    def told(self) -> dict[str, float]:
+    def term_figures(self) -> dict[str, float]:
         """Return further figures for a log line: means over all processes since the last line."""
         if len(self.term_names) < 2:
             return {}
@@ -133,12 +133,12 @@ def objective_trainer() -> type[Any]:
     from trl import SFTTrainer
     from trl.models.utils import _ForwardRedirection  # private: the range of trl is one minor version wide
 
-    class ObjectiveTrainer(Shared, Telling, SFTTrainer):
+    class ObjectiveTrainer(Shared, Telemetry, SFTTrainer):
         objective: Objective
 
         def __init__(self, *more: Any, **named: Any) -> None:
             super().__init__(*more, **named)
-            self.begin_telling()
+            self.begin_telemetry()
             self.seen = Seen(0)
             self.through_wrapper = _ForwardRedirection()
 
@@ -175,6 +175,6 @@ def objective_trainer() -> type[Any]:
             super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))
 
         def log(self, logs: dict[str, float], *more: Any, **named: Any) -> None:
-            super().log(logs | self.told() if "loss" in logs else logs, *more, **named)
+            super().log(logs | self.term_figures() if "loss" in logs else logs, *more, **named)
 
     return ObjectiveTrainer

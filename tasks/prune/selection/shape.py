@@ -71,9 +71,7 @@ def student_shape(
         limits["layers"] = (wanted.layers, teacher.layers)
     for name, (size, limit) in limits.items():
         if size > limit:
-            fix = f"{name}={limit}" + (
-                " or less, or rule=none for layers that start afresh" if name == "layers" else " or less"
-            )
+            fix = f"{name}={limit}" + (" or less, or rule=none for random layers" if name == "layers" else " or less")
             raise TechniqueError(name, f"{size}, but the teacher has {limit}", "no more than there is to take", fix)
     check_heads(wanted.heads, wanted.kv_heads)
     if wanted.group > teacher.group:
@@ -132,5 +130,5 @@ def check_taken(taken: Sequence[int], total: int) -> list[int]:
     if outside:
         raise TechniqueError("take", f"no layer {', '.join(map(str, outside))} in the teacher", f"0 to {total - 1}")
     if len(set(taken)) != len(taken):
-        raise TechniqueError("take", f"duplicate layer in {list(taken)}", "every layer once")
+        raise TechniqueError("take", f"a layer is listed twice in {list(taken)}", "every layer once")
     return sorted(taken)

@@ -161,7 +161,7 @@ def test_a_training_that_learns_by_heart_says_so(model: Path, tmp_path: Path, ca
     assert str(figures["overfitting"]).startswith("kept step") and "3 to 5 are usual" in caplog.text
     caplog.clear()
     train(model, empty_run(tmp_path, "unwatched"), Answers(), epochs=5.1, validation=0.0, batch_size=25)
-    assert "nothing would show" in caplog.text
+    assert "overfitting would go unnoticed" in caplog.text
 
 
 def test_rows_without_an_answer_are_named() -> None:
