@@ -222,4 +222,4 @@ def test_targets_that_are_mostly_tail_are_warned_of(tmp_path: Path, caplog: pyte
     metrics = Logits(**BASE, temperature=2.0)(choose(inputs, "targets"), out, run)
     mostly = k == 8  # a random teacher expects each of 512 tokens about alike
     assert (float(metrics["tail"]) > 0.9) is mostly
-    assert (f"lies beyond its {k} stored tokens" in caplog.text) is mostly
+    assert (f"mass is outside its {k} stored tokens" in caplog.text) is mostly

@@ -42,7 +42,8 @@ def test_spread_weights_train_as_whole_ones_do(
     rounded = settings.get("precision") == "bfloat16"  # otherwise in one process: its batches have other shapes
     for name, fault, more in (("alone", "", {"processes": 2 if rounded else 1}), ("spread", "want half", SHARDED)):
         out, run = empty_run(tmp_path, name)
-        figures = train_model(SFT(**SETTINGS | settings), model, chats(21), TwoTerms(fault), out, replace(run, **more))
+        placed = replace(run, compute=replace(run.compute, **more))
+        figures = train_model(SFT(**SETTINGS | settings), model, chats(21), TwoTerms(fault), out, placed)
         made.append((out, figures))
     (alone, expected), (spread, found) = made
     assert len(curve(alone)) >= 2
