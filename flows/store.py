@@ -88,7 +88,7 @@ def collect(store: Store, days: float, dry_run: bool) -> list[Entry]:
         if entry.shown or time.time() - entry.used < days * DAY_S:
             continue
         try:
-            with store.alone(entry.key, wait=False):
+            with store.lock(entry.key, wait=False):
                 if used(entry.folder) > entry.used:
                     continue
                 if not dry_run:

@@ -1,1 +1,4 @@
-"""The library: one file per technique, `tasks/<stage>/<technique>.py`, each selected by `conf/<stage>/<technique>.yaml`."""
+"""The library: one file per technique, `tasks/<stage>/<technique>.py`.
+
+`conf/<stage>/<technique>.yaml` selects a technique.
+"""

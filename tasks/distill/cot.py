@@ -2,8 +2,8 @@
 
 Source: Hsieh et al. 2023, arXiv 2305.02301, section 3.2.
 
-Rows bring their reasoning in `Row.reasoning`: from a teacher (traces with `reasoning.ask`), from the support corpus (its rows of more
-than one step), or from your own files.
+The reasoning is in `Row.reasoning`: from a teacher (traces with `reasoning.ask`), from the support corpus (rows with more than one
+step), or from your own files.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,28 +29,28 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 RATIONALE = "#rationale"
-"""Ends the id of a row whose whole answer is a reasoning."""
+"""Suffix of the id of a row whose whole answer is reasoning."""
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class CoT(Adapted, Weighed, Packed, Training):
     """Fine-tune a model on reasoning and answers.
 
-    joint: one target, the reasoning between <think> and </think>, then the answer.  The model then writes its reasoning at inference:
-    whatever asks it needs room for that (`max_new_tokens`), and graders take it off (tasks/shared/text/reasoning.py).
-    two: two rows per conversation, one that answers as ever and one that, asked by `instruction`, writes the reasoning.  At inference
-    the model answers at once, as fast as without.
+    joint: one target, the reasoning between <think> and </think>, then the answer.  The model then writes reasoning at inference,
+    which needs room (`max_new_tokens`) and which graders remove (tasks/shared/text/reasoning.py).
+    two: two rows per conversation, one with the answer and one that, after `instruction`, has the reasoning.  At inference the model
+    answers at once, as fast as without reasoning.
     """
 
     tasks: Literal["joint", "two"] = "joint"
-    """One target of reasoning and answer, or two tasks."""
+    """joint: one target, reasoning then answer.  two: two tasks, one for the answer and one for the reasoning."""
     rationale_weight: Annotated[float, Field(gt=0)] = 1.0
-    """What a token of the reasoning counts, where one of the answer counts 1.  The paper's weight lies between the tasks' means: that
-    is this one times reasoning tokens / answer tokens, both in the step's table."""
+    """Weight of a reasoning token relative to an answer token.  The paper weights the tasks' means instead: its weight equals this one
+    times reasoning tokens / answer tokens, both of which are in the step's table."""
     instruction: Annotated[str, Field(pattern=r"\S")] = "Explain step by step how to answer this."
-    """Ends the question of a row that wants the reasoning (`two`); questions that want the answer stay as they are."""
+    """Text appended to questions that ask for the reasoning (`two`); questions that ask for the answer are unchanged."""
     without_reasoning: Literal["keep", "drop"] = "keep"
-    """Rows without reasoning: train on their answers alone, or leave them out."""
+    """Handling of rows without reasoning: train on their answers only, or leave them out."""
 
     spec: ClassVar[Spec] = training_spec(
         summary="Fine-tuning on reasoning and answers: reasoning first, or as a second task so that the student answers at once",
@@ -79,9 +79,9 @@ class CoT(Adapted, Weighed, Packed, Training):
 
 
 class Rationales(Objective):
-    """Cross-entropy of answers and of reasoning, apart.
+    """Separate cross-entropies of answers and reasoning.
 
-    Both are sums over the same count, the tokens of the whole step: at weight 1 they add up to plain fine-tuning on both.
+    Both are divided by the number of tokens of the whole step, so that at weight 1 their sum is plain fine-tuning on both.
     """
 
     knob = "rationale_weight"
@@ -91,7 +91,7 @@ class Rationales(Objective):
         self.tokens = {"answer_tokens": 0, "reasoning_tokens": 0}
 
     def encode(self, rows: Sequence[Row], tokenizer: Any, max_tokens: int) -> list[Encoded]:
-        """Token ids, with `rationale`: 1 for each token of a reasoning, 0 for all others."""
+        """Encode rows, with `rationale`: 1 for each reasoning token, 0 for all others."""
         encoded = encode(rows, tokenizer, max_tokens)
         marked = [{**one, "rationale": mark(row, one, tokenizer)} for row, one in zip(rows, encoded, strict=True)]
         for one in marked:
@@ -101,7 +101,7 @@ class Rationales(Objective):
         return marked
 
     def terms(self, model: Any, batch: Batch, count: "Tensor | int | None") -> "dict[str, Tensor]":
-        """Two terms, `answer` and `rationale`."""
+        """Return two terms, `answer` and `rationale`."""
         labels, weights = batch["labels"], batch.get("weights")
         hidden, head = last_hidden(model, batch), output_head(model)
         whole = (labels[:, 1:] != IGNORED).sum().clamp(min=1) if count is None else count
@@ -111,7 +111,7 @@ class Rationales(Objective):
         return {"answer": answer, "rationale": self.weight * rationale}
 
     def figures(self) -> Mapping[str, float | int | str]:
-        """Tokens that count, of both sorts, validation included."""
+        """Return the numbers of reasoning and answer tokens, validation included."""
         return self.tokens
 
 
@@ -132,14 +132,14 @@ def mark(row: Row, encoded: Encoded, tokenizer: Any) -> list[int]:
 
 
 def joint_rows(rows: Sequence[Row]) -> list[Row]:
-    """Rows whose answer has its reasoning before it."""
+    """Return the rows with reasoning before their answers."""
     return [answering(row, join_reasoning(_plain(row.reasoning), row.answer)) for row in rows]
 
 
 def two_rows(rows: Sequence[Row], instruction: str) -> list[Row]:
-    """Every row, each one with reasoning followed by a row that asks for the reasoning.
+    """Return all rows, each one with reasoning followed by a row that asks for the reasoning.
 
-    Both keep the same phrasing group, so that no split separates them.
+    Both have the same phrasing group, so that no split separates them.
     """
     found = []
     for row in rows:
@@ -147,16 +147,18 @@ def two_rows(rows: Sequence[Row], instruction: str) -> list[Row]:
         if row.reasoning.strip():
             *before, question, _ = row.messages
             asked = Message(role=question.role, content=f"{question.content}\n\n{instruction}")
-            told = row.model_copy(update={"id": row.id + RATIONALE, "messages": (*before, asked, row.messages[-1])})
-            found.append(answering(told, _plain(row.reasoning)))
+            explained = row.model_copy(
+                update={"id": row.id + RATIONALE, "messages": (*before, asked, row.messages[-1])}
+            )
+            found.append(answering(explained, _plain(row.reasoning)))
     return found
 
 
 def answering(row: Row, content: str) -> Row:
-    """The row with another last message."""
+    """Return the row with another last message."""
     return row.model_copy(update={"messages": (*row.messages[:-1], Message(role="assistant", content=content))})
 
 
 def _plain(reasoning: str) -> str:
-    """The reasoning without marks of its own, which would end it early."""
+    """Remove marks within the reasoning, which would end it early."""
     return reasoning.replace(OPEN, "").replace(CLOSE, "").strip()

@@ -1,6 +1,6 @@
 """Feature distillation: match hidden states (and attention) to a teacher in memory.
 
-Each matched layer of the student has a linear projection to the teacher's width, which is trained with it and left out of the
+Each matched layer of the student has a linear projection to the teacher's width, which is trained with it but not part of the
 artifact (FitNets, Romero et al. 2015, arXiv 1412.6550; TinyBERT, Jiao et al. 2020, arXiv 1909.10351, section 3.1).
 """
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 PROJECTIONS = "feature_projections"
-"""Where the projections hang in the student while it is trained: its checkpoints then hold them."""
+"""Attribute of the student that holds the projections during training, so that checkpoints include them."""
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -46,25 +46,26 @@ class Features(Training, Taught):
     )
 
     layers: Rule = "uniform"
-    """Which layers are matched: spread evenly, the last ones, the first ones, or those that `prune/depth` kept (`layers.py`)."""
+    """Rule for the matched layers: spread evenly, the last ones, the first ones, or those that `prune/depth` kept (`layers.py`)."""
     pairs: tuple[tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]], ...] = ()
-    """Pairs of a student's and a teacher's layer, from 0 next to the embedding; overrides `layers`."""
+    """Pairs of a student layer and a teacher layer (0 is next to the embedding); overrides `layers`."""
     distance: Distance = "mse"
-    """Of hidden states: squared error relative to the teacher's mean square, or 1 minus the cosine."""
+    """Distance of hidden states: squared error relative to the teacher's mean square, or 1 minus the cosine."""
     tokens: Literal["all", "answers"] = "all"
-    """Match the states of whole conversations, or only those that write the answer; padding never counts."""
+    """Match the states of all tokens, or only those that predict the answer; padding is ignored."""
     hard_weight: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the answers' cross-entropy."""
     hidden_weight: Annotated[float, Field(ge=0)] = 10.0
-    """Weight of the hidden states' distance, mean over the pairs.  At 1 its gradient was a fortieth of the cross-entropy's when the
-    embedded model, nine of its 30 layers dropped, began to learn from the whole."""
+    """Weight of the hidden states' distance, mean over the pairs.  At 1, the initial gradient was a fortieth of the cross-entropy's, for
+    the embedded model without nine of its 30 layers and the whole model as teacher."""
     attention_weight: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the attention maps' divergence, mean over the pairs; above 0 both models compute attention the slow way that shows it."""
+    """Weight of the attention maps' divergence, mean over the pairs; above 0, both models use slow (eager) attention, which returns
+    the maps."""
 
     def plan_problems(
         self, where: str, inputs: Mapping[str, tuple[str, ...]], upstream: Mapping[str, Upstream]
     ) -> Iterator[ConfigError]:
-        """Nothing to match; `kept` for a student that no pruning made."""
+        """Yield problems: nothing to match, or `kept` for a student that was not pruned."""
         if not self.hidden_weight and not self.attention_weight:
             yield ConfigError(
                 where, "hidden_weight and attention_weight are 0", "something to match",
@@ -110,7 +111,7 @@ class Matching(Objective):
         return found
 
     def attach(self, model: "PreTrainedModel", device: str) -> None:
-        """Load the teacher and hang a projection for each pair into the student."""
+        """Load the teacher, and add a projection for each pair to the student."""
         from torch.nn import ModuleList
 
         self.teacher = load_model(self.source, self.settings.teacher_dtype, device).requires_grad_(False)
@@ -119,7 +120,7 @@ class Matching(Objective):
         if self.settings.attention_weight:
             _check_heads(mine.num_attention_heads, theirs.num_attention_heads)
             for part in (model, self.teacher):
-                part.set_attn_implementation("eager")  # no other gives its maps away
+                part.set_attn_implementation("eager")  # the only one that returns its maps
         if self.settings.hidden_weight:
             made = [
                 projection(mine.hidden_size, theirs.hidden_size, self.seed + index) for index in range(len(self.pairs))
@@ -135,13 +136,13 @@ class Matching(Objective):
         )
 
     def detach(self, model: "PreTrainedModel") -> None:
-        """Take the projections off and let the teacher go."""
+        """Remove the projections and release the teacher."""
         self.teacher = None
         if hasattr(model, PROJECTIONS):
             delattr(model, PROJECTIONS)
 
     def terms(self, model: Any, batch: Batch, count: "Tensor | int | None") -> "dict[str, Tensor]":
-        """`hard`, `hidden` and `attention`, those whose weight is not 0."""
+        """Return the terms `hard`, `hidden` and `attention`, except those of weight 0."""
         import torch
 
         settings = self.settings
@@ -173,7 +174,7 @@ class Matching(Objective):
         return found
 
     def _mask(self, batch: Batch) -> "Tensor":
-        """(batch, tokens), true on the tokens whose states are matched."""
+        """Mask of the tokens whose states are matched: (batch, tokens), bool."""
         import torch
 
         known = batch["known"][:, None].bool()
@@ -182,7 +183,7 @@ class Matching(Objective):
         return torch.nn.functional.pad(batch["labels"][:, 1:] != IGNORED, (0, 1)) & known
 
     def figures(self) -> Mapping[str, float | int | str]:
-        """The pairs that were matched, and how many conversations had hard targets alone."""
+        """Return the matched pairs, and the number of conversations with hard targets only."""
         missing = {"rows_without_targets": self.missing} if self.missing else {}
         return {"pairs": " ".join(f"{mine}:{theirs}" for mine, theirs in self.pairs), **missing}
 

@@ -2,8 +2,8 @@
 
 Source: Boizard et al. 2024, arXiv 2402.12030.
 
-Both models read the conversation in their own chat format and tokens; the answer's text is the same, and its tokens are aligned
-by their bytes.  The loss is TRL's class (`losses/universal.py`), the loop is this stage's: TRL 1.16's `GOLDTrainer` gives
+Each model reads the conversation in its own chat format and tokens; the answer's text is the same, and its tokens are aligned
+by their bytes.  The loss is TRL's class (`losses/universal.py`), but the loop is this stage's: TRL 1.16's `GOLDTrainer` gives
 the teacher its prompt in the student's markup, and averages over the rows of a batch, so that accumulation changes the loss.
 """
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 UNLIMITED = 2**31
-"""Tokens: the rows' own limit is the student's `max_tokens`."""
+"""Limit in tokens for encoding with the teacher, in effect none: the student's `max_tokens` limits the rows."""
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -52,23 +52,23 @@ class Gold(Training, Adapted, Taught):
     soft_weight: Annotated[float, Field(ge=0)] = 1.5
     """Weight of the distance from the teacher; 1.5 is the paper's."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
-    """Softens both distributions."""
+    """Softmax temperature of both distributions."""
     alignment: Alignment = "bytes"
-    """How tokens of the two are brought together: by the bytes at which both end one (byte-level BPE), or the n-th with the n-th."""
+    """Alignment of the two models' tokens: at bytes where both models end a token (byte-level BPE), or by position."""
     hybrid: bool = True
-    """Compare tokens that both vocabularies have as such, and only the others by sorted probabilities."""
+    """Compare tokens in both vocabularies directly, and only the others by sorted probabilities."""
 
     def plan_problems(
         self, where: str, inputs: Mapping[str, tuple[str, ...]], upstream: Mapping[str, Upstream]
     ) -> Iterator[ConfigError]:
-        """A teacher without a say."""
+        """Yield problems: a teacher without weight."""
         if not self.soft_weight:
             yield ConfigError(f"{where}.soft_weight", "0", "above 0", f"{where}.soft_weight=1.5, or distill/sft")
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Train and write the model folder with loss.csv (`train_model`).
 
-        Raises ModelError for a tokenizer that `alignment` cannot use, TechniqueError for a `hybrid` of nothing in common.
+        Raises ModelError for a tokenizer that `alignment` cannot use, TechniqueError for `hybrid` without tokens in common.
         """
         model, teacher = inputs.one("model").path, inputs.one("teacher").path
         rows = read_rows(inputs.one("data").path / "train.jsonl")
@@ -89,7 +89,7 @@ class Twin:
 
 
 class OtherTokens(Objective):
-    """Hard labels, and the distance to a teacher that reads the conversation in its own tokens."""
+    """Hard labels, and the distance to a teacher with its own tokens."""
 
     knob = "hard_weight and soft_weight"
 
@@ -98,7 +98,7 @@ class OtherTokens(Objective):
         self.tokenizers = load_tokenizer(student), load_tokenizer(teacher)
         if self.tokenizers[0].get_vocab() == self.tokenizers[1].get_vocab():
             log.warning(
-                "the teacher has the student's own tokens: distill/logits compares them one by one, and says more"
+                "the teacher has the student's tokens: distill/logits compares them directly, which is a stronger signal"
             )
         mine, theirs = (encode(rows, tokenizer, UNLIMITED) for tokenizer in self.tokenizers)
         self.twins = {
@@ -119,7 +119,7 @@ class OtherTokens(Objective):
         return Twin(theirs["input_ids"], len(theirs["input_ids"]) - len(spoken[1]), (first, second))
 
     def label(self, rows: Sequence[Encoded]) -> list[Encoded]:
-        """Adds `row`, the conversation's place in `batched`."""
+        """Add `row`, the conversation's index in `batched`."""
         start = len(self.batched)
         self.batched += [self.twins[tuple(row["input_ids"])] for row in rows]
         return [{**row, "row": start + place} for place, row in enumerate(rows)]
@@ -134,7 +134,7 @@ class OtherTokens(Objective):
         if self.longest > places:
             raise TechniqueError(
                 "inputs.teacher", f"a conversation takes {self.longest} of its tokens, it has {places} positions",
-                "a teacher that can read every row", "leave out the longest rows, or take another teacher",
+                "a teacher that can read every row", "leave out the longest rows, or use another teacher",
             )  # fmt: skip
         settings = self.settings
         for part, tokenizer in zip((model, self.teacher), self.tokenizers, strict=True):
@@ -147,11 +147,11 @@ class OtherTokens(Objective):
         self.loss = UniversalLoss(*self.tokenizers, settings.alignment, settings.hybrid, settings.temperature, device)
 
     def detach(self, model: "PreTrainedModel") -> None:
-        """Let the teacher go."""
+        """Release the teacher."""
         self.teacher = None
 
     def terms(self, model: Any, batch: Batch, count: "Tensor | int | None") -> "dict[str, Tensor]":
-        """`hard` and `soft`, those whose weight is not 0."""
+        """Return the terms `hard` and `soft`, except those of weight 0."""
         import torch
 
         settings, labels = self.settings, batch["labels"]

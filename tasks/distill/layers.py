@@ -11,15 +11,15 @@ Rule = Literal["uniform", "last", "first", "kept"]
 Pairs = tuple[tuple[int, int], ...]
 """(student's layer, teacher's layer), both from 0, next to the embedding."""
 KEPT = "influence.csv"
-"""What `prune/depth` writes beside its model: a line for each layer that there was, and whether it was dropped."""
+"""File that `prune/depth` adds to its model: one line per layer before pruning, dropped or kept."""
 
 
 def layer_pairs(rule: Rule, student: int, teacher: int, kept: Sequence[int] = ()) -> Pairs:
-    """Pairs by a rule, for so many layers.
+    """Pair layers by a rule.
 
     uniform: spread over the teacher's depth, last to last (PKD-skip, Sun et al. 2019, arXiv 1908.09355, section 3.2).
     last: the last ones of both (PKD-last, ibid.).  first: the first ones of both.
-    kept: every layer and the one that it was before the others were dropped; `kept` names those.
+    kept: every layer and the teacher's layer that it was before pruning, listed in `kept`.
     """
     common = min(student, teacher)
     match rule:
@@ -44,14 +44,14 @@ def check_pairs(pairs: Pairs, student: int, teacher: int) -> Pairs:
             "pairs", f"no such layers: {outside}", f"student's 0 to {student - 1}, teacher's 0 to {teacher - 1}"
         )
     if len(set(pairs)) < len(pairs):
-        raise TechniqueError("pairs", f"a pair stands twice in {list(pairs)}", "every pair once")
+        raise TechniqueError("pairs", f"a pair is listed twice in {list(pairs)}", "every pair once")
     return pairs
 
 
 def kept_layers(folder: Path, student: int, teacher: int) -> list[int]:
-    """The teacher's layers that a student made by `prune/depth` still has, by its record.
+    """Teacher layers that remain in a student made by `prune/depth`, from its record.
 
-    Raises TechniqueError if there is no record, or if it is of other models than these.
+    Raises TechniqueError if there is no record, or if it belongs to other models.
     """
     fix = "layers=uniform, or give the step the pruned model itself and the model that was pruned as its teacher"
     record = folder / KEPT

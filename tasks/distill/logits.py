@@ -47,13 +47,13 @@ class Logits(Training, Adapted, Taught):
     )
 
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """Weight of the soft targets; the rest is the hard ones'."""
+    """Weight of the soft targets; hard targets have 1 - alpha."""
     temperature: Annotated[float, Field(gt=0)] = 2.0
-    """Softens both distributions; stored targets must have been stored for it."""
+    """Softmax temperature of both distributions; stored targets must include it."""
     divergence: Divergence = "forward_kl"
-    """How the student's distribution is compared with the teacher's (`losses/soft.py` says what each is for)."""
+    """Divergence between the teacher's and the student's distributions (`losses/soft.py` describes each)."""
     mix: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    """Of jsd and the skewed ones: the share of the first distribution in the mixture; at 0 and 1 they are KL, or nothing."""
+    """Share of the first distribution in the mixture, for jsd and the skewed divergences; at 0 or 1 they would become KL or zero."""
 
     def plan_problems(
         self, where: str, inputs: Mapping[str, tuple[str, ...]], upstream: Mapping[str, Upstream]
@@ -114,7 +114,7 @@ class StoredTargets(Objective):
 
     @property
     def tail(self) -> float:
-        """Mean share, at this temperature, of the tokens that are not stored one by one."""
+        """Mean probability mass outside the stored top-k tokens at this temperature."""
         return self.targets.tails.get(self.blend.temperature, 0.0)
 
     def attach(self, model: "PreTrainedModel", device: str) -> None:
@@ -122,16 +122,16 @@ class StoredTargets(Objective):
         self.rows = int(model.get_output_embeddings().weight.shape[0])
         if self.tail > 0.5:
             log.warning(
-                "at temperature %g, %.0f %% of what the teacher expects lies beyond its %d stored tokens, and is taught as one sum; "
-                "a lower temperature, or a larger k in the logits step, teaches more of it",
+                "at temperature %g, %.0f %% of the teacher's probability mass is outside its %d stored tokens and is learned only as a "
+                "sum; use a lower temperature, or a larger k in the logits step",
                 self.blend.temperature, 100 * self.tail, self.targets.k,
             )  # fmt: skip
 
     def label(self, rows: Sequence[Encoded]) -> list[Encoded]:
-        """Adds `row`, the conversation's place in `keys`.
+        """Add `row`, the conversation's index in `keys`.
 
-        A trimmed vocabulary may cut some text otherwise than the teacher did: those conversations get hard targets.  With a
-        whole one, a conversation that is missing is one that the teacher never saw.
+        A trimmed vocabulary may split some text differently from the teacher; these conversations get hard targets.  With a whole
+        vocabulary, a missing conversation was not among the teacher's, which is an error.
         """
         found = []
         for row in rows:
@@ -149,7 +149,7 @@ class StoredTargets(Objective):
         return found
 
     def terms(self, model: Any, batch: Batch, count: "Tensor | int | None") -> "dict[str, Tensor]":
-        """`soft` and `hard`."""
+        """Return the terms `soft` and `hard`."""
         import torch
 
         states, tokens = counted(last_hidden(model, batch), batch["labels"])
@@ -179,7 +179,7 @@ class StoredTargets(Objective):
 
 
 class OnlineTargets(Objective):
-    """A teacher in memory, asked for every batch."""
+    """A teacher in memory that computes targets for every batch."""
 
     knob = "alpha and temperature"
 
@@ -198,7 +198,7 @@ class OnlineTargets(Objective):
         self.columns = None if columns is None else columns.to(device)
 
     def detach(self, model: "PreTrainedModel") -> None:
-        """Let the teacher go."""
+        """Release the teacher."""
         self.teacher = None
 
     def label(self, rows: Sequence[Encoded]) -> list[Encoded]:
@@ -211,7 +211,7 @@ class OnlineTargets(Objective):
         return found
 
     def terms(self, model: Any, batch: Batch, count: "Tensor | int | None") -> "dict[str, Tensor]":
-        """`soft` and `hard`."""
+        """Return the terms `soft` and `hard`."""
         import torch
 
         labels = batch["labels"]
@@ -223,5 +223,5 @@ class OnlineTargets(Objective):
         return blended_loss(states, output_head(model), tokens, known.view(-1).bool(), teacher, self.blend, count)
 
     def figures(self) -> Mapping[str, float | int | str]:
-        """Conversations that had hard targets alone."""
+        """Return the number of conversations with hard targets only."""
         return {"rows_without_targets": self.missing} if self.missing else {}

@@ -2,12 +2,12 @@
 
 Source: GKD, Agarwal et al. 2024, arXiv 2306.13649, algorithm 1.
 
-A student trained only on the teacher's answers never sees its own mistakes; here it does.
+A student trained only on the teacher's answers never sees its own mistakes; here, it does.
 
-The loop is this stage's own, not TRL's: of TRL 1.16, `DistillationTrainer` has no `lmbda`, projects every position to logits
-where there is no Triton, and validates on new samples each epoch, so that losses of epochs cannot be compared;
-`experimental.gkd` holds both models' logits of all positions, and divides the loss of samples by the number of tokens of the
-answers that they replaced.  The divergence is the same: `beta` means what it means there.
+The loop is this stage's, not TRL's.  In TRL 1.16, `DistillationTrainer` has no `lmbda`, computes logits at every position without
+Triton, and validates on new samples each epoch, so that losses of epochs cannot be compared; `experimental.gkd` keeps both
+models' logits of all positions, and divides the loss of samples by the number of tokens of the answers that they replaced.  The
+divergence and the meaning of `beta` are the same.
 """
 
 import math
@@ -56,18 +56,18 @@ class OnPolicy(Training, Adapted, Taught):
     )
 
     lmbda: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """Share of the optimizer steps that train on the student's own answers, spread evenly; the others train on the data's."""
+    """Fraction of the optimizer steps that train on the student's own answers, spread evenly; the others train on the data's."""
     beta: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """0: forward KL, cover all that the teacher may say.  1: reverse KL, say nothing that it would not.  Between: generalized JSD."""
+    """0: forward KL (mode-covering).  1: reverse KL (mode-seeking).  Between: generalized JSD."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
-    """Of the student's sampling.  Distributions are compared at temperature 1."""
+    """Sampling temperature of the student's answers; distributions are compared at temperature 1."""
     max_new_tokens: Annotated[int, Field(gt=0)] = 96
-    """Tokens of an own answer at the most; what is cut off is not missed, for each token is scored by itself."""
+    """Most tokens of a sampled answer.  Truncation does no harm, since each token is scored by itself."""
 
     def plan_problems(
         self, where: str, inputs: Mapping[str, tuple[str, ...]], upstream: Mapping[str, Upstream]
     ) -> Iterator[ConfigError]:
-        """A teacher that is the student itself."""
+        """Yield problems: a teacher that is the student itself."""
         if inputs.get("teacher") and inputs.get("teacher") == inputs.get("model"):
             yield ConfigError(
                 f"{where}.inputs.teacher", f"{inputs['teacher'][0]}, which is the student as well: nothing could be learned",
@@ -75,7 +75,7 @@ class OnPolicy(Training, Adapted, Taught):
             )  # fmt: skip
 
     def forecast(self, work: Workload) -> Forecast:
-        """A training with a teacher, and the answers that the student writes."""
+        """Forecast a training with a teacher, and the sampling of the student's answers."""
         forecast, rows = forecast_training(self, work), work.rows.train * self.epochs * self.lmbda
         sampling = work.reading(work.size(), rows * GENERATION_COST * ANSWER_TOKENS)
         return replace(forecast, seconds=forecast.seconds + sampling)
@@ -83,7 +83,7 @@ class OnPolicy(Training, Adapted, Taught):
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Train and write the model folder with loss.csv (`train_model`).
 
-        Raises ModelError for a teacher of another tokenizer, TechniqueError for answers that the model has no positions for.
+        Raises ModelError for a teacher of another tokenizer, TechniqueError for answers beyond a model's maximum length.
         """
         model, teacher = inputs.one("model").path, inputs.one("teacher").path
         rows = read_rows(inputs.one("data").path / "train.jsonl")
@@ -91,7 +91,7 @@ class OnPolicy(Training, Adapted, Taught):
 
 
 class OwnAnswers(Objective):
-    """One term: the divergence from the teacher on the step's answers, whosever they are."""
+    """One term: the divergence from the teacher on the step's answers, sampled or from the data."""
 
     def __init__(self, settings: OnPolicy, student: Path, teacher: Path, seed: int) -> None:
         self.settings, self.source, self.seed = settings, teacher, seed
@@ -140,7 +140,7 @@ class OwnAnswers(Objective):
             )  # fmt: skip
 
     def detach(self, model: "PreTrainedModel") -> None:
-        """Let the teacher go."""
+        """Release the teacher."""
         self.teacher = None
 
     def is_own(self, step: int) -> bool:
@@ -154,7 +154,7 @@ class OwnAnswers(Objective):
         return math.floor((step + 1) * share + 0.5) > math.floor(step * share + 0.5)
 
     def terms(self, model: Any, batch: Batch, count: "Tensor | int | None") -> "dict[str, Tensor]":
-        """`divergence`."""
+        """Return one term, `divergence`."""
         import torch
 
         shares = row_shares(batch["labels"], count) * batch["known"]
@@ -174,7 +174,7 @@ class OwnAnswers(Objective):
         return {"divergence": sum_over_chunks(score, output_head(model), states, weights, *teacher.rows)[0]}
 
     def own(self, model: Any, batch: Batch) -> Batch:
-        """The batch with the student's answers in the place of the data's."""
+        """Return the batch with the student's answers in place of the data's."""
         settings = self.settings
         prompts = [
             ids[:prompt].tolist() for ids, prompt in zip(batch["input_ids"], batch["prompt"].tolist(), strict=True)
@@ -188,13 +188,13 @@ class OwnAnswers(Objective):
         return {name: tensor.to(batch["input_ids"].device) for name, tensor in made.items()}
 
     def _scorable(self, answer: list[int]) -> list[int]:
-        """Cut an answer before the first token that the teacher lacks (a padding row of the head)."""
+        """Truncate an answer before the first token that the teacher lacks (a padding row)."""
         known = self.family.to_teacher
         lacking = (place for place, token in enumerate(answer) if token >= len(known) or known[token] < 0)
         return answer[: next(lacking, len(answer))]
 
     def figures(self) -> Mapping[str, float | int | str]:
-        """Conversations that could not be used."""
+        """Return the number of conversations that could not be used."""
         return {"rows_without_targets": self.missing} if self.missing else {}
 
 

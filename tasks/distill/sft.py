@@ -1,8 +1,8 @@
-"""Supervised fine-tuning on traces, that is response distillation.
+"""Supervised fine-tuning on traces (response distillation).
 
 Source: Kim and Rush 2016, arXiv 1606.07947, section 3.2.
 
-The student learns to write the teacher's accepted answers; only the tokens of the final answer count.
+The student learns the teacher's accepted answers; only the tokens of the final answer contribute to the loss.
 """
 
 from pathlib import Path

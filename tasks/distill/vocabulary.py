@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LEAST_COMMON = 0.98
-"""Share of the student's tokens that a teacher of its family knows.  Two byte-level tokenizers of different makers share half."""
+"""Minimum share of the student's tokens in a teacher of its family.  Byte-level tokenizers of different makers share half."""
 
 
 @dataclass(frozen=True)
@@ -18,8 +18,8 @@ class Family:
     """Correspondence of token ids.
 
     to_teacher: by student token, the teacher's id of the same token, -1 if the teacher has none (padding).
-    to_student: by teacher token, likewise, -1 for tokens that were trimmed away.
-    same: both number all the tokens alike, and each has them all.
+    to_student: by teacher token, the student's id of the same token, -1 if it was trimmed.
+    same: True if both have the same tokens with the same ids.
     """
 
     to_teacher: "Tensor"
@@ -27,7 +27,7 @@ class Family:
     same: bool
 
     def columns(self, student_rows: int, teacher_rows: int) -> "Tensor | None":
-        """Teacher row of each row of the student's head, -1 for none; None if both heads agree."""
+        """Return the teacher row of each row of the student's head, -1 for none; None if equal."""
         from torch.nn.functional import pad
 
         if self.same and student_rows == teacher_rows:
@@ -55,9 +55,9 @@ class Family:
 
 
 def match_vocabularies(student: Mapping[str, int], teacher: Mapping[str, int]) -> Family:
-    """Match by the tokens' own text.
+    """Match the tokens of two tokenizers by their text.
 
-    Raises ModelError where too few tokens are shared: then the same text is cut into other tokens, and positions do not match.
+    Raises ModelError if they share too few: they would then split the same text differently, and positions would not match.
     """
     import torch
 

@@ -113,7 +113,7 @@ class Runtime:
         check_source(self.energy)
 
     def forecast(self, work: Workload) -> Forecast:
-        """Every model loaded afresh in each round and engine, with one timed answer per number of streams."""
+        """Forecast the timing: per round and engine, load a model and time each number of streams."""
         rounds, answers = self.repeats * len(self.engines), 1 + sum(self.batch_sizes)
         return forecast_evaluation(
             work, rounds * answers * (self.tokens + self.warm_up_tokens) * GENERATION_COST, loads=rounds

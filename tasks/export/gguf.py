@@ -31,8 +31,8 @@ SECONDS_PER_WEIGHT = 1e-7
 class Gguf:
     """One .gguf file with tokenizer and chat template, refused if it deviates from its source.
 
-    A source of 4-bit groups of 32 (GPTQ) is copied into q4_0 with its integers unchanged, which keeps its calibration; rounding a dense
-    source to q4_0 has none.
+    A source of 4-bit groups of 32 (GPTQ) is copied to q4_0 with unchanged integers and so keeps its calibration, in contrast to a dense
+    source that is rounded to q4_0.
     """
 
     scheme: Scheme = "q4_0"

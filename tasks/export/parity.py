@@ -84,7 +84,7 @@ def check_floor(parity: Parity, min_top1: float, max_divergence: float, where: s
 
 
 def post(url: str, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-    """One request to llama.cpp's server.  Raises ParityError if it does not answer in time or refuses."""
+    """Send a request to llama.cpp's server.  Raises ParityError if it refuses or is too slow."""
     try:
         return ServerClient(url).post(path, body, REQUEST_TIMEOUT_S)
     except EndpointError as error:

@@ -1,8 +1,8 @@
 """A teacher's soft targets, stored once: top-k tokens and the tail's mass.
 
-Students then train without the teacher in memory.  Keeping the tail as one more category keeps the
-targets a distribution; top k alone, renormalized, makes students overconfident (Anshumann et al. 2025, arXiv 2503.16870,
-section 3.2, which samples instead).
+Students then train without the teacher in memory.  The tail is stored as one more category, so that the targets are a
+distribution; the renormalized top k make students overconfident (Anshumann et al. 2025, arXiv 2503.16870, section 3.2, which
+samples instead).
 """
 
 import json
@@ -37,9 +37,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ACCOUNT = "tails.json"
-"""In scratch: by part, the sums over its positions of the tail's share at each temperature."""
+"""File in scratch: per part, the tail mass at each temperature, summed over positions."""
 PART_ROWS = 64
-"""Conversations of one part: what a kill costs at the most."""
+"""Conversations per part, the most work that a kill can lose."""
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -47,7 +47,7 @@ class TopK:
     """Run the teacher over every training answer and store its top-k distribution at each token."""
 
     spec: ClassVar[Spec] = Spec(
-        summary="A teacher's k likeliest tokens and the remaining mass at every answer token, stored once for several temperatures",
+        summary="A teacher's top-k tokens and tail mass at every answer token, stored once for several temperatures",
         ports={"teacher": Port((Kind.MODEL,)), "data": Port((Kind.TRACES, Kind.CORPUS))},
         produces=Kind.LOGITS,
         libraries=("torch", "transformers", "tokenizers", "gguf", "safetensors"),
@@ -56,7 +56,7 @@ class TopK:
     )
 
     k: Annotated[int, Field(ge=1)] = 32
-    """Tokens kept at each position; a position takes 4 k bytes (6 k over 65,536 tokens) and 4 for each temperature."""
+    """Tokens stored per position, which takes 4 k bytes (6 k for vocabularies over 65,536) plus 4 per temperature."""
     temperatures: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (
         1.0,
         2.0,
@@ -65,23 +65,23 @@ class TopK:
         8.0,
         10.0,
     )
-    """At which students may be trained from these targets."""
+    """Temperatures at which students can be trained from these targets."""
     max_tokens: Annotated[int, Field(gt=8)] = 512
     """Longer conversations are refused, as in training."""
     batch_size: Annotated[int, Field(gt=0)] = 16
     """Conversations per forward pass."""
     dtype: Dtype = "float32"
-    """Arithmetic of the teacher."""
+    """Data type of the teacher's weights and arithmetic."""
 
     def plan_problems(
         self, where: str, inputs: Mapping[str, tuple[str, ...]], upstream: Mapping[str, Upstream]
     ) -> Iterator[ConfigError]:
-        """A temperature listed twice."""
+        """Yield problems: a temperature listed twice."""
         if len(set(self.temperatures)) < len(self.temperatures):
             yield ConfigError(f"{where}.temperatures", f"{list(self.temperatures)}", "every temperature once")
 
     def forecast(self, work: Workload) -> Forecast:
-        """One pass of the teacher over the training rows, and the stored positions of their answers."""
+        """Forecast one pass of the teacher over the training rows, and the stored positions."""
         teacher = work.size("teacher")
         position = bytes_per_position(self.k, len(self.temperatures), teacher.shape.vocabulary)
         seconds = work.reading(teacher, work.rows.train * TOKENS_PER_ROW)
@@ -93,8 +93,8 @@ class TopK:
 
         A killed run resumes after its last whole part.
 
-        Raises DataError for rows that are too long, TechniqueError for a k that leaves no rest, ModelError for logits that are no
-        numbers.
+        Raises DataError for rows that are too long, TechniqueError for a k without a tail, ModelError for logits that are not
+        finite.
         """
         import torch
 
@@ -128,7 +128,7 @@ class TopK:
         }
 
     def _make_parts(self, source: Path, parts: Sequence[Sequence[Encoded]], pad: int, run: StepRun) -> None:
-        """Make the parts that scratch lacks; each appears by one rename.
+        """Write the parts that scratch lacks, each by one rename.
 
         The teacher is loaded only if a part is missing.
         """
@@ -152,7 +152,7 @@ class TopK:
                 advance(1)
 
     def _targets(self, model: Any, rows: Sequence[Encoded], pad: int) -> "dict[str, Tensor]":
-        """ids, top and tails of some conversations, one after the other."""
+        """Compute ids, top and tails of conversations, concatenated."""
         import torch
 
         found: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -171,7 +171,7 @@ class TopK:
                     found.append(top_and_tails(head(part), self.k, self.temperatures))
         ids, top, tails = (torch.cat(column).cpu() for column in zip(*found, strict=True))
         if not bool(torch.isfinite(top).all()):
-            raise ModelError("teacher", "its logits are no numbers", "a sound model", "evaluate it, or dtype: float32")
+            raise ModelError("teacher", "its logits are not finite", "finite logits", "evaluate it, or dtype: float32")
         small = model.config.get_text_config().vocab_size <= SMALL
         return {
             "ids": ids.to(torch.uint16 if small else torch.int32).contiguous(),
@@ -186,7 +186,7 @@ def count_answer(row: Encoded) -> int:
 
 
 def top_and_tails(logits: "Tensor", k: int, temperatures: Sequence[float]) -> "tuple[Tensor, Tensor, Tensor]":
-    """The k likeliest tokens, their log-probabilities, and the tail at each temperature.
+    """Select the top-k tokens, their log-probabilities, and the tail at each temperature.
 
     logits: (tokens, vocabulary) float32.  Returns ids (tokens, k) int64, top (tokens, k), tails (tokens, temperatures):
     log of the sum of exp(log-probability / temperature) over all other tokens, at log-probabilities of temperature 1.

@@ -77,7 +77,7 @@ def check_layers(layers: Sequence[int], total: int) -> list[int]:
     if outside:
         raise TechniqueError("layers", f"no layer {', '.join(map(str, outside))} in this model", f"0 to {total - 1}")
     if len(set(layers)) != len(layers):
-        raise TechniqueError("layers", f"an index stands twice in {list(layers)}", "every layer once")
+        raise TechniqueError("layers", f"an index is listed twice in {list(layers)}", "every layer once")
     if len(layers) == total:
         raise TechniqueError("layers", f"all {total} layers named", "at least one layer kept")
     return sorted(layers)
@@ -106,7 +106,7 @@ def drop_layers(model: "PreTrainedModel", dropped: Sequence[int]) -> None:
 
 
 def measure_influence(model: "PreTrainedModel", ids: list[list[int]], batch_size: int, pad_id: int) -> list[float]:
-    """Mean block influence of every decoder layer over the real tokens of `ids`, by hooks, one forward pass per batch."""
+    """Mean block influence of every decoder layer over the tokens of `ids`, without padding."""
     passes = track(batches(ids, batch_size, pad_id), "block influence", -(-len(ids) // batch_size))
     sums = collect(
         model,
@@ -140,13 +140,13 @@ class Depth:
     layers: tuple[Annotated[int, Field(ge=0)], ...] = ()
     """Layers to drop by index (0 is next to the embedding); overrides `ratio`."""
     protect_first: Annotated[int, Field(ge=0)] = 1
-    """Layers at the input that `ratio` never drops: the first one builds features that every later layer reads."""
+    """Layers at the input that `ratio` never drops, since all later layers depend on the first one's features."""
     protect_last: Annotated[int, Field(ge=0)] = 1
     """Layers at the output that `ratio` never drops."""
     calibration_rows: Annotated[int, Field(ge=1)] = 32
     """Conversations of the calibration split to measure on."""
     max_tokens: Annotated[int, Field(ge=8)] = 256
-    """Tokens per conversation; the rest is cut."""
+    """Most tokens per conversation; longer ones are truncated."""
     batch_size: Annotated[int, Field(ge=1)] = 16
     """Conversations per forward pass."""
 
@@ -163,7 +163,7 @@ class Depth:
     )
 
     def forecast(self, work: Workload) -> Forecast:
-        """One pass over the calibration rows; the layers that stay."""
+        """Forecast one pass over the calibration rows, and the size of the remaining layers."""
         size = work.size()
         dropped = len(self.layers) or round(self.ratio * size.shape.layers)
         seconds = work.reading(size, self.calibration_rows * self.max_tokens)
@@ -210,7 +210,7 @@ class Depth:
 
 
 def write_influence(path: Path, influence: Sequence[float], dropped: Sequence[int]) -> None:
-    """One line per layer of the model before pruning."""
+    """Write one line per layer of the model before pruning."""
     with path.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(["layer", "influence", "dropped"])

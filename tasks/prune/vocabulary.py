@@ -2,8 +2,8 @@
 
 Source: Abdaoui et al. 2020, arXiv 2010.05609.
 
-In a small model embedding and head are a large part of the weights, and a domain uses a few thousand tokens.  What is left cuts
-the domain's texts exactly as before, and can still write any other text, in more and shorter tokens.
+In a small model, embedding and head are a large part of the weights, but a domain uses only a few thousand tokens.  The trimmed
+tokenizer splits the domain's texts exactly as before, and can still encode any other text in more, shorter tokens.
 """
 
 import json
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 SECONDS = 20.0
-"""For tokenizing a domain of a few thousand texts, twice."""
+"""Seconds to tokenize a domain of a few thousand texts, twice."""
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -42,17 +42,17 @@ class Vocabulary:
     """
 
     size: Annotated[int, Field(ge=0)] = 8192
-    """Tokens to keep at least: after those that the texts need, the most frequent ones by merge rank.  0: only what is needed."""
+    """Minimum number of tokens to keep: those that the texts need, then the most frequent ones by merge rank.  0: only the needed ones."""
     multiple: Annotated[int, Field(ge=1)] = 64
-    """Round the number of tokens up to a multiple, with further frequent tokens, for kernels and blocks that like even rows."""
+    """Round the number of tokens up to a multiple of this with further frequent tokens, since kernels and blocks prefer even sizes."""
     numbers: bool = True
-    """Keep every token of digits, so that a price no text has named yet is read as it was in pre-training."""
+    """Keep all tokens of digits, so that numbers absent from the texts are tokenized as in pre-training."""
     reserved: bool = True
-    """Keep the tokenizer's free places (<unused7>, <|reserved_special_token_3|>), which some have thousands of."""
+    """Keep the tokenizer's reserved tokens (<unused7>, <|reserved_special_token_3|>); some tokenizers have thousands."""
     articles: bool = True
-    """Read the corpora's articles too, but for those held out for the test: they may stand in prompts."""
+    """Also read the corpora's articles, which may be in prompts, except those held out for the test."""
     texts: tuple[str, ...] = ()
-    """More texts of the domain: .txt, .md or .jsonl files (key "text" of every line), or folders of them, UTF-8."""
+    """Further texts of the domain: .txt, .md or .jsonl files (key "text" of each line), or folders of them, UTF-8."""
 
     spec: ClassVar[Spec] = Spec(
         summary="Keeps the tokens and merges that the domain's texts need, plus all bytes; embedding and head shrink",
@@ -65,18 +65,18 @@ class Vocabulary:
     )
 
     def sources(self) -> tuple[Path, ...]:
-        """The user's texts."""
+        """Return the user's text files."""
         return tuple(map(user_path, self.texts))
 
     def forecast(self, work: Workload) -> Forecast:
-        """All weights: the texts decide how many rows of the vocabulary go."""
+        """Forecast the untrimmed size, since the texts determine how many rows are dropped."""
         size = work.size()
         return forecast_reading(work, SECONDS, size.parameters, size.saved())
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Write the smaller model and vocabulary.json (the old id of every new one) to `out`.
 
-        Raises TechniqueError for a tokenizer that is not byte-pair encoding, or that does not cut the texts as before.
+        Raises TechniqueError for a tokenizer that is not byte-pair encoding, or that would split the texts differently.
         """
         import torch
 
@@ -108,7 +108,7 @@ class Vocabulary:
         return figures(trimming)
 
     def choose(self, tokens: Tokens, used: Collection[str], rows: int) -> set[str]:
-        """The tokens to keep: none without a row in the model."""
+        """Choose the tokens to keep, only from those with a row in the model."""
         wanted = {token for token in tokens.added if self.reserved or not RESERVED.fullmatch(token)}
         wanted |= set(used) | always_kept(tokens.merges.tokens, tokens.byte_level, self.numbers)
         if tokens.unknown is not None:
@@ -120,7 +120,7 @@ class Vocabulary:
     def tried(
         self, tokenizer: "PreTrainedTokenizerBase", tokens: Tokens, passages: Sequence[Passage], rows: int
     ) -> Trial | None:
-        """Measure the trimming on unseen topics: choose without a tenth, count on that tenth."""
+        """Measure the trimming on unseen topics: choose tokens without a tenth, count on that tenth."""
         from tokenizers import Tokenizer
 
         known, unseen = without_every_tenth(passages)
@@ -142,10 +142,10 @@ class Vocabulary:
 
 
 def texts_of(passages: Sequence[Passage]) -> list[str]:
-    """All texts, in order.  Raises DataError if there are none."""
+    """Return all texts in order.  Raises DataError if there are none."""
     found = [text for passage in passages for text in passage.texts]
     if not found:
-        raise DataError("data", "no texts", "at least one conversation to choose the tokens by")
+        raise DataError("data", "no texts", "at least one conversation from which to choose tokens")
     return found
 
 
@@ -167,14 +167,14 @@ def check_cuts(small: "PreTrainedTokenizerBase", texts: Sequence[str], cuts: Seq
             )
             raise TechniqueError(
                 type(small).__name__,
-                f"with fewer tokens it cuts {text[:60]!r} in another way, from token {place} on: {list(after[place : place + 4])}",
+                f"with fewer tokens it splits {text[:60]!r} differently, from token {place} on: {list(after[place : place + 4])}",
                 f"{list(before[place : place + 4])}",
                 "leave this model's vocabulary as it is, and report the tokenizer",
             )
 
 
 def figures(trimming: Trimming) -> Metrics:
-    """Figures for the run's tables."""
+    """Return metrics for the run's tables."""
     trial = trimming.held_out
     found: Metrics = trimming.model_dump(exclude={"old_ids", "held_out"})
     if trial is not None:

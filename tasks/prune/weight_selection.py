@@ -32,35 +32,36 @@ if TYPE_CHECKING:
 class WeightSelection:
     """Make a student with fewer layers, channels, neurons or heads from its teacher.
 
-    Dimensions of 0 are the teacher's.  Heads keep their size; what is not copied starts as the architecture starts it, by the seed.
+    Dimensions of 0 are the teacher's.  Heads keep their size; weights that are not copied get the architecture's initialization,
+    by the seed.
     """
 
     layers: Annotated[int, Field(ge=0)] = 0
-    """Decoder layers of the student."""
+    """Decoder layers of the student; 0: as many as the teacher has."""
     rule: Rule = "uniform"
-    """Which of the teacher's layers: evenly spaced, the first, the last, both ends; none: layers start afresh, and only embedding,
-    head and last norm are the teacher's."""
+    """Choice of the teacher's layers: evenly spaced, the first, the last, or both ends.  none: random layers; only embedding, head and
+    last norm come from the teacher."""
     take: tuple[Annotated[int, Field(ge=0)], ...] = ()
     """The teacher's layers by index (0 is next to the embedding); overrides `layers` and `rule`."""
     hidden_size: Annotated[int, Field(ge=0)] = 0
-    """Channels of the hidden state."""
+    """Channels of the hidden state; 0: as many as the teacher has."""
     intermediate_size: Annotated[int, Field(ge=0)] = 0
-    """Neurons of each feed-forward block."""
+    """Neurons of each feed-forward block; 0: as many as the teacher has."""
     heads: Annotated[int, Field(ge=0)] = 0
-    """Query heads; 0: as many for each key-value head as in the teacher."""
+    """Query heads; 0 keeps the teacher's number of query heads per key-value head."""
     kv_heads: Annotated[int, Field(ge=0)] = 0
-    """Heads of keys and values; 0: so that as many query heads share one as in the teacher."""
+    """Key-value heads; 0 keeps the teacher's number of query heads per key-value head."""
     width: Literal["activation", "leading"] = "activation"
-    """Which channels, neurons and heads: those with the largest activations on the calibration rows, or the first ones."""
+    """Choice of channels, neurons and heads: those with the largest activations on the calibration rows, or the first ones."""
     calibration_rows: Annotated[int, Field(ge=1)] = 32
     """Conversations of the calibration split to measure activations on."""
     max_tokens: Annotated[int, Field(ge=8)] = 256
-    """Tokens per conversation; the rest is cut."""
+    """Most tokens per conversation; longer ones are truncated."""
     batch_size: Annotated[int, Field(ge=1)] = 16
     """Conversations per forward pass."""
 
     spec: ClassVar[Spec] = Spec(
-        summary="A smaller student filled with its teacher's weights: layers by rule, width by activations",
+        summary="A smaller student initialized from its teacher's weights: layers by rule, width by activations",
         ports={"model": Port((Kind.MODEL,)), "calibration": Port((Kind.CORPUS,), optional=True)},
         produces=Kind.MODEL,
         libraries=("torch", "transformers", "tokenizers", "gguf"),
@@ -96,7 +97,7 @@ class WeightSelection:
         return forecast_reading(work, seconds, teacher.parameters + student.parameters, student)
 
     def _shape(self, teacher: Dimensions) -> Dimensions:
-        """The student's shape, by the settings."""
+        """Return the student's shape according to the settings."""
         head = teacher.query / teacher.heads
         shared = teacher.query / max(1, teacher.value)
         heads = self.heads or round(self.kv_heads * shared) or teacher.heads
@@ -111,9 +112,9 @@ class WeightSelection:
         )
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
-        """Write the student and selection.json (what was taken of which layer) to `out`.
+        """Write the student and selection.json (the copied parts of each layer) to `out`.
 
-        Raises TechniqueError for sizes that the teacher does not have, or an architecture that is not known to shrink.
+        Raises TechniqueError for sizes above the teacher's, or an architecture that cannot be shrunk.
         """
         import torch
         from transformers import AutoModelForCausalLM
@@ -178,7 +179,7 @@ class WeightSelection:
 
 
 def no_calibration(where: str) -> ConfigError:
-    """Activations are asked for, and there is nothing to measure them on."""
+    """Return the error for `width: activation` without a corpus."""
     return ConfigError(
         f"{where}.inputs.calibration",
         "width: activation, and no corpus to measure activations on",

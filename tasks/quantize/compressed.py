@@ -59,11 +59,11 @@ class WeightOnly:
     group_size: Annotated[int, Field(ge=0, multiple_of=8)] = 0
     """Weights that share one scale; 0 takes the largest of 128, 64 and 32 that divides every layer."""
     symmetric: bool = True
-    """Scale only; false adds a zero point per group."""
+    """Scales only; false adds a zero point per group."""
     check_rows: Annotated[int, Field(ge=1)] = 8
     """Calibration conversations on which the written model is compared with its source, if a corpus is given."""
     max_tokens: Annotated[int, Field(ge=8)] = 192
-    """Tokens per calibration conversation; the rest is cut."""
+    """Most tokens per calibration conversation; longer ones are truncated."""
 
     def forecast(self, work: Workload) -> Forecast:
         """Forecast seconds by the number of weights, and integers and scales in every layer."""
@@ -148,7 +148,7 @@ def choose_group_size(sizes: Mapping[str, int], wanted: int = 0) -> int:
 
 
 def forecast_packing(work: Workload, bits: int, group_size: int, symmetric: bool) -> Forecast:
-    """Forecast a quantization: packed layers with a 16-bit scale per group, embedding and head in bfloat16."""
+    """Forecast a quantization to packed layers with 16-bit scales, bfloat16 embedding and head."""
     size = work.size()
     widths = (size.shape.width, size.shape.query, size.shape.feed_forward)
     fitting = [group for group in GROUP_SIZES if all(width % group == 0 for width in widths)]
@@ -170,7 +170,7 @@ def check_dense(model: "PreTrainedModel", where: str) -> None:
     """Raise TechniqueError if the model's weights are already quantized."""
     if getattr(model.config, "quantization_config", None) is not None:
         raise TechniqueError(
-            where, "this model is quantized already", "dense weights", "take the step before the quantization as input"
+            where, "this model is quantized already", "dense weights", "use the step before the quantization as input"
         )
 
 
@@ -184,7 +184,7 @@ def weight_recipe(bits: int, group_size: int, symmetric: bool) -> dict[str, Any]
 
 @contextlib.contextmanager
 def quiet_llmcompressor(description: str, total: int) -> Iterator[None]:
-    """One bar over the layers instead of llm-compressor's log lines and its bar per layer; its warnings go to our log."""
+    """Show one bar over the layers instead of llm-compressor's logs; send its warnings to ours."""
     import llmcompressor  # noqa: F401 - it installs its own loguru sinks when imported, which go here
     from loguru import logger
 
@@ -213,10 +213,11 @@ def run_oneshot(
     run: StepRun,
     ids: Sequence[Sequence[int]] = (),
 ) -> None:
-    """Quantize in place.  ids: calibration rows; each is a batch of its own, so that no padding enters the statistics.
+    """Quantize a model in place.
 
-    Calibration runs on one thread: it does thousands of small operations, and two threads that wait for each other on a busy
-    machine are ten times slower.  The same inputs then give the same bytes.
+    ids: calibration rows; each is a batch of its own, so that the statistics include no padding.
+    Calibration runs on one thread: it does thousands of small operations, which are ten times slower on two threads that wait for
+    each other on a busy machine.  One thread also makes the result reproducible byte by byte.
     """
     import torch
     from llmcompressor import oneshot

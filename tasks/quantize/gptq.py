@@ -16,14 +16,14 @@ from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class GPTQ(WeightOnly):
-    """Quantize every linear layer but the head to groups of small integers, calibrated on whole conversations."""
+    """Quantize all linear layers but the head to integer groups, calibrated on conversations."""
 
     calibration_rows: Annotated[int, Field(ge=1)] = 64
     """Conversations of the calibration split, answers included."""
     damping: Annotated[float, Field(gt=0, lt=1)] = 0.01
-    """Added to the Hessian's diagonal, as a fraction of its mean."""
+    """Damping added to the Hessian's diagonal, as a fraction of its mean."""
     actorder: Literal["static", "group", "none"] = "static"
-    """Quantize the columns with the largest activations first; "group" also regroups them, which some engines run slower."""
+    """Quantize the columns with the largest activations first; "group" also groups by that order, which is slower in some engines."""
 
     spec: ClassVar[Spec] = packing_spec(
         summary="Calibrated 4- or 8-bit weights by llm-compressor's GPTQ",

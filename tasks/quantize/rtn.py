@@ -1,6 +1,6 @@
 """Round to nearest through llm-compressor: integer weights in seconds, without calibration.
 
-It is the floor that calibrated techniques have to beat.
+It is the baseline for calibrated techniques.
 """
 
 from pathlib import Path
@@ -15,7 +15,7 @@ from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class RTN(WeightOnly):
-    """Quantize every linear layer but the head by rounding each weight to its group's nearest step."""
+    """Quantize all linear layers but the head by rounding weights to their group's nearest step."""
 
     spec: ClassVar[Spec] = packing_spec(
         summary="4- or 8-bit weights by rounding to nearest, in seconds and without calibration",

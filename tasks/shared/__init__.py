@@ -1,1 +1,1 @@
-"""What every stage needs, one noun per file."""
+"""Code that all stages share, one noun per file."""

@@ -8,7 +8,7 @@ class StillroomError(Exception):
     """A problem with the user's input or machine; printed as one message, without a traceback.
 
     where: recipe key, file and line, or URL.  got: the value found.  wanted: what is accepted.  fix: what to type.
-    retryable: it may go away by itself (a server that is down), so that trying again makes sense.
+    retryable: the problem may pass by itself (a server that is down), so another attempt makes sense.
     """
 
     def __init__(self, where: str, got: str, wanted: str = "", fix: str = "", retryable: bool = False) -> None:
@@ -21,8 +21,8 @@ class StillroomError(Exception):
         super().__init__("\n".join(parts))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Between processes (a pool's worker) it goes as it is: Exception's own way would make it anew, of its message alone."""
-        return _again, (type(self), self.args, self.__dict__)
+        """Pickle the error with its fields; Exception would call `__init__` with the message only."""
+        return _rebuild, (type(self), self.args, self.__dict__)
 
 
 class ConfigError(StillroomError):
@@ -38,19 +38,19 @@ class ModelError(StillroomError):
 
 
 class EndpointError(StillroomError):
-    """A teacher endpoint refused, failed or answered something else than a completion."""
+    """An endpoint refused, failed, or returned something other than a completion."""
 
 
 class RefusedError(EndpointError):
-    """An endpoint will never answer this request (too long, filtered); others it may answer."""
+    """An endpoint will never answer this request (too long, filtered), but may answer others."""
 
 
 class TechniqueError(StillroomError):
-    """A technique cannot do what its settings ask of this input."""
+    """A technique cannot apply its settings to this input."""
 
 
 class ParityError(StillroomError):
-    """An exported file does not answer like its source model."""
+    """An exported file does not reproduce its source model's answers."""
 
 
 class MachineError(StillroomError):
@@ -66,7 +66,7 @@ class ErrorList(StillroomError):
         Exception.__init__(self, "\n".join(str(error) for error in errors))
 
 
-def _again(kind: type[StillroomError], message: tuple[str, ...], state: dict[str, Any]) -> StillroomError:
+def _rebuild(kind: type[StillroomError], message: tuple[str, ...], state: dict[str, Any]) -> StillroomError:
     error = kind.__new__(kind, *message)
     error.__dict__.update(state)
     return error

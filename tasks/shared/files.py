@@ -1,4 +1,4 @@
-"""Files written all or nothing: a reader, or a rerun after a kill, finds the old content or the new, never a part of it."""
+"""Atomic writes: readers and reruns see a file's old content or its new one, never a part."""
 
 import os
 import threading
@@ -7,19 +7,19 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PART = ".part"
-"""End of a temporary file's name.  A leftover belongs to a process that was killed while it wrote."""
+"""Suffix of temporary files.  A leftover comes from a process that was killed while it wrote."""
 
 
 @contextmanager
 def replacing(path: Path, sync: bool = False) -> Iterator[Path]:
-    """Yield a temporary path that replaces `path` once the block has written it.
+    """Yield a temporary path that replaces `path` when the block ends.
 
-    The temporary file is in the same folder; its name holds the process and the thread, so that several writers do not collide.
-    sync: flush the content to the disk before the rename, so that a power cut cannot leave an empty file under the final name.
-    A block that raises leaves `path` as it was, and no temporary file.
+    The temporary file is in the same folder; its name contains process and thread ids, so that writers do not collide.
+    sync: flush the content to disk before the rename, so that a power cut cannot leave an empty file under the final name.
+    If the block raises, `path` stays as it was and the temporary file is removed.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}{PART}")
-    with suppress(OSError):  # of a killed process that had the same number
+    with suppress(OSError):  # left by a killed process with the same pid
         temporary.unlink()
     try:
         yield temporary
@@ -33,19 +33,19 @@ def replacing(path: Path, sync: bool = False) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str, sync: bool = False) -> None:
-    """Write a UTF-8 file all or nothing; see `replacing`."""
+    """Write a UTF-8 file atomically; see `replacing`."""
     with replacing(path, sync) as temporary:
         temporary.write_text(text, "utf-8")
 
 
 def write_bytes(path: Path, content: bytes, sync: bool = False) -> None:
-    """Write a binary file all or nothing; see `replacing`."""
+    """Write a binary file atomically; see `replacing`."""
     with replacing(path, sync) as temporary:
         temporary.write_bytes(content)
 
 
 def flush_to_disk(path: Path) -> None:
-    """Wait until the disk has the content of a file (fsync)."""
+    """Flush a file's content to disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

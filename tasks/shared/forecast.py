@@ -1,4 +1,4 @@
-"""The forecast of a step before it runs: model sizes, rows and compute in; seconds, bytes and memory out.
+"""Forecast of a step: from model sizes, rows and compute to seconds, bytes and memory.
 
 Times count 2 floating point operations per weight and token of a forward pass (Kaplan et al. 2020, arXiv 2001.08361, section 2.1).
 """
@@ -24,16 +24,16 @@ REQUEST_S = 0.5
 TOKENS_PER_ROW = 75
 ANSWER_TOKENS = 40
 GENERATION_COST = 3
-"""Cost of a generated token in tokens read: batches of answers use the processor less well than prompts do."""
+"""Cost of a generated token relative to a prompt token: decoding uses the processor less well than prefill."""
 DTYPE_BYTES = {"float32": 4.0, "bfloat16": 2.0}
-"""Bytes of a weight."""
+"""Bytes of a weight in memory."""
 SAVED_BYTES = 2.0
 """Bytes of a weight in an artifact: models are written in bfloat16."""
 
 
 @dataclass(frozen=True)
 class Dimensions:
-    """Sizes of a decoder: layers, and the widths of its matrices.
+    """Shape of a decoder: number of layers and widths of its matrices.
 
     heads: query heads.
     query, value: width of all query heads, and of all key or value heads.
@@ -49,7 +49,10 @@ class Dimensions:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Dimensions":
-        """The shape in a transformers configuration; 0 for sizes that it does not name.  config: of the text model."""
+        """Read the shape from a transformers configuration; sizes that it does not name are 0.
+
+        config: that of the text model.
+        """
         width = int(config.get("hidden_size") or config.get("n_embd") or 0)
         heads = int(config.get("num_attention_heads") or config.get("n_head") or 1)
         head = config.get("head_dim") or width // heads
@@ -64,7 +67,7 @@ class Dimensions:
         )
 
     def with_layers(self, layers: int) -> "Dimensions":
-        """The same widths with another number of layers."""
+        """Return the same widths with another number of layers."""
         return replace(self, layers=layers)
 
     @property
@@ -74,16 +77,16 @@ class Dimensions:
 
     @property
     def layer_ends(self) -> int:
-        """Rows plus columns of one layer's seven matrices: the weights of its adapters of rank 1."""
+        """Rows plus columns of one layer's seven matrices: the parameters of rank-1 adapters."""
         return 2 * (self.width + self.query) + 2 * (self.width + self.value) + 3 * (self.width + self.feed_forward)
 
 
 @dataclass(frozen=True)
 class Size:
-    """A model's weights.
+    """Size of a model.
 
     bytes: on disk.
-    outer: parameters of the embedding and the head.
+    outer: parameters of embedding and head.
     """
 
     parameters: float
@@ -97,28 +100,28 @@ class Size:
         return (self.parameters - self.outer) / max(1, self.shape.layers)
 
     def reshaped(self, shape: Dimensions) -> "Size":
-        """The size of the same architecture in another shape, written in bfloat16."""
+        """Return the size of the same architecture in another shape, saved in bfloat16."""
         layer = self.layer * shape.layer_parameters / max(1, self.shape.layer_parameters)
         outer = self.outer * shape.width / max(1, self.shape.width)
         parameters = outer + layer * shape.layers
         return Size(parameters, SAVED_BYTES * parameters, outer, shape)
 
     def with_layers(self, layers: int) -> "Size":
-        """The size with another number of layers, written in bfloat16."""
+        """Return the size with another number of layers, saved in bfloat16."""
         return self.reshaped(self.shape.with_layers(max(0, layers)))
 
     def saved(self) -> "Size":
-        """The same weights written in bfloat16."""
+        """Return the size of the same weights saved in bfloat16."""
         return replace(self, bytes=SAVED_BYTES * self.parameters)
 
 
 NOTHING = Size(0, 0, 0, Dimensions(0, 0, 0, 0, 0, 0, 0))
-"""The size of a model that is not there."""
+"""Size of an absent model."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Conversations in the training and the test split of a corpus."""
+    """Number of conversations in the training and test splits of a corpus."""
 
     train: int = 500
     test: int = 500
@@ -129,9 +132,9 @@ class Workload:
     """Everything known about a step before it runs.
 
     sizes: models by port, in the recipe's order.
-    rows: of the corpora that the step reads, directly or not.
-    compute: threads, device and processes.  On CUDA each process has a GPU.
-    flops: floating point operations per second of the whole compute.
+    rows: of the corpora that the step reads, directly or indirectly.
+    compute: threads, device and processes.  On CUDA, each process has a GPU.
+    flops: floating point operations per second of all processes together.
     """
 
     sizes: Mapping[str, tuple[Size, ...]]
@@ -140,33 +143,33 @@ class Workload:
     flops: float
 
     def size(self, port: str = "model") -> Size:
-        """The first model of a port; `NOTHING` if it has none."""
+        """Size of the first model of a port; `NOTHING` if there is none."""
         return next(iter(self.sizes.get(port, ())), NOTHING)
 
     @property
     def models(self) -> tuple[Size, ...]:
-        """All models that the step reads."""
+        """Sizes of all models that the step reads."""
         return tuple(size for sizes in self.sizes.values() for size in sizes)
 
     def reading(self, size: Size, tokens: float) -> float:
-        """Seconds to read so many tokens with a model."""
+        """Seconds for a forward pass over `tokens` tokens."""
         return 2 * size.parameters * tokens / self.flops
 
     def test_rows(self, limit: int) -> int:
-        """Rows of the test split that a step with this `limit` uses; 0 takes all."""
+        """Number of test rows that a step with this `limit` uses; 0 means all."""
         return min(limit or self.rows.test, self.rows.test)
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """The forecast of one step.
+    """Forecast of one step.
 
-    memory: bytes at the peak, of all its processes together.
-    gpu_memory: bytes at the peak on each GPU.
-    size: size of the model that the step writes; None: it writes no model.
-    disk: bytes of the artifact besides a model.
-    rows: rows of the corpus that the step writes; None: it writes no corpus.
-    savings: overrides that lower the memory, `{step}` in place of the step's name.
+    memory: peak bytes of all its processes together.
+    gpu_memory: peak bytes on each GPU.
+    size: size of the model that the step writes; None if it writes none.
+    disk: bytes of the artifact without its model.
+    rows: rows of the corpus that the step writes; None if it writes none.
+    savings: overrides that lower the memory, with `{step}` for the step's name.
     """
 
     seconds: float
@@ -183,14 +186,14 @@ class Forecasts(Protocol):
     """A technique that can forecast its work."""
 
     def forecast(self, work: Workload) -> Forecast:
-        """Return seconds, bytes and memory of the step, and the size of the model that it writes."""
+        """Return seconds, bytes and memory of the step, and the size of the model it writes."""
         ...
 
 
 def forecast_light(seconds: float, rows: Rows | None = None, held: float = 0.0) -> Forecast:
-    """A forecast for steps that compute little.
+    """Forecast for steps that compute little.
 
-    rows: of the corpus that the step writes.
+    rows: rows of the corpus that the step writes.
     held: bytes of a model in memory.
     """
     return Forecast(seconds, LIGHT_BYTES + held, disk=SMALL_BYTES, rows=rows)
@@ -204,18 +207,18 @@ def forecast_reading(
     disk: float = SMALL_BYTES,
     dtype: str = "float32",
 ) -> Forecast:
-    """A forecast for steps that read with models in memory, or that change their weights.
+    """Forecast for steps that run models over text or change their weights.
 
-    seconds: beyond imports and the first loading.
-    parameters: of all models that are in memory at the same time.
-    size: of the model that the step writes.
-    dtype: of the weights in memory.
+    seconds: beyond imports and loading the first model.
+    parameters: of all models in memory at the same time.
+    size: size of the model that the step writes.
+    dtype: dtype of the weights in memory.
     """
     weights = DTYPE_BYTES[dtype] * parameters
     on_gpu = work.compute.device == "cuda"
     return Forecast(
         seconds=START_S + seconds,
-        memory=BASE_BYTES + (weights if on_gpu else 2 * weights),  # on a CPU, loading and saving hold them twice
+        memory=BASE_BYTES + (weights if on_gpu else 2 * weights),  # on a CPU, loading and saving need two copies
         gpu_memory=weights + GPU_BYTES if on_gpu else 0.0,
         size=size,
         disk=disk,
@@ -223,7 +226,7 @@ def forecast_reading(
 
 
 def forecast_default(work: Workload) -> Forecast:
-    """A forecast for techniques without one of their own: they read the rows with their first model and write it again."""
+    """Forecast for techniques without their own: one pass over the rows, first model written."""
     size = next(iter(work.models), NOTHING)
     seconds = 0.1 * work.reading(size, work.rows.train * TOKENS_PER_ROW)
     return forecast_reading(work, seconds, size.parameters, size.saved() if size.parameters else None)

@@ -1,4 +1,4 @@
-"""Client of the fork server: ask for a process that has large libraries imported and is fresh in every other respect."""
+"""Client of the fork server, which provides fresh processes with large libraries imported."""
 
 import json
 import os
@@ -17,22 +17,22 @@ from tasks.shared.fork_server import FORK, INHERITED
 
 PROGRAM = Path(__file__).with_name("fork_server.py")
 TITLE_ROOM = " " * 600
-"""An argument that a forked process can write its own command line over."""
+"""Placeholder argument; a forked process overwrites it with its own command line."""
 CLOSE_S = 5.0
 WITHOUT_THREADS = {"OPENBLAS_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
-"""NumPy's and SciPy's OpenBLAS and Arrow's allocator start threads when they are imported.  Forked processes get their BLAS threads back."""
+"""Settings that stop OpenBLAS and Arrow's allocator from starting threads at import.  Forked processes restore their BLAS threads."""
 WITHOUT_CUDA = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
-"""Lets torch count GPUs without initializing CUDA."""
+"""Setting that lets torch count GPUs without initializing CUDA."""
 
 
 class ServerDied(RuntimeError):
-    """The server ended before the process that was asked for, or cannot fork."""
+    """The server ended before the requested process did, or it cannot fork."""
 
 
 class Forked:
-    """A process that the server was asked for.
+    """A process requested from the server.
 
-    pid: None until it has been forked, which can take as long as the imports do.
+    pid: None until it is forked, which can take as long as the imports do.
     """
 
     def __init__(self, line: socket.socket) -> None:
@@ -42,7 +42,10 @@ class Forked:
         self._received = b""
 
     def wait(self, timeout: float | None = None) -> int:
-        """Return the exit code, negative for a signal.  Raises subprocess.TimeoutExpired, or ServerDied."""
+        """Wait for the exit code and return it; negative for a signal.
+
+        Raises subprocess.TimeoutExpired, or ServerDied.
+        """
         deadline = None if timeout is None else time.monotonic() + timeout
         while self.code is None:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
@@ -52,7 +55,7 @@ class Forked:
         return self.code
 
     def signal(self, number: int, *, whole_group: bool = False) -> None:
-        """Send a signal to the process, or to its whole group.  Of no effect before the fork and after the end."""
+        """Send a signal to the process or its group; no effect before the fork or after the end."""
         with suppress(subprocess.TimeoutExpired, ServerDied):
             self.wait(0)
         if self.pid is not None and self.code is None:
@@ -60,7 +63,7 @@ class Forked:
                 (os.killpg if whole_group else os.kill)(self.pid, number)
 
     def close(self) -> None:
-        """Take back the request: a process that has not ended is killed."""
+        """Withdraw the request; the server kills a process that is still running."""
         self.line.close()
 
     def _receive(self) -> None:
@@ -81,9 +84,9 @@ class Forked:
 
 
 class ForkServer:
-    """Client of a server.  Safe to use from several threads.
+    """Client of a server; thread-safe.
 
-    control: socket whose other end the server holds.  The server ends when this end is closed, and kills the processes that it forked.
+    control: socket to the server.  Closing it ends the server, which kills the processes that it forked.
     """
 
     def __init__(self, control: socket.socket, process: "subprocess.Popen[bytes] | None" = None) -> None:
@@ -95,10 +98,10 @@ class ForkServer:
     def start(
         cls, modules: Sequence[str], environment: Mapping[str, str] | None = None, *, quiet: bool = False
     ) -> "ForkServer":
-        """Start a server that imports `modules`, in this order, while it has nothing else to do.
+        """Start a server that imports `modules`, in this order, while it is idle.
 
-        environment: variables that the libraries read when they are imported.
-        quiet: in a session of its own, its output thrown away.
+        environment: variables that the libraries read at import.
+        quiet: run in a session of its own and discard output.
         """
         ours, theirs = socket.socketpair()
         output = subprocess.DEVNULL if quiet else None
@@ -116,16 +119,16 @@ class ForkServer:
 
     @classmethod
     def inherited(cls) -> "ForkServer | None":
-        """Return the server that this process was given when it was forked, if it was."""
+        """Return the spare server that this process received when it was forked, if any."""
         descriptor, _, pid = os.environ.get(INHERITED, "").partition(":")
         return cls(socket.socket(fileno=int(descriptor))) if pid == str(os.getpid()) else None
 
     def fork(self, descriptor: int, request: Mapping[str, Any]) -> Forked:
-        """Ask for a process.  Raises ServerDied.
+        """Request a process.  Raises ServerDied.
 
-        descriptor: becomes standard output and standard error of a process with `own_group`; else its number is the first argument.
-        request: entry ("module:function"), arguments, and environment, directory, path (sys.path), modules (to import before the fork),
-        own_group (a session and process group of its own, killed with it), spare (give it a server of its own), title (for ps).
+        descriptor: standard output and standard error of a process with `own_group`; otherwise its number is the first argument.
+        request: entry ("module:function"), arguments, environment, directory, path (sys.path), modules (imported before the fork),
+        own_group (a session and process group of its own, killed with it), spare (a fork server of its own), title (shown by ps).
         """
         ours, theirs = socket.socketpair()
         try:
@@ -138,7 +141,7 @@ class ForkServer:
         return Forked(ours)
 
     def close(self) -> None:
-        """End the server and what it has forked."""
+        """End the server and the processes that it forked."""
         self.control.close()
         if self.process is not None:
             try:

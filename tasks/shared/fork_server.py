@@ -1,11 +1,11 @@
-"""A process that has imported libraries and computed nothing, and forks whenever a fresh process is wanted.
+"""Server that has imported large libraries and forks a fresh process on request.
 
-`fork_client.py` starts this file as a program of its own.  The program imports no code of ours: a forked process imports that from the
-files as they are then.  It has one thread, so a fork copies no lock or thread pool, and it never initializes CUDA, which does not survive a fork.
-A forked process is in nothing different from a fresh one, except that the import of the libraries has already happened.
+`fork_client.py` starts this file as a program.  It imports no project code, so a forked process imports the current files.  It has a
+single thread, so a fork copies no lock or thread pool, and it never initializes CUDA, which does not survive a fork.  A forked
+process differs from a fresh one only in that the libraries are already imported.
 
-Each request comes on a socket of its own, as a line of JSON.  Answers: "pid N" when the process has been forked, "code N" when it has
-ended, "unfit REASON" if it cannot be forked.  A process whose client closes the socket is killed.
+Each request arrives on its own socket as a line of JSON.  Replies: "pid N" once the process is forked, "code N" once it has ended,
+"unfit REASON" if it cannot be forked.  When a client closes its socket, the server kills the process.
 """
 
 import atexit
@@ -27,17 +27,17 @@ from pathlib import Path
 from typing import Any
 
 INHERITED = "STILLROOM_FORK_SERVER"
-"""Environment variable of a process that was given a server of its own: descriptor of the socket to it, and that process's pid."""
+"""Environment variable of a process with a spare server: descriptor of the socket to it, and the process's pid."""
 FORK = b"f"
 REAP_S = 2.0
 PR_SET_CHILD_SUBREAPER = 36
 
 
 class Server:
-    """The program's state.
+    """State of the program.
 
-    control: where requests come in.  modules: to import while nothing else is to do.
-    running: by the pid of a forked process, its client's socket (None once the client has closed it) and its request.
+    control: socket on which requests arrive.  modules: still to be imported while idle.
+    running: by pid of a forked process, its client's socket (None once closed) and its request.
     """
 
     def __init__(self, control: socket.socket, modules: Sequence[str]) -> None:
@@ -47,7 +47,7 @@ class Server:
         self.wake, self.waker = socket.socketpair()
 
     def serve(self) -> Callable[[], Any]:
-        """Fork on request until the client is gone.  Returns in a forked process only: what that process is to do."""
+        """Fork on request until the client is gone; return, in forked processes only, their work."""
         self._prepare()
         while True:
             while not (ready := self._poll()) and self.modules:
@@ -56,7 +56,7 @@ class Server:
                 with suppress(BlockingIOError):
                     self.wake.recv(4096)
                 self._reap()
-            self._let_go(ready)
+            self._kill_abandoned(ready)
             if self.control.fileno() in ready and (work := self._answer()) is not None:
                 return work
 
@@ -66,18 +66,18 @@ class Server:
         self.waker.setblocking(False)
         self.wake.setblocking(False)
         signal.set_wakeup_fd(self.waker.fileno(), warn_on_full_buffer=False)
-        if sys.platform == "linux":  # what a forked process leaves behind comes to us, and no zombie stays
+        if sys.platform == "linux":  # adopt orphans of forked processes, so that no zombie stays
             ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
     def _poll(self) -> set[int]:
-        """Descriptors with something to read; waits if there is nothing left to import."""
+        """Return the descriptors that are readable; wait for one if all imports are done."""
         poll = select.poll()
         lines = [line for line, _ in self.running.values() if line is not None]
         for item in (self.control, self.wake, *lines):
             poll.register(item, select.POLLIN)
         return {number for number, _ in poll.poll(0 if self.modules else None)}
 
-    def _let_go(self, ready: set[int]) -> None:
+    def _kill_abandoned(self, ready: set[int]) -> None:
         """Kill the processes whose clients have closed their sockets."""
         for pid, (line, request) in list(self.running.items()):
             if line is not None and line.fileno() in ready:
@@ -86,7 +86,7 @@ class Server:
                 self._kill(pid)
 
     def _answer(self) -> Callable[[], Any] | None:
-        """Fork for one request.  Ends the program when the client is gone."""
+        """Fork for one request; end the program if the client is gone."""
         message, descriptors, _, _ = socket.recv_fds(self.control, 1, 2)
         if not message:
             self._end()
@@ -119,12 +119,12 @@ class Server:
             self._leave(line)
             return begin(descriptor, request)
         self.running[pid] = (line, request)
-        with suppress(OSError):  # the client may be gone, which the next poll tells
+        with suppress(OSError):  # the client may be gone; the next poll notices
             line.sendall(f"pid {pid}\n".encode())
         return None
 
     def _leave(self, line: socket.socket) -> None:
-        """Let go of everything that is the server's, in a forked process."""
+        """Release the server's sockets and signal handlers in a forked process."""
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -136,7 +136,7 @@ class Server:
         self.running.clear()
 
     def _reap(self) -> None:
-        """Report processes that have ended.  Their groups are killed before the kernel may give the pid to others."""
+        """Report ended processes; kill their groups before the kernel can reuse their pids."""
         while True:
             try:
                 ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -161,7 +161,7 @@ class Server:
             os.kill(pid, signal.SIGKILL)
 
     def _end(self) -> None:
-        """End the program and all that it has forked; no zombie is left to others."""
+        """End the program and all processes that it forked, and reap them."""
         for pid in self.running:
             self._kill(pid)
         deadline = time.monotonic() + REAP_S
@@ -173,18 +173,21 @@ class Server:
 
 
 def load(name: str) -> None:
-    """Import a module, or "module:attribute" where a lazy package imports on access.  The process that needs it tells what is wrong with it."""
+    """Import a module, or "module:attribute" of a package that imports lazily.
+
+    Ignores errors: the process that needs the module reports them.
+    """
     module, _, attribute = name.partition(":")
     with suppress(Exception):
         getattr(importlib.import_module(module), attribute or "__name__", None)
 
 
 def unfit() -> str:
-    """Why this process must not fork; empty if it may.  Knows Linux only."""
-    tasks = Path("/proc/self/task")
-    if not tasks.is_dir():
+    """Reason why this process must not fork; empty if it may, and outside Linux."""
+    threads = Path("/proc/self/task")
+    if not threads.is_dir():
         return ""
-    if (count := len(list(tasks.iterdir()))) > 1:
+    if (count := len(list(threads.iterdir()))) > 1:
         return f"a library has started {count - 1} threads"
     for link in Path("/proc/self/fd").iterdir():
         with suppress(OSError):
@@ -194,7 +197,10 @@ def unfit() -> str:
 
 
 def begin(descriptor: int, request: Mapping[str, Any]) -> Callable[[], Any]:
-    """Become what the request says; returns the work to do, in this process or in the spare server that it was given."""
+    """Set up a forked process and return its work.
+
+    With `spare` it forks once more; that second process returns the serving of a spare server as its work.
+    """
     arguments = list(request.get("arguments", ()))
     if request.get("own_group"):
         os.setsid()
@@ -227,7 +233,7 @@ def reopen_streams(encoding: str) -> None:
 
 
 def split_off() -> "Server | None":
-    """Fork a server for this process while it is clean; that server is returned in the server, None in this process."""
+    """Fork a spare server while this process is clean; return it in the fork, None here."""
     ours, theirs = socket.socketpair()
     pid = os.fork()
     if pid == 0:
@@ -239,7 +245,7 @@ def split_off() -> "Server | None":
 
 
 def refresh() -> None:
-    """Undo what a fork has in common with its siblings: random state, log handlers, found files, BLAS threads."""
+    """Reset state that a fork inherits: random state, log handlers, import caches, BLAS threads."""
     importlib.invalidate_caches()
     logging.root.handlers.clear()
     if numpy := sys.modules.get("numpy"):
@@ -256,7 +262,7 @@ def refresh() -> None:
 
 
 def set_title(words: Sequence[str]) -> None:
-    """Show these words as this process's command line, over the one that it was forked with.  Linux only."""
+    """Overwrite the inherited command line that ps shows with these words; Linux only."""
     with suppress(OSError, IndexError, ValueError):
         fields = Path("/proc/self/stat").read_text("ascii", "replace").rpartition(")")[2].split()
         start, end = int(fields[45]), int(fields[46])
@@ -266,13 +272,13 @@ def set_title(words: Sequence[str]) -> None:
 
 
 def call(entry: str, arguments: Sequence[Any]) -> Any:
-    """Call a function by "module:name"."""
+    """Call the function named "module:name"."""
     module, _, name = entry.partition(":")
     return getattr(importlib.import_module(module), name)(*arguments)
 
 
 def end(code: object) -> None:
-    """End this process as the interpreter does, but leave the memory to the kernel: to take down large libraries takes seconds."""
+    """Exit as the interpreter does, but without unloading libraries, which would take seconds."""
     threading._shutdown()  # type: ignore[attr-defined]  # waits for threads, as multiprocessing does before its os._exit
     atexit._run_exitfuncs()
     if isinstance(code, str):
@@ -283,9 +289,9 @@ def end(code: object) -> None:
 
 
 def main() -> None:
-    """Serve; then, in a forked process, do its work and end with its code."""
+    """Serve; in a forked process, do its work and exit with its code."""
     work = Server(socket.socket(fileno=int(sys.argv[1])), [name for name in sys.argv[2].split(",") if name]).serve()
-    while getattr(work, "__self__", None) is not None:  # the work of a spare server is to serve
+    while getattr(work, "__self__", None) is not None:  # a spare server's work is to serve
         work = work()
     try:
         code = work()

@@ -1,7 +1,7 @@
-"""Run a function in a child process, so that its memory is freed and a crash cannot end the step.
+"""Run a function in a child process, so that its memory is freed and no crash ends the step.
 
-The child is forked from a clean server that has imported the large libraries (`tasks/shared/fork_server.py`), so that it starts in
-milliseconds and no lock or thread pool of the step is copied into it.
+The child is forked from a clean server that has imported the large libraries (`tasks/shared/fork_server.py`): it starts within
+milliseconds and inherits no lock or thread pool of the step.
 """
 
 import errno
@@ -30,32 +30,32 @@ PRELOADED = [
     "transformers.models.auto.modeling_auto",
     "transformers.models.auto.tokenization_auto",
 ]
-"""Modules that the server imports once, instead of every child, which takes seconds each time."""
+"""Modules that the server imports once; in every child they would take seconds."""
 
 LONGEST = 300
-"""Characters of an error that is not ours."""
+"""Longest message, in characters, kept of an error that is not a StillroomError."""
 KILLED = "its process was killed: out of memory, most likely"
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a function returned nothing, in one line."""
+    """Reason, in one line, why a function returned nothing."""
 
     reason: str
 
 
 def preload(*modules: str) -> None:
-    """Let the server import these modules as well before the next child is forked."""
+    """Make the server import these modules too before it forks the next child."""
     PRELOADED.extend(name for name in modules if name not in PRELOADED)
 
 
 def run_isolated(work: Callable[..., Result], *arguments: Any) -> Result | Failure:
-    """Return `work(*arguments)`, run in a child process of its own.
+    """Return `work(*arguments)`, run in a child process.
 
-    work: a function of a module, since function, arguments and result are pickled.
-    An exception, a lack of memory or a kill gives a Failure.  The Failure of an error that is not ours begins with its type, and the
-    traceback goes to standard error: broken models raise anything, and so do our own mistakes.
-    An interrupt is raised here as well, and so is the OSError of a full disk, which no model is to blame for.
+    work: a module-level function, since function, arguments and result are pickled.
+    Returns a Failure for an exception, a lack of memory or a kill.  Unless the exception is a StillroomError, the reason starts with
+    its type and the traceback goes to standard error, since broken models and our own bugs can raise anything.
+    Re-raises an interrupt, and the OSError of a full disk, which is not the model's fault.
     """
     ours, theirs = socket.socketpair()
     with ours:
@@ -75,7 +75,7 @@ def run_isolated(work: Callable[..., Result], *arguments: Any) -> Result | Failu
 
 
 def _exchange(line: socket.socket, request: bytes) -> bytes:
-    """Send the request and read the answer; empty if the child died."""
+    """Send the request and return the answer; empty if the child died."""
     try:
         line.sendall(request)
         line.shutdown(socket.SHUT_WR)
@@ -86,7 +86,7 @@ def _exchange(line: socket.socket, request: bytes) -> bytes:
 
 
 def _fork(descriptor: int) -> Forked:
-    """Fork a child; start another server if ours has died."""
+    """Fork a child; start a new server if the current one has died."""
     try:
         return _server(os.getpid()).fork(descriptor, _request())
     except ServerDied:
@@ -96,7 +96,7 @@ def _fork(descriptor: int) -> Forked:
 
 
 def _end_of(child: Forked) -> int:
-    """The child's exit code.  It dies with its server."""
+    """Exit code of the child, which dies with its server."""
     try:
         return child.wait()
     except ServerDied:
@@ -105,7 +105,7 @@ def _end_of(child: Forked) -> int:
 
 @cache
 def _server(pid: int) -> ForkServer:
-    """The server of this process: the one that a flow's step was given, or one that is started now."""
+    """Fork server of this process: inherited from the flow, or started now."""
     return ForkServer.inherited() or ForkServer.start(PRELOADED)
 
 
@@ -121,7 +121,7 @@ def _request() -> dict[str, Any]:
 
 
 def serve_call(descriptor: int, starter: str) -> None:
-    """Read a pickled function with its arguments from a socket, call it, and send back (result, error)."""
+    """Read a pickled function and its arguments from a socket, call it, send (result, error)."""
     end_with(ProcessId.parse(starter))
     with socket.socket(fileno=descriptor) as line, line.makefile("rb") as stream:
         answer = pickle.dumps(_call(stream.read()))
@@ -151,7 +151,7 @@ def _guarded(work: Callable[..., Result], arguments: tuple[Any, ...]) -> Result 
 
 
 def _full_disk(error: BaseException | None) -> OSError | None:
-    """The error of a full disk, if this is one or comes of one."""
+    """Error of a full disk, if this is one or was caused by one."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
             return error

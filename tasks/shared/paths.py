@@ -1,4 +1,4 @@
-"""The project's folder, paths as a recipe gives them, and digests of files."""
+"""The project folder, paths from recipes, and file digests."""
 
 import hashlib
 from pathlib import Path
@@ -8,15 +8,15 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 
 def user_path(text: str) -> Path:
-    """Return a path from a recipe: `~` is the home folder; a relative one is looked for here, then in the project's folder.
+    """Return a recipe's path: `~` expanded; relative to the working directory, else the project.
 
-    So a recipe that names data/train.jsonl of the project runs from any working directory, and with DVC, which runs in the project's.
+    This way, a recipe that names the project's data/train.jsonl runs from any working directory.
     """
     path = Path(text).expanduser()
     return path if path.is_absolute() or path.exists() or not (PROJECT / path).exists() else PROJECT / path
 
 
 def sha256_file(path: Path) -> str:
-    """Digest of a file, read in blocks."""
+    """SHA-256 digest of a file, read in blocks."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

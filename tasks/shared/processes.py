@@ -1,4 +1,4 @@
-"""Which process is meant, although pids are used again; and processes of ours that end with the one that they work for."""
+"""Process identity that survives pid reuse, and child processes that end with their parent."""
 
 import ctypes
 import os
@@ -17,9 +17,9 @@ PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True)
 class ProcessId:
-    """A process for good: its pid, and its start, which no later process with that pid has in common with it.
+    """Identity of a process: its pid and start time, since the system reuses pids.
 
-    started: clock ticks after boot on Linux, which no change of the clock moves; elsewhere milliseconds since 1970.
+    started: clock ticks since boot on Linux, unaffected by clock changes; milliseconds since 1970 elsewhere.
     """
 
     pid: int
@@ -27,13 +27,13 @@ class ProcessId:
 
     @classmethod
     def of(cls, pid: int | None = None) -> "ProcessId":
-        """The process that has this pid now; this process without one.  `started` is 0 if there is none."""
-        found = os.getpid() if pid is None else pid
-        return cls(found, _start(found) or 0)
+        """Return the process with this pid, or the current one; `started` is 0 if there is none."""
+        number = os.getpid() if pid is None else pid
+        return cls(number, _start(number) or 0)
 
     @classmethod
     def parse(cls, text: str) -> "ProcessId":
-        """The process that `str` gave as text.  Raises ValueError for another text."""
+        """Parse the output of `str(process_id)`.  Raises ValueError for any other text."""
         pid, _, started = text.partition("-")
         return cls(int(pid), int(started))
 
@@ -41,12 +41,12 @@ class ProcessId:
         return f"{self.pid}-{self.started}"
 
     def is_alive(self) -> bool:
-        """Return True if this very process has not ended."""
+        """Return True if this process, and not a later one with its pid, is still running."""
         return self.started != 0 and _start(self.pid) == self.started
 
 
 def _start(pid: int) -> int | None:
-    """When the process with this pid started; None if there is none, or only its exit code is left of it."""
+    """Start time of the process with this pid; None if there is none or it is a zombie."""
     if sys.platform == "linux":
         with suppress(OSError):
             fields = Path(f"/proc/{pid}/stat").read_text("ascii", "replace").rpartition(")")[2].split()
@@ -61,10 +61,10 @@ def _start(pid: int) -> int | None:
 
 
 def end_with(other: ProcessId, *, whole_group: bool = False) -> None:
-    """Kill this process as soon as the other one is gone, however that ended.
+    """Kill this process as soon as the other one has ended, for whatever reason.
 
-    whole_group: kill this process's group too: everything that it has started.  Without it the kernel is asked to kill this process with
-    the thread that started it as well, so use `whole_group` where that thread may end before its process.
+    whole_group: kill this process's group too, that is all that it has started.  Otherwise, on Linux, the kernel also kills this
+    process when the thread that started it ends; use `whole_group` if that thread may end before its process.
     """
 
     def watch() -> None:
@@ -73,15 +73,13 @@ def end_with(other: ProcessId, *, whole_group: bool = False) -> None:
             os.killpg(os.getpgid(0), signal.SIGKILL)
         os.kill(os.getpid(), signal.SIGKILL)
 
-    if (
-        not whole_group and sys.platform == "linux"
-    ):  # a watching thread has to wait for Python's lock, the kernel has not
+    if not whole_group and sys.platform == "linux":  # unlike the watching thread, the kernel needs no GIL
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     threading.Thread(target=watch, daemon=True, name="end-with").start()
 
 
 def _wait_for(other: ProcessId) -> None:
-    """Return when the process has ended: at once where the kernel tells it, within a second elsewhere."""
+    """Wait for the end of a process: noticed at once with a pidfd, else within a second."""
     descriptor = -1
     with suppress(AttributeError, OSError):  # not Linux, an old kernel, or gone already
         descriptor = os.pidfd_open(other.pid)

@@ -1,7 +1,7 @@
-"""One progress bar for all long work: on standard error, plain lines when it is not a terminal.
+"""Progress bars on standard error; plain lines when it is not a terminal.
 
-Under a flow, which may run several steps at once, a step draws nothing: it writes how far it is into the file that
-$STILLROOM_PROGRESS names, and the flow draws.
+Under a flow, which may run several steps at once, a step draws nothing: it writes its progress to the file named by
+$STILLROOM_PROGRESS, and the flow draws the bar.
 """
 
 import json
@@ -12,22 +12,22 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-if TYPE_CHECKING:  # a step under a flow draws nothing, and its process starts faster without
+if TYPE_CHECKING:  # a step under a flow draws nothing and starts faster without this import
     from rich.console import Console
     from rich.progress import Progress
 
 Item = TypeVar("Item")
 LINE_EVERY_S = 20.0
-"""Without a terminal a bar would fill the log: one line in this many seconds instead."""
+"""Seconds between lines when there is no terminal, where a bar would fill the log."""
 
 REPORT_VARIABLE = "STILLROOM_PROGRESS"
-"""Environment variable with the file to report to."""
+"""Environment variable that names the progress file."""
 REPORT_EVERY_S = 0.5
 
 
 @contextmanager
 def progress_bar(description: str, total: int) -> Iterator[Callable[..., None]]:
-    """A bar of `total` units.  Yields `advance(count=1, note="")`, safe to call from other threads."""
+    """Show a bar of `total` units; yields `advance(count=1, note="")`, which is thread-safe."""
     if report := os.environ.get(REPORT_VARIABLE):
         yield _reporter(Path(report), description, total)
         return
@@ -49,7 +49,7 @@ def progress_bar(description: str, total: int) -> Iterator[Callable[..., None]]:
 
 
 def bars(console: "Console") -> "Progress":
-    """The look of every bar."""
+    """Progress display with this project's columns."""
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -111,7 +111,7 @@ def _line_writer(console: "Console", description: str, total: int) -> Callable[.
 
 @contextmanager
 def no_foreign_bars() -> Iterator[None]:
-    """Hold back the bars that libraries draw with tqdm, also where they override TQDM_DISABLE; errors pass."""
+    """Suppress the tqdm bars of libraries, even where they override TQDM_DISABLE."""
     from tqdm import tqdm
 
     start = tqdm.__init__
@@ -127,7 +127,7 @@ def no_foreign_bars() -> Iterator[None]:
 
 
 def track(items: Iterable[Item], description: str, total: int) -> Iterator[Item]:
-    """Iterate with a bar."""
+    """Iterate over `items` with a progress bar."""
     with progress_bar(description, total) as advance:
         for item in items:
             yield item

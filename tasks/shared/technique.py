@@ -1,4 +1,4 @@
-"""The contract of a technique: frozen settings, one `Spec`, and one call from input artifacts to an output folder."""
+"""Contract of a technique: frozen settings, a `Spec`, and a call that writes an artifact."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from tasks.shared.errors import StillroomError, TechniqueError
 
 
 class Kind(StrEnum):
-    """What flows along an edge of the graph."""
+    """Kind of an artifact, which flows along an edge of the graph."""
 
     CORPUS = "corpus"
     """Conversations split into train, calibration and test (`tasks/shared/formats/rows.py`)."""
@@ -19,15 +19,15 @@ class Kind(StrEnum):
     LOGITS = "logits"
     """A teacher's next-token distributions on these answers (`tasks/shared/formats/soft_targets.py`)."""
     MODEL = "model"
-    """Weights that transformers loads: a folder with safetensors, or a GGUF file."""
+    """Weights that transformers can load: a folder with safetensors, or a GGUF file."""
     ENGINE = "engine"
     """A file for one serving engine, such as a llama.cpp GGUF."""
     SCORES = "scores"
-    """Values of some measures, item by item, for every model (`tasks/shared/formats/scores.py`)."""
+    """Values of one or more measures, per item and model (`tasks/shared/formats/scores.py`)."""
     VERDICT = "verdict"
     """Measures of every candidate against the baseline, and the decision."""
     REPORT = "report"
-    """Pages for people."""
+    """Pages for readers."""
 
 
 Weights = Literal["same", "dense", "packed", "sparse", "factored"]
@@ -38,14 +38,14 @@ WEIGHTS = (Kind.MODEL, Kind.ENGINE)
 
 @dataclass(frozen=True)
 class Port:
-    """One named input of a technique.
+    """A named input of a technique.
 
-    kinds: those it accepts; an input left out takes the first of them that the recipe has.
-    many: it takes a list.
-    optional: it may stay empty.
+    kinds: accepted kinds; an input that the recipe leaves out takes the first of them that the recipe has.
+    many: True for a list of artifacts.
+    optional: True if it may be empty.
     wire: where the plan looks for an input that the recipe leaves out.  "recipe": the only artifact that fits; for a list, every
-    step that fits.  "inputs": the same among all that the step's other inputs are made from.  "reader": the input of the same
-    name of the step that reads this one.  "": "recipe" for a required single input, nowhere for any other.
+    step that fits.  "inputs": the same, among everything that the step's other inputs are made from.  "reader": the input of the
+    same name of the step that reads this one.  "": "recipe" for a required single input, nowhere otherwise.
     """
 
     kinds: tuple[Kind, ...]
@@ -56,10 +56,10 @@ class Port:
 
 @dataclass(frozen=True)
 class Artifact:
-    """One input as a technique receives it.
+    """An input as a technique receives it.
 
-    name: the step or model name in the recipe.  path: a step's output folder, or a model source's file or folder.
-    digest: of its content; empty where nobody took it (unit tests).
+    name: name of the step or model in the recipe.  path: output folder of a step, or file or folder of a model source.
+    digest: digest of the content; empty if it was not computed (unit tests).
     """
 
     name: str
@@ -75,31 +75,31 @@ class Inputs:
     ports: Mapping[str, tuple[Artifact, ...]]
 
     def one(self, port: str) -> Artifact:
-        """The single artifact of a port.  Raises TechniqueError if it has none or several."""
+        """Return the single artifact of a port.  Raises TechniqueError if it has none or several."""
         found = self.ports.get(port, ())
         if len(found) != 1:
             raise TechniqueError(f"inputs.{port}", f"{len(found)} artifacts", "exactly one")
         return found[0]
 
     def get(self, port: str) -> Artifact | None:
-        """The artifact of an optional port, or None when the recipe leaves it out."""
+        """Return the artifact of an optional port, or None if the recipe leaves it out."""
         return self.one(port) if self.ports.get(port) else None
 
     def many(self, port: str) -> tuple[Artifact, ...]:
-        """All artifacts of a port, in the recipe's order."""
+        """Return all artifacts of a port, in the recipe's order."""
         return tuple(self.ports.get(port, ()))
 
 
 @dataclass(frozen=True)
 class Compute:
-    """How much of the machine a step uses.  Nothing here changes the result, so nothing here is in a key.
+    """Share of the machine that a step uses.  It does not change the result, so it is in no key.
 
     threads: CPU threads.
     device: "cpu" or "cuda".
     processes: processes that share the work of a step whose `Spec.distributed` is set.
-    sharding: how these processes keep the weights: "none" (each has all) or "fsdp" (each has a part).
-    compile: compile a training's decoder layers with torch.compile.
-    checkpoint_s: seconds of work that a kill may cost; techniques that can save their state that often.
+    sharding: placement of the weights: "none" (every process has all) or "fsdp" (every process has a part).
+    compile: compile the decoder layers for training with torch.compile.
+    checkpoint_s: seconds between checkpoints, for techniques that save their state: the most work that a kill may cost.
     """
 
     threads: int = 2
@@ -112,13 +112,13 @@ class Compute:
 
 @dataclass(frozen=True)
 class StepRun:
-    """A running step, as its technique sees it besides settings and inputs.
+    """Context of a running step, besides settings and inputs.
 
-    step: its name in the recipe.
-    seed: the recipe's seed, or the step's own; part of the key.
-    scratch: a folder that survives a kill and is the same for the same key, for work that can be resumed.
-    prediction_cache: a folder shared by all runs of the same code and library versions; partial results are filed there under
-    the content of everything that they were made from.  None: use scratch.
+    step: name in the recipe.
+    seed: the recipe's seed or the step's own; part of the key.
+    scratch: folder for resumable work; survives a kill and is the same for the same key.
+    prediction_cache: folder shared by all runs with the same code and library versions; partial results are filed under the digest
+    of everything that they were made from.  None: use scratch.
     compute: threads, device and processes.
     """
 
@@ -134,12 +134,12 @@ Metrics = dict[str, float | int | str]
 
 @dataclass(frozen=True, kw_only=True)
 class Plot:
-    """One table that a technique writes and that `dvc plots diff` draws.
+    """A table that a technique writes and `dvc plots diff` draws.
 
     file: CSV file in the output folder.
     title: short name of the curve.
     x, y: columns.
-    template: a DVC template, or one below .dvc/plots; DVC's own draw a blank (a step without validation) as 0.
+    template: a DVC template, or one below .dvc/plots; DVC's own templates draw a blank (a step without validation) as 0.
     """
 
     file: str
@@ -153,7 +153,7 @@ class Plot:
 
 @dataclass(frozen=True, kw_only=True)
 class Spec:
-    """Everything that the project knows about a technique besides its settings.
+    """Declaration of a technique: everything that is known about it besides its settings.
 
     summary: one line for the tables of README.md and docs/techniques.md.
     ports: inputs by name.
@@ -161,11 +161,11 @@ class Spec:
     libraries: packages whose versions are in the key.
     unkeyed: dotted names of settings that cannot change the artifact; they are in no key.
     retries: attempts after a failure, for work that depends on a service outside this machine.
-    exclusive: the step measures time, so no other step may run at the same time.
-    distributed: the step can share its work among `Compute.processes`.
+    exclusive: True if the step measures time, so that no other step may run at the same time.
+    distributed: True if the step can share its work among `Compute.processes`.
     device: "accelerator" for steps that compute on a GPU if there is one, "cpu" for all others.
     accepts: weights that the port `model` takes: "dense" refuses packed, sparse and factored ones.
-    gives: weights of the model that the step writes; "same": those of its port `model`.  None: it writes no model.
+    gives: weights of the model that the step writes; "same" as its port `model`; None if it writes no model.
     plots: tables that the step writes for `dvc plots`.
     paper: source of the method; empty if there is none.
     """
@@ -185,34 +185,34 @@ class Spec:
     paper: str = ""
 
     def __post_init__(self) -> None:
-        """Raises ValueError if `gives` contradicts `produces`."""
+        """Raise ValueError if `gives` contradicts `produces`."""
         if (self.produces in WEIGHTS) != (self.gives is not None):
             raise ValueError(f"produces={self.produces} and gives={self.gives}: only models and engines have weights")
 
 
 @runtime_checkable
 class Technique(Protocol):
-    """A frozen pydantic dataclass of settings, with a `Spec`, whose call does one step."""
+    """A frozen pydantic dataclass of settings with a `Spec`; calling it runs a step."""
 
     spec: ClassVar[Spec]
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
-        """Read `inputs`, write the artifact into the empty folder `out`, return a few figures for the tables."""
+        """Read `inputs`, write the artifact to the empty folder `out`, return metrics for tables."""
         ...
 
 
 @runtime_checkable
 class ReadsFiles(Protocol):
-    """A technique whose settings name files of the user's own."""
+    """A technique whose settings name files of the user."""
 
     def sources(self) -> tuple[Path, ...]:
-        """Those files and folders: they must exist at plan time, and their content is in the key."""
+        """Return these files and folders; they must exist at plan time, and the key covers them."""
         ...
 
 
 @dataclass(frozen=True)
 class Upstream:
-    """A step as the steps after it see it at plan time."""
+    """A step as later steps see it at plan time."""
 
     technique: Technique
     inputs: Mapping[str, tuple[str, ...]]
@@ -220,10 +220,15 @@ class Upstream:
 
 @runtime_checkable
 class ChecksPlan(Protocol):
-    """A technique that can tell from the recipe alone that it would fail, or that what is before it does not fit."""
+    """A technique that finds, from the recipe alone, reasons why it would fail."""
 
     def plan_problems(
         self, where: str, inputs: Mapping[str, tuple[str, ...]], upstream: Mapping[str, Upstream]
     ) -> Iterator[StillroomError]:
-        """Every problem.  where: the step's place in the recipe.  inputs: names by port.  upstream: all steps that were built, by name."""
+        """Yield every problem.
+
+        where: place of the step in the recipe.
+        inputs: names by port.
+        upstream: all steps built so far, by name.
+        """
         ...

@@ -1,4 +1,4 @@
-"""Hard targets: cross-entropy of the tokens that count."""
+"""Hard targets: cross-entropy of labeled tokens."""
 
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 def answer_loss(
     hidden: "Tensor", head: Head, labels: "Tensor", count: "Tensor | int | None" = None, weights: "Tensor | None" = None
 ) -> "Tensor":
-    """Mean cross-entropy of the counted tokens, the head applied to no others.
+    """Mean cross-entropy of the labeled tokens; the head is applied to these only.
 
     hidden: (batch, tokens, width), the last layer's output.  labels: (batch, tokens), IGNORED where nothing counts.
     count: (), the divisor, for batches that are parts of a larger one; None: the tokens counted here.  weights: (batch, tokens), how often

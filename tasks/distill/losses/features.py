@@ -9,12 +9,12 @@ Distance = Literal["mse", "cosine"]
 
 
 def state_distance(student: "Tensor", teacher: "Tensor", kind: Distance) -> "Tensor":
-    """Distance of each token's states: 0 with a zero gradient where they are equal.
+    """Distance of each token's states; 0 with a zero gradient if they are equal.
 
     student, teacher: (..., width), any float dtype, the student's already projected.  Returns (...), float32.
       mse     squared error over the teacher's mean square, so that layers of large states do not outweigh others
               (FitNets, Romero et al. 2015, arXiv 1412.6550, equation 3; TinyBERT, Jiao et al. 2020, arXiv 1909.10351, equation 8)
-      cosine  1 minus the cosine: direction alone, half of PKD's error of unit vectors (Sun et al. 2019, arXiv 1908.09355, equation 7)
+      cosine  1 minus the cosine: direction only, half of PKD's error of unit vectors (Sun et al. 2019, arXiv 1908.09355, equation 7)
     """
     from torch.nn.functional import cosine_similarity
 
@@ -41,7 +41,7 @@ def attention_divergence(student: "Tensor", teacher: "Tensor") -> "Tensor":
 
 
 def mean_over_tokens(values: "Tensor", mask: "Tensor", shares: "Tensor") -> "Tensor":
-    """Each row's mean over its marked tokens, added up by the rows' shares.
+    """Mean over each row's marked tokens, summed with the rows' shares as weights.
 
     values: (batch, tokens).  mask: (batch, tokens), true on tokens that count.  shares: (batch,), `row_shares`.  Returns a scalar.
     """

@@ -29,7 +29,7 @@ class Blend:
 
 @dataclass(frozen=True)
 class Stored:
-    """Top k and tail.
+    """Stored targets: top-k tokens and tail.
 
     rows: ids (tokens, k), -1 for a token that the student does not have; and log-probabilities (tokens, k + 1), ABSENT there.
     """

@@ -1,8 +1,8 @@
-"""Soft targets: how far a student's next-token distribution is from its teacher's.
+"""Soft targets: divergences between the next-token distributions of teacher and student.
 
-Distributions are log-probabilities whose last dimension is the categories: every token of the vocabulary, or the teacher's top
-k tokens and one category for all others (`coarse`).  Merging categories never raises an f-divergence, and k + 1 of them hold
-nearly all of it when k holds nearly all of the mass.
+Distributions are log-probabilities whose last dimension is the categories: all tokens of the vocabulary, or the teacher's top
+k tokens and one category for all others (`coarse`).  Merging categories never raises an f-divergence, and the k + 1 categories
+keep nearly all of it if the top k have nearly all of the mass.
 """
 
 import math
@@ -13,16 +13,16 @@ if TYPE_CHECKING:
 
 Divergence = Literal["forward_kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse_kl", "total_variation"]
 ABSENT = -1e4
-"""Log-probability of a category that one of the two cannot have: e to this is 0, and differences stay finite."""
+"""Log-probability of a category that one of the two lacks: e to this is 0, and differences stay finite."""
 
 
 def divergence(student: "Tensor", teacher: "Tensor", kind: Divergence, mix: float = 0.5) -> "Tensor":
-    """Divergence of each token's pair of distributions, in nats; total variation in [0, 1].
+    """Divergence of teacher and student at each token, in nats; total variation in [0, 1].
 
     student, teacher: (..., categories) log-probabilities, float32.  Returns (...), >= 0, and 0 with a zero gradient where they
     are equal.  p is the teacher, q the student:
-      forward_kl       KL(p || q): cover all that the teacher may say (Hinton et al. 2015, arXiv 1503.02531)
-      reverse_kl       KL(q || p): say nothing that it would not (Gu et al. 2024, arXiv 2306.08543)
+      forward_kl       KL(p || q): mode-covering (Hinton et al. 2015, arXiv 1503.02531)
+      reverse_kl       KL(q || p): mode-seeking (Gu et al. 2024, arXiv 2306.08543)
       jsd              mix KL(p || m) + (1 - mix) KL(q || m), m = mix p + (1 - mix) q (Agarwal et al. 2024, arXiv 2306.13649, eq. 1)
       skew_kl          KL(p || mix p + (1 - mix) q) (Ko et al. 2024, arXiv 2402.03898, section 3.1)
       skew_reverse_kl  KL(q || (1 - mix) p + mix q), ibid.
@@ -71,7 +71,7 @@ def coarse(logits: "Tensor", ids: "Tensor", temperature: float) -> "Tensor":
     total = torch.logsumexp(scaled, dim=-1, keepdim=True)
     real = ids >= 0
     kept = (scaled.gather(-1, ids.clamp(min=0)) - total).masked_fill(~real, ABSENT)
-    nowhere = scaled.shape[-1]  # a column more, for tokens that the student lacks
+    nowhere = scaled.shape[-1]  # one more column, for tokens that the student lacks
     places = torch.where(real, ids, nowhere)
     others = pad(scaled, (0, 1)).scatter(-1, places, torch.finfo(scaled.dtype).min / 2)[:, :nowhere]
     rest = torch.logsumexp(others, dim=-1, keepdim=True) - total

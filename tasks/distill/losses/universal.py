@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Alignment = Literal["bytes", "positions"]
 Offsets = list[list[int]]
-"""First byte of each token in its text, and the one after its last."""
+"""First byte of each token in the text, and the byte after its last."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class UniversalLoss:
         Raises TechniqueError if `hybrid` finds no token in common.
         """
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it warns of being experimental, whoever asks
+            warnings.simplefilter("ignore")  # it always warns that it is experimental
             from trl.experimental.gold import GOLDConfig
             from trl.experimental.gold.gold_trainer import ULDLoss
         if hybrid and not set(student.get_vocab()) & set(teacher.get_vocab()):
@@ -60,7 +60,7 @@ class UniversalLoss:
             output_dir="unused", report_to="none", use_cpu=True, bf16=False, use_uld_loss=True,
             use_extended_uld=alignment == "bytes", uld_use_hybrid_loss=hybrid,
             uld_student_temperature=temperature, uld_teacher_temperature=temperature,
-            # its other strategy compares what follows a token with the token itself where several are joined
+            # where tokens are merged, its other strategy compares a distribution with that of the next position
             uld_token_merge_strategy="bayesian",
         )  # fmt: skip
         self._loss: Any = ULDLoss(settings, student_tokenizer=student, teacher_tokenizer=teacher, device=device)
@@ -92,9 +92,7 @@ def answer_offsets(tokenizer: "PreTrainedTokenizerBase", ids: list[int], answer:
     name = str(tokenizer.name_or_path)
     backend: Any = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        raise ModelError(
-            name, "a tokenizer that does not say where its tokens stand", "a fast one", "alignment=positions"
-        )
+        raise ModelError(name, "a tokenizer without offsets of its tokens", "a fast one", "alignment=positions")
     try:
         ((found, offsets),) = encode_with_byte_offsets(backend, [answer])
     except (NotImplementedError, ValueError) as error:
@@ -103,7 +101,7 @@ def answer_offsets(tokenizer: "PreTrainedTokenizerBase", ids: list[int], answer:
         ) from error
     if found != ids[: len(found)]:
         raise ModelError(
-            name, "it cuts an answer otherwise when its end of turn follows", "an end of turn that is a token of its own",
+            name, "it splits an answer differently if the end of turn follows", "an end of turn that is a token of its own",
             "alignment=positions",
         )  # fmt: skip
     end = len(answer.encode())

@@ -1,4 +1,4 @@
-"""Settings as the trainer's arguments."""
+"""Translation of settings to the trainer's arguments."""
 
 import math
 from typing import Any
@@ -9,11 +9,11 @@ from tasks.shared.model.loading import has_cpu_bfloat16
 from tasks.shared.technique import StepRun
 
 DECAY_SHARE = 0.2
-"""Of the steps, in which warmup_stable_decay comes down."""
+"""Share of the steps over which warmup_stable_decay decays."""
 
 
 def training_arguments(settings: Training, steps_per_epoch: int, watched: bool, run: StepRun) -> Any:
-    """TRL's arguments.  watched: there are validation rows."""
+    """Return TRL's arguments.  watched: True if there are validation rows."""
     from trl import SFTConfig
 
     cpu = run.compute.device == "cpu"
@@ -32,28 +32,28 @@ def training_arguments(settings: Training, steps_per_epoch: int, watched: bool, 
         lr_scheduler_kwargs=schedule_options(settings.schedule, steps - warmup), warmup_steps=warmup, weight_decay=settings.weight_decay,
         per_device_train_batch_size=each, per_device_eval_batch_size=each,
         gradient_accumulation_steps=settings.accumulation, gradient_checkpointing=settings.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False},  # the other kind gives frozen layers no gradient to pass on
+        gradient_checkpointing_kwargs={"use_reentrant": False},  # reentrant checkpoints pass no gradient through frozen layers
         max_length=None, packing=False, dataset_kwargs={"skip_prepare_dataset": True}, remove_unused_columns=False,
         train_sampling_strategy="group_by_length", dataloader_pin_memory=not cpu, use_cpu=cpu,
         bf16=arithmetic == "bfloat16", fp16=arithmetic == "float16",
-        average_tokens_across_devices=True,  # the count of a step is over all processes
+        average_tokens_across_devices=True,  # counts of a step cover all processes
         eval_strategy="epoch" if watched else "no", save_strategy="epoch", save_total_limit=None, load_best_model_at_end=watched,
         metric_for_best_model="eval_loss" if watched else None, logging_strategy="steps", logging_steps=max(1, steps_per_epoch // 5),
-        logging_nan_inf_filter=False,  # by default a loss that is no number is logged as 0
-        restore_callback_states_from_checkpoint=True,  # how long early stopping has been waiting
+        logging_nan_inf_filter=False,  # by default a NaN loss is logged as 0
+        restore_callback_states_from_checkpoint=True,  # patience used up by early stopping
         prediction_loss_only=True, report_to="none", disable_tqdm=True, seed=run.seed, data_seed=run.seed, optim="adamw_torch_fused",
         **spread,
     )  # fmt: skip
     if "fsdp" in spread:
         from torch.distributed.fsdp import MixedPrecisionPolicy
 
-        # The same arithmetic as in one process, autocast: FSDP's own would give the loss in bfloat16 and add gradients in it
+        # Use autocast, as in a single process: FSDP's own policy would compute the loss and add up gradients in bfloat16
         arguments.fsdp_plugin_args["mixed_precision_policy"] = MixedPrecisionPolicy()
     return arguments
 
 
 def schedule_options(schedule: str, steps: int) -> dict[str, Any]:
-    """Options of a schedule besides its warm-up.
+    """Return the options of a schedule besides its warm-up.
 
     steps: optimizer steps after the warm-up.
     """
@@ -65,7 +65,7 @@ def schedule_options(schedule: str, steps: int) -> dict[str, Any]:
 def precision_of(wanted: str, device: str) -> str:
     """Return the precision to train in: float32, bfloat16 or float16.
 
-    "auto" means bfloat16 only where the hardware supports it; elsewhere it is emulated and slower.
+    "auto" means bfloat16 if the hardware supports it, else float32, since emulation is slower.
 
     Raises MachineError for float16 on a CPU.
     """

@@ -1,8 +1,8 @@
 """Checkpoints from which a killed training resumes to identical weights and curve.
 
-The trainer's own checkpoints lose four things, which are kept here: the loss summed since the last log line, whether
-training had ended, the order of the rows in an epoch that was cut, and the difference between a whole checkpoint and
-half a one.  A checkpoint counts once it holds MARK, written after all its files have reached the disk.
+The trainer's own checkpoints lack four things, which this module adds: the loss summed since the last log line, a flag for
+the end of training, the order of rows in an interrupted epoch, and a mark of completeness.  A checkpoint is valid once it has
+MARK, which is written after all its files have reached the disk.
 """
 
 import hashlib
@@ -28,15 +28,16 @@ MARK = "complete.json"
 STATE = "trainer_state.json"
 PREFIX = "checkpoint-"
 Identity = Mapping[str, str]
-"""What a training is: names and values, to say what differs."""
+"""Identity of a training as names and values, so that messages can list differences."""
 SAMPLED = 1024
-"""Values of each tensor that tell one model from another."""
+"""Number of values per tensor that identify a model."""
 
 
 def last_checkpoint(folder: Path, identity: Identity | None = None) -> Path | None:
     """Return the newest usable checkpoint; delete unfinished, unreadable and foreign ones.
 
-    identity: of this training (`identity_of`).  A checkpoint whose best epoch is lost is unusable too: training ends in the best epoch.
+    identity: of this training (`identity_of`).
+    A checkpoint whose best epoch is lost is unusable too, since training returns the best epoch.
     """
     if folder.exists() and not folder.is_dir():
         folder.unlink()
@@ -44,7 +45,7 @@ def last_checkpoint(folder: Path, identity: Identity | None = None) -> Path | No
     faults = {path: _fault(path, identity or {}) for path in found}
     for path in found:
         best = _best(path) if not faults[path] else None
-        if best is not None and faults.get(best, "it is gone"):
+        if best is not None and faults.get(best, "it is missing"):
             faults[path] = f"{best.name}, its best epoch, cannot be used"
     for path, fault in faults.items():
         if fault:
@@ -52,7 +53,7 @@ def last_checkpoint(folder: Path, identity: Identity | None = None) -> Path | No
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     whole = [path for path in found if not faults[path]]
     if whole:
-        log.info("going on from %s", whole[0].name)
+        log.info("resuming from %s", whole[0].name)
     return whole[0] if whole else None
 
 
@@ -70,7 +71,7 @@ def _fault(path: Path, identity: Identity) -> str:
         mark = json.loads((path / MARK).read_text("utf-8"))
         files: Mapping[str, int] = mark["files"]
         if other := _differences(mark["identity"], identity):
-            return f"it is another training's: {', '.join(other)}"
+            return f"it belongs to another training: {', '.join(other)}"
         json.loads((path / STATE).read_text("utf-8"))
         for name, size in files.items():
             file = path / name
@@ -97,8 +98,8 @@ def _differences(found: Identity, wanted: Identity) -> list[str]:
 def identity_of(settings: Any, model: Any, rows: Sequence[Mapping[str, Any]], run: StepRun) -> Identity:
     """Identity of a training: settings, seed, weights and rows, by name.
 
-    A checkpoint folder already belongs to one step and key; this catches checkpoints that were moved, or written by hand.
-    The weights are identified by a sample of each tensor, before training.
+    A checkpoint folder belongs to one step and key; the identity detects checkpoints that were moved or written by hand.
+    The weights are identified by a sample of each tensor before training.
     """
     import numpy
     import torch
@@ -112,13 +113,13 @@ def identity_of(settings: Any, model: Any, rows: Sequence[Mapping[str, Any]], ru
     for row in rows:
         data.update(numpy.asarray([row["input_ids"], row["labels"]]).tobytes())
     named = {key: value for key, value in asdict(settings).items() if key not in settings.spec.unkeyed}
-    told = {"technique": type(settings).__name__, **{key: str(value) for key, value in named.items()}}
+    shown = {"technique": type(settings).__name__, **{key: str(value) for key, value in named.items()}}
     marks = {"seed": str(run.seed), "sharding": run.compute.sharding if run.compute.processes > 1 else "none"}
-    return told | marks | {"weights": seen.hexdigest()[:12], "rows": data.hexdigest()[:12]}
+    return shown | marks | {"weights": seen.hexdigest()[:12], "rows": data.hexdigest()[:12]}
 
 
 def _best(path: Path) -> Path | None:
-    """The checkpoint of the best epoch so far, or None before the first evaluation."""
+    """Checkpoint of the best epoch so far; None before the first evaluation."""
     step = json.loads((path / STATE).read_text("utf-8")).get("best_global_step")
     return path.with_name(f"{PREFIX}{step}") if step else None
 
@@ -141,10 +142,10 @@ def train(trainer: Any, checkpoint: Path | None) -> None:
 
 
 def resumable(base: type[Any]) -> type[Any]:
-    """Trainer class that marks complete checkpoints and shuffles each epoch on its own.
+    """Return a trainer class that marks complete checkpoints and shuffles epochs reproducibly.
 
-    base: `loop.objective_trainer`.  Give it `keeper` as a callback and save_total_limit=None: what is
-    deleted is decided here, by step number, since clocks can be set back.
+    base: from `trainer.objective_trainer`.  It needs `keeper` as a callback and save_total_limit=None: this class deletes
+    checkpoints by step number, since clocks can be set back.
     """
 
     class Resumable(base):
@@ -162,7 +163,7 @@ def resumable(base: type[Any]) -> type[Any]:
                 super()._save_checkpoint(model, trial)
                 self.accelerator.wait_for_everyone()  # each process writes the state of its own random numbers
                 _mark(folder, self)
-            except (OSError, RuntimeError, SafetensorError) as error:  # the writers' names for a full disk
+            except (OSError, RuntimeError, SafetensorError) as error:  # all of them may mean a full disk
                 raise _write_error(folder, error) from error
             if not self.is_world_process_zero():
                 return
@@ -177,7 +178,7 @@ def resumable(base: type[Any]) -> type[Any]:
 def _mark(folder: Path, trainer: Any) -> None:
     """Flush every file to disk, then mark the checkpoint as complete.
 
-    The mark holds the state that the trainer itself does not save.
+    The mark contains the state that the trainer itself does not save.
     """
     alone = {"loss": trainer._tr_loss.item(), "terms": dict(trainer.tally.state())}
     everyone = gathered(trainer, alone)
@@ -206,7 +207,7 @@ def gathered(trainer: Any, own: Any) -> list[Any]:
 
 
 def anyone(trainer: Any, says: bool) -> bool:
-    """Return True if any process says so, so that all of them write a checkpoint or none does."""
+    """Return True if `says` is true in any process, so that all or none write a checkpoint."""
     if trainer.accelerator.num_processes == 1:
         return says
     import torch
@@ -215,9 +216,9 @@ def anyone(trainer: Any, says: bool) -> bool:
 
 
 def _own_part(everyone: Sequence[Mapping[str, Any]], rank: int, count: int) -> tuple[float, dict[str, float]]:
-    """Loss and terms from which a process resumes, also with another number of processes.
+    """Return loss and terms from which a process resumes, even with another number of processes.
 
-    The loss is averaged over the processes, each of which has multiplied its part by their number; the terms are added up.
+    The loss is averaged over the processes, since each has multiplied its part by their number; the terms are added up.
     """
     if len(everyone) == count:
         return float(everyone[rank]["loss"]), dict(everyone[rank]["terms"])
@@ -235,14 +236,14 @@ def _write_error(folder: Path, error: Exception) -> MachineError:
         str(folder),
         f"the checkpoint cannot be written, {free / 2**20:.0f} MiB free: {reason}",
         "room for three checkpoints: the last, the best and the next, each of weights and two moments in float32",
-        "free space, or put artifacts elsewhere (runtime.root=/big/disk); run again to go on from the last whole checkpoint",
+        "free space, or choose another disk (runtime.root=/big/disk); a rerun resumes from the last complete checkpoint",
     )
 
 
 def epoch_sampler(lengths: list[int], batch: int, seed: int, epoch: Callable[[], int]) -> Any:
-    """Rows grouped by length in an order that only seed and epoch decide.
+    """Return a sampler that groups rows by length, in an order determined by seed and epoch.
 
-    The trainer's sampler draws from torch's global generator, whose state at an epoch's start no checkpoint within it has.
+    The trainer's sampler draws from torch's global generator, but checkpoints within an epoch lack its state at the epoch's start.
     """
     import torch
     from transformers.trainer_pt_utils import LengthGroupedSampler
@@ -256,9 +257,9 @@ def epoch_sampler(lengths: list[int], batch: int, seed: int, epoch: Callable[[],
 
 
 def keeper(trainer: Any, every_s: float) -> "TrainerCallback":
-    """Callback that requests a checkpoint every `every_s` seconds and restores lost state.
+    """Return a callback that requests a checkpoint every `every_s` seconds and restores state.
 
-    Never at an epoch's last step: that one's checkpoint is written after the evaluation, and must not be written twice.
+    It requests none at an epoch's last step, whose checkpoint is written after the evaluation and must not be written twice.
     """
     from transformers import TrainerCallback
 

@@ -1,4 +1,4 @@
-"""Time and memory of a training by arithmetic, before it runs and when it has run out of memory."""
+"""Estimates of a training's time and memory, for forecasts and out-of-memory errors."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -23,37 +23,38 @@ if TYPE_CHECKING:
     from tasks.distill.training.settings import Training
 
 WEIGHT_BYTES = 4
-"""Of a weight that is trained or frozen: float32."""
+"""Bytes of a weight, trained or frozen: float32."""
 TRAINED_BYTES = 12
-"""Of a trained weight besides itself: gradient and AdamW's two moments (Rajbhandari et al. 2020, arXiv 1910.02054, section 3.1)."""
+"""Further bytes of a trained weight: gradient and AdamW's two moments (Rajbhandari et al. 2020, arXiv 1910.02054, section 3.1)."""
 LOGITS_COPIES = 4
-"""Of a chunk's logits at once: the product, its float32 copy, the log-probabilities and the gradient."""
+"""Copies of a chunk's logits at a time: the product, its float32 copy, the log-probabilities and the gradient."""
 LONG_ROW_TOKENS = 180
-"""Tokens of a row in the longest batch, where no pack is filled."""
+"""Tokens of a row in the longest batch, without packing."""
 MATRICES = 7
-"""Linear layers of a decoder layer."""
+"""Number of linear layers in a decoder layer."""
 
 
 def fixed_bytes(weights: float, trained: float, shards: int) -> float:
     """Bytes of weights, gradients and moments in one process.
 
-    weights, trained: parameters in all, and those with a gradient.  shards: processes that share them; 1 without fsdp.
+    weights, trained: number of all parameters, and of those with a gradient.
+    shards: processes that share them; 1 without fsdp.
     """
     return (WEIGHT_BYTES * weights + TRAINED_BYTES * trained) / shards
 
 
 def batch_bytes(shape: Dimensions, rows: float, tokens: int, value: float, eager: bool, checkpointing: bool) -> float:
-    """Bytes that a batch keeps for the backward pass, and one chunk of logits.
+    """Bytes of a batch's activations for the backward pass and of one chunk of logits.
 
-    Counted from a Llama layer (as Korthikanti et al. 2022, arXiv 2205.05198, section 4.1, do for GPT's): per token 2 norms with
+    Counted for a Llama layer, as in Korthikanti et al. 2022 (arXiv 2205.05198, section 4.1) for GPT: per token 2 norms with
     input and output, queries, keys, values, attention's output and both residual sums, four tensors of the feed-forward
-    network's width, and heads x tokens probabilities.  With gradient checkpointing a layer keeps its input, and one layer at a
-    time is whole.  Measured on a CPU: from 0.8 to 1.2 times as much (docs/LOG.md).
+    network's width, and heads x tokens probabilities.  With gradient checkpointing, all layers keep their inputs and one layer at
+    a time keeps everything.  Measurements on a CPU were 0.8 to 1.2 times the estimate (docs/LOG.md).
 
-    shape: its layers are those that the backward pass runs through.
+    shape: with the number of layers that the backward pass runs through.
     tokens: of the longest row.
     value: bytes of an activation.
-    eager: attention keeps its probabilities.
+    eager: True if attention keeps its probabilities.
     """
     layer = 6 * shape.width + 3 * shape.query + 3 * shape.value + 4 * shape.feed_forward
     layer += shape.heads * tokens if eager else 0
@@ -63,7 +64,7 @@ def batch_bytes(shape: Dimensions, rows: float, tokens: int, value: float, eager
 
 
 def trained_parameters(settings: "Training", size: Size) -> float:
-    """Parameters that have a gradient: adapters only, or the layers that are not frozen."""
+    """Number of parameters with a gradient: those of adapters, or of layers that are not frozen."""
     if isinstance(settings, Adapted) and settings.lora.rank:
         share = len(settings.lora.targets) / MATRICES if settings.lora.targets else 1.0
         return settings.lora.rank * size.shape.layers * size.shape.layer_ends * min(1.0, share)
@@ -73,9 +74,9 @@ def trained_parameters(settings: "Training", size: Size) -> float:
 
 
 def forecast_training(settings: "Training", work: Workload) -> Forecast:
-    """Forecast a training: weights, gradients, moments, a batch's activations and a teacher; each process has its own.
+    """Forecast a training: weights, gradients, moments, activations of a batch, and a teacher.
 
-    The model is loaded on the CPU, also for a training on GPUs.
+    Each process has its own copies.  The model is loaded on the CPU, even to train on GPUs.
     """
     size, teacher, compute = work.size(), work.size("teacher"), work.compute
     shards = compute.processes if compute.sharding == "fsdp" else 1
@@ -96,7 +97,7 @@ def forecast_training(settings: "Training", work: Workload) -> Forecast:
 
 
 def _savings(settings: "Training", compute: Compute) -> Iterator[str]:
-    """Yield overrides with which the training takes less memory."""
+    """Yield overrides that lower the memory of a training."""
     if isinstance(settings, Adapted) and not settings.lora.rank:
         yield "steps.{step}.lora.rank=16 trains adapters only"
     if settings.batch_size > 1:

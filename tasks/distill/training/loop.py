@@ -1,4 +1,4 @@
-"""The training loop: model folder, rows and objective in; model folder and loss curve out."""
+"""The training loop, from model folder, rows and objective to model folder and loss curve."""
 
 import csv
 import logging
@@ -16,7 +16,7 @@ from tasks.distill.training.options import Adapted, Packed
 from tasks.distill.training.packing import check_packs, pack
 from tasks.distill.training.processes import share_work
 from tasks.distill.training.settings import Training
-from tasks.distill.training.terms import warn_without_say
+from tasks.distill.training.terms import warn_negligible
 from tasks.distill.training.trainer import objective_trainer
 from tasks.distill.training.validation import split_groups
 from tasks.distill.training.watch import overfits, runs_away, watcher
@@ -41,11 +41,11 @@ def train_model(
 ) -> Metrics:
     """Train a model and write it as a Hugging Face folder in bfloat16, with loss.csv.
 
-    With `run.compute.processes` above 1, each process gets a pickled copy of the arguments, the objective as it is before `attach`,
-    and computes its share of every batch.
-    The last checkpoint stays in scratch until the artifact is published, so that a kill before that costs no training.
-    Raises DataError for rows that are too long or too few, TechniqueError if the loss diverges before any epoch was kept,
-    MachineError when memory or disk is too small.
+    With `run.compute.processes` above 1, each process gets a pickled copy of the arguments (the objective as before `attach`) and
+    computes its share of every batch.
+    The last checkpoint stays in scratch until the artifact is published, so that a kill before that loses no training.
+    Raises DataError for rows that are too long or too few, TechniqueError if the loss diverges before the first epoch ends,
+    MachineError if memory or disk is too small.
     """
     check_processes(settings, run)
     if run.compute.processes == 1:
@@ -59,19 +59,19 @@ def check_processes(settings: Training, run: StepRun) -> None:
         raise TechniqueError(
             f"steps.{run.step}.batch_size",
             f"{settings.batch_size} conversations for {run.compute.processes} processes",
-            "as many for each",
+            "the same number for each process",
             f"steps.{run.step}.batch_size={-(-settings.batch_size // run.compute.processes) * run.compute.processes}, or another runtime.processes",
         )
     if run.compute.sharding == "fsdp" and run.compute.device == "cpu":
         raise TechniqueError(
-            "runtime.sharding", "fsdp on CPUs", "GPUs: accelerate shards nowhere else", "runtime.sharding=none"
+            "runtime.sharding", "fsdp on CPUs", "GPUs, since accelerate cannot shard on CPUs", "runtime.sharding=none"
         )
 
 
 def _train(
     settings: Training, source: Path, rows: Sequence[Row], objective: Objective, out: Path, run: StepRun
 ) -> Metrics:
-    """One process' part of a training; the first one writes, and returns the figures."""
+    """Run one process's part of a training; the first process writes and returns the metrics."""
     import torch
     from transformers import set_seed
 
@@ -80,24 +80,24 @@ def _train(
         weigh(objective.encode(part, tokenizer, settings.max_tokens), part, settings)
         for part in split_groups(rows, settings.validation, run.seed)
     )
-    told: Metrics = {"rows": len(training)}
+    counts: Metrics = {"rows": len(training)}
     torch.set_num_threads(max(1, run.compute.threads // run.compute.processes))
     set_seed(run.seed)
     if settings.gradient_checkpointing and run.compute.device == "cpu":
         return_memory_at_once()
     model = prepared_model(settings, source, run)
-    align_special_tokens(core_of(model), tokenizer)  # before the trainer does it in its own way
+    align_special_tokens(core_of(model), tokenizer)  # before the trainer does it differently
     if isinstance(settings, Packed) and settings.packing:
         training, validation = (pack(part, settings.max_tokens) for part in (training, validation))
         check_packs(core_of(model), training)
-        told["packs"] = len(training)
+        counts["packs"] = len(training)
     identity = identity_of(settings, model, [*training, *validation], run)
     with memory_errors(settings, model, run) as seen:
         objective.attach(model, run.compute.device)
-        seen.beside = module_bytes(objective)
+        seen.modules = module_bytes(objective)
         trainer = make_trainer(settings, model, tokenizer, training, validation, objective, run)
         trainer.seen, trainer.identity = seen, identity
-        train(trainer, go_on_from(trainer, run.scratch / "checkpoints"))
+        train(trainer, resume_point(trainer, run.scratch / "checkpoints"))
     history = trainer.state.log_history
     model = whole_model(trainer, lambda: prepared_model(settings, source, run))
     if not trainer.is_world_process_zero():
@@ -106,11 +106,11 @@ def _train(
     check_finite(model, settings, run)
     write_curve(out / "loss.csv", history)
     save_model(merge(model), tokenizer, out)
-    return {**told, **_figures(trainer, settings), **objective.figures()}
+    return {**counts, **_figures(trainer, settings), **objective.figures()}
 
 
 def prepared_model(settings: Training, source: Path, run: StepRun) -> "PreTrainedModel":
-    """The model to train, in float32 on the CPU: its adapters, if any, its frozen layers."""
+    """Load the model to train, in float32 on the CPU, with adapters and frozen layers, if any."""
     model = load_model(source, "float32")
     if run.compute.device == "cpu":
         model.set_attn_implementation("eager")  # 15 % faster here: the fused kernel's backward pass is slow on CPUs
@@ -118,12 +118,12 @@ def prepared_model(settings: Training, source: Path, run: StepRun) -> "PreTraine
     freeze(core_of(model), settings.frozen_layers)
     if run.compute.compile:
         for layer in find_layers(core_of(model)):
-            layer.compile(dynamic=True)  # batches are of many lengths
+            layer.compile(dynamic=True)  # batches have different lengths
     return model
 
 
-def go_on_from(trainer: Any, folder: Path) -> Path | None:
-    """Return the checkpoint from which all processes resume; the first one chooses it."""
+def resume_point(trainer: Any, folder: Path) -> Path | None:
+    """Return the checkpoint from which all processes resume, as chosen by the first one."""
     found = last_checkpoint(folder, trainer.identity) if trainer.is_world_process_zero() else None
     point: Path | None = gathered(trainer, found)[0]
     return point
@@ -132,7 +132,7 @@ def go_on_from(trainer: Any, folder: Path) -> Path | None:
 def whole_model(trainer: Any, prepare: Callable[[], "PreTrainedModel"]) -> "PreTrainedModel":
     """Return the unwrapped trained model, complete in the first process.
 
-    prepare: makes the model as it was before training.
+    prepare: function that loads the model as it was before training.
     """
     found: PreTrainedModel = trainer.accelerator.unwrap_model(trainer.model)
     if not trainer.is_fsdp_enabled:
@@ -141,7 +141,7 @@ def whole_model(trainer: Any, prepare: Callable[[], "PreTrainedModel"]) -> "PreT
     if not trainer.is_world_process_zero():
         return found
     whole = prepare()
-    whole.load_state_dict({name: state[name] for name in whole.state_dict()})  # without what an objective hung in
+    whole.load_state_dict({name: state[name] for name in whole.state_dict()})  # without modules that an objective added
     return whole
 
 
@@ -156,7 +156,7 @@ def check_finite(model: "PreTrainedModel", settings: Training, run: StepRun) -> 
     if broken:
         raise TechniqueError(
             f"steps.{run.step}.learning_rate",
-            f"{len(broken)} of the trained tensors hold values that are no numbers, {broken[0]} among them",
+            f"{len(broken)} trained tensors have NaN or infinite values, such as {broken[0]}",
             "finite weights",
             f"a smaller step: steps.{run.step}.learning_rate={settings.learning_rate / 4:g}",
         )
@@ -178,23 +178,23 @@ def _figures(trainer: Any, settings: Training) -> Metrics:
     elif overfits(history):
         figures["overfitting"] = f"kept step {trainer.state.best_global_step}"
         log.warning(
-            "the validation loss rose again while the training loss fell: the rows are being learned by heart after step %d, "
-            "whose weights are kept; fewer epochs (3 to 5 are usual) or more rows",
+            "overfitting: the validation loss rose after step %d while the training loss fell; the weights of that step are kept; "
+            "use fewer epochs (3 to 5 are usual) or more rows",
             trainer.state.best_global_step,
         )
     elif not losses and settings.epochs > 5:
         log.warning(
-            "%g epochs and validation=0: nothing would show rows being learned by heart; 3 to 5 epochs are usual",
+            "%g epochs and validation=0: overfitting would go unnoticed; 3 to 5 epochs are usual",
             settings.epochs,
         )
     names = trainer.term_names
-    if len(names) > 1 and (silent := warn_without_say(history, names, trainer.objective.knob)):
-        figures["negligible_terms"] = ", ".join(silent)
+    if len(names) > 1 and (negligible := warn_negligible(history, names, trainer.objective.knob)):
+        figures["negligible_terms"] = ", ".join(negligible)
     return figures
 
 
 def _last_finite(history: Sequence[Mapping[str, Any]]) -> float:
-    """The last training loss that is a number."""
+    """Last finite training loss; NaN if there is none."""
     losses = (float(entry["loss"]) for entry in reversed(history) if "loss" in entry)
     return next((loss for loss in losses if math.isfinite(loss)), math.nan)
 
@@ -203,7 +203,7 @@ def make_trainer(
     settings: Training, model: "PreTrainedModel", tokenizer: Any, training: list[Encoded], validation: list[Encoded],
     objective: Objective, run: StepRun,
 ) -> Any:  # fmt: skip
-    """TRL's trainer with our objective, checkpoints and order of rows."""
+    """Return TRL's trainer with our objective, checkpoints and order of rows."""
     from datasets import Dataset
     from transformers import EarlyStoppingCallback, PrinterCallback
 
@@ -213,7 +213,9 @@ def make_trainer(
     if watched and settings.patience:
         callbacks.append(EarlyStoppingCallback(early_stopping_patience=settings.patience))
     arguments = training_arguments(settings, steps_per_epoch, watched, run)
-    arguments.use_cache = getattr(core_of(model).config, "use_cache", True)  # it would be saved with the model as False
+    arguments.use_cache = getattr(
+        core_of(model).config, "use_cache", True
+    )  # otherwise the saved model would have False
     trainer = resumable(objective_trainer())(
         model=model,
         args=arguments,
@@ -241,7 +243,7 @@ def freeze(model: "PreTrainedModel", layers: int) -> None:
     if layers >= len(found):
         depth = f"{len(found)} layers" if found else f"no layer list at {LAYOUT}"
         raise TechniqueError(
-            "frozen_layers", f"{layers}, and {depth}", "fewer than the model's layers", "frozen_layers=0"
+            "frozen_layers", f"{layers} of {depth}", "fewer than the model's layers", "frozen_layers=0"
         )
     model.get_input_embeddings().requires_grad_(False)
     for layer in found[:layers]:
@@ -252,9 +254,9 @@ CURVE = ("step", "epoch", "train_loss", "validation_loss")
 
 
 def write_curve(path: Path, history: Sequence[Mapping[str, Any]]) -> None:
-    """Write loss.csv: CURVE, then `<term>_loss` and `<term>_gradient` of each of several terms.
+    """Write loss.csv: the columns of CURVE, then `<term>_loss` and `<term>_gradient` per term.
 
-    A cell is blank where a step has no value.
+    The terms' columns are absent for a single term.  A cell is blank if a step has no value.
     """
     logged = [entry for entry in history if "loss" in entry or "eval_loss" in entry]
     terms = sorted(

@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Lora:
-    """Adapters trained instead of the weights; only they have gradients, moments, checkpoints."""
+    """Adapters, trained instead of the weights; only they have gradients, moments, checkpoints."""
 
     rank: Annotated[int, Field(ge=0)] = 0
-    """Rank of an adapter; 0: no adapters, the weights themselves are trained."""
+    """Rank of the adapters; 0: no adapters, all weights are trained."""
     alpha: Annotated[int, Field(gt=0)] = 32
-    """An adapter's output counts alpha / rank times."""
+    """Scale of the adapters: their output is multiplied by alpha / rank."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of an adapter's inputs left out at random in each step."""
+    """Dropout rate of the adapters' inputs."""
     targets: tuple[str, ...] = ()
     """Names of linear layers to adapt (q_proj, down_proj, ...); empty: all but the head."""
 
@@ -46,7 +46,7 @@ def adapt(model: "PreTrainedModel", lora: Lora) -> Any:
             "lora.targets",
             ", ".join(unknown),
             f"some of: {', '.join(sorted(linear))}",
-            "mend the names, or leave targets empty",
+            "correct the names, or leave targets empty",
         )
     adapted = get_peft_model(
         model,
@@ -60,7 +60,7 @@ def adapt(model: "PreTrainedModel", lora: Lora) -> Any:
 
 
 def merge(model: Any) -> Any:
-    """The plain model, the adapters added to its weights; one without adapters as it is."""
+    """Merge adapters into the weights and return the plain model; without adapters, unchanged."""
     return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
 
 

@@ -18,31 +18,32 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 SIGNS = ("out of memory", "can't allocate memory", "not enough memory")
-"""How torch says it: CUDA's allocator, the CPU's by errno, and the CPU's own."""
+"""Messages of torch for a lack of memory: CUDA's allocator, the CPU's by errno, and the CPU's own."""
 ROOM = 0.8
-"""Share of the memory that a suggestion may fill: the allocator's gaps and the libraries take the rest."""
+"""Share of the memory that a suggestion may use; fragmentation and libraries need the rest."""
 M_MMAP_THRESHOLD, PIECE = -3, 2**20
-"""mallopt(3)'s name for the size, in bytes, from which glibc maps memory for itself and unmaps it when it is freed."""
+"""Option of mallopt(3): the size, in bytes, from which glibc maps memory separately and unmaps it when freed."""
 
 
 @dataclass
 class Seen:
-    """The last batch that a process began: conversations, and tokens of the longest.
+    """Size of the last batch that a process started: conversations, and tokens of the longest.
 
-    room: bytes for weights and batches when training began.  beside: those of the objective's own modules.
+    room: bytes for weights and batches at the start of training.
+    modules: bytes of the objective's own modules.
     """
 
     room: float
     rows: int = 0
     tokens: int = 0
-    beside: float = 0.0
+    modules: float = 0.0
 
 
 @contextmanager
 def memory_errors(settings: Training, model: "PreTrainedModel", run: StepRun) -> Iterator[Seen]:
     """Turn a failed allocation into a MachineError with the demand and settings that fit.
 
-    Yields the record in which the trainer notes its batches.
+    Yields the record to which the trainer writes the size of its batches.
     """
     seen = Seen(room_for(model, run.compute.device))
     try:
@@ -56,7 +57,7 @@ def memory_errors(settings: Training, model: "PreTrainedModel", run: StepRun) ->
 
 
 def module_bytes(objective: object) -> float:
-    """Weights of the modules that an objective holds, such as a teacher."""
+    """Bytes of the weights of an objective's modules, such as a teacher."""
     import torch
 
     held = [value for value in vars(objective).values() if isinstance(value, torch.nn.Module)]
@@ -67,7 +68,9 @@ def module_bytes(objective: object) -> float:
 class Demand:
     """Estimated memory of a training, in bytes per process.
 
-    fixed: weights, gradients, moments and the teacher's weights.  eager: attention keeps its probabilities.  size: bytes per value.
+    fixed: weights, gradients, moments and the teacher's weights.
+    eager: True if attention keeps its probabilities.
+    size: bytes per value.
     """
 
     config: Any
@@ -77,25 +80,25 @@ class Demand:
     size: float
 
     def batch(self, rows: int, checkpointing: bool) -> float:
-        """Bytes that a batch keeps for the backward pass: see `batch_bytes`."""
+        """Bytes of a batch's activations for the backward pass; see `batch_bytes`."""
         shape = Dimensions.from_config(self.config.to_dict())
         return batch_bytes(shape, rows, self.tokens, self.size, self.eager, checkpointing)
 
     def most_rows(self, rows: int, checkpointing: bool, total: float) -> int:
-        """The largest divisor of `rows` that fits into `total` bytes; 0 if one row does not."""
+        """Largest divisor of `rows` that fits into `total` bytes; 0 if a single row does not."""
         sizes = (size for size in range(rows, 0, -1) if rows % size == 0)
         return next((size for size in sizes if self.fixed + self.batch(size, checkpointing) <= ROOM * total), 0)
 
 
 def demand(settings: Training, model: "PreTrainedModel", run: StepRun, seen: Seen) -> Demand:
-    """Of one process; with fsdp it has a part of weights, gradients and moments."""
+    """Estimate the demand of one process, which with fsdp has a part of the weights and moments."""
     config = model.config.get_text_config()
     weights = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     fixed = fixed_bytes(weights, trained, run.compute.processes if run.compute.sharding == "fsdp" else 1)
     size = activation_bytes(precision_of(settings.precision, run.compute.device))
     eager = config._attn_implementation == "eager"
-    return Demand(config, fixed + seen.beside, seen.tokens or settings.max_tokens, eager, size)
+    return Demand(config, fixed + seen.modules, seen.tokens or settings.max_tokens, eager, size)
 
 
 def room_for(model: "PreTrainedModel", device: str) -> float:
@@ -115,10 +118,10 @@ def room_for(model: "PreTrainedModel", device: str) -> float:
 
 
 def return_memory_at_once() -> None:
-    """Return freed tensors to the system from now on: a CPU training gets smaller and slower.
+    """Return freed tensors to the system from now on: less memory for more time on a CPU.
 
-    By default glibc keeps pieces of up to 32 MiB, and recomputed layers fragment most of the memory that
-    recomputing should save (docs/LOG.md).  Other C libraries have no such setting.
+    By default, glibc keeps pieces of up to 32 MiB, and recomputed layers fragment most of the memory that recomputation should
+    save (docs/LOG.md).  Other C libraries have no such setting.
     """
     import ctypes
 
@@ -143,13 +146,13 @@ def _too_small(settings: Training, model: "PreTrainedModel", run: StepRun, seen:
 
 
 def _knobs(settings: Training, took: Demand, run: StepRun, total: float) -> list[str]:
-    """Settings with which the same training should fit by the estimate; else ways to shrink it."""
+    """List settings with which the same training should fit; if none, ways to shrink it."""
     step, asked = f"steps.{run.step}", settings.batch_size // run.compute.processes
     knobs = []
     for checkpointing in sorted({settings.gradient_checkpointing, True}):
         rows = took.most_rows(asked, checkpointing, total)
         same = checkpointing == settings.gradient_checkpointing
-        if same and rows == asked:  # the arithmetic says that it fits, the machine that it does not
+        if same and rows == asked:  # it fits by the estimate, but did not
             rows = next((size for size in range(asked - 1, 0, -1) if asked % size == 0), 0)
         if not rows:
             continue
@@ -160,13 +163,13 @@ def _knobs(settings: Training, took: Demand, run: StepRun, total: float) -> list
 
 
 def _last_resorts(settings: Training, took: Demand, run: StepRun) -> list[str]:
-    """Changes that make the training itself smaller."""
+    """List changes that make the training itself smaller."""
     step = f"steps.{run.step}"
     hints = []
     if isinstance(settings, Adapted) and not settings.lora.rank:
-        hints.append(f"{step}.lora.rank=16 trains adapters alone")
+        hints.append(f"{step}.lora.rank=16 trains adapters only")
     if not settings.frozen_layers:
-        hints.append(f"{step}.frozen_layers=N leaves gradients and moments out")
+        hints.append(f"{step}.frozen_layers=N saves gradients and moments")
     if run.compute.device == "cuda" and run.compute.sharding == "none":
         hints.append("runtime.processes=0 runtime.sharding=fsdp spreads the weights over several GPUs")
     return [*hints, f"shorter conversations (up to {took.tokens} tokens now)", "a smaller model"]

@@ -22,11 +22,11 @@ class Objective(ABC):
     """Weighted terms that add up to the loss; each is logged, with its gradient norm."""
 
     knob: str = ""
-    """The settings that weigh the terms, for the warning that one of them has no say."""
+    """Settings that weight the terms, for the warning about negligible terms."""
 
     step: int = 0
-    """Optimizer steps done, set by the trainer before it asks for terms: what is drawn at random is drawn by it, and so again the
-    same in a run that goes on."""
+    """Optimizer steps done, set by the trainer before it calls `terms`.  Random draws are seeded by it, so that a resumed run repeats
+    them."""
 
     def attach(self, model: "PreTrainedModel", device: str) -> None:  # noqa: B027 - most objectives have nothing to do here
         """Prepare for training: move the teacher to the device, add auxiliary modules to the model.
@@ -35,14 +35,14 @@ class Objective(ABC):
         """
 
     def detach(self, model: "PreTrainedModel") -> None:  # noqa: B027
-        """After training: take off what `attach` hung in, so that a plain model is saved."""
+        """Remove the modules that `attach` added, after training, so that a plain model is saved."""
 
     def encode(self, rows: "Sequence[Row]", tokenizer: Any, max_tokens: int) -> "list[Encoded]":
-        """The rows as token ids, one for one, with what `label` adds."""
+        """Encode rows as token ids, in their order, with the fields that `label` adds."""
         return self.label(encode(rows, tokenizer, max_tokens))
 
     def label(self, rows: "Sequence[Encoded]") -> "list[Encoded]":
-        """The rows with whatever `terms` needs to find its targets by; refuses rows that have none."""
+        """Add the fields by which `terms` finds its targets; refuse rows without targets."""
         return list(rows)
 
     @abstractmethod
@@ -53,15 +53,15 @@ class Objective(ABC):
         """
 
     def figures(self) -> Mapping[str, float | int | str]:
-        """Figures of the targets for the step's table."""
+        """Return metrics of the targets for the step's table."""
         return {}
 
 
 class Answers(Objective):
-    """Hard labels alone: the cross-entropy of the answers."""
+    """Hard labels only: cross-entropy of the answers."""
 
     def terms(self, model: Any, batch: Batch, count: "Tensor | int | None") -> "dict[str, Tensor]":
-        """One term, `hard`."""
+        """Return one term, `hard`."""
         hidden, head = last_hidden(model, batch), output_head(model)
         return {"hard": answer_loss(hidden, head, batch["labels"], count, batch.get("weights"))}
 
@@ -69,15 +69,13 @@ class Answers(Objective):
 def last_hidden(model: Any, batch: Batch) -> "Tensor":
     """Output of the last layer, (batch, tokens, width), without the head.
 
-    On a CPU, the head over all tokens would take a fifth of the time.
+    On a CPU, the head over all tokens would take a fifth of a step's time.
     """
     return states_of(model, batch).last_hidden_state
 
 
 def states_of(model: Any, batch: Batch, **asked: Any) -> Any:
-    """The decoder's output, without the head.  asked: output_hidden_states, output_attentions."""
+    """Output of the decoder, without the head.  asked: output_hidden_states, output_attentions."""
     positions = {"position_ids": batch["position_ids"]} if "position_ids" in batch else {}
-    mask = (
-        {} if positions else {"attention_mask": batch["attention_mask"]}
-    )  # packed rows are told apart by their positions
+    mask = {} if positions else {"attention_mask": batch["attention_mask"]}  # positions separate packed rows
     return core_of(model).base_model(input_ids=batch["input_ids"], use_cache=False, **mask, **positions, **asked)

@@ -17,40 +17,40 @@ STRICT = ConfigDict(extra="forbid")
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Packed:
-    """For objectives whose every column has one entry per token."""
+    """Packing, for objectives whose every column has one entry per token."""
 
     packing: bool = False
-    """Put conversations together in packs of at most `max_tokens` tokens, none of which sees another, so that nothing is padded.
-    A pack counts as one of `batch_size`, and holds several conversations: lower `batch_size`, or there are too few steps.
-    Batches are of similar length anyway, which leaves 3 % of padding in the support corpus (0.6 % in packs): it pays where a batch
-    holds few conversations, or lengths differ much."""
+    """Pack conversations into rows of up to `max_tokens` tokens to avoid padding; they do not attend to each other.  A pack counts as
+    one row of `batch_size` but holds several conversations: lower `batch_size`, or there are too few steps.  Since batches are grouped
+    by length anyway (3 % padding in the support corpus, 0.6 % in packs), packing pays off for small batches or very different
+    lengths."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Weighed:
-    """For objectives that heed the column `weights`."""
+    """Weights by source of the answer, for objectives that use the column `weights`."""
 
     teacher_weight: Annotated[float, Field(gt=0)] = 1.0
-    """How often the tokens of rows that the teacher answered count in the loss.  A weight, not a share of samples drawn: every row
-    is still seen once an epoch, in as many steps, so that mixtures compare at equal budget."""
+    """Weight in the loss of tokens in the teacher's answers.  It does not change the sampling: every epoch has each row once, so that
+    mixtures can be compared at equal budget."""
     gold_weight: Annotated[float, Field(gt=0)] = 1.0
-    """The same for the corpus' own answers."""
+    """Weight in the loss of tokens in the corpus's own answers."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Adapted:
     """LoRA settings, for objectives without auxiliary modules.
 
-    A checkpoint of adapters holds no other modules.
+    Checkpoints of adapters contain no other modules.
     """
 
     lora: Lora = field(default_factory=Lora)
-    """Train low-rank adapters in place of the weights."""
+    """Low-rank adapters, trained instead of the weights."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Taught:
-    """For objectives with a teacher in memory, from the port `teacher`."""
+    """Settings for objectives with a teacher in memory, from the port `teacher`."""
 
     teacher_dtype: Dtype = "float32"
-    """Weights of the teacher in memory."""
+    """Data type of the teacher's weights in memory."""

@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 
 def row_number(ids: Sequence[int]) -> int:
-    """A conversation by its content, as a number of 48 bits."""
+    """Return a 48-bit number that identifies a conversation by its content."""
     return int.from_bytes(hashlib.sha256(",".join(map(str, ids)).encode()).digest()[:6], "big")
 
 
 def row_draws(seed: int, step: int, rows: Sequence[int], count: int) -> "Tensor":
-    """Uniform numbers that draw each row's tokens, (rows, count) float64 in [0, 1).
+    """Uniform random numbers for sampling each row's tokens: (rows, count), float64, in [0, 1).
 
-    They depend on the seed, the step and the row only: neither the batch, nor a resume, nor the trainer's generator changes them.
+    They depend on seed, step and row only, so batches, a resume and the trainer's generator do not change them.
     """
     import torch
 
@@ -37,9 +37,11 @@ def row_draws(seed: int, step: int, rows: Sequence[int], count: int) -> "Tensor"
 
 
 def draw_tokens(logits: "Tensor", draws: "Tensor", temperature: float) -> "Tensor":
-    """One token a row: where the draw falls in the cumulative distribution.
+    """Sample one token per row by inverting the cumulative distribution.
 
-    logits: (rows, vocabulary).  draws: (rows,) in [0, 1).  Returns (rows,).  A token without probability is never drawn.
+    logits: (rows, vocabulary).
+    draws: (rows,), in [0, 1).
+    Returns (rows,) token ids; tokens with probability zero are never drawn.
     """
     import torch
 
@@ -79,7 +81,7 @@ def _until(end: int, tokens: list[int]) -> list[int]:
 
 @contextmanager
 def evaluating(model: Any) -> Iterator[Any]:
-    """Model in evaluation mode, without its own generation settings (repetition penalty, ...)."""
+    """Set evaluation mode, without the model's generation settings (repetition penalty, ...)."""
     from transformers import GenerationConfig
 
     core, training = core_of(model), model.training
@@ -93,7 +95,7 @@ def evaluating(model: Any) -> Iterator[Any]:
 
 
 def _drawing(draws: "Tensor", temperature: float, width: int) -> "LogitsProcessor":
-    """Leaves one token in question at each position, so that the likeliest one is the one drawn."""
+    """Return a processor that masks all tokens but the sampled one, which greedy decoding takes."""
     import torch
     from transformers import LogitsProcessor
 

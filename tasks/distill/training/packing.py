@@ -1,7 +1,7 @@
-"""Packs: several conversations in one row, none of which sees another.
+"""Packing: several conversations in one row that do not attend to each other.
 
-TRL lays out the packs (best fit, decreasing; Ding et al. 2024, arXiv 2404.10830).  Positions start again at 0 in each
-conversation, by which transformers builds an attention mask of blocks.
+TRL arranges the packs (best-fit decreasing; Ding et al. 2024, arXiv 2404.10830).  Positions restart at 0 in each conversation,
+from which transformers builds a block-diagonal attention mask.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,15 +15,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LEAK = 1e-3
-"""Largest difference that rounding makes, as a share of the states' size; a conversation that sees another differs by about 1."""
+"""Largest relative difference of the states that rounding explains; attention to another conversation changes them by about 1."""
 
 
 def pack(rows: Sequence[Encoded], max_tokens: int) -> list[Encoded]:
     """Concatenate rows into packs with `position_ids`.
 
     rows: every column is a list with one entry per token.
-
-    The first token of a conversation never counts: in a pack, the token before it belongs to another conversation.
+    The first token of a conversation is not a target, since the token before it belongs to another conversation.
     """
     if not rows:
         return []
@@ -68,8 +67,8 @@ def check_packs(model: Any, packs: Sequence[Encoded]) -> None:
     model.train(was_training)
     leak = float((together - alone).abs().max() / alone.abs().max())
     if not leak < LEAK:
-        got = f"this model's conversations see each other within a pack (states differ by {leak:.1e} of their size)"
-        raise TechniqueError("packing", got, "an attention that heeds where each begins", "packing: false")
+        got = f"in this model, the conversations of a pack see each other (states differ by {leak:.1e} of their size)"
+        raise TechniqueError("packing", got, "attention that respects positions", "packing: false")
 
 
 @contextmanager

@@ -1,7 +1,7 @@
-"""Several processes of this machine that work on one training together, and end together.
+"""Processes of one machine that share a training and end together.
 
-They are forked from a clean server that has imported the heavy libraries once (`tasks/shared/isolation.py`), find each other over the
-loopback interface, and end with the process that started them, also when that is killed.
+They are forked from a clean server that has imported the heavy libraries once (`tasks/shared/isolation.py`), connect over the
+loopback interface, and end with the process that started them, even if it is killed.
 """
 
 import logging
@@ -25,12 +25,12 @@ from tasks.shared.processes import ProcessId, end_with
 Result = TypeVar("Result")
 LOOPBACK = "127.0.0.1"
 AFTERMATH_S = 2.0
-"""How long the others may take to die of one's death, so that all reasons are known; then they are killed."""
+"""Seconds for the other processes to fail after the first, so that all reasons are known; then they are killed."""
 
 
 @dataclass(frozen=True)
 class Crew:
-    """Address by which the processes find each other.
+    """Address at which the processes meet.
 
     port: of the store that the starting process serves.
     """
@@ -41,11 +41,11 @@ class Crew:
 
 
 def share_work(count: int, device: str, work: Callable[..., Result], *arguments: Any) -> Result:
-    """Run `work(*arguments)` in several torch.distributed processes; return the first's result.
+    """Run `work(*arguments)` in torch.distributed processes; return the first one's result.
 
-    Arguments and result are pickled; `work` must be importable.  The first process' log appears here.  An error in one of
-    them ends all: one of our errors is raised here unchanged, another as a RuntimeError with its traceback; MachineError
-    if one was killed.  No process outlives this call, or the calling process.
+    Arguments and result are pickled; `work` must be importable.  The first process's log appears here.  An error in any process
+    ends all: a StillroomError is raised here unchanged, any other as a RuntimeError with its traceback, and a kill as a
+    MachineError.  No process outlives this call, or the calling process.
     """
     from torch.distributed import TCPStore
 
@@ -54,12 +54,12 @@ def share_work(count: int, device: str, work: Callable[..., Result], *arguments:
     context.set_forkserver_preload(PRELOADED)
     store = TCPStore(LOOPBACK, 0, is_master=True, wait_for_workers=False)
     crew = Crew(count, store.port, "nccl" if device == "cuda" else "gloo")
-    told, records = context.SimpleQueue(), context.Queue()
+    results, records = context.SimpleQueue(), context.Queue()
     listener = logging.handlers.QueueListener(records, _Relay())
     listener.start()
     members = [
         context.Process(
-            target=_member, args=(rank, crew, ProcessId.of(), dict(os.environ), told, records, work, arguments)
+            target=_member, args=(rank, crew, ProcessId.of(), dict(os.environ), results, records, work, arguments)
         )
         for rank in range(count)
     ]
@@ -73,14 +73,14 @@ def share_work(count: int, device: str, work: Callable[..., Result], *arguments:
                 member.kill()
                 member.join()
         listener.stop()
-    if failed or told.empty():
-        raise _reason(members, told.get() if not told.empty() else None)
-    result: Result = told.get()
+    if failed or results.empty():
+        raise _reason(members, results.get() if not results.empty() else None)
+    result: Result = results.get()
     return result
 
 
 def _wait(members: Sequence[Any]) -> bool:
-    """Wait until all have ended, or one has failed and the others had time to follow.
+    """Wait until all processes have ended, or one has failed and the others had time to follow.
 
     Returns True if one failed.
     """
@@ -101,7 +101,7 @@ def _wait(members: Sequence[Any]) -> bool:
 class Trouble:
     """Error of a process.
 
-    error: one of our errors, whole; None for any other error, whose traceback is in `text`.
+    error: the StillroomError; None for any other error, whose traceback is in `text`.
     """
 
     text: str
@@ -109,7 +109,7 @@ class Trouble:
 
 
 def _reason(members: Sequence[Any], trouble: Trouble | None) -> Exception:
-    """Error to raise: the first one reported, or that of a killed process that others lost."""
+    """Return the error to raise: the first one reported, or that of a killed process."""
     if trouble is not None and trouble.error is not None:
         return trouble.error
     killed = [rank for rank, member in enumerate(members) if member.exitcode == -signal.SIGKILL]
@@ -117,17 +117,17 @@ def _reason(members: Sequence[Any], trouble: Trouble | None) -> Exception:
         return MachineError(
             "runtime.processes",
             f"process {killed[0]} of {len(members)} was killed (signal 9)",
-            "memory for each process' own copy of weights, gradients and moments",
+            "memory for each process's copy of weights, gradients and moments",
             "fewer processes, a smaller batch_size or gradient_checkpointing=true; the last checkpoint is kept",
         )
     return RuntimeError(trouble.text if trouble else f"a process ended with {[m.exitcode for m in members]}")
 
 
 def _member(
-    rank: int, crew: Crew, starter: ProcessId, environment: Mapping[str, str], told: Any, records: Any,
+    rank: int, crew: Crew, starter: ProcessId, environment: Mapping[str, str], results: Any, records: Any,
     work: Callable[..., Any], arguments: tuple[Any, ...],
 ) -> None:  # fmt: skip
-    """One process' life."""
+    """Run one process: join the others, work, report the result or error."""
     end_with(starter)
     os.environ.clear()
     os.environ.update({**environment, **_addresses(rank, crew)})
@@ -136,20 +136,20 @@ def _member(
         _join(rank, crew)
         result = work(*arguments)
     except StillroomError as error:
-        told.put(Trouble(str(error), error))
+        results.put(Trouble(str(error), error))
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception:
-        told.put(Trouble(f"process {rank} of {crew.count} failed\n{traceback.format_exc()}"))
+        results.put(Trouble(f"process {rank} of {crew.count} failed\n{traceback.format_exc()}"))
         raise
     if rank == 0:
-        told.put(result)
+        results.put(result)
     _leave()
 
 
 def _send_log(rank: int, records: Any) -> None:
-    """Send the first process' log to the starting process; of the others, only errors."""
+    """Send the first process's log to the starting process; errors only from the others."""
     handler = logging.handlers.QueueHandler(records)
     handler.setLevel(logging.INFO if rank == 0 else logging.ERROR)
     logging.getLogger().handlers = [handler]
@@ -158,11 +158,10 @@ def _send_log(rank: int, records: Any) -> None:
 
 
 def _addresses(rank: int, crew: Crew) -> dict[str, str]:
-    """Environment variables for torch, accelerate, gloo and NCCL, all on the loopback interface."""
+    """Return environment variables that keep torch, accelerate, gloo and NCCL on loopback."""
     own = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), "lo")
-    device = (
-        {"ACCELERATE_TORCH_DEVICE": "cpu"} if crew.backend == "gloo" else {}
-    )  # its "cpu:0" is none that torch loads to
+    # torch cannot load to accelerate's default, "cpu:0"
+    device = {"ACCELERATE_TORCH_DEVICE": "cpu"} if crew.backend == "gloo" else {}
     return {
         **device,
         "RANK": str(rank),
@@ -173,12 +172,14 @@ def _addresses(rank: int, crew: Crew) -> dict[str, str]:
         "MASTER_PORT": str(crew.port),
         "GLOO_SOCKET_IFNAME": own,
         "NCCL_SOCKET_IFNAME": own,
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),  # accelerate warns without; the loop sets its own
+        "OMP_NUM_THREADS": os.environ.get(
+            "OMP_NUM_THREADS", "1"
+        ),  # avoids a warning by accelerate; the loop sets its own number
     }
 
 
 def _join(rank: int, crew: Crew) -> None:
-    """Meet the others at the store.  accelerate takes the process group that is there."""
+    """Join the process group, which accelerate then uses."""
     import torch
     from torch.distributed import TCPStore, init_process_group
 
@@ -191,13 +192,13 @@ def _join(rank: int, crew: Crew) -> None:
 def _leave() -> None:
     from torch.distributed import barrier, destroy_process_group
 
-    barrier()  # who leaves first takes its connections along
+    barrier()  # the first to leave closes connections that others need
     with suppress(RuntimeError):
         destroy_process_group()
 
 
 class _Relay(logging.Handler):
-    """Hands a record of another process to the logger of that name here."""
+    """Handler that passes another process's records to the logger of the same name here."""
 
     def emit(self, record: logging.LogRecord) -> None:
         target = logging.getLogger(record.name)

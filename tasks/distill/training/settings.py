@@ -1,4 +1,4 @@
-"""Settings that every way of training has."""
+"""Settings of all training techniques."""
 
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
@@ -21,7 +21,7 @@ LOSS_PLOT = Plot(
 
 
 def training_spec(summary: str, paper: str, ports: Mapping[str, Port] | None = None) -> Spec:
-    """The spec of a training technique: a dense model and rows in, a dense model out.
+    """Return the spec of a training technique, from a dense model and rows to a dense model.
 
     ports: inputs besides `model` and `data`.
     """
@@ -30,7 +30,7 @@ def training_spec(summary: str, paper: str, ports: Mapping[str, Port] | None = N
         ports={"model": Port((Kind.MODEL,)), "data": Port((Kind.TRACES, Kind.CORPUS)), **(ports or {})},
         produces=Kind.MODEL,
         libraries=("torch", "transformers", "trl", "accelerate", "peft", "tokenizers", "gguf"),
-        unkeyed=frozenset({"gradient_checkpointing"}),  # recomputed activations equal the first ones bit for bit
+        unkeyed=frozenset({"gradient_checkpointing"}),  # recomputed activations are bit-identical
         distributed=True,
         device="accelerator",
         accepts="dense",
@@ -47,38 +47,38 @@ class Training:
     spec: ClassVar[Spec]
 
     epochs: Annotated[float, Field(gt=0)] = 6
-    """Passes over the training rows at the most."""
+    """Passes over the training rows, at most."""
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
-    """Peak step size of AdamW."""
+    """Peak learning rate of AdamW."""
     schedule: Literal["cosine", "linear", "constant_with_warmup", "warmup_stable_decay"] = "cosine"
-    """How the step size falls after the warm-up.  warmup_stable_decay: it stays at its peak until the last fifth of the steps, and falls
-    there with the root of the share that is over (Hägele et al. 2024, arXiv 2405.18392)."""
+    """Decay of the learning rate after the warm-up.  warmup_stable_decay keeps it at its peak and decays over the last fifth of the
+    steps, as 1 minus the square root of the fraction done (Hägele et al. 2024, arXiv 2405.18392)."""
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.05
-    """Share of the steps over which the step size rises."""
+    """Fraction of the steps with a rising learning rate."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     """Decoupled weight decay."""
     batch_size: Annotated[int, Field(gt=0)] = 16
-    """Conversations per forward pass, over all processes: `runtime.processes` has to divide it, and does not change what comes out."""
+    """Conversations per forward pass, over all processes: must be a multiple of `runtime.processes`, which does not change the result."""
     accumulation: Annotated[int, Field(gt=0)] = 1
     """Forward passes per optimizer step."""
     max_tokens: Annotated[int, Field(gt=8)] = 512
-    """Longer conversations are refused, not cut: a cut answer teaches cut answers."""
+    """Most tokens of a conversation; longer ones are refused, not truncated, since truncated answers would be learned."""
     validation: Annotated[float, Field(ge=0, lt=0.5)] = 0.08
-    """Share of phrasing groups kept from training to watch for overfitting; 0 trains on all and stops at the last epoch."""
+    """Fraction of phrasing groups held out for validation to detect overfitting; 0 trains on all rows and keeps the last epoch."""
     patience: Annotated[int, Field(ge=0)] = 2
     """Stop after this many epochs without a better validation loss; 0 trains all epochs. The best epoch is kept either way."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Arithmetic of the forward and backward pass; the weights stay float32.  auto: bfloat16 where the processor has it, else float32.
-    float16, with a scaled loss, is for GPUs that have no bfloat16 (Volta, Turing), and for no CPU."""
+    """Arithmetic of the forward and backward pass; the weights stay float32.  auto: bfloat16 if the hardware supports it, else float32.
+    float16, with loss scaling, is for GPUs without bfloat16 (Volta, Turing), not for CPUs."""
     frozen_layers: Annotated[int, Field(ge=0)] = 0
-    """Leave the embedding (and a head tied to it) and this many first layers as they are: the backward pass ends there.
+    """Number of first layers to freeze, together with the embedding and a head tied to it; the backward pass ends there.
 
-    Language and form sit low in a model and are kept; facts and answers are learned in the layers above.
+    Lower layers hold general language and format; facts and answers are learned in the layers above.
     """
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about 30 % more time; on a CPU, where freed memory then goes back
-    at once, up to 50 % (docs/LOG.md)."""
+    """Recompute activations in the backward pass: less memory for about 30 % more time, or up to 50 % on a CPU, where freed memory is
+    returned at once (docs/LOG.md)."""
 
     def forecast(self, work: Workload) -> Forecast:
-        """Forecast a training on all rows, for as many epochs as are allowed."""
+        """Forecast a training on all rows for the maximum number of epochs."""
         return forecast_training(self, work)

@@ -1,4 +1,4 @@
-"""Rows of each process: all see the same batches in the same order and take a share of each."""
+"""Distribution of rows over processes: each takes a share of every batch, in the same order."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from itertools import islice
@@ -8,32 +8,32 @@ from tasks.shared.model.encoding import IGNORED
 
 
 class Order(Iterable[int], Sized, Protocol):
-    """Indices of rows, in another order each time perhaps."""
+    """Indices of rows, possibly in another order for each pass."""
 
 
 class Shares:
-    """A batch sampler: every `count`-th row of each batch, from the `rank`-th on.
+    """Batch sampler that takes every `count`-th row of each batch, from the `rank`-th on.
 
-    The last batch may have fewer rows than there are processes.  Who would get none gets its first row as a blank, `~index`:
-    every process has to take part in every backward pass, and accelerate's own padding counts rows twice.
+    The last batch may have fewer rows than there are processes.  A process without a row gets the batch's first row as a blank,
+    `~index`, since every process has to take part in every backward pass, and accelerate's padding would count rows twice.
     """
 
     def __init__(self, order: Order, batch: int, rank: int = 0, count: int = 1) -> None:
         self.order, self.batch, self.rank, self.count = order, batch, rank, count
 
     def __len__(self) -> int:
-        """Batches in a pass."""
+        """Number of batches in a pass."""
         return -(-len(self.order) // self.batch)
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Rows of one share of each batch."""
+        """Yield this process's rows of each batch."""
         indices = iter(self.order)
         while rows := list(islice(indices, self.batch)):
             yield rows[self.rank :: self.count] or [~rows[0]]
 
 
 class Blank(dict[str, Any]):
-    """A row that is computed and does not count."""
+    """A row that is computed but not counted."""
 
 
 class Blankable:
@@ -43,11 +43,11 @@ class Blankable:
         self.rows = rows
 
     def __len__(self) -> int:
-        """Rows, without blanks."""
+        """Number of rows, without blanks."""
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Mapping[str, Any]:
-        """A row, or its blank."""
+        """Return a row, or its blank for a negative index."""
         return self.rows[index] if index >= 0 else Blank(self.rows[~index])
 
 

@@ -11,13 +11,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 LEAST_SHARE = 0.02
-"""A term whose gradient is shorter than this share of the longest has no say."""
+"""A term is negligible if its gradient norm is below this share of the largest."""
 
 
 class Tally:
-    """Sums of the terms since the last log line; they survive a kill through the checkpoint.
+    """Sums of the terms since the last log line; checkpoints include them.
 
-    since: the optimizer step of that line.  The trainer updates its own record before the line is written.
+    since: optimizer step of that line.  It is kept here because the trainer updates its own record before it writes the line.
     """
 
     def __init__(self) -> None:
@@ -26,19 +26,22 @@ class Tally:
         self._open: dict[str, list[Tensor]] = defaultdict(list)
 
     def add(self, terms: "Mapping[str, Tensor]") -> None:
-        """One forward pass.  The numbers stay on the device until they are asked for."""
+        """Add the terms of one forward pass; they stay on the device until `state` is called.
+
+        terms: scalars, (), by name.
+        """
         for name, value in terms.items():
             self._open[name].append(value.detach())
 
     def state(self) -> dict[str, float]:
-        """Sums so far, as plain numbers."""
+        """Return the sums so far as plain numbers."""
         for name, values in self._open.items():
             self.sums[name] = self.sums.get(name, 0.0) + float(sum(float(value) for value in values))
         self._open.clear()
         return self.sums
 
     def take(self, step: int) -> dict[str, float]:
-        """Means over the optimizer steps since the last time; the sums start again."""
+        """Return means over the optimizer steps since the last call, and reset the sums."""
         means = {name: total / max(1, step - self.since) for name, total in self.state().items()}
         self.sums, self.since = {}, step
         return means
@@ -51,9 +54,11 @@ def gradient_norms(
 ) -> dict[str, float]:
     """Euclidean norm of each term's gradient over the trained parameters, as `<term>_gradient`.
 
-    The graph is kept, and no gradient is stored.
+    Keeps the graph and stores no gradient.
 
-    reduce: sums a tensor over all processes ("sum"), each with a part of the batch; None: this process has the whole batch.
+    terms: scalars, (), by name.
+    reduce: function that sums a tensor over all processes ("sum"), each of which has a part of the batch; None if this process has
+    the whole batch.
     """
     import torch
 
@@ -64,7 +69,7 @@ def gradient_norms(
         found: Sequence[Tensor | None] = [None] * len(trained)
         if term.requires_grad:
             found = torch.autograd.grad(term, trained, retain_graph=True, allow_unused=True)
-        if reduce is not None:  # every process reduces as often as the others, whatever its rows touch
+        if reduce is not None:  # all processes must reduce equally often, even without a gradient here
             pairs = zip(found, trained, strict=True)
             found = [reduce(torch.zeros_like(like) if part is None else part, "sum") for part, like in pairs]
         squares = [gradient.float().pow(2).sum() for gradient in found if gradient is not None]
@@ -73,9 +78,9 @@ def gradient_norms(
 
 
 def negligible_terms(history: Sequence[Mapping[str, Any]], names: Iterable[str]) -> dict[str, float]:
-    """Terms whose median gradient norm is under LEAST_SHARE of the largest one, with that share.
+    """Terms whose median gradient norm is below LEAST_SHARE of the largest, with that share.
 
-    A term without a measurement was zero in every batch.  Without any measurement, none is returned.
+    A term without a measurement was zero in every batch.  Empty without any measurement.
     """
     from statistics import median
 
@@ -87,15 +92,15 @@ def negligible_terms(history: Sequence[Mapping[str, Any]], names: Iterable[str])
     return {name: value / most for name, value in medians.items() if value < LEAST_SHARE * most}
 
 
-def warn_without_say(history: Sequence[Mapping[str, Any]], names: Sequence[str], knob: str) -> list[str]:
+def warn_negligible(history: Sequence[Mapping[str, Any]], names: Sequence[str], knob: str) -> list[str]:
     """Warn of each negligible term, and return their names.
 
-    knob: the settings that weigh them.
+    knob: settings that weight the terms.
     """
-    silent = negligible_terms(history, names)
-    for name, share in silent.items():
+    negligible = negligible_terms(history, names)
+    for name, share in negligible.items():
         log.warning(
-            "the %s term has no say: its gradient has %.1f %% of the length of the longest; weigh it by %s, or leave it out",
+            "the %s term is negligible: its gradient norm is %.1f %% of the largest; raise its weight (%s), or remove the term",
             name, 100 * share, knob,
         )  # fmt: skip
-    return sorted(silent)
+    return sorted(negligible)

@@ -1,4 +1,4 @@
-"""TRL's trainer with an objective of ours in the place of its loss."""
+"""TRL's trainer with our objectives in place of its loss."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -26,11 +26,11 @@ class Shared:
     _prepare_inputs: Any
 
     def get_train_dataloader(self) -> Any:
-        """In the order of the epoch."""
+        """Return batches in the order of the epoch."""
         return self._loader(self.train_dataset, self._get_train_sampler(), self.args.train_batch_size)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        """In the order of the rows."""
+        """Return batches in the order of the rows."""
         rows = self.eval_dataset if eval_dataset is None else eval_dataset
         return self._loader(rows, range(len(rows)), self.args.eval_batch_size)
 
@@ -47,7 +47,7 @@ class Shared:
         self, dataloader: Any, description: str, prediction_loss_only: Any = None, ignore_keys: Any = None,
         metric_key_prefix: str = "eval",
     ) -> Any:  # fmt: skip
-        """Validation loss over all rows as one batch, independent of batch size and processes."""
+        """Compute the validation loss as over one batch, whatever the batch size and processes."""
         import torch
         from transformers.trainer_utils import EvalLoopOutput
 
@@ -63,10 +63,10 @@ class Shared:
         return EvalLoopOutput(nothing, nothing, {f"{metric_key_prefix}_loss": found}, len(rows))
 
 
-class Telling:
-    """A trainer's telemetry: each term, and each term's gradient once an epoch.
+class Telemetry:
+    """Trainer mixin that records each term, and each term's gradient once per epoch.
 
-    awaited: terms whose gradient this epoch has not shown yet.
+    awaited: terms whose gradient has not been measured yet in this epoch.
     """
 
     accelerator: Any
@@ -75,8 +75,8 @@ class Telling:
     is_fsdp_enabled: bool
     steps_per_epoch: int
 
-    def begin_telling(self) -> None:
-        """Nothing is measured yet."""
+    def begin_telemetry(self) -> None:
+        """Start without measurements."""
         self.tally = Tally()
         self.term_names: list[str] = []
         self.measured: dict[str, float] = {}
@@ -86,9 +86,8 @@ class Telling:
     def note(self, terms: Mapping[str, Any], model: Any) -> None:
         """Record one forward pass; measure each term's gradient once per epoch.
 
-        A term is measured in the first batch of the epoch that contains any of it.
-
-        With fsdp none is measured: no process has a whole gradient.
+        A term is measured in the first batch of the epoch in which it is not zero.  With fsdp, gradients are not measured, since no
+        process has a whole one.
         """
         self.term_names = list(terms)
         if len(terms) < 2:
@@ -105,15 +104,15 @@ class Telling:
             self.measured |= gradient_norms(found, model.parameters(), reduce)
 
     def _is_here(self, term: Any) -> bool:
-        """Return True if a batch contains any of a term, in any process.
+        """Return True if a term is not zero in any process's part of the batch.
 
-        Batches of similar length may lack one.
+        Since batches are grouped by length, some have none of a term.
         """
         size = term.detach().float().abs()
         return bool((self.accelerator.reduce(size, "sum") if self.accelerator.num_processes > 1 else size).item())
 
-    def told(self) -> dict[str, float]:
-        """Figures of a log line besides the loss: means since the last one, over all processes."""
+    def term_figures(self) -> dict[str, float]:
+        """Return further figures for a log line: means over all processes since the last line."""
         if len(self.term_names) < 2:
             return {}
         means, measured = self.tally.take(self.state.global_step), self.measured
@@ -127,19 +126,19 @@ class Telling:
 
 
 def objective_trainer() -> type[Any]:
-    """TRL's SFTTrainer with an `Objective` for its loss.
+    """Return TRL's SFTTrainer with an `Objective` as its loss.
 
-    Batches, loss, curve and gradients are the same for any number of processes, to rounding.
+    Batches, loss, curve and gradients do not depend on the number of processes, except for rounding.
     """
     from trl import SFTTrainer
     from trl.models.utils import _ForwardRedirection  # private: the range of trl is one minor version wide
 
-    class ObjectiveTrainer(Shared, Telling, SFTTrainer):
+    class ObjectiveTrainer(Shared, Telemetry, SFTTrainer):
         objective: Objective
 
         def __init__(self, *more: Any, **named: Any) -> None:
             super().__init__(*more, **named)
-            self.begin_telling()
+            self.begin_telemetry()
             self.seen = Seen(0)
             self.through_wrapper = _ForwardRedirection()
 
@@ -152,7 +151,7 @@ def objective_trainer() -> type[Any]:
             return sum(found.values()) * (1 if num_items_in_batch is None else self.accelerator.num_processes)
 
         def terms_of(self, model: Any, inputs: Mapping[str, Any], count: Any) -> dict[str, Any]:
-            """The objective's terms of a share; of a blank one zeros, with gradients of zero."""
+            """Return the objective's terms of a share; zeros with zero gradients for a blank one."""
             blank = WITHHELD in inputs
             if blank:
                 inputs = {**inputs, "labels": inputs[WITHHELD]}
@@ -161,7 +160,7 @@ def objective_trainer() -> type[Any]:
             self.objective.step = self.state.global_step
 
             def terms() -> dict[str, Any]:
-                with self.accelerator.autocast():  # accelerate wraps model.forward alone, and we call its parts
+                with self.accelerator.autocast():  # accelerate wraps model.forward only, but we call its parts
                     found = self.objective.terms(inner, inputs, count)
                 return {name: value * 0 for name, value in found.items()} if blank else found
 
@@ -176,6 +175,6 @@ def objective_trainer() -> type[Any]:
             super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))
 
         def log(self, logs: dict[str, float], *more: Any, **named: Any) -> None:
-            super().log(logs | self.told() if "loss" in logs else logs, *more, **named)
+            super().log(logs | self.term_figures() if "loss" in logs else logs, *more, **named)
 
     return ObjectiveTrainer

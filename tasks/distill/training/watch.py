@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 RUNAWAY = 3.0
-"""A training loss of so many times the first one logged, LINES lines in a row, will not come back.  First losses under 1 count as 1:
-a student that starts as its teacher starts at nothing.
+"""Training diverges if the loss is this many times the first one for LINES logged lines.  First losses below 1 count as 1, since a
+student that starts as a copy of its teacher has a loss near zero.
 """
 LINES = 3
 
@@ -47,9 +47,9 @@ def overfits(history: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def watcher(step: str) -> "TrainerCallback":
-    """A callback that moves our progress bar and ends a training that diverges.
+    """Return a callback that advances the progress bar and stops a diverging training.
 
-    An epoch that was better is kept then; where there is none yet, TechniqueError says what to change.
+    The best epoch is then kept; without one, the callback raises TechniqueError with a fix.
     """
     from transformers import TrainerCallback
 
@@ -67,7 +67,7 @@ def watcher(step: str) -> "TrainerCallback":
             self, args: Any, state: Any, control: Any, logs: Mapping[str, float] | None = None, **_: Any
         ) -> None:
             loss = (logs or {}).get("loss", (logs or {}).get("eval_loss"))
-            if loss is None or control.should_training_stop:  # the epoch that is cut short is still evaluated
+            if loss is None or control.should_training_stop:  # the epoch cut short is still evaluated
                 return
             if not runs_away(state.log_history):
                 self.note = f"loss {float(loss):.3f}"
@@ -82,7 +82,7 @@ def watcher(step: str) -> "TrainerCallback":
                     f"a smaller step: {advice}",
                 )
             log.warning(
-                "training diverged (the loss is %s at step %d); the epoch that ended at step %d is kept; a smaller step may do better: %s",
+                "training diverged (loss %s at step %d); the epoch that ended at step %d is kept; a smaller learning rate may help: %s",
                 loss, state.global_step, state.best_global_step, advice,
             )  # fmt: skip
             control.should_training_stop = True

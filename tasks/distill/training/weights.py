@@ -9,9 +9,9 @@ from tasks.shared.model.encoding import Encoded
 
 
 def weigh(encoded: Sequence[Encoded], rows: Sequence[Row], settings: Training) -> list[Encoded]:
-    """The rows with `weights`, one number per token; unchanged where every token counts once.
+    """Add `weights`, one number per token, to the rows; unchanged if all weights are 1.
 
-    encoded: one for each of `rows`, in order.
+    encoded: the encoded `rows`, in their order.
     """
     if not isinstance(settings, Weighed) or settings.teacher_weight == settings.gold_weight == 1:
         return list(encoded)

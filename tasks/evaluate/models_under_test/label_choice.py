@@ -130,11 +130,11 @@ def llama_choices(
     ids = None if method == "grammar" else label_tokens(client, labels)
     if ids is None and method == "bias":
         raise ModelError("labels", "not one distinct token each", "single-token labels, or method: grammar")
-    spelt = terminate_labels(labels)
+    spelled = terminate_labels(labels)
     options: dict[str, Any] = (
-        {"grammar": label_grammar(spelt)} if ids is None else {"logit_bias": [[token, BIAS] for token in ids]}
+        {"grammar": label_grammar(spelled)} if ids is None else {"logit_bias": [[token, BIAS] for token in ids]}
     )
-    longest = 1 if ids else max(len(client.tokens(label)) for label in spelt) + 4
+    longest = 1 if ids else max(len(client.tokens(label)) for label in spelled) + 4
 
     def choose(prompt: str) -> str:
         return str(client.complete(prompt, longest, **options)["text"]).strip()

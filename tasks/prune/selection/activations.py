@@ -1,6 +1,7 @@
-"""How much channels, heads and neurons do, by their activations on calibration text (Muralidharan et al. 2024, arXiv 2407.14679).
+"""Importance of channels, heads and neurons, by their activations on calibration text.
 
-Section 2.2 there: heads by their outputs, neurons by theirs, channels by the outputs of the norms.  Tokens add up as squares here.
+Source: Muralidharan et al. 2024, arXiv 2407.14679, section 2.2: heads by their outputs, neurons by theirs, channels by the outputs
+of the norms.  Unlike there, tokens are aggregated as a sum of squares.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -22,16 +23,18 @@ NORMS = ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layerno
 
 
 def energy(values: "Tensor", mask: "Tensor", parts: int) -> "Tensor":
-    """Sum of squares by part, over the real tokens.
+    """Sum of squares per part, over the tokens without padding.
 
-    values: (batch, length, parts * width).  mask: (batch, length).  Returns (parts,), float64.
+    values: (batch, length, parts * width).
+    mask: (batch, length), 1 on real tokens.
+    Returns (parts,), float64.
     """
     squares = values.double().square() * mask[..., None]
     return squares.view(-1, parts, values.shape[-1] // parts).sum((0, 2))
 
 
 def measure(model: "PreTrainedModel", shape: Shape, ids: list[list[int]], batch_size: int, pad_id: int) -> Scores:
-    """Scores of all parts over conversations, by hooks, one forward pass per batch.
+    """Score all channels, heads and neurons on conversations, one forward pass per batch.
 
     Raises TechniqueError for layers without self_attn.o_proj or mlp.down_proj (mixtures of experts).
     """

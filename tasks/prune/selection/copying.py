@@ -32,7 +32,7 @@ AXES: Mapping[str, tuple[str, ...]] = {
     **{f"{name}_proj.bias": ("neurons",) for name in ("gate", "up")},
     **{"down_proj.weight": ("hidden", "neurons"), "down_proj.bias": ("hidden",)},
 }
-"""What the axes of a weight count, by the end of its name; an axis without a name is taken whole, and so is any other weight."""
+"""Kinds of a weight's axes, by the end of its name; an axis without a kind is kept whole, and so is any other weight."""
 SHOWN = 5
 
 
@@ -42,7 +42,7 @@ def student_config(teacher: Any, shape: Shape, origins: Sequence[int]) -> Any:
     shape: the student's sizes.
     origins: for each layer of the student, the teacher layer whose type it takes (sliding or full attention).
 
-    The head size stays the teacher's, whatever the width: rotary positions turn its channels in pairs.
+    The head size stays the teacher's for any width, since rotary embeddings rotate its channels in pairs.
     """
     config = copy.deepcopy(teacher)
     config.num_hidden_layers, config.hidden_size, config.intermediate_size = (
@@ -65,7 +65,11 @@ def student_config(teacher: Any, shape: Shape, origins: Sequence[int]) -> Any:
 
 
 def take(weight: "Tensor", name: str, picks: Picks) -> "Tensor":
-    """The student's part of one of the teacher's weights."""
+    """Select the student's part of one of the teacher's weights.
+
+    weight: (out, in) or (channels,).
+    name: of the weight, which determines the axes to cut.
+    """
     along = picks.along()
     for dimension, axis in enumerate(AXES.get(".".join(name.split(".")[-2:]), ())):
         if axis:
@@ -76,8 +80,9 @@ def take(weight: "Tensor", name: str, picks: Picks) -> "Tensor":
 def fill(student: "PreTrainedModel", teacher: "PreTrainedModel", layers: Sequence[int], picks: Sequence[Picks]) -> int:
     """Copy the teacher's weights into the student in place; return the number of weights copied.
 
-    layers: the teacher's layer for each of the student's.  picks: what is taken, by teacher layer.
-    Raises TechniqueError for weights that are not known to shrink in this way.
+    layers: the teacher's layer for each of the student's layers.
+    picks: selected channels, heads and neurons, by teacher layer.
+    Raises TechniqueError for weights whose shape does not fit afterwards.
     """
     import torch
 
@@ -97,9 +102,9 @@ def fill(student: "PreTrainedModel", teacher: "PreTrainedModel", layers: Sequenc
         )
         raise TechniqueError(
             type(teacher).__name__,
-            f"{len(odd)} weights that are not known to be cut like this: {shown}",
+            f"{len(odd)} weights cannot be cut in this way: {shown}",
             "a dense decoder of the Llama, Mistral, Qwen or Gemma families",
-            "keep the teacher's width and take layers alone",
+            "keep the teacher's width and select layers only",
         )
     with torch.no_grad():
         for name, weight in found.items():

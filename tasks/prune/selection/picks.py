@@ -36,7 +36,7 @@ class Picks:
     head_dim: int
 
     def along(self) -> Mapping[str, "Tensor"]:
-        """Indices by kind of axis; an axis of heads has head_dim rows for each."""
+        """Return indices by kind of axis; an axis of heads has head_dim rows per head."""
         return {
             "hidden": self.hidden,
             "heads": rows_of(self.heads, self.head_dim),
@@ -56,7 +56,7 @@ def rows_of(heads: "Tensor", head_dim: int) -> "Tensor":
 
 
 def leading(shape: Shape) -> Scores:
-    """Scores that keep the first units: consecutive selection.
+    """Return scores that keep the first units (consecutive selection).
 
     Source: Xu et al. 2023, arXiv 2311.18823, section 3.
     """

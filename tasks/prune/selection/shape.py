@@ -25,7 +25,7 @@ class Shape:
 
     @property
     def group(self) -> int:
-        """Query heads that share one head of keys and values."""
+        """Number of query heads that share a key-value head."""
         return self.heads // self.kv_heads
 
 
@@ -54,7 +54,7 @@ def student_shape(
     If only one of heads and kv_heads is set, the other follows in the teacher's ratio.
 
     deeper: more layers than the teacher's are allowed.
-    Raises TechniqueError for a size above the teacher's, or query heads that do not fit the heads they would share.
+    Raises TechniqueError for a size above the teacher's, or too many query heads per key-value head.
     """
     kv_heads = kv_heads or (_divided(heads, teacher) if heads else teacher.kv_heads)
     heads = heads or kv_heads * teacher.group
@@ -71,15 +71,13 @@ def student_shape(
         limits["layers"] = (wanted.layers, teacher.layers)
     for name, (size, limit) in limits.items():
         if size > limit:
-            fix = f"{name}={limit}" + (
-                " or less, or rule=none for layers that start afresh" if name == "layers" else " or less"
-            )
-            raise TechniqueError(name, f"{size}, and the teacher has {limit}", "no more than there is to take", fix)
+            fix = f"{name}={limit}" + (" or less, or rule=none for random layers" if name == "layers" else " or less")
+            raise TechniqueError(name, f"{size}, but the teacher has {limit}", "no more than there is to take", fix)
     check_heads(wanted.heads, wanted.kv_heads)
     if wanted.group > teacher.group:
         raise TechniqueError(
             "heads",
-            f"{wanted.group} query heads for each of {wanted.kv_heads} key-value heads, and the teacher has {teacher.group}",
+            f"{wanted.group} query heads for each of {wanted.kv_heads} key-value heads, but the teacher has {teacher.group}",
             f"at most {teacher.group}: each was trained with its own key-value head",
             f"heads={wanted.kv_heads * teacher.group}, or more kv_heads",
         )
@@ -96,7 +94,7 @@ def _divided(heads: int, teacher: Shape) -> int:
 
 
 def check_heads(heads: int, parts: int, wanted: str = "a multiple of kv_heads") -> None:
-    """Raises TechniqueError unless the query heads divide evenly."""
+    """Raise TechniqueError unless the query heads divide evenly."""
     if heads % parts:
         raise TechniqueError(
             "heads", f"{heads}, not a multiple of {parts}", wanted, f"heads={max(1, heads // parts) * parts}"
@@ -132,5 +130,5 @@ def check_taken(taken: Sequence[int], total: int) -> list[int]:
     if outside:
         raise TechniqueError("take", f"no layer {', '.join(map(str, outside))} in the teacher", f"0 to {total - 1}")
     if len(set(taken)) != len(taken):
-        raise TechniqueError("take", f"a layer stands twice in {list(taken)}", "every layer once")
+        raise TechniqueError("take", f"a layer is listed twice in {list(taken)}", "every layer once")
     return sorted(taken)

@@ -2,8 +2,8 @@
 
 Byte-pair encoding (Sennrich et al. 2016, arXiv 1508.07909, section 3.2) applies, as long as one applies, the merge of lowest
 rank to neighboring symbols.  The merges inside a finished token never look beyond it, so they are those of the token by itself.
-A vocabulary that keeps every symbol on the way to the tokens of a text, and every merge between kept symbols, hence meets the
-same merge at each step of that text, and cuts it as before.
+A vocabulary that keeps every intermediate symbol of a text's tokens, and every merge between kept symbols, therefore applies the
+same merges to that text and splits it as before.
 """
 
 import re
@@ -17,12 +17,12 @@ NUMBER = re.compile(r"[Ġ▁]?[0-9]+")
 """Digits, perhaps after a space: Ġ in byte-level vocabularies, ▁ in SentencePiece's."""
 PUNCTUATION = re.compile(r"[Ġ▁]?[!-/:-@\[-`{-~]")
 RESERVED = re.compile(r"[<\[]\|?_?(?:reserved|unused)[^>\]]*[>\]]", re.IGNORECASE)
-"""A place that a tokenizer's maker left free: <unused7>, <|reserved_special_token_3|>."""
+"""A token that the tokenizer's maker reserved: <unused7>, <|reserved_special_token_3|>."""
 
 
 @dataclass(frozen=True)
 class Merges:
-    """The tokens of a byte-pair vocabulary and the merges between them, in their order of rank."""
+    """Tokens of a byte-pair vocabulary, and the merges between them by rank."""
 
     tokens: frozenset[str]
     pairs: Sequence[tuple[str, str]]
@@ -30,7 +30,7 @@ class Merges:
 
     @cached_property
     def ranks(self) -> Mapping[tuple[str, str], int]:
-        """Rank of each merge; of one that stands twice, the later, as the tokenizers library has it."""
+        """Rank of each merge; the later one of a duplicate, as in the tokenizers library."""
         return {pair: rank for rank, pair in enumerate(self.pairs)}
 
     def parts(self, token: str) -> frozenset[str]:
@@ -56,7 +56,7 @@ class Merges:
         return frozenset(seen)
 
     def closed(self, tokens: Iterable[str]) -> set[str]:
-        """The tokens and every symbol that merges need to build them.
+        """Return the tokens and every symbol that merges need to build them.
 
         A token that merges cannot build (an added token, a whole word) needs no others.
         """
@@ -66,7 +66,7 @@ class Merges:
         return found
 
     def filled(self, kept: Iterable[str], size: int) -> set[str]:
-        """The kept tokens, filled up to `size` with others by merge rank.
+        """Return the kept tokens, filled up to `size` with others by merge rank.
 
         Merge rank follows frequency in the tokenizer's training.  A token is added with the symbols it is built from.
         """
@@ -80,13 +80,13 @@ class Merges:
         return found
 
     def between(self, kept: Iterable[str]) -> list[tuple[str, str]]:
-        """The merges whose two sides and result are all kept, in their order."""
+        """Return the merges whose two sides and result are all kept, in their order."""
         found = set(kept)
         return [pair for pair in self.pairs if found.issuperset((*pair, "".join(pair)))]
 
 
 def rounded_up(count: int, multiple: int) -> int:
-    """The next multiple."""
+    """Round up to the next multiple."""
     return -(-count // multiple) * multiple
 
 

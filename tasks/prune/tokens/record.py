@@ -30,7 +30,7 @@ class Trimming(BaseModel):
     merges_before: int
     merges: int
     rows_before: int
-    """Rows of the embedding, which may have had more than there were tokens."""
+    """Rows of the embedding, possibly more than there were tokens."""
     parameters_before: int
     parameters: int
     used: int

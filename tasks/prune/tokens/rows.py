@@ -23,7 +23,7 @@ def token_rows(model: "PreTrainedModel") -> int:
     head: Any = model.get_output_embeddings()
     where = type(model).__name__
     if model.config.get_text_config() is not model.config:
-        raise TechniqueError(where, "a model of several parts", "a language model alone")
+        raise TechniqueError(where, "a model with several parts", "a plain language model")
     rows = embedding.weight.shape[0]
     others = [
         name

@@ -22,10 +22,10 @@ HELD_OUT_EVERY = 10
 
 @dataclass(frozen=True)
 class Passage:
-    """Texts that belong together.
+    """Texts on one topic.
 
-    topic: the article that they are about, for a conversation about none its phrasing group; empty for files.  spoken: what is said
-    of it, without the words that all conversations share.
+    topic: id of the article, or the phrasing group of a conversation without an article; empty for files.
+    spoken: text about the topic, without the words that all conversations share.
     """
 
     topic: str
@@ -36,11 +36,10 @@ class Passage:
 def domain(
     tokenizer: "PreTrainedTokenizerBase", folders: Iterable[Path], files: Iterable[Path], articles: bool
 ) -> list[Passage]:
-    """Passages of corpora, traces and the user's files, without repeats.
+    """Read passages of corpora, traces and the user's files, without repeats.
 
-    Of corpora and traces, training and calibration rows are read.
-
-    articles: the corpora's articles too, but for those that are held out for the test.
+    Reads the training and calibration rows of corpora and traces.
+    articles: also read the corpora's articles, except those held out for the test.
     Raises DataError for a file with bad lines or that cannot be read.
     """
     found: list[Passage] = []
@@ -51,9 +50,9 @@ def domain(
         ]
         if articles and (folder / ARTICLE_FILE).is_file():
             known = read_articles(folder / ARTICLE_FILE).values()
-            told = [(each.id, with_article(each.title, each)) for each in known if not each.held_out]
+            shown = [(each.id, with_article(each.title, each)) for each in known if not each.held_out]
             found += [
-                Passage(name, (render(tokenizer, [{"role": "user", "content": text}]),), text) for name, text in told
+                Passage(name, (render(tokenizer, [{"role": "user", "content": text}]),), text) for name, text in shown
             ]
     for file in files:
         found += [Passage("", (document.text,)) for document in read_texts(file, PIECE_BYTES)]
@@ -61,18 +60,16 @@ def domain(
 
 
 def conversation(tokenizer: "PreTrainedTokenizerBase", row: Row) -> Passage:
-    """A row in every form that gets tokenized: the whole conversation, the prompt, the answer."""
+    """Return a row in all forms that are tokenized: whole conversation, prompt, answer, intent."""
     whole = render(tokenizer, [message.model_dump() for message in row.messages], add_generation_prompt=False)
     spoken = "\n".join(message.content for message in row.messages if message.role != "system")
     return Passage(row.article or row.group, (whole, render(tokenizer, row.prompt), row.answer, row.intent), spoken)
 
 
 def without_every_tenth(passages: Sequence[Passage]) -> tuple[list[Passage], list[Passage]]:
-    """Split passages into those that choose the tokens and those that check the choice.
+    """Split passages into those for choosing tokens and those for checking the choice.
 
-    All passages about every tenth topic are held out for the check, at least one topic.
-
-    None to try on when there are fewer than two topics.
+    Every tenth topic, at least one, is held out for the check; none if there are fewer than two topics.
     """
     topics = sorted({passage.topic for passage in passages if passage.topic})
     held = set(topics[::HELD_OUT_EVERY]) if len(topics) > 1 else set()

@@ -1,7 +1,7 @@
-"""Tokenizer files taken apart, and written again with fewer tokens.
+"""Tokenizer files: parsing, and writing with fewer tokens.
 
-Handled: byte-level BPE (GPT-2, Llama 3, SmolLM, Qwen) and BPE with byte fallback (Llama 2, Gemma), in which every text can still be
-written with whatever tokens are left.  WordPiece and Unigram are refused.
+Supported: byte-level BPE (GPT-2, Llama 3, SmolLM, Qwen) and BPE with byte fallback (Llama 2, Gemma), which can encode any text with
+the remaining tokens.  WordPiece and Unigram are refused.
 """
 
 import json
@@ -19,15 +19,17 @@ if TYPE_CHECKING:
 TOKENIZER_FILE = "tokenizer.json"
 SETTINGS_FILE = "tokenizer_config.json"
 OTHER_FILES = ("vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json", "tokenizer.model")
-"""Older forms of the same vocabulary, which would go on saying what was."""
+"""Older files of the same vocabulary, which would keep the dropped tokens."""
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """A byte-pair tokenizer taken apart.
+    """Parts of a byte-pair tokenizer.
 
-    content: its tokenizer.json.  ids: of all tokens, added ones included.  added: those looked for before anything is cut.
-    byte_level: every byte is one character of the vocabulary; else bytes are spelled out, <0x41>.
+    content: its tokenizer.json.
+    ids: of all tokens, added ones included.
+    added: tokens that are matched before any splitting.
+    byte_level: True if every byte is a character of the vocabulary; otherwise bytes are written as <0x41>.
     """
 
     content: Mapping[str, Any]
@@ -38,12 +40,12 @@ class Tokens:
 
     @property
     def unknown(self) -> str | None:
-        """The token for what has no token."""
+        """Token for unknown text."""
         return self.content["model"].get("unk_token")
 
 
 def take_apart(tokenizer: "PreTrainedTokenizerBase", where: str) -> Tokens:
-    """Take a tokenizer apart.
+    """Parse a tokenizer.
 
     Raises TechniqueError for an algorithm other than BPE, or one that could no longer encode every text.
     """
@@ -58,7 +60,7 @@ def take_apart(tokenizer: "PreTrainedTokenizerBase", where: str) -> Tokens:
         raise TechniqueError(
             where,
             f"a {model['type']} tokenizer",
-            "byte-pair encoding (BPE), whose merges say what a token is built from",
+            "byte-pair encoding (BPE), whose merges define how tokens are built",
             "leave this model's vocabulary as it is, or choose a model of the GPT-2, Llama, Qwen or Gemma families",
         )
     if model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
@@ -77,14 +79,14 @@ def take_apart(tokenizer: "PreTrainedTokenizerBase", where: str) -> Tokens:
         raise TechniqueError(
             where,
             "a tokenizer that is neither byte-level nor has a token for each of the 256 bytes",
-            "one that can write any text from bytes",
+            "one that can encode any text as bytes",
             "leave this model's vocabulary as it is: text of other domains would become <unk>",
         )
     return tokens
 
 
 def _types(node: Any) -> Iterable[str]:
-    """Every "type" within a part of a tokenizer.json."""
+    """Yield every "type" within a part of a tokenizer.json."""
     if isinstance(node, Mapping):
         yield str(node.get("type"))
         node = list(node.values())
@@ -100,12 +102,12 @@ def used_tokens(tokenizer: "PreTrainedTokenizerBase", texts: Iterable[str]) -> l
 
 
 def numbered(tokens: Tokens, kept: Iterable[str]) -> dict[str, int]:
-    """New ids from 0 on, in the old order."""
+    """Assign new ids from 0, in the old order."""
     return {token: new for new, token in enumerate(sorted(kept, key=tokens.ids.__getitem__))}
 
 
 def with_fewer_tokens(tokens: Tokens, new: Mapping[str, int]) -> dict[str, Any]:
-    """A tokenizer.json that has only the tokens of `new`, at these ids, everywhere an id stands."""
+    """Return a tokenizer.json with only the tokens of `new`, renumbered everywhere."""
     content = json.loads(json.dumps(tokens.content))
     model = content["model"]
     model["vocab"] = {token: new[token] for token in model["vocab"] if token in new}
@@ -139,7 +141,7 @@ def _renumber_template(node: Any, new: Mapping[str, int]) -> None:
 
 
 def settings_of_fewer(settings: Mapping[str, Any], tokens: Tokens, new: Mapping[str, int]) -> dict[str, Any]:
-    """A tokenizer_config.json without dropped tokens, with new ids.
+    """Return a tokenizer_config.json without dropped tokens, with new ids.
 
     Loading would add a dropped token back if it stayed here.
     """
@@ -161,16 +163,16 @@ def settings_of_fewer(settings: Mapping[str, Any], tokens: Tokens, new: Mapping[
 
 
 def _content(token: Any) -> Any:
-    """The text of a token, which may be written with its properties."""
+    """Return the text of a token, which may be stored with its properties."""
     return token.get("content") if isinstance(token, Mapping) else token if isinstance(token, str) else None
 
 
 def trimmed(
     tokenizer: "PreTrainedTokenizerBase", tokens: Tokens, new: Mapping[str, int], folder: Path
 ) -> "PreTrainedTokenizerBase":
-    """The tokenizer with the tokens of `new` alone, written to a folder and read back.
+    """Write the tokenizer with only the tokens of `new`, and reload it.
 
-    Raises TechniqueError if what is read back has other tokens or ids.
+    Raises TechniqueError if the reloaded tokenizer has other tokens or ids.
     """
     tokenizer.save_pretrained(folder)
     for name in OTHER_FILES:
@@ -185,15 +187,15 @@ def trimmed(
         wrong = sorted(token for token, _ in found.items() ^ new.items())
         raise TechniqueError(
             type(small).__name__,
-            f"read back, {len(wrong)} of its tokens are not where they were written: {', '.join(wrong[:5])}",
-            "a tokenizer that transformers reads as it is written",
+            f"once reloaded, {len(wrong)} tokens have other ids: {', '.join(wrong[:5])}",
+            "a tokenizer that transformers loads without changes",
             "leave this model's vocabulary as it is",
         )
     return small
 
 
 def read_back(folder: Path) -> "PreTrainedTokenizerBase":
-    """The tokenizer of a folder, without what transformers notes of this load."""
+    """Load a folder's tokenizer, without transformers' notes about this load."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)

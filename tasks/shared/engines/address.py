@@ -1,4 +1,4 @@
-"""Address of an endpoint: its URL, the variable that holds its key, and the settings of techniques that ask one."""
+"""Address of an endpoint: its URL, its API key, and the settings of techniques that use one."""
 
 import os
 import re
@@ -13,7 +13,7 @@ from tasks.shared.errors import ConfigError
 CREDENTIALS = re.compile(
     r"(?:.*[_-])?(?:(?:api|access|subscription)?[_-]?key|\w*token|sig|signature|\w*secret|password)", re.IGNORECASE
 )
-"""Names of query parameters that carry a key: URLs stand in manifests, pages and errors."""
+"""Names of query parameters that hold credentials, which must not get into manifests, reports and errors."""
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", hide_input_in_errors=True))
@@ -21,17 +21,17 @@ class EndpointSettings:
     """Settings of a technique that sends requests to an OpenAI-compatible endpoint."""
 
     base_url: str = ""
-    """Endpoint up to and including /v1."""
+    """Endpoint URL up to and including /v1."""
     model: str = ""
-    """Model name that the endpoint knows."""
+    """Model name at the endpoint."""
     api_key_env: str = ""
     """Environment variable with the endpoint's API key; empty for none.  The key itself is never stored."""
     concurrency: Annotated[int, Field(ge=1)] = 8
-    """Requests in flight."""
+    """Maximum number of concurrent requests."""
     timeout_s: Annotated[float, Field(gt=0)] = 120.0
-    """Time limit of one attempt at one request, seconds."""
+    """Time limit of one attempt at a request, in seconds."""
     max_attempts: Annotated[int, Field(ge=1)] = 5
-    """Total attempts at one request, on 429, 5xx, timeouts and broken connections."""
+    """Total attempts per request; retries on 429, 5xx, timeouts and broken connections."""
 
     def __post_init__(self) -> None:
         """Raise ConfigError for an invalid URL."""
@@ -40,14 +40,14 @@ class EndpointSettings:
 
     @property
     def request_limits(self) -> dict[str, Any]:
-        """Arguments of `endpoint.connect` that bound time, attempts and connections."""
+        """Arguments of `endpoint.connect` that limit time, attempts and connections."""
         return {"timeout": self.timeout_s, "max_attempts": self.max_attempts, "concurrency": self.concurrency}
 
 
 def read_key(variable: str) -> SecretStr | None:
-    """The key in environment variable `variable`; None for an empty name.
+    """Return the key in the environment variable `variable`; None for an empty name.
 
-    Raises ConfigError that names the variable, never its value, if it is not set or could not be sent in a header.
+    Raises ConfigError, which names the variable but never its value, if it is not set or cannot be sent in a header.
     """
     if not variable:
         return None
@@ -62,7 +62,7 @@ def read_key(variable: str) -> SecretStr | None:
     if not (key.isascii() and key.isprintable() and " " not in key):
         raise ConfigError(
             "api_key_env",
-            f"environment variable {variable} holds characters that no key has",
+            f"environment variable {variable} contains characters that no key has",
             "printable ASCII without spaces",
             f"set {variable} again",
         )
@@ -70,7 +70,10 @@ def read_key(variable: str) -> SecretStr | None:
 
 
 def check_url(url: str) -> str:
-    """`url` without a trailing slash.  Raises ConfigError if it is no http(s) URL or carries a password, a key or a token."""
+    """Return `url` without a trailing slash.
+
+    Raises ConfigError if it is not an http(s) URL, or contains a password, key or token.
+    """
     try:
         parts = urlsplit(url)
         good, secret = parts.scheme in ("http", "https") and bool(parts.hostname), "@" in parts.netloc
@@ -83,18 +86,18 @@ def check_url(url: str) -> str:
     if secret:
         raise ConfigError(
             "base_url",
-            "it holds a user name, a password or a key",
-            "a plain URL",
-            "put the key in an environment variable and name that in `api_key_env`",
+            "it contains a user name, password or key",
+            "a URL without credentials",
+            "put the key into an environment variable and name that variable in `api_key_env`",
         )
     if not good:
         raise ConfigError(
-            "base_url", f"{url.split('?')[0]!r} is not a URL", "http://host:port/v1 or https://...", "mend base_url"
+            "base_url", f"{url.split('?')[0]!r} is not a URL", "http://host:port/v1 or https://...", "correct base_url"
         )
     return url.rstrip("/")
 
 
 def shown(url: str) -> str:
-    """`url` without credentials, query and fragment, for people to read."""
+    """Return `url` without credentials, query and fragment, for display."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"

@@ -1,6 +1,6 @@
-"""JSON requests to a server that a step runs on loopback: whole answers, streamed ones, and a look at its health.
+"""JSON client for a server that a step runs on loopback: plain and streamed requests.
 
-`endpoint.py` is for other people's servers: keys, proxies, retries and many requests at once.
+`endpoint.py` is the client for remote servers, with keys, proxies, retries and concurrent requests.
 """
 
 import http.client
@@ -13,15 +13,18 @@ from typing import Any
 from tasks.shared.errors import EndpointError
 
 START_S = 60.0
-"""Time limit of a request that generates nothing, in seconds; reading a prompt is part of it."""
+"""Time limit in seconds of a request without generated tokens; covers reading the prompt."""
 QUOTE = 400
-"""Bytes of a refusal that an error quotes."""
+"""Bytes of an error response that a message quotes."""
 BROKEN = (http.client.HTTPException, OSError, ValueError)
-"""Raised for an answer that breaks off, or that is not JSON."""
+"""Exceptions for a response that is cut short or not JSON."""
 
 
 class ServerClient:
-    """Requests to one running server.  base_url may end in /v1; routes begin at the server's root.  Raises EndpointError."""
+    """Client of one running server; its methods raise EndpointError.
+
+    base_url: may end in /v1; routes start at the server's root.
+    """
 
     def __init__(self, base_url: str) -> None:
         self.root = base_url.removesuffix("/").removesuffix("/v1")
@@ -30,7 +33,11 @@ class ServerClient:
     def post(
         self, route: str, body: Mapping[str, Any], limit: float = START_S, wanted: str = "a completion"
     ) -> dict[str, Any]:
-        """Send one request and return the whole answer.  limit: seconds without a byte.  wanted: words for errors."""
+        """Send a request and return the whole response.
+
+        limit: seconds without a byte.
+        wanted: expected result, as named in errors.
+        """
         try:
             with self._open(route, body, limit, wanted) as response:
                 return dict(json.load(response))
@@ -40,7 +47,7 @@ class ServerClient:
     def stream(
         self, route: str, body: Mapping[str, Any], limit: float, wanted: str = "a completion"
     ) -> Iterator[dict[str, Any]]:
-        """Send one request and yield the events of its answer as they arrive (server-sent, each a JSON object)."""
+        """Send a request and yield its server-sent events, each a JSON object, as they arrive."""
         try:
             with self._open(route, body, limit, wanted) as response:
                 for line in response:
@@ -50,7 +57,7 @@ class ServerClient:
             raise self._no_answer(route, f"{type(error).__name__}: {error}", wanted) from error
 
     def is_ready(self, route: str, limit: float) -> bool:
-        """Return True if a GET of the route answers with status 200.  limit: seconds without a byte."""
+        """Return True if a GET of the route returns status 200.  limit: seconds without a byte."""
         try:
             with self._opener.open(self.root + route, timeout=limit) as response:
                 return bool(response.status == http.client.OK)
@@ -63,8 +70,8 @@ class ServerClient:
         try:
             return self._opener.open(request, timeout=limit)
         except urllib.error.HTTPError as error:
-            said = error.read(QUOTE).decode(errors="replace")
-            raise EndpointError(self.root + route, f"{error.code}: {said}", wanted) from error
+            quoted = error.read(QUOTE).decode(errors="replace")
+            raise EndpointError(self.root + route, f"{error.code}: {quoted}", wanted) from error
         except (urllib.error.URLError, TimeoutError) as error:
             raise self._no_answer(route, str(error), f"{wanted} within {limit:.0f} s") from error
 

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible chat endpoint: bounded concurrency and time, retries, and errors that a user can act on."""
+"""Client for an OpenAI-compatible chat endpoint: retries, limits on time and concurrency."""
 
 import asyncio
 import logging
@@ -19,12 +19,12 @@ from tasks.shared.engines.address import check_url, shown
 from tasks.shared.errors import EndpointError, RefusedError, StillroomError
 
 MAX_WAIT_S = 60.0
-"""Longest pause before another attempt; a server that asks for more is reported instead."""
+"""Longest pause before another attempt, in seconds; a longer Retry-After is an error."""
 FIRST_WAIT_S = 0.5
 QUOTE = 200
 RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 REFUSED = frozenset({400, 413, 422})
-"""Statuses that may be about one request alone."""
+"""Status codes that may concern this request only."""
 FIXES = {
     400: "check the settings of the step (model, max_tokens, sampling) against what the endpoint accepts",
     401: "check the key in the environment variable that `api_key_env` names",
@@ -37,9 +37,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Completion:
-    """One answer.  Tokens are 0 when the endpoint reports no usage.  attempts: requests sent.  seconds: with retries.
+    """Answer to one request.
 
-    reasoning: what a reasoning model's endpoint reports beside the answer.
+    prompt_tokens, completion_tokens: 0 if the endpoint reports no usage.
+    attempts: requests sent.  seconds: total time, retries included.
+    reasoning: reasoning that the endpoint returns separately from the answer.
     """
 
     text: str
@@ -70,7 +72,7 @@ class _Reply(BaseModel):
 
 
 class _Again(Exception):
-    """A failure that may pass.  after: seconds that the endpoint asks to wait."""
+    """A failure that may pass.  after: seconds to wait, from Retry-After."""
 
     def __init__(self, reason: str, after: float | None = None) -> None:
         super().__init__(reason)
@@ -78,7 +80,7 @@ class _Again(Exception):
 
 
 class _Bearer(httpx.Auth):
-    """Sends the key without keeping it in any header object that could be shown."""
+    """Authentication that keeps the key out of header objects, which might be logged."""
 
     def __init__(self, key: SecretStr | None) -> None:
         self.key = key
@@ -108,11 +110,13 @@ class Endpoint:
         self._timeout, self._max_attempts = timeout, max_attempts
 
     async def chat(self, messages: Sequence[Mapping[str, str]], sampling: Mapping[str, Any]) -> Completion:
-        """One completion of `messages`; `sampling` goes into the request body as it is.
+        """Request one completion of `messages`.
 
-        429, 5xx, time-outs and broken connections are tried again after a growing, jittered pause (or the one that
-        Retry-After asks for), up to max_attempts in all.  Raises EndpointError for everything else, and then: a RefusedError
-        where the endpoint may answer other requests.
+        sampling: fields of the request body, sent unchanged.
+
+        Retries on 429, 5xx, timeouts and broken connections after a growing, jittered pause (or that of Retry-After), up to
+        max_attempts in total.  Raises EndpointError if they all fail or for any other problem; RefusedError if the endpoint
+        may answer other requests.
         """
         body = {"messages": list(messages), **({"model": self._model} if self._model else {}), **sampling}
         retrying = AsyncRetrying(
@@ -162,16 +166,16 @@ class Endpoint:
             raise self._error(got, "JSON with choices[0].message and finish_reason", FIXES[404])
         usage = reply.usage or _Reply.Usage()
         choice = reply.choices[0]
-        said = choice.message
+        message = choice.message
         return Completion(
-            said.content or "", choice.finish_reason, usage.prompt_tokens, usage.completion_tokens,
-            reasoning=said.reasoning_content or said.reasoning or "",
+            message.content or "", choice.finish_reason, usage.prompt_tokens, usage.completion_tokens,
+            reasoning=message.reasoning_content or message.reasoning or "",
         )  # fmt: skip
 
     def _after(self, response: httpx.Response) -> float | None:
         seconds = retry_after(response.headers.get("Retry-After", ""))
         if seconds is not None and seconds > MAX_WAIT_S:
-            got = f"status {response.status_code}, and it asks to wait {seconds:.0f} s"
+            got = f"status {response.status_code} with Retry-After {seconds:.0f} s"
             raise self._error(got, f"at most {MAX_WAIT_S:.0f} s", "run again later: finished answers are kept")
         return seconds
 
@@ -187,7 +191,10 @@ class Endpoint:
 
 
 def _parse(content: bytes) -> tuple[_Reply | None, str]:
-    """The reply, or why it is none; no exception leaves here, since pydantic's quote their input."""
+    """Parse a response; return it, or None and the problem.
+
+    Raises nothing, since pydantic's errors quote their input.
+    """
     try:
         return _Reply.model_validate_json(content), ""
     except ValidationError as error:
@@ -197,7 +204,7 @@ def _parse(content: bytes) -> tuple[_Reply | None, str]:
 
 
 def retry_after(header: str) -> float | None:
-    """Seconds that a Retry-After header asks for (a number or an HTTP date); None if it says nothing readable."""
+    """Seconds of a Retry-After header (a number or an HTTP date); None if it cannot be parsed."""
     if re.fullmatch(r"\d+(\.\d+)?", header.strip()):
         return float(header)
     try:
@@ -223,9 +230,10 @@ def _pause(state: RetryCallState) -> float:
 async def connect(
     base_url: str, model: str, key: SecretStr | None, *, timeout: float, max_attempts: int, concurrency: int
 ) -> AsyncIterator[Endpoint]:
-    """An `Endpoint` with at most `concurrency` connections.  timeout: seconds for one attempt, all of it.
+    """Open an `Endpoint` with at most `concurrency` connections.
 
-    Redirects are not followed (they would carry the key elsewhere); proxies from the environment are not used for loopback.
+    timeout: total seconds for one attempt.
+    Redirects are not followed, since they would send the key elsewhere; the environment's proxies are not used for loopback.
     """
     base_url = check_url(base_url)
     for noisy in ("httpx", "httpcore"):  # their INFO and DEBUG lines show full URLs
@@ -237,10 +245,10 @@ async def connect(
 
 
 async def for_each(items: Iterable[Item], work: Callable[[Item], Awaitable[None]], concurrency: int) -> None:
-    """Run `work` on every item, in order of start, at most `concurrency` at a time.
+    """Run `work` on all items, started in order, at most `concurrency` at a time.
 
-    The first StillroomError lets no further item start, and is raised once those that run have ended: an answer on its way
-    is paid for.  Anything else stops all at once.
+    After the first StillroomError no further item starts; it is raised once the running ones have ended, since their answers
+    are paid for.  Any other exception cancels them at once.
     """
     queue = iter(items)
     failed: list[StillroomError] = []

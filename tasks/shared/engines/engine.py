@@ -1,4 +1,4 @@
-"""Engines that run models, and which of them reads a given path."""
+"""Engines that run models, and the choice of an engine for given weights."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +11,10 @@ Engine = Literal["transformers", "llama.cpp", "vllm"]
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights as an engine opens them.
+    """Weights and the engine that reads them without conversion.
 
-    engine: the one that reads them without conversion.  path: what it is given, a folder with safetensors or a GGUF file.
-    fault: reason why no engine can read them; empty if one can.  `engine` is then a guess, and `path` the path that was given.
+    path: folder with safetensors, or GGUF file.
+    fault: reason why no engine can read them; empty if one can.  With a fault, `engine` is a guess and `path` is the original path.
     """
 
     engine: Engine
@@ -23,10 +23,10 @@ class Weights:
 
 
 def find_weights(path: Path, llama: bool = False) -> Weights:
-    """Find the weights at a path and the engine that reads them, by file names alone.
+    """Find the weights at a path and the engine that reads them, from file names only.
 
-    path: a GGUF file, a folder with safetensors (transformers, whatever else it holds), or a folder with one GGUF file.
-    llama: they are for llama.cpp, so safetensors do not count.
+    path: a GGUF file, a folder with safetensors (read by transformers, whatever else it contains), or a folder with one GGUF file.
+    llama: look for llama.cpp's weights, so ignore safetensors.
     """
     engine: Engine = "llama.cpp" if llama else "transformers"
     if not path.exists():

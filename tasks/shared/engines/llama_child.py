@@ -1,7 +1,7 @@
-"""The process that holds llama.cpp's server: run by `tasks/shared/engines/llama_server.py`, never imported.
+"""Program that runs llama.cpp's server in a process started by `llama_server.py`.
 
-Writes one JSON line, {"url": ...} or {"error": ...}, to standard output once it knows, serves until standard input
-closes (so it cannot outlive its parent, however that ends), and leaves without waiting for requests in flight.
+It writes one JSON line, {"url": ...} or {"error": ...}, to standard output, serves until standard input closes (so it
+cannot outlive its parent), and exits without waiting for requests in flight.
 """
 
 import json
@@ -13,7 +13,7 @@ ERRORS_ONLY = 1
 
 
 def main() -> None:
-    """Serve the model that the first argument (JSON) describes until standard input closes."""
+    """Serve the model described by the first argument (JSON) until standard input closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     import xllamacpp
 

@@ -1,4 +1,4 @@
-"""llama.cpp's OpenAI-compatible server for one GGUF file, on loopback, for as long as a `with` block lasts."""
+"""llama.cpp's OpenAI-compatible server for one GGUF file, on loopback, as a context manager."""
 
 import json
 import logging
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LlamaServer:
-    """A running server.  url: base URL that ends in /v1.  pid: its process, for memory figures."""
+    """A running server.  url: base URL, ends in /v1.  pid: of its process, for measuring memory."""
 
     url: str
     pid: int
@@ -32,7 +32,7 @@ class LlamaServer:
 
 @contextmanager
 def serve(model: Path, *, threads: int, parallel: int, context: int = 2048, port: int = 0) -> Iterator[str]:
-    """Run llama.cpp's server on `model` and yield its base URL, "http://127.0.0.1:PORT/v1"; see `start`."""
+    """Run llama.cpp's server on `model` and yield its base URL; see `start`."""
     with start(model, threads=threads, parallel=parallel, context=context, port=port) as server:
         yield server.url
 
@@ -43,10 +43,13 @@ def start(
 ) -> Iterator[LlamaServer]:
     """Run llama.cpp's server (xllamacpp) on `model` in a child process.
 
-    parallel: requests decoded together.  context: tokens that each of them may use (prompt and answer); the cache holds
-    parallel x context.  port: 0 takes a free one.  limit: seconds until the model must be loaded.
-    A child, because xllamacpp's own stop waits for requests in flight while it holds Python's lock: in one process that
-    never ends.  The child also ends when this process is killed.
+    parallel: requests decoded together.
+    context: tokens (prompt and answer) of each request; the KV cache has room for parallel x context.
+    port: 0 takes a free one.
+    limit: seconds until the model must be loaded.
+
+    The server needs a child process because xllamacpp's stop waits for requests in flight while it holds the GIL, which
+    would deadlock in one process.  The child also ends when this process is killed.
     Raises ModelError for a file that is missing or that llama.cpp cannot load, MachineError for a port in use or a
     server that is not ready in time.
     """
@@ -95,7 +98,7 @@ def _port_error(port: int, reason: str) -> MachineError:
         f"127.0.0.1:{port}",
         f"port {port} cannot be used ({reason})",
         "a free port",
-        "use `port: 0` (takes a free one) or stop its owner",
+        "use `port: 0` (takes a free one) or stop the process that uses it",
     )
 
 
@@ -140,9 +143,9 @@ def _lines(errors: IO[bytes]) -> list[str]:
 
 
 def _reason(lines: list[str]) -> str:
-    """The most telling line of llama.cpp's log, without its time stamp."""
-    told = [line for line in lines if "error loading model:" in line or "Error" in line] or lines
-    return told[0].split("error loading model:")[-1].strip() if told else ""
+    """Most informative line of llama.cpp's log, without its time stamp."""
+    errors = [line for line in lines if "error loading model:" in line or "Error" in line] or lines
+    return errors[0].split("error loading model:")[-1].strip() if errors else ""
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

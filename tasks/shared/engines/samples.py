@@ -1,4 +1,4 @@
-"""Answers of an endpoint as they come in: one JSON line each, so that a killed run goes on where it stopped."""
+"""Log of an endpoint's answers, one JSON line each, so that a killed run can resume."""
 
 import json
 import os
@@ -13,9 +13,11 @@ FLUSH_EVERY = 8
 
 
 class Sample(BaseModel):
-    """One answer.  row, sample: what it answers, and which try.  digest: of everything that asked for it.
+    """One answer of an endpoint.
 
-    rejection: "" if accepted, else the reason.  hinted: the teacher was told the fact.  reasoning: what the endpoint gave beside the text.
+    row: id of the row that it answers.  sample: number of the sample for this row.  digest: of the request.
+    rejection: reason why it was rejected; empty if accepted.  hinted: True if the prompt contained the fact.
+    reasoning: reasoning that the endpoint returned separately from the text.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -33,22 +35,22 @@ class Sample(BaseModel):
     reasoning: str = ""
 
     def line(self) -> str:
-        """Its line in the artifact: without what differs when the same answer is asked for again."""
+        """Format the artifact's line, without fields that differ when the request is repeated."""
         return self.model_dump_json(exclude={"attempts", "seconds"}) + "\n"
 
 
 def request_digest(model: str, messages: Iterable[Mapping[str, str]], sampling: Mapping[str, Any]) -> str:
-    """Digest of one request: another prompt, sampling setting, seed or model gives another one."""
+    """Digest of a request: its model, prompt and sampling settings, seed included."""
     payload = json.dumps([model, [dict(turn) for turn in messages], dict(sampling)], sort_keys=True, ensure_ascii=False)
     return sha256(payload.encode()).hexdigest()[:24]
 
 
 class SampleStore:
-    """An append-only file of samples, found again by (row, sample, digest).  Use as a context manager.
+    """Append-only file of samples, indexed by (row, sample, digest); a context manager.
 
-    On opening, a last line that a kill cut short is cut off the file; whole lines that cannot be read are passed over.
-    Lines reach the disk (fsync) every FLUSH_EVERY samples and at the end: a power cut loses at most those, a killed
-    process at most the line it was writing.
+    Opening removes an incomplete last line, which a kill leaves behind, and skips whole lines that cannot be parsed.
+    Lines are flushed to disk (fsync) every FLUSH_EVERY samples and at the end: a power cut loses at most these samples, a
+    kill at most the line being written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -78,7 +80,7 @@ class SampleStore:
         self._stream.close()
 
     def find(self, row: str, sample: int, digest: str) -> Sample | None:
-        """The stored answer to this very request, or None."""
+        """Return the stored answer to this request, or None."""
         return self._found.get((row, sample, digest))
 
     def add(self, sample: Sample) -> None:

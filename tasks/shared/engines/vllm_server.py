@@ -1,4 +1,7 @@
-"""vLLM's OpenAI-compatible server for one model folder, from an environment of its own: vLLM pins what this project uses in other versions."""
+"""vLLM's OpenAI-compatible server for one model folder, as a context manager.
+
+vLLM runs from an environment of its own, since it pins other versions of this project's libraries.
+"""
 
 import os
 import shutil
@@ -18,44 +21,44 @@ from tasks.shared.engines.client import ServerClient
 from tasks.shared.errors import ConfigError, MachineError, ModelError
 
 NAME = "model"
-"""What the model is called in requests."""
+"""Model name in requests."""
 POLL_S = 0.05
 STOP_LIMIT_S = 10.0
 OURS = {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"}
-"""What would lead vLLM's Python into this project's environment."""
+"""Environment variables that would make vLLM's Python use this project's environment."""
 
 
 @dataclass(frozen=True)
 class VllmServer:
-    """A running server.  url: base URL that ends in /v1.  pid: its process, the parent of its workers."""
+    """A running server.  url: base URL, ends in /v1.  pid: of the parent of its workers."""
 
     url: str
     pid: int
 
 
 def find_vllm(command: str) -> str:
-    """The executable's path.  Raises ConfigError for none."""
+    """Return the executable's path.  Raises ConfigError if there is none."""
     found = shutil.which(command) if command else None
     if found is None:
-        got = f"{command!r} is no executable file" if command else "empty, and `engines` asks for vllm"
+        got = f"{command!r} is not an executable file" if command else "empty, but `engines` includes vllm"
         fix = "vllm_command: /path/to/its/environment/bin/vllm"
         raise ConfigError("vllm_command", got, "the `vllm` of an environment in which vLLM is installed", fix)
     return found
 
 
 def vllm_version(command: str) -> str:
-    """The version that the executable's environment holds, read from its packages' folder; "unknown" where there is none."""
+    """Version of vLLM in the executable's environment; "unknown" without package metadata."""
     packages = Path(find_vllm(command)).resolve().parents[1].glob("lib/python*/site-packages/vllm-*.dist-info")
     return next((folder.name.removeprefix("vllm-").removesuffix(".dist-info") for folder in packages), "unknown")
 
 
 @contextmanager
 def serve_vllm(command: str, model: Path, context: int, limit: float) -> Iterator[VllmServer]:
-    """Run `command serve` on a model folder, on loopback, until the block ends; yields once it is ready.
+    """Run `command serve` on a model folder, on loopback; yield once it is ready.
 
     context: tokens of prompt and answer together.  limit: seconds until it must be ready.
-    Prefix caching is off, so that a prompt costs the same the second time.
-    Raises ConfigError, ModelError with vLLM's last words if it ends, MachineError if it is not ready in time.
+    Prefix caching is off, so that a repeated prompt costs the same again.
+    Raises ConfigError, ModelError with the last line of vLLM's output if it exits, MachineError if it is not ready in time.
     """
     port = _free_port()
     arguments = [
@@ -95,7 +98,7 @@ def _await_ready(process: subprocess.Popen[bytes], root: str, model: Path, limit
 
 
 def _stop(pid: int) -> None:
-    """End the server and its workers: ask, then kill."""
+    """End the server and its workers: terminate, then kill after a delay."""
     with suppress(psutil.NoSuchProcess):
         server = psutil.Process(pid)
         family = [server, *server.children(recursive=True)]

@@ -1,4 +1,4 @@
-"""Knowledge-base articles beside a corpus, and the one form in which an article stands in a prompt."""
+"""Knowledge-base articles of a corpus, and the format of an article in a prompt."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,7 +12,7 @@ _HEAD, _ASK = "Article: ", "\n\nQuestion: "
 
 
 class Article(BaseModel):
-    """What the company says about one matter."""
+    """A knowledge-base article on one topic."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     id: Annotated[str, Field(min_length=1)]
@@ -20,7 +20,7 @@ class Article(BaseModel):
     intent: str
     text: str
     held_out: bool = False
-    """Never in training; asked only in the test, with the text in the prompt."""
+    """Never in training; only test questions use it, with its text in the prompt."""
 
 
 def write_articles(path: Path, articles: Iterable[Article]) -> None:
@@ -29,16 +29,19 @@ def write_articles(path: Path, articles: Iterable[Article]) -> None:
 
 
 def read_articles(path: Path) -> dict[str, Article]:
-    """Articles of a JSON-lines file by id; an empty file gives none.  Raises DataError that lists every bad line."""
+    """Read the articles of a JSON-lines file, by id; the file may be empty.
+
+    Raises DataError that lists every bad line.
+    """
     articles = parse_lines(path, lambda text, _: Article.model_validate_json(text))
     return {article.id: article for article in articles}
 
 
 def with_article(question: str, article: Article) -> str:
-    """A user turn that carries its article: title, text, then the question."""
+    """Format a user turn with its article: title, text, then the question."""
     return f"{_HEAD}{article.title}\n{article.text}{_ASK}{question}"
 
 
 def question_of(content: str) -> str:
-    """The words of the user in a turn made by `with_article`; any other turn comes back unchanged."""
+    """Extract the question from a turn made by `with_article`; return other turns unchanged."""
     return content.rpartition(_ASK)[2] if content.startswith(_HEAD) and _ASK in content else content

@@ -1,4 +1,4 @@
-"""Small typed records that several files of ours are made of."""
+"""Typed records that several file formats share."""
 
 from typing import Annotated, Literal
 
@@ -9,15 +9,15 @@ Better = Literal["higher", "lower"]
 
 
 class Record(BaseModel):
-    """Base of every part: no unknown keys, no NaN or infinity, no change after reading."""
+    """Base class of records: frozen, no unknown keys, no NaN or infinity."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Figure(Record):
-    """A number about a whole model, with its bounds where it was measured more than once.
+    """A number about a whole model, with bounds if it was measured more than once.
 
-    low, high: what `bounds` says.  unit: such as "s", "bytes", "tokens/s", "share", "nats".
+    low, high: as described by `bounds`.  unit: such as "s", "bytes", "tokens/s", "share", "nats".
     """
 
     value: float
@@ -27,11 +27,11 @@ class Figure(Record):
     """Such as "range of 3 repeats" or "95 % bootstrap"."""
     unit: str = ""
     better: Better | None = None
-    """None: neither is good in itself."""
+    """None if neither direction is better."""
 
 
 class Machine(Record):
-    """Where it was measured."""
+    """Machine that the figures were measured on."""
 
     cpu: str
     cores: int

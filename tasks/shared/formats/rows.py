@@ -1,4 +1,4 @@
-"""Conversation rows: the one schema that corpus and traces share, read and written as JSON lines."""
+"""Conversation rows: the schema of corpus and traces, read and written as JSON lines."""
 
 import json
 from collections.abc import Callable, Iterable, Sequence
@@ -15,7 +15,7 @@ Item = TypeVar("Item")
 
 
 class Message(BaseModel):
-    """One turn."""
+    """One turn of a conversation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     role: Literal["system", "user", "assistant"]
@@ -23,30 +23,30 @@ class Message(BaseModel):
 
 
 class Row(BaseModel):
-    """One conversation; the last message is the assistant's answer, whose first line is the intent."""
+    """A conversation; its last message is the assistant's answer, which starts with the intent."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     id: Text
     kind: Literal["faq", "troubleshoot", "edge", "refuse"]
-    """What a support bot meets."""
+    """Type of request to a support bot."""
     intent: Text
-    """Routing label, the first line of the answer."""
+    """Routing label: the first line of the answer."""
     article: str = ""
-    """Id of the knowledge-base article that answers it; empty for refusals outside the knowledge base."""
+    """Id of the knowledge-base article with the answer; empty for refusals outside the knowledge base."""
     group: Text
-    """Phrasing group: rows that ask the same thing in the same words, up to typos and tone. Never split."""
+    """Phrasing group: rows that ask the same in the same words, up to typos and tone; never divided between splits."""
     accept: tuple[tuple[str, ...], ...] = ()
     """The fact: the answer must contain one string of every inner tuple (compared by `chat.states_fact`)."""
     grounded: bool = False
-    """The article stands in the prompt."""
+    """True if the prompt contains the article."""
     source: Literal["gold", "teacher"] = "gold"
     reasoning: str = ""
-    """How one comes to the answer, for techniques that teach it (`distill/cot`); no part of the messages."""
+    """Rationale for the answer, for techniques that train on it (`distill/cot`); not part of the messages."""
     messages: Annotated[tuple[Message, ...], Field(min_length=2)]
 
     @property
     def prompt(self) -> list[dict[str, str]]:
-        """Every message but the last, as chat templates take them."""
+        """All messages but the last, in the format of chat templates."""
         return [message.model_dump() for message in self.messages[:-1]]
 
     @property
@@ -56,8 +56,9 @@ class Row(BaseModel):
 
 
 def parse_lines(path: Path, parse: Callable[[str, int], Parsed]) -> list[Parsed]:
-    """Objects of a JSON-lines file; `parse` gets the text and number of a line and may raise ValidationError.
+    """Parse the lines of a JSON-lines file.
 
+    parse: gets the text and number of a line; may raise ValidationError.
     Raises DataError that lists every bad line (up to ten) with its number and reason.
     """
     if not path.is_file():
@@ -76,12 +77,15 @@ def parse_lines(path: Path, parse: Callable[[str, int], Parsed]) -> list[Parsed]
     if problems:
         shown = "\n    ".join(problems[:10]) + (f"\n    and {len(problems) - 10} more" if len(problems) > 10 else "")
         got = f"{len(problems)} bad lines\n    {shown}"
-        raise DataError(str(path), got, "one sound JSON object per line", "mend or delete these lines")
+        raise DataError(str(path), got, "one valid JSON object per line", "correct or delete these lines")
     return found
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Rows of a JSON-lines file.  Raises DataError that lists every bad line (up to ten) with its number and reason."""
+    """Read the rows of a JSON-lines file.
+
+    Raises DataError that lists every bad line (up to ten) with its number and reason, or if there are no rows.
+    """
     rows = parse_lines(path, lambda text, _: Row.model_validate_json(text))
     if not rows:
         raise DataError(str(path), "no rows", "at least one conversation")
@@ -95,7 +99,7 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
 
 
 def spread(items: Sequence[Item], count: int) -> list[Item]:
-    """`count` of the items, evenly spaced over all of them; all for 0, or when there are fewer."""
+    """Select `count` evenly spaced items; all of them for 0, or if there are fewer."""
     if count == 0 or len(items) <= count:
         return list(items)
     return [items[index * len(items) // count] for index in range(count)]

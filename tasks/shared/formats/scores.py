@@ -1,7 +1,7 @@
-"""The file of scores: what a measuring step found, item by item and model by model.
+"""Scores: the results of a measuring step, per item and model.
 
-scores.json   which measures there are, what each model was run in, figures that are not taken per item
-items.jsonl   one line per measure and item, with the value (and the answer) of every model that was asked
+scores.json   the measures, every model's engine and format, and figures about whole models
+items.jsonl   one line per measure and item, with the value (and the answer) of every model
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,30 +17,33 @@ from tasks.shared.formats.rows import parse_lines
 
 SUMMARY, ITEMS = "scores.json", "items.jsonl"
 Role = Literal["baseline", "candidate", "repeat", "reference"]
-"""repeat: the baseline once more (asked again, or trained again), which shows how much of a difference is noise.
-reference: measured beside the others; decides nothing."""
+"""repeat: the baseline a second time (evaluated again, or trained again), which shows how much of a difference is noise.
+reference: measured like the others but without effect on the decision."""
 
 
 class Measure(Record):
-    """What one measure's values are.  A model's score is the (weighted) mean over items."""
+    """Description of a measure; a model's score is the (weighted) mean of its values over items."""
 
     title: str
-    """As it is called in a sentence: "fact accuracy"."""
+    """Name in a sentence, such as "fact accuracy"."""
     unit: str = "share"
-    """"share": shown in percent, differences in points.  Otherwise the unit's name: "bits per byte", "nats"."""
+    """"share": shown in percent, differences in percentage points.  Otherwise the unit's name: "bits per byte", "nats"."""
     better: Better = "higher"
     binary: bool = True
-    """Every value is 0 or 1, so that items flip."""
+    """True if every value is 0 or 1, so that items can flip."""
     against_baseline: bool = False
-    """Values are a distance from the baseline, so that those of two verdicts with other baselines do not compare."""
+    """True if values are distances from the baseline, so that verdicts with different baselines cannot be compared."""
 
 
 class ModelSummary(Record):
-    """One model as this step measured it.  failure: why it has no values (out of memory, NaN logits); empty if it has."""
+    """A model as the step measured it.
+
+    failure: reason why it has no values (out of memory, NaN logits); empty if it has.
+    """
 
     role: Role
     engine: str
-    """What ran it: "transformers", "llama.cpp", "vllm"."""
+    """Engine that ran it: "transformers", "llama.cpp", "vllm"."""
     format: str
     """Weights as stored, such as "bfloat16 safetensors"."""
     figures: dict[str, Figure] = Field(default_factory=dict)
@@ -48,16 +51,19 @@ class ModelSummary(Record):
 
 
 class ItemScore(Record):
-    """One item under one measure.  values and answers are by model; a model that failed is absent."""
+    """Values of one item under one measure.
+
+    values, answers: by model; a model that failed is absent.
+    """
 
     measure: str
     id: str
     tags: dict[str, str] = Field(default_factory=dict)
-    """What slices are made by: {"kind": "faq", "language": "et"}."""
+    """Slices that it belongs to: {"kind": "faq", "language": "et"}."""
     weight: Annotated[float, Field(gt=0)] = 1.0
-    """Of the item in the mean, the same for all models (bytes of a text)."""
+    """Weight of the item in the mean, the same for all models (bytes of a text)."""
     cluster: str = ""
-    """Items that belong together (wordings of one question) and so are no independent evidence; empty: on its own."""
+    """Cluster of dependent items (phrasings of one question), which are not independent evidence; empty for none."""
     question: str = ""
     wanted: str = ""
     values: dict[str, float]
@@ -65,7 +71,7 @@ class ItemScore(Record):
 
 
 class EvaluationSummary(Record):
-    """scores.json."""
+    """Content of scores.json."""
 
     step: str
     measures: dict[str, Measure]
@@ -77,14 +83,17 @@ class EvaluationSummary(Record):
 
 @dataclass(frozen=True)
 class Scores:
-    """A summary with its items."""
+    """A summary and its items."""
 
     summary: EvaluationSummary
     items: Sequence[ItemScore]
 
 
 def write_scores(out: Path, summary: EvaluationSummary, items: Iterable[ItemScore]) -> None:
-    """Write both files.  Raises DataError for an item of an unknown measure or model, an item that stands twice, a binary value that is neither 0 nor 1."""
+    """Write both files.
+
+    Raises DataError for an unknown measure or model, a duplicate item, or a binary value other than 0 and 1.
+    """
     items = list(items)
     _check(out, summary, items)
     (out / ITEMS).write_text("".join(item.model_dump_json() + "\n" for item in items), encoding="utf-8")
@@ -117,7 +126,7 @@ def _check(folder: Path, summary: EvaluationSummary, items: Sequence[ItemScore])
         if measure is None:
             raise DataError(where, f"no measure {item.measure!r}", ", ".join(summary.measures))
         if (item.measure, item.id) in seen:
-            raise DataError(where, "the item stands twice", "every item once per measure")
+            raise DataError(where, "duplicate item", "every item once per measure")
         seen.add((item.measure, item.id))
         strange = sorted((item.values.keys() | item.answers.keys()) - summary.models.keys())
         if strange:

@@ -1,11 +1,11 @@
-"""Stored next-token distributions of a teacher: its k likeliest tokens at each position that counts, and the mass of the rest.
+"""Stored next-token distributions of a teacher: top-k tokens and tail mass per position.
 
-A folder of parts (`part-00000.safetensors`) with, for every position,
-    ids    (positions, k)  uint16, or int32 for vocabularies over 65,536: the likeliest tokens, most likely first
+A folder with parts (`part-00000.safetensors`), which hold, for every labeled position,
+    ids    (positions, k)  uint16, or int32 for vocabularies over 65,536: the top-k tokens, most likely first
     top    (positions, k)  float16: their log-probabilities at temperature 1
     tails  (positions, temperatures)  float32: log of the sum of exp(log-probability / temperature) over all other tokens
-index.json, which finds a conversation's positions by the content of its tokens, and vocabulary.json, the teacher's tokens.
-A tail per temperature is what makes other temperatures exact: the rest's mass cannot be guessed from its mass at another one.
+index.json, which locates a conversation's positions by the content of its tokens, and vocabulary.json, the teacher's tokens.
+The tails are stored for each temperature because the tail mass at one temperature cannot be derived from that at another.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ SMALL = 2**16
 
 @dataclass(frozen=True)
 class Positions:
-    """Where one conversation's targets lie."""
+    """Location of one conversation's targets: part file, first position, number of positions."""
 
     part: str
     start: int
@@ -34,24 +34,25 @@ class Positions:
 
 
 def row_key(input_ids: Sequence[int], labels: Sequence[int]) -> str:
-    """A conversation by its tokens, in the teacher's numbers, and by which of them count."""
+    """Digest that identifies a conversation by the teacher's token ids and the labels."""
     return hashlib.sha256(json.dumps([list(input_ids), list(labels)], separators=(",", ":")).encode()).hexdigest()[:32]
 
 
 def part_name(number: int) -> str:
-    """File of one part."""
+    """File name of a part."""
     return f"part-{number:05d}.safetensors"
 
 
 def bytes_per_position(k: int, temperatures: int, vocabulary: int) -> int:
-    """Bytes that a position takes."""
+    """Storage per position, in bytes."""
     return k * (2 if vocabulary <= SMALL else 4) + 2 * k + 4 * temperatures
 
 
 def tail_shares(top: "Tensor", tails: "Tensor", temperatures: Sequence[float]) -> "Tensor":
-    """(positions, temperatures): the part of the distribution at each temperature that is not among the k tokens.
+    """Probability mass outside the stored top-k tokens at each temperature.
 
     top: (positions, k) and tails: (positions, temperatures), as stored.
+    Returns (positions, temperatures).
     """
     import torch
 
@@ -62,7 +63,10 @@ def tail_shares(top: "Tensor", tails: "Tensor", temperatures: Sequence[float]) -
 def write_index(
     folder: Path, rows: Mapping[str, Positions], tails: Mapping[float, float], k: int, vocabulary: Mapping[str, int]
 ) -> None:
-    """index.json and vocabulary.json.  tails: by temperature, the mean share of the rest."""
+    """Write index.json and vocabulary.json.
+
+    tails: mean probability mass outside the top-k tokens, by temperature.
+    """
     places = {key: [place.part, place.start, place.count] for key, place in sorted(rows.items())}
     index = {"k": k, "temperatures": list(tails), "tails": list(tails.values()), "rows": places}
     (folder / INDEX).write_text(json.dumps(index) + "\n", "utf-8")
@@ -70,10 +74,10 @@ def write_index(
 
 
 class SoftTargets:
-    """A folder of stored targets, read a conversation at a time from the mapped file: a run's memory holds none of them."""
+    """A folder of stored targets, memory-mapped and read one conversation at a time."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises DataError if the folder is not one of stored targets, or if a part of it is missing or damaged."""
+        """Open a folder.  Raises DataError if it holds no stored targets, or damaged ones."""
         from safetensors import SafetensorError, safe_open
 
         self.folder = folder
@@ -91,16 +95,17 @@ class SoftTargets:
             ) from error
 
     def __reduce__(self) -> tuple[type["SoftTargets"], tuple[Path]]:
-        """Another process opens the folder anew: a mapped file cannot be sent."""
+        """Pickle the path only, since a mapped file cannot be sent to another process."""
         return type(self), (self.folder,)
 
     def __contains__(self, key: str) -> bool:
         return key in self._rows
 
     def read(self, key: str, temperature: float) -> "tuple[Tensor, Tensor]":
-        """(positions, k) int64 token ids, and (positions, k + 1) float32 log-probabilities at a temperature, the rest's last.
+        """Read a conversation's targets: token ids and log-probabilities at a temperature.
 
-        Raises DataError for a temperature at which nothing was stored.
+        Returns (positions, k) int64 ids, and (positions, k + 1) float32 log-probabilities whose last column is the tail.
+        Raises DataError for a temperature that was not stored.
         """
         import torch
 

@@ -1,4 +1,4 @@
-"""The verdict file: what was measured of each model, how each candidate compares with the baseline, and the decision."""
+"""The verdict file: measures of all models, comparisons with the baseline, the decision."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,11 +11,11 @@ from tasks.shared.formats.scores import Measure, Role
 
 Decision = Literal["ship", "do not ship", "not enough data"]
 Answer = Literal["yes", "no", "unknown"]
-"""Whether a candidate is non-inferior.  yes: shown.  no: shown not to be, or the data would have shown it.  unknown: too few items."""
+"""Answer to "is the candidate non-inferior?".  yes: shown.  no: refuted, or not shown by data with enough power.  unknown: too few items."""
 
 
 class Score(Record):
-    """A mean over n items with its 95 % interval: Wilson's for a proportion, bootstrap for an amount."""
+    """Mean over n items with its 95 % interval: Wilson for proportions, bootstrap for amounts."""
 
     value: float
     low: float
@@ -32,31 +32,31 @@ class Spread(Record):
 
 
 class ModelMeasures(Record):
-    """One model: what it is, what it costs, how well it answers."""
+    """Description, cost and scores of one model."""
 
     role: Role
     kind: Literal["model", "engine"]
     format: str
     """Weights as stored, such as "bfloat16 safetensors"."""
     engine: str
-    """What the answers were made with."""
+    """Engine that generated the answers."""
     speed_engine: str = ""
-    """What its speed was measured in; empty where it was not measured."""
+    """Engine that its speed was measured in; empty if it was not measured."""
     digest: str = ""
-    """Of its files."""
+    """Digest of its files."""
     made_from: str = ""
-    """The model of this verdict that it was made from; empty for a source, or where nobody knows."""
+    """Model of this verdict that it was made from; empty for a source, or if unknown."""
     parameters: int | None
     size_bytes: int
-    """Weights on disk."""
+    """Bytes of its weights on disk."""
     scores: dict[str, Score]
     """By measure."""
     slices: dict[str, dict[str, dict[str, Score]]] = Field(default_factory=dict)
     """By dimension ("kind"), then value ("faq"), then measure; slices without items are absent."""
     figures: dict[str, Figure] = Field(default_factory=dict)
-    """Numbers about the whole model: speed, memory, perplexity, cost (see FIGURES)."""
+    """Figures about the whole model: speed, memory, perplexity, cost (see FIGURES)."""
     failures: dict[str, str] = Field(default_factory=dict)
-    """By measuring step: why this model has no values there."""
+    """By measuring step: reason why this model has no values from it."""
 
     def _spread(self, name: str) -> Spread | None:
         found = self.figures.get(name)
@@ -67,34 +67,34 @@ class ModelMeasures(Record):
 
     @property
     def tokens_per_second(self) -> Spread | None:
-        """Decode speed of one stream, in `speed_engine`: models in different engines do not compare by it."""
+        """Decode speed of one stream in `speed_engine`; not comparable between engines."""
         return self._spread("tokens_per_second")
 
     @property
     def speed_ratio(self) -> Spread | None:
-        """Decode speed over the baseline's, in the same engine, round by round."""
+        """Decode speed relative to the baseline's, in the same engine and paired by round."""
         return self._spread("speed_ratio")
 
     @property
     def time_to_first_token_s(self) -> Spread | None:
-        """From the request to the first token."""
+        """Time from the request to the first token."""
         return self._spread("time_to_first_token_s")
 
     @property
     def peak_memory_bytes(self) -> int | None:
-        """Peak resident memory of a process that loads and serves it."""
+        """Peak resident memory of a process that loads and serves the model."""
         return int(found.value) if (found := self.figures.get("peak_memory_bytes")) else None
 
     @property
     def perplexity(self) -> float | None:
-        """Per token."""
+        """Perplexity per token."""
         return found.value if (found := self.figures.get("perplexity")) else None
 
 
 FIGURES = {
     "perplexity": "perplexity per token",
     "perplexity_per_byte": "perplexity per byte",
-    "tokens_scored": "tokens that perplexity was taken over",
+    "tokens_scored": "tokens scored for perplexity",
     "tokens_per_second": "decode speed, one stream",
     "tokens_per_second_batch_8": "decode speed, 8 streams together",
     "speed_ratio": "decode speed against the baseline in the same engine, one stream",
@@ -113,23 +113,23 @@ FIGURES = {
     "size_bytes": "weights on disk",
     "energy_wh_per_1000": "energy for 1,000 answers",
     "cost_per_1000": "cost of 1,000 answers",
-    "cost_per_point": "cost of 1,000 answers over each quality point that it has",
-    "price_of_point": "saved on 1,000 answers by each quality point that it lost, or paid for each that it gained",
+    "cost_per_point": "cost of 1,000 answers per quality point",
+    "price_of_point": "savings on 1,000 answers per quality point lost, or extra cost per point gained",
     "findings_address": "answers with an invented address",
     "findings_number": "answers with an invented number",
-    "findings_contradiction": "answers with another quantity than the fact's",
-    "findings_unsupported": "answers whose words have too little support",
-    "findings_remembered": "answers with the right fact, which the prompt lacks",
+    "findings_contradiction": "answers with a quantity that contradicts the fact",
+    "findings_unsupported": "answers with too little support in the sources",
+    "findings_remembered": "answers with the right fact although the prompt lacks it",
     "judge_agreement": "judge: same choice in both orders",
-    "judge_prefers_first": "judge: choices of what stands first",
+    "judge_prefers_first": "judge: choices of the first answer",
 }
-"""Names that figures have, and what they are in words; others may stand beside them."""
+"""Titles of the known figures by name; a step may add others."""
 
 
 class Gate(Record):
-    """One measure of the verdict: what it is, which step measured it, and the loss that is allowed.
+    """A measure of the verdict, the step that measured it, and the allowed loss.
 
-    margin: in the measure's own unit, or as a share of the baseline's value if `relative`; None: watched, decides nothing.
+    margin: in the measure's unit, or as a share of the baseline's value if `relative`; None if it does not decide.
     """
 
     measure: Measure
@@ -139,10 +139,10 @@ class Gate(Record):
 
 
 class MeasureComparison(Record):
-    """One measure of a candidate against the baseline on the same n items.
+    """A candidate against the baseline by one measure on the same n items.
 
-    difference, low, high: in favor of the candidate, in the measure's unit: above zero is better than the baseline, whether
-    the measure counts what is good or what is bad.
+    difference, low, high: in the measure's unit, signed so that above zero the candidate is better than the baseline, even if
+    lower values of the measure are better.
     """
 
     n: Annotated[int, Field(gt=0)]
@@ -150,37 +150,40 @@ class MeasureComparison(Record):
     candidate: float
     difference: float
     low: float
-    """Bounds at confidence 1 - 2 alpha, so each is a one-sided 1 - alpha bound."""
+    """Bounds at confidence 1 - 2 alpha, so that each is a one-sided bound at 1 - alpha."""
     high: float
     p: Share
-    """That there is no difference, two-sided: McNemar's exact test of flips, or sign flips of the items' differences."""
+    """Two-sided p-value of no difference: McNemar's exact test of flips, or sign flips of the items' differences."""
     p_holm: Share
-    """The same after Holm's correction over all measures of this candidate; its slices are corrected among themselves."""
+    """`p` after Holm's correction over all measures of this candidate; its slices are corrected among themselves."""
     effect: float
-    """Cohen's g of the flips (0.5 is: all one way); for amounts, mean over standard deviation of the differences."""
+    """Cohen's g of the flips (0.5: all in one direction); for amounts, mean over standard deviation of the differences."""
     to_wrong: int
-    """Items that the baseline has right and the candidate wrong; for amounts, items on which the candidate is worse."""
+    """Items that the baseline gets right and the candidate wrong; for amounts, items on which the candidate is worse."""
     to_right: int
     flip_rate: Share
     retention: float | None
-    """candidate / baseline; null when the baseline is at zero, or the measure counts what is bad."""
+    """candidate / baseline; null if the baseline is zero or lower values of the measure are better."""
     retention_low: float | None
     retention_high: float | None
     margin: float | None
-    """In the measure's unit; null when it decides nothing."""
+    """In the measure's unit; null if the measure does not decide."""
     detectable: float
-    """The smallest margin at which an equal candidate passes with the asked power, with as many flips as were seen."""
+    """Smallest margin at which an equal candidate passes with the planned power, at the observed rate of flips."""
     answer: Answer
-    """Yes also for what decides nothing."""
+    """Yes also for measures that do not decide."""
 
     @property
     def non_inferior(self) -> bool:
-        """Whether it may ship as far as this measure goes."""
+        """Return True if this measure does not keep the candidate from shipping."""
         return self.answer == "yes"
 
 
 class SliceComparison(Record):
-    """One measure within one slice: a candidate does not ship when a loss beyond the slice margin is shown there."""
+    """A candidate against the baseline by one measure within one slice.
+
+    A loss beyond the slice margin, if shown, keeps the candidate from shipping.
+    """
 
     dimension: str
     value: str
@@ -193,16 +196,16 @@ class SliceComparison(Record):
     low: float
     high: float
     p: Share
-    """One-sided: that the candidate is not worse here."""
+    """One-sided p-value of a candidate that is not worse on this slice."""
     p_holm: Share
     margin: float
     detectable: float
-    """The smallest true loss that would be found here with the asked power."""
+    """Smallest true loss that would be found on this slice with the planned power."""
     harmed: bool
 
 
 class Comparison(Record):
-    """A candidate's decision and what it rests on.  reasons: what stands in the way, in words, the weightiest first."""
+    """Decision on a candidate and its grounds.  reasons: objections, most important first."""
 
     decision: Decision
     reasons: list[str] = Field(default_factory=list)
@@ -211,7 +214,7 @@ class Comparison(Record):
 
 
 class Flip(Record):
-    """An item on which candidate and baseline differ."""
+    """An item on which candidate and baseline disagree."""
 
     candidate: str
     id: str
@@ -225,7 +228,7 @@ class Flip(Record):
 
 
 class NoiseFloor(Record):
-    """How far the baseline lies from itself: asked again, or made again with another seed."""
+    """Distance of the baseline from its repeat: evaluated again, or trained with another seed."""
 
     model: str
     n: Annotated[int, Field(gt=0)]
@@ -234,7 +237,10 @@ class NoiseFloor(Record):
 
 
 class TestSplit(Record):
-    """Items by measure, and the smallest margin that each could decide with the asked power, by the planned share of flips."""
+    """Size of the test split by measure.
+
+    minimum_detectable: smallest margin that could be decided with the planned power at the planned rate of flips.
+    """
 
     __test__ = False
     items: dict[str, int]
@@ -242,13 +248,13 @@ class TestSplit(Record):
 
 
 class Verdict(Record):
-    """The whole file."""
+    """Content of verdict.json."""
 
     baseline: str
     reference: str | None
     decision: Decision
     shipped: str | None
-    """The smallest candidate that may ship."""
+    """Smallest candidate that may ship; null if none may."""
     gates: dict[str, Gate]
     """By measure."""
     alpha: float
@@ -265,7 +271,7 @@ class Verdict(Record):
 
     @property
     def margin(self) -> dict[str, float]:
-        """The margins of the measures that decide."""
+        """Margins of the measures that decide, by measure."""
         return {name: gate.margin for name, gate in self.gates.items() if gate.margin is not None}
 
 

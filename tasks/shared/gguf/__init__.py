@@ -1,1 +1,1 @@
-"""llama.cpp's file format: writing it, and its 4-bit blocks."""
+"""GGUF, llama.cpp's file format: conversion and 4-bit blocks."""

@@ -1,4 +1,4 @@
-"""GGUF's 4-bit blocks: least-squares scales for free weights, and exact packing of weights that lie on a 4-bit grid already."""
+"""GGUF's Q4_0 blocks: least-squares scales, and exact packing of weights on a 4-bit grid."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,19 +13,22 @@ LEVELS = 8
 CANDIDATES = 24
 ROWS_AT_ONCE = 1 << 16
 ON_GRID = 0.02
-"""Largest distance from a level, in steps, that counts as on it: what half precision can do to a scale."""
+"""Largest distance from a level, in steps, that counts as on the grid: the rounding error of a half-precision scale."""
 
 
 def nearest_q4_0(weight: "Tensor", importance: "Tensor | None" = None) -> "Tensor":
-    """The point of Q4_0's grid (32 weights share a half-precision scale d; each is d * -8 to d * 7) near `weight`.
+    """Round weights to Q4_0's grid with the scales of least importance-weighted squared error.
 
-    weight: (out, in), any float dtype; 32 divides `in`.  importance: (in,), >= 0, the mean squared input of each column.
-    Returns float32 of the same shape, whose largest weight per block sits at -8 d: plain Q4_0 rounding reproduces it exactly.
-    Plain rounding puts the block's largest weight there as it is; this tries scales from 0.7 to 1.06 of that one and keeps
-    the one with the least importance-weighted squared error, so that error is never larger.
+    In Q4_0, 32 weights share a half-precision scale d, and each is d * -8 to d * 7.
+    weight: (out, in), any float dtype; `in` is a multiple of 32.
+    importance: (in,), >= 0, mean squared input of each column.
+    Returns (out, in) float32; the largest weight of each block is at -8 d, so plain Q4_0 rounding reproduces it exactly.
 
-    Do not use it for a model's weights without their importance: on a 135M model, layers at 4.5 bits, KL to the source was
-    0.345 nats with plain rounding, 0.181 with fitted scales and measured importance, but 0.521 with all columns alike.
+    Plain rounding derives the scale from the block's largest weight.  This function tries 0.7 to 1.06 times that scale as well
+    as the scale itself, so its error is never larger.
+
+    Do not round a model's weights without importance: on a 135M model with layers at 4.5 bits, KL to the source was 0.345 nats
+    with plain rounding, 0.181 with fitted scales and measured importance, but 0.521 with fitted scales and equal importance.
     """
     import torch
 
@@ -40,7 +43,12 @@ def nearest_q4_0(weight: "Tensor", importance: "Tensor | None" = None) -> "Tenso
 
 
 def fit_blocks(blocks: "Tensor", weights: "Tensor") -> "Tensor":
-    """Blocks and their weights, both (blocks, 32), float32; returns the rounded blocks, float32."""
+    """Round blocks to Q4_0's grid with the best of several scales.
+
+    blocks: (blocks, 32), float32.
+    weights: (blocks, 32), float32, weights of the squared errors.
+    Returns (blocks, 32), float32.
+    """
     import torch
 
     peak = blocks.gather(1, blocks.abs().argmax(1, keepdim=True))  # (blocks, 1), signed
@@ -58,11 +66,12 @@ def fit_blocks(blocks: "Tensor", weights: "Tensor") -> "Tensor":
 def find_grid(
     blocks: "np.ndarray[Any, Any]",
 ) -> tuple["np.ndarray[Any, Any]", "np.ndarray[Any, Any]", "np.ndarray[Any, Any]"]:
-    """Which blocks are small integers times one scale, as GPTQ leaves them: their levels need no rounding.
+    """Find blocks that need no rounding: small integers times one scale, as written by GPTQ.
 
-    blocks: (blocks, 32), float32.  Returns found (blocks,), bool; scales (blocks, 1), float16; levels (blocks, 32), int8
-    from -8 to 7; the last two mean nothing where not found.  The block's largest weight is some level times the scale: all
-    fifteen are tried, the likeliest first, on the blocks still open.
+    blocks: (blocks, 32), float32.
+    Returns found (blocks,), bool; scales (blocks, 1), float16; levels (blocks, 32), int8 from -8 to 7.  Scales and levels are
+    undefined where `found` is False.  The block's largest weight is a level times the scale; all fifteen levels are tried, the
+    most likely first, on the blocks that remain.
     """
     import numpy as np
 
@@ -83,9 +92,12 @@ def find_grid(
 
 
 def pack_q4_0(scales: "np.ndarray[Any, Any]", levels: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
-    """Bytes of Q4_0 blocks: the scale, then weights 0..15 in the low halves of 16 bytes and 16..31 in the high ones.
+    """Pack Q4_0 blocks: a scale, then 16 bytes of two 4-bit levels each.
 
-    scales: (blocks, 1), float16.  levels: (blocks, 32), int8, -8 to 7.  Returns (blocks, 18), uint8.
+    Weights 0..15 are in the low halves of the bytes, 16..31 in the high halves.
+    scales: (blocks, 1), float16.
+    levels: (blocks, 32), int8, -8 to 7.
+    Returns (blocks, 18), uint8.
     """
     import numpy as np
 
@@ -95,10 +107,10 @@ def pack_q4_0(scales: "np.ndarray[Any, Any]", levels: "np.ndarray[Any, Any]") ->
 
 @contextmanager
 def grids_kept() -> Iterator[None]:
-    """While this holds, the gguf package packs blocks that lie on a grid exactly, and rounds the others as ever.
+    """Make the gguf package pack blocks on a 4-bit grid exactly and round all others as usual.
 
-    Its own rounding puts a block's largest weight at level -8.  GPTQ leaves that weight at any level, and rounding its
-    integers to another grid would undo what the calibration gained.
+    Its own rounding puts a block's largest weight at level -8.  GPTQ may put that weight at any level, and rounding its
+    integers to another grid would undo the gain of the calibration.
     """
     from gguf.quants import Q4_0
 

@@ -1,4 +1,4 @@
-"""A Hugging Face folder as one llama.cpp file, through llama.cpp's own converter (bundled with auto-round)."""
+"""Conversion of a Hugging Face folder to GGUF by llama.cpp's converter (part of auto-round)."""
 
 import contextlib
 import json
@@ -22,13 +22,16 @@ EmbeddingScheme = Literal["same", "f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", 
 VOCABULARY_TENSORS = ("token_embd.weight", "output.weight")
 SHOWN = 12
 STAGED = "model"
-"""Folder that the converter reads.  It takes metadata from the name, so a random one would make every file another."""
+"""Folder that the converter reads.  A constant, since its name gets into the file's metadata."""
 GPT2_SPLITS = "gpt-2"
-"""llama.cpp's name for GPT-2's pre-tokenizer, which is what a plain byte-level one is."""
+"""llama.cpp's name for GPT-2's pre-tokenizer, a plain byte-level one."""
 
 
 def tensor_bytes(elements: int, scheme: str) -> int:
-    """Bytes of a tensor in a scheme: q4_0 keeps 32 weights in 18 bytes (a half-precision scale and 16 bytes of nibbles)."""
+    """Bytes of a tensor in a scheme.
+
+    For example, q4_0 stores 32 weights in 18 bytes: a half-precision scale and 16 bytes of nibbles.
+    """
     from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
     block, size = GGML_QUANT_SIZES[GGMLQuantizationType[scheme.upper()]]
@@ -43,11 +46,12 @@ def write_gguf(
     name: str = "",
     importance: Mapping[str, "Tensor"] | None = None,
 ) -> None:
-    """Write the model folder as `out` (a .gguf file that holds tokenizer and chat template too).
+    """Write a model folder to `out`, a .gguf file that includes tokenizer and chat template.
 
-    scheme: type of every matrix in the layers.  embedding: of the token embedding and the head; norms stay float32.
-    importance: mean squared input per column of a weight, by its name in the source; q4_0 then fits its scales to it.
-    Raises TechniqueError for quantized weights, an architecture that the converter does not know or rows that do not fill blocks.
+    scheme: type of every matrix in the layers.
+    embedding: type of token embedding and head; norms stay float32.
+    importance: mean squared input per column of a weight, by its name in the source; scales of q4_0 are fitted with it.
+    Raises TechniqueError for quantized weights, an architecture unknown to the converter, or rows that do not fill blocks.
     """
     config = read_config(model)
     vocabulary = scheme if embedding == "same" else embedding
@@ -66,7 +70,10 @@ def write_gguf(
 
 
 def read_config(model: Path) -> dict[str, Any]:
-    """The folder's configuration.  Raises ModelError if it is no model folder, TechniqueError if its weights are quantized."""
+    """Read a model folder's configuration.
+
+    Raises ModelError if it is not a model folder, TechniqueError if its weights are quantized.
+    """
     file = model / "config.json"
     if not file.is_file():
         raise ModelError(str(model), "no config.json", "a Hugging Face model folder", "point at the model's folder")
@@ -83,7 +90,7 @@ def read_config(model: Path) -> dict[str, Any]:
 
 
 def check_rows(model: Path, schemes: set[str]) -> None:
-    """Raises TechniqueError that lists the matrices whose rows are no multiple of the schemes' block of weights."""
+    """Raise TechniqueError if rows of any matrix are not a multiple of the schemes' block size."""
     from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
     from safetensors import safe_open
 
@@ -104,7 +111,10 @@ def check_rows(model: Path, schemes: set[str]) -> None:
 
 
 def stage_folder(model: Path, staging: Path) -> None:
-    """Weights by link, configuration with its end-of-turn id, and the tokenizer as `load_tokenizer` mends it."""
+    """Prepare the converter's input: linked weights, configuration, and corrected tokenizer.
+
+    The configuration gets the end-of-turn id; the tokenizer is as returned by `load_tokenizer`.
+    """
     from tasks.shared.model.loading import load_tokenizer
     from tasks.shared.model.saving import save_tokenizer
 
@@ -119,7 +129,7 @@ def stage_folder(model: Path, staging: Path) -> None:
 
 
 def converter(config: dict[str, Any], where: str) -> Any:
-    """llama.cpp's converter class for the architecture, with our tensor types and tokenizer detection.
+    """Return llama.cpp's converter for an architecture, with our tensor types and tokenizers.
 
     Raises TechniqueError if the converter does not know the architecture.
     """
@@ -132,7 +142,7 @@ def converter(config: dict[str, Any], where: str) -> Any:
     except NotImplementedError as error:
         raise TechniqueError(
             where,
-            f"architecture {architecture} is not known to llama.cpp's converter",
+            f"llama.cpp's converter does not know architecture {architecture}",
             "a Llama, Mistral, Qwen or similar causal language model",
         ) from error
 
@@ -169,9 +179,9 @@ def converter(config: dict[str, Any], where: str) -> Any:
 
 
 def byte_level_splits(folder: Path) -> str | None:
-    """llama.cpp's name of the pre-tokenizer of a byte-level BPE tokenizer; None for another kind (SentencePiece).
+    """Name, in llama.cpp, of a byte-level BPE tokenizer's pre-tokenizer; None for other kinds.
 
-    Only used for tokenizers that the converter does not recognize by their ids, and held to account by the parity gate.
+    Used only for tokenizers that the converter does not recognize; the parity check verifies the result.
     """
     file = folder / "tokenizer.json"
     if not file.is_file():
@@ -192,7 +202,7 @@ def byte_level_splits(folder: Path) -> str | None:
 
 @contextlib.contextmanager
 def quiet_converter() -> Iterator[None]:
-    """Hold back the converter's line per tensor and its bar; errors pass."""
+    """Suppress the converter's log lines and progress bar, but not its errors."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

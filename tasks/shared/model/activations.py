@@ -1,4 +1,4 @@
-"""Sums over what passes through the modules of a model on given batches, taken by forward hooks."""
+"""Statistics of module inputs and outputs, summed over batches by forward hooks."""
 
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 Key = TypeVar("Key", bound=Hashable)
 Reduce = Callable[[Key, "Tensor", "Tensor", "Tensor"], "Tensor"]
-"""(point, input, output, mask) -> what is added up at this point.  input, output: (batch, length, width).  mask: (batch, length)."""
+"""(point, input, output, mask) -> summand at this point.  input, output: (batch, length, width).  mask: (batch, length)."""
 
 
 def collect(
@@ -19,10 +19,11 @@ def collect(
     points: Iterable[tuple[Key, "Module"]],
     reduce: Reduce[Key],
 ) -> dict[Key, "Tensor"]:
-    """Sum of `reduce` over batches, per point, on the CPU; one forward pass per batch, without the vocabulary head.
+    """Sum `reduce` over batches at every point; one forward pass per batch, without the head.
 
-    batches: arguments of the forward pass; `input_ids` is (batch, length), `attention_mask` is 1 on real tokens (all, if absent).
-    points: modules to watch, by key; modules of the same key add up.  A module's input is its first argument.
+    batches: arguments of the forward pass; `input_ids` is (batch, length), `attention_mask` is 1 on real tokens (default: all).
+    points: modules to watch, by key; modules with the same key are added up.  A module's input is its first argument.
+    Returns the sums on the CPU, by key.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""How closely one model's next-token distributions follow another's."""
+"""Agreement between the next-token distributions of two models."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -8,9 +8,10 @@ if TYPE_CHECKING:
 
 
 def token_agreement(reference: "Tensor", other: "Tensor") -> tuple["Tensor", "Tensor"]:
-    """Per position: KL(reference || other) in nats, and whether the most likely token is the same.
+    """KL(reference || other) in nats and top-1 agreement, per position.
 
-    reference, other: (tokens, vocabulary) logits, any float dtype.  Returns float32 (tokens,) >= 0 and bool (tokens,).
+    reference, other: (tokens, vocabulary) logits, any float dtype.
+    Returns KL (tokens,), float32, >= 0; and (tokens,), bool, True where the most likely token is the same.
     """
     first, second = reference.float().log_softmax(-1), other.float().log_softmax(-1)
     divergence = (first.exp() * (first - second)).sum(-1).clamp(min=0.0)
@@ -18,10 +19,12 @@ def token_agreement(reference: "Tensor", other: "Tensor") -> tuple["Tensor", "Te
 
 
 def truncated_divergence(reference: Mapping[int, float], other: Mapping[int, float]) -> float:
-    """KL(reference || other) in nats when `other` names only its likeliest tokens; all other tokens are one outcome.
+    """KL(reference || other) in nats from the top tokens of `other`; the rest is one outcome.
 
-    reference: probability of at least every token in `other`.  other: probability of its top tokens.
-    By the data-processing inequality this is a lower bound of the full divergence, and close to it when the top covers most of the mass.
+    reference: probability of every token in `other`, at least.
+    other: probability of its most likely tokens.
+    By the data-processing inequality this is a lower bound of the full divergence, and close to it if these tokens have most of
+    the mass.
     """
     from math import log
 
@@ -34,7 +37,7 @@ def truncated_divergence(reference: Mapping[int, float], other: Mapping[int, flo
 
 
 def logits_of(model: Any, ids: Sequence[Sequence[int]]) -> list["Tensor"]:
-    """Logits of each row by itself (no padding): (length, vocabulary), float32, on the CPU."""
+    """Logits of each row, run without padding: (length, vocabulary), float32, on the CPU."""
     import torch
 
     with torch.inference_mode():

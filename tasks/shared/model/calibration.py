@@ -1,4 +1,4 @@
-"""Calibration batches: conversations of the calibration split, rendered with their answers and tokenized."""
+"""Calibration batches: rendered and tokenized conversations of the calibration split."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,12 +14,15 @@ CALIBRATION_FILE = "calibration.jsonl"
 
 
 def calibration_rows(corpus: Path, count: int) -> list[Row]:
-    """Rows of a corpus folder's calibration split.  Raises DataError if the file is missing or has bad lines."""
+    """Read `count` evenly spaced rows of a corpus folder's calibration split; 0 means all.
+
+    Raises DataError if the file is missing or has bad lines.
+    """
     return spread(read_rows(corpus / CALIBRATION_FILE), count)
 
 
 def calibration_ids(tokenizer: "PreTrainedTokenizerBase", rows: list[Row], max_tokens: int) -> list[list[int]]:
-    """Token ids of each whole conversation, answer included, cut to `max_tokens`."""
+    """Token ids of each conversation with its answer, truncated to `max_tokens`."""
     from tasks.shared.model.loading import render
 
     texts = [
@@ -30,7 +33,10 @@ def calibration_ids(tokenizer: "PreTrainedTokenizerBase", rows: list[Row], max_t
 
 
 def batches(ids: list[list[int]], batch_size: int, pad_id: int) -> Iterator[dict[str, "Tensor"]]:
-    """Batches of similar length, padded on the right: input_ids and attention_mask, both (batch, length), int64."""
+    """Yield batches of rows of similar length, padded on the right.
+
+    Each batch has input_ids and attention_mask, both (batch, length), int64.
+    """
     import torch
 
     order = sorted(ids, key=len)

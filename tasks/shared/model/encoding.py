@@ -1,4 +1,4 @@
-"""From conversations to token ids, labels and batches."""
+"""Conversion of conversations to token ids, labels and batches."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,21 +12,21 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Encoded = dict[str, Any]
-"""A conversation: `input_ids` and `labels` (IGNORED but in the final answer), and whatever an objective adds to find its own
-targets by: numbers and lists of numbers."""
+"""A conversation: `input_ids`, `labels` (IGNORED except in the final answer), and numbers or lists of numbers by which an objective
+finds its own targets."""
 
 
 def encode(rows: Sequence[Row], tokenizer: "PreTrainedTokenizerBase", max_tokens: int) -> list[Encoded]:
-    """Token ids and labels of each conversation; labels are IGNORED everywhere but in the final answer.
+    """Token ids and labels of each conversation; labels are IGNORED except in the final answer.
 
-    Raises DataError naming the rows that have no answer, or are longer than `max_tokens`.
+    Raises DataError that lists rows without an answer or longer than `max_tokens`.
     """
     if silent := [row.id for row in rows if row.messages[-1].role != "assistant" or not row.answer.strip()]:
         raise DataError(
             "traces/train.jsonl",
             f"{len(silent)} conversations have no answer: {', '.join(silent[:5])}",
-            "a last message of the assistant, with something in it",
-            "leave these rows out, or answer them (a traces step)",
+            "a last message by the assistant that is not empty",
+            "remove these rows, or generate answers (a traces step)",
         )
     encoded = []
     long: list[str] = []
@@ -48,7 +48,10 @@ def encode(rows: Sequence[Row], tokenizer: "PreTrainedTokenizerBase", max_tokens
 
 
 def collate(rows: Sequence[Mapping[str, Any]], pad: int) -> "dict[str, Tensor]":
-    """A batch: `input_ids`, `labels` and `attention_mask`, (batch, tokens), padded on the right; one number a row stays (batch,)."""
+    """Collate rows into a batch, padded on the right.
+
+    Returns `input_ids`, `labels`, `attention_mask` and other lists as (batch, tokens); single numbers as (batch,).
+    """
     import torch
     from torch.nn.utils.rnn import pad_sequence
 
@@ -66,14 +69,15 @@ def collate(rows: Sequence[Mapping[str, Any]], pad: int) -> "dict[str, Tensor]":
 
 
 IGNORED = -100
-"""Label of a token that does not count, by torch's convention."""
+"""Label of a token that is excluded from the loss, by torch's convention."""
 
 
 def counted(hidden: "Tensor", labels: "Tensor") -> tuple["Tensor", "Tensor"]:
-    """States that predict a token that counts, and these tokens.
+    """Select the hidden states that predict a labeled token, and these tokens.
 
-    hidden: (batch, tokens, width), the last layer's output.  labels: (batch, tokens), IGNORED where nothing counts.
-    Returns (counted, width) and (counted,), row by row: the state at position t predicts the token at t + 1.
+    hidden: (batch, tokens, width), the last layer's output.
+    labels: (batch, tokens), IGNORED at tokens without a label.
+    Returns (counted, width) and (counted,), row by row; the state at position t predicts the token at t + 1.
     """
     following = labels[:, 1:]
     mask = following != IGNORED

@@ -1,4 +1,4 @@
-"""Greedy answers in transformers, and whether each of them came to its own end."""
+"""Greedy generation with transformers."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Written:
-    """A continuation without special tokens, and whether it ended by itself within its length limit."""
+    """A continuation without special tokens.  ended: False if the length limit cut it off."""
 
     text: str
     ended: bool
@@ -27,9 +27,9 @@ def write_answers(
     max_new_tokens: int,
     batch_size: int = 32,
 ) -> list[Written]:
-    """Greedy continuations of rendered prompts, in the order given; see `plain_greedy`.
+    """Greedy continuations of rendered prompts, in their order; see `plain_greedy`.
 
-    Batches hold prompts of similar length and are padded on the left, so that every row ends at its own last token.
+    Batches consist of prompts of similar length, padded on the left, so that every row ends with its prompt's last token.
     """
     import torch
 
@@ -56,7 +56,10 @@ def write_answers(
 
 
 def stop_tokens(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """Ids that end an answer: the tokenizer's and those of the generation config (some models end a turn and a text differently)."""
+    """Token ids that end an answer, from the tokenizer and the generation config.
+
+    Some models have different tokens for the end of a turn and the end of a text.
+    """
     configured = getattr(model.generation_config, "eos_token_id", None)
     more = configured if isinstance(configured, list) else [configured]
     return sorted({int(token) for token in (tokenizer.eos_token_id, *more) if token is not None})
@@ -64,11 +67,10 @@ def stop_tokens(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") 
 
 @contextmanager
 def plain_greedy(model: "PreTrainedModel") -> Iterator[None]:
-    """Within it, `generate(do_sample=False)` takes the likeliest token at every step, and nothing else.
+    """Make `generate(do_sample=False)` take the most likely token at every step.
 
-    A model's generation_config.json may name penalties and banned repeats (repetition_penalty, no_repeat_ngram_size, ...), which
-    transformers applies to greedy answers too and llama.cpp's server, which gets a GGUF without them, does not.  The ids of
-    special tokens stay.
+    A model's generation_config.json may set penalties and bans (repetition_penalty, no_repeat_ngram_size, ...).  Transformers
+    applies them to greedy decoding too, but llama.cpp's server does not, since GGUF files lack them.  Special tokens are kept.
     """
     from transformers import GenerationConfig
 
@@ -82,7 +84,7 @@ def plain_greedy(model: "PreTrainedModel") -> Iterator[None]:
 
 
 def check_logits(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", prompt: str) -> None:
-    """One pass over one prompt.  Raises ModelError for logits that are not numbers: decoding would go on and write nonsense."""
+    """Run one prompt; raise ModelError for non-finite logits, which would decode to nonsense."""
     import torch
 
     batch = tokenizer(prompt, return_tensors="pt", add_special_tokens=False).to(model.device)
@@ -90,5 +92,8 @@ def check_logits(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase",
         logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     if not torch.isfinite(logits).all():
         raise ModelError(
-            "logits", "not finite (NaN or infinity)", "numbers", "this model is broken: look at the step that made it"
+            "logits",
+            "not finite (NaN or infinity)",
+            "finite numbers",
+            "the model is broken: check the step that made it",
         )

@@ -1,7 +1,7 @@
-"""From hidden states to losses by way of the output head, a chunk of tokens at a time.
+"""Losses over the output head, computed in chunks of tokens.
 
-Logits are by far the largest tensor of a training step: tokens x vocabulary x 4 bytes, several times over.  Only tokens that
-count get any, and only one chunk's are there at once: they are computed again in the backward pass.
+Logits are by far the largest tensors of a training step: tokens x vocabulary x 4 bytes, several times over.  They are computed
+for labeled tokens only, one chunk at a time, and recomputed in the backward pass.
 """
 
 from collections.abc import Callable
@@ -11,18 +11,18 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Head = Callable[["Tensor"], "Tensor"]
-"""(tokens, width) -> logits (tokens, vocabulary)."""
+"""Function from hidden states (tokens, width) to logits (tokens, vocabulary)."""
 CHUNK_ELEMENTS = 2**25
-"""Logits of one chunk: 128 MiB in float32, and a few such tensors are alive at a time."""
+"""Number of logits in one chunk: 128 MiB in float32, and a few such tensors exist at a time."""
 
 
 def core_of(model: Any) -> Any:
-    """The language model itself: without peft's wrapper."""
+    """Return the language model without peft's wrapper."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def output_head(model: Any) -> Head:
-    """The head as the model itself applies it, Cohere's scale and Gemma's soft cap included."""
+    """Return the head as the model applies it, with Cohere's scale and Gemma's soft cap."""
     import torch
 
     model = core_of(model)
@@ -42,10 +42,12 @@ def output_head(model: Any) -> Head:
 def sum_over_chunks(
     score: Callable[..., "Tensor"], head: Head, hidden: "Tensor", *rows: "Tensor", elements: int = CHUNK_ELEMENTS
 ) -> "Tensor":
-    """score(head(hidden), *rows), summed over chunks of tokens so that no more than `elements` logits exist at a time.
+    """Sum score(head(hidden), *rows) over chunks of tokens with at most `elements` logits each.
 
-    hidden: (tokens, width).  rows: tensors of as many rows, cut alike.  score: (logits, *rows) -> sums, (terms,), each a sum over
-    its tokens.  Returns (terms,) float32; zeros with a zero gradient when there are no tokens.
+    score: (logits, *rows) -> (terms,), each a sum over the chunk's tokens.
+    hidden: (tokens, width).
+    rows: (tokens, ...) each; divided into the same chunks.
+    Returns (terms,) float32; zeros with a zero gradient if there are no tokens.
     """
     import torch
     from torch.utils.checkpoint import checkpoint
@@ -64,6 +66,9 @@ def sum_over_chunks(
 
 
 def vocabulary_of(head: Head, hidden: "Tensor") -> int:
-    """Number of logits per token.  hidden: (tokens, width), read only if the head does not know its own size."""
+    """Number of logits per token.
+
+    hidden: (tokens, width), used only if the head does not state its size.
+    """
     known = getattr(head, "vocabulary", None) or getattr(head, "out_features", None)
     return int(known) if known else int(head(hidden[:1].detach()).shape[-1])

@@ -1,4 +1,4 @@
-"""Where a family of models keeps its decoder layers."""
+"""Location of the decoder layers in a model."""
 
 import re
 from collections.abc import Sequence
@@ -12,19 +12,22 @@ if TYPE_CHECKING:
 
 LAYOUT = "model.layers"
 LAYER_WEIGHT = re.compile(rf"{re.escape(LAYOUT)}\.(\d+)\.(.+)")
-"""Name of a layer's weight: index and name within the layer."""
+"""Name of a layer's weight; groups: index of the layer, and name within the layer."""
 PER_LAYER_CONFIG = ("layer_types", "no_rope_layers", "mlp_layer_types")
 """Configuration lists with one entry per decoder layer."""
 
 
 def find_layers(model: "PreTrainedModel") -> Sequence[Any]:
-    """The decoder layers; empty for a layout other than that of the Llama, Mistral and Qwen families."""
+    """Return the decoder layers; empty unless the layout is that of Llama, Mistral and Qwen."""
     found: Sequence[Any] = getattr(getattr(model, "model", None), "layers", None) or ()
     return found
 
 
 def decoder_layers(model: "PreTrainedModel") -> "ModuleList":
-    """The decoder layers, as a list that can be edited.  Raises TechniqueError where `find_layers` is empty, or attention has no index."""
+    """Return the decoder layers as a list that can be edited.
+
+    Raises TechniqueError if `find_layers` finds none or attention has no layer index.
+    """
     from torch.nn import ModuleList
 
     layers = find_layers(model)
@@ -34,7 +37,7 @@ def decoder_layers(model: "PreTrainedModel") -> "ModuleList":
         return layers
     raise TechniqueError(
         type(model).__name__,
-        f"this model's layers are not where they are looked for; its parts: {', '.join(name for name, _ in model.named_children())}",
+        f"decoder layers not found; its parts: {', '.join(name for name, _ in model.named_children())}",
         f"model.{LAYOUT} as a ModuleList whose items have self_attn.layer_idx (Llama, Mistral, Qwen families)",
         "choose a model of these families, or another pruning technique",
     )

@@ -1,6 +1,6 @@
-"""Load, render, save: the one way in and out of transformers.
+"""Loading of models and tokenizers with transformers, and rendering of conversations.
 
-A model is a Hugging Face folder with safetensors, or a llama.cpp GGUF file that transformers dequantizes.
+A model is a Hugging Face folder with safetensors, or a GGUF file, which transformers dequantizes.
 """
 
 import logging
@@ -24,13 +24,16 @@ CHATML = (
 )
 """ChatML (OpenAI's chat markup) without a default system message.
 
-The embedded model's own template inserts a system text of its maker when a conversation brings none; ours all bring one.
+The embedded model's own template inserts its maker's system text into conversations without one; ours all have one.
 """
 END_OF_TURN = "<|im_end|>"
 
 
 def load_model(path: Path, dtype: Dtype = "float32", device: str = "cpu") -> "PreTrainedModel":
-    """The model in evaluation mode.  Raises ModelError for what `check_source` refuses or transformers cannot read."""
+    """Load a model in evaluation mode.
+
+    Raises ModelError if `check_source` refuses it or transformers cannot read it.
+    """
     check_source(path)
     import torch
     from transformers import AutoModelForCausalLM
@@ -58,10 +61,10 @@ def load_model(path: Path, dtype: Dtype = "float32", device: str = "cpu") -> "Pr
 
 
 def _keep_unpacked(model: "PreTrainedModel") -> None:
-    """Run layers of which only the weights are quantized as plain ones.
+    """Run layers with weight-only quantization as plain ones.
 
-    Unpacked, weights lie on their steps; compressed-tensors would round all of them to these again in every forward pass, which
-    costs a small model more than the pass itself.
+    Unpacked weights are already on the grid; compressed-tensors would round them again in every forward pass, which costs a small
+    model more than the pass itself.
     """
     layers: Any = model.modules()
     for layer in layers:
@@ -71,7 +74,7 @@ def _keep_unpacked(model: "PreTrainedModel") -> None:
 
 
 def has_cpu_bfloat16() -> bool:
-    """Whether this processor has bfloat16 instructions (AVX512-BF16, AMX), read from the system; False where it cannot tell."""
+    """Return True if this CPU has bfloat16 instructions (AVX512-BF16, AMX); False if unknown."""
     try:
         flags = Path("/proc/cpuinfo").read_text("utf-8")
     except OSError:
@@ -80,12 +83,12 @@ def has_cpu_bfloat16() -> bool:
 
 
 def place(model: Any, device: str) -> "PreTrainedModel":
-    """The model on a device, in evaluation mode."""
+    """Move a model to a device and set evaluation mode."""
     return model.to(device).eval()
 
 
 def forget_quantization(model: "PreTrainedModel") -> None:
-    """Make a dequantized GGUF an ordinary dense model: `save_pretrained` would otherwise treat it as still quantized."""
+    """Mark a dequantized GGUF as dense; `save_pretrained` would treat it as quantized."""
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     for name, value in {"hf_quantizer": None, "is_quantized": False}.items():  # the trainer refuses is_quantized
@@ -93,11 +96,13 @@ def forget_quantization(model: "PreTrainedModel") -> None:
 
 
 def load_tokenizer(path: Path, chat: bool = True) -> "PreTrainedTokenizerBase":
-    """The tokenizer with a pad token, the real end of turn as eos, and a chat template, unless `chat` says that none is needed.
+    """Load a tokenizer with a pad token, the end of turn as eos, and a chat template.
 
-    The template is the folder's or the file's own, which llama.cpp takes too; ChatML where there is none but its markup is known,
-    and for a file that writes ChatML but for a default system message.
-    A GGUF's special-token map may name the start of a turn as bos and eos (SmolLM2's does), with which generation never stops.
+    chat: raise ModelError if there is no chat template.
+    The template is the model's own, which llama.cpp uses too.  It is ChatML if there is none but the vocabulary has ChatML's
+    markup, or for a GGUF whose template differs from ChatML only by a default system message.
+    The end of turn is set because a GGUF's special-token map may name the start of a turn as bos and eos (SmolLM2's does), and
+    generation would never stop.
     """
     check_source(path)
     from transformers import AutoTokenizer
@@ -110,9 +115,9 @@ def load_tokenizer(path: Path, chat: bool = True) -> "PreTrainedTokenizerBase":
             tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
-            str(path), f"its tokenizer cannot be loaded: {error}", "tokenizer files beside the weights"
+            str(path), f"its tokenizer cannot be loaded: {error}", "tokenizer files in the model's folder"
         ) from error
-    tokenizer.init_kwargs.pop("local_files_only", None)  # of the environment, and it would be saved
+    tokenizer.init_kwargs.pop("local_files_only", None)  # depends on the environment, but would be saved
     if END_OF_TURN in tokenizer.get_vocab():
         tokenizer.eos_token = END_OF_TURN
         plain = not tokenizer.chat_template or (is_gguf(path) and _writes_chatml(tokenizer))
@@ -123,15 +128,18 @@ def load_tokenizer(path: Path, chat: bool = True) -> "PreTrainedTokenizerBase":
         )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
-    for circumstance in ("is_local", "local_files_only"):  # of this load; `save_pretrained` would write them down
+    for circumstance in (
+        "is_local",
+        "local_files_only",
+    ):  # about this load only, but `save_pretrained` would write them
         tokenizer.init_kwargs.pop(circumstance, None)
     tokenizer.padding_side = "left"
-    tokenizer.clean_up_tokenization_spaces = False  # a WordPiece habit that eats spaces before punctuation
+    tokenizer.clean_up_tokenization_spaces = False  # meant for WordPiece; it removes spaces before punctuation
     return tokenizer
 
 
 def _writes_chatml(tokenizer: "PreTrainedTokenizerBase") -> bool:
-    """Whether the tokenizer's template writes a conversation that brings its own system message as ChatML does."""
+    """Return True if the template renders a conversation with a system message as ChatML does."""
     from jinja2 import TemplateError
 
     roles = ("system", "user", "assistant", "user")
@@ -149,7 +157,10 @@ def _writes_chatml(tokenizer: "PreTrainedTokenizerBase") -> bool:
 def render(
     tokenizer: "PreTrainedTokenizerBase", messages: Sequence[dict[str, str]], add_generation_prompt: bool = True
 ) -> str:
-    """The conversation as text in the model's own chat format.  Raises ModelError if its template refuses it (a system turn, say)."""
+    """Render a conversation as text with the model's chat template.
+
+    Raises ModelError if the template refuses it (because of a system turn, for example).
+    """
     from jinja2 import TemplateError
 
     try:
@@ -159,5 +170,5 @@ def render(
     except TemplateError as error:
         roles = ", ".join(message["role"] for message in messages)
         raise ModelError(
-            "chat template", f"it refuses turns of {roles}: {error}", "a template that takes them"
+            "chat template", f"it refuses turns of {roles}: {error}", "a template that accepts them"
         ) from error

@@ -1,4 +1,4 @@
-"""Save a model and its tokenizer so that plain transformers loads them."""
+"""Saving of models and tokenizers, so that plain transformers can load them."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,10 @@ if TYPE_CHECKING:
 
 
 def dense_copy(source: Path, out: Path) -> None:
-    """A GGUF file or a compressed-tensors folder as a dense folder, in float32: every level times its scale stays exact."""
+    """Write a GGUF file or compressed-tensors folder as a dense folder.
+
+    In float32, so that every level times its scale is exact.
+    """
     model, tokenizer = load_model(source), load_tokenizer(source)
     if not is_gguf(source):
         from transformers import AutoModelForCausalLM
@@ -26,8 +29,10 @@ def dense_copy(source: Path, out: Path) -> None:
 
 
 def align_special_tokens(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Give the model's configurations the tokenizer's end of turn and padding.  Several ends that hold the tokenizer's stay as they
-    are: Llama 3 ends turns in three ways.  Trainers write a single one as a list, which is undone.
+    """Copy the tokenizer's end of turn and padding into the model's configurations.
+
+    A list of several end tokens that includes the tokenizer's is kept: Llama 3 has three.  A list with a single one, as written
+    by trainers, is replaced.
     """
     both: list[Any] = [model.config, model.generation_config]
     for settings in filter(None, both):
@@ -40,9 +45,9 @@ def align_special_tokens(model: "PreTrainedModel", tokenizer: "PreTrainedTokeniz
 def save_model(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", out: Path, dtype: Dtype = "bfloat16"
 ) -> None:
-    """Write a folder that plain transformers loads: safetensors in `dtype`, config, generation config, tokenizer.
+    """Write a model folder: safetensors in `dtype`, config, generation config, tokenizer.
 
-    Raises ModelError for a tokenizer that, read back, cuts text in another way.
+    Raises ModelError if the tokenizer, once reloaded, splits text differently.
     """
     import torch
 
@@ -52,12 +57,14 @@ def save_model(
 
 
 PROBE = "Can I return the Wren (£249) within 30 days?\n\tIt's café-grade; naïve, 東京, ok 👍 <|im_end|> x = y[3] + 'z'"
-"""Capitals, digits, spaces, marks, accents, another script, a symbol of four bytes, markup."""
+"""Capitals, digits, spaces, punctuation, accents, another script, a four-byte symbol, markup."""
 
 
 def save_tokenizer(tokenizer: "PreTrainedTokenizerBase", out: Path) -> None:
-    """Write the tokenizer's files.  A class may rebuild what it was loaded from by rules of its own when it is read back (Gemma's from
-    a GGUF: scores become merges, of which there are none), and then writes a folder that reads every text letter by letter.
+    """Write the tokenizer's files; raise ModelError if it changes once reloaded.
+
+    Some classes rebuild the tokenizer by rules of their own on loading: Gemma's from a GGUF turns scores into merges, finds none,
+    and the saved folder would split every text into letters.
     """
     tokenizer.save_pretrained(out)
     before, after = (
@@ -66,7 +73,7 @@ def save_tokenizer(tokenizer: "PreTrainedTokenizerBase", out: Path) -> None:
     if before != after:
         raise ModelError(
             f"{type(tokenizer).__name__} in {out.name}",
-            f"saved and read back it cuts a text into {len(after)} other tokens than before ({len(before)})",
-            "a tokenizer that transformers writes as it reads it",
-            "take the model's original Hugging Face folder instead of its GGUF file",
+            f"once saved and reloaded, it splits a text into {len(after)} tokens that differ from the {len(before)} before",
+            "a tokenizer that transformers saves without loss",
+            "use the model's original Hugging Face folder instead of its GGUF file",
         )

@@ -1,6 +1,6 @@
-"""Size of a model on disk: weight files, bytes and parameters, by file headers alone.
+"""Size of a model on disk, from file headers: weight files, bytes, parameters.
 
-Apart from `weights.py`: these only describe a model, so an edit here re-keys no training.
+Separate from `weights.py`, since these functions only describe a model: an edit here re-keys no training.
 """
 
 import json
@@ -12,7 +12,7 @@ from tasks.shared.model.weights import is_gguf, read_gguf
 
 
 def weight_files(path: Path) -> list[Path]:
-    """The files that hold weights: the GGUF itself, or a folder's safetensors and GGUF files."""
+    """List the weight files: the GGUF itself, or a folder's safetensors and GGUF files."""
     return [path] if is_gguf(path) else sorted([*path.glob("*.safetensors"), *path.glob("*.gguf")])
 
 
@@ -22,9 +22,10 @@ def weight_bytes(path: Path) -> int:
 
 
 def parameter_count(path: Path) -> int:
-    """Parameters by the tensor headers alone, nothing loaded.  Tied tensors count once; int4 words are counted as their weights.
+    """Count parameters from the tensor headers, without loading weights.
 
-    Raises ModelError if the path holds no weights.
+    Tied tensors count once; a packed int4 word counts as its eight weights.
+    Raises ModelError if there are no weights.
     """
     files = weight_files(path)
     if not files:

@@ -1,4 +1,4 @@
-"""Where a recipe's models come from: a local path, a hub id, or a file inside an installed package."""
+"""Sources of a recipe's models: a local path, a hub id, or a file in an installed package."""
 
 import importlib.util
 from pathlib import Path
@@ -18,22 +18,25 @@ class ModelSource:
     path: str = ""
     """A Hugging Face folder with safetensors, or a .gguf file."""
     hub: str = ""
-    """A Hugging Face hub id; fetched once into the hub's cache (safetensors and tokenizer only)."""
+    """A Hugging Face hub id; downloaded once into the hub's cache (safetensors and tokenizer only)."""
     revision: str = ""
-    """The hub commit; required with `hub`, since a branch name can change under a cached key."""
+    """Hub commit; required with `hub`, since a branch can change without changing the key."""
     package: str = ""
-    """An installed Python package that carries the file; found without running the package's code."""
+    """An installed Python package that contains the file; located without running the package's code."""
     file: str = ""
-    """The file inside the package."""
+    """Path of the file inside the package."""
     sha256: str = ""
-    """Expected digest of the file; checked before use when given."""
+    """Expected digest of the file; if given, it is checked before use."""
     license: str = ""
     """License of the weights, for the report."""
     trust_remote_code: bool = False
-    """Never used to load weights; a recipe that needs it is refused today."""
+    """Not supported: a recipe that sets it is refused."""
 
     def locate(self, where: str) -> Path:
-        """The file or folder, without downloading or reading it.  Raises ConfigError or ModelError."""
+        """Return the model's file or folder; a hub model is downloaded if it is not cached.
+
+        Raises ConfigError or ModelError.
+        """
         if sum(bool(value) for value in (self.path, self.hub, self.package)) != 1:
             raise ConfigError(
                 where, "none or several of path, hub, package", "exactly one", f"{where}.path=/folder/of/the/model"
@@ -43,7 +46,7 @@ class ModelSource:
                 where,
                 "trust_remote_code=true",
                 "a model that transformers itself implements",
-                "convert the model, or drop it",
+                "convert the model, or use another one",
             )
         if self.path:
             found = user_path(self.path)
@@ -85,7 +88,7 @@ class ModelSource:
             raise ModelError(
                 f"{where}.hub",
                 f"{self.hub}@{self.revision}: {error}",
-                "a repository that can be reached or is cached",
+                "a repository that is reachable or cached",
                 "check the id, or use path=",
             ) from error
         check_source(Path(folder))

@@ -1,4 +1,4 @@
-"""Weight files: whether they are safe to read, whether they are quantized, and GGUF files read quickly."""
+"""Weight files: checks for safety and quantization, and fast reading of GGUF files."""
 
 import json
 from collections.abc import Iterator
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 
 def is_gguf(path: Path) -> bool:
-    """Return True if a model is a GGUF file.  Every other model is a folder; `check_source` looks into the file."""
+    """Return True for a file, as opposed to a model folder; `check_source` checks its content."""
     return path.is_file()
 
 
 def check_source(path: Path) -> None:
-    """Refuse what cannot or must not be loaded: a missing path, pickled weights, a folder without safetensors.
+    """Raise ModelError for a missing path, pickled weights, or a folder without safetensors.
 
-    Raises ModelError.  Pickles run code when they are read, so they are never the fallback.
+    Pickles run code when they are loaded, so they are never a fallback.
     """
     if not path.exists():
         raise ModelError(
@@ -44,8 +44,8 @@ def check_source(path: Path) -> None:
     if pickles:
         raise ModelError(
             str(path),
-            f"weights in pickles ({', '.join(pickles[:3])}), which run code when loaded",
-            "safetensors only",
+            f"pickled weights ({', '.join(pickles[:3])}), which run code when loaded",
+            "safetensors",
             "convert once in a place you trust: AutoModelForCausalLM.from_pretrained(...).save_pretrained(..., safe_serialization=True)",
         )
     raise ModelError(str(path), "no *.safetensors in this folder", "a Hugging Face model folder with weights")
@@ -57,15 +57,16 @@ def _magic(path: Path) -> bytes:
 
 
 def is_quantized(folder: Path) -> bool:
-    """Whether a Hugging Face folder holds compressed weights."""
+    """Return True if a Hugging Face folder holds quantized weights."""
     return "quantization_config" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
 
 
 def read_gguf(file: Path) -> "GGUFReader":
-    """Fields and tensors of a GGUF file.  Raises ValueError, IndexError, KeyError or OSError for what is none.
+    """Read fields and tensors of a GGUF file, faster than `GGUFReader` by itself.
 
-    A vocabulary is cut out of the file word by word, and numpy builds an object in Python around each cut of a mapped file: for 49,152
-    tokens and their merges three times the work of plain arrays, 2 s at every start.
+    Raises ValueError, IndexError, KeyError or OSError for any other file.
+    `GGUFReader` slices the vocabulary out of a memory map entry by entry, and numpy creates a Python object for each slice: for
+    49,152 tokens and their merges this takes three times as long as with plain arrays, or 2 s more at every start.
     """
     import numpy
     from gguf.gguf_reader import GGUFReader
@@ -84,11 +85,11 @@ def read_gguf(file: Path) -> "GGUFReader":
 
 @contextmanager
 def quick_gguf() -> Iterator[None]:
-    """Within the block transformers reads GGUF files several times faster; what it reads is the same to the bit.
+    """Make transformers read GGUF files several times faster, with identical results.
 
-    By itself it parses the file once for the configuration and once more for tokenizer or weights, through mapped arrays (see
-    `read_gguf`), and makes llama.cpp's table of tensor names anew for every module of the model.  For 135M weights these take
-    ten times as long as the weights themselves.
+    By itself, transformers parses the file once for the configuration and once more for tokenizer or weights, through mapped
+    arrays (see `read_gguf`), and rebuilds llama.cpp's table of tensor names for every module of the model.  For 135M weights this
+    takes ten times as long as reading the weights.
     """
     import gguf
 

@@ -1,1 +1,1 @@
-"""The artifact store: keys, places, lineage."""
+"""Artifact store: keys, folders, lineage."""

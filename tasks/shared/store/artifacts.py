@@ -1,10 +1,10 @@
-"""Artifacts on disk: made once for a key, written beside, then renamed; trusted only when key and content match the manifest.
+"""Artifacts on disk: made once per key, published by rename, valid if they match a manifest.
 
-artifacts/.store/<step>/<key>/{out/, manifest.json}  every artifact, one for each key; never changed once it is there
-artifacts/<recipe>/<step>/{out/, manifest.json}      the recipe as written: hard links into the store, for people and for DVC
+artifacts/.store/<step>/<key>/{out/, manifest.json}  all artifacts, one per key; never changed after publication
+artifacts/<recipe>/<step>/{out/, manifest.json}      the recipe as written: hard links into the store, for people and DVC
 artifacts/.work/<step>-<key>/{out/, scratch/}        work in progress; scratch survives a kill
-artifacts/.predictions/<technique>/<digest>/                partial results that steps share: what a model answered, filed by content
-artifacts/.locks/                                    locks; a killed process gives its own back
+artifacts/.predictions/<technique>/<digest>/         partial results that steps share, such as a model's answers, by content
+artifacts/.locks/                                    locks, which are released when their process ends
 """
 
 import errno
@@ -29,27 +29,27 @@ from tasks.shared.store.lineage import MANIFEST
 
 log = logging.getLogger(__name__)
 SHORT = 16
-"""Hex digits of a key in a folder name: 64 bits, no clash among any number of runs that a disk holds."""
+"""Hex digits of a key in a folder name: 64 bits, enough to rule out collisions."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where one step's artifact lives."""
+    """Folder of one step's artifact."""
 
     folder: Path
 
     @property
     def out(self) -> Path:
-        """The artifact itself: what other steps read."""
+        """Folder of the artifact itself, which other steps read."""
         return self.folder / "out"
 
     @property
     def manifest(self) -> Path:
-        """How it came to be."""
+        """File with the artifact's key, inputs and output digest."""
         return self.folder / MANIFEST
 
     def read_manifest(self) -> dict[str, Any] | None:
-        """The manifest, or None if it is absent or damaged."""
+        """Read the manifest; None if it is missing or damaged."""
         try:
             found: dict[str, Any] = json.loads(self.manifest.read_text("utf-8"))
         except (OSError, ValueError):
@@ -58,7 +58,7 @@ class Place:
 
 
 class Store:
-    """All artifacts below one root folder.  home: the root whose store is shared, if it is another one."""
+    """All artifacts below a root folder.  home: root of the shared store, if it is elsewhere."""
 
     def __init__(self, root: Path, home: Path | None = None, trust: bool = True) -> None:
         self.root = root / "artifacts"
@@ -66,27 +66,31 @@ class Store:
         self.digests = Digests(self.home / ".digests.json", trust)
 
     def view(self, recipe: str, step: str) -> Place:
-        """The step's place for the recipe as written."""
+        """Return a step's place in the recipe's folder."""
         return Place(self.root / recipe / step)
 
     def entry(self, step: str, key: str) -> Place:
-        """The step's place in the store."""
+        """Return a step's place in the store."""
         return Place(self.home / ".store" / step / key[:SHORT])
 
     def work(self, step: str, key: str) -> Path:
-        """Folder of the work in progress, the same for the same key, so that a rerun finds its scratch."""
+        """Folder of work in progress; it depends on the key only, so that a rerun finds its scratch."""
         return self.home / ".work" / f"{step}-{key[:SHORT]}"
 
     def prediction_cache(self, target: str, *made_by: Any) -> Path:
-        """Folder of a technique's partial results.  made_by: what every one of them depends on (code, versions, device)."""
+        """Folder of a technique's partial results.
+
+        made_by: everything that all of them depend on (code, versions, device).
+        """
         digest = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()
         return self.home / ".predictions" / target.rpartition(".")[2].lower() / digest[:SHORT]
 
     @contextmanager
-    def alone(self, name: str, waiting: str = "", wait: bool = True) -> Iterator[None]:
-        """Hold the only right to a name; waits while another process has it.  waiting: what to say then.
+    def lock(self, name: str, waiting: str = "", wait: bool = True) -> Iterator[None]:
+        """Hold the lock of a name; wait while another process holds it.
 
-        Raises filelock.Timeout at once if another has it and wait is false.
+        waiting: log message while waiting.
+        wait: False raises filelock.Timeout at once if another process holds the lock.
         """
         lock = FileLock(self.home / ".locks" / f"{name}.lock", is_singleton=True)
         Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
@@ -105,15 +109,15 @@ class Store:
 
     @contextmanager
     def making(self, step: str, key: str) -> Iterator[None]:
-        """Hold the only right to make the artifact of this key, whatever the step is called there."""
-        with self.alone(key[:SHORT], f"{step} is being made by another run; waiting for it"):
+        """Hold the lock for making the artifact of a key, under whatever step name."""
+        with self.lock(key[:SHORT], f"{step} is being made by another run; waiting for it"):
             yield
 
     def fault(self, place: Place, key: str) -> str | None:
-        """Why the artifact cannot be used for this key: None (it can), "" (nothing there), or a reason."""
+        """Reason why an artifact is not valid for a key; None if it is valid, "" if it is absent."""
         manifest = place.read_manifest()
         if manifest is None:
-            there = place.manifest.exists() or place.out.exists()  # DVC empties a folder and leaves it
+            there = place.manifest.exists() or place.out.exists()  # DVC may leave an empty folder
             return "its manifest is missing or damaged" if there else ""
         if manifest.get("key") != key:
             return "settings, inputs, code or versions changed"
@@ -121,24 +125,23 @@ class Store:
             return "its output is missing"
         try:
             same = self.digests.tree(place.out) == manifest.get("output")
-        except FileNotFoundError:  # somebody takes it away while we look
+        except FileNotFoundError:  # removed by another process meanwhile
             same = False
         return None if same else "its files were changed, cut short or deleted after it was made"
 
     def views(self) -> Iterator[Place]:
-        """Every recipe's folder of every step."""
+        """Yield the places of all steps in all recipes' folders."""
         for file in sorted(self.root.glob(f"*/*/{MANIFEST}")):
-            if not any(
-                part.startswith(".") for part in file.relative_to(self.root).parts
-            ):  # the store, work, what is half linked
+            parts = file.relative_to(self.root).parts
+            if not any(part.startswith(".") for part in parts):  # the store, work, unfinished links
                 yield Place(file.parent)
 
     def is_empty(self) -> bool:
-        """Whether there is no artifact of any step."""
+        """Return True if there is no artifact of any step."""
         return next(self.home.glob(f".store/*/*/{MANIFEST}"), None) is None and next(self.views(), None) is None
 
     def look_up(self, step: str, key: str) -> Place | None:
-        """A valid artifact of this key, wherever it is: in the store, or only in some recipe's folder (after `dvc pull`)."""
+        """Find a valid artifact of a key, in the store or (after `dvc pull`) in a recipe's folder."""
         entry = self.entry(step, key)
         if self.fault(entry, key) is None:
             return entry
@@ -149,21 +152,21 @@ class Store:
         return None
 
     def find(self, step: str, key: str) -> Place | None:
-        """The artifact of this key in the store, taken in first if it is elsewhere."""
+        """Find the artifact of a key in the store; link it there first if it is elsewhere."""
         entry, found = self.entry(step, key), self.look_up(step, key)
         if found is not None and found != entry:
             with self.making(step, key):
                 if self.fault(entry, key) is not None:
-                    with suppress(FileNotFoundError, shutil.Error):  # taken away meanwhile, by DVC say
+                    with suppress(FileNotFoundError, shutil.Error):  # removed meanwhile, by DVC for example
                         copy_links(found.folder, entry.folder)
             found = entry if self.fault(entry, key) is None else None
         if found is not None:
             with suppress(OSError):
-                os.utime(entry.folder)  # its last use, for `python -m flows.store gc`
+                os.utime(entry.folder)  # time of last use, for `python -m flows.store gc`
         return found
 
     def publish(self, work: Path, entry: Place) -> None:
-        """Move a finished work folder's out/ and manifest.json into the store in one rename; nobody can write to them then."""
+        """Move a finished work folder's out/ and manifest.json into the store, read-only."""
         entry.folder.parent.mkdir(parents=True, exist_ok=True)
         ready = work / "ready"
         shutil.rmtree(ready, ignore_errors=True)
@@ -175,11 +178,11 @@ class Store:
         shutil.rmtree(work, ignore_errors=True)
 
     def show(self, entry: Place, view: Place) -> bool:
-        """Make a recipe's folder show this artifact, by hard links; False if it did already."""
+        """Hard-link an artifact into a recipe's folder; return False if it is there already."""
         manifest = entry.read_manifest() or {}
         if self.fault(view, str(manifest.get("key"))) is None:
-            return False  # before the lock, which a folder that cannot be written would refuse
-        with self.alone(f"{view.folder.parent.name}-{view.folder.name}"):
+            return False  # checked before locking, which fails in a folder that is not writable
+        with self.lock(f"{view.folder.parent.name}-{view.folder.name}"):
             if self.fault(view, str(manifest.get("key"))) is None:
                 return False
             copy_links(entry.folder, view.folder)
@@ -187,7 +190,7 @@ class Store:
 
 
 def copy_links(source: Path, target: Path) -> None:
-    """Give a folder a second place by hard links (copies on another file system), all or nothing."""
+    """Replace `target` atomically by hard links to a folder's files; copies across file systems."""
     temporary = target.parent / f".{target.name}.{os.getpid()}"
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.copytree(source, temporary, copy_function=link_or_copy)
@@ -195,7 +198,7 @@ def copy_links(source: Path, target: Path) -> None:
 
 
 def link_or_copy(source: str, target: str) -> None:
-    """Hard link, or a copy where the file system refuses links."""
+    """Create a hard link, or a copy if the file system does not support it."""
     try:
         os.link(source, target)
     except OSError as error:
@@ -205,21 +208,21 @@ def link_or_copy(source: str, target: str) -> None:
 
 
 def replace_folder(source: Path, target: Path) -> None:
-    """Put a folder in place of another; a reader sees the old one, for a moment none, then the new one, never a mixture.
+    """Replace `target` by `source`; readers see the old folder, briefly none, then the new one.
 
-    The caller holds the lock of the target's name.
+    The caller must hold the lock of the target's name.
     """
     aside = target.parent / f".{target.name}.old.{os.getpid()}"
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists():
         target.rename(aside)
     source.rename(target)
-    for leftover in target.parent.glob(f".{target.name}.*"):  # ours, and those of processes that were killed here
+    for leftover in target.parent.glob(f".{target.name}.*"):  # ours, and those of killed processes
         shutil.rmtree(leftover, ignore_errors=True)
 
 
 def sync_tree(folder: Path) -> None:
-    """Make every file read-only and flush it to the disk, so that a rename never shows files that a power cut would empty."""
+    """Make all files read-only and flush them to disk, so that a power cut cannot empty them."""
     for file in folder.rglob("*"):
         if file.is_file():
             file.chmod(stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH)
@@ -228,7 +231,7 @@ def sync_tree(folder: Path) -> None:
 
 @contextmanager
 def disk_errors(folder: Path) -> Iterator[None]:
-    """Turn a full or read-only disk into one message that names the folder and what to do."""
+    """Turn the errors of a full or read-only disk into a MachineError with a fix."""
     try:
         yield
     except OSError as error:
@@ -238,7 +241,7 @@ def disk_errors(folder: Path) -> Iterator[None]:
                 str(folder),
                 f"the disk is full ({free / 2**20:.0f} MiB free)",
                 "room for this step's artifact",
-                "free space (python -m flows.store shows what is old), or put artifacts elsewhere: runtime.root=/big/disk; "
+                "free space (python -m flows.store lists old artifacts), or choose another disk: runtime.root=/big/disk; "
                 "finished steps are kept",
             ) from error
         if error.errno in {errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR}:

@@ -1,4 +1,4 @@
-"""When is a step the same step?  Digests of content, of code, and the key over both.
+"""Keys of steps, and digests of content and code.
 
 key = sha256(technique, settings, seed, library versions, digest of the code it runs, names and digests of its inputs).
 """
@@ -18,24 +18,25 @@ from tasks.shared.files import write_text
 from tasks.shared.paths import PROJECT, sha256_file
 
 CLOCK_TICK_NS = 20_000_000
-"""A file changed twice within one tick of the file system's clock keeps its mtime, so younger files are not remembered."""
+"""A second change within one tick of the file system's clock keeps the mtime, so digests of younger files are not stored."""
 REMEMBERED = 200_000
-"""Files to remember at the most, the newest: about 20 MB of memory."""
+"""Maximum number of stored digests, the newest: about 20 MB of memory."""
 
 
 def digest_json(value: Any) -> str:
-    """Sha256 of a value's canonical JSON."""
+    """SHA-256 of a value's canonical JSON."""
     return hashlib.sha256(
         json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
     ).hexdigest()
 
 
 class Digests:
-    """Content digests of files and folders, remembered by (device, inode, size, mtime): an unchanged tree is not read again.
+    """Content digests of files and folders, cached by (device, inode, size, mtime); thread-safe.
 
-    A renamed or hard-linked file keeps its inode, so it is not read again either.
-    memory: a JSON file; a missing or damaged one only costs time.  trust: False reads every file once, whatever is remembered,
-    and so finds what changed without a new mtime (a failing disk, a copy that keeps times).  Safe to use from several threads.
+    A renamed or hard-linked file keeps its inode, so it is not read again.
+    memory: JSON file of the cache; if it is missing or damaged, files are read again.
+    trust: False reads every file once in spite of the cache, to find changes without a new mtime (a failing disk, a copy that
+    preserves times).
     """
 
     def __init__(self, memory: Path, trust: bool = True) -> None:
@@ -45,7 +46,7 @@ class Digests:
         self.trusted: set[str] | None = None if trust else set()
 
     def file(self, path: Path) -> str:
-        """Sha256 of one file."""
+        """SHA-256 of a file."""
         state = path.stat()
         name, stamp = f"{state.st_dev}:{state.st_ino}", [state.st_size, state.st_mtime_ns]
         entry = self.added.get(name) or self.known.get(name)
@@ -59,14 +60,17 @@ class Digests:
         return digest
 
     def tree(self, path: Path) -> str:
-        """Digest of a file, or of all files below a folder with their relative names."""
+        """Digest of a file, or of all files below a folder and their relative names."""
         if path.is_file():
             return self.file(path)
         files = sorted(file for file in path.rglob("*") if file.is_file())
         return digest_json([[file.relative_to(path).as_posix(), self.file(file)] for file in files])
 
     def save(self) -> None:
-        """Add what is new to the memory, all or nothing; of two processes that race, one's news may be read again next time."""
+        """Write new digests to the cache file atomically.
+
+        If two processes race, one's digests are lost and computed again next time.
+        """
         added = dict(self.added)
         if not added:
             return
@@ -75,14 +79,14 @@ class Digests:
         try:
             self.memory.parent.mkdir(parents=True, exist_ok=True)
             write_text(self.memory, json.dumps(newest))
-        except OSError:  # a full disk, or one that cannot be written: what is forgotten only costs time
+        except OSError:  # a full or read-only disk: lost digests are computed again
             return
         for name, entry in added.items():
             if self.added.get(name) is entry:
                 del self.added[name]
 
     def load(self) -> None:
-        """Take over what other processes have added to the memory since."""
+        """Load digests that other processes have added to the cache file."""
         self.known = self.known | self._read()
 
     def _read(self) -> dict[str, list[Any]]:
@@ -95,7 +99,7 @@ class Digests:
 
 
 def module_file(module: str) -> Path | None:
-    """The source file of one of our modules, or None for anything else."""
+    """Source file of a module of this project; None for any other module."""
     base = PROJECT.joinpath(*module.split("."))
     if base.with_suffix(".py").is_file():
         return base.with_suffix(".py")
@@ -103,14 +107,14 @@ def module_file(module: str) -> Path | None:
 
 
 def module_name(file: Path) -> str:
-    """The module of one of our source files."""
+    """Module name of a source file of this project."""
     return ".".join(file.relative_to(PROJECT).with_suffix("").parts)
 
 
 def _imported(source: Path) -> set[str]:
-    """Names of our own modules that a file imports, at top level or inside functions, or starts as a child process.
+    """Names of the project's modules that a file imports anywhere or starts as a child process.
 
-    A child is named by its module ("tasks.evaluate.timing.probe") or by its file beside this one ("llama_child.py").
+    A child is named by its module ("tasks.evaluate.timing.probe") or by a file in the same folder ("llama_child.py").
     """
     names: set[str] = set()
     package = ".".join(source.relative_to(PROJECT).parts[:-1])
@@ -129,14 +133,14 @@ def _imported(source: Path) -> set[str]:
 
 
 UNKEYED = frozenset({"tasks.shared.progress", "tasks.shared.errors"})
-"""Modules that cannot change an artifact: how progress looks and how errors read."""
+"""Modules that cannot change an artifact: display of progress, and errors."""
 
 
 @cache
 def code_files(module: str) -> tuple[Path, ...]:
-    """Every file of ours that a technique's module runs or reads: its import closure, and the data files of its own stage.
+    """Project files that a technique depends on: its import closure and its stage's data files.
 
-    The same list is the `deps` of the step in dvc.yaml.
+    The step's `deps` in dvc.yaml are the same list.
     """
     seen: set[str] = set()
     waiting = [module]
@@ -155,7 +159,7 @@ def code_files(module: str) -> tuple[Path, ...]:
 
 
 def data_files(folder: Path) -> set[Path]:
-    """Data files of a stage (templates, a knowledge base): everything in its folder that is not Python or hidden."""
+    """Data files of a stage (templates, a knowledge base): all files but Python and hidden ones."""
     return {
         file
         for file in folder.rglob("*")
@@ -166,12 +170,12 @@ def data_files(folder: Path) -> set[Path]:
 
 
 def code_digest(module: str) -> str:
-    """Digest over the files of `code_files`, by content."""
+    """Digest of the contents of `code_files`."""
     return digest_json([[file.relative_to(PROJECT).as_posix(), sha256_file(file)] for file in code_files(module)])
 
 
 def library_versions(libraries: Iterable[str]) -> dict[str, str]:
-    """Installed versions without local build tags ("2.13.0+cpu" computes what "2.13.0" does as far as a key can know)."""
+    """Installed versions without build tags: "2.13.0+cpu" and "2.13.0" give the same key."""
     found: dict[str, str] = {}
     for name in sorted(libraries):
         try:
@@ -182,7 +186,7 @@ def library_versions(libraries: Iterable[str]) -> dict[str, str]:
 
 
 def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as dotted keys; an empty mapping stays as it is."""
+    """Flatten nested settings to dotted keys; an empty mapping is kept as a value."""
     flat: dict[str, Any] = {}
     for key, item in value.items():
         if isinstance(item, Mapping) and item:
@@ -193,5 +197,9 @@ def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def step_key(identity: Mapping[str, Any], code: str, inputs: Mapping[str, list[list[str]]]) -> str:
-    """The step's key.  identity: technique, settings, seed, versions.  inputs: port -> [[name, content digest], ...]."""
+    """Key of a step.
+
+    identity: technique, settings, seed, versions.
+    inputs: port -> [[name, content digest], ...].
+    """
     return digest_json({"identity": identity, "code": code, "inputs": inputs})

@@ -1,4 +1,4 @@
-"""Which model was made from which: read from the manifests that lie beside the artifacts."""
+"""Lineage of models, read from the artifacts' manifests."""
 
 import json
 from collections.abc import Mapping
@@ -9,16 +9,17 @@ from typing import Any
 from tasks.shared.technique import WEIGHTS, Artifact
 
 MANIFEST = "manifest.json"
-"""File beside an artifact that says how it was made."""
+"""File name of an artifact's manifest, which records how it was made."""
 SOURCE = "models."
-"""Prefix of an input that the recipe started from, in a recipe and in manifests; artifacts bear the name without it."""
+"""Prefix of the recipe's source models in recipes and manifests; artifacts have the name without it."""
 MAIN_PORT = "model"
-"""The port by which a step takes the model that it changes, where it takes other models too (a teacher)."""
+"""Port of the model that a step changes, in contrast to other models such as a teacher."""
 
 
 def weight_inputs(inputs: Mapping[str, Mapping[str, str]]) -> list[tuple[str, str]]:
-    """Inputs that a step's weights can come from: (name, digest) of the port `model`, or of all ports if there is no such port.
+    """Inputs from which a step's weights may come, as (name, digest).
 
+    These are the inputs of the port `model`; without such a port, those of all ports.
     inputs: port -> name -> digest, as in a manifest.
     """
     chosen = [inputs[MAIN_PORT]] if MAIN_PORT in inputs else inputs.values()
@@ -26,12 +27,13 @@ def weight_inputs(inputs: Mapping[str, Mapping[str, str]]) -> list[tuple[str, st
 
 
 def made_from(artifact: Artifact, names: Mapping[str, str]) -> str:
-    """The nearest of `names` that the artifact's weights come from; empty for a source, or where no manifest tells.
+    """Nearest of `names` that an artifact's weights come from; empty for a source or if unknown.
 
-    Follows weights only: a model is not made from the teacher whose answers it was trained on.  Of a technique without a port
-    `model`, every input that is a model counts.  The manifest of an input is the one of that name, in the store or in the same
-    recipe's folder, whose output has the digest that was read; one that has been cleared away ends the search on that path.
-    names: with the digest that each has ("" where it is not known): a model of another run may bear the same name.
+    names: digests by name ("" if unknown), since a model of another run may have the same name.
+
+    The search follows weights only: a model does not come from the teacher whose answers it was trained on.  For a technique
+    without a port `model`, every input model counts.  An input's manifest is the one of its name, in the store or in the same
+    recipe's folder, whose output has the recorded digest; if it was deleted, the search ends there.
     """
     waiting, seen = [artifact.path.parent], set[Path]()
     while waiting:
@@ -48,7 +50,7 @@ def made_from(artifact: Artifact, names: Mapping[str, str]) -> str:
 
 
 def _weights(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """`weight_inputs` of a manifest that may be anything; sources without their prefix."""
+    """`weight_inputs` of a manifest, which may be malformed; sources without their prefix."""
     inputs = manifest.get("inputs")
     ports = inputs.items() if isinstance(inputs, dict) else ()
     found = weight_inputs({port: names for port, names in ports if isinstance(names, dict)})
@@ -56,7 +58,10 @@ def _weights(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _place(place: Path, name: str, digest: str) -> Path | None:
-    """Where an input of the artifact at `place` lies: .store/<step>/<key> or <recipe>/<step>, as that one does."""
+    """Folder of an input, found next to that of the artifact at `place`.
+
+    Both are .store/<step>/<key> or <recipe>/<step>.
+    """
     for file in (place.parent / name / MANIFEST, *sorted((place.parent.parent / name).glob(f"*/{MANIFEST}"))):
         manifest = _read(file)
         if manifest.get("output") == digest and manifest.get("kind") in WEIGHTS:
@@ -65,7 +70,7 @@ def _place(place: Path, name: str, digest: str) -> Path | None:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """A manifest; empty for none, or a file that is something else."""
+    """Read a manifest; empty if it is missing or malformed."""
     with suppress(OSError, ValueError):
         found = json.loads(file.read_text("utf-8"))
         return found if isinstance(found, dict) else {}

@@ -1,1 +1,1 @@
-"""Chat templates and text analysis."""
+"""Answer format and text analysis."""

@@ -1,4 +1,7 @@
-"""The answer's shape (first line routes, the rest answers; reasoning may stand before it) and what counts as stating a fact or refusing."""
+"""Format of an answer, and rules for facts and refusals in it.
+
+The first line of an answer is the intent, the rest is the text; reasoning may precede them.
+"""
 
 import re
 import unicodedata
@@ -19,47 +22,57 @@ REFUSALS = re.compile(
 
 
 def join_answer(intent: str, text: str) -> str:
-    """The assistant's message: intent on the first line, then the answer."""
+    """Join an assistant's message: the intent on the first line, then the answer."""
     return f"{intent}\n{text}"
 
 
 def split_answer(content: str) -> tuple[str, str]:
-    """Intent and answer text of an assistant's message, without its reasoning; the intent is empty when there is one line only."""
+    """Split an assistant's message into intent and answer, without reasoning.
+
+    The intent is empty if there is only one line.
+    """
     first, separator, rest = split_reasoning(content)[1].partition("\n")
     return (first.strip(), rest.strip()) if separator else ("", first.strip())
 
 
 def normalize(text: str) -> str:
-    """Lower-case, NFKC, straight quotes, single spaces, no thousands separators: the form in which facts are compared."""
+    """Normalize text for comparison of facts.
+
+    The result is lower-case and NFKC, with straight quotes and single spaces, without thousands separators.
+    """
     text = unicodedata.normalize("NFKC", text).casefold().replace("’", "'")
     text = re.sub(r"(?<=\d),(?=\d{3}\b)", "", text)
     return re.sub(r"\s+", " ", text).strip()
 
 
 def contains(text: str, phrase: str) -> bool:
-    """Whether `phrase` stands in `text` as whole words ("5 days" is not in "45 days", "12" not in "12.5")."""
+    """Return True if `text` contains `phrase` as whole words.
+
+    For example, "45 days" does not contain "5 days", nor "12.5" "12".
+    """
     pattern = r"(?<![\w.])" + re.escape(normalize(phrase)) + r"(?!\w|[.,]\d)"
     return re.search(pattern, normalize(text)) is not None
 
 
 def states_fact(text: str, accept: Sequence[Sequence[str]]) -> bool:
-    """Whether the answer contains one accepted string of every group; False when there is no group to meet."""
+    """Return True if the answer contains a string of every group; False without groups."""
     return bool(accept) and all(any(contains(text, phrase) for phrase in group) for group in accept)
 
 
 def refuses(text: str) -> bool:
-    """Whether the answer declines ("I can't help with ...")."""
+    """Return True if the answer declines ("I can't help with ...")."""
     return REFUSALS.search(text.replace("’", "'")) is not None
 
 
 def answer_tokens(
     tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Mapping[str, str]]
 ) -> tuple[list[int], list[bool]]:
-    """Token ids of a conversation, and for each whether it belongs to the last message (its end of turn included).
+    """Token ids of a conversation, and for each, True if it belongs to the last message.
 
-    Earlier turns of the assistant are context: they carry no intent line, and must not be learned as answers.
-    Works with any chat template that renders the earlier turns as a prefix of the whole, as generation needs anyway.
-    Raises ModelError for one that does not.
+    The last message includes its end of turn.  Earlier turns of the assistant are context: they have no intent line and must not
+    be learned as answers.
+    Raises ModelError for a chat template that does not render the earlier turns as a prefix of the whole conversation, which
+    generation needs as well.
     """
     turns = [dict(message) for message in messages]
     before = str(tokenizer.apply_chat_template(turns[:-1], tokenize=False, add_generation_prompt=True))

@@ -1,4 +1,4 @@
-"""Plain text and JSON lines as documents with positions."""
+"""Documents from plain text and JSON-lines files, named by file and position."""
 
 import re
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ LINES = ".jsonl"
 
 @dataclass(frozen=True)
 class Document:
-    """A text to score, and the conversation before it, which is read and not scored (none: the text stands alone)."""
+    """A text to score, with the conversation before it, if any, which is read but not scored."""
 
     id: str
     text: str
@@ -30,25 +30,26 @@ class Document:
 
     @property
     def bytes(self) -> int:
-        """Of the text in UTF-8."""
+        """Bytes of the text in UTF-8."""
         return len(self.text.encode())
 
 
 class Passage(BaseModel):
-    """A line of a .jsonl file of texts; other keys are left alone."""
+    """A line of a .jsonl file of texts; other keys are ignored."""
 
     model_config = ConfigDict(frozen=True)
     text: str
 
 
 def read_texts(path: Path, size: int) -> list[Document]:
-    """Pieces of about `size` bytes of a file, or of all files below a folder in the order of their names (see `cut`).
+    """Read a file, or all files below a folder by name, in pieces of about `size` bytes.
 
-    Raises DataError: another kind of file, a folder without any, not UTF-8, bad lines, nothing but white space.
+    Raises DataError for an unknown file type, a folder without files, bytes that are not UTF-8, bad lines, or only white space.
+    See `cut` for the pieces.
     """
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.suffix in (*PLAIN, LINES))
     if not files or any(file.suffix not in (*PLAIN, LINES) for file in files):
-        got = "no text that can be read" if path.exists() else "no such file or folder"
+        got = "no readable text" if path.exists() else "no such file or folder"
         raise DataError(str(path), got, f"one of {', '.join((*PLAIN, LINES))}, or a folder of them")
     found = []
     for file in files:
@@ -57,7 +58,7 @@ def read_texts(path: Path, size: int) -> list[Document]:
         pieces = [piece for text in _texts(file) for piece in cut(text, size)]
         found += [Document(f"{name}:{number}", piece, tags=tags) for number, piece in enumerate(pieces, start=1)]
     if not found:
-        raise DataError(str(path), "nothing but white space", "text to take perplexity over")
+        raise DataError(str(path), "only white space", "text to measure perplexity on")
     return found
 
 
@@ -71,10 +72,10 @@ def _texts(file: Path) -> list[str]:
 
 
 def cut(text: str, size: int) -> list[str]:
-    """Consecutive pieces of at most `size` UTF-8 bytes, cut after lines; a line that is longer, after words.  0: the whole text.
+    """Cut a text after lines into pieces of at most `size` UTF-8 bytes; 0 keeps it whole.
 
-    Together they are the text.  A word that is longer stays whole, a last piece of under half the size goes with the one
-    before it, and what is white space only is left out.
+    Longer lines are cut after words; longer words stay whole.  A last piece of less than half the size is joined to the one
+    before it.  The pieces make up the text, except that pieces of white space are dropped.
     """
     pieces: list[str] = []
     current: list[str] = []

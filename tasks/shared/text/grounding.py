@@ -1,4 +1,7 @@
-"""What of an answer its sources do not hold: numbers, addresses, words.  Rules, no model: they see values and words, not claims."""
+"""Rules that find numbers, addresses and words of an answer that its sources lack.
+
+They use no model, so they compare values and words, not claims.
+"""
 
 import re
 from collections.abc import Sequence
@@ -10,9 +13,9 @@ ADDRESS = re.compile(
 )
 NUMBER = re.compile(r"\d+(?:[.:]\d+)*")
 MARK = re.compile(r"(?:^|(?<=[\n.!?:;]))[^\S\n]*(?:\*\*)?(\d{1,2})[.)](?=\s)")
-"""A number that may only count the points of a list: at the start of a line or sentence."""
+"""A number that may be a list marker: at the start of a line or sentence."""
 EDGES = ".,;:!?_-"
-"""What may stand around an address and does not belong to it."""
+"""Characters around an address that are not part of it."""
 _UNITS = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen"
 _TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
 WORDS = {word: value for value, word in enumerate(_UNITS.split())} | {
@@ -20,9 +23,9 @@ WORDS = {word: value for value, word in enumerate(_UNITS.split())} | {
 }
 SCALES = {"dozen": 12, "hundred": 100, "thousand": 1000}
 DECLINING = "sorry afraid unable able help assist share give provide advise discuss answer this request that with can't"
-"""Words that any refusal may use."""
+"""Words that every refusal may contain."""
 LOOSE = {"0", "1"}
-"""Numbers that stand in sentences which state none ("that one", "zero chance")."""
+"""Numbers whose words occur in sentences that state no number ("that one", "zero chance")."""
 _COMMON = (
     "about after also because been before between cannot could does each from have here into just like more must need only other over "
     "please should some sorry such than thank thanks that their them then there these they this those through under until very want "
@@ -33,7 +36,7 @@ STEM = 5
 
 
 def numbers(text: str) -> set[str]:
-    """Numbers in a text, written in digits or simple words, as digits: "£9.50", "thirty-five days" -> 9.5, 35."""
+    """Find numbers in digits or simple words: "£9.50", "thirty-five days" -> "9.5", "35"."""
     text = plain_clock(normalize(text))
     found = {_trim(number) for number in NUMBER.findall(text)}
     words = re.findall(r"[a-z]+", text)
@@ -46,9 +49,9 @@ def numbers(text: str) -> set[str]:
 
 
 def read_number(words: Sequence[str], start: int) -> tuple[int, int]:
-    """Value of the number that stands at `start` in words, and how many words it takes; (0, 0) if there is none.
+    """Value and length, in words, of the number that begins at `start`; (0, 0) if there is none.
 
-    "two hundred and five" is 205, "a dozen" 12 (its second word).
+    "two hundred and five" is (205, 4); "a dozen" is (12, 1), from its second word.
     """
     value, place = _below_hundred(words, start)
     if place == start:
@@ -65,7 +68,7 @@ def read_number(words: Sequence[str], start: int) -> tuple[int, int]:
 
 
 def _below_hundred(words: Sequence[str], start: int) -> tuple[int, int]:
-    """Value of "seven", "thirty" or "thirty five", and the place behind it."""
+    """Value of "seven", "thirty" or "thirty five", and the position after it."""
     value = WORDS.get(_word(words, start), -1)
     if value < 0:
         return 0, start
@@ -74,7 +77,10 @@ def _below_hundred(words: Sequence[str], start: int) -> tuple[int, int]:
 
 
 def _rest(words: Sequence[str], start: int, scale: str) -> tuple[int, int]:
-    """What follows "hundred" or "thousand" of the same number, and the place behind it; (0, start) if nothing does."""
+    """Value of the rest of a number after "hundred" or "thousand", and the position after it.
+
+    (0, start) if there is no rest.
+    """
     first = start + (_word(words, start) == "and")
     value, place = _below_hundred(words, first)
     if scale == "thousand" and value and _word(words, place) == "hundred":
@@ -88,7 +94,7 @@ def _word(words: Sequence[str], place: int) -> str:
 
 
 def plain_clock(text: str) -> str:
-    """Times of day as digits, colon and am or pm: "9.30 a.m." -> "9:30 am".  text: normalized."""
+    """Normalize times of day: "9.30 a.m." -> "9:30 am".  text: result of `normalize`."""
     text = re.sub(r"(?<=\d)( ?)([ap])\. ?m\b\.?", r"\1\2m", text)
     return re.sub(r"\b(\d{1,2})\.(\d\d)(?= ?[ap]m\b)", r"\1:\2", text)
 
@@ -99,13 +105,16 @@ def _trim(number: str) -> str:
 
 
 def invented_numbers(text: str, sources: str) -> set[str]:
-    """Numbers of the answer that no source gives ("one" and "zero" in words pass, and so do the marks of a list)."""
+    """Find numbers of the answer that no source contains.
+
+    "one" and "zero" in words and list markers are ignored.
+    """
     text = without_marks(text)
     return numbers(text) - numbers(sources) - (LOOSE - set(NUMBER.findall(text)))
 
 
 def without_marks(text: str) -> str:
-    """The text without the numbers that count the points of a list: 1, 2, 3 and so on, each at the start of a line or sentence."""
+    """Remove list markers: 1, 2, 3 and so on, each at the start of a line or sentence."""
     due = 1
 
     def drop(found: re.Match[str]) -> str:
@@ -119,22 +128,25 @@ def without_marks(text: str) -> str:
 
 
 def invented_addresses(text: str, sources: str) -> list[str]:
-    """Mail and web addresses of the answer that no source gives."""
+    """Find mail and web addresses of the answer that no source contains."""
     known = normalize(sources)
     return [found for address in ADDRESS.findall(normalize(text)) if (found := address.strip(EDGES)) not in known]
 
 
 def support(text: str, sources: str) -> float:
-    """Fraction of the answer's content words (four letters or more, cut to a stem) that the sources hold; 1 without any."""
+    """Fraction of the answer's content words that the sources contain; 1 if it has none.
+
+    Content words have at least four letters; they are compared by their stems.
+    """
     return content_words(text, sources)[0]
 
 
 def content_words(text: str, sources: str) -> tuple[float, list[str]]:
-    """`support`, and the answer's content words that the sources do not hold."""
+    """`support`, and the answer's content words that the sources lack."""
     known = {word[:STEM] for word in _content(sources)}
-    told = _content(text)
-    strange = [word for word in told if word[:STEM] not in known]
-    return (1 - len(strange) / len(told) if told else 1.0), list(dict.fromkeys(strange))
+    words = _content(text)
+    strange = [word for word in words if word[:STEM] not in known]
+    return (1 - len(strange) / len(words) if words else 1.0), list(dict.fromkeys(strange))
 
 
 def _content(text: str) -> list[str]:

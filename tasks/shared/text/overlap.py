@@ -1,8 +1,8 @@
-"""How close test questions come to training questions: Jaccard similarity of character 5-grams.
+"""Similarity of test questions to training questions: Jaccard index of character 5-grams.
 
-Why this measure: an edited copy keeps most of its letter runs while a paraphrase does not.  Two typos in 60 letters
-break about ten 5-grams and leave a similarity near 0.7; a greeting in front leaves about 0.6; the same question in
-other words gives 0.05 to 0.2, and a like-worded question about something else of the same shop up to 0.3.
+An edited copy keeps most of its 5-grams, a paraphrase does not.  Two typos in 60 letters change about ten 5-grams, for a
+similarity near 0.7; a greeting in front leaves about 0.6; the same question in other words has 0.05 to 0.2, and a question in
+similar words about another matter of the same shop up to 0.3.
 Source: Broder 1997, "On the resemblance and containment of documents", section 2.
 """
 
@@ -21,18 +21,18 @@ SHINGLE = 5
 
 
 def shingles(text: str) -> frozenset[str]:
-    """Character 5-grams of the text without punctuation and case; a shorter text is its own single shingle."""
+    """Character 5-grams of a text without punctuation and case; a shorter text is one shingle."""
     plain = re.sub(r"[^\w ]+", "", normalize(text)).strip()
     return frozenset(plain[i : i + SHINGLE] for i in range(max(1, len(plain) - SHINGLE + 1)))
 
 
 def user_text(row: Row) -> str:
-    """All that the user says in a conversation, one turn a line, without an article that stands in the prompt."""
+    """Join the user's turns of a conversation as lines, without an article in the prompt."""
     return "\n".join(question_of(message.content) for message in row.messages if message.role == "user")
 
 
 class TextIndex:
-    """Finds the most similar of the known texts; exact, by counting shared shingles through an inverted index."""
+    """Index that finds the most similar known text exactly, by an inverted index of shingles."""
 
     def __init__(self, texts: Iterable[str]) -> None:
         self.texts = list(dict.fromkeys(texts))
@@ -45,7 +45,7 @@ class TextIndex:
                 self._places[gram].append(place)
 
     def nearest(self, text: str) -> tuple[float, str]:
-        """Similarity in 0..1 and the known text that has it; (0.0, "") when nothing is shared."""
+        """Similarity (0..1) and text of the nearest known text; (0.0, "") if no shingle is shared."""
         grams = shingles(text)
         shared = Counter(place for gram in grams for place in self._places.get(gram, ()))
         best = max(
@@ -56,7 +56,7 @@ class TextIndex:
 
 @dataclass(frozen=True)
 class Overlap:
-    """Largest similarity of every test text to any text of the other splits, summed up."""
+    """Statistics over the test texts' similarities to their nearest texts in the other splits."""
 
     limit: float
     max: float
@@ -65,17 +65,17 @@ class Overlap:
 
 
 def check_overlap(test: Sequence[Row], known: Sequence[Row], limit: float) -> Overlap:
-    """Measure how near each test conversation comes to the other splits, and refuse near-copies and shared groups.
+    """Measure the similarity of test conversations to the other splits; refuse near-copies.
 
     limit: largest allowed similarity, 0..1.
-    Raises DataError that shows up to five offending pairs, or the phrasing groups that stand on both sides.
+    Raises DataError that lists up to five near-copies, or phrasing groups that are on both sides.
     """
     both = sorted({row.group for row in test} & {row.group for row in known})
     if both:
         raise DataError(
             "test split",
             f"{len(both)} phrasing groups also in train or calibration: {', '.join(both[:5])}",
-            "groups that stand on one side only",
+            "groups on one side only",
             "move all rows of a group to the same split",
         )
     index = TextIndex(user_text(row) for row in known)

@@ -1,4 +1,4 @@
-"""Quantities that an answer gives in place of the right one.  Rules for English units, no model."""
+"""Quantities that contradict the right one, found by rules for English units."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -20,9 +20,12 @@ OTHER = {"%": "percent", "percent": "percent"} | {
 
 @dataclass(frozen=True)
 class Quantity:
-    """A number with its unit.  kind: what it can be compared with.  amount: in the kind's base unit (of the clock: minutes of the day).
+    """A number with its unit.
 
-    words: as it stands.  either: a time that may be of the morning or of the afternoon ("5:30"); its amount is the earlier one.
+    kind: dimension; only quantities of the same kind are compared.
+    amount: base unit and value (for times of day, minutes since midnight).
+    words: as written.
+    either: True for a time that may be am or pm ("5:30"); `amount` is then the earlier one.
     """
 
     kind: str
@@ -32,13 +35,13 @@ class Quantity:
 
     @property
     def amounts(self) -> set[tuple[str, float]]:
-        """All that it can mean."""
+        """All amounts that it may mean."""
         unit, value = self.amount
         return {self.amount, (unit, value + HALF_DAY)} if self.either else {self.amount}
 
 
 def quantities(text: str) -> list[Quantity]:
-    """Numbers with a known unit right behind (or one word on: "6 working days") or a currency sign in front."""
+    """Find numbers with a known unit ("6 days", "6 working days") or a currency sign."""
     return [found for before, number, after in _measured(text) if (found := _quantity(before, number, after))]
 
 
@@ -55,7 +58,7 @@ def _measured(text: str) -> Iterator[tuple[str, str, list[str]]]:
 
 
 def _clock(number: str, after: str) -> Quantity | None:
-    """A time of day: "17:30", "5 pm", "5:30 pm"; None for hours and minutes that no clock has."""
+    """Parse a time of day: "17:30", "5 pm", "5:30 pm"; None for impossible hours or minutes."""
     hour, minute = (int(part) for part in f"{number}:00".split(":")[:2])
     half = after if after in ("am", "pm") else ""
     if hour > (12 if half else 24) or minute > 59:
@@ -90,10 +93,10 @@ def _quantity(before: str, number: str, after: Sequence[str]) -> Quantity | None
 
 
 def contradictions(text: str, accept: Sequence[Sequence[str]], known: str = "") -> list[str]:
-    """Quantities that the answer gives in place of an accepted one: "14 days" where only "45 days" is right.
+    """Find quantities in place of an accepted one: "14 days" where only "45 days" is right.
 
-    accept: groups of strings, one of each must be stated (`chat.states_fact`); a group that is stated contradicts nothing.
-    known: the conversation; a quantity of the customer's own may be said back.
+    accept: groups of strings, one of each must be stated (`chat.states_fact`); a group that is stated cannot be contradicted.
+    known: the conversation, whose quantities the answer may repeat.
     """
     allowed = {
         amount

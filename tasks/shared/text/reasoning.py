@@ -1,21 +1,22 @@
-"""Reasoning before an answer, marked as reasoning models mark it: <think>, the reasoning, </think>, then the answer.
+"""Reasoning before an answer, between <think> and </think>.
 
-The form is the one of Qwen3's and DeepSeek's chat templates, blank line included.  The marks are plain text, so that any tokenizer
-has them and no vocabulary grows.  Whoever grades an answer takes the reasoning off.
+The format is that of Qwen3's and DeepSeek's chat templates, blank line included.  The marks are plain text, so that every tokenizer
+can encode them and no vocabulary grows.  Graders remove the reasoning from an answer.
 """
 
 OPEN, CLOSE = "<think>", "</think>"
 
 
 def join_reasoning(reasoning: str, answer: str) -> str:
-    """The assistant's message: the reasoning between its marks, then the answer; the answer alone if there is no reasoning."""
+    """Join an assistant's message: marked reasoning, if any, then the answer."""
     return f"{OPEN}\n{reasoning}\n{CLOSE}\n\n{answer}" if reasoning else answer
 
 
 def split_reasoning(content: str) -> tuple[str, str]:
-    """Reasoning and answer of an assistant's message.
+    """Split an assistant's message into reasoning and answer.
 
-    A reasoning that never ends leaves no answer.  One without its first mark counts too: some chat templates end a prompt with it.
+    Reasoning without a closing mark leaves no answer.  The opening mark may be missing, since some chat templates end a prompt
+    with it.
     """
     before, closed, after = content.partition(CLOSE)
     if not closed and not content.lstrip().startswith(OPEN):
@@ -24,6 +25,6 @@ def split_reasoning(content: str) -> tuple[str, str]:
 
 
 def reasoning_prefix(content: str) -> str:
-    """The reasoning as it stands before the answer, marks and line break included; "" if there is none, or it never ends."""
+    """Text before the answer: reasoning with marks and line breaks; "" without a closing mark."""
     before, closed, after = content.partition(CLOSE)
     return before + closed + after[: len(after) - len(after.lstrip())] if closed else ""

@@ -1,4 +1,4 @@
-"""Answers that go round in a loop."""
+"""Detection of answers that repeat themselves."""
 
 import re
 
@@ -6,7 +6,7 @@ from tasks.shared.text.chat import normalize
 
 
 def repeats(text: str) -> bool:
-    """Whether the answer loops: five words in a row twice, or one word three times running."""
+    """Return True if the answer repeats five words in a row, or one word three times running."""
     words = re.findall(r"\w+", normalize(text))
     fives = [tuple(words[start : start + 5]) for start in range(len(words) - 4)]
     threes = zip(words, words[1:], words[2:], strict=False)

@@ -286,7 +286,7 @@ def test_problems_known_from_the_recipe_alone() -> None:
     def problems(technique: Paired, inputs: Any = inputs) -> list[str]:
         return [str(problem) for problem in technique.plan_problems("steps.verdict", inputs, upstream)]
 
-    assert len(problems(Paired(margins=MARGINS))) == 1 and "b missing" in problems(Paired(margins=MARGINS))[0]
+    assert len(problems(Paired(margins=MARGINS))) == 1 and "b not measured" in problems(Paired(margins=MARGINS))[0]
     assert any("nothing would decide" in line for line in problems(Paired()))
     assert any(
         "also in relative_margins" in line for line in problems(Paired(margins=MARGINS, relative_margins=MARGINS))
@@ -313,7 +313,7 @@ def test_scores_are_checked_when_written_and_when_read(tmp_path: Path) -> None:
     right = some_right(5, 0.8)
     with pytest.raises(DataError, match="0 or 1"):
         write_step_scores(tmp_path / "a", {"fact": FACT}, items_of("fact", {"tuned": [0.5]}))
-    with pytest.raises(DataError, match="stands twice"):
+    with pytest.raises(DataError, match="duplicate item"):
         write_step_scores(tmp_path / "b", {"fact": FACT}, items_of("fact", {"tuned": right}) * 2)
     with pytest.raises(DataError, match="no measure 'loop'"):
         write_step_scores(tmp_path / "c", {"fact": FACT}, items_of("loop", {"tuned": right}))

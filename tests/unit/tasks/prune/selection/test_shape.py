@@ -28,7 +28,7 @@ def test_one_number_of_heads_follows_the_other_in_the_teachers_ratio() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"layers": 13}, "13, and the teacher has 12"),
+        ({"layers": 13}, "13, but the teacher has 12"),
         ({"hidden": 640}, "hidden_size: 640"),
         ({"intermediate": 2048}, "intermediate_size: 2048"),
         ({"heads": 8}, "not a multiple of 3"),

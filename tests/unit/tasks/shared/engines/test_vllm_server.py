@@ -56,7 +56,7 @@ def test_its_version_is_read_from_its_own_environment(tmp_path: Path) -> None:
     assert vllm_version(command) == "0.21.0"
 
 
-@pytest.mark.parametrize(("command", "said"), [("", "empty"), ("/nowhere/bin/vllm", "no executable file")])
+@pytest.mark.parametrize(("command", "said"), [("", "empty"), ("/nowhere/bin/vllm", "not an executable file")])
 def test_no_executable_is_refused(command: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         find_vllm(command)
