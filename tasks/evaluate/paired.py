@@ -49,7 +49,7 @@ class Paired:
     margins: dict[str, Allowed] = Field(default_factory=dict)
     """Allowed loss by measure, in its own unit (0.05 of a share is five points); other measures are reported and decide nothing."""
     relative_margins: dict[str, Allowed] = Field(default_factory=dict)
-    """Allowed loss as a share of the baseline's value (0.05: five per cent more bits per byte)."""
+    """Allowed loss as a share of the baseline's value (0.05: five percent more bits per byte)."""
     alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
     """Probability, per measure, of shipping a candidate whose true loss equals the margin."""
     familywise: bool = False
