@@ -78,7 +78,7 @@ def open_run(settings: Settings, plan: Plan, variant: bool) -> "Run":
     variant: the plan differs from the recipe as written.  With runtime.sync=false, every run of a tracked recipe is a variant.
     """
     from flows.running.runner import Run
-    from flows.versioning.commit import mend_after_kill, obstacle
+    from flows.versioning.commit import obstacle, repair_after_kill
     from flows.versioning.files import update_recipe
 
     folder = settings.runtime.folder
@@ -91,7 +91,7 @@ def open_run(settings: Settings, plan: Plan, variant: bool) -> "Run":
         log.warning("DVC records nothing: %s", reason)
         tracked = False
     if tracked:
-        mend_after_kill()
+        repair_after_kill()
     if tracked and (update := update_recipe(plan)):
         log.log(logging.WARNING if update.changes else logging.INFO, "%s", update.describe())
     return Run(Session(plan, settings.runtime, variant), tracked)

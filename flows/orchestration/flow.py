@@ -100,7 +100,7 @@ def as_state(work: Callable[[], list[Outcome]], failed: list[BaseException]) -> 
         outcomes = work()
     except Stopped as error:
         failed.append(error)
-        return Cancelled(message="cancelled; finished steps are kept")
+        return Cancelled(message="canceled; finished steps are kept")
     except StillroomError as error:
         failed.append(error)
         return Failed(message=str(error))
