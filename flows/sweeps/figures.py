@@ -114,10 +114,10 @@ def place_scale(axis: Axis) -> Scale:
     """Axis of the swept values, or of the jobs in order, with space at both ends."""
     low, high = min(axis.places), max(axis.places)
     if axis.log:
-        room = (high / low) ** 0.08
-        return Scale(low / room, high * room, LEFT, RIGHT, log=True)
-    room = (0.08 if axis.numeric else 0.5 / max(1.0, high - low)) * (high - low) or 0.5
-    return Scale(low - room, high + room, LEFT, RIGHT)
+        padding = (high / low) ** 0.08
+        return Scale(low / padding, high * padding, LEFT, RIGHT, log=True)
+    padding = (0.08 if axis.numeric else 0.5 / max(1.0, high - low)) * (high - low) or 0.5
+    return Scale(low - padding, high + padding, LEFT, RIGHT)
 
 
 def gap_scale(results: Sequence[MeasureComparison]) -> Scale:
@@ -125,8 +125,8 @@ def gap_scale(results: Sequence[MeasureComparison]) -> Scale:
     margin = max(result.margin or 0.0 for result in results)
     low = max(-MOST * margin, min(-1.3 * margin, *(result.low for result in results)))
     high = min(MOST * margin, max(0.4 * margin, *(result.high for result in results)))
-    room = 0.05 * (high - low)
-    return Scale(low - room, high + room, BOTTOM, TOP)
+    padding = 0.05 * (high - low)
+    return Scale(low - padding, high + padding, BOTTOM, TOP)
 
 
 def ticks(axis: Axis, x: Scale) -> list[tuple[float, str]]:
