@@ -66,12 +66,12 @@ def write_conversations(folder: Path, count: int, tokens: int, share: float) -> 
     from tasks.shared.formats.rows import Message, Row, write_rows
 
     draw = random.Random(0)
-    ask, answer = int(tokens * (1 - share)) - 12, int(tokens * share) - 2
+    question, answer = int(tokens * (1 - share)) - 12, int(tokens * share) - 2
     rows = [
         Row(
             id=str(number), kind="faq", intent="a", group=str(number), accept=(("days",),),
             messages=(
-                Message(role="user", content=" ".join(draw.choices(WORDS, k=max(1, ask)))),
+                Message(role="user", content=" ".join(draw.choices(WORDS, k=max(1, question)))),
                 Message(role="assistant", content=" ".join(draw.choices(WORDS, k=max(1, answer)))),
             ),
         )

@@ -10,7 +10,7 @@ python -m bench.distillation_study --table                          only the tab
 
 A lesson is one method of training a student.  The data is the built-in support corpus, by default in the size of the recipe
 support_bot.  The embedded model, tuned on it once, is the teacher of every lesson except strong_*, whose teacher is the tuned model of
---strong.  Students are pruned from the teacher, which leaves them unable to answer.  The lessons sums_* have a corpus of their own:
+--strong.  Students are pruned from the teacher, which makes them unable to answer.  The lessons sums_* have a corpus of their own:
 bills of two items and a delivery, which no small model can add up without intermediate steps.  Results go to --out, one line of JSON
 per lesson and seed; finished ones are not repeated.
 """

@@ -5,7 +5,7 @@ python -m flows.store gc --older 30        delete unused artifacts
 python -m flows.store gc --older 30 --dry-run
 
 An artifact is unused if it is in no recipe's folder and no run has used it
-for DAYS days.  Unfinished work and cached predictions are deleted likewise.
+for DAYS days.  The same holds for unfinished work and cached predictions.
 """
 
 import argparse

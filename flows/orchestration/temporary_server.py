@@ -130,7 +130,7 @@ def wait_for(url: str, child: "subprocess.Popen[bytes]", log_file: Path) -> None
 
 
 def serve_temporary(descriptor: int, parent: ProcessId) -> None:
-    """Serve Prefect's API on an open socket until the parent is gone."""
+    """Serve Prefect's API on an open socket until the parent has ended."""
     end_with(parent, whole_group=True)
     import uvicorn
     from prefect.server.api.server import create_app

@@ -95,7 +95,7 @@ class Gate:
 
 @dataclass(frozen=True)
 class Settings:
-    """A composed configuration: the recipe as plain values, and how to run it."""
+    """A composed configuration: the recipe as plain values, and the settings of its run."""
 
     recipe: Mapping[str, Any]
     runtime: Runtime

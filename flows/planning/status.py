@@ -12,7 +12,7 @@ class Status:
     """Status of a step.
 
     done: a valid artifact exists.
-    why: the reason to run, as far as it is known before the inputs exist.
+    why: the reason to run, if it is known before the inputs exist.
     """
 
     done: bool

@@ -28,7 +28,7 @@ def weight_problems(step: Step, steps: Mapping[str, Step], sources: Mapping[str,
                 where,
                 f"{name}, whose weights are {form}",
                 "dense weights",
-                f"{where}={dense[0]}" if dense else "use the model as it was before quantization",
+                f"{where}={dense[0]}" if dense else "use the model before its quantization",
             )
 
 

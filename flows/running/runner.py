@@ -96,7 +96,9 @@ class Run:
                 made = self._make(step, key, listener or Listener(self.board.line, self.board.progress, self.stop))
                 place = self.session.find(step, key)
             if place is None:
-                raise StepFailed(step.name, "it ended without an artifact for its key; were files edited while it ran?")
+                raise StepFailed(
+                    step.name, "it ended without an artifact for its key; its files may have been edited while it ran"
+                )
             self.session.store.digests.save()
         outcome = self.outcomes[step.name] = Outcome(step.name, place, "made" if made else "cached")
         inputs = self.session.inputs(step).ports
@@ -117,7 +119,7 @@ class Run:
             self.session.store.digests.load()
             if self.session.find(step, key) is None:
                 raise
-            log.warning("%s made its artifact and then ended badly: %s", step.name, error)
+            log.warning("%s made its artifact and then failed: %s", step.name, error)
             return True
         finally:
             self.session.store.digests.load()

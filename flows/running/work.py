@@ -90,7 +90,7 @@ def check_unchanged(session: Session, step: Step, account: Mapping[str, Any]) ->
     if (now["inputs"], now["files"]) != (account["inputs"], account["files"]):
         moved = ", ".join(changes(account, {**account, "inputs": now["inputs"], "files": now["files"]}))
         raise StillroomError(
-            f"steps.{step.name}", f"{moved} while it ran", "inputs that stay as they are", "run the same command again"
+            f"steps.{step.name}", f"{moved} while it ran", "unchanged inputs", "run the same command again"
         )
     if code_digest(step.module) != account["code"]:
         log.warning("the code of %s was edited while it ran; its artifact belongs to the former code", step.name)
@@ -129,7 +129,7 @@ class Job:
         load_code(planned.module)
         if code_digest(planned.module) != digest:
             raise StillroomError(
-                f"steps.{step}", "its code was edited while it started", "code that stays as it is", "run it again"
+                f"steps.{step}", "its code was edited while it started", "unchanged code", "run it again"
             )
         session.code[step] = digest
         if self.result is None:

@@ -56,7 +56,7 @@ class Update:
                 *rows,
                 *([f"  and {rest} more"] if rest > 0 else []),
                 f"  to keep the former values, write them into the recipe; the former file is {BEFORE.relative_to(PROJECT)}.",
-                "  runtime.sync=false runs the recipe as a variant and leaves params.yaml as it is.",
+                "  runtime.sync=false runs the recipe as a variant and leaves params.yaml unchanged.",
             ]
         )
 
