@@ -135,9 +135,8 @@ class Rule:
                 lost, flips, (discordance / 2 + loss) / (discordance + loss)
             )
             passed = lost <= most_lost("exact", self.items, self.margin, flips)
-            shown = (
-                lost > flips - most_lost("exact", self.items, 0.0, flips) - 1
-            )  # by symmetry: the baseline passes against it
+            # By symmetry: the baseline passes against it.
+            shown = lost > flips - most_lost("exact", self.items, 0.0, flips) - 1
             beyond = 2 * lost - flips >= self.margin * self.items - 1e-9
             yes += chance[passed].sum()
             no += chance[~passed & shown & (beyond | (flips <= large))].sum()

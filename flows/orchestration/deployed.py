@@ -32,9 +32,8 @@ def compress(recipe: str, overrides: list[str] | None = None) -> "State[Any]":
     prepare_terminal()
     changed = list(overrides or [])
     servers = Servers()
-    atexit.register(
-        servers.until_end.close
-    )  # the run has this process to itself, and counts as present until the server knows its end
+    # The run has this process to itself, and counts as present until the server knows its end.
+    atexit.register(servers.until_end.close)
 
     def work() -> list[Outcome]:
         settings: Settings = compose_recipe(recipe, changed)

@@ -62,9 +62,8 @@ def execute(
         if not has_server():
             execution.outcomes = done
             return execution
-        run.recorder.tracker = (
-            NullTracker()
-        )  # only the user's Prefect server shows the cached steps; MLflow already has their runs
+        # Only the user's Prefect server shows the cached steps; MLflow already has their runs.
+        run.recorder.tracker = NullTracker()
     status = find_status(Session(plan, settings.runtime, run.session.variant))
     check_machine(plan, settings.runtime, [name for name, item in status.items() if item.done])
     run.tags = {**run_tags(settings, overrides), **(tags or {})}

@@ -72,9 +72,8 @@ def start_flow(run: Run, servers: Servers, overrides: Sequence[str], failed: lis
         with tags(*flow_tags(run)):
             decorated(plan.recipe, list(overrides), steps, return_state=True)
     finally:
-        EventsWorker.drain_all(
-            timeout=10
-        )  # task states are sent as events; without this, the last ones are lost at exit
+        # Task states are sent as events; without this, the last ones are lost at exit.
+        EventsWorker.drain_all(timeout=10)
 
 
 def flow_name(recipe: str, overrides: Sequence[str]) -> str:
@@ -116,9 +115,8 @@ def drive(run: Run, servers: Servers) -> list[Outcome]:
     from flows.orchestration.pages import show_result
     from flows.orchestration.runs import limit_gpus, present, settle, watched
 
-    page = str(
-        url_for("flow-run", obj_id=runtime.flow_run.id)
-    )  # runtime.flow_run.ui_url links to Prefect's former pages (3.8)
+    # `runtime.flow_run.ui_url` links to Prefect's former pages (3.8).
+    page = str(url_for("flow-run", obj_id=runtime.flow_run.id))
     if has_server() and any(on_gpu(run, step) for step in run.session.plan.steps):
         limit_gpus(GPU)
     if has_server():
@@ -126,9 +124,8 @@ def drive(run: Run, servers: Servers) -> list[Outcome]:
     announce = announcer(run)
     futures: dict[str, Any] = {}
     flow_run = str(runtime.flow_run.id)
-    servers.until_end.enter_context(
-        present(run.session.runtime.folder, flow_run)
-    )  # until Prefect has recorded the run's end
+    # Until Prefect has recorded the run's end.
+    servers.until_end.enter_context(present(run.session.runtime.folder, flow_run))
     if not has_server():
         servers.until_end.callback(settle, flow_run, lambda: len(run.outcomes.keys() | run.problems.keys()))
     with watched(run, flow_run):

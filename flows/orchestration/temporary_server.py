@@ -43,9 +43,8 @@ def temporary_server(home: Path, while_starting: Callable[[str], None] = lambda 
     log_file = home / "server.log"
     with ExitStack() as stack:
         with hold_start(home):  # two at once break the migration of a new database
-            with socket.create_server(
-                ("127.0.0.1", 0)
-            ) as listener:  # handed down, so that no other process gets the port
+            # Handed down, so that no other process gets the port.
+            with socket.create_server(("127.0.0.1", 0)) as listener:
                 url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
                 child = start_child(home, log_file, listener)
             stack.callback(stop_child, child)

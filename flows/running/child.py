@@ -107,7 +107,7 @@ def run_child(session: Session, step: Step, listener: Listener, template: Templa
 def _run(start: Callable[[int], "Child | None"], step: Step, folder: Path, listener: Listener) -> int | None:
     """Start a process, forward its output and progress, and return its exit code.
 
-    start: gets the descriptor for the output, and returns None if it cannot start a process; so does this function then.
+    start: gets the descriptor for the output.  If it cannot start a process, it returns None, and so does this function.
     """
     reading, writing = os.pipe()
     try:

@@ -31,9 +31,8 @@ def resolve_uri(configured: str, root: Path, where: str = "tracking.uri") -> str
         )
     uri = configured or os.environ.get("MLFLOW_TRACKING_URI", "") or f"sqlite:///{root / 'mlflow.db'}"
     file = sqlite_file(uri)
-    return (
-        f"sqlite:///{root / file}" if file is not None else uri
-    )  # a relative path would depend on the working directory
+    # A relative path would depend on the working directory.
+    return f"sqlite:///{root / file}" if file is not None else uri
 
 
 def holds_secret(uri: str) -> bool:

@@ -91,9 +91,8 @@ class Runs:
     def _step(self, event: Event, parent: str, late: bool) -> None:
         content, manifest = event.content, event.content["manifest"]
         maker = self._maker(event)
-        child = (
-            None if maker else self._child(event, parent)
-        )  # also for artifacts of `dvc repro`, or of a run that died before it recorded them
+        # Also for artifacts of `dvc repro`, or of a run that died before it recorded them.
+        child = None if maker else self._child(event, parent)
         if child is not None and child.info.status == "FINISHED":
             return  # ending the child run is the last action
         tags: dict[str, str] = {}

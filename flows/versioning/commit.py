@@ -102,9 +102,8 @@ def _attempt(stages: Mapping[str, str]) -> tuple[list[str], str]:
     if failure := _commit(list(ready)):
         if _is_busy(failure) or len(ready) == 1:
             return [], failure
-        failed = {
-            stage: failure for stage in ready if (failure := _commit([stage]))
-        }  # one bad stage must not stop the others
+        # One bad stage must not stop the others.
+        failed = {stage: failure for stage in ready if (failure := _commit([stage]))}
         ready = {stage: key for stage, key in ready.items() if stage not in failed}
         failure = "; ".join(dict.fromkeys(failed.values()))
     sessions.clear()

@@ -57,9 +57,8 @@ def user_files(plan: Plan, step: Step) -> list[str]:
     code = code_files(step.module)
     models = [Path(plan.sources[name].settings.path) for name in step.needs if name in plan.sources]
     named = [*step.files(), *(path for path in models if path.parts)]
-    paths = [
-        Path(os.path.normpath(PROJECT / path.expanduser())) for path in named
-    ]  # keeps symbolic links, which may be redirected
+    # Keeps symbolic links, which may be redirected.
+    paths = [Path(os.path.normpath(PROJECT / path.expanduser())) for path in named]
     found = [path for path in paths if not any(file.is_relative_to(path) for file in code)]
     inside = [path.relative_to(PROJECT).as_posix() for path in found if path.is_relative_to(PROJECT)]
     return [*sorted(set(inside)), *sorted({str(path) for path in found if not path.is_relative_to(PROJECT)})]
