@@ -1,4 +1,4 @@
-"""Cost of checking that a large artifact is unchanged: sparse files, read, then stat'ed.
+"""Cost of checking that a large artifact is unchanged: sparse files, read then stat'ed.
 
 python -m bench.digests                          100 GB in files of 4 GB, as a sharded model has; about two minutes
 python -m bench.digests --gigabytes 10 --files 1000
@@ -21,13 +21,13 @@ LOOKS = 5
 
 
 def grow(folder: Path, files: int, size: int) -> None:
-    """Sparse files: they take no disk and are read like any other."""
+    """Create sparse files, which take no disk space but are read like any other."""
     folder.mkdir()
     for number in range(files):
         path = folder / f"model-{number:05}.safetensors"
         with path.open("wb") as stream:
             stream.truncate(size)
-        os.utime(path, (10**9, 10**9))  # older than the clock's tick, as artifacts are
+        os.utime(path, (10**9, 10**9))  # older than the resolution of the clock, like artifacts
 
 
 def timed(memory: Path, folder: Path) -> float:

@@ -3,16 +3,16 @@
 python -m bench.distill                        the embedded model teaching itself; about twenty minutes on two cores
 python -m bench.distill --tiny --rounds 1      random weights, to try it; a minute
 python -m bench.distill --device cuda --batch 32 --tokens 512
-python -m bench.distill quality                how soon each is as good as TRL's SFTTrainer gets; half an hour a round on two cores
-python -m bench.distill head                   memory of the output head alone, against batch x length
-python -m bench.distill memory                 of a training, against the estimate that an out-of-memory message is made from
+python -m bench.distill quality                time to the best loss of TRL's SFTTrainer; half an hour a round on two cores
+python -m bench.distill head                   memory of the output head alone, by batch x length
+python -m bench.distill memory                 memory of a training, against the estimate in out-of-memory messages
 
-Every trainer runs in a process of its own, takes the same steps on the same tokens, and tells the median of its steps; the
-first WARM are left out.  A round is all of them once.  Ratios are taken within a round.
+Every trainer runs in a process of its own, takes the same steps on the same tokens, and reports the median time of a step without
+the first WARM.  A round runs each of them once; ratios are computed within a round.
 
-For `quality` a pruned student learns from the tuned model it was made of, on the support corpus, with the same rate, schedule and
-batches.  Its held-out loss, the negative log-likelihood per token of answers that nobody trained on, is taken every EVERY steps with
-the clock stopped.  A round has a seed of its own, and the first trainer of --trainers sets the quality.
+For `quality`, a pruned student learns from the tuned model that it was pruned from, on the support corpus, with the same learning
+rate, schedule and batches.  Its held-out loss, the negative log-likelihood per token of test answers, is measured every EVERY steps
+with the clock stopped.  Each round has its own seed, and the first trainer of --trainers sets the target loss.
 """
 
 import argparse
@@ -41,7 +41,7 @@ TRAINERS = {
 STEPS, WARM = 10, 2
 EVERY, HELD_OUT = 10, 96
 BATCHES = ((4, 128), (16, 128), (8, 400), (16, 400))
-"""Conversations and about how many tokens each has, for the table of memory."""
+"""Numbers of conversations, and approximate tokens of each, for the table of memory."""
 RATE = 3e-4
 WORDS = (
     "returns",
@@ -62,16 +62,16 @@ WORDS = (
 
 
 def write_conversations(folder: Path, count: int, tokens: int, share: float) -> None:
-    """Conversations of about `tokens` tokens made of words, `share` of them the answer's."""
+    """Write conversations of about `tokens` random words; `share` of them are the answer."""
     from tasks.shared.formats.rows import Message, Row, write_rows
 
     draw = random.Random(0)
-    ask, answer = int(tokens * (1 - share)) - 12, int(tokens * share) - 2
+    question, answer = int(tokens * (1 - share)) - 12, int(tokens * share) - 2
     rows = [
         Row(
             id=str(number), kind="faq", intent="a", group=str(number), accept=(("days",),),
             messages=(
-                Message(role="user", content=" ".join(draw.choices(WORDS, k=max(1, ask)))),
+                Message(role="user", content=" ".join(draw.choices(WORDS, k=max(1, question)))),
                 Message(role="assistant", content=" ".join(draw.choices(WORDS, k=max(1, answer)))),
             ),
         )
@@ -82,7 +82,7 @@ def write_conversations(folder: Path, count: int, tokens: int, share: float) -> 
 
 
 def stopwatch(judge: Callable[[Any], float] | None = None) -> Any:
-    """Callback that records seconds per step, and `judge`'s loss every EVERY steps (untimed)."""
+    """Callback that records seconds per step, and the loss of `judge` every EVERY steps."""
     import torch
     from transformers import TrainerCallback
 
@@ -105,7 +105,7 @@ def stopwatch(judge: Callable[[Any], float] | None = None) -> Any:
 
 
 def held_out_loss(source: Path, folder: Path) -> Callable[[Any], float]:
-    """The mean negative log-likelihood of the answer tokens of HELD_OUT test rows."""
+    """Return a function for the mean negative log-likelihood of held-out answer tokens."""
     import torch
 
     from tasks.distill.losses.answers import answer_loss
@@ -139,7 +139,7 @@ def held_out_loss(source: Path, folder: Path) -> Callable[[Any], float]:
 
 
 def ours(job: dict[str, Any]) -> Any:
-    """A trainer of the stage's loop, ready to run."""
+    """Create a trainer with our training loop."""
     from tasks.distill.logits import OnlineTargets, StoredTargets
     from tasks.distill.losses.mixed import Blend
     from tasks.distill.sft import SFT
@@ -178,7 +178,7 @@ def ours(job: dict[str, Any]) -> Any:
 
 
 def theirs(job: dict[str, Any]) -> Any:
-    """TRL's own trainer on the same rows and batches."""
+    """Create TRL's own trainer for the same rows and batches."""
     from datasets import Dataset
 
     from tasks.distill.training.arguments import precision_of
@@ -236,14 +236,14 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def resident() -> int:
-    """Bytes of this process."""
+    """Resident memory of this process, bytes."""
     import psutil
 
     return int(psutil.Process().memory_info().rss)
 
 
 def head_memory(job: dict[str, Any]) -> dict[str, Any]:
-    """Peak extra bytes of hard labels in the output head; chunked or whole."""
+    """Peak additional memory of the output head with hard labels, chunked or whole, bytes."""
     import torch
     from torch.nn.functional import cross_entropy
 
@@ -270,8 +270,8 @@ def head_memory(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def training_memory(job: dict[str, Any]) -> dict[str, Any]:
-    """Peak bytes of two steps of hard labels, their estimate, longest row, and seconds."""
-    import datasets  # noqa: F401 - libraries are not the training's
+    """Peak memory of two steps with hard labels, its estimate, longest row, and seconds."""
+    import datasets  # noqa: F401 - libraries do not count as memory of the training
     import torch
     import trl.trainer.sft_trainer  # noqa: F401
 
@@ -314,7 +314,7 @@ def training_memory(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def apart(job: dict[str, Any]) -> dict[str, Any]:
-    """The job in a process of its own."""
+    """Run a job in a process of its own."""
     done = subprocess.run(
         [sys.executable, "-m", "bench.distill", "--job", json.dumps(job)], capture_output=True, text=True, check=False
     )
@@ -325,7 +325,7 @@ def apart(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def head_table(given: argparse.Namespace, console: Console) -> None:
-    """Memory of the head against positions."""
+    """Print the memory of the output head by positions."""
     table = Table(
         "positions",
         "chunked, GB",
@@ -348,7 +348,7 @@ def head_table(given: argparse.Namespace, console: Console) -> None:
 
 
 def memory_table(given: argparse.Namespace, console: Console) -> None:
-    """Peak memory of a training against its estimate, with and without recomputing."""
+    """Print peak memory of a training and its estimate, with and without recomputation."""
     from bench.distillation_study import embedded_model
     from tasks.evaluate.models_under_test.machine import describe_machine
 
@@ -370,7 +370,7 @@ def memory_table(given: argparse.Namespace, console: Console) -> None:
 
 
 def trainer_table(given: argparse.Namespace, console: Console) -> None:
-    """Seconds and memory of every trainer, in turns."""
+    """Print seconds and memory of every trainer, measured in turns."""
     from tasks.evaluate.models_under_test.machine import describe_machine
 
     with tempfile.TemporaryDirectory() as place:
@@ -403,7 +403,7 @@ def trainer_table(given: argparse.Namespace, console: Console) -> None:
 def in_turns(
     given: argparse.Namespace, trainers: Iterable[str], place: str, data: dict[str, str], epochs: float, judged: bool
 ) -> dict[str, list[dict[str, Any]]]:
-    """Run each of these trainers several times, reporting each on standard error as it ends.
+    """Run each of these trainers in every round; report each on standard error as it ends.
 
     data: paths by name.
     """
@@ -420,7 +420,7 @@ def in_turns(
 
 
 def quality_table(given: argparse.Namespace, console: Console) -> None:
-    """Time until each trainer's student reaches the first one's best loss."""
+    """Print the time until each trainer's student reaches the first one's best loss."""
     from bench.distillation_study import Setup, embedded_model, prepare
     from tasks.evaluate.models_under_test.machine import describe_machine
 
@@ -473,17 +473,17 @@ Curve = Sequence[Sequence[float]]
 
 
 def best_of(curve: Curve) -> float:
-    """The lowest loss."""
+    """Lowest loss of a curve."""
     return min(loss for _, loss in curve)
 
 
 def first_at(curve: Curve, wanted: float) -> tuple[int, float] | None:
-    """Steps and seconds until the loss is as low as wanted, or None if it never is."""
+    """Steps and seconds until the loss reaches a target; None if it never does."""
     return next((((place + 1) * EVERY, seconds) for place, (seconds, loss) in enumerate(curve) if loss <= wanted), None)
 
 
 def make_inputs(folder: Path, given: argparse.Namespace) -> Path:
-    """Conversations, the model and its stored targets."""
+    """Write conversations, the model and its stored targets."""
     from tasks.logits.topk import TopK
     from tasks.shared.technique import Artifact, Compute, Inputs, Kind, StepRun
 
@@ -522,11 +522,11 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=96)
-    parser.add_argument("--epochs", type=float, default=2, help="of the table of quality")
+    parser.add_argument("--epochs", type=float, default=2, help="for the table `quality`")
     parser.add_argument(
-        "--trainers", nargs="+", choices=TRAINERS, default=list(TRAINERS), help="of the table of quality"
+        "--trainers", nargs="+", choices=TRAINERS, default=list(TRAINERS), help="for the table `quality`"
     )
-    parser.add_argument("--temperature", type=float, default=2, help="of our soft targets")
+    parser.add_argument("--temperature", type=float, default=2, help="for our soft targets")
     parser.add_argument("--share", type=float, default=0.3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--vocabulary", type=int, default=49_152)

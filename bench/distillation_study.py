@@ -1,18 +1,18 @@
-"""Ways to distill compared: same student, prompts and optimizer steps, several seeds.
+"""Comparison of distillation methods: same student, prompts and steps, several seeds.
 
 python -m bench.distillation_study                                  all lessons, five seeds; hours on two cores, minutes on a GPU
 python -m bench.distillation_study --device cuda --workers 8
 python -m bench.distillation_study --lessons gold stored --seeds 2 --items 60 --epochs 1
 python -m bench.distillation_study --articles 0 --train 3000 --test 960 --batch 16 --lessons small_gold small_stored    a larger budget
 python -m bench.distillation_study --strong qwen.gguf --lessons strong_gold strong_words strong_soft        a larger teacher of another tokenizer
-python -m bench.distillation_study --train 400 --test 120 --lessons sums_gold sums_cot sums_cot_two         does reasoning help where it is needed?
-python -m bench.distillation_study --table                          only the table of what is there
+python -m bench.distillation_study --train 400 --test 120 --lessons sums_gold sums_cot sums_cot_two         reasoning where the answer has to be computed
+python -m bench.distillation_study --table                          only the table of finished lessons
 
-The data is the built-in support corpus, sized as in the recipe support_bot unless asked otherwise.  The embedded model is tuned on
-it once, which makes the teacher of every lesson but those of --strong, which is tuned likewise; students are made of that by
-pruning, which leaves them speechless.  The lessons sums_* have a corpus of their own: bills of two items and a delivery, which no
-small model adds up in its head.  Results go to --out, one line of JSON a lesson and seed; those that are there are not
-made again.
+A lesson is one method of training a student.  The data is the built-in support corpus, by default in the size of the recipe
+support_bot.  The embedded model, tuned on it once, is the teacher of every lesson except strong_*, whose teacher is the tuned model of
+--strong.  Students are pruned from the teacher, which makes them unable to answer.  The lessons sums_* have a corpus of their own:
+bills of two items and a delivery, which no small model can add up without intermediate steps.  Results go to --out, one line of JSON
+per lesson and seed; finished ones are not repeated.
 """
 
 import argparse
@@ -37,20 +37,20 @@ from tasks.shared.technique import Artifact, Compute, Inputs, Kind, StepRun, Tec
 
 SEEDS = 5
 MOST_TOKENS = 128
-"""Of an answer; reasoning before it must fit."""
+"""Largest number of tokens of an answer, including its reasoning."""
 WHOLE = "whole"
-"""Of a lesson's base: the embedded model itself."""
+"""Base of a lesson: the embedded model itself."""
 SUMS = "sums"
-"""The same, and a corpus of sums."""
+"""Base of a lesson: the embedded model, with a corpus of sums."""
 TUNED: dict[str, Any] = {"learning_rate": 2e-4, "frozen_layers": 6}
 STRONG: dict[str, Any] = {"learning_rate": 5e-5, "frozen_layers": 12}
 HARD: dict[str, Any] = {"learning_rate": 3e-4, "validation": 0.0, "max_tokens": 1024}
-"""The same steps for every lesson: no validation, so no early stop."""
+"""The same steps in every lesson: without validation there is no early stopping."""
 
 
 @dataclass(frozen=True)
 class Setup:
-    """Where things are, and how large."""
+    """Paths, sizes and devices of the study."""
 
     model: Path
     work: Path
@@ -72,19 +72,20 @@ class Setup:
 
 @dataclass(frozen=True)
 class Lesson:
-    """One way to make a student.
+    """One method of training a student.
 
-    base: the student before training (see `prepare`).  corpus: the data it is evaluated on.
+    base: the student before training (see `prepare`).
+    corpus: the data on which it is evaluated.
     """
 
     title: str
-    teach: Callable[["Class"], Path]
+    teach: Callable[["LessonRun"], Path]
     base: str = "slim"
     corpus: str = "corpus"
 
 
-class Class:
-    """One lesson under way: the setup, a seed, and a folder of its own."""
+class LessonRun:
+    """Run of a lesson: its setup, seed and folder."""
 
     def __init__(self, setup: Setup, base: str, seed: int, folder: Path) -> None:
         self.setup, self.seed, self.folder = setup, seed, folder
@@ -92,11 +93,11 @@ class Class:
         self.made = 0
 
     def settings(self, **more: Any) -> dict[str, Any]:
-        """The common ones, and more; `times` multiplies the epochs."""
+        """Return the common settings and further ones; `times` multiplies the epochs."""
         return self.setup.hard | {"epochs": self.setup.epochs * more.pop("times", 1)} | more
 
     def artifact(self, name: str) -> tuple[Artifact, ...]:
-        """An input that `prepare` made, by name."""
+        """Return an input that `prepare` made, by name."""
         kinds = {
             "corpus": Kind.CORPUS,
             "sums": Kind.CORPUS,
@@ -107,17 +108,17 @@ class Class:
         return (Artifact(name, kinds.get(name, Kind.MODEL), self.setup.work / name / "out"),)
 
     def step(self, technique: Technique, **inputs: Any) -> Path:
-        """Carry out one technique; returns its output folder."""
+        """Run one technique; return its output folder."""
         ports = {
             port: (Artifact("model", Kind.MODEL, value),) if isinstance(value, Path) else self.artifact(value)
             for port, value in inputs.items()
         }
         self.made += 1
-        return carry_out(technique, Inputs(ports), self.folder / str(self.made), self.setup, self.seed)
+        return run_technique(technique, Inputs(ports), self.folder / str(self.made), self.setup, self.seed)
 
 
-def carry_out(technique: Technique, inputs: Inputs, folder: Path, setup: Setup, seed: int) -> Path:
-    """One technique in a folder: `out` and `scratch`."""
+def run_technique(technique: Technique, inputs: Inputs, folder: Path, setup: Setup, seed: int) -> Path:
+    """Run one technique in a folder; return its output folder."""
     out, scratch = folder / "out", folder / "scratch"
     out.mkdir(parents=True)
     scratch.mkdir()
@@ -128,15 +129,19 @@ def carry_out(technique: Technique, inputs: Inputs, folder: Path, setup: Setup, 
     return out
 
 
-def sft(data: str, **more: Any) -> Callable[[Class], Path]:
-    """Hard labels."""
+def sft(data: str, **more: Any) -> Callable[[LessonRun], Path]:
+    """Lesson with hard labels."""
     from tasks.distill.sft import SFT
 
     return lambda lesson: lesson.step(SFT(**lesson.settings(**more)), model=lesson.base, data=data)
 
 
-def soft(source: str, name: str, **more: Any) -> Callable[[Class], Path]:
-    """Soft targets; source: the port, teacher or targets, and name what it is given."""
+def soft(source: str, name: str, **more: Any) -> Callable[[LessonRun], Path]:
+    """Lesson with soft targets.
+
+    source: port, teacher or targets.
+    name: artifact at that port.
+    """
     from tasks.distill.logits import Logits
 
     return lambda lesson: lesson.step(
@@ -144,31 +149,31 @@ def soft(source: str, name: str, **more: Any) -> Callable[[Class], Path]:
     )
 
 
-def features(lesson: Class) -> Path:
-    """Hidden states beside hard labels."""
+def features(lesson: LessonRun) -> Path:
+    """Train on hidden states and hard labels."""
     from tasks.distill.features import Features
 
     return lesson.step(Features(**lesson.settings()), model=lesson.base, data="corpus", teacher="tuned")
 
 
-def crossed(lesson: Class) -> Path:
-    """Hard labels, and soft targets of the strong teacher's own tokens."""
+def crossed(lesson: LessonRun) -> Path:
+    """Train on hard labels, and on soft targets over the strong teacher's own tokens."""
     from tasks.distill.gold import Gold
 
     return lesson.step(Gold(**lesson.settings(**TUNED)), model=lesson.base, data="corpus", teacher="strong")
 
 
-def on_policy(lesson: Class) -> Path:
-    """The student's own words, scored by the teacher."""
+def on_policy(lesson: LessonRun) -> Path:
+    """Train on the student's own answers, scored by the teacher."""
     from tasks.distill.on_policy import OnPolicy
 
     return lesson.step(OnPolicy(**lesson.settings()), model=lesson.base, data="corpus", teacher="tuned")
 
 
-def reasoning(tasks: str, data: str = "corpus", **more: Any) -> Callable[[Class], Path]:
-    """Rationales beside answers, on the corpus' own, which has them."""
+def reasoning(tasks: str, data: str = "corpus", **more: Any) -> Callable[[LessonRun], Path]:
+    """Lesson with rationales and answers, on a corpus that has rationales."""
 
-    def teach(lesson: Class) -> Path:
+    def teach(lesson: LessonRun) -> Path:
         from tasks.distill.cot import CoT
 
         return lesson.step(CoT(**lesson.settings(tasks=tasks, **more)), model=lesson.base, data=data)
@@ -176,8 +181,8 @@ def reasoning(tasks: str, data: str = "corpus", **more: Any) -> Callable[[Class]
     return teach
 
 
-def progressive(lesson: Class) -> Path:
-    """Progressive distillation: drop half of the layers, train, and teach from that student."""
+def progressive(lesson: LessonRun) -> Path:
+    """Distill progressively: drop half of the layers, train, and use that student as teacher."""
     from tasks.distill.logits import Logits
     from tasks.prune.depth import Depth
 
@@ -192,11 +197,11 @@ DEPTH_FIRST = 0.15
 DEPTH_SECOND = 1 - (1 - DEPTH) / (1 - DEPTH_FIRST)
 SMALL_DEPTH = 0.47
 NARROW_DEPTH, NARROW_NEURONS = 0.2, 896
-"""Fewer layers go, and feed-forward blocks lose 42 % of their neurons: the same number of weights."""
+"""Drops fewer layers, and 42 % of the feed-forward neurons: the same number of weights."""
 
 
 def lessons() -> dict[str, Lesson]:
-    """All of them, by name."""
+    """All lessons by name."""
     return {
         "gold": Lesson("hard labels: the corpus' answers", sft("corpus")),
         "answers": Lesson("hard labels: the teacher's answers", sft("words")),
@@ -206,7 +211,7 @@ def lessons() -> dict[str, Lesson]:
         "stored": Lesson("soft targets, stored top 32", soft("targets", "targets")),
         "progressive": Lesson("soft targets in two stages", progressive),
         "features": Lesson("hidden states and hard labels", features),
-        "on_policy": Lesson("own words, scored by the teacher", on_policy),
+        "on_policy": Lesson("own answers, scored by the teacher", on_policy),
         "reverse_kl": Lesson("stored, reverse KL", soft("targets", "targets", divergence="reverse_kl")),
         "jsd": Lesson("stored, JSD", soft("targets", "targets", divergence="jsd")),
         "soft_only": Lesson("stored, soft alone", soft("targets", "targets", alpha=1.0)),
@@ -238,7 +243,7 @@ def lessons() -> dict[str, Lesson]:
         ),
         "stored_long": Lesson("stored top 32, 8 epochs", soft("targets", "targets", times=2)),
         "stored_watched": Lesson(
-            "stored top 32, best of 4 epochs by 8 % kept apart", soft("targets", "targets", validation=0.08)
+            "stored top 32, best of 4 epochs by 8 % held out", soft("targets", "targets", validation=0.08)
         ),
         "small_long_gold": Lesson("45 % of the weights: hard labels, 12 epochs", sft("corpus", times=3), base="small"),
     }
@@ -251,11 +256,11 @@ NEEDED = {
     "small": ("corpus", "tuned", "targets", "trimmed", "small"),
     "narrow": ("corpus", "tuned", "targets", "trimmed", "shallow", "narrow"),
 }
-"""What is made before lessons of a base; small and narrow have 45 % of the weights."""
+"""Artifacts that the lessons of a base need; small and narrow have 45 % of the weights."""
 
 
 def prepare(setup: Setup, needed: Collection[str]) -> None:
-    """Make these of what lessons start from, each once."""
+    """Make those of these artifacts that do not exist yet."""
     from tasks.curate.support import Support
     from tasks.distill.sft import SFT
     from tasks.logits.topk import TopK
@@ -263,7 +268,7 @@ def prepare(setup: Setup, needed: Collection[str]) -> None:
     from tasks.prune.vocabulary import Vocabulary
     from tasks.prune.weight_selection import WeightSelection
 
-    place = Class(setup, "tuned", 0, setup.work)
+    place = LessonRun(setup, "tuned", 0, setup.work)
     source = (Artifact("teacher", Kind.MODEL, setup.model),)
     corpus, tuned, trimmed, shallow = map(place.artifact, ("corpus", "tuned", "trimmed", "shallow"))
     steps: dict[str, tuple[Technique, Mapping[str, tuple[Artifact, ...]]]] = {
@@ -283,7 +288,7 @@ def prepare(setup: Setup, needed: Collection[str]) -> None:
     for name, (technique, inputs) in steps.items():
         if name in needed and not (setup.work / name / "done").exists():
             shutil.rmtree(setup.work / name, ignore_errors=True)
-            carry_out(technique, Inputs(inputs), setup.work / name, setup, seed=0)
+            run_technique(technique, Inputs(inputs), setup.work / name, setup, seed=0)
             (setup.work / name / "done").touch()
     if SUMS in needed and not (setup.work / SUMS / "done").exists():
         write_sums(setup)
@@ -293,7 +298,7 @@ def prepare(setup: Setup, needed: Collection[str]) -> None:
 
 
 def write_sums(setup: Setup) -> None:
-    """Arithmetic over bills, none twice: training rows with reasoning, and test rows."""
+    """Write rows of distinct bills: training rows with reasoning, and test rows."""
     from tasks.shared.formats.rows import write_rows
 
     folder = setup.work / SUMS / "out"
@@ -315,23 +320,23 @@ def write_sums(setup: Setup) -> None:
 
 
 def bill(number: int, kettles: int, each: int, mugs: int, apiece: int, delivery: int) -> Any:
-    """A question that takes two products and two sums, with them as its reasoning."""
+    """Return a question that needs two products and two sums, which are its reasoning."""
     from tasks.shared.formats.rows import Message, Row
 
     first, second = kettles * each, mugs * apiece
     goods, total = first + second, first + second + delivery
-    asked = (
+    question = (
         f"{kettles} kettles at {each} euros, {mugs} mugs at {apiece} euros, {delivery} euros delivery. What do I pay?"
     )
     return Row(
         id=f"bill-{number}", kind="troubleshoot", intent="bill", group=f"bill-{number}", accept=((f"{total} euros",),),
         reasoning=f"{kettles} x {each} = {first}. {mugs} x {apiece} = {second}. {first} + {second} = {goods}. {goods} + {delivery} = {total}.",
-        messages=(Message(role="user", content=asked), Message(role="assistant", content=f"bill\nYou pay {total} euros.")),
+        messages=(Message(role="user", content=question), Message(role="assistant", content=f"bill\nYou pay {total} euros.")),
     )  # fmt: skip
 
 
 def write_words(setup: Setup, name: str, teacher: str) -> None:
-    """Training prompts with the teacher's greedy answers, right or wrong.
+    """Write training prompts with the teacher's greedy answers, right or wrong.
 
     Source: Kim and Rush 2016, arXiv 1606.07947.
     """
@@ -341,19 +346,19 @@ def write_words(setup: Setup, name: str, teacher: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     rows = read_rows(setup.work / "corpus" / "out" / "train.jsonl")
     written = answers(setup.work / teacher / "out", [row.prompt for row in rows], setup)
-    told = [
+    answered = [
         row.model_copy(
             update={"messages": (*row.messages[:-1], Message(role="assistant", content=text)), "source": "teacher"}
         )
         for row, (text, _) in zip(rows, written, strict=True)
         if text.strip()
     ]
-    write_rows(folder / "train.jsonl", told)
+    write_rows(folder / "train.jsonl", answered)
     (setup.work / name / "done").touch()
 
 
 def answers(model: Path, prompts: Sequence[list[dict[str, str]]], setup: Setup) -> list[tuple[str, bool]]:
-    """Greedy answers, and whether each ended by itself."""
+    """Greedy answers, each with True if it ended before the token limit."""
     from tasks.evaluate.models_under_test.answering import choose_dtype
     from tasks.shared.model.generation import write_answers
     from tasks.shared.model.loading import load_model, load_tokenizer, render
@@ -385,7 +390,7 @@ def grade(model: Path, setup: Setup, corpus: str) -> dict[str, dict[str, float]]
     return found
 
 
-def attend(job: tuple[str, int, Setup]) -> dict[str, Any]:
+def run_lesson(job: tuple[str, int, Setup]) -> dict[str, Any]:
     """Train and grade one student with one seed.
 
     Returns grades, and seconds and peak_bytes (GPU; 0 without one) of the training.
@@ -399,7 +404,9 @@ def attend(job: tuple[str, int, Setup]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=setup.work) as folder:
         started = time.perf_counter()
         student = (
-            setup.work / name / "out" if lesson is None else lesson.teach(Class(setup, lesson.base, seed, Path(folder)))
+            setup.work / name / "out"
+            if lesson is None
+            else lesson.teach(LessonRun(setup, lesson.base, seed, Path(folder)))
         )
         seconds = time.perf_counter() - started
         peak = torch.cuda.max_memory_allocated() if setup.device == "cuda" else 0
@@ -412,12 +419,12 @@ def attend(job: tuple[str, int, Setup]) -> dict[str, Any]:
 
 
 def show(results: Iterable[Mapping[str, Any]], console: Console) -> None:
-    """Means over seeds with 95 % t-intervals, and differences to hard labels, paired by seed."""
+    """Print means over seeds with 95 % t-intervals, and paired differences to hard labels."""
     from scipy import stats
 
     titles = {name: lesson.title for name, lesson in lessons().items()} | {
         "tuned": "the teacher",
-        "slim": "pruned, not taught",
+        "slim": "pruned, not trained",
         "strong": "the strong teacher, tuned",
     }
     by_lesson: dict[str, dict[int, dict[str, float]]] = {}
@@ -463,17 +470,17 @@ def show(results: Iterable[Mapping[str, Any]], console: Console) -> None:
 
 
 def read_results(file: Path) -> list[dict[str, Any]]:
-    """Whole lines of a results file."""
+    """Read the complete lines of a results file."""
     if not file.exists():
         return []
     return [json.loads(line) for line in file.read_text("utf-8").splitlines() if line.endswith("}")]
 
 
 def main() -> None:
-    """Teach, grade, show."""
+    """Train, grade and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path)
-    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "stillroom_teaching")
+    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "stillroom_distillation_study")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--strong", type=Path, help="a larger model of any tokenizer, for the lessons strong_*")
     parser.add_argument("--lessons", nargs="+", choices=list(lessons()))
@@ -481,9 +488,9 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=0)
     parser.add_argument("--epochs", type=float, default=4)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--articles", type=int, default=20, help="to train on; 0 for all")
+    parser.add_argument("--articles", type=int, default=20, help="articles to train on; 0 for all")
     parser.add_argument("--train", type=int, default=360, help="rows to train on")
-    parser.add_argument("--test", type=int, default=240, help="rows to judge by")
+    parser.add_argument("--test", type=int, default=240, help="rows to test on")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
@@ -509,7 +516,7 @@ def main() -> None:
 
 
 def run_jobs(jobs: Sequence[tuple[str, int, Setup]], workers: int, file: Path) -> None:
-    """All jobs, so many at once; a lesson that fails is told, and the others go on."""
+    """Run all jobs, `workers` at once; report failing lessons and continue with the others."""
 
     def failed(error: BaseException) -> None:
         print(f"a lesson failed: {error}", file=sys.stderr)
@@ -521,13 +528,13 @@ def run_jobs(jobs: Sequence[tuple[str, int, Setup]], workers: int, file: Path) -
             stream.flush()
 
         for job in jobs:
-            pool.apply_async(attend, (job,), callback=done, error_callback=failed)
+            pool.apply_async(run_lesson, (job,), callback=done, error_callback=failed)
         pool.close()
         pool.join()
 
 
 def embedded_model() -> Path:
-    """The embedded model's file."""
+    """File of the embedded model."""
     from flows.planning.config import compose_recipe
     from flows.planning.plan import build_plan
 

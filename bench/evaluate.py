@@ -4,10 +4,10 @@ python -m bench.evaluate                        the embedded model and four cand
 python -m bench.evaluate --tiny --rounds 1      models of random weights, to try it; a minute
 python -m bench.evaluate --data /your/benchmarks --tasks hellaswag_val1000
 
-Both score the baseline once and each candidate once, each in a process of its own that starts with nothing loaded, and must give
-the same accuracies.  Ours also keeps every sample, survives a candidate that fails, and judges.  Without --data the items are
-made up of words; how long they are matters here, not what they say.  Run it alone: where others use the
-processors, threads that wait for each other spin, and seconds of processor grow with those of the clock.
+Both score the baseline and each candidate once, each in a fresh process, and must find the same accuracies.  Ours also keeps every
+sample, survives a failing candidate, and computes a verdict.  Without --data the items are random words, since only their length
+matters here.  Run it on an idle machine: if other programs use the cores, waiting threads spin, and CPU seconds grow with wall-clock
+seconds.
 """
 
 import argparse
@@ -31,7 +31,7 @@ BATCH = 16
 
 
 def make_models(folder: Path, tiny: bool) -> list[Path]:
-    """The baseline, and candidates whose weights differ a little from its, as bfloat16 folders."""
+    """Save the baseline, and candidates with slightly different weights, as bfloat16 folders."""
     import torch
 
     from flows.planning.config import compose_recipe
@@ -59,7 +59,7 @@ def make_models(folder: Path, tiny: bool) -> list[Path]:
 
 
 def score_alone(job: dict[str, Any]) -> dict[str, float]:
-    """The harness as its command line uses it, model after model, in one process."""
+    """Run the harness as its command line does, model after model, in one process."""
     import torch
     from lm_eval.evaluator import simple_evaluate
     from lm_eval.models.huggingface import HFLM
@@ -82,7 +82,7 @@ def score_alone(job: dict[str, Any]) -> dict[str, float]:
 
 
 def score_ours(job: dict[str, Any]) -> dict[str, float]:
-    """The measuring step and the verdict over it, called as the flow calls them."""
+    """Run the measuring step and the verdict on its scores, as a flow does."""
     from tasks.evaluate.benchmark.benchmarks import BENCHMARKS
     from tasks.evaluate.lm_eval import LmEval
     from tasks.shared.formats.scores import read_scores
@@ -116,11 +116,11 @@ def score_ours(job: dict[str, Any]) -> dict[str, float]:
 
 
 Took = tuple[float, float]
-"""Seconds by the clock, and of processor."""
+"""Wall-clock seconds, and CPU seconds."""
 
 
 def timed(arm: str, job: dict[str, Any]) -> tuple[Took, dict[str, float]]:
-    """Time and memory of one arm's whole process tree, and its accuracies."""
+    """Run one arm as a process; return its times and accuracies."""
     started = time.perf_counter()
     command = [sys.executable, "-m", "bench.evaluate", "--arm", arm, "--job", json.dumps(job)]
     offline = {
@@ -133,12 +133,12 @@ def timed(arm: str, job: dict[str, Any]) -> tuple[Took, dict[str, float]]:
     seconds = time.perf_counter() - started
     if done.returncode:
         sys.exit(done.stderr[-3000:])
-    told = json.loads(done.stdout.splitlines()[-1])
-    return (seconds, told["processor"]), told["found"]
+    result = json.loads(done.stdout.splitlines()[-1])
+    return (seconds, result["processor"]), result["found"]
 
 
 def processor_seconds() -> float:
-    """Figures of this process and its descendants, both finished and still running."""
+    """CPU seconds of this process and its descendants, finished or running."""
     import psutil
 
     own = psutil.Process()
@@ -157,7 +157,7 @@ def measure(job: dict[str, Any], rounds: int, work: Path) -> dict[str, list[Took
             took, found[name] = timed(arm, fresh)
             seconds[name].append(took)
             print(
-                f"round {number + 1}, {name}: {took[0]:.1f} s, {took[1]:.1f} s of processor",
+                f"round {number + 1}, {name}: {took[0]:.1f} s, {took[1]:.1f} CPU seconds",
                 file=sys.stderr,
                 flush=True,
             )
@@ -167,7 +167,7 @@ def measure(job: dict[str, Any], rounds: int, work: Path) -> dict[str, list[Took
             if abs(value - found["ours"].get(name, -1.0)) > 1e-9
         }
         if differ:
-            sys.exit(f"the two do not find the same: {differ}")
+            sys.exit(f"the accuracies differ: {differ}")
         seconds["ours, again"].append(timed("ours", fresh)[0])
     return seconds
 
@@ -178,7 +178,7 @@ def spread(values: Sequence[float], form: str = ".1f") -> str:
 
 
 def main() -> None:
-    """Measure and print; with --arm, be one of the two."""
+    """Measure both arms and print; with --arm, run one of them."""
     options = arguments()
     if options.arm:
         job = json.loads(options.job)
@@ -199,9 +199,7 @@ def main() -> None:
         }  # fmt: skip
         seconds = measure(job, options.rounds, work)
     title = f"baseline and {CANDIDATES} candidates, {options.items} items of {options.tasks}, {job['dtype']}\n{describe_machine()}"
-    table = Table(
-        "", "seconds", "times the harness alone", "seconds of processor", "times the harness alone", title=title
-    )
+    table = Table("", "seconds", "times the harness alone", "CPU seconds", "times the harness alone", title=title)
     for name, took in seconds.items():
         cells = []
         for values, alone in zip(zip(*took, strict=True), zip(*seconds["harness alone"], strict=True), strict=True):
@@ -212,14 +210,14 @@ def main() -> None:
 
 
 def arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--tiny", action="store_true", help="models of random weights in place of the embedded one")
+    parser.add_argument("--tiny", action="store_true", help="models with random weights instead of the embedded model")
     parser.add_argument("--items", type=int, default=500)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tasks", default="hellaswag_val1000")
     parser.add_argument("--data", default="", help="folder with the benchmarks' real files")
-    parser.add_argument("--scores-only", action="store_true", help="leave the verdict out")
+    parser.add_argument("--scores-only", action="store_true", help="compute no verdict")
     parser.add_argument("--arm", choices=["alone", "ours"], help=argparse.SUPPRESS)
     parser.add_argument("--job", help=argparse.SUPPRESS)
     return parser.parse_args()

@@ -1,10 +1,10 @@
-"""Cost of orchestration: chains of empty steps, run in every way there is.
+"""Cost of orchestration: chains of empty steps, run in every supported way.
 
 python -m bench.orchestration                     three rounds, about five minutes on two cores
 python -m bench.orchestration --rounds 1
 
 Each round changes a setting of the first step, so that every step runs again; then the same command runs with nothing to do.
-Two lengths tell what a step costs from what a command costs.
+Two lengths of the chain separate the cost of a step from the cost of a command.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from tests.e2e.prefect_server import run_server
 from tests.workshop import Workshop, build_workshop
 
 SHORT, LONG = 2, 12
-"""Steps of the two chains."""
+"""Number of steps of the two chains."""
 RECIPE = """# @package _global_
 defaults:
   - /curate@steps.s0: toy
@@ -59,19 +59,22 @@ print(time.perf_counter() - started)
 
 @dataclass
 class Figures:
-    """Seconds of one way to run the chains, by round.  again: the long one with nothing to do."""
+    """Seconds of one way to run the chains, by round.
+
+    again: the long chain with nothing to do.
+    """
 
     short: list[float] = field(default_factory=list)
     long: list[float] = field(default_factory=list)
     again: list[float] = field(default_factory=list)
 
     def per_step(self) -> list[float]:
-        """Seconds that a step more costs."""
+        """Seconds for each additional step, by round."""
         return [(long - short) / (LONG - SHORT) for short, long in zip(self.short, self.long, strict=True)]
 
 
 def write_recipe(shop: Workshop, number: int, length: int) -> None:
-    """A chain, with a setting that no earlier round had."""
+    """Write the recipe of a chain, with a new setting in each round."""
     names = [f"s{index}" for index in range(length)]
     defaults = ["  - /distill@steps.s1: toy", *(f"  - /prune@steps.{name}: toy" for name in names[2:])]
     steps = [f"  {name}: {{inputs: {{model: {before}}}}}" for before, name in zip(names[1:], names[2:], strict=False)]
@@ -80,7 +83,7 @@ def write_recipe(shop: Workshop, number: int, length: int) -> None:
 
 
 def timed(run: Callable[[], "subprocess.CompletedProcess[str]"]) -> float:
-    """Seconds of one command, which has to succeed."""
+    """Return the seconds of a command; exit if it fails."""
     started = time.perf_counter()
     done = run()
     seconds = time.perf_counter() - started
@@ -90,7 +93,7 @@ def timed(run: Callable[[], "subprocess.CompletedProcess[str]"]) -> float:
 
 
 def ways(shop: Workshop, url: str) -> dict[str, Callable[[], "subprocess.CompletedProcess[str]"]]:
-    """Every way to run the chain, by what it is called in the table."""
+    """All ways to run the chain, by their names in the table."""
     plain = ["+recipe=chain", "runtime.orchestrator=none"]
     return {
         "plain loop": lambda: shop.compress(*plain, "tracking=none", "runtime.dvc=false"),
@@ -107,7 +110,7 @@ def ways(shop: Workshop, url: str) -> dict[str, Callable[[], "subprocess.Complet
 
 
 def measure(shop: Workshop, url: str, rounds: int) -> dict[str, Figures]:
-    """All ways in turn, in every round."""
+    """Measure all ways in turn, in every round."""
     figures: dict[str, Figures] = {}
     number = 0
     for _ in range(rounds):
@@ -149,7 +152,7 @@ def main() -> None:
         with run_server(shop, Path(name) / "prefect") as server:
             figures = measure(shop, server.url, options.rounds)
     table = Table(title=f"steps without work, seconds: median (range) of {options.rounds} rounds")
-    for column in ("way", f"{LONG} steps", "a step more", f"nothing to do, {LONG} steps"):
+    for column in ("way", f"{LONG} steps", "each additional step", f"nothing to do, {LONG} steps"):
         table.add_column(column, justify="left" if column == "way" else "right")
     for way, found in figures.items():
         per_step = found.per_step() if found.short else [value / LONG for value in found.long]

@@ -1,10 +1,11 @@
-"""Whole steps idle and beside other busy programs, with GNU OpenMP's own way to wait and with ours; and what the start of a step costs.
+"""Time of whole steps by thread waiting and load, and cost of starting a step.
 
-python -m bench.patience                         the embedded model, five rounds: hours on two cores, which nothing else may use
+python -m bench.patience                         the embedded model, five rounds: hours on two cores, with no other program running
 python -m bench.patience --quick                 a small random model, one round: some minutes
 python -m bench.patience starts --rounds 7
 
-The ways to wait take turns within a round.  A ratio is the seconds of GNU's way over those of ours in the same round.
+Steps run idle and with other busy programs, with GNU OpenMP's default waiting and with ours.  Both take turns within a round; a
+ratio is the seconds with GNU's waiting divided by those with ours in the same round.
 """
 
 import argparse
@@ -38,12 +39,15 @@ BUSY = "while True: pass"
 WAYS = ("GNU's", "ours")
 MODULES = ("tasks.distill.sft", "tasks.quantize.gptq", "tasks.evaluate.generation")
 STEPS = 4
-"""Steps of the chain whose starts are timed.  The first one pays for the template's imports."""
+"""Number of steps of the chain whose starts are timed.  The first one waits for the template's imports."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much work each step does.  model: settings of a random Llama; None: the embedded model."""
+    """Amount of work in each step.
+
+    model: settings of a random Llama; None: the embedded model.
+    """
 
     model: Mapping[str, int] | None
     rows: int
@@ -61,14 +65,14 @@ SIZES = {
 
 @dataclass(frozen=True)
 class Neighbors:
-    """Other programs at work: how many, and whether they have a low priority (nice 10)."""
+    """Other busy programs: their number, and whether they have low priority (nice 10)."""
 
     count: int = 0
     niced: bool = False
 
     @contextmanager
-    def at_work(self) -> Iterator[None]:
-        """Run them while the block lasts."""
+    def running(self) -> Iterator[None]:
+        """Run the programs during the block."""
         words = ["nice", "-n", "10"] if self.niced else []
         programs = [subprocess.Popen([*words, sys.executable, "-c", BUSY]) for _ in range(self.count)]
         try:
@@ -86,7 +90,7 @@ NEIGHBORS = (Neighbors(), *(Neighbors(count, niced) for count, niced in product(
 
 
 def prepare(folder: Path, size: Size) -> None:
-    """The model and the corpus that every step reads."""
+    """Write the model and the corpus that every step reads."""
     from tests.tiny_llama import build_model, save_tiny
 
     if size.model is not None:
@@ -104,7 +108,7 @@ def prepare(folder: Path, size: Size) -> None:
 
 
 def corpus(rows: int, calibration: int) -> dict[str, Any]:
-    """The step that makes a corpus so small."""
+    """Return the node of a step that makes a corpus of this size."""
     return {
         "_target_": "tasks.curate.support.Support", "train_size": rows, "calibration_size": calibration, "test_size": 12,
         "articles": 2, "min_train_phrasings": 2, "grounded_rate": 0.0, "held_out_share": 0.0,
@@ -112,7 +116,7 @@ def corpus(rows: int, calibration: int) -> dict[str, Any]:
 
 
 def work(name: str, folder: Path, size: Size) -> float:
-    """Seconds of one step in this process, its libraries imported before."""
+    """Run one step in this process, after its imports, and return its seconds."""
     from tasks.distill.sft import SFT
     from tasks.evaluate.generation import Generation
     from tasks.quantize.gptq import GPTQ
@@ -137,13 +141,13 @@ def work(name: str, folder: Path, size: Size) -> float:
         return time.perf_counter() - started
 
 
-def tell_work(name: str, folder: str, quick: bool) -> None:
-    """Print the seconds of one step in the last line."""
+def print_work(name: str, folder: str, quick: bool) -> None:
+    """Run one step and print its seconds in the last line."""
     sys.stdout.write(json.dumps(work(name, Path(folder), SIZES[quick])) + "\n")
 
 
 def start_servers() -> dict[str, ForkServer]:
-    """By way to wait: a process that has loaded the libraries with it, for a library reads it when it is loaded."""
+    """Start a fork server for each way of waiting, which libraries read when they are loaded."""
     given = {key: value for key, value in os.environ.items() if key not in SPIN_VARIABLES}
     ours = given | step_variables(len(os.sched_getaffinity(0)), given)
     theirs = {key: value for key, value in ours.items() if key not in SPIN_VARIABLES}
@@ -152,20 +156,20 @@ def start_servers() -> dict[str, ForkServer]:
 
 
 def timed(server: ForkServer, name: str, folder: Path, quick: bool, way: str) -> float:
-    """Seconds of one step in a process of its own."""
+    """Run one step in a process of its own and return its seconds."""
     reading, writing = os.pipe()
     variables = dict(os.environ) | step_variables(len(os.sched_getaffinity(0)), os.environ)
     forked = server.fork(writing, {
-        "entry": "bench.patience:tell_work", "arguments": [name, str(folder), quick], "own_group": True, "spare": True,
+        "entry": "bench.patience:print_work", "arguments": [name, str(folder), quick], "own_group": True, "spare": True,
         "environment": variables, "directory": str(Path.cwd()), "path": [str(PROJECT), *sys.path],
     })  # fmt: skip
     os.close(writing)
     with os.fdopen(reading) as stream:
-        said = stream.read()
+        output = stream.read()
     if forked.wait():
-        sys.exit(f"{name}, {way} waiting: {said}")
+        sys.exit(f"{name}, {way} waiting: {output}")
     forked.close()
-    return float(json.loads(said.splitlines()[-1]))
+    return float(json.loads(output.splitlines()[-1]))
 
 
 def spread(values: Sequence[float], digits: int = 1) -> str:
@@ -174,34 +178,34 @@ def spread(values: Sequence[float], digits: int = 1) -> str:
 
 
 def waits(rounds: int, quick: bool, names: Sequence[str], neighbors: Sequence[Neighbors]) -> None:
-    """Each step, beside each set of neighbors, in both ways."""
+    """Measure each step under each load, with both ways of waiting."""
     seconds: dict[tuple[str, Neighbors, str], list[float]] = {}
     servers = start_servers()
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         prepare(folder, SIZES[quick])
-        for way, server in servers.items():  # the imports are over when a first step is
+        for way, server in servers.items():  # after a first step, the imports are finished
             timed(server, names[0], folder, quick, way)
-        for number, name, beside in product(range(rounds), names, neighbors):
+        for number, name, load in product(range(rounds), names, neighbors):
             for way in WAYS if number % 2 else reversed(WAYS):
-                with beside.at_work():
-                    seconds.setdefault((name, beside, way), []).append(timed(servers[way], name, folder, quick, way))
+                with load.running():
+                    seconds.setdefault((name, load, way), []).append(timed(servers[way], name, folder, quick, way))
     for server in servers.values():
         server.close()
     rows = []
-    for name, beside in product(names, neighbors):
-        before, after = (seconds[name, beside, way] for way in WAYS)
+    for name, load in product(names, neighbors):
+        before, after = (seconds[name, load, way] for way in WAYS)
         ratios = [old / new for old, new in zip(before, after, strict=True)]
-        rows.append((name, beside, spread(before), spread(after), spread(ratios, 2)))
+        rows.append((name, load, spread(before), spread(after), spread(ratios, 2)))
     show(
         f"seconds of a step: median (range) of {rounds} rounds",
-        ("step", "beside", "GNU's waiting", "ours", "ratio"),
+        ("step", "load", "GNU's waiting", "ours", "ratio"),
         rows,
     )
 
 
 def starts(rounds: int) -> None:
-    """Steps of a model of 0.4 MB, as plain processes and forked from a template."""
+    """Measure steps on a model of 0.4 MB, as plain processes and forked from a template."""
     found: dict[str, list[tuple[float, float, bool]]] = {}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
@@ -216,13 +220,16 @@ def starts(rounds: int) -> None:
         rows.append((way, spread(first, 2), spread(later, 2), spread(over, 2)))
     show(
         f"seconds of a step that drops a layer: median (range) of {rounds} rounds",
-        ("start", "first step", "later steps", "later, over their work"),
+        ("start", "first step", "later steps", "later, minus their work"),
         rows,
     )
 
 
 def timed_chain(folder: Path, runtime: Runtime) -> Iterator[tuple[float, float, bool]]:
-    """Per step: seconds from outside, seconds of its work by its manifest, whether it is the first that needs the libraries."""
+    """Run a chain; yield wall-clock seconds, seconds of work, and whether the step is first.
+
+    The first step has to wait for the imports.  Seconds of work are those in the manifest.
+    """
     steps: dict[str, Any] = {"corpus": corpus(48, 4)}
     for number in range(STEPS):
         inputs = {"model": "models.tiny", "calibration": "corpus"}
@@ -245,11 +252,11 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--rounds", type=int, default=0)
     parser.add_argument("--steps", nargs="+", default=["training", "calibration", "answers"])
-    parser.add_argument("--beside", type=int, nargs="+", default=[0, 1, 3], help="numbers of busy programs")
+    parser.add_argument("--load", type=int, nargs="+", default=[0, 1, 3], help="numbers of busy programs")
     options = parser.parse_args()
     rounds = options.rounds or (1 if options.quick else 5)
     if "waits" in options.tables:
-        waits(rounds, options.quick, options.steps, [item for item in NEIGHBORS if item.count in options.beside])
+        waits(rounds, options.quick, options.steps, [item for item in NEIGHBORS if item.count in options.load])
     if "starts" in options.tables:
         starts(rounds)
     console.print(f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")

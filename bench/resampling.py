@@ -4,7 +4,7 @@ python -m bench.resampling                       everything; about fifteen minut
 python -m bench.resampling groups --items 240    only this table (see TABLES), for these numbers of items
 
 amounts   false-ship rate at the margin, by method, for normal, heavy-tailed and skewed differences
-power     predicted and simulated: equal candidates that pass
+power     predicted and simulated share of equal candidates that pass
 groups    false-ship rate for right/wrong answers when items flip in groups
 """
 
@@ -51,7 +51,7 @@ def amounts(items: Sequence[int]) -> None:
                 rows.append([name, "log-normal" if weighted else "one", n, *shares, f"{harmed / (trials // 4):.3f}"])
     error = math.sqrt(0.0475 / trials)
     title = f"false ships at the margin for amounts, {trials} simulated candidates (standard error {error:.3f})"
-    bounds = ("t", "BCa", "studentized", "farthest", "gains called shown", "harm by sign flips, none there")
+    bounds = ("t", "BCa", "studentized", "farthest", "gains called shown", "harm found by sign flips, true harm none")
     show(title, ("differences", "weights", "items", *bounds), rows)
 
 
@@ -66,8 +66,8 @@ def power(items: Sequence[int]) -> None:
                 mean_bounds(make(draw, n) - mean, np.ones(n), ALPHA, 1000, trial, 99.0).low for trial in range(TRIALS)
             ]
             rows.append([name, n, f"{margin / deviation:.3f}", f"{np.mean(np.array(lows) > -margin):.3f}"])
-    title = f"power for amounts, {TRIALS} simulated equal candidates per figure; {POWER:g} was asked for"
-    show(title, ("differences", "items", "detectable margin, standard deviations", "equal ones that pass"), rows)
+    title = f"power for amounts, {TRIALS} simulated equal candidates per figure; target {POWER:g}"
+    show(title, ("differences", "items", "detectable margin, standard deviations", "equal candidates that pass"), rows)
 
 
 def groups(items: Sequence[int]) -> None:
@@ -85,7 +85,7 @@ def groups(items: Sequence[int]) -> None:
 def grouped_rates(
     n: int, together: int, share: float, margin: float, discordance: float, trials: int
 ) -> tuple[float, float]:
-    """Rate of passing at the margin with items, and with groups, taken as independent.
+    """Pass rates at the margin, with items and with groups treated as independent.
 
     share: fraction of groups that flip together.
     """

@@ -1,4 +1,4 @@
-"""Tables of the simulations, and the command line that they share."""
+"""Tables and command line that the simulations share."""
 
 import argparse
 import os
@@ -12,7 +12,7 @@ console = Console(width=150)
 
 
 def show(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
-    """Print a table whose cells stand to the right."""
+    """Print a table with right-aligned cells."""
     table = Table(title=title)
     for column in columns:
         table.add_column(column, justify="right")
@@ -22,7 +22,10 @@ def show(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) -
 
 
 def run(about: str | None, tables: Mapping[str, Callable[[Sequence[int]], None]], items: Sequence[int]) -> None:
-    """The command line.  items: for how many items unless it says otherwise."""
+    """Run the command line of a simulation.
+
+    items: default numbers of items.
+    """
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tables", nargs="*", default=list(tables), help=", ".join(tables))
     parser.add_argument("--items", type=int, nargs="+", default=items)

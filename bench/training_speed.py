@@ -31,7 +31,7 @@ TOKENS, ANSWER = 72, 22
 
 @dataclass(frozen=True)
 class Case:
-    """One way to train."""
+    """Settings of one training."""
 
     precision: str = "bfloat16"
     head: str = "answer"
@@ -46,7 +46,7 @@ CASES = (
 
 
 def make_step(path: Path, case: Case) -> Callable[[], None]:
-    """A model of its own, and a function that takes one optimizer step on random tokens."""
+    """Load a model; return a function that takes one optimizer step on random tokens."""
     model: Any = load_model(path, "float32").train()
     model.set_attn_implementation(case.attention)
     freeze(model, case.frozen)
@@ -70,7 +70,7 @@ def make_step(path: Path, case: Case) -> Callable[[], None]:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure all cases and print."""
     path = Path(sys.argv[1]) if len(sys.argv) > 1 else default_model()
     torch.manual_seed(0)
     seconds: dict[Case, list[float]] = {case: [] for case in CASES}
@@ -94,7 +94,7 @@ def main() -> None:
 
 
 def default_model() -> Path:
-    """The embedded model's file."""
+    """File of the embedded model."""
     return build_plan(compose_recipe("tiny").recipe).sources["models.teacher"].path
 
 

@@ -1,13 +1,13 @@
-"""Exact error rates of the verdict on right/wrong answers, counted over all tables.
+"""Exact error rates of the verdict on right/wrong answers, summed over all outcomes.
 
 python -m bench.verdict                          everything; about fifteen minutes on two idle cores
 python -m bench.verdict size power               only these tables (see TABLES)
 python -m bench.verdict size --items 30 100      for these numbers of items
 
-size      false-ship rate at the margin, at the worst of all discordances, by method
-answers   how often yes, no, unknown, by true loss
+size      false-ship rate at the margin, at the worst discordance, by method
+answers   rates of yes, no and unknown, by true loss
 power     predicted and simulated: equal candidates that pass, losses that are found
-controls  the baseline against itself, and against its own answers shuffled
+controls  the baseline against itself, and against its own shuffled answers
 """
 
 import math
@@ -50,7 +50,7 @@ def percentile_low(lost: int, gained: int, items: int) -> float:
 
 
 def bca_low(lost: int, gained: int, items: int) -> float:
-    """With the floor for losses that were not seen."""
+    """Lower BCa bound, with the floor for unobserved losses."""
     chances, total = resampled_sums(lost, gained, items), gained - lost
     floor = -unseen_share(items, ALPHA) if lost == 0 else 1.0
     if lost + gained == 0:
@@ -79,7 +79,7 @@ METHODS: dict[str, Passes] = {
 
 @cache
 def most_lost(method: str, items: int, margin: float, flips: int) -> int:
-    """Of so many flips, the most that may be losses for the candidate to pass; -1 for none."""
+    """Largest number of losses among `flips` with which a candidate passes; -1 if none."""
     passes, fits, fails = METHODS[method], -1, flips + 1
     while fails - fits > 1:
         middle = (fits + fails) // 2
@@ -88,7 +88,7 @@ def most_lost(method: str, items: int, margin: float, flips: int) -> int:
 
 
 def chance_of(limits: np.ndarray, items: int, p_lost: float, p_gained: float) -> float:
-    """Probability that at most limits[flips] are lost."""
+    """Probability that at most limits[flips] of the flips are losses."""
     flips = np.arange(len(limits))
     return float(
         (binom.pmf(flips, items, p_lost + p_gained) * binom.cdf(limits, flips, p_lost / (p_lost + p_gained))).sum()
@@ -119,13 +119,13 @@ def size(items: Sequence[int]) -> None:
 
 @dataclass(frozen=True)
 class Rule:
-    """Decision for a number of flips and losses."""
+    """Decision rule for a number of items and a margin."""
 
     items: int
     margin: float
 
     def shares(self, loss: float, discordance: float) -> tuple[float, float, float, float]:
-        """Probabilities of ship, do not ship and not enough data; and of a refusal by power alone."""
+        """Probabilities of ship, do not ship, not enough data, and of a refusal by power alone."""
         most = int(binom.isf(1e-9, self.items, min(1.0, discordance + loss)))
         yes = no = bold = 0.0
         large = self.large_until(most)
@@ -135,9 +135,8 @@ class Rule:
                 lost, flips, (discordance / 2 + loss) / (discordance + loss)
             )
             passed = lost <= most_lost("exact", self.items, self.margin, flips)
-            shown = (
-                lost > flips - most_lost("exact", self.items, 0.0, flips) - 1
-            )  # by symmetry: the baseline passes against it
+            # By symmetry: the baseline passes against it.
+            shown = lost > flips - most_lost("exact", self.items, 0.0, flips) - 1
             beyond = 2 * lost - flips >= self.margin * self.items - 1e-9
             yes += chance[passed].sum()
             no += chance[~passed & shown & (beyond | (flips <= large))].sum()
@@ -145,7 +144,7 @@ class Rule:
         return yes, no, 1.0 - yes - no, bold
 
     def large_until(self, most: int) -> int:
-        """The largest number of flips with which an equal candidate could still be shown to be so."""
+        """Largest number of flips with which an equal candidate could still pass."""
         fits, fails = -1, most + 1
         while fails - fits > 1:
             middle = (fits + fails) // 2
@@ -188,8 +187,8 @@ def power(items: Sequence[int]) -> None:
             found = np.mean([mcnemar_loss_p(*pair) <= ALPHA for pair in pairs]) if pairs else math.nan
             rows.append([n, f"{discordance:g}", f"{margin:.4f}", f"{passed:.3f}", f"{loss:.4f}", f"{found:.3f}"])
     error = math.sqrt(0.16 / TRIALS)
-    title = f"power, {TRIALS} simulated candidates per figure (standard error {error:.3f}); {POWER:g} was asked for"
-    columns = ("items", "flips", "detectable margin", "equal ones that pass", "detectable loss", "losses found")
+    title = f"power, {TRIALS} simulated candidates per figure (standard error {error:.3f}); target {POWER:g}"
+    columns = ("items", "flips", "detectable margin", "equal candidates that pass", "detectable loss", "losses found")
     show(title, columns, rows)
 
 
@@ -206,7 +205,7 @@ def controls(items: Sequence[int]) -> None:
             flips = np.mean([count_flips(right, other).rate for other in shuffled])
             low = difference_bounds(right, right, ALPHA).low
             rows.append([n, f"{margin:g}", f"{low:.4f}", f"{mcnemar_p(same):g}", own, f"{flips:.2f}", shares])
-    title = f"controls: the baseline against itself, and against its own answers shuffled ({trials} times, 70 % right)"
+    title = f"controls: the baseline against itself, and against its own shuffled answers ({trials} times, 70 % right)"
     columns = (
         "items",
         "margin",

@@ -1,1 +1,1 @@
-"""Commands, one file each, and the rooms that they are made of."""
+"""Commands, one file each, and the packages that they share."""

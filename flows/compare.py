@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from flows.comparison.contestants import find_contestant, tell_apart
+from flows.comparison.contestants import find_contestant, with_distinct_names
 from flows.comparison.evaluation import evaluation_of
 from flows.console import exit_codes
 from flows.console.terminal import prepare_terminal
@@ -37,7 +37,9 @@ DEFAULT_RECIPE = "support_bot"
 def compare(texts: Sequence[str], recipe: str, overrides: Sequence[str], folder: Path | None = None) -> str:
     """Run a comparison, show it, and return the decision.
 
-    texts: the models as typed, the baseline first.  recipe: empty for the models' own.  folder: the user's configuration.
+    texts: models as typed, the baseline first.
+    recipe: recipe with the evaluation; empty: the models' own.
+    folder: the user's own configuration.
     Raises StillroomError.
     """
     from flows.console.show import show_result
@@ -51,7 +53,7 @@ def compare(texts: Sequence[str], recipe: str, overrides: Sequence[str], folder:
     named = {*recipe_names(), *(recipe_names(folder) if folder else ())}
     own = next((one.recipe for one in contestants if one.recipe in named), DEFAULT_RECIPE)
     wanted = compose_recipe(recipe or own, [*own_files, *overrides])
-    contestants = tell_apart(contestants)
+    contestants = with_distinct_names(contestants)
     log.info("baseline %s; measures and margins of %s", contestants[0].name, wanted.recipe["name"])
     settings = Settings(
         evaluation_of(wanted.recipe, contestants),
@@ -61,14 +63,14 @@ def compare(texts: Sequence[str], recipe: str, overrides: Sequence[str], folder:
         dry_run=False,
     )
     with Servers() as servers:
-        execution = execute(settings, servers, [], variant=True)  # no recipe's folder is to show it
+        execution = execute(settings, servers, [], variant=True)  # a variant is not shown in a recipe's folder
         verdict = show_result(execution.run, execution.outcomes, time.monotonic() - started)
     assert verdict is not None, "a comparison has a verdict"
     return verdict.decision
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit code."""
+    """Run the command line; return the exit code."""
     prepare_terminal()
     parser = argparse.ArgumentParser(
         prog="python -m flows.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -93,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         log.error("%s", error)
         return exit_codes.USER
     except (KeyboardInterrupt, Stopped):
-        log.error("interrupted; what was measured is kept, run the same command again to go on")
+        log.error("interrupted; finished measurements are kept, run the same command again to go on")
         return exit_codes.interrupted()
 
 

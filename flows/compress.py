@@ -1,8 +1,8 @@
 """Compress a model by a recipe.
 
 python -m flows.compress +recipe=support_bot
-python -m flows.compress +recipe=support_bot dry_run=true        the plan, and what it will cost
-python -m flows.compress +recipe=support_bot dry_run=graph       the same, and the graph as mermaid text
+python -m flows.compress +recipe=support_bot dry_run=true        the plan and its cost
+python -m flows.compress +recipe=support_bot dry_run=graph       also the graph as mermaid text
 python -m flows.compress +recipe=support_bot steps.slim.ratio=0.3
 python -m flows.compress +recipe=support_bot --multirun steps.slim.ratio=0.2,0.3 seed=0,1
 """
@@ -35,7 +35,10 @@ log = logging.getLogger("stillroom")
 
 
 def run_job(config: DictConfig, jobs: "list[Job]", servers: Servers) -> None:
-    """Run one composed job and add it to `jobs`, with its error if it fails: a sweep goes on."""
+    """Run one composed job and add it to `jobs`, with its error if it fails.
+
+    The other jobs of a sweep go on.
+    """
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
@@ -53,10 +56,10 @@ def run_job(config: DictConfig, jobs: "list[Job]", servers: Servers) -> None:
     except StillroomError as error:
         log.error("%s", error)
         job.code, job.error = exit_codes.USER, error
-    except Stopped as error:  # cancelled on Prefect's pages; Ctrl-C is a KeyboardInterrupt and ends the whole command
+    except Stopped as error:  # canceled on Prefect's pages; Ctrl-C is a KeyboardInterrupt and ends the whole command
         if not sweep:
             raise KeyboardInterrupt from None
-        log.error("cancelled; finished steps are kept")
+        log.error("canceled; finished steps are kept")
         job.code, job.error = exit_codes.INTERRUPTED, error
     job.seconds = time.monotonic() - started
 
@@ -64,7 +67,7 @@ def run_job(config: DictConfig, jobs: "list[Job]", servers: Servers) -> None:
 def compress(config: DictConfig, job: "Job", servers: Servers, sweep: str) -> None:
     """Run one composed recipe and show the result.
 
-    sweep: the name of the job's sweep, or empty.  A sweep's jobs show nothing; `job` keeps what the sweep's end shows.
+    sweep: name of the job's sweep; empty without a sweep.  A job of a sweep prints nothing; `job` keeps its result for the end.
     Raises StillroomError, Stopped or KeyboardInterrupt.
     """
     from flows.console.show import show_plan, show_result
@@ -90,12 +93,12 @@ def compress(config: DictConfig, job: "Job", servers: Servers, sweep: str) -> No
 
 
 def keep_result(job: "Job", execution: "Execution") -> None:
-    """Keep what the end of a sweep shows of a job."""
+    """Keep the result of a job for the end of its sweep."""
     from flows.console.show import verdicts_of
 
     plan = execution.run.session.plan
     places = {outcome.step: outcome.place for outcome in execution.outcomes}
-    for job.judge, job.verdict in verdicts_of(execution.run, places).items():  # the last one is the job's
+    for job.judge, job.verdict in verdicts_of(execution.run, places).items():  # the last verdict is the job's
         pass
     job.folders = {name: place.out for name, place in places.items()}
     job.report = next((step.name for step in reversed(plan.steps) if step.kind is Kind.REPORT), "")
@@ -128,9 +131,10 @@ def run_jobs(servers: Servers) -> int:
 
 
 def cli() -> None:
-    """Entry point.
+    """Run the command line.
 
-    Exit codes: 0 done, 2 a message, 130 interrupted; with gate.enforce 3 do not ship, 4 not enough data; of a sweep the highest.
+    Exit codes: 0 done, 2 a message, 130 interrupted; with gate.enforce also 3 do not ship, 4 not enough data.  A sweep exits with
+    the highest code of its jobs.
     """
     prepare_terminal()
     signal.signal(signal.SIGTERM, signal.default_int_handler)

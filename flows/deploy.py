@@ -1,4 +1,4 @@
-"""Serve recipes to a Prefect server, and carry out their runs.
+"""Serve recipes to a Prefect server, and execute their runs.
 
 python -m flows.deploy support_bot tiny                 on demand
 python -m flows.deploy support_bot --cron "0 3 * * *"   every night at three
@@ -7,7 +7,7 @@ python -m flows.deploy tiny --override seed=1 --interval 3600
 Start a run from the server's pages, or by a command:
 prefect deployment run compress/tiny -p 'overrides=["steps.slim.ratio=0.3"]'
 
-Runs start only while this command runs, and have its environment: set a
+Runs start only while this command runs, and use its environment: set a
 teacher's API key here.
 """
 
@@ -29,7 +29,7 @@ log = logging.getLogger("stillroom")
 
 
 def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m flows.deploy",
         description=__doc__,
@@ -42,7 +42,9 @@ def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--override", action="append", default=[], metavar="A=B", help="change a setting of the runs; may be repeated"
     )
-    parser.add_argument("--at-once", type=int, default=1, metavar="N", help="runs at the same time; others wait (1)")
+    parser.add_argument(
+        "--at-once", type=int, default=1, metavar="N", help="largest number of runs at the same time (1)"
+    )
     return parser.parse_args(arguments)
 
 

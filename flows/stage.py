@@ -1,10 +1,10 @@
-"""One step of a recipe: find it or make it.
+"""One step of a recipe, found or made.
 
     python -m flows.stage support_bot slim
 
-is what dvc.yaml calls.  The flow runs the same command in a child process, so that a step's memory is freed when it
-ends and the step can be killed.  That process is forked from the run's template, which has imported the libraries
-(`flows/running/template.py`).  Settings come from params.yaml, or from --job, a file that the flow writes.
+is the command in dvc.yaml.  A flow runs the same code in a child process, so that a step's memory is freed when it ends and the step
+can be killed.  That process is forked from the run's template, which has imported the libraries (`flows/running/template.py`).
+Settings come from params.yaml, or from --job, a file that the flow writes.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logging.getLogger(name).setLevel(logging.INFO)
     if options.job is not None:
         end_with(options.parent, whole_group=True)
-        # The flow's word to stop; a flow that was begun by `nohup` or `&` passes on to us that it is ignored.
+        # The flow stops us with SIGINT; a flow started by `nohup` or `&` would have us inherit that SIGINT is ignored.
         signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     result: Path | None = None
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         job = read_job(options.recipe, options.job)
         result = job.result
         with disk_errors(job.runtime.folder):
-            made = obtain(job.open(options.step), options.step, told=result is None)
+            made = obtain(job.open(options.step), options.step, verbose=result is None)
         if result is not None:
             result.write_text(json.dumps({"made": made}), "utf-8")
     except StillroomError as error:
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(error: StillroomError, result: Path | None) -> int:
-    """Give the message to the flow that waits for it, or print it."""
+    """Write the message for the flow that waits, or print it; return the exit code."""
     if result is not None:
         result.write_text(json.dumps({"error": str(error), "retryable": error.retryable}), "utf-8")
     else:

@@ -1,11 +1,11 @@
-"""Show the artifact store, or make room in it.
+"""Show the artifact store, or delete unused artifacts.
 
 python -m flows.store                      artifacts by step
 python -m flows.store gc --older 30        delete unused artifacts
 python -m flows.store gc --older 30 --dry-run
 
-An artifact is unused if it is in no recipe's folder and no run has found it
-for DAYS days.  Unfinished work and cached predictions are deleted likewise.
+An artifact is unused if it is in no recipe's folder and no run has used it
+for DAYS days.  The same holds for unfinished work and cached predictions.
 """
 
 import argparse
@@ -35,7 +35,8 @@ DAY_S = 86_400
 class Entry:
     """A folder of the store, of unfinished work, or of a technique's partial results.
 
-    shown: some recipe's folder shows it.  used: unix time of its last use.
+    shown: a recipe's folder holds it.
+    used: unix time of its last use.
     """
 
     step: str
@@ -69,7 +70,7 @@ def size(folder: Path) -> int:
 
 
 def used(folder: Path) -> float:
-    """Unix time at which an artifact was last made or found, or a work folder written to."""
+    """Unix time at which an artifact was last made or found, or a work folder last changed."""
     return max((state.st_mtime for state in map(_state, [folder, *folder.glob("*")]) if state), default=0.0)
 
 
@@ -82,7 +83,7 @@ def _state(path: Path) -> os.stat_result | None:
 
 
 def collect(store: Store, days: float, dry_run: bool) -> list[Entry]:
-    """Delete entries that are unused for so many days and held by no run; returns them."""
+    """Delete entries that no run holds or has used for this many days; return them."""
     gone = []
     for entry in entries(store):
         if entry.shown or time.time() - entry.used < days * DAY_S:
@@ -100,7 +101,7 @@ def collect(store: Store, days: float, dry_run: bool) -> list[Entry]:
 
 
 def show(found: Sequence[Entry]) -> None:
-    """Print a table by step."""
+    """Print a table of the store by step."""
     from rich.console import Console
     from rich.table import Table
 
@@ -123,13 +124,13 @@ def show(found: Sequence[Entry]) -> None:
     console = Console()
     console.print(table)
     console.print(
-        f"{byte_size(sum(entry.bytes for entry in found))} in all; files that are also in DVC's cache take no extra space there",
+        f"{byte_size(sum(entry.bytes for entry in found))} in all; files shared with DVC's cache take no extra space",
         highlight=False,
     )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line.  Exit codes: 0 done, 2 a message."""
+    """Run the command line.  Exit codes: 0 done, 2 a message."""
     prepare_terminal()
     parser = argparse.ArgumentParser(
         prog="python -m flows.store", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -137,9 +138,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("action", nargs="?", choices=("show", "gc"), default="show", help="default: show")
     parser.add_argument("--root", type=Path, default=PROJECT, metavar="FOLDER", help="the runs' runtime.root")
     parser.add_argument(
-        "--older", type=float, default=30.0, metavar="DAYS", help="gc: least age of what is deleted (30)"
+        "--older", type=float, default=30.0, metavar="DAYS", help="gc: delete artifacts unused for this many days (30)"
     )
-    parser.add_argument("--dry-run", action="store_true", help="gc: list what would be deleted")
+    parser.add_argument("--dry-run", action="store_true", help="gc: only list the artifacts")
     options = parser.parse_args(arguments)
     try:
         if options.older < 0 or not (options.root / "artifacts").is_dir():
@@ -155,7 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         for entry in gone:
             log.info("%s %s (%s)", entry.step, entry.key, byte_size(entry.bytes))
-        verb = "would go" if options.dry_run else "deleted"
+        verb = "would be deleted" if options.dry_run else "deleted"
         log.info("%d %s, %s", len(gone), verb, byte_size(sum(entry.bytes for entry in gone)))
     except StillroomError as error:
         log.error("%s", error)

@@ -1,8 +1,8 @@
-"""Write params.yaml and dvc.yaml from the tracked recipes, and the tables of techniques from their specs.
+"""Write params.yaml and dvc.yaml from the tracked recipes, and the tables of techniques.
 
 python -m flows.sync                     bring these files up to date
 python -m flows.sync my_recipe           track another recipe
-python -m flows.sync --remove my_recipe  track it no longer; its artifacts stay
+python -m flows.sync --remove my_recipe  stop tracking it; its artifacts stay
 python -m flows.sync --check             exit with 1 if a file is stale (CI)
 """
 
@@ -45,12 +45,13 @@ def choose(add: Sequence[str], remove: Sequence[str]) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line.  Exit codes: 0, 1 with --check when a file is stale, 2 for a message."""
+    """Run the command line.  Exit codes: 0; 1 for a stale file with --check; 2 for a message."""
     prepare_terminal()
     parser = argparse.ArgumentParser(
-        prog="python -m flows.sync", description="Write params.yaml and dvc.yaml from the tracked recipes."
+        prog="python -m flows.sync",
+        description="Write params.yaml and dvc.yaml from the tracked recipes, and the tables of techniques.",
     )
-    parser.add_argument("recipes", nargs="*", help="recipes to track besides those in params.yaml")
+    parser.add_argument("recipes", nargs="*", help="further recipes to track")
     parser.add_argument(
         "--remove", action="append", default=[], metavar="RECIPE", help="stop tracking a recipe; its artifacts stay"
     )

@@ -1,6 +1,6 @@
-"""Show the records of runs that a tracking server does not have yet, or send them.
+"""Show the records of runs that wait for their tracking server, or send them.
 
-python -m flows.track                     show the records, and their servers
+python -m flows.track                     show the records and their servers
 python -m flows.track flush               send them
 python -m flows.track flush --uri URI     send them to another server
 
@@ -31,13 +31,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("action", nargs="?", choices=["show", "flush"], default="show", help="default: show")
-    parser.add_argument("--uri", default="", help="tracking server; default: the one of each run")
+    parser.add_argument("--uri", default="", help="tracking server; default: the server of each run")
     parser.add_argument("--root", type=Path, default=PROJECT, metavar="FOLDER", help="the runs' runtime.root")
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit code."""
+    """Run the command line; return the exit code."""
     prepare_terminal()
     options = parse(arguments)
     root = options.root.expanduser().resolve()
@@ -76,7 +76,7 @@ def show(root: Path) -> int:
     if outboxes:
         console.print(table)
     else:
-        console.print("nothing waits")
+        console.print("no records wait")
     if aside := sorted((base(root) / DAMAGED).glob("*")):
         console.print(f"set aside, unreadable: {len(aside)} in {base(root) / DAMAGED}", markup=False, soft_wrap=True)
     return 0
@@ -92,7 +92,7 @@ def send(root: Path, uri: str) -> int:
     console = Console(soft_wrap=True, markup=False, highlight=False)
     console.print(f"{found.sent} events sent, {found.waiting} waiting")
     for file in found.aside:
-        console.print(f"set aside, not readable: {file}")
+        console.print(f"set aside, unreadable: {file}")
     for problem in found.problems:
         console.print(f"not sent: {problem}")
     return 1 if found.problems or found.waiting else 0

@@ -1,7 +1,7 @@
 """Serve Prefect's pages on this machine, with the API that runs report to.
 
 python -m flows.ui              on port 4200
-python -m flows.ui 4300         on another one
+python -m flows.ui 4300         on another port
 """
 
 import argparse
@@ -31,19 +31,19 @@ def check_port(port: int) -> None:
 
 
 def serve_pages(port: int) -> None:
-    """Become Prefect's own server.
+    """Replace this process by Prefect's own server.
 
-    Its pages call the API at the configured address, so that is set as well.
+    Prefect's pages call the API at the configured address, so that address is set as well.
     """
     url = f"http://127.0.0.1:{port}/api"
-    log.info("Prefect's pages: %s   runs come here with:  export %s=%s", url.removesuffix("/api"), URL, url)
+    log.info("Prefect's pages: %s   to see runs there:  export %s=%s", url.removesuffix("/api"), URL, url)
     environment = os.environ | QUIET | {URL: url, "PREFECT_UI_API_URL": url}
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     os.execve(sys.executable, command, environment)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line.  Exit code 2: a message for the user."""
+    """Run the command line.  Exit code 2: a message for the user."""
     prepare_terminal()
     parser = argparse.ArgumentParser(
         prog="python -m flows.ui",

@@ -1,1 +1,1 @@
-"""Models compared without a recipe: the models, and the evaluation that they borrow."""
+"""Comparison of models without a recipe of their own, by the evaluation of another recipe."""

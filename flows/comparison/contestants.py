@@ -1,4 +1,4 @@
-"""The models of a comparison, found by path, step, finished run or champion."""
+"""Models of a comparison, found by path, step, finished run or champion."""
 
 import logging
 import re
@@ -18,7 +18,10 @@ CHAMPION = "champion:"
 
 @dataclass(frozen=True)
 class Contestant:
-    """One model to compare.  recipe: the one that made it, if known."""
+    """A model to compare.
+
+    recipe: name of the recipe that made it; empty if unknown.
+    """
 
     name: str
     path: Path
@@ -45,9 +48,9 @@ def find_contestant(text: str, root: Path, tracking: str) -> Contestant:
 
 
 def at_path(path: Path, root: Path) -> Contestant:
-    """The model at a path, or in the step's folder at that path.
+    """Return the model at a path, which may also be a step's folder.
 
-    The recipe is the one whose folder shows the step, even if another recipe made it first.
+    Its recipe is the one whose folder holds the step, even if another recipe made the artifact first.
     """
     place = Place(path.parent if path.name == "out" else path)
     manifest = place.read_manifest() or {}
@@ -65,13 +68,16 @@ def at_path(path: Path, root: Path) -> Contestant:
 
 
 def weights_in(out: Path) -> Path:
-    """A step's model folder, or the one file in it that an export made."""
+    """Return a step's model folder, or the GGUF file in it if there is exactly one."""
     files = sorted(out.glob("*.gguf")) if out.is_dir() else []
     return files[0] if len(files) == 1 else out
 
 
 def finished(store: Store, recipe: str) -> Contestant | None:
-    """The model that a finished run ships, else the nearest candidate; None without a verdict."""
+    """Find the model that a finished run ships, else the candidate nearest to shipping.
+
+    None without a verdict.
+    """
     from tasks.report.words.wording import nearest_candidate
     from tasks.shared.formats.verdict import read_verdict
 
@@ -86,14 +92,17 @@ def finished(store: Store, recipe: str) -> Contestant | None:
                 "%s: %s, %s",
                 recipe,
                 name,
-                "shipped by its verdict" if verdict.shipped else "the candidate that came nearest to shipping",
+                "shipped by its verdict" if verdict.shipped else "the candidate nearest to shipping",
             )
             return Contestant(recipe, weights_in(place.out), recipe)
     return None
 
 
 def find_champion(recipe: str, root: Path, tracking: str) -> Contestant:
-    """The model with MLflow's alias `champion`.  Raises ConfigError if it or its files are gone."""
+    """Find the model with MLflow's alias `champion`.
+
+    Raises ConfigError if there is none, or if its files no longer exist.
+    """
     from flows.tracking.champion import read_champion
 
     found = read_champion(tracking, root, recipe)
@@ -101,7 +110,7 @@ def find_champion(recipe: str, root: Path, tracking: str) -> Contestant:
     if not found.get("path") or not path.exists():
         raise ConfigError(
             f"{CHAMPION}{recipe}",
-            f"its files are gone: {path}",
+            f"its files no longer exist: {path}",
             "the champion's files",
             "run its recipe again, or dvc pull",
         )
@@ -119,13 +128,13 @@ def known(store: Store) -> list[str]:
 
 
 def as_name(text: str) -> str:
-    """Turn a text into a name that a recipe accepts."""
+    """Convert a text to a name that a recipe accepts."""
     name = re.sub(r"[^a-z0-9_]+", "_", text.lower()).strip("_")[:36]
     return name if re.fullmatch(NAME_PATTERN, name) else f"m_{name}"
 
 
-def tell_apart(contestants: Sequence[Contestant]) -> list[Contestant]:
-    """Make the names distinct: put the recipe in front of equal ones, then a number behind."""
+def with_distinct_names(contestants: Sequence[Contestant]) -> list[Contestant]:
+    """Make the names distinct: prefix equal ones with the recipe, then append a number."""
     names = [one.name for one in contestants]
     longer = [
         replace(one, name=as_name(f"{one.recipe}_{one.name}")) if one.recipe and names.count(one.name) > 1 else one for one in contestants

@@ -1,4 +1,4 @@
-"""The evaluation of a recipe, lent to other models."""
+"""Evaluation of a recipe, applied to other models."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -15,11 +15,11 @@ from tasks.shared.technique import Kind
 REPORT = "report"
 """Name of the step that reports on a comparison."""
 MODELS = frozenset({"baseline", "candidates", "repeats", "reference"})
-"""Ports of an evaluation step that name models: the compared ones replace the recipe's own."""
+"""Ports of an evaluation step for models: the compared models replace the recipe's own."""
 
 
 def evaluation_of(recipe: Mapping[str, Any], contestants: Sequence[Contestant]) -> dict[str, Any]:
-    """Return a recipe with the evaluation of another one, and other models in place of its own.
+    """Return a recipe with the evaluation of a given one, for other models.
 
     contestants: the baseline first.  Raises ConfigError if the recipe does not have exactly one verdict.
     """
@@ -46,7 +46,7 @@ def evaluation_of(recipe: Mapping[str, Any], contestants: Sequence[Contestant]) 
 
 
 def _report(verdict: str, scores: Sequence[str], contestants: Sequence[Contestant]) -> dict[str, Any]:
-    """Node of a step that reports on these models, with every port filled that a comparison can fill."""
+    """Node of a step that reports on these models, with all ports that a comparison can fill."""
     entry = first_that_produces(Kind.REPORT)
     given = {
         Kind.VERDICT: [verdict],
@@ -63,12 +63,12 @@ def _report(verdict: str, scores: Sequence[str], contestants: Sequence[Contestan
 
 
 def _others(step: Step) -> list[str]:
-    """Names that a step reads besides the models under test."""
+    """Names of a step's inputs, except the models under test."""
     return [name for port, names in step.inputs.items() if port not in MODELS for name in names]
 
 
 def _needed(recipe: Mapping[str, Any], plan: Plan, steps: Mapping[str, Any]) -> dict[str, Any]:
-    """Sources of the recipe that the kept steps still read."""
+    """Source models of the recipe that the kept steps still read."""
     read = {name for step in steps if step != REPORT for name in _others(plan.step(step))}
     return {name: node for name, node in recipe["models"].items() if f"models.{name}" in read}
 

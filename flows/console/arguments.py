@@ -1,4 +1,4 @@
-"""Command lines for Hydra."""
+"""Order of the arguments for Hydra's command line."""
 
 from collections.abc import Sequence
 
@@ -18,14 +18,17 @@ INFO = {"all", "config", "defaults", "defaults-tree", "plugins", "searchpath"}
 
 
 def flags_first(arguments: Sequence[str]) -> list[str]:
-    """Return the flags with their values first: argparse would split overrides around a flag."""
+    """Return the arguments with flags and their values first.
+
+    argparse would split overrides around a flag.
+    """
     flags: list[str] = []
     overrides: list[str] = []
     value_follows = False
     following = [*arguments[1:], ""][: len(arguments)]
     for item, after in zip(arguments, following, strict=True):
         if item in {"--info", "-i"} and after not in INFO:
-            item = "--info=all"  # an optional value: the next override would be taken for it
+            item = "--info=all"  # its value is optional: argparse would take the next override for it
         is_override = ("=" in item or item.startswith(("~", "+"))) and not item.startswith("-") and not value_follows
         (overrides if is_override else flags).append(item)
         value_follows = item in FLAGS_WITH_VALUE or item in {"--info", "-i"}

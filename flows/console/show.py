@@ -1,4 +1,4 @@
-"""Screens of a run: its plan, its steps, the table of models, addresses of the results."""
+"""Console output of a run: plan, steps, table of models, addresses of the results."""
 
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 
 
 WIDE = 110
-"""Columns of a terminal from which on the plan's table has the steps' inputs."""
+"""Width of a terminal, columns, from which the plan's table includes the steps' inputs."""
 
 
 def show_plan(
     plan: Plan, runtime: Runtime, variant: bool = False, console: Console | None = None, graph: bool = False
 ) -> None:
-    """Print the costs of a plan, the reasons why steps would run again, and the graph.
+    """Print the costs of a plan, the reasons to run steps again, and the graph as a tree.
 
-    graph: as mermaid text as well as a tree.
+    graph: also print the graph as mermaid text.
     """
     console = console or Console()
     estimates = estimate_plan(plan, runtime)
@@ -57,7 +57,7 @@ def show_plan(
 def cost_table(plan: Plan, estimates: dict[str, Estimate], status: Mapping[str, Status], reads: bool) -> Table:
     """Table of every step with its technique and forecast; a finished step's time is "done".
 
-    reads: with the steps' inputs, for which a narrow terminal has no room; the tree has them as well.
+    reads: include the steps' inputs, which need a wide terminal; the tree shows them as well.
     """
     caption = "forecast; * measured in an earlier run here"
     table = Table(title=f"plan of {plan.recipe}: {len(plan.steps)} steps", caption=caption)
@@ -86,7 +86,10 @@ def cost_table(plan: Plan, estimates: dict[str, Estimate], status: Mapping[str, 
 
 
 def wiring_lines(plan: Plan) -> Iterator[str]:
-    """A line for each step with inputs that the plan wired: "tuned wired: model=models.teacher, data=traces"."""
+    """Yield a line for each step with inputs that the plan wired.
+
+    For example "tuned wired: model=models.teacher, data=traces".
+    """
     for step in plan.steps:
         taken = [f"{port}={_input_text(step, port)}" for port in step.wired]
         if taken:
@@ -99,7 +102,7 @@ def _input_text(step: Step, port: str) -> str:
 
 
 def tree(plan: Plan) -> Tree:
-    """The graph as a tree: a step below the last of its inputs, the others behind a plus sign."""
+    """Graph as a tree: a step is below its last input; a plus sign precedes the others."""
     root = Tree(f"[bold]{plan.recipe}[/bold]")
     branches = {name: root.add(name) for name in plan.sources}
     for step in plan.steps:
@@ -113,13 +116,13 @@ def tree(plan: Plan) -> Tree:
 
 
 def _parent(plan: Plan, step: Step) -> str | None:
-    """The input below which the tree shows a step: the one that is made last."""
+    """Return the input below which the tree shows a step: the one that is made last."""
     order = {name: index for index, name in enumerate([*plan.sources, *(item.name for item in plan.steps)])}
     return max(step.needs, key=order.__getitem__, default=None)
 
 
 def mermaid(plan: Plan) -> str:
-    """The graph as mermaid text."""
+    """Graph as mermaid text."""
     lines = ["graph LR"]
     lines += [f"  {name.replace('.', '_')}[({name})]" for name in plan.sources]
     lines += [f'  {step.name}["{step.name}<br/>{technique_name(step)}"]' for step in plan.steps]
@@ -133,7 +136,7 @@ def technique_name(step: Step) -> str:
 
 
 def memory_text(item: Estimate) -> str:
-    """Memory of the machine, and that of each GPU if the step computes on one."""
+    """Memory of the machine, plus memory of each GPU if the step computes on one."""
     gpu = f" + {byte_size(item.gpu_bytes)} GPU" if item.gpu_bytes else ""
     return byte_size(item.memory_bytes) + gpu
 
@@ -169,7 +172,7 @@ def _figure(value: float | int | str) -> str:
 def show_result(
     run: "Run", outcomes: "list[Outcome]", seconds: float, console: Console | None = None
 ) -> "Verdict | None":
-    """Print the result of a run: steps, models, verdicts, addresses; returns the last verdict."""
+    """Print a run's steps, models, verdicts and addresses; return the last verdict."""
     from tasks.report.words.table import decision_line, model_table
 
     console = console or Console()
@@ -186,7 +189,7 @@ def show_result(
 
 
 def verdicts_of(run: "Run", places: "Mapping[str, Place]") -> "dict[str, Verdict]":
-    """The run's verdicts by step, in the order of its plan."""
+    """Verdicts of a run by step, in plan order."""
     from tasks.shared.formats.verdict import read_verdict
 
     steps = [step.name for step in run.session.plan.steps if step.kind is Kind.VERDICT]
@@ -210,7 +213,7 @@ def where_to_look(run: "Run", places: "Mapping[str, Place]") -> Iterator[tuple[s
 
 
 def where_tracked(tracker: "Tracker") -> str:
-    """Page or server of a tracked run, or the command that shows its database; empty for none."""
+    """Page or server of a tracked run, or the command that shows it; empty for none."""
     address = tracker.address
     if not address or address.startswith("http"):
         return tracker.link or address

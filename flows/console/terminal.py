@@ -1,4 +1,4 @@
-"""Log lines and characters that any terminal can show.
+"""Output that any terminal can show: plain log lines, ASCII for missing characters.
 
 Every command calls `prepare_terminal` before its first output.
 """
@@ -18,7 +18,7 @@ SPELLING = {"\N{MINUS SIGN}": "-", "\N{EN DASH}": "-", "\N{EM DASH}": "-", "\N{M
     "\N{LEFT DOUBLE QUOTATION MARK}": '"',
     "\N{RIGHT DOUBLE QUOTATION MARK}": '"',
 }
-"""ASCII in place of characters that an encoding lacks: one for one, so that tables stay aligned."""
+"""ASCII for characters that an encoding lacks, one for one, so that tables stay aligned."""
 HANDLER = "stillroom.spell"
 
 
@@ -36,7 +36,7 @@ class CurrentStderr(logging.StreamHandler):
 
 
 def prepare_terminal() -> None:
-    """Print our log lines plain on standard error, and never fail on a character."""
+    """Print our log lines plain on standard error; no character may raise an error."""
     prepare_streams()
     handler = CurrentStderr()
     handler.setFormatter(logging.Formatter("%(message)s"))
@@ -51,12 +51,12 @@ def prepare_streams() -> None:
     """Replace characters that the encoding of standard output or error lacks."""
     codecs.register_error(HANDLER, spell)
     for stream in (sys.stdout, sys.stderr):
-        if reconfigure := getattr(stream, "reconfigure", None):  # a stream in memory has no encoding to fail on
+        if reconfigure := getattr(stream, "reconfigure", None):  # a stream in memory has no encoding
             reconfigure(errors=HANDLER)
 
 
 def spell(error: UnicodeError) -> tuple[str, int]:
-    """Spell in ASCII what could not be encoded: by `SPELLING`, without accents, or as an escape."""
+    """Replace characters that cannot be encoded: by `SPELLING`, without accents, or escaped."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     return "".join(map(_spelled, error.object[error.start : error.end])), error.end

@@ -1,1 +1,1 @@
-"""One run from start to end, with Prefect or without it."""
+"""One run from start to end, with or without Prefect."""

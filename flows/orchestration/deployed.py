@@ -1,4 +1,4 @@
-"""The flow of a Prefect deployment: a recipe, composed from the parameters of the run."""
+"""Flow of a Prefect deployment: a recipe composed from the parameters of the flow run."""
 
 import atexit
 from typing import Any
@@ -21,7 +21,7 @@ def run_name() -> str:
 
 @flow(name="compress", flow_run_name=run_name, persist_result=False)
 def compress(recipe: str, overrides: list[str] | None = None) -> "State[Any]":
-    """A recipe: every step that has no artifact for its key.
+    """Run every step of a recipe that has no artifact for its key.
 
     Args:
         recipe: name of a file in conf/recipe
@@ -32,9 +32,8 @@ def compress(recipe: str, overrides: list[str] | None = None) -> "State[Any]":
     prepare_terminal()
     changed = list(overrides or [])
     servers = Servers()
-    atexit.register(
-        servers.until_end.close
-    )  # the process is the run's own: it counts as present until the server knows its end
+    # The run has this process to itself, and counts as present until the server knows its end.
+    atexit.register(servers.until_end.close)
 
     def work() -> list[Outcome]:
         settings: Settings = compose_recipe(recipe, changed)

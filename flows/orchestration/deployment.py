@@ -69,7 +69,7 @@ def build_schedule(cron: str | None, interval: float | None) -> Any:
 
 
 def serve(names: Sequence[str], overrides: Sequence[str], schedule: Any, at_once: int) -> None:
-    """Deploy each recipe and carry out its runs until interrupted; then the schedules pause."""
+    """Deploy each recipe and execute its runs until interrupted; then the schedules pause."""
     from prefect import serve as serve_deployments
     from prefect.flows import EntrypointType
 
@@ -93,14 +93,14 @@ def serve(names: Sequence[str], overrides: Sequence[str], schedule: Any, at_once
 
 
 def until_interrupted(work: Callable[[], None], folders: Iterable[Path]) -> None:
-    """Serve until interrupted, then report to the server which runs ended with this command."""
+    """Serve until interrupted, then mark the runs that ended with this command as crashed."""
     from flows.orchestration.runs import sweep
 
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # it logs every connection that ends with us
     try:
         work()
     except (KeyboardInterrupt, SystemExit):
-        log.debug("interrupted")  # Prefect's runner turns one signal into the one, another into the other
+        log.debug("interrupted")  # Prefect's runner turns SIGINT and SIGTERM into either
     log.error("no longer served; schedules pause, running steps were ended, finished steps are kept")
     for folder in folders:
         sweep(folder / "artifacts" / ".runs")

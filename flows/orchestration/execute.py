@@ -29,7 +29,7 @@ log = logging.getLogger("stillroom")
 
 @dataclass
 class Execution:
-    """A run and how it ended."""
+    """A run and its outcomes."""
 
     run: "Run"
     outcomes: "list[Outcome]" = field(default_factory=list)
@@ -45,9 +45,10 @@ def execute(
 ) -> Execution:
     """Plan a recipe and run the steps that are not up to date.
 
-    overrides: as typed; they name the run.  variant: the run differs from a recipe as written, so it leaves the recipe's folder,
-    params.yaml and dvc.lock alone.  tags: further MLflow tags of the run.
-    Raises StillroomError, or Stopped after a cancellation; finished steps are kept.
+    overrides: as typed; they name the run.
+    variant: the run differs from the recipe as written, so it changes neither the recipe's folder nor params.yaml nor dvc.lock.
+    tags: further MLflow tags of the run.
+    Raises StillroomError, or Stopped after a cancellation.  Finished steps are kept.
     """
     from flows.planning.estimate import check_machine
     from flows.planning.status import find_status
@@ -61,9 +62,8 @@ def execute(
         if not has_server():
             execution.outcomes = done
             return execution
-        run.recorder.tracker = (
-            NullTracker()
-        )  # the user's Prefect server shows what was found; MLflow has its runs already
+        # Only the user's Prefect server shows the cached steps; MLflow already has their runs.
+        run.recorder.tracker = NullTracker()
     status = find_status(Session(plan, settings.runtime, run.session.variant))
     check_machine(plan, settings.runtime, [name for name, item in status.items() if item.done])
     run.tags = {**run_tags(settings, overrides), **(tags or {})}
@@ -72,12 +72,12 @@ def execute(
 
 
 def open_run(settings: Settings, plan: Plan, variant: bool) -> "Run":
-    """Open a run of this plan, and bring params.yaml and dvc.yaml up to a tracked recipe.
+    """Open a run of this plan; update params.yaml and dvc.yaml for a tracked recipe.
 
-    variant: the plan differs from its recipe as written.  With runtime.sync=false every run of a tracked recipe counts as one.
+    variant: the plan differs from the recipe as written.  With runtime.sync=false, every run of a tracked recipe is a variant.
     """
     from flows.running.runner import Run
-    from flows.versioning.commit import mend_after_kill, obstacle
+    from flows.versioning.commit import obstacle, repair_after_kill
     from flows.versioning.files import update_recipe
 
     folder = settings.runtime.folder
@@ -90,7 +90,7 @@ def open_run(settings: Settings, plan: Plan, variant: bool) -> "Run":
         log.warning("DVC records nothing: %s", reason)
         tracked = False
     if tracked:
-        mend_after_kill()
+        repair_after_kill()
     if tracked and (update := update_recipe(plan)):
         log.log(logging.WARNING if update.changes else logging.INFO, "%s", update.describe())
     return Run(Session(plan, settings.runtime, variant), tracked)
@@ -118,7 +118,7 @@ def orchestrate(run: "Run", settings: Settings, servers: Servers, overrides: Seq
 
 
 def open_recorder(run: "Run", settings: Settings) -> "Recorder":
-    """The run's recorder.  Variants keep notes of their own, since their records differ."""
+    """Open the run's recorder.  Variants have notes of their own, since their records differ."""
     from flows.running.recorder import Recorder
 
     tracker = open_tracker(settings)
@@ -131,7 +131,7 @@ def open_recorder(run: "Run", settings: Settings) -> "Recorder":
 
 
 def open_tracker(settings: Settings) -> Tracker:
-    """The tracker of the configuration."""
+    """Open the tracker that the configuration names."""
     if settings.tracking.kind == "none":
         return NullTracker()
     return MlflowTracker(settings.tracking.uri, settings.runtime.folder, str(settings.recipe["name"]))
@@ -150,7 +150,7 @@ def run_tags(settings: Settings, overrides: Sequence[str]) -> dict[str, str]:
         found |= {
             "git.commit": commit,
             "git.dirty": str(bool(git("status", "--porcelain", "--untracked-files=no"))),
-            "mlflow.source.git.commit": commit,  # the form that MLflow's pages link to the source
+            "mlflow.source.git.commit": commit,  # the tag by which MLflow's pages link to the source
         }
     return found
 

@@ -1,7 +1,7 @@
 """A run as a Prefect flow: a task for each step, which Prefect's pages show and can cancel.
 
-Keys, not Prefect, decide which steps run.  The server of PREFECT_API_URL shows the run; without one, a temporary
-server (`flows/orchestration/temporary_server.py`) lasts as long as the command.  Steps survive a server that dies.
+Keys, not Prefect, decide which steps run.  The server at PREFECT_API_URL shows the run; without one, a temporary
+server (`flows/orchestration/temporary_server.py`) lasts as long as the command.  Steps go on if the server dies.
 """
 
 import logging
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("stillroom")
 AWAIT_RETRY_S = 2
-"""Seconds that Prefect waits before a retry.  It cannot be woken; the rest of the pause is ours, and can."""
+"""Seconds that Prefect waits before a retry.  This wait cannot be interrupted; the rest of the pause is ours and can be."""
 WAIT_MORE_S = (0, 8, 58)
 GPU = "gpu"
-"""The tag of steps that hold a GPU, and the name of the server's limit on them."""
+"""Tag of the steps that hold a GPU, and name of the server's limit on them."""
 
 
 def run_with_prefect(run: Run, servers: Servers, overrides: Sequence[str] = ()) -> list[Outcome]:
@@ -31,7 +31,7 @@ def run_with_prefect(run: Run, servers: Servers, overrides: Sequence[str] = ()) 
     servers.choose(run.session.runtime.folder)
     from prefect.context import FlowRunContext
 
-    if FlowRunContext.get():  # a deployment's run: the flow is there already
+    if FlowRunContext.get():  # a deployment's run already has a flow
         return drive(run, servers)
     failed: list[BaseException] = []
     try:
@@ -39,14 +39,17 @@ def run_with_prefect(run: Run, servers: Servers, overrides: Sequence[str] = ()) 
     except unreachable() as error:
         if not failed and len(run.outcomes) < len(run.session.plan.steps):
             raise lost_server(error) from error
-        log.warning("Prefect's server went away before the end of the run; what it shows of it is not complete")
+        log.warning("Prefect's server went away before the end of the run; its pages of this run are incomplete")
     if failed:
         raise failed[0]
     return [run.outcomes[step.name] for step in run.session.plan.steps]
 
 
 def start_flow(run: Run, servers: Servers, overrides: Sequence[str], failed: list[BaseException]) -> None:
-    """Run the flow to its end.  Errors for the user are added to `failed`, others are raised."""
+    """Run the flow to its end.
+
+    failed: receives errors for the user; others are raised.
+    """
     from prefect import flow, tags
     from prefect.events.worker import EventsWorker
     from prefect.task_runners import ThreadPoolTaskRunner
@@ -69,7 +72,8 @@ def start_flow(run: Run, servers: Servers, overrides: Sequence[str], failed: lis
         with tags(*flow_tags(run)):
             decorated(plan.recipe, list(overrides), steps, return_state=True)
     finally:
-        EventsWorker.drain_all(timeout=10)  # task states travel as events; without this the last ones are lost at exit
+        # Task states are sent as events; without this, the last ones are lost at exit.
+        EventsWorker.drain_all(timeout=10)
 
 
 def flow_name(recipe: str, overrides: Sequence[str]) -> str:
@@ -85,7 +89,7 @@ def flow_tags(run: Run) -> list[str]:
 
 
 def as_state(work: Callable[[], list[Outcome]], failed: list[BaseException]) -> "State[Any]":
-    """Do a flow's work and return its end as a Prefect state; errors become a message.
+    """Do a flow's work and return its result as a Prefect state; errors become a message.
 
     failed: receives the error as well, for the command's own message.
     """
@@ -95,7 +99,7 @@ def as_state(work: Callable[[], list[Outcome]], failed: list[BaseException]) -> 
         outcomes = work()
     except Stopped as error:
         failed.append(error)
-        return Cancelled(message="cancelled; finished steps are kept")
+        return Cancelled(message="canceled; finished steps are kept")
     except StillroomError as error:
         failed.append(error)
         return Failed(message=str(error))
@@ -104,14 +108,15 @@ def as_state(work: Callable[[], list[Outcome]], failed: list[BaseException]) -> 
 
 
 def drive(run: Run, servers: Servers) -> list[Outcome]:
-    """Run every step as a task: the body of a flow."""
+    """Run every step as a task; this is the body of the flow."""
     from prefect import runtime
     from prefect.utilities.urls import url_for
 
     from flows.orchestration.pages import show_result
     from flows.orchestration.runs import limit_gpus, present, settle, watched
 
-    page = str(url_for("flow-run", obj_id=runtime.flow_run.id))  # runtime.flow_run.ui_url is the former pages' (3.8)
+    # `runtime.flow_run.ui_url` links to Prefect's former pages (3.8).
+    page = str(url_for("flow-run", obj_id=runtime.flow_run.id))
     if has_server() and any(on_gpu(run, step) for step in run.session.plan.steps):
         limit_gpus(GPU)
     if has_server():
@@ -119,9 +124,8 @@ def drive(run: Run, servers: Servers) -> list[Outcome]:
     announce = announcer(run)
     futures: dict[str, Any] = {}
     flow_run = str(runtime.flow_run.id)
-    servers.until_end.enter_context(
-        present(run.session.runtime.folder, flow_run)
-    )  # until Prefect has heard of the run's end
+    # Until Prefect has recorded the run's end.
+    servers.until_end.enter_context(present(run.session.runtime.folder, flow_run))
     if not has_server():
         servers.until_end.callback(settle, flow_run, lambda: len(run.outcomes.keys() | run.problems.keys()))
     with watched(run, flow_run):
@@ -138,7 +142,7 @@ def on_gpu(run: Run, step: Step) -> bool:
 
 
 def submit(run: Run, step: Step, futures: dict[str, Any], announce: Callable[[Step], None]) -> None:
-    """Start a step's task, linked to its inputs' tasks in the run graph."""
+    """Submit a step's task, linked to its inputs' tasks in the run graph."""
     from prefect import task
     from prefect.cache_policies import NO_CACHE
 
@@ -171,14 +175,14 @@ def submit(run: Run, step: Step, futures: dict[str, Any], announce: Callable[[St
 
 
 def go_on_unwatched(run: Run, step: Step) -> None:
-    """Make a step that Prefect could not begin, because its server went away."""
+    """Run a step whose task Prefect could not start because its server went away."""
     log.warning("Prefect's server cannot be reached; %s goes on without it", step.name)
     with suppress(StillroomError, Stopped):  # kept in run.problems
         run.attempt(step, Listener(run.board.line, run.board.progress, run.stop))
 
 
 def attempt_as_state(run: Run, step: Step) -> "State[Any]":
-    """Try a step and say how it went as a state."""
+    """Attempt a step and return the result as a Prefect state."""
     from prefect import get_run_logger, runtime
     from prefect.states import Cancelled, Completed, Failed
 
@@ -214,20 +218,20 @@ def attempt_as_state(run: Run, step: Step) -> "State[Any]":
 
 
 def wait_before(run: Run, attempt: int) -> None:
-    """Leave a server in trouble more time with each attempt.  Raises Stopped."""
+    """Wait longer before each further attempt, so that a server can recover.  Raises Stopped."""
     if attempt > 1 and run.stop.wait(WAIT_MORE_S[min(attempt - 2, len(WAIT_MORE_S) - 1)]):
         raise Stopped
 
 
 def unreachable() -> tuple[type[Exception], ...]:
-    """Exceptions of Prefect's client for a server that is gone or cannot answer."""
+    """Exceptions that Prefect's client raises if the server is gone or cannot answer."""
     from flows.orchestration.runs import UNREACHABLE
 
     return UNREACHABLE
 
 
 def lost_server(error: Exception) -> StillroomError:
-    """The message for a run that could not go on."""
+    """Return the error for a run that could not go on without the server."""
     return MachineError(
         "Prefect's server",
         f"it went away ({type(error).__name__})",

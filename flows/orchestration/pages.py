@@ -28,7 +28,7 @@ log = logging.getLogger("stillroom")
 
 
 class ProgressArtifact:
-    """A progress bar on a server of the user's; a temporary server gets none."""
+    """Progress bar on the user's Prefect server; a temporary server gets none."""
 
     EVERY_S = 2.0
     PAUSE_S = 60.0
@@ -40,7 +40,7 @@ class ProgressArtifact:
         self.wanted = has_server()
 
     def show(self, progress: Progress) -> None:
-        """Move the bar, at most every two seconds."""
+        """Update the bar, at most every two seconds."""
         if not self.wanted or time.monotonic() - self.updated < self.EVERY_S:
             return
         self.updated = time.monotonic()
@@ -62,11 +62,11 @@ class ProgressArtifact:
             else:
                 update_progress_artifact(self.id, percent, description=words)
         except UNREACHABLE:
-            self.updated += self.PAUSE_S  # a try holds up the thread that waits for the step
+            self.updated += self.PAUSE_S  # a failed request blocks the thread that waits for the step
 
 
 def artifact_key(*parts: str) -> str:
-    """A key as Prefect allows them: lower-case letters, digits and dashes."""
+    """Return a key in Prefect's form: lower-case letters, digits and dashes."""
     return "-".join(parts).replace("_", "-").lower()
 
 
@@ -128,7 +128,7 @@ def result_markdown(run: Run) -> str:
 
 
 def markdown(table: Table) -> str:
-    """A table of the command line as a Markdown table."""
+    """Render a table of the command line as Markdown."""
     with StringIO() as text:
         console = Console(file=text, width=110, force_terminal=False)
         if isinstance(table, ModelTable):

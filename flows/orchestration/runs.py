@@ -1,7 +1,7 @@
-"""Flow runs on a Prefect server: dead ones are ended there, cancelled ones here.
+"""Flow runs on a Prefect server: ends dead runs there, and runs canceled there here.
 
 A run that is killed with signal 9 would stay RUNNING on the server.  So each run holds a file lock as long as its process
-lives; the next run that can take the lock knows that the process is gone.
+lives; the next run that can take the lock knows that the process has ended.
 """
 
 import json
@@ -41,9 +41,9 @@ UNREACHABLE = (httpx.HTTPError, PrefectException)
 
 @contextmanager
 def present(root: Path, flow_run: str) -> Iterator[None]:
-    """End the runs of dead processes on the server, then mark this run as alive in the block.
+    """End the runs of dead processes on the server; mark this run as alive in the block.
 
-    The note outlives the block: the next sweep checks that the server has the run's end.
+    The note stays after the block: the next sweep checks that the server has recorded the run's end.
     """
     folder = root / "artifacts" / ".runs"
     folder.mkdir(parents=True, exist_ok=True)
@@ -55,7 +55,7 @@ def present(root: Path, flow_run: str) -> Iterator[None]:
 
 
 def sweep(folder: Path) -> None:
-    """Mark runs as crashed that still run for the server although their process is gone."""
+    """Mark runs as crashed that the server shows as running although their process has ended."""
     for note in sorted(folder.glob("*.json")):
         lock = FileLock(note.with_suffix(".lock"))
         with suppress(Timeout, OSError, ValueError), lock.acquire(timeout=0):
@@ -69,7 +69,10 @@ def sweep(folder: Path) -> None:
 
 
 def crash(client: SyncPrefectClient, flow_run: UUID) -> bool:
-    """Force a flow run and its unfinished tasks into Crashed; False if it is over or unknown."""
+    """Force a flow run and its unfinished tasks into Crashed.
+
+    Returns False if the run has ended or is unknown.
+    """
     try:
         state = client.read_flow_run(flow_run).state
     except ObjectNotFound:
@@ -85,9 +88,9 @@ def crash(client: SyncPrefectClient, flow_run: UUID) -> bool:
 
 
 def settle(flow_run: str, expected: Callable[[], int]) -> None:
-    """Wait until the server has recorded the end of so many tasks.
+    """Wait until the server has recorded the end of this many tasks.
 
-    Their states reach it as events, which it handles behind its answers; a temporary server that ends at once loses them.
+    States are sent as events, which the server handles later; a temporary server that ends at once loses them.
     """
     filters = FlowRunFilter(id=FlowRunFilterId(any_=[UUID(flow_run)]))
     deadline = time.monotonic() + SETTLE_S
@@ -101,7 +104,7 @@ def settle(flow_run: str, expected: Callable[[], int]) -> None:
 
 @contextmanager
 def watched(run: Run, flow_run: str) -> Iterator[None]:
-    """Stop the run's steps when the flow run is cancelled on the server."""
+    """Stop the run's steps when the flow run is canceled on the server."""
     over = threading.Event()
 
     def look() -> None:
@@ -137,10 +140,10 @@ def limit_gpus(name: str) -> None:
 
 @contextmanager
 def gpu_slot(name: str, stop: threading.Event) -> Iterator[None]:
-    """Hold a slot of the server's limit; the empty name is no limit.
+    """Hold a slot of the server's limit of this name; an empty name means no limit.
 
-    Taken here, since Prefect's wait for a tag's limit cannot be interrupted.  The lock on the GPU itself is
-    `flows.planning.gpus.hold_gpu`'s: this one only lets the pages show and steer who waits.  Raises Stopped.
+    Acquired here because Prefect's own wait for a tag's limit cannot be interrupted.  `flows.planning.gpus.hold_gpu` locks the
+    GPU itself; the limit lets Prefect's pages show and control the waiting steps.  Raises Stopped.
     """
     with ExitStack() as stack:
         while name and has_server():

@@ -12,10 +12,10 @@ from flows.tracking.address import mask
 log = logging.getLogger("stillroom")
 URL = "PREFECT_API_URL"
 TEMPORARY = "STILLROOM_TEMPORARY_SERVER"
-"""Environment variable that is set while PREFECT_API_URL is our temporary server's."""
+"""Environment variable that is set while PREFECT_API_URL points to our temporary server."""
 QUIET = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
 BRIEF = {"PREFECT_CLIENT_MAX_RETRIES": "2"}
-"""A request to a server that has gone is given up after six seconds instead of a minute: steps can do without it."""
+"""A request to a server that has gone fails after six seconds instead of a minute; steps do not need the server."""
 SET = (URL, TEMPORARY, "PREFECT_HOME", "no_proxy", "NO_PROXY", *QUIET, *BRIEF)
 """Environment variables that a command sets, and restores at its end."""
 
@@ -23,7 +23,7 @@ SET = (URL, TEMPORARY, "PREFECT_HOME", "no_proxy", "NO_PROXY", *QUIET, *BRIEF)
 class Servers:
     """The Prefect server of one command, shared by its runs.  Use as a context manager.
 
-    until_end: what has to last until the command ends: a temporary server, and the presence of its runs.
+    until_end: contexts to close when the command ends: a temporary server, and the presence of its runs.
     """
 
     def __init__(self) -> None:
@@ -42,8 +42,8 @@ class Servers:
     def find(self) -> bool:
         """Return True if the user's server answers.
 
-        Its URL is PREFECT_API_URL, else that of Prefect's active profile.  A server that does not answer is reported once and
-        then ignored.
+        The URL comes from PREFECT_API_URL, else from Prefect's active profile.  A server that does not answer is reported once
+        and then ignored.
         """
         if TEMPORARY in os.environ:
             return False
@@ -61,9 +61,10 @@ class Servers:
         return True
 
     def choose(self, root: Path) -> None:
-        """Import Prefect with its settings: offline, quiet, and with a server.
+        """Import Prefect, offline and quiet, and connect it to a server.
 
-        root: a temporary server has its database there.  Raises MachineError if it does not start.
+        root: folder for the database of a temporary server.
+        Raises MachineError if the temporary server does not start.
         """
         from flows.orchestration.temporary_server import temporary_server
 
@@ -74,12 +75,12 @@ class Servers:
             return
         home = Path(os.environ.setdefault("PREFECT_HOME", str(root / ".prefect")))
 
-        def meanwhile(url: str) -> None:
+        def use(url: str) -> None:
             os.environ[URL], os.environ[TEMPORARY] = url, "1"
             load_prefect()
 
         try:
-            self.until_end.enter_context(temporary_server(home, meanwhile))
+            self.until_end.enter_context(temporary_server(home, use))
         except BaseException:
             for name in (URL, TEMPORARY):
                 os.environ.pop(name, None)
@@ -100,7 +101,7 @@ def restored_environment() -> Iterator[None]:
 
 
 def has_server() -> bool:
-    """Return True if the user runs a Prefect server, and so may look at its pages."""
+    """Return True if the run uses a Prefect server of the user's, whose pages show it."""
     return bool(os.environ.get(URL)) and TEMPORARY not in os.environ
 
 
@@ -121,7 +122,7 @@ def profile_url() -> str:
 
 
 def load_prefect() -> None:
-    """Import Prefect with the present environment, and keep its log off the console."""
+    """Import Prefect with the present environment and keep its log off the console."""
     from prefect import flow, task  # noqa: F401  the first use of a lazy name sets up Prefect's logging
     from prefect.client.orchestration import get_client  # noqa: F401
     from prefect.context import refresh_global_settings_context
@@ -135,7 +136,7 @@ def load_prefect() -> None:
 
 
 def server_answers(url: str) -> bool:
-    """Return True if a Prefect API answers at this URL, if only to ask for a password."""
+    """Return True if a Prefect API answers at this URL, even if it demands a password."""
     import httpx
 
     try:

@@ -23,34 +23,34 @@ from tasks.shared.processes import ProcessId, end_with
 from tasks.shared.store.keys import PROJECT
 
 START_LIMIT_S = 180.0
-"""The first start creates the database: half a minute on a busy laptop."""
+"""Seconds for a start.  The first one creates the database, which takes half a minute on a busy laptop."""
 BARE = {
     "PREFECT_UI_ENABLED": "false",
     "PREFECT_API_BLOCKS_REGISTER_ON_START": "false",
     "PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "false",
 }
-"""Parts that are off in a server that only keeps states for the length of a command."""
+"""Parts that a server does not need if it only keeps states for the duration of a command."""
 
 
 @contextmanager
-def temporary_server(home: Path, meanwhile: Callable[[str], None] = lambda url: None) -> Iterator[str]:
-    """Run a server on a free loopback port, its database in `home`; yields its URL.
+def temporary_server(home: Path, while_starting: Callable[[str], None] = lambda url: None) -> Iterator[str]:
+    """Run a server on a free loopback port, its database in `home`; yield its URL.
 
-    meanwhile: work to do while it starts.  Raises MachineError if it does not start.
+    while_starting: called with the URL while the server starts.
+    Raises MachineError if it does not start.
     """
     home.mkdir(parents=True, exist_ok=True)
-    said = home / "server.log"
+    log_file = home / "server.log"
     with ExitStack() as stack:
         with hold_start(home):  # two at once break the migration of a new database
-            with socket.create_server(
-                ("127.0.0.1", 0)
-            ) as listener:  # handed down, so that no other process gets the port
+            # Handed down, so that no other process gets the port.
+            with socket.create_server(("127.0.0.1", 0)) as listener:
                 url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
-                child = start_child(home, said, listener)
+                child = start_child(home, log_file, listener)
             stack.callback(stop_child, child)
             reach_loopback()
-            meanwhile(url)
-            wait_for(url, child, said)
+            while_starting(url)
+            wait_for(url, child, log_file)
         yield url
 
 
@@ -73,11 +73,11 @@ def hold_start(home: Path) -> Iterator[None]:
         lock.release()
 
 
-def start_child(home: Path, said: Path, listener: socket.socket) -> "subprocess.Popen[bytes]":
+def start_child(home: Path, log_file: Path, listener: socket.socket) -> "subprocess.Popen[bytes]":
     """Start the server as a child that serves the given socket."""
     paths = [str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])]
     kept = {name: value for name, value in os.environ.items() if name not in {URL, TEMPORARY}}
-    with said.open("ab") as stream:
+    with log_file.open("ab") as stream:
         return subprocess.Popen(
             [
                 sys.executable,
@@ -91,7 +91,7 @@ def start_child(home: Path, said: Path, listener: socket.socket) -> "subprocess.
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=stream,
-            start_new_session=True,  # Ctrl-C is ours: the server has to hear of the last states
+            start_new_session=True,  # Ctrl-C must not reach the server, which still has to receive the last states
             pass_fds=[listener.fileno()],
             env=kept | BARE | {"PYTHONPATH": os.pathsep.join(paths), "PREFECT_HOME": str(home)},
         )
@@ -107,29 +107,29 @@ def stop_child(child: "subprocess.Popen[bytes]") -> None:
 
 
 def reach_loopback() -> None:
-    """Exempt this machine from a proxy."""
+    """Exempt the loopback address from a proxy."""
     for name in ("no_proxy", "NO_PROXY"):
         os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1"]))
 
 
-def wait_for(url: str, child: "subprocess.Popen[bytes]", said: Path) -> None:
+def wait_for(url: str, child: "subprocess.Popen[bytes]", log_file: Path) -> None:
     """Wait until the API answers.  Raises MachineError."""
     deadline = time.monotonic() + START_LIMIT_S
     while time.monotonic() < deadline and child.poll() is None:
         if server_answers(url):
             return
         time.sleep(0.1)
-    last = said.read_text("utf-8", "replace").strip().splitlines()[-1:]
+    last = log_file.read_text("utf-8", "replace").strip().splitlines()[-1:]
     raise MachineError(
         "Prefect's temporary server",
         f"it did not start: {' '.join(last) or 'no answer'}",
         "an API that answers",
-        f"see {said}, or go on without Prefect: runtime.orchestrator=none",
+        f"see {log_file}, or go on without Prefect: runtime.orchestrator=none",
     )
 
 
 def serve_temporary(descriptor: int, parent: ProcessId) -> None:
-    """Serve Prefect's API on an open socket until the parent is gone."""
+    """Serve Prefect's API on an open socket until the parent has ended."""
     end_with(parent, whole_group=True)
     import uvicorn
     from prefect.server.api.server import create_app
@@ -140,7 +140,7 @@ def serve_temporary(descriptor: int, parent: ProcessId) -> None:
 
 
 def main() -> None:
-    """Program of the child process."""
+    """Run the program of the child process."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--socket", type=int, required=True)
     parser.add_argument("--parent", type=ProcessId.parse, required=True)

@@ -1,1 +1,1 @@
-"""From a composed recipe to a checked plan, its keys and its cost."""
+"""Recipe to checked plan: steps, keys, status and forecast cost."""

@@ -28,7 +28,10 @@ class Entry:
 
 
 def catalog() -> list[Entry]:
-    """Return every technique, by stage in the order of a pipeline, then by name.  Raises ConfigError for a broken option."""
+    """Return every technique, by stage in pipeline order, then by name.
+
+    Raises ConfigError for a broken option.
+    """
     found = []
     for stage in STAGES:
         for file in sorted((CONF / stage).glob("*.yaml")):
@@ -38,7 +41,10 @@ def catalog() -> list[Entry]:
 
 
 def first_that_produces(kind: Kind) -> Entry:
-    """Return the first technique whose artifact is of that kind.  Raises ConfigError if there is none."""
+    """Return the first technique that produces this kind.
+
+    Raises ConfigError if there is none.
+    """
     for entry in catalog():
         if entry.spec.produces is kind:
             return entry

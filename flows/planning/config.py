@@ -1,4 +1,4 @@
-"""Hydra at the door: compose a recipe, refuse unknown keys, hand plain values to the rest."""
+"""Recipes composed by Hydra and returned as plain, checked values; unknown keys are refused."""
 
 import difflib
 import os
@@ -12,12 +12,12 @@ from pydantic.dataclasses import dataclass
 from tasks.shared.errors import ConfigError, ErrorList, StillroomError
 from tasks.shared.store.keys import PROJECT
 
-if TYPE_CHECKING:  # every step's process imports this module, and needs no Hydra
+if TYPE_CHECKING:  # every step's process imports this module without Hydra
     from omegaconf import DictConfig
 
 CONF = PROJECT / "conf"
 NOT_A_VARIANT = ("recipe=", "runtime.", "runtime=", "tracking", "gate.", "dry_run=")
-"""Overrides that do not change what is made."""
+"""Overrides that do not change any artifact."""
 KEYS = ("name", "seed", "models", "steps", "runtime", "tracking", "gate", "dry_run")
 
 
@@ -28,34 +28,34 @@ class Runtime:
     root: str = ""
     """Folder for artifacts/, mlflow.db and mlartifacts/; empty: the project's folder."""
     threads: int = 0
-    """CPU threads of a step; 0: all cores, shared with the steps that may run beside it."""
+    """CPU threads of a step; 0: all cores, divided among the steps that may run at the same time."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where tensors live; auto: cuda when torch finds one."""
+    """Where tensors live; auto: cuda if torch finds a GPU."""
     orchestrator: Literal["prefect", "none"] = "prefect"
-    """prefect: a flow with a task per step; none: a plain loop, for tests and days on which Prefect is broken."""
+    """prefect: a flow with a task per step; none: a plain loop without Prefect, for tests or when Prefect fails."""
     dvc: bool = True
     """Record each finished step of a tracked recipe in dvc.lock."""
     sync: bool = True
     """Bring params.yaml and dvc.yaml up to the recipe first; false leaves them alone and runs as a variant."""
     parallel: Annotated[int, Field(ge=0)] = 0
-    """Steps at once at the most, where the graph has branches; 0: one for every four cores."""
+    """Largest number of steps that run at once, where the graph has branches; 0: one for every four cores."""
     memory_gb: Annotated[float, Field(ge=0)] = 0.0
-    """Memory that steps running at once may use together by forecast; 0: four fifths of this machine's."""
+    """Limit on the combined memory forecast of the steps that run at once; 0: four fifths of this machine's memory."""
     check_memory: bool = True
     """Refuse a step whose forecast exceeds the memory of this machine or its GPUs; false: run it anyway."""
     checkpoint_s: Annotated[float, Field(ge=0)] = 600.0
     """Seconds between the checkpoints of a training step."""
     processes: Annotated[int, Field(ge=0)] = 1
-    """Processes that share a training step, each on a GPU of its own where there are GPUs; 0: one for each GPU."""
+    """Processes that share a training step, each on its own GPU where there are GPUs; 0: one for each GPU."""
     sharding: Literal["none", "fsdp"] = "none"
-    """How the processes of a training step keep the weights: none, each has them all (DDP); fsdp, each has a part."""
+    """Distribution of the weights over the processes of a training step: none, each has them all (DDP); fsdp, each has a part."""
     compile: bool = False
     """Compile the decoder layers of a training step (torch.compile), which needs a C++ compiler.  On a CPU it gained nothing (135M weights,
     float32, one core: 0 to 4 %)."""
     template: bool = True
-    """Fork steps from one process that has imported the libraries once; false, or a system other than Linux: each step imports them itself."""
+    """Fork steps from a process that has already imported the libraries (Linux only); false: each step starts Python and imports them itself."""
     verify: Literal["stat", "content"] = "stat"
-    """How artifacts are checked: stat trusts an unchanged size, mtime and inode; content reads every file again."""
+    """Check of artifacts: stat trusts an unchanged size, mtime and inode; content reads every file again."""
 
     @property
     def folder(self) -> Path:
@@ -71,7 +71,7 @@ class Runtime:
 
     @property
     def steps_at_once(self) -> int:
-        """Steps that may run beside each other."""
+        """Largest number of steps that run at the same time."""
         return self.parallel or max(1, self.cores // 4)
 
 
@@ -95,18 +95,21 @@ class Gate:
 
 @dataclass(frozen=True)
 class Settings:
-    """A composed configuration: the recipe as plain values, and how to run it."""
+    """A composed configuration: the recipe as plain values, and the settings of its run."""
 
     recipe: Mapping[str, Any]
     runtime: Runtime
     tracking: Tracking
     gate: Gate
     dry_run: bool | Literal["graph"]
-    """True: only show the plan.  graph: show it as mermaid text, too."""
+    """True: only show the plan.  graph: also print it as mermaid text."""
 
 
 def read_settings(config: "DictConfig") -> Settings:
-    """Plain, checked settings from Hydra's composed config.  Raises ErrorList or ConfigError."""
+    """Return plain, checked settings from Hydra's composed config.
+
+    Raises ErrorList or ConfigError.
+    """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -164,7 +167,7 @@ def is_variant(overrides: Sequence[str]) -> bool:
 
 
 def _unknown_keys(plain: Mapping[str, Any]) -> Iterator[ConfigError]:
-    """Hydra accepts `+typo=1` at the top level; nothing would ever read it."""
+    """Yield an error for each unknown top-level key; Hydra accepts `+typo=1`."""
     for key in plain:
         if key not in KEYS:
             near = difflib.get_close_matches(str(key), KEYS, 1)
@@ -174,12 +177,12 @@ def _unknown_keys(plain: Mapping[str, Any]) -> Iterator[ConfigError]:
 
 
 def recipe_names(conf: Path = CONF) -> list[str]:
-    """The recipes in a folder of configuration; without one those that ship with the project."""
+    """Names of the recipes in a configuration folder; by default, those of this project."""
     return sorted(file.stem for file in (conf / "recipe").glob("*.yaml"))
 
 
 def compose_recipe(name: str, overrides: Sequence[str] = ()) -> Settings:
-    """Compose a recipe outside Hydra's own command line."""
+    """Compose a recipe without Hydra's command line.  Raises ConfigError or ErrorList."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException

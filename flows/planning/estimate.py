@@ -1,4 +1,4 @@
-"""The cost of a plan before anything runs: seconds, bytes and memory of every step.
+"""Cost of a plan before anything runs: seconds, bytes and memory of every step.
 
 Times are those of the last run of the same step on this machine, or the technique's own forecast (`Forecasts`).
 """
@@ -22,18 +22,18 @@ FLOPS_PER_CORE = 1e11
 """Sustained floating point operations a second of one core in a training loop, measured on a server with AVX512-BF16."""
 FLOPS_GPU = 1e14
 LIGHT_S = 10.0
-"""Seconds of a step that computes little and has no forecast of its own."""
+"""Seconds assumed for a step that computes little and has no forecast of its own."""
 SPARE_BYTES = 500e6
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """The forecast of one step.
+    """Forecast of one step.
 
-    memory_bytes: of the machine, at the peak.
-    gpu_bytes: of each GPU, at the peak; 0 on a CPU.
-    measured: the seconds are those of an earlier run here.
-    savings: overrides that lower the memory, `{step}` in place of the step's name.
+    memory_bytes: peak memory of the machine.
+    gpu_bytes: peak memory of each GPU; 0 on a CPU.
+    measured: the seconds are those of an earlier run on this machine.
+    savings: overrides that lower the memory, with `{step}` for the step's name.
     """
 
     seconds: float
@@ -65,7 +65,7 @@ def estimate_plan(plan: Plan, runtime: Runtime) -> dict[str, Estimate]:
 
 
 def _workload(session: Session, step: Step, sizes: Mapping[str, Size], rows: Mapping[str, Rows]) -> Workload:
-    """Return what a step's forecast needs: the sizes of its models, its rows and its compute."""
+    """Return the input of a step's forecast: the sizes of its models, its rows and its compute."""
     runtime = session.runtime
     device = "cuda" if step.accelerated and may_use_gpu(runtime.device) else "cpu"
     processes = session.processes(step, device)
@@ -87,7 +87,7 @@ def _forecast(step: Step, work: Workload) -> Forecast:
 
 
 def check_machine(plan: Plan, runtime: Runtime, done: Collection[str] = ()) -> None:
-    """Raise MachineError if the rest of the plan does not fit this machine's disk, memory or GPUs.
+    """Raise MachineError if the unfinished steps exceed this machine's disk, memory or GPUs.
 
     done: names of finished steps.
     """

@@ -1,6 +1,6 @@
-"""GPUs of this machine: a file lock for each, held by the process of the step.
+"""GPUs of this machine, each with a file lock that the process of a step holds.
 
-Prefect's limits have no effect without a server and can leak with one; `dvc repro` has no limits.
+Prefect's limits need a server and can leak with one; `dvc repro` has none.
 """
 
 import os
@@ -22,7 +22,10 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 def gpus() -> list[str]:
-    """GPUs that this process may use, named as in CUDA_VISIBLE_DEVICES; empty if that variable hides all of them."""
+    """Names of the GPUs that this process may use, as in CUDA_VISIBLE_DEVICES.
+
+    Empty if that variable hides all of them.
+    """
     visible = os.environ.get(VISIBLE)
     if visible is not None:
         names = [name.strip() for name in visible.split(",")]
@@ -31,7 +34,10 @@ def gpus() -> list[str]:
 
 
 def may_use_gpu(device: str) -> bool:
-    """Return True if `runtime.device` can mean a GPU.  Does not import torch, which reads CUDA_VISIBLE_DEVICES only once."""
+    """Return True if `runtime.device` can mean a GPU.
+
+    Does not import torch, which reads CUDA_VISIBLE_DEVICES only once.
+    """
     return device == "cuda" or (device == "auto" and bool(gpus()) and any(Path("/dev").glob("nvidia[0-9]*")))
 
 
@@ -39,8 +45,8 @@ def may_use_gpu(device: str) -> bool:
 def hold_gpu(wanted: int) -> Iterator[str]:
     """Wait for free GPUs, lock them and hide all others from this process.
 
-    Yields their names, or "" if none is wanted.  Runs of one user exclude each other; other users have their own locks.  A process never
-    holds some GPUs while it waits for more, so that two cannot deadlock.  Raises MachineError if this machine has fewer.
+    Yields their names, or "" if none is wanted.  Locks are per user.  A process never holds some GPUs while it waits for more, so two
+    processes cannot deadlock.  Raises MachineError if this machine has fewer GPUs.
     """
     if not wanted:
         yield ""
@@ -71,7 +77,7 @@ def hold_gpu(wanted: int) -> Iterator[str]:
 
 
 def _take(locks: Mapping[str, FileLock], wanted: int) -> list[str]:
-    """The names of so many free GPUs, locked; none if there are not that many now."""
+    """Lock this many free GPUs and return their names; empty if too few are free."""
     held: list[str] = []
     for gpu, lock in locks.items():
         with suppress(Timeout):
@@ -85,7 +91,7 @@ def _take(locks: Mapping[str, FileLock], wanted: int) -> list[str]:
 
 
 def gpu_memory() -> float:
-    """Bytes of the smallest GPU that this process may use; 0 if unknown."""
+    """Memory of the smallest GPU that this process may use, bytes; 0 if unknown."""
     command = ["nvidia-smi", "--query-gpu=index,uuid,memory.total", "--format=csv,noheader,nounits"]
     try:
         listed = subprocess.run(command, capture_output=True, text=True, timeout=QUERY_S, check=True).stdout

@@ -1,6 +1,6 @@
-"""From a composed recipe to an ordered, checked plan.  Pure: no torch, no Prefect, nothing runs or downloads.
+"""Composed recipe to ordered, checked plan.
 
-Every mistake that can be known beforehand is found here, and all of them are reported together.
+Pure: no torch, no Prefect, nothing runs or downloads.  All mistakes that can be found before a run are reported together.
 """
 
 import difflib
@@ -27,7 +27,7 @@ NAME_PATTERN = r"[a-z][a-z0-9_]{0,40}"
 
 
 def build_plan(config: Mapping[str, Any]) -> Plan:
-    """Check a composed recipe, wire what it leaves out (flows/planning/wiring.py), and order its steps.
+    """Check a composed recipe, wire the inputs that it leaves out, and order its steps.
 
     config: plain resolved dict with `name`, `seed`, `models` and `steps`.
     Raises ErrorList with every problem: unknown inputs, cycles, wrong kinds, settings without a technique, foreign
@@ -90,7 +90,7 @@ def _sources(models: Mapping[str, Any], problems: list[StillroomError]) -> Itera
 
 
 def _node(node: Any) -> Node:
-    """A step as the recipe writes it; what is wrong with it is found by `_step`."""
+    """A step as the recipe writes it; `_step` reports its mistakes."""
     if not isinstance(node, Mapping):
         return Node({}, None, {})
     written = node.get("inputs")
@@ -103,7 +103,7 @@ def _node(node: Any) -> Node:
 
 
 def _names(value: Any) -> tuple[str, ...]:
-    """The names at a port; none for null."""
+    """Names at a port; empty for null."""
     if value is None:
         return ()
     several = isinstance(value, Sequence) and not isinstance(value, str)
@@ -156,7 +156,10 @@ def _step(name: str, node: Any, wiring: Wiring, problems: list[StillroomError]) 
 
 
 def find_technique(where: str, target: str) -> type[Any]:
-    """The class that `_target_` names.  Only tasks.<stage>.<technique>.<Class> is imported; anything else raises ConfigError."""
+    """Return the class that `_target_` names.
+
+    Imports tasks.<stage>.<technique>.<Class> only; raises ConfigError for any other target.
+    """
     parts = target.split(".")
     if len(parts) != 4 or parts[0] != "tasks" or parts[1] not in STAGES or module_file(".".join(parts[:3])) is None:
         raise ConfigError(
@@ -172,7 +175,7 @@ def find_technique(where: str, target: str) -> type[Any]:
 
 
 def _setting_problems(where: str, error: ValidationError, cls: type[Any]) -> Iterator[ConfigError]:
-    """One ConfigError per wrong setting, with the nearest known name for an unknown one."""
+    """Yield a ConfigError for each wrong setting, with the nearest known name for a typo."""
     known = [field.name for field in fields(cls)]
     for detail in error.errors():
         place = ".".join([where, *(str(part) for part in detail["loc"])])
@@ -247,7 +250,7 @@ def _edge_problems(
 
 
 def _order(steps: Mapping[str, Step], problems: list[StillroomError]) -> list[str]:
-    """Names so that inputs come first; among the ready ones, the recipe's own order."""
+    """Return step names with inputs first; among the ready ones, in the recipe's own order."""
     graph = {name: [need for need in step.needs if need in steps] for name, step in steps.items()}
     sorter = TopologicalSorter(graph)
     try:

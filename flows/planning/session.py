@@ -1,4 +1,4 @@
-"""A plan being carried out: where every artifact lives, what each step's key is, and why a step has to run."""
+"""Session of a plan: places of its artifacts, keys of its steps, reasons to run a step."""
 
 import logging
 import os
@@ -20,25 +20,25 @@ log = logging.getLogger("stillroom")
 
 @dataclass
 class Session:
-    """A plan being carried out: where artifacts live, and where each finished step's is."""
+    """A plan during a run: the store of its artifacts, and the place of each finished step."""
 
     plan: Plan
     runtime: Runtime
     variant: bool = False
     places: dict[str, Place] = field(default_factory=dict)
     code: dict[str, str] = field(default_factory=dict)
-    """By step: the digest of the code that this process has imported, where later edits of the files must not count."""
+    """By step: digest of the code that this process has imported; later edits of the files do not change it."""
 
     def __post_init__(self) -> None:
         """Open the store."""
         self.store = Store(self.runtime.folder, shared_root(self.runtime.folder), trust=self.runtime.verify == "stat")
 
     def place(self, name: str) -> Place:
-        """Where a step's artifact is read from."""
+        """Place from which a step's artifact is read."""
         return self.places.get(name) or self.view(name)
 
     def view(self, name: str) -> Place:
-        """Where people and DVC find a step's artifact when the recipe runs as written."""
+        """Place in the recipe's own folder, for people and DVC, if the recipe runs as written."""
         return self.store.view(self.plan.recipe, name)
 
     def artifact(self, name: str) -> Artifact:
@@ -48,7 +48,10 @@ class Session:
         return Artifact(name, self.plan.step(name).kind, self.place(name).out)
 
     def digest(self, name: str) -> str:
-        """Content digest of an input.  Raises ModelError if a source is not what the recipe expects."""
+        """Content digest of an input.
+
+        Raises ConfigError for a step without an artifact, and ModelError for a source that differs from what the recipe expects.
+        """
         path = self.artifact(name).path
         if not path.exists():
             raise ConfigError(
@@ -75,7 +78,10 @@ class Session:
         """The step's key; its inputs must be finished."""
         inputs = {port: [[name, self.digest(name)] for name in names] for port, names in step.inputs.items()}
         files = [[str(index), self.store.digests.tree(file)] for index, file in enumerate(step.files())]
-        inputs["files"] = [*inputs.get("files", []), *files]  # a port may be called so; no input's name is a number
+        inputs["files"] = [
+            *inputs.get("files", []),
+            *files,
+        ]  # a port may have this name, too; input names are never numbers
         return step_key(step.identity(self.plan.seed_of(step)), self.code_of(step), inputs)
 
     def code_of(self, step: Step) -> str:
@@ -84,7 +90,7 @@ class Session:
 
     def threads(self, step: Step) -> int:
         """CPU threads of a step: all cores, or its share if other steps may run at the same time."""
-        at_once = 1 if step.exclusive else min(self.runtime.steps_at_once, 1 + len(self.plan.beside(step)))
+        at_once = 1 if step.exclusive else min(self.runtime.steps_at_once, 1 + len(self.plan.concurrent_with(step)))
         return self.runtime.threads or max(1, self.runtime.cores // at_once)
 
     def gpus(self, step: Step) -> int:
@@ -95,7 +101,7 @@ class Session:
         return wanted or max(1, len(gpus()))
 
     def device(self, step: Step) -> str:
-        """Device that a step computes on; "cpu" for a step that has no use for an accelerator."""
+        """Device that a step computes on; "cpu" for a step that cannot use an accelerator."""
         return pick_device(self.runtime.device) if step.accelerated else "cpu"
 
     def processes(self, step: Step, device: str) -> int:
@@ -105,9 +111,9 @@ class Session:
         return self.runtime.processes or (self.gpus(step) if device == "cuda" else 1)
 
     def find(self, step: Step, key: str) -> Place | None:
-        """Find a valid artifact, whichever recipe made it.
+        """Find a valid artifact, also of another recipe; None if there is none.
 
-        If the recipe runs as written, its folder shows the artifact.
+        If the recipe runs as written, the artifact is linked in the recipe's folder.
         """
         found = self.store.find(step.name, key)
         if found is not None:
@@ -125,7 +131,7 @@ class Session:
             return fault
         before = self.view(step.name).read_manifest()
         if self.variant:
-            return ""  # that it differs from the recipe is what the user asked for
+            return ""  # the user changed the recipe on purpose
         if before is None:
             return self.store.fault(self.view(step.name), key) or ""
         if before.get("key") == key:
@@ -140,7 +146,7 @@ def shared_root(folder: Path) -> Path:
 
 
 def describe(session: Session, step: Step, key: str) -> dict[str, Any]:
-    """The manifest's account of what the artifact was made from."""
+    """Return the manifest's record of the work: settings, code, inputs and versions."""
     return {
         "recipe": session.plan.recipe,
         "step": step.name,
@@ -154,7 +160,7 @@ def describe(session: Session, step: Step, key: str) -> dict[str, Any]:
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the differences of two manifests in words: the reasons why a step runs again."""
+    """Yield the differences between two manifests in words: the reasons to run a step again."""
     old, new = facts(before), facts(now)
     for name in sorted(old.keys() | new.keys(), key=list(old | new).index):
         if old.get(name) != new.get(name):
@@ -163,7 +169,7 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
 
 
 def facts(account: Mapping[str, Any]) -> dict[str, Any]:
-    """All parts of a key, under names for people."""
+    """Parts of a key, under readable names."""
     inputs = account.get("inputs", {})
     return {
         "technique": account.get("technique"),
@@ -177,10 +183,10 @@ def facts(account: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def pick_device(wanted: str) -> str:
-    """The device that `runtime.device` means on this machine."""
+    """Resolve `runtime.device` to a device of this machine."""
     if wanted != "auto":
         return wanted
-    if not any(Path("/dev").glob("nvidia[0-9]*")):  # do not pay for importing torch where there is no driver
+    if not any(Path("/dev").glob("nvidia[0-9]*")):  # avoids importing torch where there is no driver
         return "cpu"
     import torch
 

@@ -1,4 +1,4 @@
-"""Sizes of the models that a recipe starts from, read from their headers and configurations."""
+"""Sizes of source models, read from file headers and configurations."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,10 @@ GUESSED_OUTER = 0.2
 
 
 def size_of(path: Path) -> Size:
-    """The size of a model folder or GGUF file.  Raises ModelError if the path holds no weights."""
+    """Return the size of a model folder or GGUF file.
+
+    Raises ModelError if the path holds no weights.
+    """
     return _gguf_size(path) if path.is_file() else _folder_size(path)
 
 
@@ -52,7 +55,7 @@ def _gguf_size(file: Path) -> Size:
 
 
 def _checked(parameters: int, size: int, outer: int, shape: Dimensions) -> Size:
-    """The size, guessed from the parameters if the configuration names no layers or no width."""
+    """Return the size; guess its shape if the configuration names no layers or no width."""
     if not (shape.layers and shape.width):
         width = int((parameters / (12 * GUESSED_LAYERS)) ** 0.5)
         return Size(

@@ -11,7 +11,8 @@ from flows.planning.steps import Step
 class Status:
     """Status of a step.
 
-    done: a valid artifact exists.  why: the reason to run, as far as it is known before the inputs exist.
+    done: a valid artifact exists.
+    why: the reason to run, if it is known before the inputs exist.
     """
 
     done: bool
@@ -21,7 +22,7 @@ class Status:
 def find_status(session: Session) -> dict[str, Status]:
     """Status of every step, in plan order.
 
-    No artifact is touched; digests taken here are remembered for the run.
+    Changes no artifact; the run reuses the digests taken here.
     """
     found: dict[str, Status] = {}
     for step in session.plan.steps:
@@ -34,7 +35,7 @@ def _status(session: Session, step: Step, found: Mapping[str, Status]) -> Status
     if waiting := [name for name in step.needs if name in found and not found[name].done]:
         return Status(False, f"after {', '.join(waiting)}")
     if session.store.is_empty():
-        return Status(False, "new")  # without reading a large model only to learn that
+        return Status(False, "new")  # saves reading a large model
     key = session.key(step)
     place = session.store.look_up(step.name, key)
     if place is None:

@@ -1,4 +1,4 @@
-"""What a plan is made of: the models it starts from, its steps, and their order."""
+"""Parts of a plan: source models, and steps in order."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
@@ -13,7 +13,7 @@ from tasks.shared.technique import Kind, ReadsFiles, Technique
 
 @dataclass(frozen=True)
 class Source:
-    """A model that the recipe starts from."""
+    """A source model: one that the recipe starts from."""
 
     name: str
     settings: ModelSource
@@ -23,7 +23,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Step:
-    """One planned step: a technique, built and checked, and the names that its ports read from."""
+    """A planned step: a checked technique, and the names of the inputs at its ports."""
 
     name: str
     stage: str
@@ -31,13 +31,13 @@ class Step:
     technique: Technique
     inputs: Mapping[str, tuple[str, ...]]
     seed: int | None = None
-    """Its own, in place of the recipe's: so that one step can be made twice, to see how much is chance."""
+    """Its own seed instead of the recipe's, so that a step can be repeated to measure the effect of chance."""
     wired: tuple[str, ...] = field(default=(), compare=False)
-    """Ports that the recipe leaves out and the plan wired, to be shown."""
+    """Ports that the recipe leaves out and the plan has wired; for display."""
 
     @property
     def kind(self) -> Kind:
-        """What the step produces."""
+        """Kind of the step's artifact."""
         return self.technique.spec.produces
 
     @property
@@ -47,20 +47,20 @@ class Step:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """All names this step reads, in port order, each once."""
+        """Names of all inputs in port order, each once."""
         return tuple(dict.fromkeys(name for names in self.inputs.values() for name in names))
 
     def settings(self) -> dict[str, Any]:
-        """Every resolved setting, as plain values."""
+        """All resolved settings as plain values."""
         assert is_dataclass(self.technique) and not isinstance(self.technique, type)
         return plain(asdict(self.technique))
 
     def keyed(self) -> dict[str, Any]:
-        """The settings that decide what comes out: those that are in the key and in params.yaml's part of the step."""
+        """Settings that decide the result; they are in the key and in params.yaml."""
         return _without(self.settings(), self._unkeyed)
 
     def unkeyed(self) -> dict[str, Any]:
-        """The settings that say how the work goes (time-outs, ports, requests at once) and never change what comes out."""
+        """Settings that cannot change the result: timeouts, network ports, requests at once."""
         return _only(self.settings(), self._unkeyed)
 
     @property
@@ -69,7 +69,7 @@ class Step:
 
     @property
     def retries(self) -> int:
-        """Attempts after the first; above 0 only where the work depends on a service outside this machine."""
+        """Attempts after the first; above 0 only if the step depends on a service elsewhere."""
         return self.technique.spec.retries
 
     @property
@@ -88,11 +88,11 @@ class Step:
         return self.technique.spec.device == "accelerator"
 
     def files(self) -> tuple[Path, ...]:
-        """The user's own files that the settings name; their content is in the key."""
+        """User files that the settings name; their content is in the key."""
         return tuple(self.technique.sources()) if isinstance(self.technique, ReadsFiles) else ()
 
     def identity(self, seed: int) -> dict[str, Any]:
-        """What the key says of the step besides code and inputs."""
+        """Return the step's part of the key: technique, settings, seed and library versions."""
         return {
             "technique": self.target,
             "settings": self.keyed(),
@@ -103,7 +103,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """A recipe, ready to run: its sources, and its steps in an order in which every input comes first.
+    """A recipe that is ready to run: source models, and steps ordered with inputs first.
 
     config: the composed recipe that the plan was built from (`name`, `seed`, `models`, `steps`), as plain values.
     """
@@ -127,7 +127,7 @@ class Plan:
         return self.seed if step.seed is None else step.seed
 
     def step(self, name: str) -> Step:
-        """The step of that name.  Raises ConfigError with the names there are."""
+        """Return the step of that name.  Raises ConfigError that lists the known names."""
         for step in self.steps:
             if step.name == name:
                 return step
@@ -135,8 +135,11 @@ class Plan:
             f"recipe {self.recipe}", f"no step {name!r}", "one of: " + ", ".join(step.name for step in self.steps)
         )
 
-    def beside(self, step: Step) -> list[str]:
-        """Steps that may run at the same time as this one: neither its inputs nor made from it, none exclusive."""
+    def concurrent_with(self, step: Step) -> list[str]:
+        """Names of the steps that may run at the same time as this one.
+
+        Excludes exclusive steps, its direct and indirect inputs, and the steps that need it.
+        """
         before: dict[str, set[str]] = {}
         for other in self.steps:
             before[other.name] = {name for need in other.needs for name in (need, *before.get(need, ()))}
@@ -150,7 +153,7 @@ class Plan:
 
 
 def plain(value: Any) -> Any:
-    """Tuples to lists, enums to strings: the form that JSON and YAML give back unchanged."""
+    """Convert tuples to lists and enums to strings, so that JSON and YAML round-trip the value."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -159,7 +162,7 @@ def plain(value: Any) -> Any:
 
 
 def _without(settings: Mapping[str, Any], names: frozenset[str], prefix: str = "") -> dict[str, Any]:
-    """Nested settings less those whose dotted name is listed."""
+    """Nested settings without those whose dotted name is listed."""
     return {
         key: _without(value, names, f"{prefix}{key}.") if isinstance(value, Mapping) else value
         for key, value in settings.items()
@@ -168,7 +171,7 @@ def _without(settings: Mapping[str, Any], names: frozenset[str], prefix: str = "
 
 
 def _only(settings: Mapping[str, Any], names: frozenset[str], prefix: str = "") -> dict[str, Any]:
-    """Nested settings whose dotted name is listed, and nothing else."""
+    """Nested settings whose dotted name is listed."""
     found: dict[str, Any] = {}
     for key, value in settings.items():
         if f"{prefix}{key}" in names:

@@ -1,4 +1,4 @@
-"""Weight formats along the graph: techniques that need dense weights are not given packed ones."""
+"""Check of weight formats: a technique that needs dense weights gets no packed ones."""
 
 from collections.abc import Iterator, Mapping
 
@@ -12,7 +12,10 @@ PORT = "model"
 
 
 def weight_problems(step: Step, steps: Mapping[str, Step], sources: Mapping[str, Source]) -> Iterator[ConfigError]:
-    """Yield an error for each model whose weights the step's technique does not accept, with the dense model before it."""
+    """Yield an error for each input model in a weight format that the technique does not accept.
+
+    The fix names the dense model from which the quantized one was made.
+    """
     if step.technique.spec.accepts == "any":
         return
     for name in step.inputs.get(PORT, ()):
@@ -25,12 +28,12 @@ def weight_problems(step: Step, steps: Mapping[str, Step], sources: Mapping[str,
                 where,
                 f"{name}, whose weights are {form}",
                 "dense weights",
-                f"{where}={dense[0]}" if dense else "use the model as it was before quantization",
+                f"{where}={dense[0]}" if dense else "use the model before its quantization",
             )
 
 
 def _chain(name: str, steps: Mapping[str, Step]) -> Iterator[str]:
-    """Yield a model's name and those of its ancestors, up to the one that decided the format of its weights."""
+    """Yield the names of a model and its ancestors, up to the one that set its weight format."""
     seen: set[str] = set()
     while name not in seen:
         seen.add(name)
@@ -42,7 +45,7 @@ def _chain(name: str, steps: Mapping[str, Step]) -> Iterator[str]:
 
 
 def _format(name: str, steps: Mapping[str, Step], sources: Mapping[str, Source]) -> Weights:
-    """The format of a model's weights; a GGUF source is dense, because transformers unpacks it."""
+    """Return the weight format of a model; GGUF sources are dense: transformers unpacks them."""
     if name in steps:
         return steps[name].technique.spec.gives or "dense"
     path = sources[name].path if name in sources else None

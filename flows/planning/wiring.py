@@ -1,6 +1,6 @@
-"""Inputs that a recipe leaves out, wired where only one wiring is possible (docs/decisions/0016-ports-wired-by-the-plan.md).
+"""Wiring of inputs that a recipe leaves out, where only one wiring is possible.
 
-The rules know ports and kinds, no technique and no stage.
+The rules depend on ports and kinds only, not on techniques or stages (docs/decisions/0016-ports-wired-by-the-plan.md).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -42,7 +42,7 @@ class Wiring:
 
 
 def wire(nodes: Mapping[str, Node], sources: Sequence[str]) -> Wiring:
-    """Wire every port that is left out and can be wired in one way only.
+    """Wire every missing input that can be wired in one way only.
 
     nodes: all steps, in the recipe's order.
     sources: names of the models that the recipe starts from, such as models.teacher.
@@ -61,7 +61,10 @@ def wire(nodes: Mapping[str, Node], sources: Sequence[str]) -> Wiring:
 
 
 def recipe_inputs(step: Step) -> dict[str, Any]:
-    """A step's inputs written in full, with null or [] at empty ports that a plan would otherwise wire."""
+    """Return a step's inputs in full.
+
+    Empty ports that a plan would otherwise wire are null or [].
+    """
     written: dict[str, Any] = {}
     for name, port in step.technique.spec.ports.items():
         names = step.inputs.get(name, ())
@@ -71,7 +74,7 @@ def recipe_inputs(step: Step) -> dict[str, Any]:
 
 
 def scope_of(port: Port) -> str:
-    """The place where the plan looks for an input that is left out (`Port.wire`); empty if nowhere."""
+    """Return where the plan looks for a missing input (`Port.wire`); empty if nowhere."""
     return port.wire or ("" if port.optional or port.many else "recipe")
 
 
@@ -90,16 +93,17 @@ class _Graph:
         self._origins: dict[str, set[str]] = {}
 
     def settle(self) -> None:
-        """Add edges: required single ports first, then optional ones, lists, and ports that look at readers or inputs.
+        """Add edges in groups, each repeated until nothing changes.
 
-        An edge can rule out a candidate of another port, which would close a cycle: each group is repeated until nothing changes.
+        Required single ports come first, then optional ones, lists, and ports that look at readers or inputs.
+        A new edge can rule out a candidate of another port that would now close a cycle.
         """
         for group in (("recipe", False, False), ("recipe", False, True), ("recipe", True), ("reader",), ("inputs",)):
             while any([self._take(step, port) for step, port in self._open(*group)]):
                 pass
 
     def _open(self, scope: str, many: bool | None = None, optional: bool | None = None) -> list[tuple[str, str]]:
-        """Steps and ports without an input so far that look in this scope."""
+        """Steps and ports that look in this scope and have no input yet."""
         return [
             (step, name)
             for step, node in self.nodes.items()
@@ -127,8 +131,8 @@ class _Graph:
     def candidates(self, step: str, port: str) -> list[str]:
         """Artifacts that a port may take, none of them made from the step itself.
 
-        For a single input: of the first of the port's kinds that is there, and not at another port of the step already.
-        For a list: steps only; a model that the recipe starts from has to be named.
+        Single port: artifacts of the first of the port's kinds that exists, unless another port of the step already takes them.
+        List: steps only; source models must be named.
         """
         wanted = self.nodes[step].ports[port]
         known = self.origins(step) if scope_of(wanted) == "inputs" else self.kinds.keys()
@@ -146,7 +150,7 @@ class _Graph:
         return [name for name, kind in self.kinds.items() if kind in kinds and name != step]
 
     def of_readers(self, step: str, port: str) -> dict[str, Names]:
-        """Names at the port of the same name, by step that reads this one and has such a port."""
+        """Names at the port of this name, by step that has such a port and reads this step."""
         return {
             name: self.inputs[name].get(port, ())
             for name, node in self.nodes.items()
@@ -169,7 +173,7 @@ class _Graph:
         return {read for names in self.inputs.get(name, {}).values() for read in names}
 
     def problems(self, step: str) -> Iterator[ConfigError]:
-        """One error for each port that the recipe has to name."""
+        """Yield an error for each port that the recipe has to name."""
         node = self.nodes[step]
         for name, port in node.ports.items():
             if self.inputs[step].get(name) or (name in node.inputs and port.optional):
@@ -184,7 +188,10 @@ class _Graph:
                 yield self._missing(step, name, port)
 
     def _missing_elsewhere(self, step: str, name: str, readers: Mapping[str, Names]) -> bool:
-        """Return True if another error explains the empty port: of a reader that needs the same, or of an unknown technique."""
+        """Return True if another error explains the empty port.
+
+        The error concerns a reader that needs the same input, or an unknown technique.
+        """
         if any(not (self.nodes[reader].ports[name].optional or names) for reader, names in readers.items()):
             return True
         return not self.fitting(step, name) and any(node.kind is None for node in self.nodes.values())

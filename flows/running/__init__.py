@@ -1,1 +1,1 @@
-"""A plan at work: schedule, child processes, records."""
+"""Execution of a plan: schedule, child processes, records."""

@@ -22,29 +22,29 @@ class Board:
         self.live = bars(self.console) if self.console.is_terminal else None
         self.rows: dict[str, Any] = {}
         self.began: dict[str, float] = {}
-        self.told: dict[str, float] = {}
+        self.reported: dict[str, float] = {}
         self.lock = threading.Lock()
 
     def __enter__(self) -> "Board":
-        """Begin to draw."""
+        """Start the display."""
         if self.live:
             self.live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Leave the lines, take the bars away."""
+        """Remove the bars and keep the printed lines."""
         if self.live:
             self.live.stop()
 
     def begin(self, step: str) -> None:
-        """A step's process starts."""
+        """Add a step whose process starts."""
         with self.lock:
-            self.began[step] = self.told[step] = time.monotonic()
+            self.began[step] = self.reported[step] = time.monotonic()
             if self.live:
                 self.rows[step] = self.live.add_task(escape(step), total=None, note="")
 
     def line(self, step: str, text: str) -> None:
-        """A line that the step printed."""
+        """Print a line of a step's output."""
         self.console.print(f"[dim]{escape(step)} |[/dim] {escape(text)}", highlight=False, soft_wrap=True)
 
     def progress(self, step: str, progress: Progress) -> None:
@@ -58,14 +58,14 @@ class Board:
                     total=progress.total,
                     note=escape(progress.note),
                 )
-            elif time.monotonic() - self.told.get(step, 0) >= LINE_EVERY_S:
-                self.told[step] = time.monotonic()
-                seconds = time.monotonic() - self.began.get(step, self.told[step])
+            elif time.monotonic() - self.reported.get(step, 0) >= LINE_EVERY_S:
+                self.reported[step] = time.monotonic()
+                seconds = time.monotonic() - self.began.get(step, self.reported[step])
                 text = f"{progress.description}: {progress.done} of {progress.total}, {seconds:.0f} s {progress.note}"
                 self.line(step, text.rstrip())
 
     def end(self, step: str) -> None:
-        """The step's process is gone."""
+        """Remove a step whose process has ended."""
         with self.lock:
             if self.live and step in self.rows:
                 self.live.remove_task(self.rows.pop(step))

@@ -1,4 +1,4 @@
-"""A step as a process of its own: started, listened to, and taken down with everything that it started."""
+"""A step's process: started, monitored, and ended with every process that it started."""
 
 import json
 import os
@@ -26,7 +26,7 @@ from tasks.shared.processes import ProcessId
 from tasks.shared.progress import REPORT_VARIABLE
 
 GRACE_S = 15
-"""How long a step may tidy up after Ctrl-C before it is killed."""
+"""Seconds that a step may take to clean up after Ctrl-C before it is killed."""
 POLL_S = 0.1
 LOOK_S = 0.01
 
@@ -41,18 +41,18 @@ class StepFailed(StillroomError):
         hint: str = "finished steps are kept; run the same command again",
         retryable: bool = False,
     ) -> None:
-        advised = "\n  fix: " in message  # the step's own advice is better than ours
+        advised = "\n  fix: " in message  # the step gives a fix of its own
         text = f"{message}\n  finished steps are kept" if advised else message
         super().__init__(f"step {step}", text, fix="" if advised else hint, retryable=retryable)
 
 
 class Stopped(Exception):
-    """The run was interrupted or cancelled while this step was at work."""
+    """The run was interrupted or canceled during this step."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a step is: `done` of `total` units of what `description` says."""
+    """Progress of a step: `done` of `total` units of the work named by `description`."""
 
     description: str
     done: int
@@ -62,7 +62,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Listener:
-    """Who wants to hear of a running step: its lines of output, its progress, and from whom to hear that it must stop."""
+    """Receiver of a running step's output lines and progress; `stop`, once set, ends the step."""
 
     line: Callable[[str, str], None] = lambda step, text: None
     progress: Callable[[str, Progress], None] = lambda step, progress: None
@@ -70,10 +70,11 @@ class Listener:
 
 
 def run_child(session: Session, step: Step, listener: Listener, template: Template | None = None) -> bool:
-    """Run one step in a process group of its own and wait for it; False if another run made the artifact meanwhile.
+    """Run one step in a process group of its own and wait for its end.
 
     template: forks the step's process; without it, or if it is lost, the step is a plain process.
-    Raises StepFailed with the step's message, or Stopped when `listener.stop` was set.  However the step ends, its whole group is gone then.
+    Returns False if another run made the artifact in the meantime.  Raises StepFailed with the step's message, or Stopped if
+    `listener.stop` was set.  The whole group has ended on return and on every error.
     """
     with job_folder(session) as folder:
         words = [
@@ -96,15 +97,18 @@ def run_child(session: Session, step: Step, listener: Listener, template: Templa
                 template.give_up(str(error))
         if code is None:
             code = _run(lambda output: PlainChild(words, variables, output), step, folder, listener)
-        result = folder / RESULT
-        told = json.loads(result.read_text("utf-8")) if result.is_file() else {}
+        message = folder / RESULT
+        result = json.loads(message.read_text("utf-8")) if message.is_file() else {}
     if code:
-        raise failure(step.name, code, told, listener.stop.is_set())
-    return bool(told.get("made", True))
+        raise failure(step.name, code, result, listener.stop.is_set())
+    return bool(result.get("made", True))
 
 
 def _run(start: Callable[[int], "Child | None"], step: Step, folder: Path, listener: Listener) -> int | None:
-    """Start a process, hand on what it prints and reports, and return its exit code; None if nothing could be started."""
+    """Start a process, forward its output and progress, and return its exit code.
+
+    start: gets the descriptor for the output.  If it cannot start a process, it returns None, and so does this function.
+    """
     reading, writing = os.pipe()
     try:
         child = start(writing)
@@ -125,12 +129,18 @@ def _run(start: Callable[[int], "Child | None"], step: Step, folder: Path, liste
 
 
 class Child(Protocol):
-    """A process of a step, at the head of a group of its own.  pid: None if it has not started yet."""
+    """A step's process, the leader of its own process group.
+
+    pid: None if it has not started yet.
+    """
 
     pid: int | None
 
     def wait(self, timeout: float | None = None) -> int:
-        """Return the exit code, and kill what is left of the group.  Raises subprocess.TimeoutExpired."""
+        """Return the exit code; the rest of the group is killed.
+
+        Raises subprocess.TimeoutExpired.
+        """
         ...
 
     def signal(self, number: int, *, whole_group: bool = False) -> None:
@@ -138,14 +148,15 @@ class Child(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of the process; one that has not started will not."""
+        """Release the process; one that has not started will not start."""
         ...
 
 
 class PlainChild:
-    """A step as a program of its own, for systems and runs without a template.
+    """A step as a separate Python program, for systems and runs without a template.
 
-    words: arguments of `flows.stage`.  output: descriptor for what it prints.
+    words: arguments of `flows.stage`.
+    output: file descriptor for its output.
     """
 
     def __init__(self, words: Sequence[str], variables: Mapping[str, str], output: int) -> None:
@@ -160,7 +171,7 @@ class PlainChild:
         self.pid: int | None = self.process.pid
 
     def wait(self, timeout: float | None = None) -> int:
-        """See `Child`.  The group is killed before the pid can be used again."""
+        """See `Child`.  The group is killed before the system can reuse the pid."""
         deadline = None if timeout is None else time.monotonic() + timeout
         while self.process.returncode is None:
             if os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
@@ -179,12 +190,12 @@ class PlainChild:
                 (os.killpg if whole_group else os.kill)(self.process.pid, number)
 
     def close(self) -> None:
-        """See `Child`; nothing is held."""
+        """See `Child`; there is nothing to release."""
 
 
 @contextmanager
 def job_folder(session: Session) -> Iterator[Path]:
-    """An empty folder for one step's job; those of flows that were killed are taken away."""
+    """Yield an empty folder for one step's job; remove those of killed flows."""
     base = session.store.home / ".jobs"
     base.mkdir(parents=True, exist_ok=True)
     for old in base.iterdir():
@@ -203,7 +214,7 @@ def _in_use(folder: str) -> bool:
 
 
 def environment(session: Session, step: Step, folder: Path) -> dict[str, str]:
-    """The step's environment: our modules importable from any working directory, progress reported to a file."""
+    """Environment of a step: our modules are importable, and progress goes to a file."""
     return (
         base_environment()
         | step_variables(session.threads(step), os.environ)
@@ -211,12 +222,16 @@ def environment(session: Session, step: Step, folder: Path) -> dict[str, str]:
     )
 
 
-def failure(step: str, code: int, told: Mapping[str, Any], stopping: bool) -> Exception:
-    """What a child's exit code means."""
+def failure(step: str, code: int, result: Mapping[str, Any], stopping: bool) -> Exception:
+    """Return the error for a child's exit code.
+
+    result: the step's message, empty if it left none.
+    stopping: the run is being stopped.
+    """
     if stopping:
         return Stopped(step)
-    if "error" in told:
-        return StepFailed(step, told["error"], retryable=bool(told["retryable"]))
+    if "error" in result:
+        return StepFailed(step, result["error"], retryable=bool(result["retryable"]))
     if code == -signal.SIGKILL:
         return StepFailed(
             step,
@@ -224,7 +239,7 @@ def failure(step: str, code: int, told: Mapping[str, Any], stopping: bool) -> Ex
             "if memory ran out, use smaller batches or a smaller model; finished steps are kept",
         )
     if code in {130, -signal.SIGINT, -signal.SIGTERM}:
-        return StepFailed(step, "somebody else ended its process")
+        return StepFailed(step, "its process was ended from outside")
     return StepFailed(step, f"it ended with code {code}; its traceback is above")
 
 
@@ -236,21 +251,21 @@ def _read(stream: IO[bytes], step: str, line: Callable[[str, str], None]) -> Non
 
 
 def _wait(child: Child, step: str, report: Path, listener: Listener) -> int:
-    """The exit code; on the way, hands on every new report."""
+    """Forward every progress report until the process ends, and return its exit code."""
     seen = 0
     while True:
         with suppress(subprocess.TimeoutExpired):
             return child.wait(POLL_S)
         if listener.stop.is_set():
             raise Stopped(step)
-        with suppress(OSError, ValueError, TypeError):  # not there yet, or the step wrote nonsense: no progress to show
+        with suppress(OSError, ValueError, TypeError):  # no report yet, or an unreadable one
             if (written := report.stat().st_mtime_ns) != seen:
                 seen = written
                 listener.progress(step, Progress(**json.loads(report.read_text("utf-8"))))
 
 
 def stop_group(child: Child) -> None:
-    """Interrupt a child's process group, wait a little, then kill what is left of it."""
+    """Interrupt a child's process group, wait up to GRACE_S, then kill the rest of it."""
     child.signal(signal.SIGINT, whole_group=True)
     with suppress(subprocess.TimeoutExpired, ServerDied):
         child.wait(GRACE_S if child.pid is not None else 0)

@@ -1,17 +1,19 @@
-"""Environment variables of every process that computes."""
+"""Environment variables of every process that runs a step."""
 
 from collections.abc import Mapping
 
 SPIN_VARIABLES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 SPIN_COUNT = 1000
-"""Rounds that an OpenMP thread spins at a barrier before it sleeps.  Beside another busy program, GNU's default of up to 30 billion
-makes training several times slower: a thread spins on the core that the one it waits for needs."""
+"""Rounds that an OpenMP thread spins at a barrier before it sleeps.  GNU's default of up to 30 billion makes training several times
+slower while another program is busy, because the spinning thread occupies the core that the slower thread needs."""
 
 
 def step_variables(threads: int, given: Mapping[str, str]) -> dict[str, str]:
-    """Return what a process must have in its environment before it imports a library, less what `given` says already.
+    """Return the variables that libraries read on import, except those in `given`.
 
-    Libraries stay quiet, offline unless the user says otherwise, within `threads`, and leave cores to others while they wait.
+    threads: CPU threads of the process.
+    given: the present environment; the user's own values win.
+    Libraries stay quiet and offline, use at most `threads`, and give up their cores while they wait.
     """
     found = {
         "HF_HUB_OFFLINE": "1",

@@ -1,4 +1,4 @@
-"""Finished steps are told to MLflow and DVC by one thread, beside the next step's work."""
+"""Records of finished steps for MLflow and DVC, written by one thread while other steps run."""
 
 import logging
 import queue
@@ -18,8 +18,8 @@ log = logging.getLogger("stillroom")
 class Recorder:
     """Queue of records for MLflow and DVC; a failure here never loses an artifact.
 
-    notes: folder with an empty file per artifact that the tracker has recorded, so that the next run need not query
-    a server.  Artifacts of `dvc repro`, or of a run that was killed before it recorded them, are recorded by the next run.
+    notes: folder with an empty file per artifact that the tracker has recorded, so that the next run need not query a server.
+    The next run also records artifacts that `dvc repro` made, or that a killed run did not record.
     """
 
     def __init__(self, tracker: Tracker, notes: Path | None = None) -> None:
@@ -30,43 +30,46 @@ class Recorder:
         self.pending: list[Future[Any]] = []
 
     def start(self, name: str, tags: Mapping[str, str]) -> None:
-        """The run begins."""
+        """Record the start of the run."""
         self._later(self.tracker.start, name, tags)
 
     def step(self, step: StepRecord, stage: str | None) -> None:
-        """A step ended well.  stage: its stage in dvc.yaml, if DVC is to record it."""
-        self._later(self._tell, step)
+        """Record a finished step.
+
+        stage: its stage in dvc.yaml if DVC records it, else None.
+        """
+        self._later(self._track, step)
         if stage:
             self.waiting.put((stage, str(step.manifest["key"])))
             self._later(self._dvc)
 
-    def told(self, key: str) -> bool:
+    def has_recorded(self, key: str) -> bool:
         """Return True if the tracker has recorded this artifact, in this run or an earlier one."""
         return self.notes is None or (self.notes / key[:SHORT]).is_file()
 
     def settle(self) -> None:
-        """Wait until everything said so far is recorded; raises what went wrong unforeseen."""
+        """Wait until every record so far is written; raises unexpected errors."""
         pending, self.pending = self.pending, []
         for item in pending:
             item.result()
 
     def finish(self, status: str) -> None:
-        """The run ended; waits for the last record."""
+        """Record the end of the run and wait for the last record."""
         self._later(self.tracker.finish, status)
         try:
             self.settle()
         finally:
             self.worker.shutdown()
 
-    def _tell(self, step: StepRecord) -> None:
+    def _track(self, step: StepRecord) -> None:
         self.tracker.step(step)
         if self.notes is not None:
-            with suppress(OSError):  # without the note the next run tells it again, and MLflow knows it
+            with suppress(OSError):  # without the note the next run sends the record again, and MLflow ignores it
                 self.notes.mkdir(parents=True, exist_ok=True)
                 (self.notes / str(step.manifest["key"])[:SHORT]).touch()
 
     def _dvc(self) -> None:
-        """Record all stages that wait, in one go: those that came while the last ones were recorded."""
+        """Record all waiting stages with one call of DVC."""
         stages: dict[str, str] = {}
         with suppress(queue.Empty):
             while True:

@@ -1,4 +1,4 @@
-"""Carry out a plan: find every step or make it in a child process, branches beside each other, each end recorded."""
+"""Execution of a plan: each step is found or made in a child process, then recorded."""
 
 import logging
 import queue
@@ -30,7 +30,7 @@ log = logging.getLogger("stillroom")
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one step ended."""
+    """Result of one step."""
 
     step: str
     place: Place
@@ -44,13 +44,13 @@ class Outcome:
 
 @dataclass
 class Run:
-    """One execution of a recipe: its session, where it is recorded, and how far it is."""
+    """One execution of a recipe: its session, recorder and progress."""
 
     session: Session
     tracked: bool
-    """The recipe stands in params.yaml and runs as written, so DVC records its steps."""
+    """The recipe is in params.yaml and runs as written, so DVC records its steps."""
     tags: Mapping[str, str] = field(default_factory=dict)
-    """What identifies it in MLflow."""
+    """MLflow tags that identify the run."""
     recorder: Recorder = field(default_factory=lambda: Recorder(NullTracker()))
     board: Board = field(default_factory=Board)
     stop: threading.Event = field(default_factory=threading.Event)
@@ -59,17 +59,20 @@ class Run:
     ended: "queue.Queue[Ended]" = field(default_factory=queue.Queue)
 
     def __post_init__(self) -> None:
-        """Prepare the template process, which is started when the first step has to be made."""
+        """Prepare the template processes, which start when the first step has to be made."""
         self.template = Template(self.session.runtime.template)
 
     def find_all(self) -> list[Outcome] | None:
-        """Every step's outcome if nothing has to run or to be recorded, else None; imports nothing heavy."""
+        """Return every step's outcome if nothing has to run or be recorded, else None.
+
+        Imports no large library.
+        """
         outcomes: list[Outcome] = []
         for step in self.session.plan.steps:
             with disk_errors(self.session.runtime.folder):
                 key = self.session.key(step)
                 place = self.session.find(step, key)
-            if place is None or not self.recorder.told(key):
+            if place is None or not self.recorder.has_recorded(key):
                 return None
             if self.tracked and not recorded(stage_name(self.session.plan.recipe, step.name), key):
                 return None
@@ -78,8 +81,9 @@ class Run:
         return outcomes
 
     def obtain(self, step: Step, listener: Listener | None = None, ids: Mapping[str, str] | None = None) -> Outcome:
-        """Find or make one step, then have it recorded.  ids: what to note beside it in MLflow.
+        """Find or make one step, then record it.
 
+        ids: further MLflow tags of the step's run.
         Raises StepFailed, another StillroomError, or Stopped.
         """
         with disk_errors(self.session.runtime.folder):
@@ -92,7 +96,9 @@ class Run:
                 made = self._make(step, key, listener or Listener(self.board.line, self.board.progress, self.stop))
                 place = self.session.find(step, key)
             if place is None:
-                raise StepFailed(step.name, "it ended without an artifact for its key; were files edited while it ran?")
+                raise StepFailed(
+                    step.name, "it ended without an artifact for its key; its files may have been edited while it ran"
+                )
             self.session.store.digests.save()
         outcome = self.outcomes[step.name] = Outcome(step.name, place, "made" if made else "cached")
         inputs = self.session.inputs(step).ports
@@ -104,8 +110,8 @@ class Run:
         return outcome
 
     def _make(self, step: Step, key: str, listener: Listener) -> bool:
-        """Run the step's process; whether it made the artifact, which another run may have done meanwhile."""
-        self.session.store.digests.save()  # what was read here need not be read there
+        """Run the step's process; return False if another run made the artifact in the meantime."""
+        self.session.store.digests.save()  # saves the child from reading the same files again
         self.board.begin(step.name)
         try:
             return run_child(self.session, step, listener, self.template)
@@ -113,14 +119,14 @@ class Run:
             self.session.store.digests.load()
             if self.session.find(step, key) is None:
                 raise
-            log.warning("%s made its artifact and then ended badly: %s", step.name, error)
+            log.warning("%s made its artifact and then failed: %s", step.name, error)
             return True
         finally:
             self.session.store.digests.load()
             self.board.end(step.name)
 
     def attempt(self, step: Step, listener: Listener | None = None, ids: Mapping[str, str] | None = None) -> Outcome:
-        """`obtain`, with what went wrong kept in `problems` until another attempt succeeds."""
+        """Call `obtain`; keep its error in `problems` until another attempt succeeds."""
         try:
             outcome = self.obtain(step, listener, ids)
         except BaseException as error:
@@ -134,10 +140,11 @@ class Run:
         self.ended.put(Ended(step.name, step.name in self.outcomes, stop=self.stop.is_set()))
 
     def schedule(self, start: Callable[[Step], None], ids: Mapping[str, str] | None = None) -> list[Outcome]:
-        """Let every step run once its inputs are there.  start: begins a step in another thread, which calls `report_end` at its end.
-        ids: what to note in MLflow beside the run's tags.
+        """Start each step once its inputs exist, and return all outcomes.
 
-        Raises what went wrong: one StillroomError, a list of them, or Stopped.
+        start: begins a step in another thread, which calls `report_end` when the step ends.
+        ids: further MLflow tags of the run.
+        Raises one StillroomError, an ErrorList of several, or Stopped.
         """
         plan, runtime = self.session.plan, self.session.runtime
         self.recorder.start(plan.recipe, {**self.tags, **(ids or {})})
@@ -147,7 +154,7 @@ class Run:
             try:
                 left = run_graph(plan.steps, memory, budget, start, self.ended)
             except BaseException:
-                self.stop.set()  # the steps' threads see it, and take their processes down
+                self.stop.set()  # the steps' threads see it and end their processes
                 raise
             finally:
                 self.template.close()
@@ -168,7 +175,7 @@ class Run:
 
 
 def announcer(run: Run) -> Callable[[Step], None]:
-    """A function that prints a line when a step begins."""
+    """Return a function that prints a line when a step begins."""
     numbers = {step.name: index for index, step in enumerate(run.session.plan.steps, start=1)}
 
     def announce(step: Step) -> None:
@@ -179,7 +186,7 @@ def announcer(run: Run) -> Callable[[Step], None]:
 
 
 def run_in_threads(run: Run) -> list[Outcome]:
-    """All steps without Prefect."""
+    """Run all steps without Prefect."""
     announce = announcer(run)
 
     def pause(seconds: float) -> None:

@@ -11,7 +11,8 @@ from flows.planning.steps import Step
 class Budget:
     """Limits of the steps that run at the same time; a single step may always run.
 
-    steps: how many.  memory: bytes by forecast.
+    steps: number of steps.
+    memory: sum of their forecasts, bytes.
     """
 
     steps: int
@@ -22,7 +23,8 @@ class Budget:
 class Ended:
     """End of a step, as reported by its worker.
 
-    good: it left an artifact.  stop: no other step may start.
+    good: it left an artifact.
+    stop: no other step may start.
     """
 
     step: str
@@ -37,10 +39,11 @@ def run_graph(
     start: Callable[[Step], None],
     ended: "queue.Queue[Ended]",
 ) -> list[str]:
-    """Start every step once its inputs are made, and return when none runs any more.
+    """Start each step once its inputs exist, and return when no step runs any more.
 
-    start: begins a step elsewhere and returns at once; its end comes through `ended`.  A step that fails takes with it
-    those that need it; other branches go on.  Returns the names of the steps that were never started.
+    memory: forecast by step, bytes.
+    start: begins a step elsewhere and returns at once; its end comes through `ended`.
+    Returns the names of the steps that were never started: those that need a failed step.  Other branches go on.
     """
     own = {step.name for step in steps}
     waiting = list(steps)
@@ -64,7 +67,7 @@ def run_graph(
 
 
 def fits(step: Step, running: Mapping[str, Step], memory: Mapping[str, float], budget: Budget) -> bool:
-    """Return True if a step may start now: a free slot, enough memory, no exclusive step."""
+    """Return True if a step may start: a free slot, enough memory, no exclusive step running."""
     if not running:
         return True
     if step.exclusive or any(other.exclusive for other in running.values()) or len(running) >= budget.steps:

@@ -1,9 +1,7 @@
-"""A run's template processes: they import the libraries that the run's steps need, once, and fork for each step.
+"""Template processes of a run: they import its libraries once, then fork for each step.
 
-There are two, so that a step without torch does not wait until the libraries of the others have been imported.
-
-A step forked from it is a fresh process in every other respect: our own code is imported from the files as they are then, in a
-session, environment and process group of its own.
+There are two, so that a step without torch need not wait for the libraries of the others.  A forked step is a fresh process in every
+other respect: it imports our code from the files as they are then, in its own session, environment and process group.
 """
 
 import ast
@@ -27,15 +25,16 @@ EVERY_STEP = ("pydantic.dataclasses", "yaml", "filelock")
 """Third-party modules that `flows.stage` imports."""
 ENTRY = "flows.stage:main"
 CLOSE_S = 20.0
-"""How long to wait for steps that are being stopped; longer than they may take."""
+"""Seconds to wait for steps that are being stopped; longer than their grace period."""
 OURS = frozenset({"tasks", "flows", *sys.stdlib_module_names})
 """Packages that the template does not import."""
 
 
 class Template:
-    """The template processes of one run, started when the first step has to be made.  Safe to use from several threads.
+    """Template processes of one run, started when the first step has to be made.
 
-    wanted: False: every step is started as a plain process, as it is on systems other than Linux, where a fork is not safe.
+    Safe to use from several threads.
+    wanted: False starts every step as a plain process.  So do systems other than Linux, where a fork is not safe.
     """
 
     def __init__(self, wanted: bool = True) -> None:
@@ -47,7 +46,10 @@ class Template:
     def fork(
         self, session: Session, step: Step, words: Sequence[str], environment: Mapping[str, str], output: int
     ) -> Forked | None:
-        """Start `flows.stage` with these arguments; None where a plain process has to do.  output: descriptor for what it prints."""
+        """Start `flows.stage` with these arguments; None if the step needs a plain process.
+
+        output: file descriptor for its output.
+        """
         request = {
             "entry": ENTRY,
             "arguments": [list(words)],
@@ -66,7 +68,7 @@ class Template:
             return None
 
     def give_up(self, reason: str) -> None:
-        """Say once that there is no template process; every further step is started as a plain process."""
+        """Warn once, and start every further step as a plain process."""
         with self.lock:
             if self.wanted:
                 log.warning(
@@ -77,7 +79,7 @@ class Template:
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Keep the processes while a step runs."""
+        """Keep the template processes alive while a step runs."""
         with self.lock:
             self.steps += 1
         try:
@@ -88,7 +90,7 @@ class Template:
                 self.lock.notify_all()
 
     def close(self) -> None:
-        """End the processes, after the steps that are being stopped; start no other."""
+        """End the template processes once the steps that are being stopped have ended."""
         with self.lock:
             self.wanted = False
             self.lock.wait_for(lambda: self.steps == 0, CLOSE_S)
@@ -97,7 +99,7 @@ class Template:
             server.close()
 
     def _servers(self, session: Session) -> Mapping[bool, ForkServer]:
-        """By whether a step is accelerated: its template process."""
+        """Template processes by `Step.accelerated`; empty if there are none."""
         with self.lock:
             if self.wanted and sys.platform != "linux":
                 self.give_up("a safe fork needs Linux")
@@ -109,19 +111,22 @@ class Template:
 
 
 def template_environment(session: Session) -> dict[str, str]:
-    """What libraries read when they are imported; each step has its own copy of everything else."""
+    """Environment of the template processes: variables that libraries read on import."""
     threads = max((session.threads(step) for step in session.plan.steps), default=1)
     return base_environment() | step_variables(threads, os.environ)
 
 
 def base_environment() -> dict[str, str]:
-    """Our environment, with our modules importable from any working directory."""
+    """Present environment, with our modules importable from any working directory."""
     paths = [str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])]
     return os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONIOENCODING": "utf-8"}
 
 
 def modules_of(session: Session) -> dict[bool, list[str]]:
-    """Third-party modules of the steps that are not finished, in the order in which steps need them, by `Step.accelerated`."""
+    """Third-party modules of the unfinished steps, in the order of first use.
+
+    By `Step.accelerated`, since each value has a template process of its own.
+    """
     found: dict[bool, list[str]] = {}
     for step in session.plan.steps:
         if step.name not in session.places:
@@ -131,7 +136,10 @@ def modules_of(session: Session) -> dict[bool, list[str]]:
 
 @cache
 def third_party(module: str) -> tuple[str, ...]:
-    """Third-party modules that a technique imports, at any time; "module:name" for a name, which lazy packages import on access."""
+    """Third-party modules that a technique imports, also inside functions.
+
+    "module:name" for a name from a module, since lazy packages import it on access.
+    """
     files = [file for file in code_files(module) if file.suffix == ".py"]
     return tuple(dict.fromkeys(name for file in files for name in _imports(file)))
 
@@ -142,7 +150,7 @@ def _imports(file: Path) -> tuple[str, ...]:
 
 
 def _named(node: ast.AST) -> Iterator[str]:
-    """What a tree imports when it runs."""
+    """Yield the imports in a syntax tree, except those for type checking only."""
     if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
         return
     if isinstance(node, ast.Import):

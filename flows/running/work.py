@@ -1,4 +1,4 @@
-"""One step of a recipe, found or made in this process; the job file through which a flow asks a child for it."""
+"""Work of a step in its own process, and the job file that describes it."""
 
 import importlib
 import json
@@ -29,13 +29,13 @@ from tasks.shared.technique import Compute, StepRun
 
 log = logging.getLogger("stillroom")
 RESULT = "result.json"
-"""Beside the job file: a step's message to the flow that waits for it."""
+"""File next to the job file: the step's message to the flow that waits for it."""
 
 
 def make(session: Session, step: Step, key: str) -> bool:
-    """Run the technique and publish its artifact with a manifest.  Nothing half made is ever in place.
+    """Run the technique and publish its artifact, complete and with a manifest.
 
-    Two runs that need the same artifact at once: the second waits, and takes what the first made; False then.
+    Returns False if another run made the same artifact first; this run then waited for it.
     """
     work = session.store.work(step.name, key)
     out, scratch = work / "out", work / "scratch"
@@ -75,36 +75,39 @@ def make(session: Session, step: Step, key: str) -> bool:
 
 
 def load_code(module: str) -> None:
-    """Import all that the step may import later, so that an edit while it runs cannot mix two versions of the code."""
+    """Import all code of a step, so that an edit during the run cannot mix two versions."""
     for file in code_files(module):
         if file.suffix == ".py":
             importlib.import_module(module_name(file))
 
 
 def check_unchanged(session: Session, step: Step, account: Mapping[str, Any]) -> None:
-    """Raise StillroomError if an input is another one than at the start, so that nobody knows which of them was read.
+    """Raise StillroomError if an input changed while the step ran.
 
-    Code that was edited meanwhile is only told: all of it was imported before the start.
+    Edited code only causes a warning, since all of it was imported before the start.
     """
     now = describe(session, step, str(account["key"]))
     if (now["inputs"], now["files"]) != (account["inputs"], account["files"]):
         moved = ", ".join(changes(account, {**account, "inputs": now["inputs"], "files": now["files"]}))
         raise StillroomError(
-            f"steps.{step.name}", f"{moved} while it ran", "inputs that stay as they are", "run the same command again"
+            f"steps.{step.name}", f"{moved} while it ran", "unchanged inputs", "run the same command again"
         )
     if code_digest(step.module) != account["code"]:
-        log.warning("the code of %s was edited while it ran; what it made belongs to the code as it was", step.name)
+        log.warning("the code of %s was edited while it ran; its artifact belongs to the former code", step.name)
 
 
 def peak_memory() -> int:
-    """Largest resident set of this process or one of its children so far, bytes."""
+    """Peak resident memory of this process or one of its children so far, bytes."""
     scale = 1 if sys.platform == "darwin" else 1024
     return scale * max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 
 
 @dataclass(frozen=True)
 class Job:
-    """What to do: a recipe's step under these circumstances.  result: where the flow that waits looks for a message."""
+    """Input of a process that runs one step of a recipe.
+
+    result: file for a message to the flow that waits; None without a flow.
+    """
 
     recipe: Mapping[str, Any]
     runtime: Runtime
@@ -113,9 +116,9 @@ class Job:
     result: Path | None = None
 
     def open(self, step: str) -> Session:
-        """The session, with the step's code imported and its inputs in the store.
+        """Return the session, with the step's code imported and its inputs in the store.
 
-        Raises StillroomError: a recipe that cannot be planned, an input that is not whole, or code that is being edited.
+        Raises StillroomError for an invalid recipe, an incomplete input, or code that was edited during the start.
         """
         node = (self.recipe.get("steps") or {}).get(step)
         module = str(node.get("_target_", "")).rpartition(".")[0] if isinstance(node, Mapping) else ""
@@ -126,7 +129,7 @@ class Job:
         load_code(planned.module)
         if code_digest(planned.module) != digest:
             raise StillroomError(
-                f"steps.{step}", "its code was edited while it started", "code that stays as it is", "run it again"
+                f"steps.{step}", "its code was edited while it started", "unchanged code", "run it again"
             )
         session.code[step] = digest
         if self.result is None:
@@ -135,14 +138,14 @@ class Job:
 
 
 def pin_inputs(session: Session, step: Step) -> None:
-    """Read inputs from the store, where nobody changes them, and not from the recipe's folder, which a flow may replace.
+    """Use the read-only inputs in the store instead of the recipe's folder.
 
-    Raises ConfigError for one that is not whole.
+    A flow may replace the files in the recipe's folder at any time.  Raises ConfigError for an incomplete input.
     """
     for name in step.needs:
         manifest = session.view(name).read_manifest() if name not in session.plan.sources else None
         if manifest is None:
-            continue  # a model source; or not made yet, which the key says
+            continue  # a source model, or not made yet, which `Session.key` reports
         place = session.store.find(name, str(manifest.get("key")))
         if place is None:
             raise ConfigError(
@@ -155,7 +158,7 @@ def pin_inputs(session: Session, step: Step) -> None:
 
 
 def read_job(recipe: str, file: Path | None) -> Job:
-    """The job that a flow wrote, or a tracked recipe as params.yaml has it."""
+    """Read the job that a flow wrote; without a file, a tracked recipe from params.yaml."""
     if file is None:
         return Job(tracked_recipe(recipe), Runtime())
     found = json.loads(file.read_text("utf-8"))
@@ -163,7 +166,7 @@ def read_job(recipe: str, file: Path | None) -> Job:
 
 
 def write_job(session: Session, folder: Path) -> Path:
-    """A file from which a child process rebuilds this session."""
+    """Write a file from which a child process rebuilds this session."""
     job = folder / "job.json"
     content = {
         "recipe": session.plan.config,
@@ -176,18 +179,21 @@ def write_job(session: Session, folder: Path) -> Path:
     return job
 
 
-def obtain(session: Session, name: str, told: bool) -> bool:
-    """Find one step's artifact or make it; whether it was made here.  told: say what happens to a person."""
+def obtain(session: Session, name: str, verbose: bool) -> bool:
+    """Find or make one step's artifact; return True if this process made it.
+
+    verbose: log whether the step is made, and why.
+    """
     step = session.plan.step(name)
     os.environ.update(step_variables(session.threads(step), os.environ))
     key = session.key(step)
     made = session.find(step, key) is None
     if made:
-        if told and (reason := session.why(step, key)):
+        if verbose and (reason := session.why(step, key)):
             log.info("%s is made again: %s", name, reason)
         with hold_gpu(session.gpus(step)):
             made = make(session, step, key)
-    elif told:
+    elif verbose:
         log.info("%s: unchanged", name)
     session.store.digests.save()
     return made

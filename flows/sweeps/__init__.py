@@ -1,1 +1,1 @@
-"""The jobs of a sweep side by side."""
+"""Comparison of the jobs of a sweep: results, table, page."""

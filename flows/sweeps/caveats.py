@@ -1,4 +1,4 @@
-"""A sweep in words: its best candidate, a reading of its figures, and their limits."""
+"""Text about a sweep: its best candidate, a guide to its figures, and their limits."""
 
 from collections.abc import Sequence
 from math import floor
@@ -12,7 +12,7 @@ SHOWN = 6
 
 
 def reading(sweep: Sweep) -> str:
-    """A reading guide to the table's figures."""
+    """Explain the figures of the table."""
     assert sweep.best is not None
     verdict = sweep.best.verdict
     margins = ", ".join(
@@ -22,12 +22,12 @@ def reading(sweep: Sweep) -> str:
     units = ", ".join(dict.fromkeys(gap_unit(verdict.gates[name].measure.unit) for name in verdict.margin))
     return (
         f"Differences from {verdict.baseline} in the candidate's favor, in {units}, with {100 * (1 - 2 * verdict.alpha):.3g} % bounds; "
-        f"margins: {margins}. Room: the least distance from a lower bound to its margin, in margins; from 0 on it is inside."
+        f"margins: {margins}. Headroom: the smallest distance from a lower bound to its margin, in margins; negative: outside the margin."
     )
 
 
 def best_line(sweep: Sweep) -> str:
-    """A sentence on the best candidate and its decision; empty without a verdict."""
+    """Sentence on the best candidate and its decision; empty without a verdict."""
     best = sweep.best
     if best is None:
         return ""
@@ -55,7 +55,11 @@ def _shown(sweep: Sweep, best: Entry) -> str:
             f"It is shown to be better than every other: on some measure that decides, its {bounds} lie above theirs."
         )
     equal = [one for one in others if one.rank[:3] == best.rank[:3]]
-    tied = f"{_names(sweep, equal)}: equal by all that counts; the best is only the first of them. " if equal else ""
+    tied = (
+        f"{_names(sweep, equal)}: equal in verdict, headroom and size; the best is only the first of them. "
+        if equal
+        else ""
+    )
     named = _names(sweep, sweep.rivals) if beaten else "any other"
     shown = f"The best is not shown to be better than {named}: the {bounds} overlap, or the measures disagree."
     return tied + shown + (f" It is shown to be better than {_names(sweep, beaten)}." if beaten else "")
@@ -69,8 +73,8 @@ def _several(sweep: Sweep, best: Entry) -> str:
     setting = f"steps.{sweep.jobs[best.job].judge}.alpha={floor(1e4 * alpha / count) / 1e4:g}"
     return (
         f"{count} models were judged, and each has a {_percent(alpha)} chance to ship with a loss of exactly the margin: one of them, "
-        f"up to {_percent(min(1.0, alpha * count))} ({setting} makes that {_percent(alpha)} at the most). The best of several owes part of its "
-        "figures to luck: judge it on fresh items before you rely on them."
+        f"up to {_percent(min(1.0, alpha * count))} ({setting} makes that {_percent(alpha)} at most). Part of the best "
+        "candidate's advantage is luck: judge it on fresh items before you rely on these figures."
     )
 
 
@@ -81,10 +85,10 @@ def _incomparable(sweep: Sweep) -> list[str]:
     found = []
     if any(baseline_of(one) != baseline_of(first) for one in verdicts):
         found.append(
-            "The jobs' baselines are not one model: each candidate is compared with its own job's, and the best may have an easier one."
+            "The jobs have different baselines: each candidate is compared with its own job's, and the best may have had an easier one."
         )
     if any(one.margin != first.margin for one in verdicts):
-        found.append("The jobs' margins differ, and with them what a margin of room is.")
+        found.append("The jobs' margins differ, so their headroom is in different units.")
     if any(one.test.items != first.test.items for one in verdicts):
         found.append("The jobs' numbers of test items differ; more items alone make bounds narrower.")
     return found

@@ -32,7 +32,7 @@ MOST = 6.0
 
 
 def sweep_figures(sweep: Sweep) -> dict[str, list[Figure]]:
-    """By candidate, the best one first: a panel for each measure that decides."""
+    """Panels by candidate, one for each deciding measure; the best candidate first."""
     best = sweep.best.name if sweep.best else ""
     return {
         name: [
@@ -45,7 +45,7 @@ def sweep_figures(sweep: Sweep) -> dict[str, list[Figure]]:
 
 
 def panel(sweep: Sweep, entries: Sequence[Entry], measure: str) -> Figure | None:
-    """One measure of one candidate in every job; None if it was measured in none."""
+    """Draw one measure of one candidate in every job; None if no job measured it."""
     found = [(entry, result) for entry in entries if (result := entry.deciding.get(measure))]
     if not found:
         return None
@@ -59,7 +59,7 @@ def panel(sweep: Sweep, entries: Sequence[Entry], measure: str) -> Figure | None
     absent = set(range(len(sweep.jobs))) - {entry.job for entry, _ in found}
     parts += [text(x(sweep.axis.places[job]), BOTTOM - 7, "none", "middle", "tick") for job in sorted(absent)]
     name, title = entries[0].name, gate.measure.title[:1].upper() + gate.measure.title[1:]
-    words = "; ".join(tell(sweep, entry, result, gate) for entry, result in found) + "."
+    words = "; ".join(describe(sweep, entry, result, gate) for entry, result in found) + "."
     key = f"sweep-{sweep.candidates.index(name)}-{sweep.measures.index(measure)}"
     heading = text(0, 13, f"{title}, {gap_unit(gate.measure.unit)}", class_="group")
     return Figure(
@@ -68,7 +68,7 @@ def panel(sweep: Sweep, entries: Sequence[Entry], measure: str) -> Figure | None
 
 
 def limits(sweep: Sweep, found: Sequence[tuple[Entry, MeasureComparison]], x: Scale, y: Scale) -> list[Markup]:
-    """The baseline, and the margin: one line, or a stroke for each job where they differ."""
+    """Draw the baseline and the margin: one line, or a stroke for each job if margins differ."""
     baseline, margins = found[0][0].verdict.baseline, {result.margin for _, result in found}
     parts = [line(x.start, y(0), x.end, y(0), "zero"), text(x.end + 6, y(0) + 4, short(baseline, 9), class_="tick")]
     if len(margins) == 1 and (margin := margins.pop()) is not None:
@@ -83,7 +83,7 @@ def limits(sweep: Sweep, found: Sequence[tuple[Entry, MeasureComparison]], x: Sc
 
 
 def trend(sweep: Sweep, results: Mapping[int, MeasureComparison], x: Scale, y: Scale) -> list[Markup]:
-    """A thin line through the differences along a numeric axis, broken where a job has none."""
+    """Draw a thin line through the differences along a numeric axis, broken at missing ones."""
     order = sorted(range(len(sweep.jobs)), key=sweep.axis.places.__getitem__) if sweep.axis.numeric else []
     runs = [list(jobs) for known, jobs in groupby(order, key=results.__contains__) if known]
     return [
@@ -93,7 +93,7 @@ def trend(sweep: Sweep, results: Mapping[int, MeasureComparison], x: Scale, y: S
 
 
 def mark(place: float, y: Scale, result: MeasureComparison, best: bool) -> list[Markup]:
-    """One difference with its bounds; an arrow if it is outside the panel."""
+    """Draw a difference with its bounds, or an arrow if it is outside the panel."""
     if y.low <= result.difference <= y.high:
         whisker = line(place, y(result.low), place, y(result.high), "whisker")
         inside = [whisker, marker(place, y(result.difference), ANSWER_SHAPES[result.answer])]
@@ -111,26 +111,26 @@ def mark(place: float, y: Scale, result: MeasureComparison, best: bool) -> list[
 
 
 def place_scale(axis: Axis) -> Scale:
-    """The swept values, or the jobs side by side, with room at both ends."""
+    """Axis of the swept values, or of the jobs in order, with space at both ends."""
     low, high = min(axis.places), max(axis.places)
     if axis.log:
-        room = (high / low) ** 0.08
-        return Scale(low / room, high * room, LEFT, RIGHT, log=True)
-    room = (0.08 if axis.numeric else 0.5 / max(1.0, high - low)) * (high - low) or 0.5
-    return Scale(low - room, high + room, LEFT, RIGHT)
+        padding = (high / low) ** 0.08
+        return Scale(low / padding, high * padding, LEFT, RIGHT, log=True)
+    padding = (0.08 if axis.numeric else 0.5 / max(1.0, high - low)) * (high - low) or 0.5
+    return Scale(low - padding, high + padding, LEFT, RIGHT)
 
 
 def gap_scale(results: Sequence[MeasureComparison]) -> Scale:
-    """All bounds, the baseline and the margin, but at most so many margins to either side."""
+    """Axis over all bounds, the baseline and the margin, at most MOST margins to either side."""
     margin = max(result.margin or 0.0 for result in results)
     low = max(-MOST * margin, min(-1.3 * margin, *(result.low for result in results)))
     high = min(MOST * margin, max(0.4 * margin, *(result.high for result in results)))
-    room = 0.05 * (high - low)
-    return Scale(low - room, high + room, BOTTOM, TOP)
+    padding = 0.05 * (high - low)
+    return Scale(low - padding, high + padding, BOTTOM, TOP)
 
 
 def ticks(axis: Axis, x: Scale) -> list[tuple[float, str]]:
-    """The swept values themselves where they have room, else round numbers or the jobs' numbers."""
+    """Ticks at the swept values if they fit, else at round numbers or the jobs' numbers."""
     own = sorted(zip(axis.places, axis.labels, strict=True))
     if fits(own, x):
         return own
@@ -165,8 +165,8 @@ def tick(value: float, unit: str) -> str:
     return f"{shown:+.4g}".replace("-", MINUS) if value else "0"
 
 
-def tell(sweep: Sweep, entry: Entry, result: MeasureComparison, gate: Gate) -> str:
-    """One point in words."""
+def describe(sweep: Sweep, entry: Entry, result: MeasureComparison, gate: Gate) -> str:
+    """Describe one point in words."""
     unit = gate.measure.unit
     bounds = interval(result.low, result.high, unit)
     return f"{sweep.axis.labels[entry.job]} {gap(result.difference, unit)} {gap_unit(unit)} {bounds}: non-inferior {result.answer}"

@@ -17,7 +17,10 @@ FOLDER = ".sweeps"
 
 
 def write_page(sweep: Sweep) -> Path:
-    """Write the page of a sweep with a best candidate; returns its path.  Raises MachineError."""
+    """Write the page of a sweep that has a best candidate; return its path.
+
+    Raises MachineError.
+    """
     assert sweep.best is not None
     path = sweep.jobs[sweep.best.job].home / FOLDER / f"{sweep.name}.html"
     with disk_errors(path.parent):
@@ -27,7 +30,10 @@ def write_page(sweep: Sweep) -> Path:
 
 
 def render(sweep: Sweep, folder: Path, theme: str = "auto") -> str:
-    """The page as text.  folder: where it will be, for links to the jobs' reports."""
+    """Return the page as text.
+
+    folder: future folder of the page, for links to the jobs' reports.
+    """
     reports = {
         number: Path(os.path.relpath(job.folders[job.report] / "report.html", folder)).as_posix()
         for number, job in enumerate(sweep.jobs)

@@ -3,8 +3,8 @@
 Candidates are ranked by, in this order:
 
 1. the verdict: ship, then not enough data, then do not ship;
-2. the room: the distance from the lower bound of the difference from the baseline to minus the margin, in margins; the
-   smallest over all deciding measures.  0: just inside.  1: shown to lose nothing.  A missing measure leaves no room;
+2. the headroom: the distance from minus the margin to the lower bound of the difference from the baseline, in margins; the
+   smallest over all deciding measures.  0: just inside.  1: shown to lose nothing.  A missing measure leaves no headroom;
 3. the size on disk, the smaller first; then the order of the jobs.
 """
 
@@ -30,7 +30,9 @@ LOG_RATIO = 20
 class Job:
     """Result of one job of a command.
 
-    code: its exit code alone.  verdict: of its last verdict step, named by `judge`.  folders: what each step made, by step.
+    code: exit code of this job.
+    verdict: verdict of its last verdict step, which `judge` names.
+    folders: output folder by step.
     """
 
     overrides: list[str]
@@ -80,15 +82,15 @@ class Entry:
         return {name: found for name in self.verdict.margin if (found := self.comparison.measures.get(name))}
 
     @property
-    def room(self) -> float:
-        """The least room on any measure that decides, in margins (see above)."""
+    def headroom(self) -> float:
+        """Smallest headroom of any deciding measure, in margins (see the module's docstring)."""
         found = self.deciding
         return min(map(headroom, found.values())) if found and len(found) == len(self.verdict.margin) else -inf
 
     @property
     def rank(self) -> tuple[int, float, float, int]:
-        """Higher is better; of equal ones the first counts."""
-        return DECISION_RANK[self.comparison.decision], self.room, -(self.size or inf), -self.job
+        """Rank of the candidate: higher is better; among equals, the first in order wins."""
+        return DECISION_RANK[self.comparison.decision], self.headroom, -(self.size or inf), -self.job
 
     def shown_better(self, other: "Entry") -> bool:
         """Return True if its bounds are above the other's on a deciding measure, and below on none."""
@@ -98,7 +100,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class Row:
-    """One candidate, or a job without any.  first: the row of its job with the overrides."""
+    """Row of one candidate, or of a job without candidates.
+
+    first: first row of its job; only this row shows the overrides.
+    """
 
     job: int
     entry: Entry | None
@@ -107,7 +112,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Axis:
-    """Places of the jobs on a plot.  places, labels: by job; places are values if numeric."""
+    """Places of the jobs on a plot.
+
+    places, labels: by job; places are the swept values if `numeric`.
+    """
 
     title: str
     places: list[float]
@@ -118,7 +126,10 @@ class Axis:
 
 @dataclass(frozen=True)
 class Sweep:
-    """The jobs of one sweep.  name: of its page, and its tag in MLflow."""
+    """Jobs of one sweep.
+
+    name: name of its page, and its tag in MLflow.
+    """
 
     name: str
     jobs: Sequence[Job]
@@ -131,7 +142,7 @@ class Sweep:
 
     @cached_property
     def own(self) -> list[list[str]]:
-        """By job: the overrides that not all jobs have."""
+        """Overrides by job, without those that all jobs share."""
         common = set.intersection(*(set(job.overrides) for job in self.jobs))
         return [[item for item in job.overrides if item not in common] for job in self.jobs]
 
@@ -142,7 +153,7 @@ class Sweep:
 
     @cached_property
     def labels(self) -> list[str]:
-        """By job: its own overrides, each name cut to the part that distinguishes it."""
+        """Label by job: its own overrides, each name shortened to its distinct end."""
         names = short_names(self.varied)
         return [" ".join(short_override(item, names) for item in items) or "as written" for items in self.own]
 
@@ -166,7 +177,7 @@ class Sweep:
 
     @cached_property
     def measures(self) -> list[str]:
-        """All measures that decide in a job."""
+        """All measures that decide in any job."""
         return list(dict.fromkeys(name for entry in self.entries for name in entry.verdict.margin))
 
     @cached_property
@@ -192,9 +203,9 @@ class Sweep:
 
 
 def sweep_name(arguments: Sequence[str]) -> str:
-    """Name of a sweep: its recipe and a digest of its overrides, the same each time it runs.
+    """Name of a sweep: its recipe and a digest of its overrides, the same for every run.
 
-    arguments: of the command line; its flags do not count.
+    arguments: command line, whose flags are ignored.
     """
     typed = [item for item in arguments if not item.startswith("-") and not item.lstrip("+~").startswith("hydra")]
     recipes = [item.partition("=")[2] for item in typed if item.lstrip("+").startswith("recipe=")]
@@ -212,7 +223,7 @@ def as_number(text: str) -> float | None:
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:
-    """Cut dotted names to their distinct ends: ratio, or slim.ratio if there is student.ratio."""
+    """Shorten dotted names to distinct ends: ratio, or slim.ratio if student.ratio exists."""
     found = {}
     for key in keys:
         parts = key.split(".")
@@ -226,7 +237,7 @@ def short_names(keys: Sequence[str]) -> dict[str, str]:
 
 
 def short_override(item: str, names: Mapping[str, str]) -> str:
-    """An override with its name cut short."""
+    """Return an override with its name shortened."""
     key, equals, value = item.partition("=")
     bare = key.lstrip("+~")
     return f"{'~' * key.startswith('~')}{names[bare]}{equals}{value}"
@@ -239,7 +250,7 @@ def baseline_of(verdict: Verdict) -> object:
 
 
 def table_rows(sweep: Sweep) -> list[Row]:
-    """Every job's candidates, or the job alone."""
+    """Return a row for each candidate, or for a job without candidates."""
     rows = []
     for number in range(len(sweep.jobs)):
         own: list[Entry | None] = [entry for entry in sweep.entries if entry.job == number]

@@ -1,4 +1,4 @@
-"""Table of a sweep's jobs in the console, its best candidate, limits of the evidence."""
+"""Console output of a sweep: table of jobs, best candidate, limits of the evidence."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from tasks.report.words.table import ABSENT, STYLES, ModelTable
 from tasks.shared.text.numbers import MINUS, byte_size, gap, interval
 
 LEAST_MEASURES = 2
-"""Number of measures that even a narrow console shows."""
+"""Number of measures that a narrow console shows."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def show_jobs(sweep: Sweep, console: Console | None = None) -> None:
 
 
 def job_table(sweep: Sweep) -> ModelTable:
-    """A row per candidate.  A narrow console gets no bounds, sizes and times."""
+    """Table with a row per candidate; a narrow console shows no bounds, sizes or times."""
     number = Column("job", lambda row: str(row.job) if row.first else "")
     brief = Column("overrides", lambda row: sweep.labels[row.job] if row.first else "", text=True)
     whole = Column(
@@ -58,7 +58,7 @@ def job_table(sweep: Sweep) -> ModelTable:
     named = named if len(sweep.candidates) > 1 else []
     bounds = [Column(f"{name.replace('_', ' ')} [bounds]", _difference(name, bounds=True)) for name in sweep.measures]
     plain = [Column(name.replace("_", "\n"), _difference(name)) for name in sweep.measures]
-    room = [Column("room", lambda row: _room(row.entry))] if sweep.entries else []
+    headroom = [Column("headroom", lambda row: _headroom(row.entry))] if sweep.entries else []
     size = (
         [Column("size", lambda row: byte_size(row.entry.size) if row.entry and row.entry.size else ABSENT)]
         if sweep.entries
@@ -67,13 +67,13 @@ def job_table(sweep: Sweep) -> ModelTable:
     result = Column("verdict" if sweep.entries else "result", lambda row: _result(sweep, row), text=True)
     time = Column("time", lambda row: duration(sweep.jobs[row.job].seconds) if row.first else "")
     layouts = [
-        [number, whole, *named, *bounds, *room, *size, result, time],
-        [number, brief, *named, *bounds, *room, *size, result, time],
-        [number, brief, *named, *bounds, *room, result],
-        [number, brief, *named, *plain, *room, *size, result, time],
-        [number, brief, *named, *plain, *room, result, time],
-        [number, brief, *named, *plain, *room, result],
-        [number, brief, *named, *plain[:LEAST_MEASURES], *room, result],
+        [number, whole, *named, *bounds, *headroom, *size, result, time],
+        [number, brief, *named, *bounds, *headroom, *size, result, time],
+        [number, brief, *named, *bounds, *headroom, result],
+        [number, brief, *named, *plain, *headroom, *size, result, time],
+        [number, brief, *named, *plain, *headroom, result, time],
+        [number, brief, *named, *plain, *headroom, result],
+        [number, brief, *named, *plain[:LEAST_MEASURES], *headroom, result],
     ]
     rows = table_rows(sweep)
     return ModelTable([_table(sweep, rows, columns) for columns in layouts])
@@ -90,10 +90,10 @@ def _difference(measure: str, bounds: bool = False) -> Callable[[Row], str]:
     return cell
 
 
-def _room(entry: Entry | None) -> str:
-    if entry is None or entry.room == float("-inf"):
+def _headroom(entry: Entry | None) -> str:
+    if entry is None or entry.headroom == float("-inf"):
         return ABSENT
-    return f"{entry.room:+.2f}".replace("-", MINUS)
+    return f"{entry.headroom:+.2f}".replace("-", MINUS)
 
 
 def _result(sweep: Sweep, row: Row) -> str:

@@ -1,6 +1,6 @@
-"""Records of runs: MLflow behind a small interface, and `NullTracker`, which records nothing.
+"""Records of runs: MLflow behind a small interface, or `NullTracker`, which records nothing.
 
-A parent run per flow, a child per step that really ran; a reused step is a tag on the parent.  Only this package imports mlflow.
+A flow is a parent run with a child run per executed step; a reused step is a tag on the parent.  Only this package imports mlflow.
 """
 
 from flows.tracking.interface import NullTracker, StepRecord, Tracker

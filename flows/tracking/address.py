@@ -1,4 +1,4 @@
-"""The address of the tracking server, and texts without its password."""
+"""Address of the tracking server, and masking of its credentials."""
 
 import os
 import re
@@ -14,9 +14,9 @@ _VARIABLES = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 
 
 def resolve_uri(configured: str, root: Path, where: str = "tracking.uri") -> str:
-    """The tracking URI: configured, else MLFLOW_TRACKING_URI, else a sqlite file below the root.
+    """Tracking URI: the configured one, else MLFLOW_TRACKING_URI, else a sqlite file in root.
 
-    Raises ConfigError if the configured one holds credentials: configuration is printed, stored and shared.
+    Raises ConfigError if the configured URI holds credentials, since configuration is printed, stored and shared.
     """
     try:
         secret = holds_secret(configured)
@@ -31,11 +31,12 @@ def resolve_uri(configured: str, root: Path, where: str = "tracking.uri") -> str
         )
     uri = configured or os.environ.get("MLFLOW_TRACKING_URI", "") or f"sqlite:///{root / 'mlflow.db'}"
     file = sqlite_file(uri)
-    return f"sqlite:///{root / file}" if file is not None else uri  # a relative one would follow the working directory
+    # A relative path would depend on the working directory.
+    return f"sqlite:///{root / file}" if file is not None else uri
 
 
 def holds_secret(uri: str) -> bool:
-    """Return True if a URI holds a password or token; a database's user name alone is none."""
+    """Return True if a URI holds a password or token; a database's user name is not secret."""
     netloc = urlsplit(uri).netloc
     user, at, _ = netloc.rpartition("@")
     if at and (uri.startswith("http") or ":" in user):
@@ -44,18 +45,18 @@ def holds_secret(uri: str) -> bool:
 
 
 def sqlite_file(uri: str) -> Path | None:
-    """The database file of a sqlite URI, or None for anything else."""
+    """Database file of a sqlite URI; None for any other URI."""
     path = uri.partition(":///")[2].partition("?")[0]
     return Path(path) if uri.startswith("sqlite") and path else None
 
 
 def mask(text: str, uri: str = "") -> str:
-    """Mask credentials in a text: of every URI in it, of `uri`, and of MLflow's variables."""
+    """Mask credentials in a text: those of its URIs, of `uri`, and of MLflow's variables."""
     secrets = [os.environ.get(name, "") for name in _VARIABLES]
     if uri:
         user, at, _ = urlsplit(uri).netloc.rpartition("@")
         secrets += [user, user.partition(":")[2]] if at else []
     for secret in sorted({*secrets, *map(unquote, secrets)}, key=len, reverse=True):
-        if len(secret) > 2:  # shorter ones would tear ordinary words apart; inside a URI they are masked below
+        if len(secret) > 2:  # shorter ones would match parts of ordinary words; in a URI they are masked below
             text = text.replace(secret, MASK)
     return _SECRET_FIELD.sub(rf"\1{MASK}", _USERINFO.sub(MASK, text))

@@ -1,4 +1,4 @@
-"""The champion: the version of a recipe's registered model with that alias."""
+"""Champion: the version of a recipe's registered model with the alias `champion`."""
 
 from collections.abc import Mapping
 from pathlib import Path

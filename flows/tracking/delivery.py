@@ -1,4 +1,4 @@
-"""Delivery from the outbox to the server: by the run itself, or later by a flush."""
+"""Delivery from the outbox to the server, by the run itself or later by a flush."""
 
 import os
 from collections.abc import Callable
@@ -13,7 +13,11 @@ from flows.tracking.runs import Runs
 
 @dataclass
 class Delivery:
-    """Result of a delivery.  problems: one line each.  aside: where unreadable files are now."""
+    """Result of a delivery.
+
+    problems: one line each.
+    aside: new paths of unreadable files.
+    """
 
     sent: int = 0
     waiting: int = 0
@@ -22,10 +26,11 @@ class Delivery:
 
 
 def deliver(outbox: Outbox, runs: Runs, found: Delivery, late: bool) -> str:
-    """Send one run's waiting events in order; returns its id on the server, empty if unknown.
+    """Send one run's waiting events in order; return its id on the server, empty if unknown.
 
-    Holds the outbox's lock for one event at a time, so that several senders share the work and none repeats it.
-    Raises Unreachable; a refused event is reported, stays, and the next is tried.
+    late: a flush sends the events, not the run itself.
+    Holds the outbox's lock for one event at a time, so several senders can share the work without repeating it.
+    A refused event is reported and kept, and the next one is sent.  Raises Unreachable.
     """
     parent, refused = "", set[Path]()
     while outbox.folder.is_dir():
@@ -52,9 +57,10 @@ def deliver(outbox: Outbox, runs: Runs, found: Delivery, late: bool) -> str:
 
 
 def flush(root: Path, uri: str, progress: Callable[[Outbox], None] | None = None) -> Delivery:
-    """Send everything that waits below a root.  uri: the server, else that of each run.
+    """Send all waiting events below a root.
 
-    An event that is not sent stays.  Raises ConfigError for a URI with credentials.
+    uri: server to send to; empty: the server of each run.
+    Unsent events are kept.  Raises ConfigError for a URI with credentials.
     """
     given = resolve_uri(uri, root, "--uri") if uri else ""
     servers: dict[str, Runs] = {}
@@ -75,7 +81,7 @@ def flush(root: Path, uri: str, progress: Callable[[Outbox], None] | None = None
 
 
 def send_all(outbox: Outbox, runs: Runs, found: Delivery) -> None:
-    """Send what waits of one run, and end it if its process died.  Raises Unreachable."""
+    """Send the waiting events of one run, and end it if its process died.  Raises Unreachable."""
     deliver(outbox, runs, found, late=True)
     with outbox.sending() as mine:
         if not mine or outbox.alive():
@@ -92,10 +98,10 @@ def send_all(outbox: Outbox, runs: Runs, found: Delivery) -> None:
 
 
 def end_dead_runs(root: Path, address: str, runs: Runs) -> list[str]:
-    """End runs that the server believes to be running although their process is gone.
+    """Mark runs as killed that the server shows as running although their process has ended.
 
-    Only runs below this root and for this address.  Their unsent events still wait for a flush; a run with an unsent end
-    was not killed.  Returns the ids of the ended runs.  Raises NotSent.
+    Considers runs below this root and for this address only.  Their unsent events still wait for a flush; a run whose end is
+    unsent was not killed.  Returns the ids of these runs.  Raises NotSent.
     """
     ended = []
     for outbox in list_outboxes(root):
@@ -112,10 +118,10 @@ def end_dead_runs(root: Path, address: str, runs: Runs) -> list[str]:
 
 
 def own_address(outbox: Outbox, root: Path) -> str:
-    """Server of a waiting run; a URI with credentials is read from the environment again."""
+    """Server of a waiting run; a URI with credentials is taken from the environment."""
     header = outbox.header()
     if header is not None and header.address and MASK not in header.address:
         return header.address
     if header is not None and MASK in header.address and not os.environ.get("MLFLOW_TRACKING_URI"):
-        return header.address  # no server answers there; the user gets that message
+        return header.address  # no server answers at a masked address; the user sees that error
     return resolve_uri("", root)

@@ -1,8 +1,8 @@
-"""Errors of sending an event, which stays in the outbox in any case."""
+"""Errors of sending an event, which then stays in the outbox."""
 
 
 class NotSent(Exception):
-    """An event is not on the server; the message has no credentials in it."""
+    """An event did not reach the server; the message holds no credentials."""
 
 
 class Unreachable(NotSent):
@@ -10,4 +10,4 @@ class Unreachable(NotSent):
 
 
 class Refused(NotSent):
-    """The server answers and refuses this event; the next one may pass."""
+    """The server refuses this event; it may accept the next one."""

@@ -1,6 +1,6 @@
-"""A step as plain data: everything that the server gets, ready to be sent now or later.
+"""A step as plain data: its event for the server, to be sent now or later.
 
-Figures are read now; only the small files themselves are read when they are sent.
+Figures are read now; small files are read only when the event is sent.
 """
 
 import csv
@@ -17,12 +17,12 @@ from tasks.shared.technique import Artifact, Kind
 
 log = logging.getLogger("stillroom")
 POINTS = 1000
-"""Points of one curve; a longer one is thinned evenly."""
+"""Largest number of points of a curve; a longer one is thinned evenly."""
 DATA, WEIGHTS = {Kind.CORPUS, Kind.TRACES}, {Kind.MODEL, Kind.ENGINE}
 
 
 def step_content(record: StepRecord) -> dict[str, Any]:
-    """The event of one step."""
+    """Content of a step's event."""
     pairs = [(port, artifact) for port, artifacts in record.inputs.items() for artifact in artifacts]
     return {
         "name": record.name,
@@ -40,12 +40,12 @@ def step_content(record: StepRecord) -> dict[str, Any]:
 
 
 def _digest(record: StepRecord, port: str, name: str) -> str:
-    """Content digest of an input, which the manifest holds."""
+    """Content digest of an input, from the manifest."""
     return str(record.manifest.get("inputs", {}).get(port, {}).get(name, ""))
 
 
 def _made_by(artifact: Artifact) -> dict[str, Any]:
-    """The manifest of an input that a step made; empty for a model source."""
+    """Manifest of an input that a step made; empty for a source model."""
     try:
         found = json.loads((artifact.path.parent / "manifest.json").read_text("utf-8"))
     except (OSError, ValueError):
@@ -65,7 +65,7 @@ def _dataset(record: StepRecord, port: str, artifact: Artifact) -> dict[str, Any
 
 
 def profile(metrics: Mapping[str, Any]) -> dict[str, int]:
-    """Rows in all and by split, as far as the metrics of a corpus or of traces have them."""
+    """Numbers of rows, total and by split, from the metrics of a corpus or of traces."""
     splits = {name: metrics[name] for name in ("train", "calibration", "test") if isinstance(metrics.get(name), int)}
     rows = metrics.get("rows", sum(splits.values()))
     return {"num_rows": rows, **splits} if rows else {}
@@ -127,14 +127,14 @@ def _cells(rows: "csv.DictReader[str]") -> Iterator[tuple[str, int, float]]:
 
 
 def thin(curve: Sequence[list[Any]]) -> list[list[Any]]:
-    """At most POINTS points, evenly spread, the last one among them."""
+    """Return at most POINTS evenly spaced points, including the last one."""
     if len(curve) <= POINTS:
         return list(curve)
     return [curve[round(index * (len(curve) - 1) / (POINTS - 1))] for index in range(POINTS)]
 
 
 def figures(manifest: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a manifest."""
+    """Numeric metrics, duration and peak memory of a manifest."""
     found = {
         **manifest.get("metrics", {}),
         "duration_s": manifest.get("duration_s"),

@@ -1,4 +1,4 @@
-"""The interface of trackers, and a tracker that records nothing."""
+"""Interface of trackers, and a tracker that records nothing."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,9 +12,12 @@ from tasks.shared.technique import Artifact, Kind
 class StepRecord:
     """One finished step.
 
-    manifest: the artifact's.  folder: holds out/ and manifest.json.  executed: made in this run, not found.
-    inputs: the artifacts it read, by port.  prefect: tags that lead to its task run, such as prefect.task_run_id.
-    variant: the run differs from the recipe as written, so what it ships is registered but is no champion.
+    manifest: manifest of its artifact.
+    folder: folder with out/ and manifest.json.
+    executed: this run made the artifact; False if it was found.
+    inputs: artifacts that the step read, by port.
+    prefect: tags that identify its Prefect task run, such as prefect.task_run_id.
+    variant: the run differs from the recipe as written, so a shipped model is registered but does not become champion.
     """
 
     name: str
@@ -28,11 +31,14 @@ class StepRecord:
 
 
 class Tracker(Protocol):
-    """Records one flow.  Callable from any one thread; a server that is down is never an error."""
+    """Recorder of one flow, used by one thread at a time.
+
+    A server that is down never raises an error.
+    """
 
     @property
     def run_id(self) -> str:
-        """MLflow's id of the flow's run; empty as long as no server has it."""
+        """MLflow's id of the flow's run; empty until a server has it."""
         ...
 
     @property
@@ -56,17 +62,17 @@ class Tracker(Protocol):
 
 
 class NullTracker:
-    """Records nothing."""
+    """Tracker that records nothing."""
 
     run_id = ""
     address = ""
     link = ""
 
     def start(self, name: str, tags: Mapping[str, str]) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def step(self, record: StepRecord) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def finish(self, status: str) -> None:
-        """Nothing."""
+        """Do nothing."""

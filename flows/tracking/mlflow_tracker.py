@@ -18,10 +18,10 @@ log = logging.getLogger("stillroom")
 
 
 class MlflowTracker:
-    """MLflow in a sqlite file, or wherever `uri` points.
+    """MLflow in a sqlite file, or at the server that `uri` names.
 
-    The constructor touches neither disk nor network.  After the first event that cannot be sent, the others only wait in the
-    outbox, so that a server that is down costs a run seconds, once.  Raises ConfigError for a URI with credentials.
+    The constructor uses neither disk nor network.  After the first event that cannot be sent, all others wait in the
+    outbox, so that a server that is down delays a run only once, by seconds.  Raises ConfigError for a URI with credentials.
     """
 
     def __init__(self, uri: str, root: Path, experiment: str) -> None:
@@ -35,7 +35,7 @@ class MlflowTracker:
 
     @property
     def run_id(self) -> str:
-        """MLflow's id of the flow's run; empty as long as no server has it."""
+        """MLflow's id of the flow's run; empty until a server has it."""
         return self._run_id
 
     @property
@@ -60,7 +60,7 @@ class MlflowTracker:
                     log.info("an earlier run's process is gone; MLflow shows it as killed now (%s)", run)
 
     def step(self, record: StepRecord) -> None:
-        """Record one finished step: a child run if it was made, a tag on the flow's run if found."""
+        """Record a finished step: a child run if it was made, a tag on the flow's run if found."""
         self._record("step", step_content(record))
 
     def finish(self, status: str) -> None:
@@ -73,7 +73,7 @@ class MlflowTracker:
         try:
             self._outbox.put(event)
         except OSError as error:
-            self._unkept(event, error)
+            self._send_unsaved(event, error)
             return
         if self._down:
             return
@@ -92,8 +92,8 @@ class MlflowTracker:
                 self._outbox.folder,
             )
 
-    def _unkept(self, event: Event, error: OSError) -> None:
-        """Send an event that the disk does not take; the step's artifact is safe in any case."""
+    def _send_unsaved(self, event: Event, error: OSError) -> None:
+        """Send an event that cannot be written to the disk; the step's artifact is safe."""
         log.warning("the record of this run cannot be kept in %s: %s", self._outbox.folder, error.strerror or error)
         if not self._down:
             try:

@@ -1,4 +1,4 @@
-"""Logged models and the registry.  Weights stay in the store; a digest identifies them."""
+"""Logged models and the model registry; weights stay in the store, identified by digest."""
 
 import logging
 from collections.abc import Mapping
@@ -16,12 +16,15 @@ ALIAS = "champion"
 COMPARED = "champion.compared"
 """Tag of a model version: its comparison with the champion at that time."""
 DECIDED = "champion.decided"
-"""Tag of a registered model: time of the verdict that moved the alias last, ms since 1970."""
+"""Tag of a registered model: time of the verdict that last moved the alias, ms since 1970."""
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A model or engine.  key: of its step, empty for a source."""
+    """A model or engine.
+
+    key: key of its step; empty for a source model.
+    """
 
     name: str
     kind: str
@@ -38,7 +41,7 @@ class Models:
         self._known: dict[str, Any] = {}
 
     def find(self, digest: str) -> Any:
-        """The logged model with this content, or None."""
+        """Find the logged model with this content; None if there is none."""
         if digest and digest not in self._known:
             found = self.server.client.search_logged_models(
                 [self.experiment], f"tags.`digest` = '{digest}'", max_results=1
@@ -49,7 +52,7 @@ class Models:
         return self._known.get(digest)
 
     def ensure(self, weights: Weights, run: str) -> Any:
-        """The logged model with this content, made by `run` if there is none yet."""
+        """Find the logged model with this content, or log it as made by `run`."""
         if (found := self.find(weights.digest)) is not None:
             return found
         client = self.server.client
@@ -68,7 +71,7 @@ class Models:
     def measured(self, digest: str, figures: Mapping[str, float], at: int) -> None:
         """Record figures of a verdict on the logged model, if it is known.
 
-        They are recorded in the run that made the model: in the verdict's run they would name no model.
+        They are logged in the run that made the model, since MLflow would not link them to the model from the verdict's run.
         """
         from mlflow.entities import Metric
 
@@ -81,15 +84,15 @@ class Models:
     def promote(self, event: Event, weights: Weights, run: str, late: bool) -> None:
         """Register the shipped model once, and move the alias to it unless a variant made it.
 
-        late: the event waited in the outbox; then a decision that was recorded after it keeps the alias.
+        late: a flush sends the event; a decision that was recorded after it keeps the alias.
         """
         from mlflow.exceptions import MlflowException
 
         client, name = self.server.client, event.header.experiment
         model = self.ensure(weights, run)
-        with self.server.alone():
+        with self.server.exclusive():
             try:
-                client.create_registered_model(name, description=f"what recipe {name} ships")
+                client.create_registered_model(name, description=f"models shipped by recipe {name}")
             except MlflowException as error:
                 if error.error_code != EXISTS:
                     raise
@@ -112,7 +115,7 @@ class Models:
             client.set_registered_model_tag(name, DECIDED, str(event.at))
 
     def _against(self, event: Event, weights: Weights, champion: Any) -> tuple[str, bool]:
-        """Compare with the champion: in words, and True if shown to be worse by more than a margin."""
+        """Compare with the champion; return text, and True if shown to be worse than allowed."""
         from tasks.evaluate.verdict.regression import compare_with_champion
 
         key = champion.tags.get("verdict.key", "")[:SHORT]
@@ -126,8 +129,8 @@ class Models:
     def _version(self, event: Event, weights: Weights, model: Any) -> Any:
         """Create a version of the registered model.
 
-        On a server the source is the logged model, since a server accepts no path outside its own store.  In a database it is
-        the path: MLflow 3.17 would look a models:/ URI up with its global client, which may have another database.
+        On a server the source is the logged model, since a server accepts no path outside its own store.  In a database the
+        source is the path: MLflow 3.17 resolves a models:/ URI with its global client, which may use another database.
         """
         direct = sqlite_file(self.server.uri) is not None or not self.server.uri.startswith("http")
         return self.server.client.create_model_version(

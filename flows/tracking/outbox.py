@@ -1,4 +1,4 @@
-"""Events of a run as files, kept until the tracking server has them.  Independent of MLflow.
+"""Events of a run as files, kept until the tracking server has them; independent of MLflow.
 
 artifacts/.outbox/<run>/run.json           the run, its recipe and server
 artifacts/.outbox/<run>/NNNN-<event>.json  one event, written whole or not at all; deleted once sent
@@ -25,14 +25,17 @@ VERSION = 1
 """Version of the event files; a file of another version is set aside."""
 HEADER, DAMAGED = "run.json", "damaged"
 CLOSED = (FileNotFoundError, FileExistsError)
-"""Raised by taking a lock while another sender closes the outbox; the second if the folder has just gone."""
+"""Errors of acquiring a lock while another sender closes the outbox; the second if the folder was just removed."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """The run that events belong to.
+    """Run to which events belong.
 
-    run: a UUID.  experiment: the recipe.  address: tracking URI, credentials masked.  started: ms since 1970.
+    run: UUID.
+    experiment: name of the recipe.
+    address: tracking URI, credentials masked.
+    started: ms since 1970.
     """
 
     run: str
@@ -43,7 +46,11 @@ class Header:
 
 @dataclass(frozen=True)
 class Event:
-    """The start, a step or the end of a run.  at: ms since 1970.  number: its place in the run."""
+    """Start, step or end of a run.
+
+    at: ms since 1970.
+    number: index in the run.
+    """
 
     header: Header
     kind: str
@@ -53,7 +60,7 @@ class Event:
 
     @property
     def identity(self) -> str:
-        """Name among the run's events, the same at every attempt to send it."""
+        """Name of the event within its run, the same for every attempt to send it."""
         return f"{self.number:04}-{self.kind}"
 
 
@@ -71,12 +78,12 @@ class Outbox:
         return self.folder.name
 
     def event(self, header: Header, kind: str, content: Mapping[str, Any]) -> Event:
-        """The run's next event."""
+        """Create the run's next event."""
         self._next += 1
         return Event(header, kind, self._next - 1, now(), content)
 
     def put(self, event: Event) -> None:
-        """Write an event, all or nothing.  Called by the run, which counts as alive from then on."""
+        """Write an event atomically.  From then on, the run counts as alive."""
         if self._alive is None:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._alive = FileLock(self.folder / ".alive", thread_local=False)
@@ -89,7 +96,7 @@ class Outbox:
         return self.folder / f"{event.identity}.json"
 
     def header(self) -> Header | None:
-        """The run of the events; None if run.json cannot be read."""
+        """Read the run of the events; None if run.json cannot be read."""
         try:
             return Header(**json.loads((self.folder / HEADER).read_text("utf-8")))
         except (OSError, ValueError, TypeError):
@@ -100,11 +107,11 @@ class Outbox:
         return sorted(self.folder.glob("[0-9]*-*.json"))
 
     def interrupted(self) -> list[Path]:
-        """Events whose writing was cut short: the process died in the middle."""
+        """Partially written events of a process that died."""
         return sorted(self.folder.glob(f"[0-9]*.json*{PART}"))
 
     def read(self, file: Path) -> Event | None:
-        """One waiting event, or None if the file is not one."""
+        """Read one waiting event; None if the file is not one."""
         try:
             found = json.loads(file.read_text("utf-8"))
             if found.pop("version") != VERSION or not isinstance(found["content"], dict):
@@ -114,18 +121,18 @@ class Outbox:
             return None
 
     def sent(self, event: Event) -> None:
-        """Forget an event that the server has."""
+        """Delete an event that the server has."""
         self._file(event).unlink(missing_ok=True)
 
     def set_aside(self, file: Path) -> Path:
-        """Move an unreadable file out of the way; returns where it is now."""
+        """Move an unreadable file out of the way; return its new path."""
         aside = self.folder.parent / DAMAGED / f"{self.run}-{file.name}"
         aside.parent.mkdir(exist_ok=True)
         return file.rename(aside)
 
     @contextmanager
     def sending(self) -> Iterator[bool]:
-        """Hold the only right to send this run's events; False if another sender closed the outbox."""
+        """Hold the lock for sending this run's events; yield False if the outbox was closed."""
         lock = FileLock(self.folder / ".lock", thread_local=False)
         try:
             lock.acquire()
@@ -138,7 +145,7 @@ class Outbox:
             lock.release()
 
     def alive(self) -> bool:
-        """Return True if the process that writes these events still lives."""
+        """Return True if the process that writes these events is alive."""
         lock = FileLock(self.folder / ".alive", thread_local=False)
         try:
             lock.acquire(timeout=0)
@@ -155,7 +162,7 @@ class Outbox:
             self._alive.release()
 
     def close(self) -> None:
-        """Remove the folder if nothing waits in it, not even a torn file."""
+        """Remove the folder if it holds no event, not even a partial file."""
         if not self.files() and not self.interrupted():
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -166,12 +173,12 @@ def base(root: Path) -> Path:
 
 
 def new_outbox(root: Path) -> Outbox:
-    """An outbox for a run that is about to start; nothing is written yet."""
+    """Create an outbox for a new run, without writing to the disk yet."""
     return Outbox(base(root) / uuid.uuid4().hex)
 
 
 def list_outboxes(root: Path) -> list[Outbox]:
-    """Outboxes of all runs with unsent events or without an end, the oldest first."""
+    """Outboxes of all runs with unsent events or without an end, oldest first."""
     found = [Outbox(path) for path in base(root).glob("*") if path.is_dir() and path.name != DAMAGED]
     return sorted(found, key=lambda box: header.started if (header := box.header()) else 0)
 

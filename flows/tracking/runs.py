@@ -1,7 +1,7 @@
 """Events as MLflow runs: a parent per flow, a child per executed step.
 
-Sending an event twice changes nothing.  Runs are found again by the tags stillroom.run and stillroom.event; times are those of the event, so figures that are
-sent twice are the same figures to MLflow.
+Sending is idempotent: runs are found by the tags stillroom.run and stillroom.event, and times are those of the event, so MLflow
+recognizes figures that it already has.
 """
 
 import json
@@ -39,7 +39,7 @@ SHOWN = ("report.html", "report.json", "performance.json", "materials.json", "ve
 
 
 class Runs:
-    """The runs of a server, made from events."""
+    """Runs on a server, created from events."""
 
     def __init__(self, uri: str, root: Path) -> None:
         self.server = Server(uri, root)
@@ -47,9 +47,10 @@ class Runs:
         self._models: dict[str, Models] = {}
 
     def send(self, event: Event, late: bool) -> str:
-        """Record one event; returns the id of the flow's run.  late: it is sent by a flush.
+        """Record one event; return the id of the flow's run.
 
-        Raises Unreachable or Refused; what was recorded until then is found again next time.
+        late: a flush sends the event.
+        Raises Unreachable or Refused; the next attempt finds the parts that were recorded before.
         """
         with sending_to(self.server):
             parent = self._parent(event.header)
@@ -64,7 +65,10 @@ class Runs:
         return parent
 
     def abandon(self, header: Header) -> bool:
-        """End the runs of a flow whose process died; False if none is running.  Raises NotSent."""
+        """Mark the running runs of a dead flow as killed; return False if there are none.
+
+        Raises NotSent.
+        """
         with sending_to(self.server):
             experiment = self.server.experiment(header.experiment)
             mine = f"tags.`{RUN}` = '{header.run}' and attributes.status = 'RUNNING'"
@@ -74,7 +78,7 @@ class Runs:
         return bool(found)
 
     def _parent(self, header: Header) -> str:
-        """The flow's run; made here if this server has not seen its start."""
+        """Find the flow's run, or create it if this server has not received its start."""
         if header.run not in self._parents:
             experiment = self.server.experiment(header.experiment)
             mine = {RUN: header.run, EVENT: "start"}
@@ -87,11 +91,10 @@ class Runs:
     def _step(self, event: Event, parent: str, late: bool) -> None:
         content, manifest = event.content, event.content["manifest"]
         maker = self._maker(event)
-        child = (
-            None if maker else self._child(event, parent)
-        )  # also what `dvc repro` made, or a run that died before it could record it
+        # Also for artifacts of `dvc repro`, or of a run that died before it recorded them.
+        child = None if maker else self._child(event, parent)
         if child is not None and child.info.status == "FINISHED":
-            return  # closing the child is the last thing that is done
+            return  # ending the child run is the last action
         tags: dict[str, str] = {}
         if child is None:
             tags[f"reused.{content['name']}"] = maker
@@ -108,7 +111,7 @@ class Runs:
             self.server.client.set_terminated(child.info.run_id, "FINISHED", end_time=event.at)
 
     def _child(self, event: Event, parent: str) -> Any:
-        """The step's run, found or made."""
+        """Find or create the step's run."""
         content, manifest = event.content, event.content["manifest"]
         experiment = self.server.experiment(event.header.experiment)
         mine = {RUN: event.header.run, EVENT: event.identity}
@@ -143,14 +146,14 @@ class Runs:
     def _show_on_parent(self, event: Event, parent: str) -> None:
         """Show the datasets that a step read, and the model that it made, on the flow's run."""
         if datasets := dataset_inputs(event):
-            self.server.client.log_inputs(parent, datasets)  # MLflow drops those that the run has
+            self.server.client.log_inputs(parent, datasets)  # MLflow ignores those that the run already has
         if event.content["kind"] in WEIGHTS:
             model = self._models_of(event.header).find(event.content["manifest"]["output"])
-            if model is not None:  # else it was made, and logged, by another recipe
+            if model is not None:  # else another recipe made and logged it
                 self._output(parent, model.model_id)
 
     def _inputs(self, event: Event, run: str) -> None:
-        """Log a step's inputs: data as datasets, models as logged models where they are known."""
+        """Log a step's inputs: data as datasets, models as logged models if MLflow knows them."""
         from mlflow.entities import LoggedModelInput
 
         models, datasets = self._models_of(event.header), dataset_inputs(event)
@@ -160,7 +163,7 @@ class Runs:
             self.server.client.log_inputs(run, datasets, [LoggedModelInput(one) for one in sorted(fresh)])
 
     def _new_inputs(self, run: str, known: set[str]) -> set[str]:
-        """Return the models that are not inputs of the run yet: MLflow would add them again."""
+        """Return the models that are not yet inputs of the run; MLflow would add duplicates."""
         if not known:
             return set()
         inputs = self.server.client.get_run(run).inputs
@@ -178,7 +181,7 @@ class Runs:
         return self._models.setdefault(experiment, Models(self.server, experiment))
 
     def _maker(self, event: Event) -> str:
-        """Id of the run that recorded an artifact; empty if there is none but this event's own.
+        """Id of another run that has recorded the artifact; empty if there is none.
 
         For a step that this flow executed, only a record of the same execution counts: while the event of a killed flow waits, a
         later flow may find the artifact and record it.
@@ -202,7 +205,7 @@ class Runs:
         return str(found.info.run_id)
 
     def _files(self, event: Event, child: str, parent: str) -> bool:
-        """Log the artifact's small files; False if another artifact has taken its place."""
+        """Log the artifact's small files; return False if another artifact has replaced it."""
         folder = Path(event.content["folder"])
         if current_output(folder) != event.content["manifest"]["output"]:
             return False
@@ -216,7 +219,7 @@ class Runs:
         return True
 
     def _verdict(self, event: Event, run: str, late: bool, measured: bool) -> None:
-        """Record figures on the compared models, and register the one that ships."""
+        """Record figures on the compared models, and register the model that ships."""
         verdict, models = event.content["verdict"], self._models_of(event.header)
         compared = {item["name"]: item for item in event.content["models"]}
         for name, numbers in verdict["figures"].items() if measured else ():
@@ -229,14 +232,14 @@ class Runs:
 
 
 def dataset_inputs(event: Event) -> list[Any]:
-    """The corpora and traces that a step read, as MLflow's dataset inputs."""
+    """Corpora and traces that a step read, as MLflow's dataset inputs."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     return [
         DatasetInput(
             Dataset(
                 item["name"],
-                item["digest"][:36],  # MLflow's limit; the tag has all of it
+                item["digest"][:36],  # MLflow's limit; the tag holds the whole digest
                 "local",
                 json.dumps({"uri": item["path"]}),
                 profile=json.dumps(item["profile"]) if item["profile"] else None,
@@ -248,7 +251,7 @@ def dataset_inputs(event: Event) -> list[Any]:
 
 
 def points(numbers: Mapping[str, float], at: int, curve: Sequence[Sequence[Any]] = ()) -> list[Any]:
-    """Figures, and the points of curves, as metrics of one moment."""
+    """Figures and points of curves as MLflow metrics with one timestamp."""
     from mlflow.entities import Metric
 
     single = [Metric(clean(key), value, at, 0) for key, value in numbers.items()]
@@ -256,7 +259,7 @@ def points(numbers: Mapping[str, float], at: int, curve: Sequence[Sequence[Any]]
 
 
 def current_output(folder: Path) -> str:
-    """Content digest in the manifest of the present artifact; empty if there is none."""
+    """Content digest from the manifest of the present artifact; empty if there is none."""
     try:
         return str(json.loads((folder / "manifest.json").read_text("utf-8"))["output"])
     except (OSError, ValueError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""One MLflow tracking server, and its errors as ours."""
+"""Client of an MLflow tracking server; its errors become Unreachable or Refused."""
 
 import logging
 import os
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
     from mlflow.entities import Metric
 
 PATIENCE_S = 10
-"""Time-out of one request, which is tried twice: a dead server delays a run once, by seconds.
+"""Timeout of one request, which is sent twice at most, so that a dead server delays a run only once, by seconds.
 
-MLFLOW_HTTP_REQUEST_TIMEOUT and MLFLOW_HTTP_REQUEST_MAX_RETRIES overrule it.
+MLFLOW_HTTP_REQUEST_TIMEOUT and MLFLOW_HTTP_REQUEST_MAX_RETRIES override it.
 """
 REFUSALS = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "INVALID_STATE", "RESOURCE_ALREADY_EXISTS"}
 EXISTS = "RESOURCE_ALREADY_EXISTS"
 EXPERIMENT_KIND, TRAINING = "mlflow.experimentKind", "custom_model_development"
-"""Tag that lets MLflow 3 open an experiment on its table of runs; without it, it may open on an empty page of traces."""
+"""Tag that makes MLflow 3 open an experiment on its table of runs; without it, an empty page of traces may open."""
 
 
 def prepare_mlflow() -> None:
-    """Set the environment that MLflow reads when it is imported: quiet, offline, impatient."""
+    """Set the environment that MLflow reads on import: quiet, offline, short timeouts."""
     for name, value in {
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "true",
@@ -47,9 +47,9 @@ def prepare_mlflow() -> None:
 
 
 class Server:
-    """A client that is opened at the first use.
+    """A client that opens on first use.
 
-    root: holds the lock, and mlartifacts/ for a sqlite file.
+    root: folder of the lock, and of mlartifacts/ for a sqlite file.
     """
 
     def __init__(self, uri: str, root: Path) -> None:
@@ -59,25 +59,24 @@ class Server:
 
     @property
     def client(self) -> "MlflowClient":
-        """The client.
+        """The MLflow client.
 
-        The first opening of a sqlite database migrates its schema and breaks it for good when two processes do so at
-        once, hence the lock.
+        Opening a new sqlite database migrates its schema, and two processes that do so at once destroy it; hence the lock.
         """
         if self._client is None:
             prepare_mlflow()
             import mlflow
 
-            with self.alone():
+            with self.exclusive():
                 prepare_database(sqlite_file(self.uri))
                 client = mlflow.MlflowClient(self.uri)
-                client.search_experiments(max_results=1)  # the store is opened by its first use
+                client.search_experiments(max_results=1)  # its first use opens the store
                 self._client = client
         return self._client
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Keep other processes of this machine from opening the database or moving an alias."""
+    def exclusive(self) -> Iterator[None]:
+        """Lock out other processes of this machine that would open the database or move an alias."""
         file = sqlite_file(self.uri)
         own = file is None or file.parent == self.root
         lock = self.root / "artifacts" / ".mlflow.lock" if own or file is None else file.with_name(f".{file.name}.lock")
@@ -86,16 +85,16 @@ class Server:
             yield
 
     def settle(self) -> None:
-        """Write a sqlite database's log into its file, so that a copy of the file is complete."""
+        """Merge a sqlite database's write-ahead log into its file, so that a copy is complete."""
         if (file := sqlite_file(self.uri)) is not None:
             with closing(sqlite3.connect(file, timeout=5)) as database:
                 database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def experiment(self, name: str) -> str:
-        """Id of the experiment, made if need be."""
+        """Return the id of the experiment; create it if it does not exist."""
         if name not in self._experiments:
             client = self.client
-            with self.alone():
+            with self.exclusive():
                 found = client.get_experiment_by_name(name)
                 place = (self.root / "mlartifacts").as_uri() if sqlite_file(self.uri) is not None else None
                 self._experiments[name] = (
@@ -106,7 +105,7 @@ class Server:
         return self._experiments[name]
 
     def find_run(self, experiments: Sequence[str], tags: Mapping[str, str]) -> Any:
-        """The newest run with these tags, or None."""
+        """Find the newest run with these tags; None if there is none."""
         wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
         found = self.client.search_runs(list(experiments), wanted, max_results=1)
         return found[0] if found else None
@@ -132,7 +131,7 @@ class Server:
 def prepare_database(file: Path | None) -> None:
     """Create a missing sqlite file, and switch it to write-ahead logging.
 
-    MLflow builds the schema in dozens of steps, and cannot open a file whose building was killed; so it is built under
+    MLflow builds the schema in dozens of steps and cannot open a file whose creation was killed, so the file is created under
     another name and renamed.  Write-ahead logging lets readers and one writer work at once.
     """
     if file is None:
@@ -151,7 +150,7 @@ def prepare_database(file: Path | None) -> None:
 
 
 def clean(key: str) -> str:
-    """A key that MLflow accepts: letters, digits, and _-./: and space, at most 250."""
+    """Replace characters that MLflow does not accept in a key; cut it to 250 characters."""
     return "".join(letter if letter.isalnum() or letter in "_-./: " else "_" for letter in key)[:250]
 
 
@@ -159,7 +158,7 @@ def clean(key: str) -> str:
 def sending_to(server: Server) -> Iterator[None]:
     """Turn errors of MLflow, its database and its artifact store into Unreachable or Refused.
 
-    OSError is among them: requests' errors, a full or read-only disk, a lock that is not released.
+    OSError covers errors of requests, a full or read-only disk, and a lock that is not released.
     """
     prepare_mlflow()
     import sys
@@ -169,7 +168,7 @@ def sending_to(server: Server) -> Iterator[None]:
     from sqlalchemy.exc import SQLAlchemyError
     from urllib3.exceptions import HTTPError
 
-    cloud = sys.modules.get("botocore.exceptions")  # an S3 artifact store's errors are no MLflow errors
+    cloud = sys.modules.get("botocore.exceptions")  # errors of an S3 artifact store are not MlflowExceptions
     foreign: tuple[type[Exception], ...] = (
         SQLAlchemyError,
         sqlite3.Error,
@@ -190,7 +189,7 @@ def sending_to(server: Server) -> Iterator[None]:
 
 
 def first_line(error: Exception, uri: str) -> str:
-    """First line of an error without credentials; of requests' nested message its two ends."""
+    """First line of an error, credentials masked; both ends of a nested message of requests."""
     text = (str(error).strip().splitlines() or [""])[0]
     call, nested, cause = text.partition(" failed with exception ")
     if nested:

@@ -1,1 +1,1 @@
-"""DVC: dvc.yaml, params.yaml and dvc.lock."""
+"""Files of DVC: dvc.yaml, params.yaml and dvc.lock."""

@@ -1,9 +1,9 @@
-"""Record finished steps in dvc.lock, so that `dvc repro` finds nothing to do and `dvc push` has something to send.
+"""Records of finished steps in dvc.lock, for `dvc repro` and `dvc push`.
 
-`dvc commit --force` records whatever is on the disk at that moment, so a step is recorded only while its code, settings and
-inputs are still those that its artifact was made from, and the record is taken back if they changed meanwhile.
-DVC runs as a child of its own: that takes 0.4 s, and 0.07 s more for each stage, and DVC's logging, threads and 560 modules
-stay out of the flow.
+`dvc commit --force` records the files that are on the disk at that moment.  So a step is recorded only while its code, settings and
+inputs are still those of its artifact, and the record is removed if they changed in the meantime.
+DVC runs in a child process, which takes 0.4 s plus 0.07 s for each stage and keeps DVC's logging, threads and 560 modules
+out of the flow.
 """
 
 import filecmp
@@ -23,7 +23,7 @@ from flows.planning.plan import build_plan
 from flows.planning.session import Session
 from flows.planning.steps import Plan
 from flows.versioning.files import locked
-from flows.versioning.lockfile import CACHE, SPARE, mend, prepare, recorded, take_back
+from flows.versioning.lockfile import CACHE, SPARE, prepare, recorded, remove_record, repair
 from flows.versioning.params import tracked_recipe
 from flows.versioning.pipeline import split_stage, view_folder
 from tasks.shared.errors import MachineError, StillroomError
@@ -31,23 +31,25 @@ from tasks.shared.files import replacing
 from tasks.shared.store.artifacts import SHORT, Place, link_or_copy
 from tasks.shared.store.keys import PROJECT, Digests
 
-__all__ = ["mend_after_kill", "moved", "obstacle", "record", "recorded", "relink"]
+__all__ = ["repair_after_kill", "moved", "obstacle", "record", "recorded", "relink"]
 log = logging.getLogger("stillroom")
 BUSY = ("Unable to acquire lock", "is busy, it is being blocked by")
-"""How DVC says that another process of its own holds the repository, or this stage's files."""
+"""DVC's messages if another DVC process holds the repository or this stage's files."""
 PATIENCE_S, PAUSE_S = 60.0, 1.0
 
 
 def record(stages: Mapping[str, str], patience_s: float = PATIENCE_S) -> list[str]:
-    """Record finished steps, stage -> key, and return those that dvc.lock holds now.
+    """Record finished steps, and return the stages that dvc.lock now holds.
 
-    A step that is not recorded is said in one warning; its artifact is kept, and the next run or `dvc repro` records it.
-    Waits up to `patience_s` while another DVC process is at work.  Call it from one thread at a time.
+    stages: key by stage.
+    patience_s: longest wait for another DVC process, seconds.
+    One warning names the steps that were not recorded; their artifacts are kept, and the next run or `dvc repro` records them.
+    Call it from one thread at a time.
     """
     until = time.monotonic() + patience_s
     try:
         while True:
-            with locked():  # not while we wait: `dvc repro` may be waiting for a step that wants the lock
+            with locked():  # released while we wait: `dvc repro` may be waiting for a step that needs this lock
                 kept, failure = _attempt(stages)
             if not _is_busy(failure) or time.monotonic() > until:
                 break
@@ -60,11 +62,11 @@ def record(stages: Mapping[str, str], patience_s: float = PATIENCE_S) -> list[st
     return kept
 
 
-def mend_after_kill() -> None:
-    """Mend what a killed run left of dvc.lock, unless another run records just now."""
+def repair_after_kill() -> None:
+    """Repair a dvc.lock that a killed run left damaged, unless another run is recording."""
     if SPARE.is_file():
         with suppress(MachineError), locked(0):
-            mend()
+            repair()
 
 
 def obstacle() -> str:
@@ -92,7 +94,7 @@ def _attempt(stages: Mapping[str, str]) -> tuple[list[str], str]:
     ready = {}
     for stage, key in stages.items():
         if reason := moved(stage, key, sessions):
-            log.warning("%s is not recorded in dvc.lock: %s; the next run looks again", stage, reason)
+            log.warning("%s is not recorded in dvc.lock: %s; the next run tries again", stage, reason)
         else:
             ready[stage] = key
     if not ready:
@@ -100,16 +102,15 @@ def _attempt(stages: Mapping[str, str]) -> tuple[list[str], str]:
     if failure := _commit(list(ready)):
         if _is_busy(failure) or len(ready) == 1:
             return [], failure
-        alone = {
-            stage: failure for stage in ready if (failure := _commit([stage]))
-        }  # one bad stage must not stop the others
-        ready = {stage: key for stage, key in ready.items() if stage not in alone}
-        failure = "; ".join(dict.fromkeys(alone.values()))
+        # One bad stage must not stop the others.
+        failed = {stage: failure for stage in ready if (failure := _commit([stage]))}
+        ready = {stage: key for stage, key in ready.items() if stage not in failed}
+        failure = "; ".join(dict.fromkeys(failed.values()))
     sessions.clear()
     for stage, key in list(ready.items()):
         if reason := moved(stage, key, sessions):
-            log.warning("%s is not recorded in dvc.lock: %s meanwhile; the next run looks again", stage, reason)
-            take_back(stage, started)
+            log.warning("%s is not recorded in dvc.lock: %s in the meantime; the next run tries again", stage, reason)
+            remove_record(stage, started)
             del ready[stage]
         else:
             recipe, step = split_stage(stage)
@@ -120,9 +121,8 @@ def _attempt(stages: Mapping[str, str]) -> tuple[list[str], str]:
 def moved(stage: str, key: str, sessions: dict[str, Session]) -> str:
     """Reason why this key's artifact is no longer the stage's result; empty if it still is.
 
-    Everything is read again except large files, whose digests are remembered.
-
-    sessions: open sessions by recipe.
+    sessions: open sessions by recipe, shared among calls.
+    Everything is read again except large files with a known digest.
     """
     recipe, name = split_stage(stage)
     try:
@@ -135,14 +135,15 @@ def moved(stage: str, key: str, sessions: dict[str, Session]) -> str:
     if found != key:
         return "its code, settings, files or inputs changed"
     manifest = Place(PROJECT / view_folder(recipe, name)).read_manifest()
-    return "" if manifest is not None and manifest.get("key") == key else "its folder shows another artifact"
+    return "" if manifest is not None and manifest.get("key") == key else "its folder holds another artifact"
 
 
 def relink(view: Path, entry: Path) -> int:
     """Share one copy of the files among a store entry, its view and DVC's cache.
 
-    Returns the number of files that were linked.  DVC moves the view's inodes into its cache or, if it has the content already, links
-    the view to its own; then the store's files would be a second copy.  If contents differ, DVC's copy is damaged and gets replaced.
+    DVC moves the view's inodes into its cache.  If the cache already has the content, DVC links the view to its own copy, and the
+    store's files would be a second one.  If the contents differ, DVC's copy is damaged and is replaced.
+    Returns the number of files that were linked.
     """
     count = 0
     for file in sorted(path for path in entry.rglob("*") if path.is_file()):
@@ -153,7 +154,7 @@ def relink(view: Path, entry: Path) -> int:
             _link(twin, file)
             count += 1
         elif _intact(entry):
-            _mend(file, twin)
+            _replace_damaged(file, twin)
             count += 1
     return count
 
@@ -163,8 +164,8 @@ def _intact(entry: Path) -> bool:
     return Digests(entry.parents[2] / ".digests.json").tree(entry / "out") == manifest.get("output")
 
 
-def _mend(good: Path, damaged: Path) -> None:
-    """Replace a view's damaged file, and the object in DVC's cache that it came from."""
+def _replace_damaged(good: Path, damaged: Path) -> None:
+    """Replace a damaged file of a view, and the object in DVC's cache that it came from."""
     with good.open("rb") as stream:
         name = hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
     cached = CACHE / "files" / "md5" / name[:2] / name[2:]
@@ -175,7 +176,7 @@ def _mend(good: Path, damaged: Path) -> None:
 
 
 def _link(source: Path, target: Path) -> None:
-    """Hard-link `target` to `source` by one rename; without hard links it stays a copy."""
+    """Atomically hard-link `target` to `source`; copy it if the disk has no hard links."""
     with replacing(target) as temporary:
         link_or_copy(str(source), str(temporary))
 
@@ -185,9 +186,9 @@ def _plan(recipe: str) -> Plan:
 
 
 def _commit(stages: Sequence[str]) -> str:
-    """`dvc commit` of these stages; what it complained of, or an empty text.
+    """Run `dvc commit` for these stages; return its error message, empty if it succeeded.
 
-    In a session of its own: Ctrl-C on the flow must not end it while it writes dvc.lock.  Not --quiet: that hides errors.
+    It runs in its own session, so that Ctrl-C on the flow cannot end it while it writes dvc.lock.  --quiet would hide errors.
     """
     if fault := prepare():
         return fault

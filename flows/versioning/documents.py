@@ -1,4 +1,4 @@
-"""Tables of techniques in README.md and docs/techniques.md, generated from the techniques' specs and settings."""
+"""Generated tables of techniques in README.md and docs/techniques.md."""
 
 import ast
 import inspect
@@ -19,14 +19,19 @@ from tasks.shared.technique import Port
 
 README, PAGE = PROJECT / "README.md", PROJECT / "docs" / "techniques.md"
 BEGIN, END = "<!-- techniques -->", "<!-- /techniques -->"
-"""The lines around generated text."""
+"""Lines that enclose generated text."""
 LONGEST = 60
-"""Characters of a default that are shown."""
+"""Largest number of characters of a default that the table shows."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A setting by its dotted name, its default as JSON, and the first paragraph of its documentation."""
+    """A setting of a technique.
+
+    name: dotted name.
+    default: default as JSON.
+    text: first paragraph of its documentation.
+    """
 
     name: str
     default: str
@@ -34,9 +39,9 @@ class Setting:
 
 
 def stale_documents() -> dict[Path, str]:
-    """Return the documents whose generated part is out of date, with the text that they should hold.
+    """Return the new text of each document whose generated part is out of date.
 
-    A document that does not exist is left out: an installed package has none.  Raises ConfigError for missing markers.
+    Skips documents that do not exist, as in an installed package.  Raises ConfigError for missing markers.
     """
     entries = catalog()
     wanted = {README: table(entries), PAGE: reference(entries)}
@@ -46,7 +51,10 @@ def stale_documents() -> dict[Path, str]:
 
 
 def write_documents() -> list[str]:
-    """Bring the generated parts up to date and return the names of the files that changed.  Raises ConfigError."""
+    """Update the generated parts; return the names of the files that changed.
+
+    Raises ConfigError for missing markers.
+    """
     stale = stale_documents()
     for path, text in stale.items():
         path.write_text(text, "utf-8")
@@ -54,18 +62,21 @@ def write_documents() -> list[str]:
 
 
 def _between_markers(path: Path, text: str, part: str) -> str:
-    """The text with another part between its markers."""
+    """Replace the part between the markers of a text."""
     before, begin, rest = text.partition(f"{BEGIN}\n")
     _, end, after = rest.partition(END)
     if not (begin and end):
         raise ConfigError(
-            path.name, "no markers for the table of techniques", f"{BEGIN} and {END}", "put both lines where it belongs"
+            path.name,
+            "no markers for the table of techniques",
+            f"{BEGIN} and {END}",
+            "put both lines where the table belongs",
         )
     return f"{before}{begin}{part}\n{end}{after}"
 
 
 def table(entries: Sequence[Entry]) -> str:
-    """Stage, technique and summary; only the first row of a stage names it."""
+    """Table of stage, technique and summary; only the first row of a stage names it."""
     stages = [list(group) for _, group in groupby(entries, lambda entry: entry.stage)]
     rows = [
         ["" if index else entry.stage, f"`{entry.name}`", entry.spec.summary]
@@ -76,7 +87,7 @@ def table(entries: Sequence[Entry]) -> str:
 
 
 def reference(entries: Sequence[Entry]) -> str:
-    """An overview of all techniques, then the inputs and settings of each."""
+    """Overview of all techniques, then the inputs and settings of each."""
     rows = [
         [
             f"[{entry.stage}/{entry.name}](#{entry.stage}{entry.name})",
@@ -92,7 +103,7 @@ def reference(entries: Sequence[Entry]) -> str:
 
 
 def _section(entry: Entry) -> str:
-    """One technique: summary, inputs, output and settings."""
+    """Section of one technique: summary, inputs, output and settings."""
     inputs = ", ".join(f"`{name}` ({_port(port)})" for name, port in entry.spec.ports.items()) or "none"
     settings = [
         [f"`{item.name}`", _escape(f"`{item.default}`"), _escape(item.text)] for item in settings_of(entry.technique())
@@ -108,7 +119,7 @@ def _section(entry: Entry) -> str:
 
 
 def _port(port: Port) -> str:
-    """The kinds that a port accepts, and how many artifacts."""
+    """Kinds that a port accepts, and whether it takes several artifacts or none."""
     notes = [word for word, holds in (("several", port.many), ("optional", port.optional)) if holds]
     return ", ".join([" or ".join(port.kinds), *notes])
 
@@ -142,7 +153,7 @@ def _field_texts(cls: type[Any]) -> dict[str, str]:
 
 
 def _escape(text: str) -> str:
-    """Text for a cell of a Markdown table, with its code spans as they are."""
+    """Escape text for a cell of a Markdown table, except inside code spans."""
     parts = text.replace("|", "\\|").split("`")
     return "`".join(part if index % 2 else part.replace("<", "&lt;") for index, part in enumerate(parts))
 

@@ -24,7 +24,7 @@ DVC, LOCK = PROJECT / "dvc.yaml", PROJECT / ".dvc" / "tmp" / "stillroom.lock"
 
 
 BEFORE = PROJECT / ".dvc" / "tmp" / "params.before.yaml"
-"""params.yaml as it was before a run put a recipe's own settings into it."""
+"""Copy of params.yaml from before a run updated it from a recipe."""
 
 
 PATIENCE_S = 600
@@ -32,9 +32,10 @@ PATIENCE_S = 600
 
 @dataclass(frozen=True)
 class Update:
-    """Result of bringing both files up to date with a recipe; false if nothing changed.
+    """Result of updating both files from a recipe; false if nothing changed.
 
-    files: names of the files that were written.  changes: every changed setting of params.yaml, in words.
+    files: names of the written files.
+    changes: changed settings of params.yaml, as text.
     """
 
     files: tuple[str, ...] = ()
@@ -44,18 +45,18 @@ class Update:
         return bool(self.files)
 
     def describe(self, most: int = 8) -> str:
-        """One message for the user: what changed, and how to get back what was there."""
+        """Message for the user: the changes, and how to restore the former values."""
         if not self.changes:
             return f"updated from the recipe: {', '.join(self.files)}"
         rows = [f"  {change}" for change in self.changes[:most]]
         rest = len(self.changes) - most
         return "\n".join(
             [
-                "params.yaml follows the recipe again; it said something else (an edited recipe, or `dvc exp apply`):",
+                "params.yaml is updated from the recipe; its values differed (an edited recipe, or `dvc exp apply`):",
                 *rows,
                 *([f"  and {rest} more"] if rest > 0 else []),
                 f"  to keep the former values, write them into the recipe; the former file is {BEFORE.relative_to(PROJECT)}.",
-                "  runtime.sync=false runs the recipe as a variant and leaves params.yaml as it is.",
+                "  runtime.sync=false runs the recipe as a variant and leaves params.yaml unchanged.",
             ]
         )
 
@@ -90,7 +91,7 @@ def expected_files(recipes: Mapping[str, Any]) -> dict[Path, str]:
 
 
 def stale_files(recipes: Mapping[str, Any]) -> dict[Path, str]:
-    """Those of both files that hold something else, with what they should hold."""
+    """Return the new text of each file that is out of date."""
     expected = expected_files(recipes)
     return {path: text for path, text in expected.items() if not path.is_file() or path.read_bytes() != text.encode()}
 
@@ -109,7 +110,7 @@ def write_files(recipes: Mapping[str, Any]) -> list[str]:
 
 
 def check_stages() -> None:
-    """Raise ConfigError if dvc.yaml is broken or holds stages that we would not write again."""
+    """Raise ConfigError if dvc.yaml is broken or holds stages that are not ours."""
     stages = read_mapping(DVC).get("stages") if DVC.is_file() else None
     nodes = stages.items() if isinstance(stages, dict) else ()
     ours = "python -m flows.stage "
@@ -126,9 +127,9 @@ def check_stages() -> None:
 
 
 def update_recipe(plan: Plan) -> Update:
-    """Write a tracked recipe's current settings to both files, under the writers' lock.
+    """Write a tracked recipe's current settings to both files, under their lock.
 
-    Other recipes' parts stay as they are.  Raises ConfigError if a file is broken, and changes nothing.
+    Other recipes' parts do not change.  Raises ConfigError, without changing anything, if a file is broken.
     """
     with locked():
         before, now = tracked_params(), recipe_params(plan)

@@ -1,7 +1,7 @@
-"""dvc.lock and dvc.yaml without DVC: look up a record, take one back, repair after a kill.
+"""Access to dvc.lock without DVC: look up a record, remove one, repair after a kill.
 
-DVC truncates dvc.lock, and its own list of readers and writers, before it writes them again: a kill in between
-leaves an empty or a partial file, which no later `dvc` command can read.
+DVC truncates dvc.lock, and its own list of readers and writers, before it rewrites them.  A kill in between leaves an empty or
+partial file, which no later `dvc` command can read.
 """
 
 import hashlib
@@ -28,17 +28,17 @@ from tasks.shared.store.keys import PROJECT
 LOCK_FILE = PROJECT / "dvc.lock"
 CACHE = PROJECT / ".dvc" / "cache"
 SPARE = PROJECT / ".dvc" / "tmp" / "dvc.lock.before"
-"""dvc.lock as it was before a recording under way; empty if there was none.  After that recording it is gone."""
+"""Copy of dvc.lock from before the recording in progress; empty if there was no dvc.lock.  Deleted after the recording."""
 DVC_LOCK, READERS = PROJECT / ".dvc" / "tmp" / "lock", PROJECT / ".dvc" / "tmp" / "rwlock"
-"""DVC's own: whoever holds the one may write dvc.lock; the other lists who reads and writes which artifact."""
+"""Files of DVC: the lock that a writer of dvc.lock holds, and the list of processes that read or write artifacts."""
 log = logging.getLogger("stillroom")
 
 
 def recorded(stage: str, key: str) -> bool:
     """Return True if dvc.lock already records this artifact for this stage of dvc.yaml.
 
-    The manifest holds the key and is one of the stage's outputs, so its digest in dvc.lock says which artifact was recorded.
-    This takes a few milliseconds and no DVC; a missing, old, broken or foreign dvc.lock counts as no record.
+    The manifest holds the key and is one of the stage's outputs, so its digest in dvc.lock identifies the recorded artifact.
+    Takes a few milliseconds, without DVC.  A missing, old, broken or foreign dvc.lock counts as no record.
     """
     lock, wanted = _stage(LOCK_FILE, stage), _stage(DVC, stage)
     place = Place(PROJECT / view_folder(*split_stage(stage)))
@@ -61,14 +61,14 @@ def recorded(stage: str, key: str) -> bool:
     )
 
 
-def take_back(stage: str, since: float) -> None:
-    """Remove a stage's record from dvc.lock, and its entries in DVC's run cache after `since`."""
+def remove_record(stage: str, since: float) -> None:
+    """Remove a stage's record from dvc.lock, and its entries in DVC's run cache since `since`."""
     kept = {name: text for name, text in _blocks(*_stamp(LOCK_FILE)).items() if name != stage}
     if kept:
         text = LOCK_FILE.read_text("utf-8")
         write_text(LOCK_FILE, text[: text.index("stages:")] + "stages:\n" + "".join(kept.values()))
     else:
-        LOCK_FILE.unlink(missing_ok=True)  # DVC takes an empty one for a broken one
+        LOCK_FILE.unlink(missing_ok=True)  # DVC treats an empty file as broken
     command = "cmd: python -m flows.stage {} {}\n".format(*split_stage(stage))
     for file in (CACHE / "runs").glob("*/*/*"):
         if file.stat().st_mtime >= since - 1 and command in file.read_text("utf-8"):
@@ -76,35 +76,35 @@ def take_back(stage: str, since: float) -> None:
 
 
 def prepare() -> str:
-    """Prepare dvc.lock for DVC, with a spare copy; return the fault found in it, or ""."""
-    mend()
+    """Prepare dvc.lock for DVC and keep a copy; return its fault, empty if there is none."""
+    repair()
     with _held(DVC_LOCK) as ours:
         if not ours:
-            return ""  # `dvc` itself will say who is at work
+            return ""  # `dvc` itself names the process that holds the lock
         if fault := lock_fault():
             return fault
         write_text(SPARE, LOCK_FILE.read_text("utf-8") if LOCK_FILE.is_file() else "")
     return ""
 
 
-def mend() -> None:
+def repair() -> None:
     """Restore dvc.lock if a killed recording left it empty or partial.
 
-    The next recording repeats what was lost: dvc.lock is never the only place that knows it.
-    Does nothing while a DVC process is running: it may be writing.
+    The next recording repeats the lost records, since dvc.lock never holds anything that is not also elsewhere.
+    Does nothing while a DVC process is running, which may be writing.
     """
     SPARE.parent.mkdir(parents=True, exist_ok=True)
-    _mend_readers()
+    _repair_readers()
     with _held(DVC_LOCK) as ours:
         if not ours:
             return
         if SPARE.is_file():
             fault = lock_fault()
             if "merge conflict" in fault:
-                return  # not a kill's doing
+                return  # not caused by a kill
             cut = LOCK_FILE.is_file() and not LOCK_FILE.read_bytes().endswith(b"\n")
             if fault or cut or not _blocks(*_stamp(SPARE)).keys() <= _blocks(*_stamp(LOCK_FILE)).keys():
-                log.warning("dvc.lock is brought back as it was: a run was killed while DVC wrote it")
+                log.warning("dvc.lock is restored: a run was killed while DVC wrote it")
                 SPARE.replace(LOCK_FILE)
             SPARE.unlink(missing_ok=True)
         if LOCK_FILE.is_file() and not LOCK_FILE.stat().st_size:
@@ -112,7 +112,7 @@ def mend() -> None:
 
 
 def lock_fault() -> str:
-    """Fault of dvc.lock and its fix, in a short message; "" if there is none."""
+    """Return a short message about a fault of dvc.lock and its fix; empty if there is none."""
     if not LOCK_FILE.is_file():
         return ""
     try:
@@ -121,7 +121,7 @@ def lock_fault() -> str:
         if "schema" not in found or not isinstance(stages, dict):
             raise broken_file(LOCK_FILE, "no schema, or no mapping of stages")
         if torn := [name for name, stage in stages.items() if not _is_record(stage)]:
-            raise broken_file(LOCK_FILE, f"half a record of stage {torn[0]}")
+            raise broken_file(LOCK_FILE, f"an incomplete record of stage {torn[0]}")
     except StillroomError as error:
         return str(error)
     return ""
@@ -140,18 +140,18 @@ def _is_record(stage: Any) -> bool:
     )
 
 
-def _mend_readers() -> None:
-    """Remove DVC's list of readers and writers if it is partial: its writer was killed."""
+def _repair_readers() -> None:
+    """Remove DVC's list of readers and writers if a kill left it incomplete."""
     if not READERS.is_file() or _is_json(READERS):
         return
-    with _held(READERS.with_name("rwlock.lock")) as ours:  # else a living process is writing it
+    with _held(READERS.with_name("rwlock.lock")) as ours:  # else another process is writing it
         if ours and not _is_json(READERS):
             READERS.unlink()
 
 
 @contextmanager
 def _held(path: Path) -> Iterator[bool]:
-    """Hold one of DVC's locks if it is free; whether it is ours."""
+    """Hold one of DVC's locks if it is free; yield True if it is held."""
     try:
         lock = zc.lockfile.LockFile(str(path))
     except zc.lockfile.LockError:
@@ -174,7 +174,7 @@ def _is_json(path: Path) -> bool:
 
 
 def _stamp(path: Path) -> tuple[Path, int, int, int]:
-    """The file and what tells a new version of it."""
+    """Return a file's path, mtime, size and inode, which change with its content."""
     try:
         state = path.stat()
     except OSError:
@@ -196,7 +196,7 @@ def _blocks(path: Path, *_: int) -> dict[str, str]:
 
 
 def _stage(path: Path, stage: str) -> dict[str, Any] | None:
-    """Parse one stage of dvc.yaml or dvc.lock; the whole file would take ten times as long."""
+    """Parse one stage of dvc.yaml or dvc.lock; the whole file takes ten times as long."""
     text = _blocks(*_stamp(path)).get(stage)
     return _parsed(text) if text else None
 
@@ -226,7 +226,7 @@ def _look_up(values: Any, name: str) -> Any:
 
 
 def _same(locked_value: Any, now: Any) -> bool:
-    """Equal, where DVC's YAML 1.2 has written 1e-05, which YAML 1.1 reads as a text."""
+    """Return True if two values are equal; DVC writes 1e-05, which YAML 1.1 reads as text."""
     if isinstance(locked_value, Mapping) and isinstance(now, Mapping):
         return locked_value.keys() == now.keys() and all(_same(value, now[key]) for key, value in locked_value.items())
     if isinstance(locked_value, list) and isinstance(now, list):

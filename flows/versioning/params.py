@@ -1,4 +1,4 @@
-"""A recipe's part of params.yaml: keyed settings, and unkeyed ones outside of any stage."""
+"""A recipe in params.yaml: keyed settings of each step, and unkeyed ones apart from them."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,7 +15,10 @@ PARAMS = PROJECT / "params.yaml"
 
 
 def recipe_params(plan: Plan) -> dict[str, Any]:
-    """Resolved settings and inputs of a recipe's steps; those that no key reads are under `unkeyed`."""
+    """Return a recipe's part of params.yaml: resolved settings and inputs of its steps.
+
+    Settings that are in no key are under `unkeyed`, which no DVC stage reads.
+    """
     steps = {}
     for step in plan.steps:
         steps[step.name] = {
@@ -32,7 +35,7 @@ def recipe_params(plan: Plan) -> dict[str, Any]:
 
 
 def recipe_of(name: str, params: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe, as `build_plan` takes it, from its part of params.yaml."""
+    """Return the recipe, in the form of `build_plan`, from its part of params.yaml."""
     rest = {key: value for key, value in params.items() if key != "unkeyed"}
     steps = {step: _merged(node, params.get("unkeyed", {}).get(step, {})) for step, node in params["steps"].items()}
     return {"name": name, **rest, "steps": steps}
@@ -52,7 +55,7 @@ def tracked_params() -> dict[str, Any]:
 
 
 def tracked_recipe(name: str) -> dict[str, Any]:
-    """A tracked recipe as params.yaml has it now.  Raises ConfigError if it is not there."""
+    """Read a tracked recipe from params.yaml.  Raises ConfigError if it is not there."""
     known = tracked_params()
     if name not in known:
         wanted = ", ".join(known) or "a tracked recipe"
@@ -63,7 +66,7 @@ def tracked_recipe(name: str) -> dict[str, Any]:
 def read_mapping(path: Path) -> dict[str, Any]:
     """Read a YAML file that holds a mapping.
 
-    Raises ConfigError with the place of the fault.
+    Raises ConfigError with the line of the fault.
     """
     try:
         text = path.read_text("utf-8")
@@ -82,25 +85,25 @@ def _fault(text: str, error: yaml.YAMLError) -> str:
         if row.startswith(("<<<<<<< ", ">>>>>>> ")):
             return f"line {number}: a merge conflict"
     mark = getattr(error, "problem_mark", None)
-    what = str(getattr(error, "problem", None) or error).splitlines()[0]
-    return f"line {mark.line + 1}: {what}" if mark else what
+    problem = str(getattr(error, "problem", None) or error).splitlines()[0]
+    return f"line {mark.line + 1}: {problem}" if mark else problem
 
 
-def broken_file(path: Path, what: str) -> ConfigError:
-    """The message for a generated file that cannot be read."""
+def broken_file(path: Path, fault: str) -> ConfigError:
+    """Return the error for a generated file that cannot be read."""
     name = path.name
-    fix = f"git checkout HEAD -- {name}  brings back the committed one"
+    fix = f"git checkout HEAD -- {name}  restores the committed version"
     if name == "params.yaml":
         fix += "; or delete it and name the recipes to track: python -m flows.sync support_bot"
     elif name == "dvc.yaml":
         fix = "delete it; python -m flows.sync writes it from the tracked recipes"
     else:
-        fix += "; or delete it: the next run records all steps anew"
-    return ConfigError(name, what, f"the file as {'DVC' if name == 'dvc.lock' else 'flows.sync'} wrote it", fix)
+        fix += "; or delete it: the next run records all steps again"
+    return ConfigError(name, fault, f"the file as {'DVC' if name == 'dvc.lock' else 'flows.sync'} wrote it", fix)
 
 
 def load_yaml(text: str) -> Any:
-    """Safe YAML by libyaml where PyYAML has it: ten times as fast."""
+    """Load YAML safely, by libyaml if available, which is ten times as fast."""
     return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506
 
 

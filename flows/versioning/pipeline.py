@@ -1,4 +1,4 @@
-"""What dvc.yaml says: a stage for every step of the tracked recipes, and which files to compare."""
+"""Content of dvc.yaml: a stage for each step of the tracked recipes, metrics and plots."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -10,11 +10,11 @@ from tasks.shared.store.keys import PROJECT, code_files
 from tasks.shared.technique import Kind
 
 METRICS = {Kind.VERDICT: "metrics.json"}
-"""By kind: the file of figures that `dvc metrics diff` compares."""
+"""File of figures by kind, for `dvc metrics diff`."""
 
 
 def stage_name(recipe: str, step: str) -> str:
-    """The DVC stage of a step.  Neither name can hold a hyphen."""
+    """Name of a step's DVC stage; names of recipes and steps hold no hyphen."""
     return f"{recipe}-{step}"
 
 
@@ -25,12 +25,15 @@ def split_stage(stage: str) -> tuple[str, str]:
 
 
 def view_folder(recipe: str, step: str) -> str:
-    """Where DVC and people find a step's artifact, below the project's folder."""
+    """Folder of a step's artifact for DVC and people, relative to the project."""
     return f"artifacts/{recipe}/{step}"
 
 
 def dvc_stage(plan: Plan, step: Step) -> dict[str, Any]:
-    """One stage of dvc.yaml: the command; code, the user's files and inputs as deps; exactly the step's own params; the artifact."""
+    """Return a stage of dvc.yaml: its command, dependencies, params and outputs.
+
+    Dependencies are code, user files and inputs; params are the step's own settings and source models.
+    """
     models = [name for name in step.needs if name in plan.sources]
     folder = view_folder(plan.recipe, step.name)
     return {
@@ -46,24 +49,23 @@ def dvc_stage(plan: Plan, step: Step) -> dict[str, Any]:
 
 
 def user_files(plan: Plan, step: Step) -> list[str]:
-    """Files and folders outside the graph that decide the result: those that settings name, and models given by a path.
+    """User files and folders that decide the result: named by settings, or models by path.
 
-    Relative inside the project, absolute elsewhere.  A model from a hub or a package is not among them: its revision or
+    Paths are relative inside the project, absolute elsewhere.  Models from a hub or a package are excluded; their revision or
     digest is in params.
     """
     code = code_files(step.module)
     models = [Path(plan.sources[name].settings.path) for name in step.needs if name in plan.sources]
     named = [*step.files(), *(path for path in models if path.parts)]
-    paths = [
-        Path(os.path.normpath(PROJECT / path.expanduser())) for path in named
-    ]  # symbolic links stay: they may be moved
+    # Keeps symbolic links, which may be redirected.
+    paths = [Path(os.path.normpath(PROJECT / path.expanduser())) for path in named]
     found = [path for path in paths if not any(file.is_relative_to(path) for file in code)]
     inside = [path.relative_to(PROJECT).as_posix() for path in found if path.is_relative_to(PROJECT)]
     return [*sorted(set(inside)), *sorted({str(path) for path in found if not path.is_relative_to(PROJECT)})]
 
 
 def dvc_yaml(plans: Sequence[Plan]) -> dict[str, Any]:
-    """The whole dvc.yaml: an explicit stage per step, metrics and plots where a stage writes them."""
+    """Return the content of dvc.yaml: a stage per step, and the metrics and plots of stages."""
     content: dict[str, Any] = {
         "stages": {stage_name(plan.recipe, step.name): dvc_stage(plan, step) for plan in plans for step in plan.steps}
     }
@@ -82,7 +84,10 @@ def _metrics(plans: Sequence[Plan]) -> Iterator[str]:
 
 
 def _plots(plans: Sequence[Plan]) -> Iterator[dict[str, Any]]:
-    """Yield the plots that techniques declare, one step each: two runs of a step are compared, never two steps."""
+    """Yield the plots that techniques declare, each for one step.
+
+    A plot compares two runs of a step, never two steps.
+    """
     for plan in plans:
         for step in plan.steps:
             for plot in step.technique.spec.plots:

@@ -14,25 +14,6 @@ RIDDLE = re.compile(
     r"(What|Whatever|Whether|Whoever|Whom|Whose|Which|Whichever|Who|How|Why|Nobody|Nothing that|Everything that|That which)\b"
 )
 """How the first line of a docstring must not begin: it names a question, not a thing or an act."""
-PENDING_DOCSTRINGS = {
-    "bench",
-    "flows",
-    "flows/console",
-    "flows/orchestration",
-    "flows/planning",
-    "flows/running",
-    "flows/sweeps",
-    "flows/tracking",
-    "flows/versioning",
-}
-"""Folders, without the folders below them, that still break the rule.  A folder without a violation has to leave this list."""
-PENDING_SHAPES: set[str] = set()
-"""The same for shapes of tensors."""
-PENDING_SPELLING = {
-    "README.md",
-    "docs/LOG.md",
-}
-"""Files that still hold British words.  A file without one has to leave this list."""
 
 Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -63,25 +44,9 @@ def first_line_problems(file: Path) -> Iterator[str]:
             yield f"{place(file, node)}: begins like a question; use an imperative or a noun phrase: {first}"
 
 
-def by_folder(problems: Iterator[tuple[Path, str]]) -> dict[str, list[str]]:
-    """Problems by the folder of their file."""
-    found: dict[str, list[str]] = {}
-    for file, problem in problems:
-        found.setdefault(file.parent.as_posix(), []).append(problem)
-    return found
-
-
-def assert_held(found: dict[str, list[str]], pending: set[str]) -> None:
-    """Fail for a problem in a place that is not pending, and for a pending place without a problem."""
-    broken = [problem for where, problems in found.items() if where not in pending for problem in problems]
-    assert broken == [], "\n".join([f"{len(broken)} problems", *broken])
-    assert sorted(pending - set(found)) == [], "these are clean: take them off the pending list"
-
-
 def test_docstrings_begin_with_what_a_caller_gets() -> None:
-    assert_held(
-        by_folder((file, problem) for file in FILES for problem in first_line_problems(file)), PENDING_DOCSTRINGS
-    )
+    found = [problem for file in FILES for problem in first_line_problems(file)]
+    assert found == [], "\n".join(found)
 
 
 def tensor_parameters(node: Documented) -> list[str]:
@@ -110,7 +75,8 @@ def test_docstrings_say_shapes_of_tensors() -> None:
     files = [file for file in FILES if file.parts[0] == "tasks"]
     functions = [node for file in files for node in documented(parsed(file)) if tensor_parameters(node)]
     assert len(functions) > 30, "annotations of tensors are found"
-    assert_held(by_folder((file, problem) for file in files for problem in shape_problems(file)), PENDING_SHAPES)
+    found = [problem for file in files for problem in shape_problems(file)]
+    assert found == [], "\n".join(found)
 
 
 BRITISH = {
@@ -177,13 +143,14 @@ def test_british_words_are_found() -> None:
 
 
 def test_spelling_is_american() -> None:
-    found: dict[str, list[str]] = {}
-    for file in tracked_files():
-        if not file.as_posix().startswith(OWN_SPELLING):
-            for number, line in enumerate(text_of(file).splitlines(), 1):
-                for match in PATTERN.finditer(line):
-                    found.setdefault(file.as_posix(), []).append(f"{file}:{number} {american(match)}")
-    assert_held(found, PENDING_SPELLING)
+    found = [
+        f"{file}:{number} {american(match)}"
+        for file in tracked_files()
+        if not file.as_posix().startswith(OWN_SPELLING)
+        for number, line in enumerate(text_of(file).splitlines(), 1)
+        for match in PATTERN.finditer(line)
+    ]
+    assert found == [], "\n".join(found)
 
 
 def american(match: re.Match[str]) -> str:

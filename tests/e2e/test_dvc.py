@@ -303,7 +303,7 @@ def test_a_kill_amid_dvcs_writing_is_mended_by_the_next_run(shop: Workshop) -> N
     lock.write_text(whole[: whole.index("  toy_too-slim:")])  # all that this recipe asks for is there
     (temporary / "dvc.lock.before").write_text(whole)
     said = flow(shop).stderr
-    assert "dvc.lock is brought back as it was" in said
+    assert "dvc.lock is restored" in said
     assert lock.read_text() == whole and not (temporary / "dvc.lock.before").exists()
     assert shop.executed() == [] and repro(shop) == []
 

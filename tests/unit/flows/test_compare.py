@@ -9,7 +9,7 @@ import pytest
 
 from flows import compare as module
 from flows.compare import main
-from flows.comparison.contestants import Contestant, as_name, at_path, find_contestant, tell_apart
+from flows.comparison.contestants import Contestant, as_name, at_path, find_contestant, with_distinct_names
 from flows.comparison.evaluation import evaluation_of
 from flows.planning.config import CONF, compose_recipe
 from flows.planning.plan import build_plan
@@ -40,7 +40,7 @@ def test_an_argument_is_a_path_a_step_or_a_run(tmp_path: Path) -> None:
     assert find_contestant(str(plain), tmp_path, "") == Contestant("my_model_1_5", plain)
     verdict = make_step(tmp_path, "bot", "verdict", "verdict")
     (verdict / "verdict.json").write_text(a_verdict().model_dump_json())
-    assert find_contestant("bot", tmp_path, "").path == out, "the candidate that came nearest"
+    assert find_contestant("bot", tmp_path, "").path == out, "the candidate nearest to shipping"
 
 
 def test_what_is_no_model_is_refused_with_what_there_is(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_names_fit_a_recipe_and_differ() -> None:
         Contestant("x", Path("c")),
         Contestant("x", Path("d")),
     ]
-    assert [one.name for one in tell_apart(same)] == ["bot_student", "bench_student", "x", "x_2"]
+    assert [one.name for one in with_distinct_names(same)] == ["bot_student", "bench_student", "x", "x_2"]
 
 
 def test_the_evaluation_of_a_recipe_is_borrowed_whole(tmp_path: Path) -> None:

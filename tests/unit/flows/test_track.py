@@ -68,7 +68,7 @@ def test_what_waits_is_shown_then_sent_then_gone(tmp_path: Path) -> None:
         (name, "FINISHED") for name in ("corpus", "gguf", "report", RECIPE, "tuned", "verdict")
     )
     again = command("--root", str(tmp_path))
-    assert again.stdout == "nothing waits\n"
+    assert again.stdout == "no records wait\n"
 
 
 def test_a_server_still_down_is_exit_code_1_and_loses_nothing(

@@ -8,6 +8,7 @@ import pytest
 
 from flows.console.terminal import HANDLER, prepare_streams
 from tasks.shared.store.keys import PROJECT
+from tests.project_files import matching
 
 SAY = """
 import logging, sys
@@ -21,7 +22,7 @@ Console().print(model_table(a_verdict()))
 Console().print("\\u2212 5.0 \\u6771 caf\\u00e9 \\udcff")
 logging.getLogger("stillroom").error("cannot read %s", "caf\\u00e9-\\udcff")
 """
-COMMANDS = sorted(file for file in (PROJECT / "flows").glob("*.py") if file.name != "__init__.py")
+COMMANDS = [file for file in matching("flows/*.py") if file.name != "__init__.py"]
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "iso8859-1", "cp1252", "utf-8"])

@@ -37,21 +37,21 @@ def test_a_variant_and_another_recipe_have_told_nothing_for_the_recipe_as_writte
     (tmp_path / "mlflow.db").touch()
     tell(recorder(tmp_path, variant=True))
     tell(recorder(tmp_path, recipe="other"))
-    assert recorder(tmp_path, variant=True).told(KEY) and recorder(tmp_path, recipe="other").told(KEY)
-    assert not recorder(tmp_path).told(KEY)
+    assert recorder(tmp_path, variant=True).has_recorded(KEY) and recorder(tmp_path, recipe="other").has_recorded(KEY)
+    assert not recorder(tmp_path).has_recorded(KEY)
 
 
 def test_a_database_that_was_deleted_has_been_told_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     (tmp_path / "mlflow.db").touch()
     tell(recorder(tmp_path))
-    assert recorder(tmp_path).told(KEY)
+    assert recorder(tmp_path).has_recorded(KEY)
     (tmp_path / "mlflow.db").unlink()
-    assert not recorder(tmp_path).told(KEY)
+    assert not recorder(tmp_path).has_recorded(KEY)
 
 
 def test_without_tracking_there_is_nothing_to_tell(tmp_path: Path) -> None:
-    assert recorder(tmp_path, kind="none").told(KEY)
+    assert recorder(tmp_path, kind="none").has_recorded(KEY)
 
 
 def test_finished_steps_need_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,6 +64,6 @@ def test_a_dry_run_may_show_the_graph(override: str, wanted: object) -> None:
     assert compose_recipe("tiny", [override]).dry_run == wanted
 
 
-def test_a_misspelt_dry_run_starts_nothing() -> None:
+def test_a_misspelled_dry_run_starts_nothing() -> None:
     with pytest.raises(StillroomError, match="true, false or graph"):
         compose_recipe("tiny", ["dry_run=grpah"])

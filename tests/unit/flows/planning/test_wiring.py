@@ -15,6 +15,7 @@ from tasks.shared.errors import ErrorList
 from tasks.shared.store.keys import PROJECT
 from tasks.shared.technique import Kind, Port
 from tests.benchmark_data import write_benchmark_data
+from tests.project_files import matching
 from tests.tiny_llama import save_tiny
 
 CORPUS, TRACES, MODEL, SCORES = Kind.CORPUS, Kind.TRACES, Kind.MODEL, Kind.SCORES
@@ -311,7 +312,7 @@ def keys(plan: Plan, root: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, s
 
 
 @pytest.mark.needs_embedded
-@pytest.mark.parametrize("name", sorted(file.stem[5:] for file in (PROJECT / "tests/long_recipes/recipe").iterdir()))
+@pytest.mark.parametrize("name", [file.stem[5:] for file in matching("tests/long_recipes/recipe/*.yaml")])
 def test_a_short_recipe_is_the_long_one_step_by_step(
     name: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -34,7 +34,7 @@ def test_a_kill_is_explained() -> None:
 @pytest.mark.parametrize("code", [130, -signal.SIGTERM, -signal.SIGINT])
 def test_only_a_run_that_stops_takes_a_signal_for_a_stop(code: int) -> None:
     assert isinstance(failure("slim", code, {}, stopping=True), Stopped)
-    assert "somebody else" in str(failure("slim", code, {}, stopping=False))
+    assert "ended from outside" in str(failure("slim", code, {}, stopping=False))
 
 
 TOWER = "import subprocess, sys, time; print(subprocess.Popen(['sleep', '600']).pid, flush=True); time.sleep(600)"

@@ -84,7 +84,7 @@ def test_after_a_stop_nothing_starts() -> None:
 
 def test_steps_that_may_run_at_once_share_the_cores() -> None:
     plan = Plan({"name": "r"}, {}, DIAMOND)  # type: ignore[arg-type]
-    assert {step.name: plan.beside(step) for step in plan.steps} == {
+    assert {step.name: plan.concurrent_with(step) for step in plan.steps} == {
         "top": ["other"],
         "left": ["right", "other"],
         "right": ["left", "other"],

@@ -43,31 +43,31 @@ def best_job(*jobs: Job) -> int | None:
     return best.job if best else None
 
 
-def test_the_verdict_comes_before_the_room_and_the_room_is_at_the_pessimistic_bound() -> None:
+def test_the_verdict_comes_before_the_headroom_which_is_at_the_pessimistic_bound() -> None:
     assert best_job(at(2, fact=-0.06), at(4, fact=-0.04), at(6, fact=-0.02)) == 2
     assert best_job(at(2, fact=-0.01, half=0.036), at(4, fact=-0.02, half=0.01)) == 1, (
-        "a better mean of wider bounds has less room"
+        "a better mean of wider bounds has less headroom"
     )
     wide = at(2)
     assert wide.verdict is not None
     stopped = compared(-0.0, decision="do not ship", reasons=["harmed where language is et"])
     wide.verdict = wide.verdict.model_copy(update={"comparisons": {"student": stopped}})
-    assert best_job(wide, at(4, fact=-0.04)) == 1, "harm in a slice outweighs any room"
+    assert best_job(wide, at(4, fact=-0.04)) == 1, "harm in a slice outweighs any headroom"
 
 
-def test_room_is_that_of_the_measure_that_has_least() -> None:
+def test_headroom_is_that_of_the_measure_that_has_least() -> None:
     entry = sweep(at(2, fact=-0.02)).entries[0]
-    assert entry.room == pytest.approx((0.05 - 0.042) / 0.05), (
+    assert entry.headroom == pytest.approx((0.05 - 0.042) / 0.05), (
         "fact: 4.2 of 5 points are used up; refusal has 0.2 of its margin left"
     )
-    assert sweep(at(2, fact=-0.003)).entries[0].room == pytest.approx(0.2), "here it is the refusals'"
+    assert sweep(at(2, fact=-0.003)).entries[0].headroom == pytest.approx(0.2), "here it is the refusals'"
 
 
 def test_equals_are_told_apart_by_size_then_by_order() -> None:
     assert best_job(at(2), at(4, size=150), at(6, size=150)) == 1
 
 
-def test_a_measure_that_was_not_taken_leaves_no_room() -> None:
+def test_a_measure_that_was_not_taken_leaves_no_headroom() -> None:
     short, full = at(2, fact=-0.01), at(4, fact=-0.04)
     assert short.verdict is not None
     found = {"intent": measured(0.88, 0.0, 0.01)}
@@ -90,16 +90,14 @@ def test_where_bounds_overlap_the_best_is_not_called_better() -> None:
 def test_a_best_one_that_is_only_the_first_of_equals_is_called_that() -> None:
     said = caveats(sweep(at(2), at(4), at(6, fact=-0.04)))
     assert said[0].startswith(
-        "job 1: equal by all that counts; the best is only the first of them. The best is not shown"
+        "job 1: equal in verdict, headroom and size; the best is only the first of them. The best is not shown"
     )
     assert "equal" not in " ".join(caveats(sweep(at(2), at(4, size=150))))
 
 
 def test_several_models_are_several_chances() -> None:
     said = " ".join(caveats(sweep(*(at(value) for value in (2, 4, 6, 8)))))
-    assert (
-        "4 models were judged" in said and "up to 20 % (steps.verdict.alpha=0.0125 makes that 5 % at the most)" in said
-    )
+    assert "4 models were judged" in said and "up to 20 % (steps.verdict.alpha=0.0125 makes that 5 % at most)" in said
     same = [at(value) for value in (2, 4)]
     for one in same:
         assert one.verdict is not None
@@ -117,7 +115,7 @@ def test_jobs_with_other_baselines_margins_or_items_are_not_compared_in_silence(
     other.verdict = other.verdict.model_copy(update={"models": models, "gates": gates, "test": test})
     said = " ".join(caveats(sweep(one, other)))
     for words in (
-        "baselines are not one model",
+        "different baselines",
         "margins differ",
         "numbers of test items differ",
         "not shown to be better than any other",

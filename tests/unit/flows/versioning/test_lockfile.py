@@ -10,7 +10,7 @@ import yaml
 import zc.lockfile
 
 from flows.versioning import files, lockfile, params
-from flows.versioning.lockfile import lock_fault, prepare, recorded, take_back
+from flows.versioning.lockfile import lock_fault, prepare, recorded, remove_record
 
 KEY = "ab" * 32
 SETTINGS = {"_target_": "tasks.prune.depth.Depth", "inputs": {"model": "tuned"}, "rate": 1e-05, "names": ["a"]}
@@ -112,7 +112,7 @@ def test_a_broken_lock_file_has_a_message(project: Path) -> None:
     assert "dvc.lock: line 2: a merge conflict" in lock_fault()
     for text in ("", "schema: '2.0'\nstages: 7\n", "stages: {}\n", "schema: '2.0'\nstages:\n  a:\n"):
         (project / "dvc.lock").write_text(text)
-        assert "delete it: the next run records all steps anew" in lock_fault()
+        assert "delete it: the next run records all steps again" in lock_fault()
     (project / "dvc.lock").unlink()
     assert lock_fault() == ""
 
@@ -165,9 +165,9 @@ def test_a_record_is_taken_back_and_no_other(project: Path) -> None:
     run.parent.mkdir(parents=True)
     run.write_text("cmd: python -m flows.stage toy slim\n")
     run.with_name("dd").write_text("cmd: python -m flows.stage toy slim2\n")
-    take_back("toy-slim", since=0)
+    remove_record("toy-slim", since=0)
     assert not recorded("toy-slim", KEY) and not run.exists() and run.with_name("dd").exists()
     kept = yaml.safe_load((project / "dvc.lock").read_text())
     assert list(kept["stages"]) == ["toy-other"] and kept["schema"] == "2.0"
-    take_back("toy-other", since=0)
+    remove_record("toy-other", since=0)
     assert not (project / "dvc.lock").exists(), "DVC cannot read an empty one"

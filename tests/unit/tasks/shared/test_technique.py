@@ -1,4 +1,4 @@
-"""A technique's declaration: what is misspelt or contradicts itself cannot be declared."""
+"""A technique's declaration: what is misspelled or contradicts itself cannot be declared."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ GIVEN: dict[str, Any] = {"summary": "A toy", "ports": {}, "produces": Kind.CORPU
 
 
 @pytest.mark.parametrize("field", ["retrys", "alone", "scales", "unkeyd", "acepts"])
-def test_a_misspelt_field_is_an_error(field: str) -> None:
+def test_a_misspelled_field_is_an_error(field: str) -> None:
     with pytest.raises(TypeError, match=field):
         Spec(**GIVEN, **{field: 1})
 
