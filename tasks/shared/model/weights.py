@@ -44,7 +44,7 @@ def check_source(path: Path) -> None:
     if pickles:
         raise ModelError(
             str(path),
-            f"pickled weights ({', '.join(pickles[:3])}), which run code when loaded",
+            f"weights in pickles ({', '.join(pickles[:3])}), which run code when loaded",
             "safetensors",
             "convert once in a place you trust: AutoModelForCausalLM.from_pretrained(...).save_pretrained(..., safe_serialization=True)",
         )
