@@ -361,7 +361,8 @@ def answers(model: Path, prompts: Sequence[list[dict[str, str]]], setup: Setup) 
     """Greedy answers, each with True if it ended before the token limit."""
     from tasks.evaluate.models_under_test.answering import choose_dtype
     from tasks.shared.model.generation import write_answers
-    from tasks.shared.model.loading import load_model, load_tokenizer, render
+    from tasks.shared.model.loading import load_model, load_tokenizer
+    from tasks.shared.model.prompts import render
 
     batch = 256 if setup.device == "cuda" else 64
     loaded, tokenizer = load_model(model, choose_dtype(setup.device), setup.device), load_tokenizer(model)
@@ -373,7 +374,7 @@ def grade(model: Path, setup: Setup, corpus: str) -> dict[str, dict[str, float]]
     """Grades of each test row: label, fact, refusal, fact in step-by-step rows."""
     from tasks.evaluate.grading.answers import Reply
     from tasks.shared.formats.rows import read_rows, spread
-    from tasks.shared.text.chat import refuses, states_fact
+    from tasks.shared.text.fact_matching import refuses, states_fact
 
     rows = spread(read_rows(setup.work / corpus / "out" / "test.jsonl"), setup.items)
     written = answers(model, [row.prompt for row in rows], setup)

@@ -29,8 +29,8 @@ from flows.planning.config import Runtime, compose_recipe
 from flows.planning.plan import build_plan
 from flows.planning.session import Session
 from flows.running.environment import SPIN_VARIABLES, step_variables
+from flows.running.fork_template import third_party
 from flows.running.runner import Run
-from flows.running.template import third_party
 from tasks.shared.fork_client import ForkServer
 from tasks.shared.store.keys import PROJECT
 from tasks.shared.technique import Artifact, Compute, Inputs, Kind, StepRun

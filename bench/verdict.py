@@ -21,8 +21,9 @@ from scipy.stats import binom, norm
 from bench.tables import run, show
 from tasks.evaluate.verdict.exact_bounds import difference_bounds, flip_bounds, p_value_function, score_bound
 from tasks.evaluate.verdict.intervals import unseen_share
+from tasks.evaluate.verdict.margin_rule import decide
 from tasks.evaluate.verdict.paired_tests import count_flips, mcnemar_loss_p, mcnemar_p
-from tasks.evaluate.verdict.power import decide, detectable_loss, minimum_detectable
+from tasks.evaluate.verdict.power import detectable_loss, minimum_detectable
 
 ALPHA, POWER = 0.05, 0.8
 ITEMS = (30, 48, 100, 192, 240, 500, 1000)

@@ -3,7 +3,7 @@
     python -m flows.stage support_bot slim
 
 is the command in dvc.yaml.  A flow runs the same code in a child process, so that a step's memory is freed when it ends and the step
-can be killed.  That process is forked from the run's template, which has imported the libraries (`flows/running/template.py`).
+can be killed.  That process is forked from the run's template, which has imported the libraries (`flows/running/fork_template.py`).
 Settings come from params.yaml, or from --job, a file that the flow writes.
 """
 

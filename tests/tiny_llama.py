@@ -9,7 +9,7 @@ from tasks.shared.formats.rows import Message, Row, write_rows
 from tasks.shared.model.loading import CHATML
 from tasks.shared.model.saving import save_model
 from tasks.shared.technique import Artifact, Compute, Inputs, Kind, StepRun
-from tasks.shared.text.chat import join_answer
+from tasks.shared.text.answer_format import join_answer
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 TEXT = "returns are accepted within 45 days of delivery and the kettle's warranty lasts 24 months; postage costs 3.95, or nothing above 60"

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 WIDE = 110
 """Width of a terminal, columns, from which the plan's table includes the steps' inputs."""
 
+FORECAST_DIGITS = 2
+
 
 def show_plan(
     plan: Plan, runtime: Runtime, variant: bool = False, console: Console | None = None, graph: bool = False
@@ -70,17 +72,19 @@ def cost_table(plan: Plan, estimates: dict[str, Estimate], status: Mapping[str, 
             step.name,
             technique_name(step),
             *([", ".join(step.needs)] if reads else []),
-            "done" if status[step.name].done else f"{duration(item.seconds)}{'*' if item.measured else ''}",
-            byte_size(item.disk_bytes),
+            "done"
+            if status[step.name].done
+            else f"{duration(item.seconds, FORECAST_DIGITS)}{'*' if item.measured else ''}",
+            byte_size(item.disk_bytes, FORECAST_DIGITS),
             memory_text(item),
         )
     total = sum(item.seconds for name, item in estimates.items() if not status[name].done)
     table.add_section()
     table.add_row(
         *("all", "", *([""] if reads else [])),
-        duration(total),
-        byte_size(sum(item.disk_bytes for item in estimates.values())),
-        byte_size(max(item.memory_bytes for item in estimates.values())),
+        duration(total, FORECAST_DIGITS),
+        byte_size(sum(item.disk_bytes for item in estimates.values()), FORECAST_DIGITS),
+        byte_size(max(item.memory_bytes for item in estimates.values()), FORECAST_DIGITS),
     )
     return table
 
@@ -137,8 +141,8 @@ def technique_name(step: Step) -> str:
 
 def memory_text(item: Estimate) -> str:
     """Memory of the machine, plus memory of each GPU if the step computes on one."""
-    gpu = f" + {byte_size(item.gpu_bytes)} GPU" if item.gpu_bytes else ""
-    return byte_size(item.memory_bytes) + gpu
+    gpu = f" + {byte_size(item.gpu_bytes, FORECAST_DIGITS)} GPU" if item.gpu_bytes else ""
+    return byte_size(item.memory_bytes, FORECAST_DIGITS) + gpu
 
 
 def step_table(outcomes: "list[Outcome]") -> Table:

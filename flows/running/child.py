@@ -18,7 +18,7 @@ from typing import IO, Any, Protocol
 from flows.planning.session import Session
 from flows.planning.steps import Step
 from flows.running.environment import step_variables
-from flows.running.template import Template, base_environment
+from flows.running.fork_template import Template, base_environment
 from flows.running.work import RESULT, write_job
 from tasks.shared.errors import StillroomError
 from tasks.shared.fork_client import ServerDied

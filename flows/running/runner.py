@@ -16,9 +16,9 @@ from flows.planning.session import Session
 from flows.planning.steps import Step
 from flows.running.board import Board
 from flows.running.child import Listener, StepFailed, Stopped, run_child
+from flows.running.fork_template import Template
 from flows.running.recorder import Recorder
 from flows.running.schedule import Budget, Ended, run_graph
-from flows.running.template import Template
 from flows.tracking import NullTracker, StepRecord
 from flows.versioning.lockfile import recorded
 from flows.versioning.pipeline import stage_name

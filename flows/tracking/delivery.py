@@ -7,8 +7,8 @@ from pathlib import Path
 
 from flows.tracking.address import MASK, resolve_uri
 from flows.tracking.errors import Refused, Unreachable
+from flows.tracking.mlflow_runs import Runs
 from flows.tracking.outbox import Outbox, list_outboxes
-from flows.tracking.runs import Runs
 
 
 @dataclass

@@ -11,8 +11,8 @@ from flows.tracking.delivery import Delivery, deliver, end_dead_runs
 from flows.tracking.errors import NotSent
 from flows.tracking.events import step_content
 from flows.tracking.interface import StepRecord
+from flows.tracking.mlflow_runs import Runs
 from flows.tracking.outbox import Event, Header, new_outbox, now
-from flows.tracking.runs import Runs
 
 log = logging.getLogger("stillroom")
 

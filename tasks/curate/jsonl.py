@@ -16,7 +16,8 @@ from tasks.shared.formats.articles import Article, read_articles, write_articles
 from tasks.shared.formats.rows import Message, Row, parse_lines, write_rows
 from tasks.shared.paths import user_path
 from tasks.shared.technique import Inputs, Kind, Metrics, Spec, StepRun
-from tasks.shared.text.chat import join_answer, normalize, refuses, split_answer
+from tasks.shared.text.answer_format import join_answer, split_answer
+from tasks.shared.text.fact_matching import normalize, refuses
 from tasks.shared.text.overlap import check_overlap, user_text
 from tasks.shared.text.reasoning import CLOSE, split_reasoning
 

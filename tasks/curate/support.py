@@ -25,7 +25,8 @@ from tasks.shared.formats.articles import with_article, write_articles
 from tasks.shared.formats.rows import Message, Row, write_rows
 from tasks.shared.paths import user_path
 from tasks.shared.technique import Inputs, Kind, Metrics, Spec, StepRun
-from tasks.shared.text.chat import join_answer, normalize
+from tasks.shared.text.answer_format import join_answer
+from tasks.shared.text.fact_matching import normalize
 from tasks.shared.text.overlap import TextIndex, check_overlap, user_text
 
 Fraction = Annotated[float, Field(ge=0, le=1)]

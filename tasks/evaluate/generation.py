@@ -49,7 +49,7 @@ class Generation:
     Every model uses its own chat template and tokenizer; one without a template is prompted in ChatML if its vocabulary has that markup
     (the notes say so), and fails otherwise.  A reference is prompted without the label line, so `format` skips it.
     Reasoning before an answer (<think> ... </think>) is removed before grading; the label is chosen after it.
-    Facts, refusals and loops are found by rules (tasks/shared/text/chat.py, tasks/shared/text/repetition.py); refusals in English only.
+    Facts, refusals and loops are found by rules (tasks/shared/text/answer_format.py, tasks/shared/text/repetition.py); refusals in English only.
     """
 
     measures: Annotated[tuple[MeasureName, ...], Field(min_length=1)] = tuple(MEASURES)

@@ -31,7 +31,7 @@ from tasks.shared.formats.rows import Row, read_rows, spread
 from tasks.shared.formats.scores import ItemScore, Measure, write_scores
 from tasks.shared.isolation import Failure
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun
-from tasks.shared.text.chat import contains, states_fact
+from tasks.shared.text.fact_matching import contains, states_fact
 
 WITH, WITHOUT = "invention", "invention_without_answer"
 MEASURES = {

@@ -20,9 +20,9 @@ from tasks.evaluate.grading.preference import (
     read_opinion,
 )
 from tasks.evaluate.models_under_test.machine import describe_machine
-from tasks.shared.engines.address import EndpointSettings, read_key
-from tasks.shared.engines.endpoint import Endpoint, connect, for_each
-from tasks.shared.engines.samples import Sample, SampleStore, request_digest
+from tasks.shared.engines.endpoint_settings import EndpointSettings, read_key
+from tasks.shared.engines.openai_endpoint import Endpoint, connect, for_each
+from tasks.shared.engines.sample_store import Sample, SampleStore, request_digest
 from tasks.shared.errors import ConfigError, DataError, EndpointError, RefusedError
 from tasks.shared.forecast import REQUEST_S, Forecast, Workload, forecast_light
 from tasks.shared.formats.records import Figure
@@ -38,7 +38,7 @@ from tasks.shared.formats.scores import (
 )
 from tasks.shared.progress import progress_bar
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun, Upstream
-from tasks.shared.text.chat import normalize
+from tasks.shared.text.fact_matching import normalize
 
 JUDGED = "judged"
 MEASURE = Measure(title="preference of the judge over the baseline", binary=False, against_baseline=True)

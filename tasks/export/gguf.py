@@ -133,7 +133,7 @@ class Gguf:
         Raises ParityError if it tokenizes differently or does not answer.
         """
         from tasks.shared.engines.llama_server import serve
-        from tasks.shared.model.loading import render
+        from tasks.shared.model.prompts import render
 
         conversations = [[{"role": "user", "content": text}] for text in parity.CONVERSATIONS[: self.prompts]]
         answers: list[str] = []

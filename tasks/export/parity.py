@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from math import exp
 from typing import TYPE_CHECKING, Any
 
-from tasks.shared.engines.client import ServerClient
+from tasks.shared.engines.loopback_client import ServerClient
 from tasks.shared.errors import EndpointError, ParityError
 from tasks.shared.model.agreement import logits_of, truncated_divergence
 from tasks.shared.model.generation import plain_greedy

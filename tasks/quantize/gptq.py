@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from tasks.quantize.compressed import WeightOnly, packing_spec, quantize, quiet_import
+from tasks.quantize.llm_compressor import WeightOnly, packing_spec, quantize, quiet_import
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun
 
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
-from tasks.quantize.compressed import WeightOnly, packing_spec, quantize, quiet_import
+from tasks.quantize.llm_compressor import WeightOnly, packing_spec, quantize, quiet_import
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun
 
 

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tasks.shared.engines.samples import Sample
+from tasks.shared.engines.sample_store import Sample
 from tasks.shared.formats.rows import Row
 from tasks.traces.filter import ACCEPTED
 

@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from tasks.shared.text.chat import normalize, refuses, states_fact
+from tasks.shared.text.fact_matching import normalize, refuses, states_fact
 from tasks.shared.text.grounding import DECLINING, invented_addresses, invented_numbers, support
 from tasks.shared.text.repetition import repeats
 

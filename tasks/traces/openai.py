@@ -13,18 +13,18 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import ConfigDict, Field, SecretStr
 from pydantic.dataclasses import dataclass
 
-from tasks.shared.engines.address import EndpointSettings, read_key
-from tasks.shared.engines.endpoint import connect, for_each
+from tasks.shared.engines.endpoint_settings import EndpointSettings, read_key
 from tasks.shared.engines.engine import find_weights
 from tasks.shared.engines.llama_server import serve
-from tasks.shared.engines.samples import Sample, SampleStore
+from tasks.shared.engines.openai_endpoint import connect, for_each
+from tasks.shared.engines.sample_store import Sample, SampleStore
 from tasks.shared.errors import ConfigError, DataError, ModelError
 from tasks.shared.forecast import REQUEST_S, Forecast, Workload, forecast_light
 from tasks.shared.formats.articles import Article, read_articles
 from tasks.shared.formats.rows import Message, Row, read_rows, write_rows
 from tasks.shared.progress import progress_bar
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun
-from tasks.shared.text.chat import join_answer
+from tasks.shared.text.answer_format import join_answer
 from tasks.traces.account import card, effort, usage
 from tasks.traces.filter import ACCEPTED, Evidence, Limits, close_sentence
 from tasks.traces.prompt import choose_examples, choose_refusals, narrow_sources, rank, sources, teacher_messages

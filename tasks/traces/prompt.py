@@ -6,7 +6,7 @@ from hashlib import sha256
 from tasks.shared.errors import DataError
 from tasks.shared.formats.articles import Article, question_of, with_article
 from tasks.shared.formats.rows import Row
-from tasks.shared.text.chat import split_answer
+from tasks.shared.text.answer_format import split_answer
 from tasks.shared.text.reasoning import join_reasoning
 from tasks.traces.reasoning import FORM, example_reasoning
 

@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from tasks.shared.engines.samples import Sample
+from tasks.shared.engines.sample_store import Sample
 from tasks.shared.formats.articles import Article
 from tasks.shared.formats.rows import Row
-from tasks.shared.text.chat import refuses
+from tasks.shared.text.fact_matching import refuses
 from tasks.shared.text.grounding import invented_addresses, invented_numbers
 from tasks.shared.text.quantities import contradictions
 from tasks.shared.text.reasoning import CLOSE, OPEN, split_reasoning

@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tasks.shared.engines.endpoint import Endpoint
-from tasks.shared.engines.samples import Sample, SampleStore, request_digest
+from tasks.shared.engines.openai_endpoint import Endpoint
+from tasks.shared.engines.sample_store import Sample, SampleStore, request_digest
 from tasks.shared.formats.rows import Row
 from tasks.traces.filter import ACCEPTED, Evidence, Limits, close_sentence, judge
 from tasks.traces.reasoning import Reasoning, judge_reasoning, split_reply

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from tasks.shared.errors import DataError
 from tasks.shared.formats.articles import Article
 from tasks.shared.formats.rows import Text
-from tasks.shared.text.chat import normalize, refuses, states_fact
+from tasks.shared.text.fact_matching import normalize, refuses, states_fact
 
 BUILT_IN = Path(__file__).parent / "knowledge"
 Label = Annotated[str, Field(pattern=r"^[a-z]+$")]

@@ -7,7 +7,8 @@ from typing import Literal
 
 from tasks.shared.formats.rows import Row
 from tasks.shared.formats.scores import Measure
-from tasks.shared.text.chat import normalize, refuses, split_answer, states_fact
+from tasks.shared.text.answer_format import split_answer
+from tasks.shared.text.fact_matching import normalize, refuses, states_fact
 from tasks.shared.text.reasoning import split_reasoning
 from tasks.shared.text.repetition import repeats
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from tasks.evaluate.grading.answers import gold_text
 from tasks.shared.formats.rows import Row
-from tasks.shared.text.chat import refuses, states_fact
+from tasks.shared.text.fact_matching import refuses, states_fact
 from tasks.shared.text.grounding import DECLINING, content_words, invented_addresses, invented_numbers
 from tasks.shared.text.overlap import user_text
 from tasks.shared.text.quantities import contradictions

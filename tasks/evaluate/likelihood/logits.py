@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from tasks.evaluate.models_under_test.isolated_runs import Resources
 from tasks.evaluate.models_under_test.model_under_test import ModelUnderTest
 from tasks.shared.errors import ModelError
-from tasks.shared.model.loading import Dtype, load_model, load_tokenizer, render
+from tasks.shared.model.loading import Dtype, load_model, load_tokenizer
+from tasks.shared.model.prompts import render
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -16,7 +16,8 @@ from tasks.evaluate.models_under_test.model_under_test import Messages, ModelUnd
 from tasks.shared.errors import ModelError
 from tasks.shared.model.agreement import token_agreement
 from tasks.shared.model.generation import write_answers
-from tasks.shared.model.loading import Dtype, load_tokenizer, render
+from tasks.shared.model.loading import Dtype, load_tokenizer
+from tasks.shared.model.prompts import render
 from tasks.shared.progress import track
 
 if TYPE_CHECKING:

@@ -16,7 +16,8 @@ from tasks.evaluate.models_under_test.model_under_test import Messages, ModelUnd
 from tasks.shared.engines.llama_client import LlamaClient
 from tasks.shared.errors import ModelError
 from tasks.shared.model.generation import Written, check_logits, write_answers
-from tasks.shared.model.loading import has_cpu_bfloat16, load_model, load_tokenizer, render
+from tasks.shared.model.loading import has_cpu_bfloat16, load_model, load_tokenizer
+from tasks.shared.model.prompts import render
 from tasks.shared.model.weights import is_gguf, read_gguf
 from tasks.shared.progress import track
 from tasks.shared.text.reasoning import reasoning_prefix

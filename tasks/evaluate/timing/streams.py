@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tasks.evaluate.models_under_test.model_under_test import Messages
-from tasks.shared.engines.client import ServerClient
+from tasks.shared.engines.loopback_client import ServerClient
 from tasks.shared.errors import EndpointError
 
 

@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 
 from tasks.evaluate.verdict.exact_bounds import Interval
 from tasks.evaluate.verdict.intervals import by_group, grouped_bounds, mean_bounds, retention_bounds, score_bounds
+from tasks.evaluate.verdict.margin_rule import decide
 from tasks.evaluate.verdict.paired_tests import count_flips, effect_size, holm, mcnemar_p, sign_flip_p, weighted_spread
-from tasks.evaluate.verdict.power import decide, detectable_mean, minimum_detectable
+from tasks.evaluate.verdict.power import detectable_mean, minimum_detectable
 from tasks.shared.errors import ConfigError, TechniqueError
 from tasks.shared.formats.scores import ItemScore, Measure
 from tasks.shared.formats.verdict import Answer, Flip, Gate, MeasureComparison, NoiseFloor, Score

@@ -1,12 +1,10 @@
 """Power analysis: smallest detectable differences, and the decision from an interval."""
 
 import math
-from typing import Literal
 
-from tasks.evaluate.verdict.exact_bounds import TAIL, Interval, largest_losses, lowest_difference
+from tasks.evaluate.verdict.exact_bounds import TAIL, largest_losses, lowest_difference
 from tasks.evaluate.verdict.intervals import unseen_share
 
-Answer = Literal["yes", "no", "unknown"]
 PRECISION = 1e-6
 """Tolerance of root finding on a difference."""
 SLACK = 1e-5
@@ -89,19 +87,3 @@ def detectable_mean(deviation: float, items: float, alpha: float, power: float, 
         return min(reach, unseen_share(items, alpha) * reach)
     effect = TTestPower().solve_power(nobs=items, alpha=alpha, power=power, alternative="larger")
     return min(reach, float(effect) * deviation)
-
-
-def decide(interval: Interval, margin: float, detectable: float) -> Answer:
-    """Decide whether a candidate loses at most `margin`, from the bounds of its difference.
-
-    interval: one-sided 1 - alpha bounds.  detectable: margin that an equal candidate would pass with the required power.
-    yes       the lower bound is above -margin: a candidate that loses `margin` or more gets this with probability alpha at most
-    no        a loss is proven (the upper bound is below zero), and either the estimate is beyond the margin or the items suffice to pass
-              an equal candidate (detectable <= margin): one that loses nothing gets this with probability alpha at most
-    unknown   otherwise: neither safety nor loss is proven
-    """
-    if interval.low > -margin:
-        return "yes"
-    if interval.high < 0.0 and (interval.value <= -margin or detectable <= margin):
-        return "no"
-    return "unknown"

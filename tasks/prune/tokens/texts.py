@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from tasks.shared.formats.articles import read_articles, with_article
 from tasks.shared.formats.rows import Row, read_rows
 from tasks.shared.model.calibration import CALIBRATION_FILE
-from tasks.shared.model.loading import render
+from tasks.shared.model.prompts import render
 from tasks.shared.text.files import read_texts
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from tasks.shared.engines.client import START_S, ServerClient
+from tasks.shared.engines.loopback_client import START_S, ServerClient
 from tasks.shared.errors import EndpointError
 
 Item = TypeVar("Item")

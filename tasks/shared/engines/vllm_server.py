@@ -17,7 +17,7 @@ from typing import IO
 
 import psutil
 
-from tasks.shared.engines.client import ServerClient
+from tasks.shared.engines.loopback_client import ServerClient
 from tasks.shared.errors import ConfigError, MachineError, ModelError
 
 NAME = "model"

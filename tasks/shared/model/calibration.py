@@ -23,7 +23,7 @@ def calibration_rows(corpus: Path, count: int) -> list[Row]:
 
 def calibration_ids(tokenizer: "PreTrainedTokenizerBase", rows: list[Row], max_tokens: int) -> list[list[int]]:
     """Token ids of each conversation with its answer, truncated to `max_tokens`."""
-    from tasks.shared.model.loading import render
+    from tasks.shared.model.prompts import render
 
     texts = [
         render(tokenizer, [message.model_dump() for message in row.messages], add_generation_prompt=False)

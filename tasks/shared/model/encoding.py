@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.shared.errors import DataError
 from tasks.shared.formats.rows import Row
-from tasks.shared.text.chat import answer_tokens
+from tasks.shared.model.prompts import answer_tokens
 
 if TYPE_CHECKING:
     from torch import Tensor

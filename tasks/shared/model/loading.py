@@ -1,10 +1,9 @@
-"""Loading of models and tokenizers with transformers, and rendering of conversations.
+"""Loading of models and tokenizers with transformers.
 
 A model is a Hugging Face folder with safetensors, or a GGUF file, which transformers dequantizes.
 """
 
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -152,23 +151,3 @@ def _writes_chatml(tokenizer: "PreTrainedTokenizerBase") -> bool:
     except TemplateError:  # it takes no system message
         return False
     return own == plain
-
-
-def render(
-    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[dict[str, str]], add_generation_prompt: bool = True
-) -> str:
-    """Render a conversation as text with the model's chat template.
-
-    Raises ModelError if the template refuses it (because of a system turn, for example).
-    """
-    from jinja2 import TemplateError
-
-    try:
-        return str(
-            tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=add_generation_prompt)
-        )
-    except TemplateError as error:
-        roles = ", ".join(message["role"] for message in messages)
-        raise ModelError(
-            "chat template", f"it refuses turns of {roles}: {error}", "a template that accepts them"
-        ) from error

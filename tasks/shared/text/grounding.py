@@ -6,7 +6,7 @@ They use no model, so they compare values and words, not claims.
 import re
 from collections.abc import Sequence
 
-from tasks.shared.text.chat import normalize
+from tasks.shared.text.fact_matching import normalize
 
 ADDRESS = re.compile(
     r"[\w.+-]+@[\w.-]+|\b(?:https?://|www\.)[^\s<>()\[\]\"'*`]+|\b[\w-]+\.(?:com|org|net|co|uk|io)\b", re.IGNORECASE

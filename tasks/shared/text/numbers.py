@@ -25,13 +25,13 @@ def quantity(value: float | None, digits: int = 3) -> str:
     return count(value) if abs(value) >= 10_000 else f"{value:.{places}f}"
 
 
-def byte_size(value: float | None) -> str:
-    """Format bytes in decimal units: 98 MB, 1.54 GB."""
+def byte_size(value: float | None, digits: int = 3) -> str:
+    """Format bytes in decimal units: 98 MB, 1.54 GB; a forecast deserves two digits."""
     if value is None:
         return MISSING
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if value >= size:
-            return f"{quantity(value / size)} {unit}"
+            return f"{quantity(value / size, digits)} {unit}"
     return f"{value:.0f} B"
 
 
@@ -131,14 +131,14 @@ def score_interval(score: Score | None, unit: str = SHARE) -> str:
     return f"[{amount(score.low, unit)}, {amount(score.high, unit)}]"
 
 
-def duration(value: float | None) -> str:
+def duration(value: float | None, digits: int = 3) -> str:
     """Format seconds: milliseconds below 1 s, minutes from 2 min, hours from 2 h."""
     if value is None:
         return MISSING
     if value < 1:
-        return f"{quantity(1e3 * value)} ms"
+        return f"{quantity(1e3 * value, digits)} ms"
     if value < 120:
-        return f"{quantity(value)} s"
+        return f"{quantity(value, digits)} s"
     return f"{value / 60:.0f} min" if value < 7200 else f"{value / 3600:.1f} h"
 
 

@@ -15,7 +15,7 @@ from statistics import median
 from tasks.shared.errors import DataError
 from tasks.shared.formats.articles import question_of
 from tasks.shared.formats.rows import Row
-from tasks.shared.text.chat import normalize
+from tasks.shared.text.fact_matching import normalize
 
 SHINGLE = 5
 

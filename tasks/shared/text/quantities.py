@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from tasks.shared.text.chat import contains, normalize
+from tasks.shared.text.fact_matching import contains, normalize
 from tasks.shared.text.grounding import plain_clock, read_number
 
 TIME = {"minute": 1, "min": 1, "hour": 60, "day": 1440, "night": 1440, "week": 10080, "fortnight": 20160}

@@ -2,7 +2,7 @@
 
 import re
 
-from tasks.shared.text.chat import normalize
+from tasks.shared.text.fact_matching import normalize
 
 
 def repeats(text: str) -> bool:

@@ -22,9 +22,9 @@ from flows.tracking.address import mask, resolve_uri
 from flows.tracking.delivery import Delivery, deliver, flush
 from flows.tracking.errors import Unreachable
 from flows.tracking.events import POINTS, read_curve, step_content
+from flows.tracking.mlflow_runs import Runs
 from flows.tracking.models import Models
 from flows.tracking.outbox import Header, base, list_outboxes, new_outbox
-from flows.tracking.runs import Runs
 from flows.tracking.server import Server
 from tasks.shared.errors import ConfigError
 from tasks.shared.store.keys import PROJECT

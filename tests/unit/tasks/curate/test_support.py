@@ -19,7 +19,8 @@ from tasks.shared.errors import DataError
 from tasks.shared.formats.articles import question_of, read_articles
 from tasks.shared.formats.rows import Row, read_rows
 from tasks.shared.technique import Inputs, StepRun
-from tasks.shared.text.chat import refuses, split_answer, states_fact
+from tasks.shared.text.answer_format import split_answer
+from tasks.shared.text.fact_matching import refuses, states_fact
 from tasks.shared.text.overlap import check_overlap, user_text
 from tests.settings_case import Case, Change
 

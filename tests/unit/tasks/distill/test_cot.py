@@ -15,7 +15,7 @@ from tasks.shared.errors import DataError
 from tasks.shared.formats.rows import Message, Row, write_rows
 from tasks.shared.model.encoding import IGNORED, collate
 from tasks.shared.technique import Artifact, Inputs, Kind
-from tasks.shared.text.chat import split_answer
+from tasks.shared.text.answer_format import split_answer
 from tests.settings_case import Case, Change
 from tests.tiny_llama import build_model, build_tokenizer, empty_run, save_tiny, sentences
 from tests.training_changes import OPTION_CHANGES, TRAINING_CHANGES

@@ -18,7 +18,7 @@ from tasks.shared.formats.rows import Message, Row, write_rows
 from tasks.shared.model.encoding import IGNORED, encode
 from tasks.shared.model.loading import load_model
 from tasks.shared.technique import Artifact, Inputs, Kind
-from tasks.shared.text.chat import join_answer
+from tasks.shared.text.answer_format import join_answer
 from tests.settings_case import Case
 from tests.tiny_llama import build_model, build_tokenizer, empty_run, save_tiny, sentences
 from tests.training_changes import OPTION_CHANGES, TRAINING_CHANGES

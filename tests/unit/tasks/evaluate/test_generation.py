@@ -39,7 +39,7 @@ from tasks.shared.isolation import Failure
 from tasks.shared.model.saving import save_model
 from tasks.shared.store.keys import PROJECT
 from tasks.shared.technique import Artifact, Inputs, Kind
-from tasks.shared.text.chat import join_answer
+from tasks.shared.text.answer_format import join_answer
 from tests.outputs import fingerprints
 from tests.settings_case import Case, Change
 from tests.tiny_llama import build_model, build_tokenizer, empty_run, save_tiny

@@ -18,7 +18,7 @@ from tasks.shared.formats.rows import Message, Row, write_rows
 from tasks.shared.formats.scores import Scores, read_scores
 from tasks.shared.isolation import Failure
 from tasks.shared.technique import Artifact, Inputs, Kind
-from tasks.shared.text.chat import join_answer
+from tasks.shared.text.answer_format import join_answer
 from tests.settings_case import Case, Change
 from tests.tiny_llama import build_model, empty_run, save_tiny
 

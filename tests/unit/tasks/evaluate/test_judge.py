@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tasks.evaluate.judge import Judge
-from tasks.shared.engines import endpoint
+from tasks.shared.engines import openai_endpoint
 from tasks.shared.errors import ConfigError, DataError, EndpointError
 from tasks.shared.formats.records import Machine
 from tasks.shared.formats.scores import (
@@ -147,7 +147,7 @@ def judge(tmp_path: Path, url: str, run: StepRun | None = None, **settings: Any)
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoint, "_backoff", lambda state: 0.01)
+    monkeypatch.setattr(openai_endpoint, "_backoff", lambda state: 0.01)
 
 
 def means(scores: Scores) -> dict[str, float]:

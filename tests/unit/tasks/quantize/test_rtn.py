@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from flows.planning.sizes import size_of
-from tasks.quantize.compressed import quiet_llmcompressor
+from tasks.quantize.llm_compressor import quiet_llmcompressor
 from tasks.quantize.rtn import RTN
 from tasks.shared.errors import TechniqueError
 from tasks.shared.forecast import Rows, Workload

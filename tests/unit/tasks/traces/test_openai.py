@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tasks.shared.engines import endpoint
-from tasks.shared.engines.samples import SampleStore
+from tasks.shared.engines import openai_endpoint
+from tasks.shared.engines.sample_store import SampleStore
 from tasks.shared.errors import ConfigError, DataError, EndpointError, ModelError
 from tasks.shared.formats.articles import Article, write_articles
 from tasks.shared.formats.rows import Message, Row, read_rows, write_rows
@@ -130,7 +130,7 @@ def trace(corpus: Path, url: str, tmp_path: Path, name: str = "out", **settings)
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch):
-    monkeypatch.setattr(endpoint, "_backoff", lambda state: 0.01)
+    monkeypatch.setattr(openai_endpoint, "_backoff", lambda state: 0.01)
 
 
 def test_teacher_and_gold_rows_by_the_set_ratio(corpus, tmp_path):

@@ -9,7 +9,7 @@ import yaml
 
 from tasks.curate.shop.knowledge import load_knowledge
 from tasks.shared.errors import DataError
-from tasks.shared.text.chat import refuses, states_fact
+from tasks.shared.text.fact_matching import refuses, states_fact
 from tests.project_files import matching
 
 KNOWLEDGE = load_knowledge()

@@ -20,7 +20,7 @@ from tasks.shared.errors import MachineError
 from tasks.shared.formats.rows import Message, Row, write_rows
 from tasks.shared.store.keys import PROJECT, Digests
 from tasks.shared.technique import Artifact, Inputs, Kind
-from tasks.shared.text.chat import join_answer
+from tasks.shared.text.answer_format import join_answer
 from tests.tiny_llama import build_model, empty_run, save_tiny, sentences, with_compute
 
 SETTINGS: dict[str, Any] = {

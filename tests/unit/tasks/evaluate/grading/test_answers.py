@@ -13,7 +13,7 @@ from tasks.evaluate.grading.answers import (
     truncation_notes,
 )
 from tasks.shared.formats.rows import Message, Row
-from tasks.shared.text.chat import join_answer
+from tasks.shared.text.answer_format import join_answer
 
 LABELS = ("returns", "warranty", "other")
 

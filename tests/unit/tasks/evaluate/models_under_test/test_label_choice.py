@@ -14,7 +14,8 @@ from tasks.evaluate.models_under_test.label_choice import (
 )
 from tasks.shared.engines.llama_client import LlamaClient
 from tasks.shared.errors import ModelError
-from tasks.shared.model.loading import load_model, load_tokenizer, render
+from tasks.shared.model.loading import load_model, load_tokenizer
+from tasks.shared.model.prompts import render
 from tests.tiny_llama import save_tiny
 
 LABELS = list("abcdefgh")  # one byte is one token in any byte-level vocabulary

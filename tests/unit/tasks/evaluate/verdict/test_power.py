@@ -7,8 +7,9 @@ import pytest
 from scipy.stats import binom, multinomial, nct, t
 
 from tasks.evaluate.verdict.exact_bounds import Interval, flip_bounds, lower_bound
+from tasks.evaluate.verdict.margin_rule import decide
 from tasks.evaluate.verdict.paired_tests import Flips, mcnemar_loss_p
-from tasks.evaluate.verdict.power import decide, detectable_loss, detectable_mean, mcnemar_power, minimum_detectable
+from tasks.evaluate.verdict.power import detectable_loss, detectable_mean, mcnemar_power, minimum_detectable
 
 ALPHA, POWER = 0.05, 0.8
 

@@ -7,7 +7,8 @@ import pytest
 from tasks.shared.errors import ModelError
 from tasks.shared.gguf.writer import write_gguf
 from tasks.shared.model.generation import plain_greedy, write_answers
-from tasks.shared.model.loading import CHATML, load_model, load_tokenizer, render
+from tasks.shared.model.loading import CHATML, load_model, load_tokenizer
+from tasks.shared.model.prompts import render
 from tasks.shared.model.saving import save_model
 from tasks.shared.model.sizes import parameter_count, weight_bytes
 from tasks.shared.model.weights import check_source

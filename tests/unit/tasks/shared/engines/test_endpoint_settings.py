@@ -2,7 +2,7 @@
 
 import pytest
 
-from tasks.shared.engines.address import EndpointSettings, check_url, read_key, shown
+from tasks.shared.engines.endpoint_settings import EndpointSettings, check_url, read_key, shown
 from tasks.shared.errors import ConfigError
 
 

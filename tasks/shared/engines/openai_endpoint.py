@@ -15,7 +15,7 @@ import httpx
 from pydantic import BaseModel, Field, SecretStr, ValidationError
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-from tasks.shared.engines.address import check_url, shown
+from tasks.shared.engines.endpoint_settings import check_url, shown
 from tasks.shared.errors import EndpointError, RefusedError, StillroomError
 
 MAX_WAIT_S = 60.0

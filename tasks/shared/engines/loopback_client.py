@@ -1,6 +1,6 @@
 """JSON client for a server that a step runs on loopback: plain and streamed requests.
 
-`endpoint.py` is the client for remote servers, with keys, proxies, retries and concurrent requests.
+`openai_endpoint.py` is the client for remote servers, with keys, proxies, retries and concurrent requests.
 """
 
 import http.client

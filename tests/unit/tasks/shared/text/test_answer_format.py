@@ -2,7 +2,8 @@
 
 import pytest
 
-from tasks.shared.text.chat import contains, join_answer, refuses, split_answer, states_fact
+from tasks.shared.text.answer_format import join_answer, split_answer
+from tasks.shared.text.fact_matching import contains, refuses, states_fact
 from tasks.shared.text.reasoning import join_reasoning, reasoning_prefix, split_reasoning
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tasks.shared.engines.client import QUOTE, ServerClient
+from tasks.shared.engines.loopback_client import QUOTE, ServerClient
 from tasks.shared.errors import EndpointError
 
 EVENTS = b': a comment\ndata: {"n": 1}\n\ndata: {"n": 2}\n\ndata: [DONE]\n'
