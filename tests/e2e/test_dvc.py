@@ -335,7 +335,7 @@ print(dvc.record({stage: key}, patience_s=0), dvc.recorded(stage, key))
     [
         ("plain", ""),
         ("other key", "its code, settings, files or inputs changed"),
-        ("edited", "changed meanwhile"),
+        ("edited", "changed in the meantime"),
         ("busy", "Unable to acquire lock"),
     ],
 )

@@ -71,8 +71,8 @@ def test_what_is_no_text_is_refused(tmp_path: Path) -> None:
         "latin.txt": "UTF-8",
         "white.txt": "white space",
         "rows.jsonl": "line 1: text",
-        "image.png": "no text",
-        "empty": "no text",
+        "image.png": "no readable text",
+        "empty": "no readable text",
         "none.txt": "no such",
     }.items():
         with pytest.raises(DataError, match=words):

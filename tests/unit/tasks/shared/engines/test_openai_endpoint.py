@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from tasks.shared.engines import endpoint as module
+from tasks.shared.engines import openai_endpoint as module
 from tasks.shared.engines.endpoint_settings import read_key
 from tasks.shared.engines.openai_endpoint import connect, for_each, retry_after
 from tasks.shared.errors import EndpointError
