@@ -5,10 +5,8 @@ from collections.abc import Iterator, Mapping
 from flows.planning.steps import Source, Step
 from tasks.shared.errors import ConfigError
 from tasks.shared.model.weights import is_quantized
+from tasks.shared.store.lineage import MAIN_PORT
 from tasks.shared.technique import Weights
-
-PORT = "model"
-"""The port that `Spec.accepts` and `Spec.gives` refer to."""
 
 
 def weight_problems(step: Step, steps: Mapping[str, Step], sources: Mapping[str, Source]) -> Iterator[ConfigError]:
@@ -18,12 +16,12 @@ def weight_problems(step: Step, steps: Mapping[str, Step], sources: Mapping[str,
     """
     if step.technique.spec.accepts == "any":
         return
-    for name in step.inputs.get(PORT, ()):
+    for name in step.inputs.get(MAIN_PORT, ()):
         chain = list(_chain(name, steps))
         form = _format(chain[-1], steps, sources)
         if form not in {"dense", "same"}:
-            dense = steps[chain[-1]].inputs.get(PORT, ()) if chain[-1] in steps else ()
-            where = f"steps.{step.name}.inputs.{PORT}"
+            dense = steps[chain[-1]].inputs.get(MAIN_PORT, ()) if chain[-1] in steps else ()
+            where = f"steps.{step.name}.inputs.{MAIN_PORT}"
             yield ConfigError(
                 where,
                 f"{name}, whose weights are {form}",
@@ -39,9 +37,9 @@ def _chain(name: str, steps: Mapping[str, Step]) -> Iterator[str]:
         seen.add(name)
         yield name
         step = steps.get(name)
-        if step is None or step.technique.spec.gives != "same" or not step.inputs.get(PORT):
+        if step is None or step.technique.spec.gives != "same" or not step.inputs.get(MAIN_PORT):
             return
-        name = step.inputs[PORT][0]
+        name = step.inputs[MAIN_PORT][0]
 
 
 def _format(name: str, steps: Mapping[str, Step], sources: Mapping[str, Source]) -> Weights:
