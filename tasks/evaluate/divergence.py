@@ -7,7 +7,8 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from tasks.evaluate.grading.eval_rows import last_question, read_test_rows, tag_rows
+from tasks.evaluate.grading.eval_rows import last_question, read_test_split
+from tasks.evaluate.likelihood.documents import answered_rows, unanswered_note
 from tasks.evaluate.likelihood.logits import dequantized_notes, in_transformers, weighted_mean
 from tasks.evaluate.likelihood.next_token_divergence import (
     AnswerPlan,
@@ -22,7 +23,7 @@ from tasks.evaluate.models_under_test.isolated_runs import evaluate_each, make_s
 from tasks.evaluate.models_under_test.model_under_test import MODEL_PORTS, ModelUnderTest, list_models
 from tasks.shared.engines.registry import Needs
 from tasks.shared.forecast import TOKENS_PER_ROW, Forecast, Workload
-from tasks.shared.formats.rows import Row, read_rows, spread
+from tasks.shared.formats.rows import Row, spread
 from tasks.shared.formats.scores import ItemScore, Measure, write_scores
 from tasks.shared.isolation import Failure
 from tasks.shared.model.loading import Dtype
@@ -84,8 +85,9 @@ class Divergence:
         Raises DataError for an empty test split, ModelError if the baseline fails.  A model with another vocabulary gets no values.
         """
         corpus = inputs.one("data").path
-        test = read_test_rows(corpus)
-        rows, tags = spread(test, self.limit), tag_rows(test, read_rows(corpus / "train.jsonl"))
+        split = read_test_split(corpus)
+        fit = answered_rows(split.rows, corpus) if self.text == "gold" else split.rows
+        rows = spread(fit, self.limit)
         baseline, *others = in_transformers(list_models(inputs))
         texts = self._texts(baseline, rows, run)
         plan = DivergencePlan([row.prompt for row in rows], texts.answers, self.dtype, baseline.cache_id, baseline)
@@ -96,10 +98,10 @@ class Divergence:
             MEASURES,
             run,
             self.spec.libraries,
-            self._notes([baseline, *others], found),
+            [*self._notes([baseline, *others], found), *unanswered_note(len(split.rows), len(fit))],
         )
         sound = {name: result for name, result in found.items() if not isinstance(result, Failure)}
-        items = self._items(rows, tags, texts, baseline.name, sound)
+        items = self._items(rows, split.tags, texts, baseline.name, sound)
         write_scores(out, summary, items)
         return flat_metrics(items, [baseline.name, *sound])
 

@@ -8,8 +8,8 @@ from typing import Annotated, ClassVar
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from tasks.evaluate.grading.eval_rows import read_test_rows, tag_rows
-from tasks.evaluate.likelihood.documents import answer_documents
+from tasks.evaluate.grading.eval_rows import read_test_split
+from tasks.evaluate.likelihood.documents import answer_documents, answered_rows
 from tasks.evaluate.likelihood.logits import dequantized_notes, in_transformers, weighted_mean
 from tasks.evaluate.likelihood.sliding import DocumentLoss, PerplexityPlan, PerplexityResult, score_documents
 from tasks.evaluate.models_under_test.forecast import forecast_evaluation
@@ -20,7 +20,7 @@ from tasks.shared.engines.registry import Needs
 from tasks.shared.errors import ConfigError, DataError
 from tasks.shared.forecast import TOKENS_PER_ROW, Forecast, Workload
 from tasks.shared.formats.records import Figure
-from tasks.shared.formats.rows import read_rows, spread
+from tasks.shared.formats.rows import spread
 from tasks.shared.formats.scores import ItemScore, Measure, write_scores
 from tasks.shared.isolation import Failure
 from tasks.shared.model.loading import Dtype
@@ -139,8 +139,8 @@ class Perplexity:
         corpus = inputs.get("data")
         if corpus is None:
             raise nothing_to_score(f"steps.{step}")
-        rows = read_test_rows(corpus.path)
-        return answer_documents(rows, tag_rows(rows, read_rows(corpus.path / "train.jsonl")))
+        split = read_test_split(corpus.path)
+        return answer_documents(answered_rows(split.rows, corpus.path), split.tags)
 
     def _item(self, measure: str, document: Document, losses: Mapping[str, DocumentLoss]) -> ItemScore:
         return ItemScore(

@@ -45,6 +45,7 @@ from tasks.shared.formats.articles import read_articles
 from tasks.shared.formats.records import Figure
 from tasks.shared.formats.rows import Row, read_rows
 from tasks.shared.formats.scores import EvaluationSummary, write_scores
+from tasks.shared.formats.tasks import read_tasks
 from tasks.shared.isolation import Failure
 from tasks.shared.model.sizes import weight_bytes
 from tasks.shared.store.lineage import made_from
@@ -169,7 +170,7 @@ class Runtime:
         row = typical_row(read_rows(data.path / "test.jsonl"))
         file = data.path / "articles.jsonl"
         articles = read_articles(file) if file.is_file() else {}
-        (reference,) = reference_prompts([row], articles, ())
+        (reference,) = reference_prompts([row], articles, read_tasks(data.path, [row.task]))
         return {model.name: reference.answer_messages if model.role == "reference" else row.prompt for model in models}
 
     def _probes(self, model: ModelUnderTest, messages: Messages, scratch: Path) -> tuple[list[Probe], list[str]]:
@@ -203,7 +204,7 @@ class Runtime:
 
 def typical_row(rows: Sequence[Row]) -> Row:
     """Return the row whose prompt has the median length in characters."""
-    return sorted(rows, key=lambda row: sum(len(message.content) for message in row.messages[:-1]))[len(rows) // 2]
+    return sorted(rows, key=lambda row: sum(len(turn["content"]) for turn in row.prompt))[len(rows) // 2]
 
 
 def failure_of(name: str, timed: Sequence[Timed], notes: Sequence[str]) -> Failure | None:

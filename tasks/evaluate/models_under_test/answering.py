@@ -72,7 +72,7 @@ def generate_replies(model: ModelUnderTest, plan: GenerationPlan, resources: Res
 
 
 def _answers(session: Session, plan: GenerationPlan) -> list[Written]:
-    prompts = [session.render(question.answer_messages) for question in plan.prompts]
+    prompts = [session.render(question.answer_messages, question.tools) for question in plan.prompts]
     session.check(prompts[0])
     check_room(session, prompts, plan.max_new_tokens, MORE_ROOM)
     if not plan.max_new_tokens:
