@@ -26,6 +26,7 @@ from tasks.shared.forecast import TOKENS_PER_ROW, Forecast, Workload
 from tasks.shared.formats.rows import Row, spread
 from tasks.shared.formats.scores import ItemScore, Measure, write_scores
 from tasks.shared.isolation import Failure
+from tasks.shared.items import Items, ItemSources
 from tasks.shared.model.loading import Dtype
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun
 
@@ -78,6 +79,10 @@ class Divergence:
         """One pass over the test rows per model, each with the baseline in memory."""
         tokens = 2 * work.test_rows(self.limit) * TOKENS_PER_ROW
         return forecast_evaluation(work, tokens, self.dtype, resident=work.size("baseline").parameters)
+
+    def count_items(self, sources: ItemSources) -> dict[str, Items]:
+        """Return the items by measure: at most one per row."""
+        return dict.fromkeys(MEASURES, Items(sources.at_most(self.limit), binary=False, exact=False))
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Compare all models with the baseline; write scores.json and items.jsonl.

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from tasks.evaluate.grading.answers import read_reply
-from tasks.evaluate.grading.eval_rows import TestSplit, last_question, read_test_split
+from tasks.evaluate.grading.eval_rows import TestSplit, last_question, read_test_items, read_test_split
 from tasks.evaluate.grading.measures import (
     FROM_LABELS,
     MEASURES,
@@ -37,6 +37,7 @@ from tasks.shared.forecast import Forecast, Workload
 from tasks.shared.formats.articles import Article, read_articles
 from tasks.shared.formats.rows import Row, spread
 from tasks.shared.formats.scores import ItemScore, write_scores
+from tasks.shared.items import Items, ItemSources
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun
 
 Measured = Mapping[str, Sequence[TestItem]]
@@ -111,6 +112,18 @@ class Generation:
         """One prompt and one answer per test row and model."""
         return forecast_evaluation(work, work.test_rows(self.limit) * ANSWERED_TOKENS)
 
+    def count_items(self, sources: ItemSources) -> dict[str, Items]:
+        """Return the items by measure: counted in the corpus, or at most one per row.
+
+        Raises DataError for a measure that no test row can have.
+        """
+        if sources.corpus is None:
+            rows = sources.at_most(self.limit)
+            return {name: Items(rows, MEASURES[name].measure.binary, exact=False) for name in self.measures or MEASURES}
+        items = read_test_items(sources.corpus, self.limit)
+        measured = self._measured(items, sources.corpus)
+        return {name: Items(len(found), MEASURES[name].measure.binary) for name, found in measured.items()}
+
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Evaluate every model; write scores.json and items.jsonl.
 
@@ -120,7 +133,7 @@ class Generation:
         corpus = inputs.one("data").path
         split = read_test_split(corpus)
         rows = spread(split.rows, self.limit)
-        measured = self._measured(split, rows, corpus)
+        measured = self._measured(split.items(rows), corpus)
         file = corpus / "articles.jsonl"
         articles = read_articles(file) if file.is_file() else {}
         prompts = {model.name: self._prompts(model, rows, split, articles) for model in models}
@@ -138,8 +151,7 @@ class Generation:
         write_scores(out, make_summary(models, replies.found, measures, run, self.spec.libraries, notes), items)
         return {"items": len(rows), **mean_values(items, models)}
 
-    def _measured(self, split: TestSplit, rows: Sequence[Row], corpus: Path) -> Measured:
-        items = split.items(rows)
+    def _measured(self, items: Sequence[TestItem], corpus: Path) -> Measured:
         measured = items_by_measure(items, self.measures)
         if missing := [name for name in self.measures if name not in measured]:
             raise missing_measures(missing, items, str(corpus / "test.jsonl"))

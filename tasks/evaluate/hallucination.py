@@ -29,9 +29,10 @@ from tasks.shared.errors import DataError
 from tasks.shared.forecast import Forecast, Workload
 from tasks.shared.formats.articles import Article, question_of, read_articles, with_article
 from tasks.shared.formats.records import Figure
-from tasks.shared.formats.rows import Row, spread
+from tasks.shared.formats.rows import Row, read_rows, spread
 from tasks.shared.formats.scores import ItemScore, Measure, write_scores
-from tasks.shared.formats.tasks import Task
+from tasks.shared.formats.tasks import Task, read_tasks
+from tasks.shared.items import Items, ItemSources
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun
 from tasks.shared.text.fact_matching import contains, states_fact
 
@@ -94,6 +95,15 @@ class Hallucination:
     def forecast(self, work: Workload) -> Forecast:
         """Two prompts and two answers per test row and model."""
         return forecast_evaluation(work, 2 * work.test_rows(self.limit) * ANSWERED_TOKENS)
+
+    def count_items(self, sources: ItemSources) -> dict[str, Items]:
+        """Return the items by measure: counted in the corpus, or at most one per row."""
+        if sources.corpus is None:
+            return dict.fromkeys(MEASURES, Items(sources.at_most(self.limit), exact=False))
+        rows = read_rows(sources.corpus / "test.jsonl")
+        cases = self._cases(TestSplit(rows, read_tasks(sources.corpus, {row.task for row in rows}), {}), sources.corpus)
+        counts = Counter(case.measure for case in cases)
+        return {name: Items(counts[name]) for name in MEASURES}
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Evaluate every model; write scores.json and items.jsonl.

@@ -40,6 +40,7 @@ from tasks.shared.formats.scores import (
     write_scores,
 )
 from tasks.shared.formats.tasks import read_tasks
+from tasks.shared.items import Items, ItemSources
 from tasks.shared.progress import progress_bar
 from tasks.shared.technique import WEIGHTS, Inputs, Kind, Metrics, Port, Spec, StepRun, Upstream
 from tasks.shared.text.fact_matching import normalize
@@ -104,6 +105,14 @@ class Judge(EndpointSettings):
         """Two requests per item, several in flight; the embedded server holds the judge as it is on disk."""
         held = 0.0 if self.base_url else work.size("judge").bytes
         return forecast_light(10 + 2 * work.test_rows(self.limit) * REQUEST_S, held=held)
+
+    def count_items(self, sources: ItemSources) -> dict[str, Items]:
+        """Return the items: those of the measure whose answers are judged, up to the limit."""
+        names = [self.measure] if self.measure else FULL_TEXTS
+        own = [sources.items[name] for name in names if name in sources.items]
+        most = max((items.count for items in own), default=sources.rows)
+        exact = bool(own) and all(items.exact for items in own) and len(own) == 1
+        return {JUDGED: Items(min(self.limit or most, most), binary=False, exact=exact)}
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Judge all pairs; write scores.json and items.jsonl.

@@ -1,6 +1,7 @@
 """Perplexity and bits per byte of every model on task answers or on a user's text."""
 
 import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -23,6 +24,7 @@ from tasks.shared.formats.records import Figure
 from tasks.shared.formats.rows import spread
 from tasks.shared.formats.scores import ItemScore, Measure, write_scores
 from tasks.shared.isolation import Failure
+from tasks.shared.items import Items, ItemSources
 from tasks.shared.model.loading import Dtype
 from tasks.shared.paths import user_path
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun, Upstream
@@ -99,6 +101,11 @@ class Perplexity:
             length = min(length, self.limit * self.piece_bytes) if self.limit and self.piece_bytes else length
             tokens = length / TOKEN_BYTES * self.context / self.stride
         return forecast_evaluation(work, tokens, self.dtype)
+
+    def count_items(self, sources: ItemSources) -> dict[str, Items]:
+        """Return the items of the one measure: at most one per row, or per piece of the text, whose number is not known."""
+        rows = self.limit or sys.maxsize if self.text else sources.at_most(self.limit)
+        return {f"{self.prefix}bits_per_byte": Items(rows, binary=False, exact=False)}
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Score all models; write scores.json and items.jsonl.

@@ -47,6 +47,7 @@ from tasks.shared.formats.rows import Row, read_rows
 from tasks.shared.formats.scores import EvaluationSummary, write_scores
 from tasks.shared.formats.tasks import read_tasks
 from tasks.shared.isolation import Failure
+from tasks.shared.items import Items, ItemSources
 from tasks.shared.model.sizes import weight_bytes
 from tasks.shared.store.lineage import made_from
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun, Upstream
@@ -125,6 +126,10 @@ class Runtime:
         return forecast_evaluation(
             work, rounds * answers * (self.tokens + self.warm_up_tokens) * GENERATION_COST, loads=rounds
         )
+
+    def count_items(self, sources: ItemSources) -> dict[str, Items]:
+        """Return no items: speeds are figures of whole models."""
+        return {}
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Time all models; write scores.json, and an items.jsonl without items.

@@ -9,7 +9,7 @@ from statistics import median
 from tasks.evaluate.grading.measures import TestItem
 from tasks.shared.errors import DataError
 from tasks.shared.formats.articles import question_of
-from tasks.shared.formats.rows import Row, read_rows
+from tasks.shared.formats.rows import Row, read_rows, spread
 from tasks.shared.formats.targets import Labels
 from tasks.shared.formats.tasks import Task, read_tasks
 
@@ -47,6 +47,12 @@ def read_test_split(corpus: Path) -> TestSplit:
     return TestSplit(
         rows, {name: with_labels(task, name, known) for name, task in tasks.items()}, tag_rows(rows, train)
     )
+
+
+def read_test_items(corpus: Path, limit: int) -> list[TestItem]:
+    """Return the test rows that a step with this limit uses, with their tasks; a quick look, without checks and labels."""
+    rows = read_rows(corpus / "test.jsonl")
+    return TestSplit(rows, read_tasks(corpus, {row.task for row in rows}), {}).items(spread(rows, limit))
 
 
 def read_test_rows(corpus: Path) -> list[Row]:

@@ -13,7 +13,7 @@ from typing import Any, get_args
 from tasks.evaluate.grading.answers import gold_answer
 from tasks.shared.errors import DataError
 from tasks.shared.formats.rows import Row
-from tasks.shared.formats.scores import Measure
+from tasks.shared.formats.scores import RENAMED, Measure, current_name
 from tasks.shared.formats.targets import (
     Call,
     Choice,
@@ -222,13 +222,6 @@ FULL_TEXTS = ("rouge_l", "loop", "exact", "fact", "refusal", "over_refusal", "va
 """Measures whose items hold whole answers."""
 FROM_LABELS = frozenset({"label", "label_balanced"})
 """Measures that a chosen label suffices for, without an answer."""
-RENAMED = {"intent": "label"}
-"""Earlier names of measures, which recipes may still use."""
-
-
-def current_name(name: str) -> str:
-    """Return the measure's name of today."""
-    return RENAMED.get(name, name)
 
 
 def known_measures(names: Sequence[str]) -> tuple[str, ...]:
