@@ -24,7 +24,7 @@ def check_items(session: Session, status: Mapping[str, Status], estimates: Mappi
         read = [counted[name] for name in step.needs if name in counted]
         merged = {name: items for own in read if own is not None for name, items in own.items()}
         if isinstance(technique, NeedsItems) and not status[step.name].done:
-            own = technique.find_shortages(f"steps.{step.name}", merged, complete=None not in read)
+            own = technique.find_shortages(f"steps.{step.name}", step.inputs, merged, complete=None not in read)
             found.lines.extend(own.lines)
             found.warnings.extend(own.warnings)
             found.errors.extend(own.errors)

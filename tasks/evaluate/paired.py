@@ -120,12 +120,17 @@ class Paired:
                 wanted, fix = "all models of the verdict", f"add them to steps.{step}.inputs.candidates"
                 yield ConfigError(f"steps.{step}.inputs", got, wanted, fix)
 
-    def find_shortages(self, where: str, items: Mapping[str, Items], complete: bool) -> ItemFindings:
+    def find_shortages(
+        self, where: str, inputs: Mapping[str, tuple[str, ...]], items: Mapping[str, Items], complete: bool
+    ) -> ItemFindings:
         """Return the margins that these items cannot decide: without an item, or with too few of them."""
-        return shortages(where, {**self.relative_margins, **self.margins}, items, complete, self._planned())
+        alpha = self._alpha(len(inputs.get("candidates", ())))
+        planned = Planned(self.discordance, alpha, self.power, frozenset(self.relative_margins))
+        return shortages(where, {**self.relative_margins, **self.margins}, items, complete, planned)
 
-    def _planned(self) -> Planned:
-        return Planned(self.discordance, self.alpha, self.power, frozenset(self.relative_margins))
+    def _alpha(self, candidates: int) -> float:
+        """Error probability of one candidate."""
+        return self.alpha / candidates if self.familywise and candidates else self.alpha
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Compare all candidates; write verdict.json, items.jsonl and metrics.json.
@@ -170,7 +175,7 @@ class Paired:
     ) -> Verdict:
         baseline = models[0].name
         candidates = [model.name for model in models if model.role == "candidate"]
-        alpha = self.alpha / len(candidates) if self.familywise and candidates else self.alpha
+        alpha = self._alpha(len(candidates))
         rules = Rules(alpha, self.power, self.resamples, run.seed)
         gated = frozenset(name for name, gate in gates.items() if gate.margin is not None)
         described = describe_models(models, inputs, evidence, self.slices.by, gated, run.seed)

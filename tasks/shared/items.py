@@ -70,9 +70,11 @@ class CountsItems(Protocol):
 class NeedsItems(Protocol):
     """A technique that decides by items."""
 
-    def find_shortages(self, where: str, items: Mapping[str, Items], complete: bool) -> ItemFindings:
+    def find_shortages(
+        self, where: str, inputs: Mapping[str, tuple[str, ...]], items: Mapping[str, Items], complete: bool
+    ) -> ItemFindings:
         """Return what these items can decide.
 
-        where: place of the step in the recipe.  complete: no measure is missing from `items`.
+        where: place of the step in the recipe.  inputs: names by port.  complete: no measure is missing from `items`.
         """
         ...
