@@ -97,15 +97,16 @@ class LabelScorer:
 
 
 def parts_of(labels: Sequence[tuple[int, ...]]) -> list[Sequence[tuple[int, ...]]]:
-    """Split labels, in order, into parts whose trees have at most about MOST_NODES tokens."""
+    """Split labels, in order, into parts whose trees have at most MOST_NODES tokens (a single label may have more)."""
     parts: list[list[tuple[int, ...]]] = [[]]
-    size = 0
+    nodes: set[tuple[int, ...]] = set()
     for label in labels:
-        if parts[-1] and size + len(label) > MOST_NODES:
+        own = {label[:length] for length in range(1, len(label))}
+        if parts[-1] and len(nodes | own) > MOST_NODES:
             parts.append([])
-            size = 0
+            nodes = set()
         parts[-1].append(label)
-        size += len(label)
+        nodes |= own
     return parts
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.shared.engines.engine import EngineName
-from tasks.shared.engines.labels import find_likeliest, label_prompts
+from tasks.shared.engines.labels import Found, LabelPrompt, find_likeliest, label_prompts
 from tasks.shared.engines.llama_client import LlamaClient
 from tasks.shared.engines.memory import peak_memory
 from tasks.shared.engines.protocol import Capabilities, Choices, Conversation, Opening
@@ -24,7 +24,9 @@ LABEL_BIAS = 100.0
 SEARCH_TOP = 64
 """Log-probabilities requested per step of a label search."""
 WHOLE_VOCABULARY = 1 << 20
-METHOD = "likeliest label by best-first search over its tokens, with llama.cpp's log-probabilities"
+SEARCH_STEPS = 128
+"""Steps of a label search after which the best label so far is taken: about 1.5 s a row of a 135M model on two cores."""
+METHOD = "likeliest label by a search over its tokens with llama.cpp's log-probabilities"
 
 
 @dataclass
@@ -85,16 +87,20 @@ class LlamaSession:
         return [found[index] for index in range(len(prompts))]
 
     def choose(self, prompts: Sequence[str], labels: Sequence[str], end: str = "\n") -> Choices:
-        """Most likely labels; a request per token of the chosen label, and one more where labels are close."""
+        """Most likely labels; a request per token of the chosen label, and up to SEARCH_STEPS where the model is not sure."""
         asked = label_prompts(lambda text: self.client.tokens(text, True), self.client.tokens, prompts, labels, end)
 
-        def choose(index: int) -> str:
-            prompt = asked[index]
-            place = find_likeliest(prompt.labels, lambda path, among: self.among([*prompt.ids, *path], among))
-            return labels[place]
+        def choose(prompt: LabelPrompt) -> Found:
+            return find_likeliest(
+                prompt.labels, lambda path, among: self.among([*prompt.ids, *path], among), SEARCH_STEPS
+            )
 
-        order = range(len(prompts))
-        return Choices(list(track(self.client.each(choose, order), "labels", len(prompts))), None, METHOD)
+        found = list(track(self.client.each(choose, asked), "labels", len(asked)))
+        cut = sum(not one.proven for one in found)
+        note = (
+            f"; for {cut} of {len(found)} rows it ended after {SEARCH_STEPS} steps, with the likeliest label until then"
+        )
+        return Choices([labels[one.label] for one in found], None, METHOD + (note if cut else ""))
 
     def next_token(self, ids: Sequence[int], top: int) -> dict[int, float]:
         """Log-probabilities of the most likely next tokens.

@@ -481,6 +481,8 @@ CHANGES = {
     "limit": Change(6),
     "reference_limit": Change(3, inputs="with_reference"),
     "max_new_tokens": Change(4),
+    "stop": Change(tuple("abcdefghijklmnopqrstuvwxyz ")),
+    "label": Change("written"),
     "batch_size": Change(
         2, {"again": 1}
     ),  # other sums: an answer or a choice may differ; here the note on repeats does
