@@ -7,10 +7,10 @@ from tasks.evaluate.models_under_test.model_under_test import reference_prompts,
 from tasks.shared.engines.transformers_engine import TransformersSession
 from tasks.shared.formats.rows import Message
 from tasks.shared.model.generation import Written
+from tests.support_rows import TASKS, support_row
 from tests.tiny_llama import build_model, build_tokenizer
 
 LABELS = ["refund", "refund status", "other"]
-from tests.support_rows import TASKS, support_row
 
 
 def texts(*words: str) -> list[Written]:
