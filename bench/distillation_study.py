@@ -359,7 +359,7 @@ def write_words(setup: Setup, name: str, teacher: str) -> None:
 
 def answers(model: Path, prompts: Sequence[list[dict[str, str]]], setup: Setup) -> list[tuple[str, bool]]:
     """Greedy answers, each with True if it ended before the token limit."""
-    from tasks.evaluate.models_under_test.answering import choose_dtype
+    from tasks.shared.engines.transformers_engine import choose_dtype
     from tasks.shared.model.generation import write_answers
     from tasks.shared.model.loading import load_model, load_tokenizer
     from tasks.shared.model.prompts import render

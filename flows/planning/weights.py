@@ -18,7 +18,7 @@ def weight_problems(step: Step, steps: Mapping[str, Step], sources: Mapping[str,
         return
     for name in step.inputs.get(MAIN_PORT, ()):
         chain = list(_chain(name, steps))
-        form = _format(chain[-1], steps, sources)
+        form = weight_format(name, steps, sources)
         if form not in {"dense", "same"}:
             dense = steps[chain[-1]].inputs.get(MAIN_PORT, ()) if chain[-1] in steps else ()
             where = f"steps.{step.name}.inputs.{MAIN_PORT}"
@@ -28,6 +28,11 @@ def weight_problems(step: Step, steps: Mapping[str, Step], sources: Mapping[str,
                 "dense weights",
                 f"{where}={dense[0]}" if dense else "use the model before its quantization",
             )
+
+
+def weight_format(name: str, steps: Mapping[str, Step], sources: Mapping[str, Source]) -> Weights:
+    """Return the weight format of a model: that of its step, or of the one before that set it."""
+    return _format(list(_chain(name, steps))[-1], steps, sources)
 
 
 def _chain(name: str, steps: Mapping[str, Step]) -> Iterator[str]:

@@ -20,6 +20,7 @@ from tasks.evaluate.likelihood.next_token_divergence import (
 from tasks.evaluate.models_under_test.forecast import forecast_evaluation
 from tasks.evaluate.models_under_test.isolated_runs import evaluate_each, make_summary
 from tasks.evaluate.models_under_test.model_under_test import MODEL_PORTS, ModelUnderTest, list_models
+from tasks.shared.engines.registry import Needs
 from tasks.shared.forecast import TOKENS_PER_ROW, Forecast, Workload
 from tasks.shared.formats.rows import Row, read_rows, spread
 from tasks.shared.formats.scores import ItemScore, Measure, write_scores
@@ -67,6 +68,10 @@ class Divergence:
         device="accelerator",
         paper="Dutta et al. 2024, arXiv 2407.09141",
     )
+
+    def engine_needs(self) -> Needs:
+        """Distributions over the whole vocabulary, of the weights, in whatever engine gives them."""
+        return Needs(("distribution",))
 
     def forecast(self, work: Workload) -> Forecast:
         """One pass over the test rows per model, each with the baseline in memory."""

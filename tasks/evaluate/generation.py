@@ -19,9 +19,16 @@ from tasks.evaluate.grading.answers import (
     truncation_notes,
 )
 from tasks.evaluate.grading.eval_rows import last_question, read_labels, read_test_rows, tag_rows
-from tasks.evaluate.models_under_test.answering import GenerationPlan, Predictions, generate_replies, template_notes
+from tasks.evaluate.models_under_test.answering import (
+    GenerationPlan,
+    Predictions,
+    generate_replies,
+    label_notes,
+    template_notes,
+)
 from tasks.evaluate.models_under_test.forecast import ANSWERED_TOKENS, forecast_evaluation
 from tasks.evaluate.models_under_test.isolated_runs import evaluate_each, make_summary, repeat_batch_size
+from tasks.evaluate.models_under_test.label_choice import LabelMethod
 from tasks.evaluate.models_under_test.means import mean_values
 from tasks.evaluate.models_under_test.model_under_test import (
     MODEL_PORTS,
@@ -30,6 +37,7 @@ from tasks.evaluate.models_under_test.model_under_test import (
     reference_prompts,
     tuned_prompts,
 )
+from tasks.shared.engines.registry import Needs
 from tasks.shared.forecast import Forecast, Workload
 from tasks.shared.formats.articles import read_articles
 from tasks.shared.formats.rows import Row, read_rows, spread
@@ -60,6 +68,11 @@ class Generation:
     """Of these, rows for the reference, which decides nothing; 0 takes all."""
     max_new_tokens: Annotated[int, Field(ge=1)] = 48
     """Length limit of an answer, tokens; of a model that reasons first (`distill/cot`), its reasoning included."""
+    stop: tuple[str, ...] = ()
+    """Strings that end an answer, besides the model's own end of turn; they are not part of it."""
+    label: LabelMethod = "likeliest"
+    """Source of the label for `intent`.  likeliest: the label with the highest log-likelihood where the answer would begin, for one more
+    pass over the prompts.  written: the label line of the answer; a reference, which writes none, is still scored."""
     batch_size: Annotated[int, Field(ge=1)] = 64
     """Prompts generated together in transformers; log-likelihoods take a quarter of it."""
     context: Annotated[int, Field(ge=64)] = 1024
@@ -75,9 +88,14 @@ class Generation:
             "data": Port((Kind.CORPUS,)),
         },
         produces=Kind.SCORES,
-        libraries=("torch", "transformers", "tokenizers", "auto-round", "compressed-tensors", "gguf", "lm-eval", "xllamacpp", "numpy", "rouge-score"),
+        libraries=("torch", "transformers", "tokenizers", "auto-round", "compressed-tensors", "gguf", "xllamacpp", "numpy", "rouge-score"),
         device="accelerator",
     )  # fmt: skip
+
+    def engine_needs(self) -> Needs:
+        """Engines that compute with the weights as stored, and choose labels where `intent` is measured by likelihood."""
+        chooses = "intent" in self.measures and self.label == "likeliest"
+        return Needs((*(("labels",) if chooses else ()), *(("stop",) if self.stop else ())), dequantized=False)
 
     def forecast(self, work: Workload) -> Forecast:
         """One prompt and one answer per test row and model."""
@@ -104,6 +122,7 @@ class Generation:
         taken = {item.measure for item in items}
         measures: dict[str, Measure] = {name: measure for name, measure in MEASURES.items() if name in self.measures}
         notes = [*self._notes(models, taken), *repeat_notes(models, plans), *template_notes(models)]
+        notes += label_notes({name: found for name, found in results.items() if not isinstance(found, Failure)})
         notes += truncation_notes({name: list(found.values()) for name, found in replies.items()}, self.max_new_tokens)
         write_scores(out, make_summary(models, results, measures, run, self.spec.libraries, notes), items)
         return {"items": len(rows), **mean_values(items, models)}
@@ -115,9 +134,11 @@ class Generation:
         tuned = model.role != "reference"
         articles = read_articles(corpus / "articles.jsonl") if model.sees_article else {}
         prompts = tuned_prompts(rows) if tuned else reference_prompts(rows, articles, labels)
+        answered = bool(set(self.measures) - {"intent"}) or self.label == "written"
         return GenerationPlan(
-            prompts, labels if "intent" in self.measures else [], tuned, self.max_new_tokens if set(self.measures) - {"intent"} else 0,
+            prompts, labels if "intent" in self.measures else [], tuned, self.max_new_tokens if answered else 0,
             repeat_batch_size(self.batch_size, model.repetition, len(rows)), self.context, reversed_order=bool(model.repetition % 2),
+            stop=self.stop, choice=self.label if tuned else "likeliest",
         )  # fmt: skip
 
     def _items(

@@ -16,6 +16,7 @@ from tasks.evaluate.models_under_test.forecast import forecast_evaluation
 from tasks.evaluate.models_under_test.isolated_runs import evaluate_each, make_summary
 from tasks.evaluate.models_under_test.model_under_test import MODEL_PORTS, list_models
 from tasks.evaluate.verdict.intervals import by_group, score_bounds
+from tasks.shared.engines.registry import Needs
 from tasks.shared.errors import ConfigError, DataError
 from tasks.shared.forecast import TOKENS_PER_ROW, Forecast, Workload
 from tasks.shared.formats.records import Figure
@@ -83,6 +84,10 @@ class Perplexity:
         """Yield an error if there is nothing to score."""
         if not self.text and not inputs.get("data"):
             yield nothing_to_score(where)
+
+    def engine_needs(self) -> Needs:
+        """Probabilities of the tokens of a given text."""
+        return Needs(("distribution",))
 
     def forecast(self, work: Workload) -> Forecast:
         """One pass per model over the test rows, or over the text, whose windows overlap."""

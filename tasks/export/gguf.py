@@ -132,7 +132,8 @@ class Gguf:
 
         Raises ParityError if it tokenizes differently or does not answer.
         """
-        from tasks.shared.engines.llama_server import serve
+        from tasks.shared.engines.llama_engine import LLAMA_CPP
+        from tasks.shared.engines.protocol import Opening
         from tasks.shared.model.prompts import render
 
         conversations = [[{"role": "user", "content": text}] for text in parity.CONVERSATIONS[: self.prompts]]
@@ -142,9 +143,9 @@ class Gguf:
             conversations, answers = [row.prompt for row in rows], [row.answer for row in rows]
         texts = [render(tokenizer, conversation) for conversation in conversations]
         prompts = [tokenizer(text, add_special_tokens=False)["input_ids"][-(CONTEXT - self.tokens) :] for text in texts]
-        with serve(file, threads=threads, parallel=1, context=CONTEXT) as url:
-            parity.check_tokenizer(url, tokenizer, [*texts, *answers], str(file))
-            return parity.measure_parity(model, tokenizer, prompts, url, self.tokens, self.top)
+        with LLAMA_CPP.open(file, Opening(threads, context=CONTEXT)) as session:
+            parity.check_tokenizer(session, tokenizer, [*texts, *answers], str(file))
+            return parity.measure_parity(model, tokenizer, prompts, session, self.tokens, self.top)
 
 
 def dense_folder(source: Path, scratch: Path) -> Path:

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from tasks.shared.engines.engine import Engine, find_weights
+from tasks.shared.engines.engine import EngineName, find_weights
 from tasks.shared.errors import ConfigError, ModelError, StillroomError
 from tasks.shared.formats.articles import Article, question_of, with_article
 from tasks.shared.formats.rows import Row
@@ -49,7 +49,7 @@ class ModelUnderTest:
     role: Role
     kind: Literal["model", "engine"]
     weights: Path
-    engine: Engine
+    engine: EngineName
     format: str
     digest: str = ""
     repetition: int = 0

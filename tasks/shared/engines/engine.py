@@ -1,12 +1,14 @@
-"""Engines that run models, and the choice of an engine for given weights."""
+"""Names of the engines, forms of weights, and the choice of an engine for given weights."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tasks.shared.model.weights import is_gguf
+from tasks.shared.model.weights import is_gguf, is_quantized
 
-Engine = Literal["transformers", "llama.cpp", "vllm"]
+EngineName = Literal["transformers", "llama.cpp", "vllm"]
+WeightForm = Literal["dense", "packed", "gguf"]
+"""dense: safetensors of plain tensors.  packed: safetensors of integers with scales.  gguf: a GGUF file."""
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,7 @@ class Weights:
     fault: reason why no engine can read them; empty if one can.  With a fault, `engine` is a guess and `path` is the original path.
     """
 
-    engine: Engine
+    engine: EngineName
     path: Path
     fault: str = ""
 
@@ -28,7 +30,7 @@ def find_weights(path: Path, llama: bool = False) -> Weights:
     path: a GGUF file, a folder with safetensors (read by transformers, whatever else it contains), or a folder with one GGUF file.
     llama: look for llama.cpp's weights, so ignore safetensors.
     """
-    engine: Engine = "llama.cpp" if llama else "transformers"
+    engine: EngineName = "llama.cpp" if llama else "transformers"
     if not path.exists():
         return Weights(engine, path, "no such file or folder")
     if is_gguf(path):
@@ -41,3 +43,10 @@ def find_weights(path: Path, llama: bool = False) -> Weights:
     if files:
         return Weights("llama.cpp", path, f"{len(files)} GGUF files")
     return Weights(engine, path, "no *.gguf" if llama else "no *.safetensors and no *.gguf")
+
+
+def weight_form(path: Path) -> WeightForm:
+    """Return the form of weights: of a .gguf file, or of a Hugging Face folder, from its configuration."""
+    if is_gguf(path):
+        return "gguf"
+    return "packed" if is_quantized(path) else "dense"

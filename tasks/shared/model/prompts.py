@@ -1,7 +1,8 @@
 """Prompts and answers as text and tokens, rendered by the model's chat template."""
 
+import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tasks.shared.errors import ModelError
 
@@ -12,18 +13,24 @@ if TYPE_CHECKING:
 
 
 def render(
-    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[dict[str, str]], add_generation_prompt: bool = True
+    tokenizer: "PreTrainedTokenizerBase",
+    messages: Sequence[dict[str, Any]],
+    add_generation_prompt: bool = True,
+    tools: str = "",
 ) -> str:
     """Render a conversation as text with the model's chat template.
 
+    tools: JSON text of a list of tools; empty for none.
     Raises ModelError if the template refuses it (because of a system turn, for example).
     """
     from jinja2 import TemplateError
 
     try:
         return str(
-            tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=add_generation_prompt)
-        )
+            tokenizer.apply_chat_template(
+                list(messages), tools=json.loads(tools) if tools else None, tokenize=False, add_generation_prompt=add_generation_prompt
+            )
+        )  # fmt: skip
     except TemplateError as error:
         roles = ", ".join(message["role"] for message in messages)
         raise ModelError(

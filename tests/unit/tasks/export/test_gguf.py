@@ -12,11 +12,12 @@ from tasks.export import gguf as export
 from tasks.export import parity
 from tasks.export.gguf import Gguf
 from tasks.quantize.rtn import RTN
+from tasks.shared.engines.llama_engine import LlamaSession
 from tasks.shared.errors import ParityError
 from tasks.shared.gguf.writer import write_gguf
 from tasks.shared.model.agreement import truncated_divergence
 from tests.settings_case import Case, Change
-from tests.tiny_llama import build_model, empty_run, inputs_of, save_tiny, write_corpus
+from tests.tiny_llama import build_model, build_tokenizer, empty_run, inputs_of, save_tiny, write_corpus
 
 
 def test_half_precision_answers_like_its_source(tmp_path: Path) -> None:
@@ -98,9 +99,10 @@ def test_importance_is_the_mean_squared_input() -> None:
 
 
 def test_another_tokenizer_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parity, "post", lambda url, path, body: {"tokens": [5, 6, 9]})
+    session = LlamaSession("http://127.0.0.1:9/v1", 0, 64)
+    monkeypatch.setattr(session, "tokens", lambda text: [5, 6, 9])
     with pytest.raises(ParityError, match=r"from token 2 on: \[9\]"):
-        parity.check_tokenizer("url", lambda text, add_special_tokens: {"input_ids": [5, 6, 7]}, ["abc"], "model.gguf")
+        parity.check_tokenizer(session, lambda text, add_special_tokens: {"input_ids": [5, 6, 7]}, ["abc"], "model.gguf")
 
 
 def test_floor() -> None:
@@ -126,7 +128,7 @@ def test_truncated_divergence_is_zero_for_equals_and_never_above_the_full_one() 
 
 def test_a_server_that_does_not_answer_is_a_parity_error() -> None:
     with pytest.raises(ParityError, match="no answer"):
-        parity.post("http://127.0.0.1:9/v1", "/tokenize", {})
+        parity.check_tokenizer(LlamaSession("http://127.0.0.1:9/v1", 0, 64), build_tokenizer(), ["abc"], "model.gguf")
 
 
 CHANGES = {
