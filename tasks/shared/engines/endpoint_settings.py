@@ -50,7 +50,9 @@ class EndpointSettings:
             check_url(self.base_url)
         if any(CREDENTIALS.fullmatch(name) for name in self.extra_body):
             wanted = "fields without credentials: settings are written into manifests"
-            raise ConfigError("extra_body", "it contains a key", wanted, "name its environment variable in `api_key_env`")
+            raise ConfigError(
+                "extra_body", "it contains a key", wanted, "name its environment variable in `api_key_env`"
+            )
         if taken := sorted(OWN_FIELDS & self.extra_body.keys()):
             got = f"it contains {', '.join(taken)}"
             raise ConfigError(
