@@ -112,7 +112,7 @@ class Outcome:
         lines = []
         for reason, count in counts.most_common(8):
             one = next(sample for sample in rejected if sample.rejection == reason)
-            shown = one.note or one.text or one.reasoning
+            shown = one.note or (reason.startswith("reasoning") and one.reasoning) or one.text or one.reasoning
             lines.append(f"    {count} x {reason}, for example row {one.row}: {' '.join(shown.split())[:EXAMPLE]!r}")
         return "\n".join(lines)
 

@@ -476,8 +476,8 @@ CHANGES = {
     "max_prompts": Change(4),
     "min_acceptance": Change(1.0, refused="min_acceptance"),
     "budget.requests": Change(3),
-    "budget.tokens": Change(6000),
-    "budget.money": Change(0.006, {"prices.input": 1.0, "prices.output": 1.0}),
+    "budget.tokens": Change(1500),
+    "budget.money": Change(0.0015, {"prices.input": 1.0, "prices.output": 1.0}),
     "when_capped": Change("fail", {"budget.requests": 3}, refused="budget: used up"),
     "reasoning.ask": Change("request"),
     "reasoning.tokens": Change(20, {"reasoning.ask": "native"}),
@@ -487,7 +487,7 @@ CHANGES = {
     "limits.line_breaks": Change(True),
     "limits.markup": Change(True),
     "limits.repetition": Change(True),
-    "limits.inventions": Change(True, {"limits.other_numbers": True, "limits.support": 0.3}),
+    "limits.inventions": Change(True, {"limits.other_numbers": True}),
     "limits.support": Change(0.3),
     "limits.other_numbers": Change(True),
     "limits.negations": Change(True),
@@ -496,16 +496,18 @@ CHANGES = {
     "embedded.context": Change(256, {**LOCAL, "embedded.context": 512}, refused="status 400.*context"),
     "embedded.port": Change(lambda case: case.more["port"], LOCAL),
 }
-WORDINGS = (
-    "Item {n} ships in {days} days.",
-    "Item {n} ships in {days} days, not before.",
-    "Item {n} ships in {days} days and weighs 77 grams.",
-    "Item {n} ships in {days} days, splendid marvellous wonderful.",
-    "Item {n} ships\nin {days} days.",
-    "Item {n} ships in **{days} days**.",
-    "Item {n} ships in {days} days, it ships in {days} days, item {n} ships in {days} days.",
-    "Item {n} ships in {days} days and weighs 78 grams.",
-)
+PLAIN = "Item {n} ships in {days} days."
+WORDINGS = {
+    1: "Item {n} ships in {days} days, not before.",
+    2: "Item {n} ships in {days} days and weighs 77 grams.",
+    3: "Item {n} ships in {days} days, splendid marvellous wonderful.",
+    5: "Item {n} ships\nin {days} days.",
+    6: "Item {n} ships in **{days} days**.",
+    7: "Item {n} ships in {days} days, item {n} ships in {days} days.",
+    8: "Item {n} ships in {days} days and weighs 78 grams.",
+    10: "Item {n} ships in {days} days, item {n} ships in {days} days.",
+}
+"""Faults of answers by row number."""
 
 
 def vary(body, words):
@@ -513,7 +515,7 @@ def vary(body, words):
     word = words[sha256(json.dumps(body, sort_keys=True).encode()).digest()[0] % len(words)]
     last = body["messages"][-1]["content"]
     number = int(re.search(r"question (\d+)\?", last)[1])
-    wording = "I can't share codes." if "Decline" in last else WORDINGS[number % len(WORDINGS)]
+    wording = "I can't share codes." if "Decline" in last else WORDINGS.get(number, PLAIN)
     return {
         "content": f"{word}, {wording.format(n=number, days=number + 20)}",
         "reasoning_content": "It is known well.",
@@ -547,7 +549,8 @@ def settings_case(folder: Path) -> Iterator[Case]:
             "concurrency": 2,
             "temperature": 0.3,
             "embedded.context": 1024,
-            "min_acceptance": 0.1,
+            "gold_ratio": 0.1,
+            "min_acceptance": 0,
             "when_capped": "publish",
         }
         yield Case(folder, inputs, settings, untimed_traces, alone=LOCAL, more=more)
