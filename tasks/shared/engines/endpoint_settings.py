@@ -128,5 +128,8 @@ def is_versioned(url: str) -> bool:
 
 def shown(url: str) -> str:
     """Return `url` without credentials, query and fragment, for display."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "(not a URL)"
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}" if parts.netloc else parts.path

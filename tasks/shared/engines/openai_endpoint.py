@@ -130,13 +130,14 @@ class Endpoint:
     async def _once(self, body: Mapping[str, Any], sampling: Mapping[str, Any]) -> Completion:
         while True:
             sent = self._dialect.translate(sampling)
-            response = await self._send({**body, **sent})
+            turns = self._dialect.write(body["messages"])
+            response = await self._send({**body, "messages": turns, **sent})
             room = int(sampling.get(LENGTH[0], 0))
-            good = response.status == 200
+            good = 200 <= response.status < 300
             found = read_reply(response.content, room) if good else read_error(response.status, response.content)
             if isinstance(found, Completion):
                 return self._finished(found, sampling)
-            if not self._dialect.learn(found, sent):
+            if not self._dialect.learn(found, sent, turns):
                 raise self._failure(found, response)
 
     async def _send(self, body: Mapping[str, Any]) -> _Response:
@@ -170,12 +171,12 @@ class Endpoint:
         if problem.quote:
             text = f"{text}: {self._redact(plain_text(response.content))[:QUOTE] or '(empty body)'}"
         got = f"status {problem.status}: {text}"
-        if response.status == 200 and problem.status != 200:
+        if response.status < 300 <= problem.status:
             got += " (inside a response with status 200)"
         if problem.passes:
             return _Again(got, self._after(response))
         if "location" in response.headers:
-            got += f", redirects to {shown(response.headers['location'])}"
+            got += f", redirects to {self._redact(shown(response.headers['location']))[:QUOTE]}"
         kind = RefusedError if problem.status in REFUSED else EndpointError
         return kind(self.where, got, "a chat completion", self._fix(problem))
 
