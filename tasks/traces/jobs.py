@@ -13,7 +13,7 @@ from tasks.traces.prompt import (
     choose_examples,
     choose_refusals,
     narrow_sources,
-    rank,
+    rank_of,
     sources,
     teacher_messages,
 )
@@ -43,7 +43,7 @@ def make_jobs(
     tasks = {name: _with_labels(name, task, rows) for name, task in tasks.items()}
     chosen = sorted(choose_rows(settings, rows, seed), key=lambda row: (row.declines, row.task, row.label))
     if settings.budget.limited:
-        chosen.sort(key=lambda row: rank(seed, row.id))
+        chosen.sort(key=lambda row: rank_of(seed, row))
     jobs = []
     for row in chosen:
         shown = choose_refusals(row, refused, settings.examples, seed) if row.declines else answered
@@ -56,7 +56,7 @@ def choose_rows(settings: TeacherSettings, rows: Sequence[Row], seed: int) -> li
 
     A row without a gold answer has nothing to keep, so `gold_ratio` does not count it.
     """
-    ranked = sorted(rows, key=lambda row: rank(seed, row.id))
+    ranked = sorted(rows, key=lambda row: rank_of(seed, row))
     answered = [row for row in ranked if row.answered]
     keep = {row.id for row in answered[: round(settings.gold_ratio * len(answered))]}
     wanted = [row for row in ranked if row.id not in keep]

@@ -26,6 +26,12 @@ def rank(seed: int, name: str) -> int:
     return int.from_bytes(sha256(f"{seed}:{name}".encode("utf-8", "surrogatepass")).digest()[:8])
 
 
+def rank_of(seed: int, row: Row) -> int:
+    """Pseudo-random number of a row's prompt and a seed: another id changes no choice, and so no request."""
+    before = row.messages[:-1] if row.answered else row.messages
+    return rank(seed, "\0".join([f"{message.role}\1{message.content}" for message in before]))
+
+
 def can_ask(row: Row) -> bool:
     """Return True if an endpoint can answer the row's prompt: it ends with a user or a tool."""
     before = row.messages[:-1] if row.answered else row.messages
@@ -38,7 +44,7 @@ def choose_examples(rows: Sequence[Row], count: int, seed: int) -> list[Row]:
     The last one replaces an example that is about the article of the prompt.
     """
     found: dict[str, Row] = {}
-    for row in sorted(rows, key=lambda row: rank(seed, row.id)):
+    for row in sorted(rows, key=lambda row: rank_of(seed, row)):
         short = len(split_answer(row.answer)[1].split()) <= EXAMPLE_WORDS
         if len(row.messages) <= 3 and short and len(found) <= count:
             found.setdefault(row.evidence, row)
@@ -51,7 +57,7 @@ def choose_refusals(row: Row, refused: Sequence[Row], count: int, seed: int) -> 
     An example of another intent would lead the teacher to state that intent's reason.
     """
     found = [other for other in refused if other.label == row.label and other.group != row.group]
-    return sorted(found, key=lambda other: rank(seed, other.id))[:count]
+    return sorted(found, key=lambda other: rank_of(seed, other))[:count]
 
 
 def teacher_messages(

@@ -102,7 +102,9 @@ def test_another_tokenizer_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     session = LlamaSession("http://127.0.0.1:9/v1", 0, 64)
     monkeypatch.setattr(session, "tokens", lambda text: [5, 6, 9])
     with pytest.raises(ParityError, match=r"from token 2 on: \[9\]"):
-        parity.check_tokenizer(session, lambda text, add_special_tokens: {"input_ids": [5, 6, 7]}, ["abc"], "model.gguf")
+        parity.check_tokenizer(
+            session, lambda text, add_special_tokens: {"input_ids": [5, 6, 7]}, ["abc"], "model.gguf"
+        )
 
 
 def test_floor() -> None:
