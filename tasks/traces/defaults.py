@@ -85,7 +85,7 @@ def rules_of(row: Row, task: Task, limits: Limits) -> Rules:
         found = GROUNDED if row.facts or row.declines else replace(ANY_FORM, inventions=False)
     else:
         found = ANY_FORM
-    given = {item.name: getattr(limits, item.name) for item in fields(limits)}  # type: ignore[arg-type]
+    given = {item.name: getattr(limits, item.name) for item in fields(limits)}
     return replace(found, **{name: value for name, value in given.items() if value is not None})
 
 

@@ -16,6 +16,7 @@ from tasks.traces.prompt import (
     rank_of,
     sources,
     teacher_messages,
+    tools_of,
 )
 from tasks.traces.settings import TeacherSettings
 from tasks.traces.teacher import Job
@@ -70,6 +71,7 @@ def choose_rows(settings: TeacherSettings, rows: Sequence[Row], seed: int) -> li
 def _make_job(
     settings: TeacherSettings, row: Row, task: Task, shown: Sequence[Row], articles: Mapping[str, Article] | None
 ) -> Job:
+    tools_of(row)  # a broken list is an error now, not after the first answers are paid
     hinted = [hints(settings, row, number) for number in range(settings.samples)]
     reason = settings.reasoning.ask == "request"
     chats = [teacher_messages(row, task, shown, settings.examples, articles, hint, reason) for hint in hinted]

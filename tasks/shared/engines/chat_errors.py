@@ -71,7 +71,7 @@ def find_error(reply: Mapping[str, Any]) -> Problem | None:
         error = reply.get("errors") or (reply if told else None)
     if not error:
         return None
-    text = describe(error)
+    text = describe(error) or json.dumps(error)
     status = _status(error) or _status(reply)
     passes = is_transient(status, text) or (not status and is_transient(503, text) and bool(TRANSIENT.search(text)))
     return Problem(status or 200, text, passes, tuple(_named(error)))

@@ -56,6 +56,13 @@ def read_reply(content: bytes, room: int = 0) -> Completion | Problem:
     room: most tokens that were requested; tells a full answer from a cut one where the endpoint gives no finish reason.
     Raises nothing.
     """
+    try:
+        return _read(content, room)
+    except RecursionError:
+        return Problem(200, "not a chat completion: JSON that is nested too deeply", quote=True)
+
+
+def _read(content: bytes, room: int) -> Completion | Problem:
     reply = _parse(content)
     if isinstance(reply, Problem):
         return reply

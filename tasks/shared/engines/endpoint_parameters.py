@@ -33,7 +33,7 @@ class Dialect:
     """
 
     def __init__(self, length: LengthParameter = "auto") -> None:
-        self._names = list(LENGTH) if length == "auto" else [length]
+        self._names: list[str] = list(LENGTH) if length == "auto" else [length]
         self._dropped: set[str] = set()
         self._roles: set[str] = set()
 

@@ -29,6 +29,7 @@ MAX_BYTES = 64 * 2**20
 """Largest body that is read."""
 REFUSED = frozenset({400, 413, 422})
 """Status codes that may concern this request only."""
+FLAGGED = re.compile(r"moderation|flagged|content policy|safety", re.IGNORECASE)
 FIXES = {
     400: "check the settings of the step (model, max_tokens, sampling) against what the endpoint accepts",
     401: "check the key in the environment variable that `api_key_env` names",
@@ -177,7 +178,8 @@ class Endpoint:
             return _Again(got, self._after(response))
         if "location" in response.headers:
             got += f", redirects to {self._redact(shown(response.headers['location']))[:QUOTE]}"
-        kind = RefusedError if problem.status in REFUSED else EndpointError
+        flagged = problem.status in (403, 451) and FLAGGED.search(problem.message)
+        kind = RefusedError if problem.status in REFUSED or flagged else EndpointError
         return kind(self.where, got, "a chat completion", self._fix(problem))
 
     def _fix(self, problem: Problem) -> str:
