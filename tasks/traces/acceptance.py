@@ -1,4 +1,4 @@
-"""Acceptance of a reply: by its form, by the row's answer key, by a judge; and votes between accepted replies."""
+"""Acceptance of replies by form, answer key or judge, and votes between accepted replies."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -57,7 +57,7 @@ def judge_reply(row: Row, task: Task, reply: Reply, evidence: Evidence, rules: R
 
 
 def judge_key(row: Row, task: Task, answer: Answer) -> str:
-    """Return the type of the first target that an answer misses; "" if its grade is 1 by all of them."""
+    """Return the reason of the first target that an answer misses; "" if it misses none."""
     targets = decidable(row, task)
     for target in targets:
         if grade(target, answer, task) < 1.0:
@@ -74,7 +74,10 @@ def answer_of(row: Row, task: Task, reply: Reply) -> Answer:
 
 
 def ballot(row: Row, task: Task, reply: Reply) -> str:
-    """Return what a reply says, in the form in which votes are counted; "" for a task whose answers have none."""
+    """Return the canonical form of a reply, by which votes are counted.
+
+    "" for tasks whose answers have none: then the first accepted reply wins.
+    """
     dummy = VOTES.get(task.type)
     targets = decidable(row, task) or ([dummy] if dummy else [])
     answer = answer_of(row, task, reply)
@@ -82,7 +85,10 @@ def ballot(row: Row, task: Task, reply: Reply) -> str:
 
 
 def elect(ballots: Sequence[str]) -> tuple[int, float]:
-    """Return the index of the first ballot of the most frequent kind, and that kind's share; an early one wins a tie."""
+    """Return the index of the first ballot of the most frequent kind, and that kind's share.
+
+    The kind that comes first wins a tie.
+    """
     counts = Counter(ballots)
     winner = max(range(len(ballots)), key=lambda index: (counts[ballots[index]], -index))
     return winner, counts[ballots[winner]] / len(ballots)

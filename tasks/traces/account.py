@@ -14,7 +14,7 @@ Judged = Mapping[str, Sequence[Sample]]
 
 
 def paid(samples: Sequence[Sample]) -> list[Sample]:
-    """Return the samples that the endpoint answered, each request once: equal prompts share an answer."""
+    """Return the samples that were paid: equal prompts share an answer, refusals cost nothing."""
     return list({sample.digest: sample for sample in samples if sample.digest}.values())
 
 

@@ -76,7 +76,7 @@ class CapReached(StillroomError):
 
 
 class Purse:
-    """What is left of a budget; requests reserve their worst case before they start."""
+    """Account of a budget, in which requests reserve their worst case before they start."""
 
     def __init__(self, budget: Budget, prices: Prices) -> None:
         self.budget, self.prices = budget, prices

@@ -1,4 +1,4 @@
-"""Defaults that follow from a row's task: limits of the filter, stop strings, length, wishes to the teacher."""
+"""Defaults that follow from a row's task: limits, stop strings, length, requests."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -51,7 +51,10 @@ class Limits:
 
 @dataclass(frozen=True)
 class Rules:
-    """Limits of one row, all decided; the fields of `Limits`, and whether an answer may decline a row that does not ask for it."""
+    """Limits of one row, all decided: the fields of `Limits`.
+
+    refusals: True if an answer may decline although the row does not ask for it.
+    """
 
     min_words: int = 1
     max_words: int = 0
@@ -73,7 +76,7 @@ PLAIN_SENTENCE = replace(ANY_FORM, **_FORM)  # type: ignore[arg-type]
 
 
 def is_sentence(task: Task) -> bool:
-    """Return True if answers are one sentence below a label line, as those of the support corpus."""
+    """Return True if answers are one sentence below a label line, as in the support corpus."""
     return task.type == "qa" and task.layout == "first_line"
 
 
@@ -97,7 +100,10 @@ def stops_of(task: Task, stop: Sequence[str] | None) -> tuple[str, ...]:
 
 
 def length_of(task: Task, max_tokens: int) -> int:
-    """Return the length limit of an answer, tokens.  max_tokens: the setting; 0 takes the task's."""
+    """Return the length limit of an answer, tokens.
+
+    max_tokens: the setting; 0 takes the task's.
+    """
     return max_tokens or (SENTENCE_TOKENS if is_sentence(task) and not task.max_new_tokens else task.answer_tokens)
 
 

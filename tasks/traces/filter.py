@@ -43,7 +43,7 @@ class Evidence:
 
 
 def judge_form(reply: Reply, rules: Rules, tools: frozenset[str] = frozenset()) -> str:
-    """Return the reason for rejecting a reply by its form, in a word or two; "" if it is accepted.
+    """Return the reason for rejecting a reply by its form, in a word or two; "" for none.
 
     tools: names of the tools that the reply may call.
     """
@@ -83,7 +83,10 @@ def _judge_calls(calls: tuple[ToolCall, ...], tools: frozenset[str]) -> str:
 
 
 def loops(text: str) -> bool:
-    """Return True if the text ends with the same passage of 2 to 200 characters LOOP times or more, 40 characters in all."""
+    """Return True if the text ends in an endless loop.
+
+    That is a passage of 2 to 200 characters, LOOP times or more, and over 40 characters or more.
+    """
     text = text.rstrip()
     for size in range(2, min(200, len(text) // LOOP) + 1):
         times = max(LOOP, -(-40 // size))

@@ -41,14 +41,14 @@ def make_jobs(
     ]
     answered = choose_examples(answerable, settings.examples, seed)
     refused = [row for row in rows if row.declines]
-    tasks = {name: _with_labels(name, task, rows) for name, task in tasks.items()}
+    known = {name: _with_labels(name, tasks[name], rows) for name in tasks}
     chosen = sorted(choose_rows(settings, rows, seed), key=lambda row: (row.declines, row.task, row.label))
     if settings.budget.limited:
         chosen.sort(key=lambda row: rank_of(seed, row))
     jobs = []
     for row in chosen:
         shown = choose_refusals(row, refused, settings.examples, seed) if row.declines else answered
-        jobs.append(_make_job(settings, row, tasks[row.task], shown, articles))
+        jobs.append(_make_job(settings, row, known[row.task], shown, articles))
     return jobs
 
 

@@ -1,4 +1,4 @@
-"""Answers of a teacher behind an OpenAI-compatible endpoint, filtered by the rows' answer keys."""
+"""Answers of a teacher behind an OpenAI-compatible endpoint, by the rows' answer keys."""
 
 import asyncio
 import logging
@@ -37,7 +37,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", hide_input_in_errors=True))
 class OpenAI(TeacherSettings):
-    """Training answers from a teacher: the first sample of each prompt that is accepted, or the one that wins the vote.
+    """Training answers from a teacher: of each prompt the first accepted sample.
+
+    With `vote`, the accepted sample that says what most of them say.
 
     Samples of a prompt are requested one after another until one is accepted, so that each retry finds its prompt in the
     endpoint's cache.  Taking the first accepted answer, and not for example the shortest, keeps the teacher's variety.

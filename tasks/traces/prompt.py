@@ -1,4 +1,4 @@
-"""The teacher's prompt: instruction, worked examples, the conversation, an article, the wish."""
+"""The teacher's prompt: instruction, worked examples, conversation, article, wish."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,10 @@ def rank(seed: int, name: str) -> int:
 
 
 def rank_of(seed: int, row: Row) -> int:
-    """Pseudo-random number of a row's prompt and a seed: another id changes no choice, and so no request."""
+    """Pseudo-random number of a row's prompt and a seed.
+
+    Another id of the row changes no choice, and so no request.
+    """
     before = row.messages[:-1] if row.answered else row.messages
     return rank(seed, "\0".join([f"{message.role}\1{message.content}" for message in before]))
 
@@ -69,7 +72,7 @@ def teacher_messages(
     hint: bool = False,
     reason: bool = False,
 ) -> list[Turn]:
-    """Build the chat that requests `row`'s answer from the teacher, in the format of an endpoint.
+    """Build the chat that requests `row`'s answer, in the format of an endpoint.
 
     examples: from `choose_examples` or `choose_refusals`; shown for tasks that are answered in one sentence.
     count: most examples to show.
@@ -171,7 +174,10 @@ def narrow_sources(row: Row) -> str:
 
 
 def tools_of(row: Row) -> list[Any]:
-    """Return the tools that the teacher may call.  Raises DataError if the row's tools are no JSON list."""
+    """Return the tools that the teacher may call.
+
+    Raises DataError if the row's tools are not a JSON list.
+    """
     if not row.tools:
         return []
     try:

@@ -68,7 +68,9 @@ def tidy(reasoning: str) -> str:
 
 
 def message_of(row: Row, task: Task, reply: Reply) -> Message:
-    """Return the assistant's message that a reply becomes: verbatim, but for a label where the task's layout has one.
+    """Return the assistant's message that a reply becomes.
+
+    The text stays verbatim, but for a label where the task's layout has one.
 
     first_line: the label of the answer key on a line above the text.  alone: the label as the key or the task spells it.
     """

@@ -69,7 +69,9 @@ class Teacher:
     _answered: bool = False
 
     async def answer(self, job: Job, tried: list[Sample]) -> None:
-        """Add the judged samples of one prompt to `tried`, up to the first accepted one, or all for a vote.
+        """Add the judged samples of one prompt to `tried`, up to the first accepted one.
+
+        For a vote, all of them.
 
         Stored samples are not requested again.  Raises CapReached if the budget does not allow the next one.
         """

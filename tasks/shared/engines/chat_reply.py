@@ -153,7 +153,7 @@ def _reasoning(message: Mapping[str, Any]) -> str:
 
 
 def _tool_calls(message: Mapping[str, Any]) -> tuple[ToolCall, ...]:
-    """Calls of a message, also in the older form `function_call`; arguments that are no text become JSON text."""
+    """Tool calls of a message, also of the older `function_call`; arguments become text."""
     found = message.get("tool_calls")
     entries = list(found) if isinstance(found, list) else []
     if not entries and isinstance(message.get("function_call"), dict):

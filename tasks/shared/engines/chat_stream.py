@@ -10,7 +10,7 @@ TEXTS = ("content", "reasoning_content", "reasoning", "refusal")
 
 
 def join_stream(content: bytes) -> dict[str, Any] | Problem:
-    """Join server-sent events to one chat completion; a Problem if they are cut off or hold none."""
+    """Join server-sent events to one chat completion; a Problem if they are cut off."""
     lines = [line[5:].strip() for line in content.decode("utf-8", "replace").splitlines() if line.startswith("data:")]
     try:
         events = _objects([json.loads(line) for line in lines if line != DONE])

@@ -1,4 +1,4 @@
-"""Parameters and roles that an endpoint takes: learned from its refusals, never changed in silence."""
+"""Parameters and roles that an endpoint takes, learned from its refusals."""
 
 import logging
 import re
@@ -101,7 +101,7 @@ class Dialect:
 
 
 def _named_in(message: str, names: list[str]) -> list[str]:
-    """Parameters that a message names, in its order; of two that exclude each other, the second in importance."""
+    """Parameters that a message refuses, in its order; of temperature and top_p together, top_p."""
     found = {name: place for name in names if (place := _place(message, name)) >= 0}
     if {"temperature", "top_p"} <= found.keys() and TOGETHER.search(message):
         return ["top_p"]

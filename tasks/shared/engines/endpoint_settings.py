@@ -45,7 +45,7 @@ class EndpointSettings:
     """More fields of each request, such as {reasoning_effort: low} or {chat_template_kwargs: {enable_thinking: false}}."""
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for an invalid URL, or for fields of `extra_body` that other settings send."""
+        """Raise ConfigError for an invalid URL, or for keys and other settings in `extra_body`."""
         if self.base_url:
             check_url(self.base_url)
         if any(CREDENTIALS.fullmatch(name) for name in self.extra_body):

@@ -1,4 +1,4 @@
-"""Log of an endpoint's answers by the content of their requests, shared by runs: no answer is paid twice."""
+"""Log of an endpoint's answers by the content of their requests, shared by all runs."""
 
 import fcntl
 import json
@@ -101,7 +101,10 @@ class SampleStore:
         self._stream.close()
 
     def find(self, row: str, sample: int, digest: str) -> Sample | None:
-        """Return the stored answer to the request with this digest, as that of a row's sample; None if there is none."""
+        """Return the stored answer to the request with this digest, or None.
+
+        row, sample: to which the returned copy belongs; another row may have asked the same.
+        """
         if digest not in self._found:
             self._refresh()
         found = self._found.get(digest)

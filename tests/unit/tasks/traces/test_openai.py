@@ -18,7 +18,7 @@ from tasks.shared.errors import ConfigError, DataError, EndpointError, ModelErro
 from tasks.shared.formats.articles import Article, write_articles
 from tasks.shared.formats.earlier_rows import EARLIER_TASK
 from tasks.shared.formats.rows import Message, Row, read_rows, write_rows
-from tasks.shared.formats.targets import Label
+from tasks.shared.formats.targets import Decline, Label
 from tasks.shared.formats.tasks import Task, write_tasks
 from tasks.shared.store.keys import Digests
 from tasks.shared.technique import Artifact, Compute, Inputs, Kind, StepRun
@@ -306,7 +306,7 @@ def test_examples_are_a_shared_prefix_and_never_about_the_same_article():
 def test_refusals_are_shown_with_their_own_reason_but_not_their_own_words():
     rows = [
         make_row(number, "refuse").model_copy(
-            update={"key": (Label(label="codes" if number % 2 else "law"),), "group": f"g{number // 4}"}
+            update={"key": (Label(label="codes" if number % 2 else "law"), Decline()), "group": f"g{number // 4}"}
         )
         for number in range(12)
     ]

@@ -9,39 +9,10 @@ from tasks.shared.engines.chat_errors import Problem, read_error
 from tasks.shared.engines.chat_reply import Completion, read_reply
 
 NAMES = [
-    "choices",
-    "message",
-    "content",
-    "text",
-    "type",
-    "finish_reason",
-    "delta",
-    "tool_calls",
-    "function",
-    "name",
-    "arguments",
-    "id",
-    "index",
-    "usage",
-    "prompt_tokens",
-    "completion_tokens",
-    "error",
-    "code",
-    "status",
-    "detail",
-    "loc",
-    "msg",
-    "metadata",
-    "raw",
-    "object",
-    "errors",
-    "param",
-    "reasoning",
-    "reasoning_content",
-    "thinking",
-    "refusal",
-    "function_call",
-]
+    "choices", "message", "content", "text", "type", "finish_reason", "delta", "tool_calls", "function", "name", "arguments",
+    "id", "index", "usage", "prompt_tokens", "completion_tokens", "error", "code", "status", "detail", "loc", "msg", "metadata",
+    "raw", "object", "errors", "param", "reasoning", "reasoning_content", "thinking", "refusal", "function_call",
+]  # fmt: skip
 plain = (
     st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["", "stop", "text", "error", "429", "{"])
 )

@@ -1,58 +1,20 @@
 """Rows of every kind of task: asked, accepted by their key, form or a judge, and written in their layout."""
 
 import json
-import logging
 
 import pytest
 
-from tasks.shared.engines import openai_endpoint
-from tasks.shared.errors import ConfigError, DataError, EndpointError
-from tasks.shared.formats.rows import Message, Row, ToolCall, read_rows, write_rows
+from tasks.shared.errors import ConfigError, DataError
+from tasks.shared.formats.rows import Message, Row, ToolCall
 from tasks.shared.formats.targets import Call, Decline, Facts, Json, Label, NoCall, Number, Text
-from tasks.shared.formats.tasks import Requests, Task, write_tasks
-from tasks.shared.technique import Artifact, Inputs, Kind, StepRun
-from tasks.traces.openai import OpenAI, Prices
-from tasks.traces.settings import Budget, Limits
-from tests.fake_endpoint import Fake, reply, says
+from tasks.shared.formats.tasks import Requests, Task
+from tasks.traces.openai import OpenAI
+from tasks.traces.settings import Limits
+from tests.fake_endpoint import Fake, says
+from tests.traced_rows import asked, bodies, chat, trace
 
 LIST = "Sure! Do this:\n\n- unplug it\n- call 555-0100\n\n**Then** wait."
 TOOLS = json.dumps([{"type": "function", "function": {"name": "find", "parameters": {"type": "object"}}}])
-
-
-@pytest.fixture(autouse=True)
-def short_pauses(monkeypatch):
-    monkeypatch.setattr(openai_endpoint, "_backoff", lambda state: 0.01)
-
-
-def chat(number, *turns, **more):
-    """A row from texts of user and assistant in turn."""
-    roles = ("user", "assistant") * len(turns)
-    messages = tuple(Message(role=role, content=text) for role, text in zip(roles, turns, strict=False))
-    return Row(id=f"row-{number}", group=f"g{number}", messages=messages, **more)
-
-
-def trace(folder, rows, url, tasks=None, name="out", **settings):
-    """Metrics, rows and card of a run; all runs of a test share the cache of answers."""
-    corpus, out = folder / f"corpus-{name}", folder / name
-    corpus.mkdir()
-    out.mkdir()
-    write_rows(corpus / "train.jsonl", rows)
-    write_tasks(corpus, tasks or {})
-    run = StepRun("traces", 3, folder / f"scratch-{name}", folder / "predictions" / f"code-{name}")
-    inputs = Inputs({"prompts": (Artifact("corpus", Kind.CORPUS, corpus),)})
-    metrics = OpenAI(base_url=url, **{"gold_ratio": 0, "samples": 1, "concurrency": 2, **settings})(inputs, out, run)
-    return metrics, read_rows(out / "train.jsonl"), json.loads((out / "card.json").read_text())
-
-
-def bodies(server):
-    return [body for _, _, body in server.seen]
-
-
-def asked(body):
-    return body["messages"][-1]["content"]
-
-
-# Any row
 
 
 def test_plain_chats_are_sent_as_they_are_and_the_answer_is_kept_verbatim(tmp_path):
@@ -109,9 +71,6 @@ def test_thoughts_in_the_text_are_no_part_of_a_chat_answer(tmp_path):
     with Fake(says("<think>\nHm.\n</think>\n\nWell.")) as server:
         _, traced, _ = trace(tmp_path, [chat(0, "Hi", "Hello")], server.url)
     assert traced[0].answer == "Well." and not traced[0].reasoning
-
-
-# Acceptance by the key
 
 
 @pytest.mark.parametrize(
@@ -199,9 +158,6 @@ def test_limits_can_be_set_for_any_task(tmp_path):
     assert len(server.seen) == 1
 
 
-# Votes and judges
-
-
 def test_the_most_frequent_answer_wins_the_vote(tmp_path):
     texts = iter(["It is 7.", "So 42.", "Hence 42.", "Well, 7 and 42."])
     rows = [chat(0, "6 times 7?", task="t")]
@@ -227,130 +183,3 @@ def test_a_judge_says_yes_or_no(tmp_path):
     assert card["samples_dropped"] == {"judge: no": 1, "judge: unreadable": 1} and card["accepted_by"] == {"judge": 1}
     assert metrics["requests"] == 6 == len(server.seen) and metrics["prompt_tokens"] == 24
     assert any("It must rhyme." in body["messages"][0]["content"] for body in bodies(server))
-
-
-# Too little is an error
-
-
-def test_nothing_accepted_fails_and_says_why_with_examples(tmp_path):
-    rows = [chat(number, f"Q{number}", "gold") for number in range(3)]
-    with Fake(says(None, "length", reasoning_content="Let me think.")) as server:
-        with pytest.raises(DataError) as caught:
-            trace(tmp_path, rows, server.url)
-        told = str(caught.value)
-        assert "3 x only reasoning" in told and "Let me think." in told and "max_tokens (256 now)" in told
-        _, traced, _ = trace(tmp_path, rows, server.url, name="anyway", min_acceptance=0)
-    assert len(server.seen) == 3, "everything is kept"
-    assert {row.origin for row in traced} == {"gold"}
-
-
-def test_the_smallest_share_is_a_setting(tmp_path):
-    rows = [chat(number, f"Q{number}", "gold") for number in range(10)]
-    with Fake(lambda body: says("Well." if "Q7" in asked(body) else "")) as server:
-        trace(tmp_path, rows, server.url, name="one")
-        with pytest.raises(DataError, match="1 of 10 prompts"):
-            trace(tmp_path, rows, server.url, name="more", min_acceptance=0.2)
-
-
-def test_one_refused_prompt_is_counted_and_a_refusing_endpoint_is_an_error(tmp_path):
-    rows = [chat(number, f"Q{number}", "gold") for number in range(30)]
-
-    def play(body):
-        return reply(400, {"error": "too long for the context"}) if "Q7" in asked(body) else says("Well.")
-
-    with Fake(play) as server:
-        _, traced, card = trace(tmp_path, rows, server.url)
-    assert card["samples_dropped"] == {"refused": 1} and card["teacher"] == 29
-    with Fake(reply(400, {"error": "model not loaded"})) as server, pytest.raises(EndpointError, match="not loaded"):
-        trace(tmp_path, rows, server.url, name="none")
-    assert len(server.seen) < 15, "it is not asked thirty times"
-
-
-def test_parameters_that_were_not_taken_are_in_the_card(tmp_path):
-    def play(body):
-        told = {"error": {"message": "Unsupported value: 'temperature'", "param": "temperature"}}
-        return reply(400, told) if "temperature" in body else says("Well.")
-
-    with Fake(play) as server:
-        _, _, card = trace(tmp_path, [chat(0, "Hi", "Hello")], server.url)
-        _, _, again = trace(tmp_path, [chat(0, "Hi", "Hello")], server.url, name="again")
-    assert card["parameters_not_taken"] == ["temperature"] == again["parameters_not_taken"] and len(server.seen) == 2
-
-
-# Paid once
-
-
-def test_filters_ratios_prices_and_ids_pay_for_nothing_twice(tmp_path):
-    rows = [chat(number, f"Q{number}", "gold") for number in range(6)]
-    renamed = [row.model_copy(update={"id": f"new-{row.id}", "group": "x"}) for row in rows]
-    with Fake(says("Well, this is an answer.")) as server:
-        trace(tmp_path, rows, server.url, name="some", gold_ratio=0.5)
-        assert len(server.seen) == 3
-        trace(tmp_path, rows, server.url, name="all")
-        assert len(server.seen) == 6
-        trace(tmp_path, rows, server.url + "/", name="slash", limits=Limits(max_words=9), min_acceptance=0.5)
-        trace(tmp_path, rows, server.url, name="prices", prices=Prices(input=1.0), gold_ratio=0.2)
-        _, traced, _ = trace(tmp_path, renamed[::-1], server.url, name="ids")
-        assert len(server.seen) == 6 and {row.origin for row in traced} == {"teacher"}
-        trace(tmp_path, rows, server.url, name="seeds", model="other")
-        assert len(server.seen) == 12, "another model is another teacher"
-
-
-def test_rows_with_the_same_prompt_are_asked_once_also_at_the_same_time(tmp_path):
-    rows = [chat(number, "Q", f"gold {number}") for number in range(6)]
-    with Fake(reply(200, says("Well.")[1], delay=0.1)) as server:
-        metrics, traced, _ = trace(tmp_path, rows, server.url, concurrency=6)
-    assert len(server.seen) == 1 == metrics["requests"] and [row.answer for row in traced] == ["Well."] * 6
-
-
-# The budget
-
-
-def test_a_reached_cap_fails_with_numbers_and_a_raised_one_goes_on(tmp_path):
-    rows = [chat(number, f"Q{number}", "gold") for number in range(10)]
-    with Fake(says("Well.", usage={"prompt_tokens": 10, "completion_tokens": 5})) as server:
-        with pytest.raises(ConfigError) as caught:
-            trace(tmp_path, rows, server.url, name="capped", budget=Budget(requests=4))
-        told = str(caught.value)
-        assert "4 of 10 prompts" in told and "4 requests, 60 tokens" in told and "about 10 requests, 150 tokens" in told
-        assert len(server.seen) == 4 and not caught.value.retryable
-        metrics, _, card = trace(tmp_path, rows, server.url, name="raised", budget=Budget(requests=10))
-    assert len(server.seen) == 10 and card["complete"] and metrics["complete"] == 1 and metrics["reused"] == 4
-
-
-def test_an_incomplete_artifact_says_so(tmp_path, caplog):
-    rows = [chat(number, f"Q{number}", "gold") for number in range(10)]
-    with Fake(says("Well.")) as server:
-        settings = {"budget": Budget(requests=4), "when_capped": "publish"}
-        metrics, traced, card = trace(tmp_path, rows, server.url, **settings)
-    used = json.loads((tmp_path / "out" / "usage.json").read_text())
-    assert metrics["complete"] == 0 and card["complete"] is False and used["complete"] is False
-    assert card["prompts_not_asked_for_budget"] == 6 and card["teacher"] == 4 and len(traced) == 10
-    assert any(record.levelno == logging.WARNING and "incomplete" in record.message for record in caplog.records)
-
-
-@pytest.mark.parametrize("concurrency", [1, 8])
-@pytest.mark.parametrize("usage", [{"prompt_tokens": 20, "completion_tokens": 40}, None])
-def test_no_cap_is_ever_passed(tmp_path, concurrency, usage):
-    rows = [chat(number, f"Q{number}", "gold") for number in range(40)]
-    caps = {"budget": Budget(tokens=2000), "when_capped": "publish", "max_tokens": 50, "concurrency": concurrency}
-    with Fake(says("Well.", usage=usage)) as server:
-        metrics, _, card = trace(tmp_path, rows, server.url, **caps)
-    assert metrics["prompt_tokens"] + metrics["completion_tokens"] <= 2000 and not card["complete"]
-    assert 15 <= len(server.seen) <= 33, "and most of it is used"
-
-
-def test_money_is_a_cap_too_and_needs_prices(tmp_path):
-    rows = [chat(number, f"Q{number}", "gold") for number in range(40)]
-    with Fake(says("Well.", usage={"prompt_tokens": 20, "completion_tokens": 40})) as server:
-        more = {"budget": Budget(money=0.001), "prices": Prices(input=1.0, output=1.0), "when_capped": "publish"}
-        metrics, _, card = trace(tmp_path, rows, server.url, max_tokens=50, **more)
-    assert 0 < metrics["cost"] <= 0.001 and not card["complete"]
-    with pytest.raises(ConfigError, match="prices"):
-        OpenAI(budget=Budget(money=1))
-
-
-def test_a_cap_below_one_request_says_so(tmp_path):
-    with Fake(says("Well.")) as server, pytest.raises(ConfigError, match="next request may take"):
-        trace(tmp_path, [chat(0, "Hi", "Hello")], server.url, budget=Budget(tokens=20), when_capped="publish")
-    assert not server.seen
