@@ -191,7 +191,7 @@ class Judge(EndpointSettings):
 
     async def _reply(self, pair: Pair, swapped: bool, endpoint: Endpoint, store: SampleStore, judge: str) -> Sample:
         messages = pair.messages(self.instructions, swapped)
-        sampling = {"temperature": self.temperature, "max_tokens": self.max_tokens}
+        sampling = {"temperature": self.temperature, "max_tokens": self.max_tokens, **self.extra_body}
         digest = request_digest(judge, messages, sampling)
         if (stored := store.find(pair.item.id, int(swapped), digest)) is not None:
             return stored

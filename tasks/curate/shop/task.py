@@ -1,6 +1,6 @@
 """The task of the fictional shop: instructions, answer layout and refusals of its support bot."""
 
-from tasks.shared.formats.tasks import Task
+from tasks.shared.formats.tasks import Requests, Task
 
 TASK = "support"
 SUPPORT = Task(
@@ -13,5 +13,11 @@ SUPPORT = Task(
     judge=(
         "Both answer a customer of a shop. The better answer is correct by the reference answer, answers what was asked, adds nothing "
         "false, and is short and polite."
+    ),
+    requests=Requests(
+        ask="Answer in one short sentence.",
+        ask_article="Answer in one short sentence with the fact from the article.",
+        ask_fact="Answer in one short sentence that says: {fact}.",
+        decline="This is against our policy. Decline in one polite sentence: say that you can't help with it.",
     ),
 )

@@ -344,6 +344,8 @@ CHANGES = {
     "concurrency": Change(4),
     "timeout_s": Change(60.0),
     "max_attempts": Change(2),
+    "length_parameter": Change("max_completion_tokens"),
+    "extra_body": Change({"reasoning_effort": "low"}),
     "temperature": Change(0.5),
     "max_tokens": Change(50),
     "measure": Change("fact"),
