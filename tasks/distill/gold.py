@@ -25,7 +25,7 @@ from tasks.shared.errors import ConfigError, TechniqueError
 from tasks.shared.formats.rows import Row, read_rows
 from tasks.shared.model.encoding import IGNORED, Encoded, collate, encode
 from tasks.shared.model.head import output_head
-from tasks.shared.model.loading import load_model, load_tokenizer
+from tasks.shared.model.loading import load_model, training_tokenizer
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun, Upstream
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class OtherTokens(Objective):
 
     def __init__(self, settings: Gold, student: Path, teacher: Path, rows: Sequence[Row]) -> None:
         self.settings, self.source = settings, teacher
-        self.tokenizers = load_tokenizer(student), load_tokenizer(teacher)
+        self.tokenizers = training_tokenizer(student), training_tokenizer(teacher)
         if self.tokenizers[0].get_vocab() == self.tokenizers[1].get_vocab():
             log.warning(
                 "the teacher has the student's tokens: distill/logits compares them directly, which is a stronger signal"

@@ -20,6 +20,7 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     role: Literal["system", "user", "assistant"]
     content: Text
+    learn: bool | None = None
 
 
 class Row(BaseModel):

@@ -22,13 +22,14 @@ def calibration_rows(corpus: Path, count: int) -> list[Row]:
 
 
 def calibration_ids(tokenizer: "PreTrainedTokenizerBase", rows: list[Row], max_tokens: int) -> list[list[int]]:
-    """Token ids of each conversation with its answer, truncated to `max_tokens`."""
-    from tasks.shared.model.prompts import render
+    """Token ids of each conversation with its answer, truncated to `max_tokens`.
 
-    texts = [
-        render(tokenizer, [message.model_dump() for message in row.messages], add_generation_prompt=False)
-        for row in rows
-    ]
+    They are rendered by the chat template; for a base model, which has none, as plain text.
+    """
+    from tasks.shared.model.prompts import render
+    from tasks.shared.model.turns import chat_of
+
+    texts = [render(tokenizer, chat_of(row), add_generation_prompt=False) for row in rows]
     return [tokenizer(text, add_special_tokens=False)["input_ids"][:max_tokens] for text in texts]
 
 
