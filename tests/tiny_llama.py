@@ -1,6 +1,7 @@
 """A Llama of 0.2M random weights, a byte-level tokenizer trained in code, and a small corpus: models for tests."""
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,12 @@ def chats(count: int) -> list[Row]:
         )
         for index, (ask, answer) in enumerate(zip(asks, answers, strict=True))
     ]  # fmt: skip
+
+
+def make_row(turns: Sequence[tuple[str, str]], **fields: Any) -> Row:
+    """A conversation of (role, content) pairs."""
+    messages = tuple(Message(role=role, content=content) for role, content in turns)  # type: ignore[arg-type]
+    return Row(**{"id": "r0", "kind": "faq", "intent": "returns", "group": "g0", "messages": messages} | fields)
 
 
 def write_corpus(folder: Path, rows: int = 24) -> Path:

@@ -199,10 +199,12 @@ def end_of_turn(tokenizer: "PreTrainedTokenizerBase") -> str:
         alone, opened, both = (_written(tokenizer, turns, False) for turns in (talk, talk[:1], [*talk, asked]))
     except ModelError:
         return ""
-    for tail in (alone.partition(MARK)[2], both.partition(MARK)[2].partition(asked["content"])[0]):
-        found = _first_special(tokenizer, tail)
-        if found and (tail is not both or found[1] not in opened.partition(asked["content"])[0]):
-            return found[1]
+    found = _first_special(tokenizer, alone.partition(MARK)[2])
+    if found:
+        return found[1]
+    between = _first_special(tokenizer, both.partition(MARK)[2].partition(asked["content"])[0])
+    if between and between[1] not in opened.partition(asked["content"])[0]:
+        return between[1]
     return ""
 
 
