@@ -9,7 +9,6 @@ from tasks.shared.formats.articles import read_articles, with_article
 from tasks.shared.formats.rows import Row, read_rows
 from tasks.shared.model.calibration import CALIBRATION_FILE
 from tasks.shared.model.prompts import render
-from tasks.shared.model.turns import chat_of
 from tasks.shared.text.files import read_texts
 
 if TYPE_CHECKING:
@@ -62,9 +61,9 @@ def domain(
 
 def conversation(tokenizer: "PreTrainedTokenizerBase", row: Row) -> Passage:
     """Return a row in all forms that are tokenized: whole conversation, prompt, answer, intent."""
-    whole = render(tokenizer, chat_of(row), add_generation_prompt=False)
+    whole = render(tokenizer, row.chat, add_generation_prompt=False, tools=row.tools)
     spoken = "\n".join(message.content for message in row.messages if message.role != "system")
-    return Passage(row.article or row.group, (whole, render(tokenizer, row.prompt), row.answer, row.intent), spoken)
+    return Passage(row.evidence or row.group, (whole, render(tokenizer, row.prompt, tools=row.tools), row.answer, row.label), spoken)
 
 
 def without_every_tenth(passages: Sequence[Passage]) -> tuple[list[Passage], list[Passage]]:

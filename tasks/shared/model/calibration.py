@@ -27,9 +27,8 @@ def calibration_ids(tokenizer: "PreTrainedTokenizerBase", rows: list[Row], max_t
     They are rendered by the chat template; for a base model, which has none, as plain text.
     """
     from tasks.shared.model.prompts import render
-    from tasks.shared.model.turns import chat_of
 
-    texts = [render(tokenizer, chat_of(row), add_generation_prompt=False) for row in rows]
+    texts = [render(tokenizer, row.chat, add_generation_prompt=False, tools=row.tools) for row in rows]
     return [tokenizer(text, add_special_tokens=False)["input_ids"][:max_tokens] for text in texts]
 
 

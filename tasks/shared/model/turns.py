@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from tasks.shared.formats.rows import Message, Row
-from tasks.shared.model.prompts import Chat, Turn, learned_turn, merged_turns, merges
+from tasks.shared.formats.rows import Message, Row, to_chat
+from tasks.shared.model.prompts import Turn, learned_turn, merged_turns, merges
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -52,7 +52,7 @@ def examples(
     found: list[Row] = []
     counts: Counter[str] = Counter()
     for row in rows:
-        counts["merged"] += bool(merged_turns(tokenizer, chat_of(row)))
+        counts["merged"] += bool(merged_turns(tokenizer, row.chat))
         places = _run_ends(tokenizer, row, learned_places(row.messages, turns))
         counts["unlearned"] += sum(message.role == "assistant" for message in row.messages) - len(places)
         if len(places) < 2:
@@ -117,16 +117,10 @@ def joined(turns: Sequence[Turn]) -> list[Piece] | None:
 
 
 def _turns(tokenizer: "PreTrainedTokenizerBase", row: Row, places: Sequence[int]) -> list[Turn]:
-    chat = chat_of(row)
-    return [learned_turn(tokenizer, chat[: place + 1]) for place in places]
+    return [learned_turn(tokenizer, to_chat(row.messages[: place + 1]), row.tools) for place in places]
 
 
 def _run_ends(tokenizer: "PreTrainedTokenizerBase", row: Row, places: Sequence[int]) -> list[int]:
     """Drop places whose turn the template joins to the next: the assistant's last turn of a run has the whole text."""
     following = {place for place in places if row.messages[place + 1 : place + 2] and row.messages[place + 1].role == "assistant"}
     return [place for place in places if place not in following or not merges(tokenizer)]
-
-
-def chat_of(row: Row) -> list[Chat]:
-    """Return the messages as chat templates take them."""
-    return [{"role": message.role, "content": message.content} for message in row.messages]

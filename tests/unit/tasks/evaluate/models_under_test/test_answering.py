@@ -6,8 +6,9 @@ from tasks.evaluate.models_under_test.answering import SPECIAL_TOKENS, Generatio
 from tasks.evaluate.models_under_test.model_under_test import reference_prompts, tuned_prompts
 from tasks.shared.engines.llama_client import LlamaClient
 from tasks.shared.errors import ModelError
-from tasks.shared.formats.rows import Row
+from tasks.shared.formats.rows import Message
 from tasks.shared.model.generation import Written
+from tests.support_rows import support_row
 
 
 class Counting(LlamaClient):
@@ -32,10 +33,8 @@ def test_an_answer_that_the_context_would_cut_is_refused_with_the_number_that_is
 
 
 def test_a_label_is_chosen_after_the_models_own_reasoning() -> None:
-    row = Row.model_validate({
-        "id": "a", "kind": "faq", "intent": "i", "group": "g",
-        "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "i\na"}],
-    })  # fmt: skip
+    turns = (Message(role="user", content="q"), Message(role="assistant", content="i\na"))
+    row = support_row(id="a", intent="i", group="g", messages=turns)
     tuned, other = tuned_prompts([row])[0], reference_prompts([row], {}, ["i"])[0]
     plan = GenerationPlan([tuned, tuned, tuned, other], ["i"], True, 8, 1, 64)
     words = [

@@ -8,7 +8,7 @@ from tasks.shared.errors import ModelError
 from tasks.shared.formats.rows import Row
 from tasks.shared.model.encoding import IGNORED, encode
 from tasks.shared.model.prompts import render
-from tasks.shared.model.turns import chat_of, examples
+from tasks.shared.model.turns import examples
 from tests.chat_templates import FAMILIES, Family, named, tokenizer_of
 from tests.tiny_llama import make_row
 
@@ -40,14 +40,14 @@ def learned(tokenizer: Any, row: Row) -> tuple[str, list[list[int]]]:
 def test_an_answer_is_learned_as_generation_would_have_to_write_it(family: Family) -> None:
     tokenizer, row = tokenizer_of(family), talk(family, 1)
     text, (part,) = learned(tokenizer, row)
-    prompt = render(tokenizer, chat_of(row)[:-1])
+    prompt = render(tokenizer, row.prompt)
     read = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     (one,) = encode([row], tokenizer, 10_000)
     assert one["input_ids"] == read + part, "the prompt is the one that generation reads, token by token"
     assert tokenizer.decode(part[-1]) == family.end == tokenizer.eos_token
     assert tokenizer.decode(one["input_ids"]) == prompt + family.head + ANSWERS[0] + _gap(family) + family.end
     if not family.rewritten and not family.added:
-        assert render(tokenizer, chat_of(row), False).startswith(text)
+        assert render(tokenizer, row.chat, False).startswith(text)
 
 
 def _gap(family: Family) -> str:
