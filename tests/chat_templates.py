@@ -71,7 +71,9 @@ def tokenizer_of(family: Family, settled: bool = True) -> Any:
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=_core(family.specials, family.prefixed), eos_token=family.eos or family.end, bos_token=family.bos
+        tokenizer_object=_core(family.specials, family.prefixed),
+        eos_token=family.eos or family.end,
+        bos_token=family.bos,
     )
     tokenizer.pad_token = tokenizer.eos_token
     tokenizer.chat_template = (FOLDER / f"{family.name}.jinja").read_text("utf-8").removesuffix("\n")

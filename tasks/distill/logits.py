@@ -77,6 +77,12 @@ class Logits(Training, Adapted, Taught):
                 yield ConfigError(
                     f"{where}.inputs", got, "the same data", f"{where}.inputs.data={step.inputs['data'][0]}"
                 )
+            turns = getattr(step.technique, "turns", self.turns)
+            if turns != self.turns:
+                yield ConfigError(
+                    f"{where}.turns", f"{self.turns}, while {name} has targets for turns={turns}", "the same turns",
+                    f"{where}.turns={turns}",
+                )  # fmt: skip
             stored = getattr(step.technique, "temperatures", None)
             if stored is not None and self.temperature not in stored:
                 yield ConfigError(

@@ -93,6 +93,8 @@ class OnPolicy(Training, Adapted, Taught):
 class OwnAnswers(Objective):
     """One term: the divergence from the teacher on the step's answers, sampled or from the data."""
 
+    one_turn = True
+
     def __init__(self, settings: OnPolicy, student: Path, teacher: Path, seed: int) -> None:
         self.settings, self.source, self.seed = settings, teacher, seed
         tokenizer = training_tokenizer(student)

@@ -138,7 +138,9 @@ def training_tokenizer(path: Path) -> "PreTrainedTokenizerBase":
     tokenizer = load_tokenizer(path, chat=False)
     if not tokenizer.chat_template:
         tokenizer.chat_template = plain_template(tokenizer)
-        log.info("%s has no chat template: turns are written as plain text, `User: ...` and `Assistant: ...`", path.name)
+        log.info(
+            "%s has no chat template: turns are written as plain text, `User: ...` and `Assistant: ...`", path.name
+        )
     return tokenizer
 
 

@@ -23,9 +23,7 @@ Chat = Mapping[str, Any]
 """A message as chat templates take it: role, content, and where present tool_calls, name, tool_call_id."""
 MARK = "\u241ean answer\u241e"
 """Stand-in for an answer, by which its place in a rendering is found."""
-FOLD_FIX = (
-    "set `system: fold` on the model in the recipe: it puts a system turn into the next user turn; or remove these turns"
-)
+FOLD_FIX = "models.NAME.system=fold puts it into the next user turn; or remove the system turns from the data"
 
 
 @dataclass(frozen=True)
@@ -51,14 +49,20 @@ def render(
     turns = accepted(tokenizer, messages)
     text = _written(tokenizer, turns, add_generation_prompt, tools)
     for turn in turns:
-        if turn["role"] == "system" and turn["content"].strip() not in text:
+        if turn["role"] != "assistant" and not _is_in(turn["content"], text):
             raise ModelError(
                 "chat template",
-                "it leaves the system turn out of the prompt",
-                "a template that writes a system turn, or conversations without one",
-                FOLD_FIX,
+                f"it leaves the {turn['role']} turn {turn['content'][:40]!r} out of the prompt",
+                f"a template that writes {turn['role']} turns, or conversations without them",
+                FOLD_FIX if turn["role"] == "system" else "use another `template` on the model in the recipe",
             )
     return text
+
+
+def _is_in(content: str, text: str) -> bool:
+    """Return True if a line of the content is in the text: a template may remove a mark such as /no_think, or write JSON."""
+    lines = [line.strip() for line in content.splitlines() if line.strip()]
+    return not lines or any(line in text or json.dumps(line, ensure_ascii=False)[1:-1] in text for line in lines)
 
 
 def accepted(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Chat]) -> list[dict[str, Any]]:
@@ -125,15 +129,19 @@ def learned_turn(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Chat],
             "chat template", "it drops the reasoning of an answer", "a template that writes what is between <think> marks",
             "distill/sft on answers without reasoning, or another `template` on the model",
         )  # fmt: skip
-    if missing := [call["function"]["name"] for call in last.get("tool_calls", ()) if call["function"]["name"] not in text]:
-        raise ModelError("chat template", f"it leaves out the tool call {missing[0]}", "a template that writes tool calls")
+    if missing := [
+        call["function"]["name"] for call in last.get("tool_calls", ()) if call["function"]["name"] not in text
+    ]:
+        raise ModelError(
+            "chat template", f"it leaves out the tool call {missing[0]}", "a template that writes tool calls"
+        )
     return Turn(prompt, text + _added_end(tokenizer, text), head)
 
 
 def _content_place(turn: str, marked: str, message: Chat) -> tuple[str, int]:
     """Return the text before the answer's content in a rendered turn, and the place of the content's end.
 
-    marked: the same turn with MARK as content.
+    marked: the same turn with MARK as content.  Some templates (Llama 3's) write a tool call without the text beside it.
     """
     head, found, tail = marked.partition(MARK)
     content = str(message["content"])
@@ -142,6 +150,8 @@ def _content_place(turn: str, marked: str, message: Chat) -> tuple[str, int]:
             return head, len(head) + len(form)
     answer = split_reasoning(content)[1] or content.strip()
     place = turn.find(answer, 0 if CLOSE not in turn else turn.rfind(CLOSE) + len(CLOSE))
+    if message.get("tool_calls") and not found:
+        return "", 0
     if place < 0 or not found:
         raise ModelError(
             "chat template", f"it changes the answer {answer[:40]!r} to {turn[:60]!r}", "a template that writes answers as they are",

@@ -61,12 +61,26 @@ def pinned(template: str, day: date = DATE) -> str:
     if not re.search(CLOCK + r"\s*\(", text):
         return text
     fills = "".join(f" | replace('%{each}', {_quoted(day.strftime('%' + each))})" for each in _DIRECTIVES)
-    return "{%- macro " + CLOCK + "(format) -%}{{ format | replace('%-', '%')" + fills + " }}{%- endmacro -%}{{- '' }}" + text
+    return (
+        "{%- macro "
+        + CLOCK
+        + "(format) -%}{{ format | replace('%-', '%')"
+        + fills
+        + " }}{%- endmacro -%}{{- '' }}"
+        + text
+    )
 
 
 def has_clock(template: str) -> bool:
     """Return True if the template writes the current date or time."""
     return CLOCK in template and pinned(template) != template
+
+
+def mentions(template: str, name: str) -> bool:
+    """Return True if the template reads a variable of this name."""
+    code = re.findall(r"{%.*?%}|{{.*?}}", template, re.DOTALL)
+    words = (re.sub(r"'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\"", "", part) for part in code)
+    return any(re.search(rf"(?<![\w.]){name}\b", part) for part in words)
 
 
 def with_variable(template: str, name: str, value: "str | bool") -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from tasks.shared.formats.rows import Message, Row, to_chat
-from tasks.shared.model.prompts import Turn, learned_turn, merged_turns, merges
+from tasks.shared.model.prompts import Turn, ignores_tools, learned_turn, merged_turns, merges
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -39,9 +39,7 @@ def learned_places(messages: Sequence[Message], turns: Turns = "all") -> list[in
     return [place for place in spoken if messages[place].learn or (messages[place].learn is None and place in chosen)]
 
 
-def examples(
-    rows: Sequence[Row], tokenizer: "PreTrainedTokenizerBase", turns: Turns, apart: bool = False
-) -> list[Row]:
+def examples(rows: Sequence[Row], tokenizer: "PreTrainedTokenizerBase", turns: Turns, apart: bool = False) -> list[Row]:
     """Return the rows as they are learned: cut after their last learned turn, with `learn` set on every turn of the assistant.
 
     A row becomes several, one per learned turn, if its turns do not fit into one text: a template that drops the thoughts of
@@ -52,12 +50,17 @@ def examples(
     found: list[Row] = []
     counts: Counter[str] = Counter()
     for row in rows:
+        counts["toolless"] += bool(row.tools) and ignores_tools(tokenizer, row.prompt, row.tools)
         counts["merged"] += bool(merged_turns(tokenizer, row.chat))
         places = _run_ends(tokenizer, row, learned_places(row.messages, turns))
         counts["unlearned"] += sum(message.role == "assistant" for message in row.messages) - len(places)
-        if len(places) < 2:
-            found.append(marked(row, places))
-        elif not apart and joined(_turns(tokenizer, row, places)) is not None:
+        learned = _turns(tokenizer, row, places)
+        counts["textless"] += any(
+            row.messages[place].content.strip() not in turn.text
+            for place, turn in zip(places, learned, strict=True)
+            if row.messages[place].tool_calls
+        )
+        if len(places) < 2 or (not apart and joined(learned) is not None):
             found.append(marked(row, places))
         else:
             counts["split"] += 1
@@ -74,10 +77,14 @@ def _report(counts: Counter[str], rows: int) -> None:
             "turns of one role are joined, and greetings before the first question left out, in %d of %d conversations: this chat "
             "template demands that user and assistant alternate", counts["merged"], rows,
         )  # fmt: skip
-    if counts["split"]:
-        log.info(
-            "%d of %d conversations are learned turn by turn, a sequence for each answer", counts["split"], rows
+    if counts["toolless"]:
+        log.warning(
+            "the chat template leaves out the tools of %d conversations: the model never sees them", counts["toolless"]
         )
+    if counts["textless"]:
+        log.warning("the chat template leaves out the text beside tool calls in %d conversations", counts["textless"])
+    if counts["split"]:
+        log.info("%d of %d conversations are learned turn by turn, a sequence for each answer", counts["split"], rows)
     if counts["unlearned"]:
         log.info(
             "%d turns of the assistant are context only (`turns`, `learn: false`, or no question before them)",
@@ -122,5 +129,7 @@ def _turns(tokenizer: "PreTrainedTokenizerBase", row: Row, places: Sequence[int]
 
 def _run_ends(tokenizer: "PreTrainedTokenizerBase", row: Row, places: Sequence[int]) -> list[int]:
     """Drop places whose turn the template joins to the next: the assistant's last turn of a run has the whole text."""
-    following = {place for place in places if row.messages[place + 1 : place + 2] and row.messages[place + 1].role == "assistant"}
+    following = {
+        place for place in places if row.messages[place + 1 : place + 2] and row.messages[place + 1].role == "assistant"
+    }
     return [place for place in places if place not in following or not merges(tokenizer)]

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from tasks.shared.errors import ModelError
-from tasks.shared.formats.rows import Row
+from tasks.shared.errors import DataError, ModelError
+from tasks.shared.formats.rows import Message, Row, ToolCall
 from tasks.shared.model.encoding import IGNORED, encode
 from tasks.shared.model.prompts import render
 from tasks.shared.model.turns import examples
@@ -22,7 +22,11 @@ def family(request: pytest.FixtureRequest) -> Family:
 
 def talk(family: Family, turns: int = 2) -> Row:
     system = [("system", "Be short.")] if family.system else []
-    spoken = [(role, text) for ask, answer in zip(("What?", "Sure?"), ANSWERS, strict=True) for role, text in (("user", ask), ("assistant", answer))]
+    spoken = [
+        (role, text)
+        for ask, answer in zip(("What?", "Sure?"), ANSWERS, strict=True)
+        for role, text in (("user", ask), ("assistant", answer))
+    ]
     return make_row([*system, *spoken[: 2 * turns]])
 
 
@@ -60,7 +64,9 @@ def test_every_turn_is_learned_once(family: Family) -> None:
     assert len(rows) == 1 + family.split and rows[-1].id == row.id
     parts = [part for each in rows for part in learned(tokenizer, each)[1]]
     head = family.head.lstrip(" ") if family.prefixed else family.head  # decoding drops a text's first space
-    assert [tokenizer.decode(part) for part in parts] == [head + answer + _gap(family) + family.end for answer in ANSWERS]
+    assert [tokenizer.decode(part) for part in parts] == [
+        head + answer + _gap(family) + family.end for answer in ANSWERS
+    ]
     for each, number in zip(examples([row], tokenizer, "all", apart=True), (1, 2), strict=True):
         alone = learned(tokenizer, talk(family, number).model_copy(update={"messages": each.messages}))
         assert alone == learned(tokenizer, examples([talk(family, number)], tokenizer, "last")[0])
@@ -71,3 +77,138 @@ def test_the_last_turn_alone_is_learned_where_asked(family: Family) -> None:
     (last,) = examples([row], tokenizer, "last")
     text, (part,) = learned(tokenizer, last)
     assert ANSWERS[1] in tokenizer.decode(part) and ANSWERS[0] in text
+
+
+def of(name: str) -> Any:
+    """The tokenizer of a family, by its template's name."""
+    return tokenizer_of(next(family for family in FAMILIES if family.name == name))
+
+
+def texts(tokenizer: Any, rows: list[Row]) -> list[str]:
+    """Learned texts of all rows, in order."""
+    return [tokenizer.decode(part) for row in rows for part in learned(tokenizer, row)[1]]
+
+
+CHAT = [
+    ("user", "a?"),
+    ("assistant", "One."),
+    ("user", "b?"),
+    ("assistant", "Two."),
+    ("user", "c?"),
+    ("assistant", "Three."),
+]
+
+
+def test_a_message_decides_for_itself() -> None:
+    tokenizer, row = of("chatml"), make_row(CHAT)
+
+    def learning(*flags: bool | None) -> Row:
+        marks = iter(flags)
+        messages = (m.model_copy(update={"learn": next(marks)}) if m.role == "assistant" else m for m in row.messages)
+        return row.model_copy(update={"messages": tuple(messages)})
+
+    for flags, turns, wanted in (
+        ((None, False, None), "all", ["One.", "Three."]),
+        ((True, None, None), "last", ["One.", "Three."]),
+        ((True, None, False), "last", ["One."]),
+    ):
+        found = texts(tokenizer, examples([learning(*flags)], tokenizer, turns))  # type: ignore[arg-type]
+        assert found == [f"{text}<|im_end|>" for text in wanted]
+
+
+def test_a_thread_that_ends_with_the_user_and_a_greeting_are_normal() -> None:
+    tokenizer = of("chatml")
+    row = make_row([("assistant", "Hello!"), *CHAT[:2], ("user", "Thanks.")])
+    (one,) = examples([row], tokenizer, "all")
+    assert texts(tokenizer, [one]) == ["One.<|im_end|>"] and one.messages[-1].content == "One."
+    with pytest.raises(DataError, match="r0"):
+        encode(examples([make_row(CHAT[:1])], tokenizer, "all"), tokenizer, 512)
+
+
+def test_turns_are_joined_only_where_the_template_demands_it(caplog: pytest.LogCaptureFixture) -> None:
+    row = make_row(
+        [("assistant", "Hello!"), ("user", "a?"), ("user", "And b?"), ("assistant", "One."), ("assistant", "Two.")]
+    )
+    free, strict = of("chatml"), of("gemma")
+    with caplog.at_level("INFO"):
+        assert texts(free, examples([row], free, "all")) == ["One.<|im_end|>", "Two.<|im_end|>"]
+        assert "joined" not in caplog.text
+        found = examples([row], strict, "all")
+    assert texts(strict, found) == ["One.\n\nTwo.<end_of_turn>"] and "1 of 1 conversations" in caplog.text
+    prompt = render(strict, row.chat[:3])
+    assert "a?\n\nAnd b?" in prompt and "Hello!" not in prompt
+    raw = strict.apply_chat_template(row.chat, tokenize=False)
+    assert raw == render(strict, row.chat, False), "as engines render it that get the messages as they are"
+
+
+def test_the_developer_is_the_system_where_a_template_knows_no_developer() -> None:
+    assert "<|im_start|>system\nBe short." in render(of("chatml"), [{"role": "developer", "content": "Be short."}])
+    knows = of("chatml")
+    knows.chat_template = "{% if messages[0].role == 'developer' %}D{% endif %}" + knows.chat_template
+    assert render(knows, [{"role": "developer", "content": "Be short."}]).startswith("D<|im_start|>developer")
+
+
+TOOLS = '[{"type": "function", "function": {"name": "find", "parameters": {"type": "object"}}}]'
+CALL = Message(role="assistant", tool_calls=(ToolCall(id="1", name="find", arguments='{"order": 4417}'),))
+
+
+def test_tool_calls_are_learned_and_tools_are_in_the_prompt() -> None:
+    row = make_row([("user", "Where is 4417?")], tools=TOOLS)
+    result, answer = (
+        Message(role="tool", content="on its way", tool_call_id="1"),
+        Message(role="assistant", content="Soon."),
+    )
+    row = row.model_copy(update={"messages": (*row.messages, CALL, result, answer)})
+    for name, call in (("qwen3", '<tool_call>\n{"name": "find", "arguments": {"order": 4417}}\n</tool_call><|im_end|>'),
+                       ("llama3", '{"name": "find", "parameters": {"order": 4417}}<|eot_id|>')):  # fmt: skip
+        tokenizer = of(name)
+        found = texts(tokenizer, examples([row], tokenizer, "all"))
+        assert [text.removeprefix("<think>\n\n</think>\n\n") for text in found] == [call, f"Soon.{tokenizer.eos_token}"]
+        assert '"find"' in render(tokenizer, row.prompt, tools=TOOLS)
+
+
+def test_a_template_that_leaves_tools_or_calls_out_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    tokenizer = of("zephyr")
+    row = make_row([("user", "Where?"), ("assistant", "Here.")], tools=TOOLS)
+    with caplog.at_level("WARNING"):
+        examples([row, row], tokenizer, "all")
+    assert "tools of 2 conversations" in caplog.text
+    called = row.model_copy(update={"messages": (row.messages[0], CALL)})
+    with pytest.raises(ModelError, match="tool call find"):
+        encode([called], tokenizer, 512)
+
+
+def test_reasoning_is_learned_or_its_loss_is_an_error() -> None:
+    row = make_row([("user", "What?"), ("assistant", "<think>\nHm.\n</think>\n\nThat.")])
+    for name, wanted in (("chatml", "<think>\nHm.\n</think>\n\nThat."), ("qwen3", "<think>\nHm.\n</think>\n\nThat."),
+                         ("deepseek_r1", "Hm.\n</think>\n\nThat.")):  # fmt: skip
+        tokenizer = of(name)
+        assert texts(tokenizer, [row]) == [wanted + tokenizer.eos_token]
+    dropping = of("deepseek_r1")
+    dropping.chat_template = dropping.chat_template.replace("<think>\\n'", "'")
+    with pytest.raises(ModelError, match="drops the reasoning"):
+        encode([row], dropping, 512)
+
+
+@pytest.mark.parametrize("answer", ["end", "<", "think", "Sure!\n\n```py\nx = 1\n```", "好的。", "  spaced  ", "</s>x"])
+@pytest.mark.parametrize("name", ["qwen3", "gemma", "mistral", "phi3"])
+def test_odd_answers_are_learned_verbatim(name: str, answer: str) -> None:
+    tokenizer = of(name)
+    (text,) = texts(tokenizer, [make_row([("user", "end < think?"), ("assistant", answer)])])
+    assert answer.strip() in text and text.endswith(tokenizer.eos_token)
+
+
+def test_an_answer_that_the_template_rewrites_is_refused() -> None:
+    tokenizer = of("chatml")
+    for change in ("| upper", "| length | string", "[:2]"):
+        tokenizer.chat_template = "{% for m in messages %}{{ m['content'] " + change + " }}{% endfor %}"
+        with pytest.raises(ModelError, match="chat template"):
+            encode([make_row(CHAT[:2])], tokenizer, 512)
+
+
+def test_phi_keeps_what_it_writes_after_a_conversation() -> None:
+    family = next(family for family in FAMILIES if family.name == "phi3")
+    before, after = tokenizer_of(family, settled=False), tokenizer_of(family)
+    chat = talk(family).chat
+    assert before.apply_chat_template(chat, tokenize=False) == after.apply_chat_template(chat, tokenize=False)
+    assert (before.eos_token, after.eos_token) == ("<|endoftext|>", "<|end|>")
