@@ -119,7 +119,10 @@ def load_tokenizer(path: Path, chat: bool = True) -> "PreTrainedTokenizerBase":
         settle_template(tokenizer)
     if chat and tokenizer.chat_template is None:
         raise ModelError(
-            str(path), "no chat template", "an instruction-tuned model, or a chat_template.jinja in its folder"
+            str(path),
+            "no chat template",
+            "an instruction-tuned model, or a template of your own",
+            "models.NAME.template=/path/to/chat_template.jinja",
         )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token

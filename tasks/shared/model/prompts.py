@@ -7,18 +7,20 @@ empty thought (Qwen3, SmolLM3) or a space (Mistral, Llama 2) before the answer, 
 """
 
 import json
+import logging
 import os.path
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tasks.shared.errors import ModelError
-from tasks.shared.model.templates import MERGED, merging, pinned, plain_template, with_variable
+from tasks.shared.model.templates import DATE, MERGED, has_clock, merging, pinned, plain_template, with_variable
 from tasks.shared.text.reasoning import CLOSE, OPEN, split_reasoning
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+log = logging.getLogger(__name__)
 Chat = Mapping[str, Any]
 """A message as chat templates take it: role, content, and where present tool_calls, name, tool_call_id."""
 MARK = "\u241ean answer\u241e"
@@ -223,9 +225,13 @@ def settle_template(tokenizer: "PreTrainedTokenizerBase") -> None:
 
     Some templates write `eos_token` elsewhere than at the end of a turn (Phi-3, after the conversation); its text is kept there.
     """
-    tokenizer.chat_template = pinned(str(tokenizer.chat_template))
+    template = str(tokenizer.chat_template)
+    tokenizer.chat_template = pinned(template)
+    if has_clock(template):
+        log.info("the chat template writes today's date: it is held at %s in every prompt (`date` of the model)", DATE)
     if _demands_alternation(tokenizer):
         tokenizer.chat_template = merging(tokenizer.chat_template)
+        log.info("the chat template demands that user and assistant alternate: consecutive turns of one role are joined")
     end = end_of_turn(tokenizer)
     if end and end != tokenizer.eos_token:
         if tokenizer.eos_token and "eos_token" in tokenizer.chat_template:
