@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 DATE = date(2024, 7, 26)
 """Date that templates with a clock write; it is also the one that Llama 3's template falls back to."""
-CLOCK = "strftime_now"
+CLOCKS = ("strftime_now", "date_string")
+"""Function and variable from which templates take today's date."""
+HELD = "{#- The date is held still -#}"
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -52,28 +54,27 @@ _DIRECTIVES = "aAbBdmyYHIMSpjeFDc"
 
 
 def pinned(template: str, day: date = DATE) -> str:
-    """Return the template with its clock held at midnight of `day`.
+    """Return the template with its clock held at midnight of `day`; unchanged if it has none, or if it is held already.
 
-    A format that the template computes is filled in by a macro of the clock's name.
+    A format that the template computes is filled in by a macro of the clock's name.  `date_string` is set as well, since llama.cpp
+    gives today's date to templates that read it (Llama 3's).
     """
-    call = re.compile(CLOCK + r"""\(\s*(?:format\s*=\s*)?(?:"([^"]*)"|'([^']*)')\s*\)""")
+    if HELD in template:
+        return template
+    call = re.compile(CLOCKS[0] + r"""\(\s*(?:format\s*=\s*)?(?:"([^"]*)"|'([^']*)')\s*\)""")
     text = call.sub(lambda found: _quoted(day.strftime(found[1] or found[2] or "")), template)
-    if not re.search(CLOCK + r"\s*\(", text):
-        return text
-    fills = "".join(f" | replace('%{each}', {_quoted(day.strftime('%' + each))})" for each in _DIRECTIVES)
-    return (
-        "{%- macro "
-        + CLOCK
-        + "(format) -%}{{ format | replace('%-', '%')"
-        + fills
-        + " }}{%- endmacro -%}{{- '' }}"
-        + text
-    )
+    if re.search(CLOCKS[0] + r"\s*\(", text):
+        fills = "".join(f" | replace('%{each}', {_quoted(day.strftime('%' + each))})" for each in _DIRECTIVES)
+        macro = "{%- macro " + CLOCKS[0] + "(format) -%}{{ format | replace('%-', '%')" + fills + " }}{%- endmacro -%}"
+        text = macro + "{{- '' }}" + text
+    if mentions(text, CLOCKS[1]):
+        text = with_variable(text, CLOCKS[1], day.strftime("%d %b %Y"))
+    return text if text == template else HELD + text
 
 
 def has_clock(template: str) -> bool:
     """Return True if the template writes the current date or time."""
-    return CLOCK in template and pinned(template) != template
+    return pinned(template) != template
 
 
 def mentions(template: str, name: str) -> bool:
