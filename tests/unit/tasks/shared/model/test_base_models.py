@@ -42,11 +42,17 @@ def test_calibration_reads_plain_text(base: Path) -> None:
 
 def test_a_layer_is_dropped_and_the_model_stays_a_base_model(base: Path, tmp_path: Path) -> None:
     out, run = empty_run(tmp_path)
-    metrics = Depth(ratio=0.4, protect_first=0, protect_last=0)(inputs_of(base, write_corpus(tmp_path / "corpus", 4)), out, run)
-    assert metrics and load_model(out).config.num_hidden_layers == 2 and not load_tokenizer(out, chat=False).chat_template
+    metrics = Depth(ratio=0.4, protect_first=0, protect_last=0)(
+        inputs_of(base, write_corpus(tmp_path / "corpus", 4)), out, run
+    )
+    assert (
+        metrics and load_model(out).config.num_hidden_layers == 2 and not load_tokenizer(out, chat=False).chat_template
+    )
 
 
-def test_training_writes_its_format_into_the_model(base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_training_writes_its_format_into_the_model(
+    base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     data = tmp_path / "data"
     data.mkdir()
     write_rows(data / "train.jsonl", chats(4))

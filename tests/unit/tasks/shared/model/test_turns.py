@@ -1,16 +1,22 @@
 """What is learned of a conversation, for the chat templates of known families."""
 
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from transformers import GenerationConfig
 
 from tasks.shared.errors import DataError, ModelError
 from tasks.shared.formats.rows import Message, Row, ToolCall
 from tasks.shared.model.encoding import IGNORED, encode
-from tasks.shared.model.prompts import render
+from tasks.shared.model.generation import stop_tokens
+from tasks.shared.model.loading import load_model, load_tokenizer
+from tasks.shared.model.prompts import render, settle_template
+from tasks.shared.model.saving import save_model
 from tasks.shared.model.turns import examples
 from tests.chat_templates import FAMILIES, Family, named, tokenizer_of
-from tests.tiny_llama import make_row
+from tests.tiny_llama import build_model, make_row
 
 ANSWERS = ("Returns are accepted.", "Yes:\n\n- within 45 days\n- 3.95 postage")
 
@@ -70,6 +76,19 @@ def test_every_turn_is_learned_once(family: Family) -> None:
     for each, number in zip(examples([row], tokenizer, "all", apart=True), (1, 2), strict=True):
         alone = learned(tokenizer, talk(family, number).model_copy(update={"messages": each.messages}))
         assert alone == learned(tokenizer, examples([talk(family, number)], tokenizer, "last")[0])
+
+
+def test_generation_stops_where_the_turn_ends(family: Family) -> None:
+    tokenizer = tokenizer_of(family)
+    model: Any = SimpleNamespace(generation_config=GenerationConfig(eos_token_id=tokenizer.pad_token_id))
+    assert tokenizer.convert_tokens_to_ids(family.end) in stop_tokens(model, tokenizer)
+
+
+def test_a_settled_template_stays_as_it_is(family: Family) -> None:
+    tokenizer = tokenizer_of(family)
+    before = tokenizer.chat_template, tokenizer.eos_token
+    settle_template(tokenizer)
+    assert (tokenizer.chat_template, tokenizer.eos_token) == before
 
 
 def test_the_last_turn_alone_is_learned_where_asked(family: Family) -> None:
@@ -212,3 +231,15 @@ def test_phi_keeps_what_it_writes_after_a_conversation() -> None:
     chat = talk(family).chat
     assert before.apply_chat_template(chat, tokenize=False) == after.apply_chat_template(chat, tokenize=False)
     assert (before.eos_token, after.eos_token) == ("<|endoftext|>", "<|end|>")
+
+
+def test_a_saved_model_stops_at_the_end_of_a_turn(tmp_path: Path) -> None:
+    tokenizer = of("gemma")
+    eos, end = (tokenizer.convert_tokens_to_ids(token) for token in ("<eos>", "<end_of_turn>"))
+    for given, saved in (([eos, end], [eos, end]), (eos, end)):
+        model = build_model(num_hidden_layers=1, vocab_size=len(tokenizer))
+        model.generation_config.eos_token_id = given
+        save_model(model, tokenizer, tmp_path / str(saved))
+        assert load_model(tmp_path / str(saved)).generation_config.eos_token_id == saved  # type: ignore[union-attr]
+        again = load_tokenizer(tmp_path / str(saved))
+        assert (again.eos_token, again.chat_template) == ("<end_of_turn>", tokenizer.chat_template)
