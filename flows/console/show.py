@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.tree import Tree
 
+from flows.planning.chats import chat_lines
 from flows.planning.config import Runtime
 from flows.planning.estimate import Estimate, estimate_plan
 from flows.planning.session import Session
@@ -50,6 +51,8 @@ def show_plan(
         console.print(f"[bold]{name}[/bold] runs again: {escape(why)}", highlight=False)
     for line in wiring_lines(plan):
         console.print(line, highlight=False)
+    for line in chat_lines(plan):
+        console.print(line, markup=False, highlight=False)
     console.print(tree(plan))
     if graph:
         console.print("mermaid (paste it into Markdown):", style="bold")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from flows.orchestration.servers import Servers, has_server
+from flows.planning.chats import chat_lines
 from flows.planning.config import Settings
 from flows.planning.plan import build_plan
 from flows.planning.session import Session
@@ -65,6 +66,8 @@ def execute(
         # Only the user's Prefect server shows the cached steps; MLflow already has their runs.
         run.recorder.tracker = NullTracker()
     status = find_status(Session(plan, settings.runtime, run.session.variant))
+    for line in chat_lines(plan):
+        log.info("%s", line)
     check_machine(plan, settings.runtime, [name for name, item in status.items() if item.done])
     run.tags = {**run_tags(settings, overrides), **(tags or {})}
     execution.outcomes = orchestrate(run, settings, servers, overrides)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tasks.shared.errors import ModelError
-from tasks.shared.model.templates import DATE, MERGED, has_clock, merging, pinned, plain_template, with_variable
+from tasks.shared.model.templates import DATE, FOLDED, MERGED, has_clock, merging, pinned, plain_template, with_variable
 from tasks.shared.text.reasoning import CLOSE, OPEN, split_reasoning
 
 if TYPE_CHECKING:
@@ -85,6 +85,11 @@ def accepted(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Chat]) -> 
         else:
             turns.append(turn)
     return turns
+
+
+def folds(tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Return True if the template puts system turns into the next user turn."""
+    return FOLDED in str(tokenizer.chat_template or "")
 
 
 def merges(tokenizer: "PreTrainedTokenizerBase") -> bool:
@@ -231,7 +236,9 @@ def settle_template(tokenizer: "PreTrainedTokenizerBase") -> None:
         log.info("the chat template writes today's date: it is held at %s in every prompt (`date` of the model)", DATE)
     if _demands_alternation(tokenizer):
         tokenizer.chat_template = merging(tokenizer.chat_template)
-        log.info("the chat template demands that user and assistant alternate: consecutive turns of one role are joined")
+        log.info(
+            "the chat template demands that user and assistant alternate: consecutive turns of one role are joined"
+        )
     end = end_of_turn(tokenizer)
     if end and end != tokenizer.eos_token:
         if tokenizer.eos_token and "eos_token" in tokenizer.chat_template:
@@ -273,7 +280,7 @@ def _written(
                 tokenize=False, add_generation_prompt=add_generation_prompt,
             )
         )  # fmt: skip
-    except (TemplateError, TypeError, AttributeError, IndexError, KeyError) as error:
+    except (TemplateError, TypeError, AttributeError, LookupError, ValueError) as error:
         roles = ", ".join(str(turn["role"]) for turn in turns)
         system = any(turn["role"] == "system" for turn in turns)
         raise ModelError(

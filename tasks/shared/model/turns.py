@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from tasks.shared.formats.rows import Message, Row, to_chat
-from tasks.shared.model.prompts import Turn, ignores_tools, learned_turn, merged_turns, merges
+from tasks.shared.model.prompts import Turn, folds, ignores_tools, learned_turn, merged_turns, merges
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -51,6 +51,7 @@ def examples(rows: Sequence[Row], tokenizer: "PreTrainedTokenizerBase", turns: T
     counts: Counter[str] = Counter()
     for row in rows:
         counts["toolless"] += bool(row.tools) and ignores_tools(tokenizer, row.prompt, row.tools)
+        counts["folded"] += folds(tokenizer) and any(turn.role in ("system", "developer") for turn in row.messages)
         counts["merged"] += bool(merged_turns(tokenizer, row.chat))
         places = _run_ends(tokenizer, row, learned_places(row.messages, turns))
         counts["unlearned"] += sum(message.role == "assistant" for message in row.messages) - len(places)
@@ -72,6 +73,8 @@ def examples(rows: Sequence[Row], tokenizer: "PreTrainedTokenizerBase", turns: T
 
 def _report(counts: Counter[str], rows: int) -> None:
     """Log what the template made necessary."""
+    if counts["folded"]:
+        log.info("the system turn is put into the next user turn in %d of %d conversations", counts["folded"], rows)
     if counts["merged"]:
         log.info(
             "turns of one role are joined, and greetings before the first question left out, in %d of %d conversations: this chat "

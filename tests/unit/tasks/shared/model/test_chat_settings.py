@@ -8,8 +8,9 @@ from tasks.shared.errors import ConfigError, ModelError
 from tasks.shared.model.loading import load_tokenizer
 from tasks.shared.model.prompts import learned_turn, render
 from tasks.shared.model.sources import ModelSource
+from tasks.shared.model.turns import examples
 from tests.chat_templates import FOLDER
-from tests.tiny_llama import save_tiny
+from tests.tiny_llama import make_row, save_tiny
 
 ASKED = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "What?"}]
 TALK = [*ASKED, {"role": "assistant", "content": "That."}]
@@ -41,13 +42,18 @@ def test_thinking_off_is_in_the_prompt_and_not_learned(model: Path) -> None:
 
 
 @pytest.mark.parametrize("template", ["gemma", "drops_system"])
-def test_a_system_turn_is_refused_unless_it_is_folded(model: Path, template: str) -> None:
+def test_a_system_turn_is_refused_unless_it_is_folded(
+    model: Path, template: str, caplog: pytest.LogCaptureFixture
+) -> None:
     with pytest.raises(ModelError, match=r"(?s)system.*system=fold"):
         render(load_tokenizer(source(model, template)), ASKED)
     folded = load_tokenizer(source(model, template, system="fold"))
     assert "Be short.\n\nWhat?" in render(folded, ASKED)
     turns = [{**ASKED[0], "role": "developer"}, ASKED[1], TALK[2], ASKED[0], {"role": "user", "content": "And?"}]
     assert "Be short.\n\nAnd?" in render(folded, turns)
+    with caplog.at_level("INFO"):
+        examples([make_row([(turn["role"], turn["content"]) for turn in TALK])] * 2, folded, "all")
+    assert "next user turn in 2 of 2 conversations" in caplog.text
 
 
 def test_a_date_is_held(model: Path) -> None:
