@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.tree import Tree
 
+from flows.planning.chats import chat_lines
 from flows.planning.config import Runtime
 from flows.planning.estimate import Estimate, estimate_plan
 from flows.planning.items import check_items
@@ -53,6 +54,8 @@ def show_plan(
         console.print(f"[bold]{name}[/bold] runs again: {escape(why)}", highlight=False)
     for line in wiring_lines(plan):
         console.print(line, highlight=False)
+    for line in chat_lines(plan):
+        console.print(line, markup=False, highlight=False)
     console.print(tree(plan))
     items = check_items(session, status, estimates)
     for line in items.lines:

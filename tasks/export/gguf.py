@@ -84,7 +84,7 @@ class Gguf:
         torch.set_num_threads(run.compute.threads)
         given, corpus = inputs.one("model").path, inputs.get("calibration")
         source = dense_folder(given, run.scratch)
-        model, tokenizer = load_model(source), load_tokenizer(source)
+        model, tokenizer = load_model(source), load_tokenizer(source, chat=False)
         importance = None
         if corpus is not None and source == given and self.importance_rows and "q4_0" in (self.scheme, self.embedding):
             rows = calibration_rows(corpus.path, self.importance_rows)

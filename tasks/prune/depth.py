@@ -180,7 +180,7 @@ class Depth:
         source = inputs.one("model").path
         check_dense(source)
         rows = calibration_rows(inputs.one("calibration").path, self.calibration_rows)
-        model, tokenizer = load_model(source, device=run.compute.device), load_tokenizer(source)
+        model, tokenizer = load_model(source, device=run.compute.device), load_tokenizer(source, chat=False)
         total = len(decoder_layers(model))
         before = model.num_parameters()
         # Refuse bad settings before the forward passes.

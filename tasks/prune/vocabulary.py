@@ -87,7 +87,7 @@ class Vocabulary:
         source = inputs.one("model").path
         check_dense(source)
         with tempfile.TemporaryDirectory(dir=run.scratch) as folder:
-            tokenizer = load_tokenizer(source)
+            tokenizer = load_tokenizer(source, chat=False)
             tokens = take_apart(tokenizer, str(source))
             passages = domain(tokenizer, [each.path for each in inputs.many("data")], self.sources(), self.articles)
             cuts = used_tokens(tokenizer, texts_of(passages))
@@ -98,7 +98,7 @@ class Vocabulary:
         old_ids = [tokens.ids[token] for token in new]
         shrink(model, old_ids)
         save_model(model, small, out)
-        check_cuts(load_tokenizer(out), texts_of(passages), cuts)
+        check_cuts(load_tokenizer(out, chat=False), texts_of(passages), cuts)
         trimming = Trimming(
             tokens_before=len(tokens.ids), tokens=len(new), merges_before=len(tokens.merges.pairs), merges=len(tokens.merges.between(new)),
             rows_before=rows, parameters_before=before, parameters=model.num_parameters(), used=len(set().union(*cuts)),

@@ -125,7 +125,7 @@ class WeightSelection:
         torch.set_num_threads(run.compute.threads)
         source, corpus = inputs.one("model").path, inputs.get("calibration")
         check_dense(source)
-        model, tokenizer = load_model(source, device=run.compute.device), load_tokenizer(source)
+        model, tokenizer = load_model(source, device=run.compute.device), load_tokenizer(source, chat=False)
         decoder_layers(model)
         teacher = shape_of(model.config)
         student, layers = self.student(teacher)

@@ -89,7 +89,7 @@ def quantize(
     source = inputs.one("model").path
     corpus = inputs.one("calibration") if calibration else inputs.get("calibration")
     rows = calibration_rows(corpus.path, calibration or settings.check_rows) if corpus else []
-    model, tokenizer = load_model(source), load_tokenizer(source)
+    model, tokenizer = load_model(source), load_tokenizer(source, chat=False)
     check_dense(model, str(source))
     group = choose_group_size(input_sizes(model), settings.group_size)
     log.info("group size %d (%s)", group, "as set" if settings.group_size else "the largest that divides every layer")

@@ -26,8 +26,9 @@ from tasks.shared.formats.rows import Row
 from tasks.shared.model.encoding import Encoded, collate
 from tasks.shared.model.head import core_of
 from tasks.shared.model.layers import LAYOUT, find_layers
-from tasks.shared.model.loading import load_model, load_tokenizer
+from tasks.shared.model.loading import load_model, training_tokenizer
 from tasks.shared.model.saving import align_special_tokens, save_model
+from tasks.shared.model.turns import examples
 from tasks.shared.technique import Metrics, StepRun
 
 if TYPE_CHECKING:
@@ -75,10 +76,11 @@ def _train(
     import torch
     from transformers import set_seed
 
-    tokenizer = load_tokenizer(source)
+    tokenizer = training_tokenizer(source)
+    sequences = examples(rows, tokenizer, settings.turns, objective.one_turn)
     training, validation = (
         weigh(objective.encode(part, tokenizer, settings.max_tokens), part, settings)
-        for part in split_groups(rows, settings.validation, run.seed)
+        for part in split_groups(sequences, settings.validation, run.seed)
     )
     counts: Metrics = {"rows": len(training)}
     torch.set_num_threads(max(1, run.compute.threads // run.compute.processes))

@@ -121,7 +121,7 @@ def stage_folder(model: Path, staging: Path) -> None:
     staging.mkdir()
     for file in model.glob("*.safetensors*"):
         (staging / file.name).symlink_to(file.resolve())
-    tokenizer = load_tokenizer(model)
+    tokenizer = load_tokenizer(model, chat=False)
     config = json.loads((model / "config.json").read_text(encoding="utf-8"))
     config |= {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     (staging / "config.json").write_text(json.dumps(config), encoding="utf-8")

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tasks.shared.errors import ModelError
+from tasks.shared.model.prompts import settle_template
+from tasks.shared.model.templates import CHATML, plain_template
 from tasks.shared.model.weights import check_source, is_gguf, quick_gguf
 from tasks.shared.progress import no_foreign_bars
 
@@ -17,14 +19,6 @@ if TYPE_CHECKING:
 Dtype = Literal["float32", "bfloat16"]
 log = logging.getLogger(__name__)
 
-CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-"""ChatML (OpenAI's chat markup) without a default system message.
-
-The embedded model's own template inserts its maker's system text into conversations without one; ours all have one.
-"""
 END_OF_TURN = "<|im_end|>"
 
 
@@ -98,10 +92,10 @@ def load_tokenizer(path: Path, chat: bool = True) -> "PreTrainedTokenizerBase":
     """Load a tokenizer with a pad token, the end of turn as eos, and a chat template.
 
     chat: raise ModelError if there is no chat template.
-    The template is the model's own, which llama.cpp uses too.  It is ChatML if there is none but the vocabulary has ChatML's
-    markup, or for a GGUF whose template differs from ChatML only by a default system message.
-    The end of turn is set because a GGUF's special-token map may name the start of a turn as bos and eos (SmolLM2's does), and
-    generation would never stop.
+    The template is the model's own, which llama.cpp uses too, as `settle_template` leaves it.  It is ChatML if there is none but the
+    vocabulary has ChatML's markup, or for a GGUF whose template differs from ChatML only by a default system message.
+    The end of turn is what the template writes after an answer: eos may be another token (Gemma's is <eos>, its turns end with
+    <end_of_turn>), a GGUF's special-token map may even name the start of a turn (SmolLM2's does), and generation would never stop.
     """
     check_source(path)
     from transformers import AutoTokenizer
@@ -117,13 +111,18 @@ def load_tokenizer(path: Path, chat: bool = True) -> "PreTrainedTokenizerBase":
             str(path), f"its tokenizer cannot be loaded: {error}", "tokenizer files in the model's folder"
         ) from error
     tokenizer.init_kwargs.pop("local_files_only", None)  # depends on the environment, but would be saved
-    if END_OF_TURN in tokenizer.get_vocab():
-        tokenizer.eos_token = END_OF_TURN
-        plain = not tokenizer.chat_template or (is_gguf(path) and _writes_chatml(tokenizer))
-        tokenizer.chat_template = CHATML if plain else tokenizer.chat_template
+    if END_OF_TURN in tokenizer.get_vocab() and (
+        not tokenizer.chat_template or (is_gguf(path) and _writes_chatml(tokenizer))
+    ):
+        tokenizer.chat_template = CHATML
+    if tokenizer.chat_template:
+        settle_template(tokenizer)
     if chat and tokenizer.chat_template is None:
         raise ModelError(
-            str(path), "no chat template", "an instruction-tuned model, or a chat_template.jinja in its folder"
+            str(path),
+            "no chat template",
+            "an instruction-tuned model, or a template of your own",
+            "models.NAME.template=/path/to/chat_template.jinja",
         )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
@@ -134,6 +133,17 @@ def load_tokenizer(path: Path, chat: bool = True) -> "PreTrainedTokenizerBase":
         tokenizer.init_kwargs.pop(circumstance, None)
     tokenizer.padding_side = "left"
     tokenizer.clean_up_tokenization_spaces = False  # meant for WordPiece; it removes spaces before punctuation
+    return tokenizer
+
+
+def training_tokenizer(path: Path) -> "PreTrainedTokenizerBase":
+    """Load a tokenizer for training; a base model gets the plain-text format, which the trained model carries as its template."""
+    tokenizer = load_tokenizer(path, chat=False)
+    if not tokenizer.chat_template:
+        tokenizer.chat_template = plain_template(tokenizer)
+        log.info(
+            "%s has no chat template: turns are written as plain text, `User: ...` and `Assistant: ...`", path.name
+        )
     return tokenizer
 
 

@@ -16,7 +16,7 @@ def dense_copy(source: Path, out: Path) -> None:
 
     In float32, so that every level times its scale is exact.
     """
-    model, tokenizer = load_model(source), load_tokenizer(source)
+    model, tokenizer = load_model(source), load_tokenizer(source, chat=False)
     if not is_gguf(source):
         from transformers import AutoModelForCausalLM
 
