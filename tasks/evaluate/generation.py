@@ -93,7 +93,10 @@ class Generation:
     )  # fmt: skip
 
     def engine_needs(self) -> Needs:
-        """Engines that compute with the weights as stored, and choose labels where `intent` is measured by likelihood."""
+        """Engines that compute with the weights as stored.
+
+        They must choose labels where `intent` is measured by likelihood.
+        """
         chooses = "intent" in self.measures and self.label == "likeliest"
         return Needs((*(("labels",) if chooses else ()), *(("stop",) if self.stop else ())), dequantized=False)
 
