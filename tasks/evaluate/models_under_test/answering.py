@@ -50,7 +50,10 @@ class GenerationPlan:
 
 @dataclass(frozen=True)
 class Predictions:
-    """One model's replies, one per row, in the plan's order.  label_method: how labels were chosen; empty for none."""
+    """One model's replies, one per row, in the plan's order.
+
+    label_method: how labels were chosen; empty for none.
+    """
 
     replies: list[Reply]
     label_method: str = ""
