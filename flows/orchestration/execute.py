@@ -51,6 +51,7 @@ def execute(
     Raises StillroomError, or Stopped after a cancellation.  Finished steps are kept.
     """
     from flows.planning.estimate import check_machine
+    from flows.planning.models import check_models
     from flows.planning.status import find_status
 
     plan = build_plan(settings.recipe)
@@ -64,6 +65,8 @@ def execute(
             return execution
         # Only the user's Prefect server shows the cached steps; MLflow already has their runs.
         run.recorder.tracker = NullTracker()
+    else:
+        check_models(plan, settings.runtime.folder)
     status = find_status(Session(plan, settings.runtime, run.session.variant))
     check_machine(plan, settings.runtime, [name for name, item in status.items() if item.done])
     run.tags = {**run_tags(settings, overrides), **(tags or {})}

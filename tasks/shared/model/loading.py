@@ -7,7 +7,10 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from tasks.shared.errors import ModelError
+from tasks.shared.errors import ModelError, StillroomError
+from tasks.shared.model.configuration import load_config
+from tasks.shared.model.special_tokens import drop_tokens_without_row, make_writable, settle_pad
+from tasks.shared.model.strict import gguf_misfit, refuse_misfit, refuse_rope_factors, silent_report
 from tasks.shared.model.weights import check_source, is_gguf, quick_gguf
 from tasks.shared.progress import no_foreign_bars
 
@@ -29,34 +32,55 @@ END_OF_TURN = "<|im_end|>"
 
 
 def load_model(path: Path, dtype: Dtype = "float32", device: str = "cpu") -> "PreTrainedModel":
-    """Load a model in evaluation mode.
+    """Load a model in evaluation mode, every tensor of it filled once from its files.
 
-    Raises ModelError if `check_source` refuses it or transformers cannot read it.
+    Raises ModelError if `check_source` or `load_config` refuses it, a tensor is missing, left over or of another shape, or
+    transformers cannot read it.
     """
     check_source(path)
     import torch
-    from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
-    options: dict[str, Any] = {"dtype": getattr(torch, dtype), "trust_remote_code": False}
     try:
-        with no_foreign_bars():
-            if is_gguf(path):
-                with quick_gguf():
-                    model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, **options)
-                forget_quantization(model)
-            else:
-                model = AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, **options)
+        with no_foreign_bars(), silent_report():
+            model = _fill(path, {"dtype": getattr(torch, dtype)})
             place(model, device)
             if getattr(model, "hf_quantizer", None) is not None:
                 model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device))  # unpacks the weights, once
                 _keep_unpacked(model)
-            return model
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (StillroomError, MemoryError):
+        raise
+    except Exception as error:  # a configuration of another kind can raise anything
         raise ModelError(
-            str(path), f"cannot be loaded: {error}", "a causal language model that transformers knows"
+            str(path),
+            f"cannot be loaded: {error or type(error).__name__}",
+            "a causal language model that transformers knows",
         ) from error
+    make_writable(model, str(path))
+    return model
+
+
+def _fill(path: Path, options: dict[str, Any]) -> "PreTrainedModel":
+    """Load the model with transformers; raise ModelError unless its tensors and those of the files are the same."""
+    from transformers import AutoModelForCausalLM
+
+    options |= {"trust_remote_code": False, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    if not is_gguf(path):
+        model, info = AutoModelForCausalLM.from_pretrained(
+            path, config=load_config(path), use_safetensors=True, **options
+        )
+        refuse_misfit(path, info)
+        return model
+    refuse_rope_factors(path)
+    with quick_gguf():
+        model, info = AutoModelForCausalLM.from_pretrained(
+            path.parent, config=load_config(path), gguf_file=path.name, **options
+        )
+        refuse_misfit(path, info)
+        refuse_misfit(path, gguf_misfit(path, model))
+    forget_quantization(model)
+    return model
 
 
 def _keep_unpacked(model: "PreTrainedModel") -> None:
@@ -112,10 +136,15 @@ def load_tokenizer(path: Path, chat: bool = True) -> "PreTrainedTokenizerBase":
                 tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
         else:
             tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except (StillroomError, MemoryError):
+        raise
+    except Exception as error:  # a damaged tokenizer.json can raise anything, even a bare Exception
         raise ModelError(
-            str(path), f"its tokenizer cannot be loaded: {error}", "tokenizer files in the model's folder"
+            str(path),
+            f"its tokenizer cannot be loaded: {_tokenizer_fault(path, error)}",
+            "tokenizer files in the model's folder",
         ) from error
+    drop_tokens_without_row(tokenizer, path)
     tokenizer.init_kwargs.pop("local_files_only", None)  # depends on the environment, but would be saved
     if END_OF_TURN in tokenizer.get_vocab():
         tokenizer.eos_token = END_OF_TURN
@@ -125,8 +154,7 @@ def load_tokenizer(path: Path, chat: bool = True) -> "PreTrainedTokenizerBase":
         raise ModelError(
             str(path), "no chat template", "an instruction-tuned model, or a chat_template.jinja in its folder"
         )
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    settle_pad(tokenizer, path)
     for circumstance in (
         "is_local",
         "local_files_only",
@@ -135,6 +163,22 @@ def load_tokenizer(path: Path, chat: bool = True) -> "PreTrainedTokenizerBase":
     tokenizer.padding_side = "left"
     tokenizer.clean_up_tokenization_spaces = False  # meant for WordPiece; it removes spaces before punctuation
     return tokenizer
+
+
+def _tokenizer_fault(path: Path, error: Exception) -> str:
+    """Return the reason in one line; transformers' own text for a folder without tokenizer is about its classes."""
+    files = (
+        "tokenizer.json",
+        "tokenizer.model",
+        "vocab.json",
+        "vocab.txt",
+        "tekken.json",
+        "*.tiktoken",
+        "spiece.model",
+    )
+    if path.is_dir() and not any(next(path.glob(name), None) for name in files):
+        return "no tokenizer.json, tokenizer.model or vocabulary in the folder"
+    return " ".join(str(error).split())
 
 
 def _writes_chatml(tokenizer: "PreTrainedTokenizerBase") -> bool:

@@ -1,0 +1,62 @@
+"""Check of a whole model before a run: configuration, tensors and tokenizer, without reading weights.
+
+The plan runs it in a child process, since it needs torch.  An edit here re-keys no training.
+"""
+
+from pathlib import Path
+
+from tasks.shared.errors import ModelError, StillroomError
+from tasks.shared.model.configuration import OWN_QUANTIZATION, load_config
+from tasks.shared.model.loading import load_tokenizer
+from tasks.shared.model.strict import gguf_misfit, refuse_misfit, refuse_rope_factors, silent_report
+from tasks.shared.model.weights import check_source, is_gguf, quantization, quick_gguf
+from tasks.shared.progress import no_foreign_bars
+
+
+def find_fault(path: Path) -> ModelError | None:
+    """Return the error that loading the model or its tokenizer with transformers would end in; None if it would succeed.
+
+    Tensors are compared by name and shape: transformers itself loads the files onto the meta device, which holds no data.
+    """
+    try:
+        _check(path)
+    except ModelError as error:
+        return error
+    return None
+
+
+def _check(path: Path) -> None:
+    check_source(path)
+    try:
+        with no_foreign_bars(), silent_report():
+            _compare_tensors(path)
+            load_tokenizer(path, chat=False)
+    except (StillroomError, MemoryError):
+        raise
+    except Exception as error:  # a configuration of another kind can raise anything
+        raise ModelError(
+            str(path),
+            f"cannot be loaded: {error or type(error).__name__}",
+            "a causal language model that transformers knows",
+        ) from error
+
+
+def _compare_tensors(path: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    if is_gguf(path):
+        refuse_rope_factors(path)
+        with quick_gguf():
+            config = load_config(path)
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(config)
+            refuse_misfit(path, gguf_misfit(path, model))
+        return
+    config = load_config(path)
+    if quantization(path) in {"", OWN_QUANTIZATION}:  # other tools' layouts are known once their quantizer has run
+        _, info = AutoModelForCausalLM.from_pretrained(
+            path, config=config, use_safetensors=True, trust_remote_code=False, dtype=torch.float32, device_map={"": "meta"},
+            output_loading_info=True, ignore_mismatched_sizes=True,
+        )  # fmt: skip
+        refuse_misfit(path, info)
