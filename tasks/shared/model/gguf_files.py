@@ -65,9 +65,8 @@ def read_gguf_header(file: Path) -> GgufHeader:
 def _read(file: Path, size: int, changed: int) -> GgufHeader:
     with file.open("rb") as stream:
         if stream.read(4) != b"GGUF":
-            raise ModelError(
-                str(file), "not a GGUF file", "a llama.cpp .gguf file or a folder", "point at the model's folder"
-            )
+            fix = f"path={file.parent}" if (file.parent / "config.json").is_file() else "point at the model's folder"
+            raise ModelError(str(file), "not a GGUF file", "a llama.cpp .gguf file or a folder", fix)
         try:
             return _parse(file, stream, size)
         except (struct.error, EOFError, UnicodeDecodeError, OverflowError, MemoryError) as error:

@@ -6,10 +6,10 @@ The plan runs it in a child process, since it needs torch.  An edit here re-keys
 from pathlib import Path
 
 from tasks.shared.errors import ModelError, StillroomError
-from tasks.shared.model.configuration import OWN_QUANTIZATION, load_config
+from tasks.shared.model.configuration import load_config
 from tasks.shared.model.loading import load_tokenizer
-from tasks.shared.model.strict import gguf_misfit, refuse_misfit, refuse_rope_factors, silent_report
-from tasks.shared.model.weights import check_source, is_gguf, quantization, quick_gguf
+from tasks.shared.model.strict import check_gguf_tensors, one_message, refuse_misfit
+from tasks.shared.model.weights import check_source, is_gguf, quick_gguf
 from tasks.shared.progress import no_foreign_bars
 
 
@@ -28,7 +28,7 @@ def find_fault(path: Path) -> ModelError | None:
 def _check(path: Path) -> None:
     check_source(path)
     try:
-        with no_foreign_bars(), silent_report():
+        with no_foreign_bars(), one_message(path):
             _compare_tensors(path)
             load_tokenizer(path, chat=False)
     except (StillroomError, MemoryError):
@@ -46,17 +46,11 @@ def _compare_tensors(path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     if is_gguf(path):
-        refuse_rope_factors(path)
         with quick_gguf():
-            config = load_config(path)
-            with torch.device("meta"):
-                model = AutoModelForCausalLM.from_config(config)
-            refuse_misfit(path, gguf_misfit(path, model))
+            check_gguf_tensors(path, load_config(path))
         return
-    config = load_config(path)
-    if quantization(path) in {"", OWN_QUANTIZATION}:  # other tools' layouts are known once their quantizer has run
-        _, info = AutoModelForCausalLM.from_pretrained(
-            path, config=config, use_safetensors=True, trust_remote_code=False, dtype=torch.float32, device_map={"": "meta"},
-            output_loading_info=True, ignore_mismatched_sizes=True,
-        )  # fmt: skip
-        refuse_misfit(path, info)
+    _, info = AutoModelForCausalLM.from_pretrained(
+        path, config=load_config(path), use_safetensors=True, trust_remote_code=False, dtype=torch.float32, device_map={"": "meta"},
+        output_loading_info=True, ignore_mismatched_sizes=True,
+    )  # fmt: skip
+    refuse_misfit(path, info)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tasks.shared.errors import ModelError, StillroomError
 from tasks.shared.model.configuration import load_config
 from tasks.shared.model.special_tokens import drop_tokens_without_row, make_writable, settle_pad
-from tasks.shared.model.strict import gguf_misfit, refuse_misfit, refuse_rope_factors, silent_report
+from tasks.shared.model.strict import check_gguf_tensors, one_message, refuse_misfit
 from tasks.shared.model.weights import check_source, is_gguf, quick_gguf
 from tasks.shared.progress import no_foreign_bars
 
@@ -43,7 +43,7 @@ def load_model(path: Path, dtype: Dtype = "float32", device: str = "cpu") -> "Pr
 
     transformers_logging.disable_progress_bar()
     try:
-        with no_foreign_bars(), silent_report():
+        with no_foreign_bars(), one_message(path):
             model = _fill(path, {"dtype": getattr(torch, dtype)})
             place(model, device)
             if getattr(model, "hf_quantizer", None) is not None:
@@ -72,13 +72,11 @@ def _fill(path: Path, options: dict[str, Any]) -> "PreTrainedModel":
         )
         refuse_misfit(path, info)
         return model
-    refuse_rope_factors(path)
     with quick_gguf():
-        model, info = AutoModelForCausalLM.from_pretrained(
-            path.parent, config=load_config(path), gguf_file=path.name, **options
-        )
+        config = load_config(path)
+        check_gguf_tensors(path, config)
+        model, info = AutoModelForCausalLM.from_pretrained(path.parent, config=config, gguf_file=path.name, **options)
         refuse_misfit(path, info)
-        refuse_misfit(path, gguf_misfit(path, model))
     forget_quantization(model)
     return model
 

@@ -110,6 +110,9 @@ def make_writable(model: "PreTrainedModel", where: str) -> None:
             f"{where}: head and embedding differ although the configuration ties them; tie_word_embeddings becomes false"
         )
     own: Any = model.generation_config
+    if own is not None and own.temperature == 0:
+        own.temperature, own.do_sample = None, False
+        _say(f"{where}: generation_config.json has temperature 0, which means greedy; written without it")
     if own is None or not (reason := _fault(own)):
         return
     if not own.do_sample:

@@ -13,7 +13,7 @@ from tasks.shared.model.gguf_files import read_gguf_header
 from tasks.shared.model.weight_files import shown
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 HARMLESS = re.compile(
     r"rotary_emb\.(inv_freq|cos|sin|cos_cached|sin_cached|_?(cos|sin)_cache)$|(^|\.)(masked_bias|position_ids)$"
@@ -35,6 +35,9 @@ LEFT_OVERS = {
 }
 ROPE_FACTORS = re.compile(r"^rope_(freqs|factors_\w+)\.weight$")
 """Scaling of rotary frequencies in GGUF files, which transformers drops: the model would be another one."""
+WANTED = "files that fill every tensor of the model once; transformers would fill holes with random numbers"
+SAVE_AGAIN = "use the config.json and weights of one save; save again with save_pretrained"
+TARGET = re.compile(r"tensors destined for ([\w.]+?)\.? ")
 GGUF_HARMLESS = re.compile(r"\.attn_rot_embd$|\.attn_rot_embd\.weight$")
 
 
@@ -59,7 +62,7 @@ def refuse_misfit(where: Path, info: Mapping[str, Any]) -> None:
         raise ModelError(
             str(where),
             "; ".join(parts) + (f": {cause}" if cause else ""),
-            "files that fill every tensor of the model once; transformers would fill holes with random numbers",
+            WANTED,
             fix,
         )
 
@@ -87,13 +90,14 @@ def _cause(missing: list[str], extra: list[str], shapes: list[str]) -> tuple[str
         return "config.json names more layers than the files hold", "set num_hidden_layers to the layers in the files"
     if _deeper(extra) and not missing:
         return "config.json names fewer layers than the files hold", "set num_hidden_layers to the layers in the files"
-    return "", "use the config.json and weights of one save; save again with save_pretrained"
+    return "", SAVE_AGAIN
 
 
 def _deeper(names: list[str]) -> bool:
-    """Return True if the names are those of several whole layers or of one."""
+    """Return True if the names are those of one or more whole layers, norms included."""
     layers = {found.group(1) for name in names if (found := re.search(r"\.(\d+)\.", name))}
-    return bool(layers) and len(names) >= 5 * len(layers) and all(re.search(r"\.\d+\.", name) for name in names)
+    whole = sum("norm" in name or ".ln_" in name for name in names) >= len(layers) and len(names) >= 5 * len(layers)
+    return bool(layers) and whole and all(re.search(r"\.\d+\.", name) for name in names)
 
 
 def _tensors(names: Sized) -> str:
@@ -104,12 +108,28 @@ def _size(shape: Collection[int]) -> str:
     return "x".join(map(str, shape))
 
 
-def gguf_misfit(file: Path, model: "PreTrainedModel") -> dict[str, Any]:
-    """Compare a GGUF's tensors with a model, whose weights may be on the meta device.
+def check_gguf_tensors(file: Path, config: "PretrainedConfig") -> None:
+    """Raise ModelError unless transformers fills a model of this configuration with the tensors of a GGUF, and leaves none over.
 
-    Returns missing, unexpected and mismatched names as `refuse_misfit` takes them.  Transformers itself skips tensors of a GGUF that it
-    cannot place, without a word.
+    Transformers itself skips tensors of a GGUF that it cannot place, and takes those of another shape, without a word.
     """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    if found := [name for name in read_gguf_header(file).tensors if ROPE_FACTORS.search(name)]:
+        raise ModelError(
+            str(file),
+            f"scaled rotary frequencies ({shown(found)}), which transformers drops on reading a GGUF",
+            "a file that transformers reads without loss",
+            "use the model's original Hugging Face folder; llama.cpp itself evaluates this file as it is",
+        )
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    refuse_misfit(file, _gguf_misfit(file, model))
+
+
+def _gguf_misfit(file: Path, model: "PreTrainedModel") -> dict[str, Any]:
+    """Return the names of tensors that are missing, left over or of another shape, as `refuse_misfit` takes them."""
     from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
 
     header = read_gguf_header(file)
@@ -135,27 +155,32 @@ def gguf_misfit(file: Path, model: "PreTrainedModel") -> dict[str, Any]:
     }
 
 
-def refuse_rope_factors(file: Path) -> None:
-    """Raise ModelError for a GGUF with scaled rotary frequencies (Llama 3.1 and later, Phi-3), which transformers ignores."""
-    if found := [name for name in read_gguf_header(file).tensors if ROPE_FACTORS.search(name)]:
-        raise ModelError(
-            str(file),
-            f"scaled rotary frequencies ({shown(found)}), which transformers drops on reading a GGUF",
-            "a file that transformers reads without loss",
-            "use the model's original Hugging Face folder; llama.cpp itself evaluates this file as it is",
-        )
-
-
 @contextmanager
-def silent_report() -> Iterator[None]:
-    """Suppress transformers' table of tensors that do not fit; `refuse_misfit` names them in one message."""
-    logger = logging.getLogger("transformers.modeling_utils")
-    logger.addFilter(_is_no_report)
+def one_message(where: Path) -> Iterator[None]:
+    """Suppress transformers' table of tensors that do not fit, and say it in one message.
+
+    Raises ModelError for tensors that transformers cannot merge or split into those of the model, such as the experts of a mixture with
+    one missing; all other misfits are left to `refuse_misfit`.
+    """
+    logger, tables = logging.getLogger("transformers.modeling_utils"), list[str]()
+
+    def is_other(record: logging.LogRecord) -> bool:
+        if "LOAD REPORT" not in (text := record.getMessage()):
+            return True
+        tables.append(text)
+        return False
+
+    logger.addFilter(is_other)
     try:
         yield
+    except RuntimeError as error:
+        if found := sorted(set(TARGET.findall("".join(tables)))):
+            raise ModelError(
+                str(where),
+                f"tensors are missing or misshapen: the files do not make up {shown(found)}",
+                WANTED,
+                SAVE_AGAIN,
+            ) from error
+        raise
     finally:
-        logger.removeFilter(_is_no_report)
-
-
-def _is_no_report(record: logging.LogRecord) -> bool:
-    return "LOAD REPORT" not in record.getMessage()
+        logger.removeFilter(is_other)

@@ -167,9 +167,12 @@ def _is_named(file: Path) -> bool:
 
 
 def _explicit(folder: Path) -> str:
-    """Name of the weight file in the configuration; empty if it names none."""
-    config = folder / "config.json"
-    return str((config.is_file() and read_json(config).get("transformers_weights")) or "")
+    """Name of the weight file in the configuration; empty if it names none, or is damaged, which `read_config` reports."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ""
+    return str((isinstance(config, dict) and config.get("transformers_weights")) or "")
 
 
 def _weight_map(index: Path) -> dict[str, str]:
