@@ -4,6 +4,7 @@ A model is a Hugging Face folder with safetensors, or a GGUF file, which transfo
 """
 
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -125,24 +126,7 @@ def load_tokenizer(path: Path, chat: bool = True) -> "PreTrainedTokenizerBase":
     The end of turn is set because a GGUF's special-token map may name the start of a turn as bos and eos (SmolLM2's does), and
     generation would never stop.
     """
-    check_source(path)
-    from transformers import AutoTokenizer
-
-    try:
-        if is_gguf(path):
-            with quick_gguf():
-                tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
-        else:
-            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    except (StillroomError, MemoryError):
-        raise
-    except Exception as error:  # a damaged tokenizer.json can raise anything, even a bare Exception
-        raise ModelError(
-            str(path),
-            f"its tokenizer cannot be loaded: {_tokenizer_fault(path, error)}",
-            "tokenizer files in the model's folder",
-        ) from error
-    drop_tokens_without_row(tokenizer, path)
+    tokenizer = _read_tokenizer(path)
     tokenizer.init_kwargs.pop("local_files_only", None)  # depends on the environment, but would be saved
     if END_OF_TURN in tokenizer.get_vocab():
         tokenizer.eos_token = END_OF_TURN
@@ -160,6 +144,27 @@ def load_tokenizer(path: Path, chat: bool = True) -> "PreTrainedTokenizerBase":
         tokenizer.init_kwargs.pop(circumstance, None)
     tokenizer.padding_side = "left"
     tokenizer.clean_up_tokenization_spaces = False  # meant for WordPiece; it removes spaces before punctuation
+    return tokenizer
+
+
+def _read_tokenizer(path: Path) -> "PreTrainedTokenizerBase":
+    """Read a tokenizer, without tokens that the model has no row for.  Raises ModelError."""
+    check_source(path)
+    from transformers import AutoTokenizer
+
+    place = {"gguf_file": path.name} if is_gguf(path) else {}
+    try:
+        with quick_gguf() if place else nullcontext():
+            tokenizer = AutoTokenizer.from_pretrained(path.parent if place else path, trust_remote_code=False, **place)
+    except (StillroomError, MemoryError):
+        raise
+    except Exception as error:  # a damaged tokenizer.json can raise anything, even a bare Exception
+        raise ModelError(
+            str(path),
+            f"its tokenizer cannot be loaded: {_tokenizer_fault(path, error)}",
+            "tokenizer files in the model's folder",
+        ) from error
+    drop_tokens_without_row(tokenizer, path)
     return tokenizer
 
 
