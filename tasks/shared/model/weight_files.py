@@ -103,6 +103,8 @@ def read_header(file: Path) -> dict[str, Tensor]:
         if not 0 < length <= HEADER_LIMIT:
             raise _foreign(file)
         text = stream.read(length)
+    if not text.startswith(b"{"):
+        raise _foreign(file)
     if len(text) < length:
         raise _truncated(file, size, 8 + length)
     try:
