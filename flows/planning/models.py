@@ -1,4 +1,4 @@
-"""Check of the plan's source models before anything runs: whole, known, and loadable in full.
+"""Check before a run that the plan's source models can be loaded in full.
 
 What the file headers show is checked whenever a plan is built (`check_source`).  The rest needs torch, so it runs in a child process,
 once per content of headers, configuration and tokenizer: a model that passed is noted in the store.
@@ -27,7 +27,7 @@ READS_WITH_TRANSFORMERS = frozenset({Kind.MODEL, Kind.ENGINE, Kind.LOGITS})
 
 
 def check_models(plan: Plan, home: Path) -> None:
-    """Raise ErrorList for the source models that transformers cannot load in full; say what of a model is not used.
+    """Raise ErrorList for source models that cannot be loaded in full; log unused files.
 
     home: folder in which models that passed are noted.
     """
@@ -48,7 +48,7 @@ def _loaded(plan: Plan, source: Source) -> bool:
 
 
 def _fault(source: Source, home: Path) -> ModelError | None:
-    """Return the model's fault; look for it only if no earlier run found the same model to be sound."""
+    """Return the model's fault; skip the search if the same model has passed before."""
     note = home / ".checked" / digest_json(_identity(source.path))
     if note.exists():
         return None
@@ -63,7 +63,7 @@ def _fault(source: Source, home: Path) -> ModelError | None:
 
 
 def _identity(path: Path) -> list[Any]:
-    """Everything that the check depends on: headers, texts, our code and the libraries."""
+    """Content that the check depends on: headers, texts, our code and the libraries."""
     code = [code_digest("tasks.shared.model.inspection"), library_versions(LIBRARIES)]
     if path.is_file():
         header, state = read_gguf_header(path), path.stat()

@@ -1,4 +1,4 @@
-"""A model folder's configuration: adapters, foreign code, quantization, and models of another kind."""
+"""Configuration of a model folder, and refusal of adapters, foreign code and other kinds."""
 
 import logging
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.shared.errors import ModelError
-from tasks.shared.model.weight_files import Tensor, read_json, shown, unused_files
+from tasks.shared.model.weight_files import TensorInfo, read_json, shown, unused_files
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -29,7 +29,10 @@ OTHER_TASKS = {
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Return config.json.  Raises ModelError if it is absent or no JSON object; names an adapter's folder as such."""
+    """Return config.json.
+
+    Raises ModelError for an adapter's folder, and for a file that is absent or no JSON object.
+    """
     refuse_adapter(folder)
     if not (folder / "config.json").is_file():
         raise ModelError(str(folder), "no config.json in this folder", "a Hugging Face model folder")
@@ -72,7 +75,7 @@ def quantization_method(config: Mapping[str, Any]) -> str:
     return ""
 
 
-def refuse_unnamed_quantization(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+def refuse_unnamed_quantization(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> None:
     """Raise ModelError for quantized tensors in a folder whose configuration does not say so."""
     if quantization_method(config):
         return
@@ -101,7 +104,7 @@ def _unnamed(folder: Path, got: str) -> ModelError:
 
 
 def load_config(path: Path) -> "PretrainedConfig":
-    """Return the configuration of a model that transformers can run as a causal language model here.
+    """Return the configuration of a causal language model that can be run here.
 
     path: a folder, or a GGUF file that `check_source` accepts.  A pad token without a row in the embedding is left out.
     Raises ModelError for a model of another kind, one that needs code of its own, or a quantization that cannot be read here.
@@ -141,7 +144,7 @@ def _refuse_unreadable_generation(file: Path) -> None:
 
 
 def refuse_unreadable_quantization(where: Path, raw: Mapping[str, Any]) -> None:
-    """Raise ModelError if the installed libraries cannot read the method that quantized the weights."""
+    """Raise ModelError if the installed libraries cannot read the weights' quantization."""
     method = quantization_method(raw)
     if method in {"", OWN_QUANTIZATION}:
         return
@@ -166,7 +169,7 @@ def refuse_unreadable_quantization(where: Path, raw: Mapping[str, Any]) -> None:
 
 
 def refuse_foreign_model(where: Path, config: "PretrainedConfig", raw: Mapping[str, Any]) -> str:
-    """Raise ModelError unless transformers' own causal class for this configuration is the one that wrote the weights.
+    """Raise ModelError unless the model is of transformers' causal class for its configuration.
 
     raw: config.json as written; empty for a GGUF.
     Returns the name of the class.  The model's own code is never run.
@@ -189,7 +192,7 @@ def refuse_foreign_model(where: Path, config: "PretrainedConfig", raw: Mapping[s
     known = AutoModelForCausalLM._model_mapping  # the class itself, not its name: it is what `from_pretrained` takes
     if type(config) not in known:
         raise _wrong_kind(where, f"{name or config.model_type}: no causal language model in transformers")
-    cls = known[type(config)]
+    cls: Any = known[type(config)]
     own = str((raw.get("auto_map") or {}).get("AutoModelForCausalLM", "")).rpartition(".")[2]
     if own and own != cls.__name__:
         raise _remote_code(where, own, str(config.model_type))
@@ -233,9 +236,9 @@ def config_notes(folder: Path, raw: Mapping[str, Any]) -> list[str]:
 
 
 def _same_class(written: str, own: str) -> bool:
-    """Return True for a class's name as trainers and early checkpoints write it: FSDPQwen2ForCausalLM, LLaMAForCausalLM.
+    """Return True for another spelling of a class's name.
 
-    A bare LlamaModel counts as well: its tensors are checked against the whole model.
+    Trainers write FSDPQwen2ForCausalLM, early checkpoints LLaMAForCausalLM.  A bare LlamaModel counts as well: its tensors are checked against the whole model.
     """
     plain = written.removeprefix("FSDP").lower()
     return plain == own.lower() or plain == own.lower().replace("forcausallm", "model")

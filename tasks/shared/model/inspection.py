@@ -1,9 +1,10 @@
-"""Check of a whole model before a run: configuration, tensors and tokenizer, without reading weights.
+"""Check of configuration, tensor names and shapes, and tokenizer, without reading weights.
 
 The plan runs it in a child process, since it needs torch.  An edit here re-keys no training.
 """
 
 from pathlib import Path
+from typing import Any
 
 from tasks.shared.errors import ModelError, StillroomError
 from tasks.shared.model.configuration import load_config
@@ -14,7 +15,7 @@ from tasks.shared.progress import no_foreign_bars
 
 
 def find_fault(path: Path) -> ModelError | None:
-    """Return the error that loading the model or its tokenizer with transformers would end in; None if it would succeed.
+    """Return the error that loading the model and its tokenizer would raise, or None.
 
     Tensors are compared by name and shape: transformers itself loads the files onto the meta device, which holds no data.
     """
@@ -49,7 +50,8 @@ def _compare_tensors(path: Path) -> None:
         with quick_gguf():
             check_gguf_tensors(path, load_config(path))
         return
-    _, info = AutoModelForCausalLM.from_pretrained(
+    load: Any = AutoModelForCausalLM.from_pretrained  # typed without the loading information that it returns as well
+    _, info = load(
         path, config=load_config(path), use_safetensors=True, trust_remote_code=False, dtype=torch.float32, device_map={"": "meta"},
         output_loading_info=True, ignore_mismatched_sizes=True,
     )  # fmt: skip

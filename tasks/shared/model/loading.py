@@ -63,20 +63,19 @@ def load_model(path: Path, dtype: Dtype = "float32", device: str = "cpu") -> "Pr
 
 
 def _fill(path: Path, options: dict[str, Any]) -> "PreTrainedModel":
-    """Load the model with transformers; raise ModelError unless its tensors and those of the files are the same."""
+    """Load the model with transformers.  Raises ModelError for tensors missing or left over."""
     from transformers import AutoModelForCausalLM
 
+    load: Any = AutoModelForCausalLM.from_pretrained  # typed without the loading information that it returns as well
     options |= {"trust_remote_code": False, "output_loading_info": True, "ignore_mismatched_sizes": True}
     if not is_gguf(path):
-        model, info = AutoModelForCausalLM.from_pretrained(
-            path, config=load_config(path), use_safetensors=True, **options
-        )
+        model, info = load(path, config=load_config(path), use_safetensors=True, **options)
         refuse_misfit(path, info)
         return model
     with quick_gguf():
         config = load_config(path)
         check_gguf_tensors(path, config)
-        model, info = AutoModelForCausalLM.from_pretrained(path.parent, config=config, gguf_file=path.name, **options)
+        model, info = load(path.parent, config=config, gguf_file=path.name, **options)
         refuse_misfit(path, info)
     forget_quantization(model)
     return model
@@ -169,7 +168,10 @@ def _read_tokenizer(path: Path) -> "PreTrainedTokenizerBase":
 
 
 def _tokenizer_fault(path: Path, error: Exception) -> str:
-    """Return the reason in one line; transformers' own text for a folder without tokenizer is about its classes."""
+    """Return the reason in one line.
+
+    Transformers' own text for a folder without a tokenizer is about its classes.
+    """
     files = (
         "tokenizer.json",
         "tokenizer.model",

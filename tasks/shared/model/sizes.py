@@ -13,7 +13,7 @@ from tasks.shared.model.weights import is_gguf
 
 
 def weight_files(path: Path) -> list[Path]:
-    """List the weight files that are loaded: the GGUF itself, a folder's safetensors, or else its GGUF files.
+    """List the loaded weight files: the GGUF itself, a folder's safetensors, or its GGUF files.
 
     A second copy of the weights in the folder is not counted (`loaded_files`).
     """

@@ -83,7 +83,10 @@ class ModelSource:
                 self.hub,
                 revision=self.revision,
                 allow_patterns=["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"],
-                ignore_patterns=["*/*", "consolidated*.safetensors"],  # second copies of the weights, which nothing loads
+                ignore_patterns=[
+                    "*/*",
+                    "consolidated*.safetensors",
+                ],  # second copies of the weights, which nothing loads
             )
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
             raise ModelError(

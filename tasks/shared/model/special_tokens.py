@@ -1,4 +1,4 @@
-"""Special tokens and generation settings of a stranger's model, made consistent; each change is logged."""
+"""Special tokens and generation settings, made consistent; each change is logged."""
 
 import json
 import logging
@@ -29,9 +29,9 @@ def embedding_rows(path: Path) -> int:
 
 
 def drop_tokens_without_row(tokenizer: "PreTrainedTokenizerBase", path: Path) -> None:
-    """Remove added tokens whose id has no row in the model's embedding, such as a pad token added without resizing it.
+    """Remove added tokens without a row in the model's embedding.
 
-    An embedding with more rows than tokens is normal.
+    They are those of a tokenizer that was extended while the model was not, often a pad token.  An embedding with more rows than tokens is normal.
     Raises ModelError if such tokens are part of the vocabulary proper, the chat template, or begin or end texts.
     """
     rows = embedding_rows(path)
@@ -59,7 +59,7 @@ def drop_tokens_without_row(tokenizer: "PreTrainedTokenizerBase", path: Path) ->
         content["model"]["vocab"] = {token: place for token, place in vocab.items() if token not in beyond}
     pad = tokenizer.pad_token
     more = [token for token in getattr(tokenizer, "extra_special_tokens", None) or [] if str(token) not in beyond]
-    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(content))  # type: ignore[attr-defined]
+    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(content))
     if pad in beyond:
         tokenizer.pad_token = None
     if hasattr(tokenizer, "_extra_special_tokens"):

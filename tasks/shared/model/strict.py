@@ -1,4 +1,4 @@
-"""Strict loading: every tensor of a model is filled once from its file, and none is left over."""
+"""Strict loading: every tensor of a model is filled once, and none is left over."""
 
 import logging
 import math
@@ -109,7 +109,7 @@ def _size(shape: Collection[int]) -> str:
 
 
 def check_gguf_tensors(file: Path, config: "PretrainedConfig") -> None:
-    """Raise ModelError unless transformers fills a model of this configuration with the tensors of a GGUF, and leaves none over.
+    """Raise ModelError unless a GGUF's tensors fill the model, and none is left over.
 
     Transformers itself skips tensors of a GGUF that it cannot place, and takes those of another shape, without a word.
     """
@@ -129,7 +129,7 @@ def check_gguf_tensors(file: Path, config: "PretrainedConfig") -> None:
 
 
 def _gguf_misfit(file: Path, model: "PreTrainedModel") -> dict[str, Any]:
-    """Return the names of tensors that are missing, left over or of another shape, as `refuse_misfit` takes them."""
+    """Return tensors missing, left over or of another shape, as `refuse_misfit` takes them."""
     from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
 
     header = read_gguf_header(file)

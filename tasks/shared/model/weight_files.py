@@ -1,4 +1,4 @@
-"""Weight files of a model folder: which ones transformers loads, their tensor headers, and damage."""
+"""Weight files of a model folder: those that are loaded, their headers, and damage."""
 
 import json
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ TEXT_FILES = (
 
 
 @dataclass(frozen=True)
-class Tensor:
+class TensorInfo:
     """One tensor by a file's header.  dtype: as safetensors names it, such as "BF16"."""
 
     dtype: str
@@ -28,7 +28,7 @@ class Tensor:
 
 
 def loaded_files(folder: Path) -> list[Path]:
-    """List the safetensors files that transformers loads from a folder; other copies are not counted.
+    """List the safetensors files that transformers loads from a folder.
 
     Transformers prefers the file that the configuration names (`transformers_weights`), then model.safetensors, then the shards of
     model.safetensors.index.json.  A folder without any of these yields nothing.
@@ -46,7 +46,7 @@ def loaded_files(folder: Path) -> list[Path]:
 
 
 def unused_files(folder: Path) -> list[str]:
-    """List names of weight files beside the ones that transformers loads: second copies and other formats."""
+    """List names of weight files that are not loaded: second copies and other formats."""
     loaded = {file.name for file in loaded_files(folder)}
     patterns = ("*.safetensors", "*.gguf", "*.bin", "*.pt", "*.pth")
     found = sorted(file.name for pattern in patterns for file in folder.glob(pattern))
@@ -54,7 +54,7 @@ def unused_files(folder: Path) -> list[str]:
 
 
 def check_folder(folder: Path) -> None:
-    """Raise ModelError unless every weight file that transformers would load is there, whole, and named once.
+    """Raise ModelError unless every weight file is there and whole, and every tensor in one.
 
     Also refuses git-lfs pointers and web pages among the folder's texts (tokenizer.json and the like).
     """
@@ -86,12 +86,12 @@ def check_folder(folder: Path) -> None:
     _check_index(folder, places)
 
 
-def tensors_of(folder: Path) -> dict[str, Tensor]:
-    """Return the tensors that transformers loads from a folder, by name, without reading weights."""
+def tensors_of(folder: Path) -> dict[str, TensorInfo]:
+    """Return the tensors that transformers loads from a folder, by name, from headers."""
     return {name: tensor for file in loaded_files(folder) for name, tensor in read_header(file).items()}
 
 
-def read_header(file: Path) -> dict[str, Tensor]:
+def read_header(file: Path) -> dict[str, TensorInfo]:
     """Return the tensors of a safetensors file, by name, without reading weights.
 
     Raises ModelError for a git-lfs pointer, a web page, an empty or truncated file, or another format.
@@ -111,7 +111,7 @@ def read_header(file: Path) -> dict[str, Tensor]:
         header: dict[str, Any] = json.loads(text)
         entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
         end = max((int(entry["data_offsets"][1]) for entry in entries.values()), default=0)
-        tensors = {name: Tensor(str(entry["dtype"]), tuple(entry["shape"])) for name, entry in entries.items()}
+        tensors = {name: TensorInfo(str(entry["dtype"]), tuple(entry["shape"])) for name, entry in entries.items()}
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise _foreign(file) from error
     if size < 8 + length + end:
@@ -120,7 +120,7 @@ def read_header(file: Path) -> dict[str, Tensor]:
 
 
 def check_content(file: Path) -> None:
-    """Raise ModelError for a file that cannot be read, is empty, a git-lfs pointer or a web page."""
+    """Raise ModelError for an unreadable or empty file, a git-lfs pointer, or a web page."""
     try:
         with file.open("rb") as stream:
             start = stream.read(512)
@@ -169,7 +169,7 @@ def _is_named(file: Path) -> bool:
 
 
 def _explicit(folder: Path) -> str:
-    """Name of the weight file in the configuration; empty if it names none, or is damaged, which `read_config` reports."""
+    """Name of the weight file in the configuration; empty if it names none or is damaged."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -188,7 +188,7 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 
 def _check_index(folder: Path, places: dict[str, str]) -> None:
-    """Raise ModelError if an index names tensors that its files do not hold, or another file for them."""
+    """Raise ModelError if an index names tensors that its files do not hold."""
     named = _explicit(folder)
     index = folder / (named or INDEX)
     if (not named and _is_named(folder / SINGLE)) or not index.name.endswith(".index.json"):

@@ -21,7 +21,7 @@ def is_gguf(path: Path) -> bool:
 
 
 def check_source(path: Path) -> None:
-    """Raise ModelError for a path without whole, safe weights, judged by names and file headers only.
+    """Raise ModelError for a path without whole, safe weights, by names and headers only.
 
     Refuses a missing path, pickles (they run code when loaded), adapters, git-lfs pointers, truncated or missing files, parts of a
     split GGUF, and quantized tensors that the configuration does not mention.
