@@ -137,11 +137,9 @@ def _gguf_misfit(file: Path, model: "PreTrainedModel") -> dict[str, Any]:
     names = get_gguf_hf_weights_map(model, processor)
     wanted = dict(model.state_dict())
     tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
-    filled = {
-        name
-        for stored, name in names.items()
-        if stored in header.tensors or stored.removesuffix(".weight") in header.tensors
-    }
+    absent = {stored for stored in names if not {stored, f"{stored}.weight"} & header.tensors.keys()}
+    filled = {name for stored, name in names.items() if stored not in absent}
+    filled -= {names[stored] for stored in absent if "_exps" in stored}  # halves of one tensor: gate and up
     placed = {*names, *(f"{name}.weight" for name in names)}
     shapes = {
         (names[stored], shape, tuple(wanted[names[stored]].shape))

@@ -13,6 +13,7 @@ from tasks.shared.model.gguf_files import read_gguf_header
 from tasks.shared.model.inspection import find_fault
 from tasks.shared.model.loading import load_model
 from tasks.shared.model.sizes import parameter_count
+from tasks.shared.model.strict import check_gguf_tensors
 from tasks.shared.model.weights import check_source
 from tests.tiny_llama import build_model, save_tiny
 
@@ -97,6 +98,40 @@ def test_whole_files_are_read_tied_or_not(sound: Path, tmp_path: Path) -> None:
     untied = rewritten(sound, tmp_path / "untied.gguf", tensors={"output.weight": (512, 64)})
     assert find_fault(sound) is None and find_fault(untied) is None
     assert load_model(sound).config.tie_word_embeddings and not load_model(untied).config.tie_word_embeddings
+
+
+def test_experts_have_a_place_and_are_missed(tmp_path: Path) -> None:
+    import gguf
+    import numpy
+    import torch
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+    from transformers.modeling_gguf_pytorch_utils import Qwen2MoeTensorProcessor, get_gguf_hf_weights_map
+
+    config = Qwen3MoeConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, head_dim=16, vocab_size=64, num_experts=2,
+        num_experts_per_tok=1, moe_intermediate_size=8, tie_word_embeddings=True,
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = Qwen3MoeForCausalLM(config)
+    names = get_gguf_hf_weights_map(model, Qwen2MoeTensorProcessor())
+    wanted = {f"{name.removesuffix('.weight')}.weight": model.state_dict().get(names[name]) for name in names}
+    for number, left_out in enumerate(("nothing", "ffn_gate_exps")):
+        file = tmp_path / f"{number}.gguf"
+        writer = gguf.GGUFWriter(file, "qwen3moe")
+        for name, tensor in wanted.items():
+            if tensor is not None and left_out not in name and name != "output.weight":
+                writer.add_tensor(
+                    name, numpy.zeros((2, 8, 32) if "_exps" in name else tuple(tensor.shape), numpy.float32)
+                )
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        if left_out == "nothing":
+            check_gguf_tensors(file, config)
+        else:
+            with pytest.raises(ModelError, match="1 tensor of the model missing"):
+                check_gguf_tensors(file, config)
 
 
 KINDS = {
