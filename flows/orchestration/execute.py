@@ -53,6 +53,7 @@ def execute(
     """
     from flows.planning.estimate import check_machine, estimate_plan
     from flows.planning.items import check_items
+    from flows.planning.models import check_models
     from flows.planning.status import find_status
 
     plan = build_plan(settings.recipe)
@@ -66,6 +67,8 @@ def execute(
             return execution
         # Only the user's Prefect server shows the cached steps; MLflow already has their runs.
         run.recorder.tracker = NullTracker()
+    else:
+        check_models(plan, settings.runtime.folder)
     session = Session(plan, settings.runtime, run.session.variant)
     status = find_status(session)
     items = check_items(session, status, estimate_plan(plan, settings.runtime))

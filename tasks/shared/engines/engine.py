@@ -1,9 +1,12 @@
 """Names of the engines, forms of weights, and the choice of an engine for given weights."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from tasks.shared.errors import ModelError
+from tasks.shared.model.weight_files import loaded_files, shown, unused_files
 from tasks.shared.model.weights import is_gguf, is_quantized
 
 EngineName = Literal["transformers", "llama.cpp", "vllm"]
@@ -27,7 +30,8 @@ class Weights:
 def find_weights(path: Path, llama: bool = False) -> Weights:
     """Find the weights at a path and the engine that reads them, from file names only.
 
-    path: a GGUF file, a folder with safetensors (read by transformers, whatever else it contains), or a folder with one GGUF file.
+    path: a GGUF file, a folder with safetensors under names that transformers loads (whatever else it contains), or a folder with one
+    GGUF file.
     llama: look for llama.cpp's weights, so ignore safetensors.
     """
     engine: EngineName = "llama.cpp" if llama else "transformers"
@@ -35,13 +39,21 @@ def find_weights(path: Path, llama: bool = False) -> Weights:
         return Weights(engine, path, "no such file or folder")
     if is_gguf(path):
         return Weights("llama.cpp", path)
-    if not llama and any(path.glob("*.safetensors")):
-        return Weights("transformers", path)
+    try:
+        if not llama and loaded_files(path):
+            return Weights("transformers", path)
+    except ModelError as error:
+        return Weights("transformers", path, f"{error.where}: {error.got}")
     files = sorted(path.glob("*.gguf"))
     if len(files) == 1:
         return Weights("llama.cpp", files[0])
     if files:
-        return Weights("llama.cpp", path, f"{len(files)} GGUF files")
+        parts = all(re.search(r"-\d{5}-of-\d{5}\.gguf$", file.name) for file in files)
+        return Weights(
+            "llama.cpp", path, f"a GGUF split in {len(files)} parts" if parts else f"{len(files)} GGUF files"
+        )
+    if not llama and (other := unused_files(path)):
+        return Weights(engine, path, f"{shown(other)}, none of which transformers loads")
     return Weights(engine, path, "no *.gguf" if llama else "no *.safetensors and no *.gguf")
 
 

@@ -84,6 +84,10 @@ class ModelSource(ChatSettings):
                 self.hub,
                 revision=self.revision,
                 allow_patterns=["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"],
+                ignore_patterns=[
+                    "*/*",
+                    "consolidated*.safetensors",
+                ],  # second copies of the weights, which nothing loads
             )
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
             raise ModelError(
