@@ -24,8 +24,8 @@ from tasks.distill.training.weights import weigh
 from tasks.shared.errors import TechniqueError
 from tasks.shared.formats.rows import Row
 from tasks.shared.model.encoding import Encoded, collate
-from tasks.shared.model.head import core_of
-from tasks.shared.model.layers import LAYOUT, find_layers
+from tasks.shared.model.head import check_head, core_of
+from tasks.shared.model.layout import decoder_layers
 from tasks.shared.model.loading import load_model, load_tokenizer
 from tasks.shared.model.saving import align_special_tokens, save_model
 from tasks.shared.technique import Metrics, StepRun
@@ -112,12 +112,13 @@ def _train(
 def prepared_model(settings: Training, source: Path, run: StepRun) -> "PreTrainedModel":
     """Load the model to train, in float32 on the CPU, with adapters and frozen layers, if any."""
     model = load_model(source, "float32")
+    check_head(model)
     if run.compute.device == "cpu":
         model.set_attn_implementation("eager")  # 15 % faster here: the fused kernel's backward pass is slow on CPUs
     model = adapt(model, settings.lora) if isinstance(settings, Adapted) else model
     freeze(core_of(model), settings.frozen_layers)
     if run.compute.compile:
-        for layer in find_layers(core_of(model)):
+        for layer in decoder_layers(core_of(model)):
             layer.compile(dynamic=True)  # batches have different lengths
     return model
 
@@ -239,12 +240,10 @@ def freeze(model: "PreTrainedModel", layers: int) -> None:
     """
     if not layers:
         return
-    found = find_layers(model)
+    found = decoder_layers(model)
     if layers >= len(found):
-        depth = f"{len(found)} layers" if found else f"no layer list at {LAYOUT}"
-        raise TechniqueError(
-            "frozen_layers", f"{layers} of {depth}", "fewer than the model's layers", "frozen_layers=0"
-        )
+        got = f"{layers} of {len(found)} layers"
+        raise TechniqueError("frozen_layers", got, "fewer than the model's layers", "frozen_layers=0")
     model.get_input_embeddings().requires_grad_(False)
     for layer in found[:layers]:
         layer.requires_grad_(False)

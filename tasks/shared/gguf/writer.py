@@ -134,17 +134,22 @@ def converter(config: dict[str, Any], where: str) -> Any:
     Raises TechniqueError if the converter does not know the architecture.
     """
     from auto_round.export.export_to_gguf.llama_cpp_conversion import get_conversion
-    from gguf import GGMLQuantizationType
+    from gguf import MODEL_ARCH, GGMLQuantizationType
 
     architecture = (config.get("architectures") or ["none"])[0]
     try:
-        base = get_conversion(hparams=config, auto_update=False).get_model_class(architecture)
+        with newer_names():
+            base = get_conversion(hparams=config, auto_update=False).get_model_class(architecture)
     except NotImplementedError as error:
         raise TechniqueError(
             where,
             f"llama.cpp's converter does not know architecture {architecture}",
             "a Llama, Mistral, Qwen or similar causal language model",
         ) from error
+    if not isinstance(base.model_arch, MODEL_ARCH):
+        raise TechniqueError(
+            where, f"the gguf package does not know architecture {architecture}", "a newer gguf package"
+        )
 
     class Converter(base):  # type: ignore[misc, valid-type]
         model_arch = base.model_arch
@@ -176,6 +181,28 @@ def converter(config: dict[str, Any], where: str) -> Any:
                 return byte_level_splits(self.dir_model) or GPT2_SPLITS
 
     return Converter
+
+
+@contextlib.contextmanager
+def newer_names() -> Iterator[None]:
+    """Let the converter's modules name architectures that the installed gguf package lacks.
+
+    One module serves several families, and fails as a whole at the first unknown name: without this, the gguf package of May 2026
+    converts no Qwen, Gemma or Granite, since their modules also name later ones.
+    """
+    import gguf
+
+    known = gguf.MODEL_ARCH
+
+    class Names:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(known, name, name)
+
+    gguf.MODEL_ARCH = Names()  # type: ignore[misc, assignment]
+    try:
+        yield
+    finally:
+        gguf.MODEL_ARCH = known  # type: ignore[misc]
 
 
 def byte_level_splits(folder: Path) -> str | None:
