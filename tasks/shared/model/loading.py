@@ -12,6 +12,7 @@ from tasks.shared.model.weights import check_source, is_gguf, quick_gguf
 from tasks.shared.progress import no_foreign_bars
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Dtype = Literal["float32", "bfloat16"]
@@ -50,6 +51,7 @@ def load_model(path: Path, dtype: Dtype = "float32", device: str = "cpu") -> "Pr
                 model = AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, **options)
             place(model, device)
             if getattr(model, "hf_quantizer", None) is not None:
+                _cast_dense(model, options["dtype"])
                 model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device))  # unpacks the weights, once
                 _keep_unpacked(model)
             return model
@@ -57,6 +59,13 @@ def load_model(path: Path, dtype: Dtype = "float32", device: str = "cpu") -> "Pr
         raise ModelError(
             str(path), f"cannot be loaded: {error}", "a causal language model that transformers knows"
         ) from error
+
+
+def _cast_dense(model: "PreTrainedModel", dtype: "torch.dtype") -> None:
+    """Cast the dense parts of a quantized model, since transformers leaves renamed ones (GPT-NeoX's head) as stored."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
 
 
 def _keep_unpacked(model: "PreTrainedModel") -> None:
