@@ -47,7 +47,7 @@ class Family:
 
 FAMILIES: Mapping[str, Family] = {
     "llama": Family("Llama", "LlamaConfig", GROUPED),
-    "mistral": Family("Mistral", "MistralConfig", GROUPED | WIDE_HEADS | {"sliding_window": 8}),
+    "mistral": Family("Mistral", "MistralConfig", GROUPED | WIDE_HEADS | {"sliding_window": 2048}),
     "qwen2": Family(
         "Qwen2", "Qwen2Config", GROUPED | TIED | {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
     ),
@@ -72,7 +72,7 @@ FAMILIES: Mapping[str, Family] = {
     "gpt2": Family("GPT-2", "GPT2Config", TIED | {"n_inner": 128}),
     "mixtral": Family("Mixtral", "MixtralConfig", GROUPED | {"num_local_experts": 4, "num_experts_per_tok": 2}),
     "qwen3_moe": Family(
-        "Qwen3-MoE", "Qwen3MoeConfig", GROUPED | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "mlp_only_layers": [0]}
+        "Qwen3-MoE", "Qwen3MoeConfig", GROUPED | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "norm_topk_prob": True}
     ),
 }  # fmt: skip
 """By `model_type`."""
