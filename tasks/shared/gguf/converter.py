@@ -133,7 +133,7 @@ def architecture_class(config: Mapping[str, Any], where: str) -> Any:
             found = get_conversion(hparams=config, auto_update=False).get_model_class(architecture)
     except NotImplementedError as error:
         got = f"llama.cpp's converter does not know architecture {architecture}"
-        raise TechniqueError(where, got, wanted, "quantize/gptq instead of a GGUF file") from error
+        raise TechniqueError(where, got, wanted, "quantize/gptq") from error
     if not isinstance(found.model_arch, MODEL_ARCH):
         raise TechniqueError(where, f"the gguf package does not know architecture {architecture}", wanted)
     return found

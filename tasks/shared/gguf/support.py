@@ -13,7 +13,7 @@ SHORTEST = 1024
 """Tokens of the shortest sliding window that is worth a file."""
 NARROW_HEADS = {"gemma2": 46, "gemma3_text": 62}
 """Number of layers at which llama.cpp takes hidden / heads instead of the head size to scale Gemma's attention (27B)."""
-REORDERED = "prune/depth with `layers` that keep the family's order, or quantize/gptq instead of a GGUF file"
+REORDERED = "prune/depth with `layers` that keep the order, or quantize/gptq"
 
 
 def unsupported(config: Mapping[str, Any]) -> Refusal | None:
@@ -25,7 +25,7 @@ def unsupported(config: Mapping[str, Any]) -> Refusal | None:
     kind, window = config.get("model_type"), attended(config)
     if window is not None and window < SHORTEST:
         got = f"a sliding window of {window} tokens, which llama.cpp ignores in this family"
-        return Refusal(got, "quantize/gptq instead of a GGUF file")
+        return Refusal(got, "quantize/gptq")
     usual = with_layer_lists({"model_type": kind, "num_hidden_layers": layer_count(config)})
     for name in LAYER_LISTS:
         values = list(config.get(name) or ())
@@ -35,7 +35,7 @@ def unsupported(config: Mapping[str, Any]) -> Refusal | None:
             )
     if kind in NARROW_HEADS and not _scaled_as_expected(config, NARROW_HEADS[kind]):
         return Refusal(
-            "its attention is not scaled by the head size, as llama.cpp assumes", "quantize/gptq instead of a GGUF file"
+            "its attention is not scaled by the head size, as llama.cpp assumes", "quantize/gptq"
         )
     return _feed_forward(config)
 

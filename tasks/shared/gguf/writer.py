@@ -74,7 +74,7 @@ def write_gguf(
                 str(model),
                 f"llama.cpp's converter cannot read it: {type(error).__name__}: {error}",
                 "a family that docs/families.md lists",
-                "quantize/gptq instead of a GGUF file",
+                "quantize/gptq",
             ) from error
 
 
