@@ -76,7 +76,7 @@ ROWS = (
     Row("prune/depth", {"layers": (0,), **SHORT}),
     Row("prune/vocabulary", {"size": 0}),
     Row("prune/weight_selection", {"layers": 1}, "layers"),
-    Row("prune/weight_selection", {"hidden_size": 32, "intermediate_size": 64, "heads": 2, **SHORT}, "width"),
+    Row("prune/weight_selection", {"hidden_size": 32, "intermediate_size": 64, "heads": 2, "kv_heads": 1, **SHORT}, "width"),
     Row("quantize/rtn", {"check_rows": 2, "max_tokens": 48}),
     Row("quantize/gptq", {"check_rows": 2, **SHORT}),
     Row("export/gguf", {"scheme": "f16", "embedding": "same", "prompts": 2, "tokens": 2, "max_kl": 1e-4, "min_top1": 0.5}),

@@ -77,7 +77,10 @@ class WeightOnly:
         if config.get("model_type") in CONV1D:
             return Refusal("its matrices are Conv1D, which llm-compressor leaves dense without a word", "export/gguf")
         if is_mixture(config):
-            return Refusal("its experts, packed one by one, are missing or dense again once transformers reloads them", "export/gguf")
+            return Refusal(
+                "its experts, packed one by one, are missing or dense again once transformers reloads them",
+                "export/gguf",
+            )
         return None
 
 

@@ -3,7 +3,8 @@
 import csv
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -217,20 +218,34 @@ def make_trainer(
     arguments.use_cache = getattr(
         core_of(model).config, "use_cache", True
     )  # otherwise the saved model would have False
-    trainer = resumable(objective_trainer())(
-        model=model,
-        args=arguments,
-        train_dataset=Dataset.from_list(training),
-        eval_dataset=Dataset.from_list(validation) if watched else None,
-        data_collator=lambda rows: collate(rows, tokenizer.pad_token_id),
-        processing_class=tokenizer,
-        callbacks=callbacks,
-    )
+    with router_kept(core_of(model).config.get_text_config()):
+        trainer = resumable(objective_trainer())(
+            model=model,
+            args=arguments,
+            train_dataset=Dataset.from_list(training),
+            eval_dataset=Dataset.from_list(validation) if watched else None,
+            data_collator=lambda rows: collate(rows, tokenizer.pad_token_id),
+            processing_class=tokenizer,
+            callbacks=callbacks,
+        )
     trainer.objective = objective
     trainer.steps_per_epoch = steps_per_epoch
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(keeper(trainer, run.compute.checkpoint_s))
     return trainer
+
+
+@contextmanager
+def router_kept(config: Any) -> Iterator[None]:
+    """Keep the settings of a mixture's router: TRL turns its logits on, and the saved model could not generate.
+
+    They would serve a balancing loss, which our objectives do not have.
+    """
+    names = ("output_router_logits", "router_aux_loss_coef")
+    before = {name: getattr(config, name) for name in names if hasattr(config, name)}
+    yield
+    for name, value in before.items():
+        setattr(config, name, value)
 
 
 def freeze(model: "PreTrainedModel", layers: int) -> None:

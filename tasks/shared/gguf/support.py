@@ -34,9 +34,7 @@ def unsupported(config: Mapping[str, Any]) -> Refusal | None:
                 f"its {name} are not in the order that llama.cpp takes for granted ({_shown(values)})", REORDERED
             )
     if kind in NARROW_HEADS and not _scaled_as_expected(config, NARROW_HEADS[kind]):
-        return Refusal(
-            "its attention is not scaled by the head size, as llama.cpp assumes", "quantize/gptq"
-        )
+        return Refusal("its attention is not scaled by the head size, as llama.cpp assumes", "quantize/gptq")
     return _feed_forward(config)
 
 

@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from tasks.quantize import groups
+from tasks.quantize import groups, llm_compressor
 from tasks.quantize.gptq import GPTQ
+from tasks.quantize.rtn import RTN
 from tasks.shared.errors import TechniqueError
 from tasks.shared.model.agreement import logits_of, token_agreement
 from tasks.shared.model.loading import load_model
 from tasks.shared.model.sizes import weight_bytes
+from tests.families import FAMILIES
 from tests.settings_case import Case, Change
 from tests.tiny_llama import build_model, empty_run, inputs_of, save_tiny, write_corpus
 
@@ -40,6 +42,23 @@ def test_head_is_left_dense() -> None:
     assert not any("lm_head" in name for name in groups.input_sizes(build_model(tie_word_embeddings=False)))
 
 
+def test_matrices_that_would_stay_dense_are_refused() -> None:
+    with pytest.raises(
+        TechniqueError, match=r"8 matrices outside of torch.nn.Linear: transformer.h.0.attn.c_attn.weight"
+    ):
+        groups.input_sizes(FAMILIES["gpt2"].build())
+
+
+def test_a_layer_that_is_not_packed_is_noticed(tmp_path: Path) -> None:
+    source = save_tiny(tmp_path / "source", build_model(num_hidden_layers=1))
+    out, run = empty_run(tmp_path)
+    RTN()(inputs_of(source), out, run)
+    layers = groups.input_sizes(load_model(source))
+    llm_compressor.check_packed(out, layers)
+    with pytest.raises(TechniqueError, match="7 of 8 linear layers are packed; these differ: model.more"):
+        llm_compressor.check_packed(out, [*layers, "model.more"])
+
+
 def test_group_size_is_checked_before_calibration(tmp_path: Path) -> None:
     source, corpus = save_tiny(tmp_path / "source"), write_corpus(tmp_path / "corpus")
     out, run = empty_run(tmp_path)
@@ -52,8 +71,6 @@ def test_error_is_smaller_than_rounding_and_the_reload_is_exact(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On the calibration rows, whose inputs are correlated, the layers' outputs stay closer than with rounding."""
-    from tasks.quantize.rtn import RTN
-
     (tmp_path / "cwd").mkdir()
     monkeypatch.chdir(tmp_path / "cwd")
     source, corpus = save_tiny(tmp_path / "source"), write_corpus(tmp_path / "corpus")
