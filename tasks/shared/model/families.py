@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def family_config(path: Path) -> dict[str, Any]:
     Defaults that depend on the layer are filled in.  Empty for a path that is neither.
     """
     if path.is_file():
-        return with_layer_lists(_gguf_config(path))
+        return with_layer_lists(_gguf_config(path, path.stat().st_mtime_ns))
     try:
         found = json.loads((path / "config.json").read_text("utf-8"))
     except (OSError, ValueError):
@@ -53,7 +54,12 @@ def family_config(path: Path) -> dict[str, Any]:
     return with_layer_lists(found) if isinstance(found, dict) else {}
 
 
-def _gguf_config(file: Path) -> dict[str, Any]:
+@cache
+def _gguf_config(file: Path, written: int) -> dict[str, Any]:
+    """Read a GGUF file's header, once as long as it stays the same: a plan asks for every step.
+
+    written: time of its last change, in nanoseconds.
+    """
     from tasks.shared.model.weights import read_gguf
 
     try:
