@@ -1,10 +1,10 @@
 """Families of models by their configuration: what a plan knows of a model before anything is loaded."""
 
 import json
-from collections.abc import Mapping
-from functools import cache
+import struct
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from tasks.shared.errors import TechniqueError
 from tasks.shared.model.layout import layer_count
@@ -22,6 +22,9 @@ FUSED = frozenset({"phi3", "phi", "gpt_neox", "gpt_neox_japanese", "falcon", "bl
 """Families with query, key and value in one projection."""
 GGUF_TYPES = {"gemma3": "gemma3_text", "gptneox": "gpt_neox", "qwen3moe": "qwen3_moe"}
 """llama.cpp's name of an architecture -> `model_type`, where they differ."""
+NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+WORDS, ARRAY = 8, 9
+"""GGUF's types of values."""
 
 
 def title(config: Mapping[str, Any]) -> str:
@@ -46,7 +49,7 @@ def family_config(path: Path) -> dict[str, Any]:
     Defaults that depend on the layer are filled in.  Empty for a path that is neither.
     """
     if path.is_file():
-        return with_layer_lists(_gguf_config(path, path.stat().st_mtime_ns))
+        return with_layer_lists(_gguf_config(path))
     try:
         found = json.loads((path / "config.json").read_text("utf-8"))
     except (OSError, ValueError):
@@ -54,24 +57,42 @@ def family_config(path: Path) -> dict[str, Any]:
     return with_layer_lists(found) if isinstance(found, dict) else {}
 
 
-@cache
-def _gguf_config(file: Path, written: int) -> dict[str, Any]:
-    """Read a GGUF file's header, once as long as it stays the same: a plan asks for every step.
-
-    written: time of its last change, in nanoseconds.
-    """
-    from tasks.shared.model.weights import read_gguf
-
+def _gguf_config(file: Path) -> dict[str, Any]:
     try:
-        reader = read_gguf(file)
-    except (OSError, ValueError, KeyError, IndexError):
+        with file.open("rb") as stream:
+            header = dict(gguf_settings(stream))
+    except (OSError, ValueError, struct.error, KeyError):
         return {}
-    field = reader.get_field("general.architecture")
-    kind = str(field.contents()) if field else "unknown"
-    numbers = {"block_count": "num_hidden_layers", "expert_count": "num_experts"}
-    found = {name: reader.get_field(f"{kind}.{key}") for key, name in numbers.items()}
-    config = {name: int(value.contents()) for name, value in found.items() if value is not None}
-    return {"model_type": GGUF_TYPES.get(kind, kind), **config}
+    kind = str(header.get("general.architecture", "unknown"))
+    names = {"num_hidden_layers": f"{kind}.block_count", "num_experts": f"{kind}.expert_count"}
+    found = {name: header[key] for name, key in names.items() if key in header}
+    return {"model_type": GGUF_TYPES.get(kind, kind), **found}
+
+
+def gguf_settings(stream: BinaryIO) -> Iterator[tuple[str, Any]]:
+    """Yield the numbers and words at the start of a GGUF file, before its tokenizer.
+
+    Reading the whole file's index takes a second, and a plan needs it for every command.
+    Raises ValueError, KeyError or struct.error for any other file.
+    """
+
+    def number(form: str) -> Any:
+        return struct.unpack(f"<{form}", stream.read(struct.calcsize(form)))[0]
+
+    def value(kind: int) -> Any:
+        if kind == ARRAY:
+            item, count = number("I"), number("Q")
+            return [value(item) for _ in range(count)]
+        return stream.read(number("Q")).decode() if kind == WORDS else number(NUMBERS[kind])
+
+    if stream.read(4) != b"GGUF":
+        raise ValueError("not a GGUF file")
+    _, _, count = number("I"), number("Q"), number("Q")
+    for _ in range(count):
+        key = value(WORDS)
+        if key.startswith("tokenizer."):
+            return
+        yield key, value(number("I"))
 
 
 def with_layer_lists(config: Mapping[str, Any]) -> dict[str, Any]:
