@@ -109,7 +109,7 @@ def recipe(row: Row, model: Path) -> dict[str, Any]:
 
 
 def plan_answer(row: Row, model: Path) -> str:
-    """Why the plan refuses the technique for a model folder; empty if it does not."""
+    """The plan's messages where it refuses the technique for a model folder; empty if it does not."""
     try:
         build_plan(recipe(row, model))
     except ErrorList as error:
@@ -118,7 +118,7 @@ def plan_answer(row: Row, model: Path) -> str:
 
 
 def reason(row: Row, name: str) -> str:
-    """Why the plan refuses the technique for an ordinary model of a family, in a sentence; empty if it does not."""
+    """The plan's reason against the technique for an ordinary model of a family, in a sentence; empty if it takes it."""
     with tempfile.TemporaryDirectory() as folder:
         save_config(Path(folder), name)
         try:

@@ -38,7 +38,9 @@ def technique_name(step: Step) -> str:
 def planned_config(
     name: str, steps: Mapping[str, Step], sources: Mapping[str, Source], seen: frozenset[str] = frozenset()
 ) -> Mapping[str, Any]:
-    """Return the configuration that a model will have, as far as the recipe decides it; empty if it is unknown.
+    """Return the configuration that a model will have; empty if it is unknown.
+
+    Settings that only a run decides are left as they were, or marked as unknown by the technique.
 
     name: a source model or a step.
     """

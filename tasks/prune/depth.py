@@ -180,7 +180,10 @@ class Depth:
         return None
 
     def changed_config(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return the configuration without the named layers; by ratio, lists that differ by layer are unknown."""
+        """Return the configuration without the dropped layers.
+
+        By ratio, it is not known which ones are dropped, nor then lists whose entries differ.
+        """
         total = layer_count(config)
         if not total:
             return config

@@ -83,7 +83,7 @@ class WeightSelection:
         return self.narrower and self.width == "activation"
 
     def refuses(self, config: Mapping[str, Any]) -> Refusal | None:
-        """Refuse weights whose axes are not known by name, and a narrower width where projections are fused."""
+        """Refuse weights with unknown axes, and a narrower width where projections are fused."""
         kind = config.get("model_type")
         if has_parts(config):
             return Refusal("several parts", "a text-only model")
@@ -210,7 +210,7 @@ class WeightSelection:
 
 
 def origins_of(taken: Sequence[int], count: int, total: int) -> list[int]:
-    """Teacher layer whose kind of attention each layer of the student has; evenly spaced if none are taken."""
+    """Teacher layer whose kind each layer of the student has; evenly spaced if none are taken."""
     return list(taken) or [place * total // count for place in range(count)]
 
 

@@ -1,4 +1,4 @@
-"""Groups of weights that share a scale: which layers are quantized, their group size, and the resulting size."""
+"""Groups of weights that share a scale: their layers, their size, and the forecast."""
 
 from collections.abc import Mapping
 from dataclasses import replace

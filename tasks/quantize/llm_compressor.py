@@ -73,7 +73,7 @@ class WeightOnly:
         return forecast_packing(work, self.bits, self.group_size, self.symmetric)
 
     def refuses(self, config: Mapping[str, Any]) -> Refusal | None:
-        """Refuse families whose matrices llm-compressor leaves dense or transformers does not reload."""
+        """Refuse families whose matrices stay dense or do not come back when reloaded."""
         if config.get("model_type") in CONV1D:
             return Refusal("its matrices are Conv1D, which llm-compressor leaves dense without a word", "export/gguf")
         if is_mixture(config):

@@ -262,5 +262,5 @@ class ChangesConfig(Protocol):
     """A technique whose model has another configuration than its port `model`."""
 
     def changed_config(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return the configuration of the model that the step will write, as far as the settings decide it."""
+        """Return the configuration that the step's model will have, as far as settings decide it."""
         ...

@@ -237,9 +237,9 @@ def make_trainer(
 
 @contextmanager
 def router_kept(config: Any) -> Iterator[None]:
-    """Keep the settings of a mixture's router: TRL turns its logits on, and the saved model could not generate.
+    """Keep the settings of a mixture's router, which TRL changes.
 
-    They would serve a balancing loss, which our objectives do not have.
+    It turns the router's logits on, with which the saved model could not generate.  They would serve a balancing loss, which our objectives do not have.
     """
     names = ("output_router_logits", "router_aux_loss_coef")
     before = {name: getattr(config, name) for name in names if hasattr(config, name)}

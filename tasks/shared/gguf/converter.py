@@ -45,7 +45,7 @@ class Ours:
         return self.vocabulary_scheme if new_name in VOCABULARY_TENSORS else self.scheme
 
     def modify_tensors(self, data_torch: Any, name: str, bid: int | None) -> Any:
-        """Yield the tensors of a weight, with rows that have no token, and fitted to q4_0 if its importance is known."""
+        """Yield the tensors of a weight; for q4_0, fitted to its importance if that is known."""
         for new_name, tensor in super().modify_tensors(data_torch, name, bid):  # type: ignore[misc]
             known = self.importance.get(name) if self._scheme_of(new_name) == "Q4_0" else None
             whole = data_torch if new_name == EMBEDDING else tensor  # Gemma 3's class cuts off rows without a token
@@ -89,7 +89,7 @@ def converter(config: dict[str, Any], where: str) -> Any:
 
 
 def expected_names(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings under the names that the converter reads, where transformers writes others.
+    """Return settings under the names that the converter reads.
 
     The context ends where llama.cpp would no longer compute as transformers does.
     """
@@ -106,7 +106,7 @@ def expected_names(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_pieces(writer: Any, pieces: SentencePieces, folder: Path) -> None:
-    """Write a SentencePiece-like vocabulary, with the special tokens that the folder's files name."""
+    """Write a SentencePiece-like vocabulary, with the special tokens of the folder's files."""
     from gguf import SpecialVocab
 
     writer.add_tokenizer_model("llama")

@@ -1,4 +1,4 @@
-"""Models that llama.cpp computes otherwise than transformers, and how long a context it computes alike."""
+"""Models and lengths of context that llama.cpp computes otherwise than transformers."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -55,7 +55,7 @@ def _scaled_as_expected(config: Mapping[str, Any], layers: int) -> bool:
 
 
 def _feed_forward(config: Mapping[str, Any]) -> Refusal | None:
-    """Return what llama.cpp does not know of a model's feed-forward blocks and attention, or None."""
+    """Return what llama.cpp does not know of a model's blocks, or None."""
     kind = config.get("model_type")
     if kind == "gpt2" and config.get("n_inner") not in (None, 4 * int(config.get("n_embd") or 0)):
         return Refusal(
@@ -73,7 +73,7 @@ def _feed_forward(config: Mapping[str, Any]) -> Refusal | None:
 
 
 def attended(config: Mapping[str, Any]) -> int | None:
-    """Longest context in tokens that llama.cpp computes as transformers does; None if there is no such limit.
+    """Longest context in tokens that llama.cpp computes as transformers does; None: no limit.
 
     Beyond the window, transformers' layers no longer see the first tokens and llama.cpp's do.
     """

@@ -93,7 +93,7 @@ def _kind(text: str, added: Mapping[str, Any] | None, unknown: str | None) -> An
 
 
 def _puts_space_first(content: Mapping[str, Any]) -> bool:
-    """Return True if the tokenizer puts a space before the text, as Llama 2 does and Gemma does not."""
+    """Return True if the tokenizer puts a space before the text (Llama 2, not Gemma)."""
     parts: list[Any] = []
     for name in ("normalizer", "pre_tokenizer"):
         step = content.get(name) or {}

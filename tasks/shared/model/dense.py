@@ -1,4 +1,7 @@
-"""Refusal of quantized weights where a step needs dense ones; the plan refuses them first where the recipe shows it."""
+"""Refusal of quantized weights where a step needs dense ones.
+
+The plan refuses them first where the recipe shows it.
+"""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Families of models by their configuration: what a plan knows of a model before anything is loaded."""
+"""Families of models by their configuration, before anything is loaded."""
 
 import json
 import struct

@@ -28,7 +28,7 @@ def core_of(model: Any) -> Any:
 
 
 def output_head(model: Any) -> Head:
-    """Return the head as the model applies it, with Cohere's and Granite's scale and Gemma's soft cap.
+    """Return the head as the model applies it, scaled (Cohere, Granite) and capped (Gemma).
 
     `check_head` finds models that apply it otherwise.
     """

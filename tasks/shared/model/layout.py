@@ -1,4 +1,4 @@
-"""Where a family of models keeps its decoder layers, their parts, and their per-layer settings."""
+"""Layouts: places of decoder layers, their parts, and their per-layer settings."""
 
 import re
 from collections.abc import Mapping, Sequence

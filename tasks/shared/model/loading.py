@@ -62,7 +62,10 @@ def load_model(path: Path, dtype: Dtype = "float32", device: str = "cpu") -> "Pr
 
 
 def _cast_dense(model: "PreTrainedModel", dtype: "torch.dtype") -> None:
-    """Cast the dense parts of a quantized model, since transformers leaves renamed ones (GPT-NeoX's head) as stored."""
+    """Cast the dense parts of a quantized model.
+
+    Transformers leaves those that it renames (GPT-NeoX's head) as stored.
+    """
     for parameter in model.parameters():
         if parameter.is_floating_point():
             parameter.data = parameter.data.to(dtype)
