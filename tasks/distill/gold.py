@@ -24,7 +24,7 @@ from tasks.distill.training.settings import Training, training_spec
 from tasks.shared.errors import ConfigError, TechniqueError
 from tasks.shared.formats.rows import Row, read_rows
 from tasks.shared.model.encoding import IGNORED, Encoded, collate, encode
-from tasks.shared.model.head import output_head
+from tasks.shared.model.head import check_head, output_head
 from tasks.shared.model.loading import load_model, training_tokenizer
 from tasks.shared.model.prompts import learned_turn
 from tasks.shared.model.turns import examples
@@ -146,6 +146,7 @@ class OtherTokens(Objective):
         Raises TechniqueError if a conversation exceeds either model's maximum length.
         """
         self.teacher = load_model(self.source, self.settings.teacher_dtype, device).requires_grad_(False)
+        check_head(self.teacher)
         places = getattr(self.teacher.config.get_text_config(), "max_position_embeddings", None) or UNLIMITED
         if self.longest > places:
             raise TechniqueError(

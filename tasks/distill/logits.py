@@ -25,7 +25,7 @@ from tasks.shared.errors import ConfigError, DataError
 from tasks.shared.formats.rows import read_rows
 from tasks.shared.formats.soft_targets import SoftTargets, row_key
 from tasks.shared.model.encoding import Encoded, counted
-from tasks.shared.model.head import output_head
+from tasks.shared.model.head import check_head, output_head
 from tasks.shared.model.loading import Dtype, load_model, training_tokenizer
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun, Upstream
 
@@ -199,6 +199,7 @@ class OnlineTargets(Objective):
     def attach(self, model: "PreTrainedModel", device: str) -> None:
         """Load the teacher."""
         self.teacher = load_model(self.source, self.dtype, device).requires_grad_(False)
+        check_head(self.teacher)
         rows = (int(one.get_output_embeddings().weight.shape[0]) for one in (model, self.teacher))
         columns = self.family.columns(*rows)
         self.columns = None if columns is None else columns.to(device)

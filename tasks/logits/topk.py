@@ -28,7 +28,7 @@ from tasks.shared.formats.soft_targets import (
     write_index,
 )
 from tasks.shared.model.encoding import Encoded, collate, counted, encode
-from tasks.shared.model.head import CHUNK_ELEMENTS, output_head
+from tasks.shared.model.head import CHUNK_ELEMENTS, check_head, output_head
 from tasks.shared.model.loading import Dtype, load_model, training_tokenizer
 from tasks.shared.model.turns import Turns, examples
 from tasks.shared.progress import progress_bar
@@ -144,6 +144,7 @@ class TopK:
         if not missing:
             return
         model = load_model(source, self.dtype, run.compute.device)
+        check_head(model)
         with progress_bar("soft targets", len(parts)) as advance:
             advance(len(parts) - len(missing))
             for number in missing:

@@ -18,6 +18,7 @@ from tasks.shared.model.weights import check_source, is_gguf, quick_gguf
 from tasks.shared.progress import no_foreign_bars
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Dtype = Literal["float32", "bfloat16"]
@@ -42,6 +43,7 @@ def load_model(path: Path, dtype: Dtype = "float32", device: str = "cpu") -> "Pr
             model = _fill(path, {"dtype": getattr(torch, dtype)})
             place(model, device)
             if getattr(model, "hf_quantizer", None) is not None:
+                _cast_dense(model, getattr(torch, dtype))
                 model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device))  # unpacks the weights, once
                 _keep_unpacked(model)
     except (StillroomError, MemoryError):
@@ -73,6 +75,16 @@ def _fill(path: Path, options: dict[str, Any]) -> "PreTrainedModel":
         refuse_misfit(path, info)
     forget_quantization(model)
     return model
+
+
+def _cast_dense(model: "PreTrainedModel", dtype: "torch.dtype") -> None:
+    """Cast the dense parts of a quantized model.
+
+    Transformers leaves those that it renames (GPT-NeoX's head) as stored.
+    """
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
 
 
 def _keep_unpacked(model: "PreTrainedModel") -> None:
