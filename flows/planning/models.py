@@ -5,9 +5,11 @@ once per content of headers, configuration and tokenizer: a model that passed is
 """
 
 import logging
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from flows.planning.session import shared_root
 from flows.planning.steps import Plan, Source
 from tasks.shared.errors import ErrorList, ModelError
 from tasks.shared.files import write_text
@@ -17,6 +19,7 @@ from tasks.shared.model.gguf_files import read_gguf_header
 from tasks.shared.model.inspection import find_fault
 from tasks.shared.model.weight_files import TEXT_FILES, tensors_of
 from tasks.shared.paths import sha256_file
+from tasks.shared.store.artifacts import Store
 from tasks.shared.store.keys import code_digest, digest_json, library_versions
 from tasks.shared.technique import Kind
 
@@ -26,12 +29,12 @@ READS_WITH_TRANSFORMERS = frozenset({Kind.MODEL, Kind.ENGINE, Kind.LOGITS})
 """Kinds whose makers load their models with transformers; the others run a GGUF file in llama.cpp."""
 
 
-def check_models(plan: Plan, home: Path) -> None:
+def check_models(plan: Plan, root: Path) -> None:
     """Raise ErrorList for source models that cannot be loaded in full; log unused files.
 
-    home: folder in which models that passed are noted.
+    root: the run's folder, in whose store the models that passed are noted.
     """
-    problems = []
+    home, problems = Store(root, shared_root(root)).home, []
     for source in plan.sources.values():
         if source.path.is_dir():
             for note in config_notes(source.path, read_config(source.path)):
@@ -56,9 +59,10 @@ def _fault(source: Source, home: Path) -> ModelError | None:
     found = run_isolated(find_fault, source.path)
     if isinstance(found, Failure):
         return ModelError(str(source.path), f"it cannot be checked: {found.reason}", "a model that loads")
-    if found is None and home.is_dir():
-        note.parent.mkdir(exist_ok=True)
-        write_text(note, str(source.path))
+    if found is None:
+        with suppress(OSError):  # a folder that may not be written: the check is repeated
+            note.parent.mkdir(parents=True, exist_ok=True)
+            write_text(note, str(source.path))
     return found
 
 

@@ -67,10 +67,12 @@ def test_a_sound_model_is_checked_once_until_it_changes(tmp_path: Path, here: li
     assert here == [folder] * 3, "a fault is not remembered"
 
 
-def test_a_dry_run_without_a_store_writes_nothing(tmp_path: Path, here: list[Path]) -> None:
-    folder = save_tiny(tmp_path / "model", build_model(num_hidden_layers=1))
-    check_models(planned(folder), tmp_path / "absent")
-    assert len(here) == 1 and not (tmp_path / "absent").exists()
+def test_the_note_is_in_the_store(tmp_path: Path, here: list[Path]) -> None:
+    check_models(planned(save_tiny(tmp_path / "model", build_model(num_hidden_layers=1))), tmp_path / "root")
+    assert len(here) == len(list((tmp_path / "root" / "artifacts" / ".checked").iterdir())) == 1
+    (tmp_path / "file").touch()
+    check_models(planned(tmp_path / "model"), tmp_path / "file")
+    assert len(here) == 2, "checked again where no note can be written"
 
 
 def test_a_gguf_is_compared_only_where_transformers_reads_it(tmp_path: Path, here: list[Path]) -> None:
