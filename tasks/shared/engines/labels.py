@@ -125,7 +125,8 @@ class LabelTree:
 def grow_tree(labels: Sequence[Path]) -> LabelTree:
     """Return the tree of labels given as token ids."""
     nodes: dict[Path, int] = {}
-    tokens, parents = [], []
+    tokens: list[int] = []
+    parents: list[int] = []
     edges: dict[tuple[int, int], int] = {}
     paths = []
     for label in labels:
