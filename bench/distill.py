@@ -64,12 +64,13 @@ WORDS = (
 def write_conversations(folder: Path, count: int, tokens: int, share: float) -> None:
     """Write conversations of about `tokens` random words; `share` of them are the answer."""
     from tasks.shared.formats.rows import Message, Row, write_rows
+    from tasks.shared.formats.targets import Facts, Label
 
     draw = random.Random(0)
     question, answer = int(tokens * (1 - share)) - 12, int(tokens * share) - 2
     rows = [
         Row(
-            id=str(number), kind="faq", intent="a", group=str(number), accept=(("days",),),
+            id=str(number), group=str(number), key=(Label(label="a"), Facts(groups=(("days",),))),
             messages=(
                 Message(role="user", content=" ".join(draw.choices(WORDS, k=max(1, question)))),
                 Message(role="assistant", content=" ".join(draw.choices(WORDS, k=max(1, answer)))),

@@ -322,16 +322,18 @@ def write_sums(setup: Setup) -> None:
 def bill(number: int, kettles: int, each: int, mugs: int, apiece: int, delivery: int) -> Any:
     """Return a question that needs two products and two sums, which are its reasoning."""
     from tasks.shared.formats.rows import Message, Row
+    from tasks.shared.formats.targets import Facts, Label
 
     first, second = kettles * each, mugs * apiece
     goods, total = first + second, first + second + delivery
     question = (
         f"{kettles} kettles at {each} euros, {mugs} mugs at {apiece} euros, {delivery} euros delivery. What do I pay?"
     )
+    thought = f"{kettles} x {each} = {first}. {mugs} x {apiece} = {second}. {first} + {second} = {goods}. {goods} + {delivery} = {total}."
     return Row(
-        id=f"bill-{number}", kind="troubleshoot", intent="bill", group=f"bill-{number}", accept=((f"{total} euros",),),
-        reasoning=f"{kettles} x {each} = {first}. {mugs} x {apiece} = {second}. {first} + {second} = {goods}. {goods} + {delivery} = {total}.",
-        messages=(Message(role="user", content=question), Message(role="assistant", content=f"bill\nYou pay {total} euros.")),
+        id=f"bill-{number}", tags={"kind": "troubleshoot"}, group=f"bill-{number}",
+        key=(Label(label="bill"), Facts(groups=((f"{total} euros",),))),
+        messages=(Message(role="user", content=question), Message(role="assistant", content=f"bill\nYou pay {total} euros.", reasoning=thought)),
     )  # fmt: skip
 
 
@@ -347,9 +349,7 @@ def write_words(setup: Setup, name: str, teacher: str) -> None:
     rows = read_rows(setup.work / "corpus" / "out" / "train.jsonl")
     written = answers(setup.work / teacher / "out", [row.prompt for row in rows], setup)
     answered = [
-        row.model_copy(
-            update={"messages": (*row.messages[:-1], Message(role="assistant", content=text)), "source": "teacher"}
-        )
+        row.with_answer(Message(role="assistant", content=text), origin="teacher")
         for row, (text, _) in zip(rows, written, strict=True)
         if text.strip()
     ]
@@ -381,12 +381,12 @@ def grade(model: Path, setup: Setup, corpus: str) -> dict[str, dict[str, float]]
     found: dict[str, dict[str, float]] = {"label": {}, "fact": {}, "steps": {}, "refusal": {}}
     for row, (text, ended) in zip(rows, written, strict=True):
         reply = Reply("", text, ended)
-        found["label"][row.id] = float(reply.label == row.intent)
-        if row.accept:
-            found["fact"][row.id] = float(states_fact(reply.text, row.accept))
-            if row.kind == "troubleshoot":
+        found["label"][row.id] = float(reply.label == row.label)
+        if row.facts:
+            found["fact"][row.id] = float(states_fact(reply.text, row.facts))
+            if row.tags.get("kind") == "troubleshoot":
                 found["steps"][row.id] = found["fact"][row.id]
-        if row.kind == "refuse":
+        if row.declines:
             found["refusal"][row.id] = float(refuses(reply.text))
     return found
 

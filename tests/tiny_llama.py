@@ -10,6 +10,7 @@ from tasks.shared.model.loading import CHATML
 from tasks.shared.model.saving import save_model
 from tasks.shared.technique import Artifact, Compute, Inputs, Kind, StepRun
 from tasks.shared.text.answer_format import join_answer
+from tests.support_rows import support_row
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 TEXT = "returns are accepted within 45 days of delivery and the kettle's warranty lasts 24 months; postage costs 3.95, or nothing above 60"
@@ -67,8 +68,8 @@ def chats(count: int) -> list[Row]:
     """Conversations to train on, each a phrasing group of its own."""
     asks, answers = sentences(count, seed=5), sentences(count, seed=6)
     return [
-        Row(
-            id=f"r{index}", kind="faq", intent="returns", group=f"g{index}", accept=(("45 days",),),
+        support_row(
+            id=f"r{index}", group=f"g{index}", accept=(("45 days",),),
             messages=(Message(role="user", content=ask), Message(role="assistant", content=join_answer("returns", answer))),
         )
         for index, (ask, answer) in enumerate(zip(asks, answers, strict=True))
@@ -80,8 +81,8 @@ def write_corpus(folder: Path, rows: int = 24) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     asks, answers = sentences(rows, seed=2), sentences(rows, seed=3)
     made = [
-        Row(
-            id=f"r{index}", kind="faq", intent="returns", group=f"g{index}", accept=(("45 days",),),
+        support_row(
+            id=f"r{index}", group=f"g{index}", accept=(("45 days",),),
             messages=(
                 Message(role="system", content="You are the support bot."),
                 Message(role="user", content=ask),

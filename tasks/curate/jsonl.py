@@ -5,21 +5,21 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from tasks.curate.shop.phrasings import SPLITS, Split
-from tasks.curate.support import write_card
+from tasks.curate.corpus_files import write_corpus
 from tasks.shared.errors import DataError, ErrorList, StillroomError
 from tasks.shared.forecast import Forecast, Rows, Workload, forecast_light
-from tasks.shared.formats.articles import Article, read_articles, write_articles
-from tasks.shared.formats.rows import Message, Row, parse_lines, write_rows
+from tasks.shared.formats.articles import Article, read_articles
+from tasks.shared.formats.earlier_rows import EARLIER_TASK
+from tasks.shared.formats.rows import SPLITS, Message, Row, Split, from_json, parse_lines, parse_row
+from tasks.shared.formats.targets import Label
+from tasks.shared.formats.tasks import Task
 from tasks.shared.paths import user_path
 from tasks.shared.technique import Inputs, Kind, Metrics, Spec, StepRun
-from tasks.shared.text.answer_format import join_answer, split_answer
-from tasks.shared.text.fact_matching import normalize, refuses
+from tasks.shared.text.fact_matching import normalize
 from tasks.shared.text.overlap import check_overlap, user_text
-from tasks.shared.text.reasoning import CLOSE, split_reasoning
 
 
 class Chat(BaseModel):
@@ -35,15 +35,6 @@ class Jsonl:
     """A corpus from your own JSON-lines files of conversations.
 
     A line is either a row of the corpus schema (corpus.schema.json) or a plain chat, {"messages": [...]}; a file may mix both.
-    A line with an `id` must match the whole schema.  A plain chat gets these fields:
-    id: split and line number.
-    intent: the row's `intent`; else the answer's first line if it is one word followed by more text; else the setting
-    `intent`, which is then put before the answer as its label.
-    kind: "refuse" if the answer declines, else "faq".
-    group: the user's words, normalized.
-    accept: empty, so the fact measure skips the row.
-    source: "gold".
-    reasoning: the text between <think> and </think>, removed from the answer.
     """
 
     train: str = ""
@@ -54,8 +45,6 @@ class Jsonl:
     """JSON-lines file of test conversations."""
     articles: str = ""
     """JSON-lines file of articles ({"id", "title", "intent", "text", "held_out"}); empty: no articles."""
-    intent: Annotated[str, Field(pattern=r"^\S+$")] = "support"
-    """Label for plain chats without one; preferably a single token of the model's vocabulary."""
     max_similarity: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Largest character 5-gram Jaccard similarity between a test conversation and any conversation of another split.  Higher than in
     the support corpus, because a near-copy stops the run here, while the support corpus replaces it by another wording."""
@@ -83,10 +72,8 @@ class Jsonl:
         rows, articles = self._read()
         known = [*rows["train"], *rows["calibration"]]
         overlap = check_overlap(rows["test"], known, self.max_similarity)
-        for split in SPLITS:
-            write_rows(out / f"{split}.jsonl", rows[split])
-        write_articles(out / "articles.jsonl", articles.values())
-        write_card(out, rows, {"articles": len(articles), "overlap": {**asdict(overlap), "dropped": 0}})
+        more = {"articles": len(articles), "overlap": {**asdict(overlap), "dropped": 0}}
+        write_corpus(out, rows, articles.values(), {EARLIER_TASK: Task(type="qa", layout="first_line")}, more)
         sizes: Metrics = {split: len(rows[split]) for split in SPLITS}
         return sizes | {"overlap_max": round(overlap.max, 3), "overlap_median": round(overlap.median, 3)}
 
@@ -100,7 +87,7 @@ class Jsonl:
             errors.append(error)
         for split in SPLITS:
             try:
-                rows[split] = read_split(split, getattr(self, split), self.intent)
+                rows[split] = read_split(split, getattr(self, split))
             except DataError as error:
                 errors.append(error)
         errors += _unknown_articles(rows, articles) if self.articles and articles else []
@@ -110,7 +97,7 @@ class Jsonl:
         return rows, articles
 
 
-def read_split(split: Split, path: str, intent: str) -> list[Row]:
+def read_split(split: Split, path: str) -> list[Row]:
     """Read the rows of one file, with the missing fields of plain chats filled in.
 
     Raises DataError for a missing path, a missing file, an empty file, or bad lines (all of them listed).
@@ -127,62 +114,28 @@ def read_split(split: Split, path: str, intent: str) -> list[Row]:
             "a JSON-lines file",
             "check the path; a relative path starts at the current folder or at the project",
         )
-    rows = parse_lines(file, lambda text, number: _parse(text, f"{split}-{number:05d}", intent))
+    rows = parse_lines(file, lambda text, number: _parse(text, f"{split}-{number:05d}"))
     if not rows:
         raise DataError(path, "no rows", "at least one conversation")
     return rows
 
 
-def _parse(text: str, name: str, intent: str) -> Row:
-    try:
-        chat = Chat.model_validate_json(text)
-    except ValidationError as error:
-        whole = any(item["type"] == "extra_forbidden" and item["loc"] == ("id",) for item in error.errors())
-        if not whole:
-            raise
-        return _answered(Row.model_validate_json(text))
-    return fill_in(chat, name, intent)
+def _parse(text: str, name: str) -> Row:
+    content = from_json(text)
+    if isinstance(content, dict) and ("id" in content or "kind" in content):
+        return parse_row(text)[0]
+    return fill_in(Chat.model_validate(content), name)
 
 
-def fill_in(chat: Chat, name: str, intent: str) -> Row:
-    """Corpus row of a plain chat, with the fields that `Jsonl` describes filled in."""
-    *before, last = chat.messages
-    reasoning, spoken = split_reasoning(last.content)
-    if not spoken:
-        raise _bad_messages([last.content], f"the answer holds only reasoning; {CLOSE} and an answer must follow it")
-    first, rest = split_answer(spoken)
-    labeled = len(first.split()) == 1 and bool(rest)
-    label = chat.intent or (first if labeled else intent)
-    answer = rest if labeled and first == label else spoken
-    row = Row(
-        id=name,
-        kind="refuse" if refuses(answer) else "faq",
-        intent=label,
-        group=name,
-        reasoning=reasoning,
-        messages=(*before, Message(role=last.role, content=join_answer(label, answer))),
-    )
-    return _answered(row.model_copy(update={"group": normalize(user_text(row)) or name}))
-
-
-def _answered(row: Row) -> Row:
-    roles = [message.role for message in row.messages]
-    talk = roles[1:] if roles[0] == "system" else roles
-    if not talk or len(talk) % 2 or any(role != ("user", "assistant")[i % 2] for i, role in enumerate(talk)):
-        raise _bad_messages(
-            roles, "after an optional system message, user and assistant must take turns, the assistant last"
-        )
-    return row
-
-
-def _bad_messages(found: Sequence[str], reason: str) -> ValidationError:
-    return ValidationError.from_exception_data(
-        "row", [{"type": "value_error", "loc": ("messages",), "input": found, "ctx": {"error": ValueError(reason)}}]
-    )
+def fill_in(chat: Chat, name: str) -> Row:
+    """Corpus row of a plain chat, messages verbatim."""
+    key = (Label(label=chat.intent),) if chat.intent else ()
+    row = Row(id=name, messages=chat.messages, key=key, group=name)
+    return row.model_copy(update={"group": normalize(user_text(row)) or name})
 
 
 def _unknown_articles(rows: Mapping[Split, Sequence[Row]], articles: Mapping[str, Article]) -> list[StillroomError]:
-    named = {row.article for found in rows.values() for row in found if row.article}
+    named = {row.evidence for found in rows.values() for row in found if row.evidence}
     missing = sorted(named - set(articles))
     if not missing:
         return []

@@ -3,9 +3,7 @@
 Kinds: FAQ, troubleshooting, edge cases and requests to refuse.  The same seed yields the same corpus.
 """
 
-import json
 import logging
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,14 +13,17 @@ from typing import Annotated, Any, ClassVar
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
+from tasks.curate.corpus_files import write_corpus
 from tasks.curate.shop import wording
 from tasks.curate.shop.knowledge import BUILT_IN, Knowledge, load_knowledge
-from tasks.curate.shop.phrasings import SPLITS, Phrasing, Split, Topic, share_out, topics_of
+from tasks.curate.shop.phrasings import Phrasing, Topic, share_out, topics_of
 from tasks.curate.shop.rationales import derive_reasoning
+from tasks.curate.shop.task import SUPPORT, TASK
 from tasks.shared.errors import DataError
 from tasks.shared.forecast import Forecast, Rows, Workload, forecast_light
-from tasks.shared.formats.articles import with_article, write_articles
-from tasks.shared.formats.rows import Message, Row, write_rows
+from tasks.shared.formats.articles import with_article
+from tasks.shared.formats.rows import SPLITS, Message, Row, Split
+from tasks.shared.formats.targets import Decline, Facts, Label, Target
 from tasks.shared.paths import user_path
 from tasks.shared.technique import Inputs, Kind, Metrics, Spec, StepRun
 from tasks.shared.text.answer_format import join_answer
@@ -214,16 +215,15 @@ class _Writer:
             turns += [rng.choice(topic.first_answers), self._with_typos(rng.choice(topic.followups))]
         turns.append(join_answer(topic.intent, rng.choice(answers)))
         talk = [Message(role="assistant" if i % 2 else "user", content=text) for i, text in enumerate(turns)]
+        talk[-1] = talk[-1].model_copy(update={"reasoning": derive_reasoning(topic, first)})
         return Row(
             id="new",
-            kind=topic.kind,
-            intent=topic.intent,
-            article=topic.article.id if topic.article else "",
-            group=phrasing.group,
-            accept=accept,
-            grounded=grounded,
-            reasoning=derive_reasoning(topic, first),
+            task=TASK,
             messages=(self.system, *talk),
+            key=answer_key(topic, accept),
+            tags={"kind": topic.kind, "intent": topic.intent.lower(), "grounded": "yes" if grounded else "no"},
+            group=phrasing.group,
+            evidence=topic.article.id if topic.article else "",
         )
 
     def _with_typos(self, text: str) -> str:
@@ -247,6 +247,12 @@ def quotas(topics: Sequence[Topic], size: int, shares: tuple[float, float], rng:
     return found
 
 
+def answer_key(topic: Topic, accept: tuple[tuple[str, ...], ...]) -> tuple[Target, ...]:
+    """Return the label, and the facts to state or the duty to decline."""
+    facts = (Facts(groups=accept),) if accept else ()
+    return (Label(label=topic.intent), *facts, *((Decline(),) if topic.kind == "refuse" else ()))
+
+
 def _save(
     out: Path,
     rows: Mapping[Split, Sequence[Row]],
@@ -254,38 +260,14 @@ def _save(
     topics: Sequence[Topic],
     overlap: dict[str, Any],
 ) -> None:
-    for split in SPLITS:
-        write_rows(out / f"{split}.jsonl", rows[split])
     used = {topic.article.id for topic in topics if topic.article}
     articles = [entry.article for entry in knowledge.articles if entry.id in used]
-    write_articles(out / "articles.jsonl", articles)
-    write_card(
-        out,
-        rows,
-        {
-            "company": knowledge.company.name,
-            "articles": len(articles),
-            "held_out": [article.id for article in articles if article.held_out],
-            "facts": sum(topic.kind != "refuse" for topic in topics),
-            "phrasings": sum(len(topic.phrasings) for topic in topics),
-            "overlap": overlap,
-        },
-    )
-
-
-def write_card(out: Path, rows: Mapping[Split, Sequence[Row]], more: Mapping[str, Any]) -> None:
-    """Write card.json (counts by kind and intent, intents, and `more`) and corpus.schema.json."""
-    counts = {
-        split: {
-            "rows": len(found),
-            "groups": len({row.group for row in found}),
-            "grounded": sum(row.grounded for row in found),
-            "kind": dict(sorted(Counter(row.kind for row in found).items())),
-            "intent": dict(sorted(Counter(row.intent for row in found).items())),
-        }
-        for split, found in rows.items()
+    more = {
+        "company": knowledge.company.name,
+        "articles": len(articles),
+        "held_out": [article.id for article in articles if article.held_out],
+        "facts": sum(topic.kind != "refuse" for topic in topics),
+        "phrasings": sum(len(topic.phrasings) for topic in topics),
+        "overlap": overlap,
     }
-    intents = sorted({row.intent for found in rows.values() for row in found})
-    card = {"counts": counts, "intents": intents, **more}
-    (out / "card.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    (out / "corpus.schema.json").write_text(json.dumps(Row.model_json_schema(), indent=2) + "\n", encoding="utf-8")
+    write_corpus(out, rows, articles, {TASK: SUPPORT}, more)

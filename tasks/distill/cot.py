@@ -156,7 +156,7 @@ def two_rows(rows: Sequence[Row], instruction: str) -> list[Row]:
 
 def answering(row: Row, content: str) -> Row:
     """Return the row with another last message."""
-    return row.model_copy(update={"messages": (*row.messages[:-1], Message(role="assistant", content=content))})
+    return row.with_answer(Message(role="assistant", content=content))
 
 
 def _plain(reasoning: str) -> str:

@@ -120,14 +120,14 @@ class Hallucination:
 
     def _cases(self, test: Sequence[Row], corpus: Path) -> list[Case]:
         articles = read_articles(corpus / "articles.jsonl")
-        fit = [row for row in test if row.accept and row.article in articles]
+        fit = [row for row in test if row.facts and row.evidence in articles]
         if not fit:
             got = f"none of {len(test)} rows has a fact (`accept`) and an article"
             raise DataError(str(corpus / "test.jsonl"), got, "at least one", "leave this step out for such a corpus")
         rows = spread(fit, self.limit)
-        cases = [Case(row, articles[row.article], WITH) for row in rows]
+        cases = [Case(row, articles[row.evidence], WITH) for row in rows]
         return cases + [
-            Case(row, cut, WITHOUT) for row in rows if (cut := without_answer(row, articles[row.article])) is not None
+            Case(row, cut, WITHOUT) for row in rows if (cut := without_answer(row, articles[row.evidence])) is not None
         ]
 
     def _plan(self, model: ModelUnderTest, cases: Sequence[Case]) -> GenerationPlan:
@@ -164,11 +164,11 @@ def without_answer(row: Row, article: Article) -> Article | None:
     """
     sentences = SENTENCE.split(article.text)
     remaining = [
-        text for text in sentences if not any(contains(text, phrase) for group in row.accept for phrase in group)
+        text for text in sentences if not any(contains(text, phrase) for group in row.facts for phrase in group)
     ]
     cut = article.model_copy(update={"text": " ".join(remaining)})
     rest = "\n".join([cut.title, cut.text, *(question_of(turn["content"]) for turn in row.prompt)])
-    return None if len(remaining) == len(sentences) or states_fact(rest, row.accept) else cut
+    return None if len(remaining) == len(sentences) or states_fact(rest, row.facts) else cut
 
 
 def tuned_prompt(case: Case) -> RowPrompts:
@@ -181,7 +181,7 @@ def tuned_prompt(case: Case) -> RowPrompts:
 
 def reference_prompt(case: Case) -> RowPrompts:
     """Return the row's prompt for an untrained reference, with this article."""
-    (prompts,) = reference_prompts([case.row], {case.row.article: case.article}, [])
+    (prompts,) = reference_prompts([case.row], {case.row.evidence: case.article}, [])
     return RowPrompts(case.row, [], prompts.answer_messages)
 
 

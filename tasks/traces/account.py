@@ -55,15 +55,15 @@ def card(rows: Sequence[Row], kept: Sequence[Row], judged: Mapping[str, Sequence
     dropped: Counter[str] = Counter()
     for row in rows:
         tried = judged.get(row.id, ())
-        sent[row.kind] += bool(tried)
-        accepted[row.kind] += any(sample.rejection == ACCEPTED for sample in tried)
+        sent[row.tags.get("kind", row.task)] += bool(tried)
+        accepted[row.tags.get("kind", row.task)] += any(sample.rejection == ACCEPTED for sample in tried)
         dropped.update(sample.rejection for sample in tried if sample.rejection != ACCEPTED)
     rates = {kind: round(accepted[kind] / count, 4) for kind, count in sorted(sent.items()) if count}
     total = round(accepted.total() / sent.total(), 4) if sent.total() else 0.0
     return {
         "rows": len(kept),
-        "teacher": sum(row.source == "teacher" for row in kept),
-        "gold": sum(row.source == "gold" for row in kept),
+        "teacher": sum(row.origin == "teacher" for row in kept),
+        "gold": sum(row.origin == "gold" for row in kept),
         "with_reasoning": sum(bool(row.reasoning) for row in kept),
         "accepted_with_hint": sum(
             sample.hinted and sample.rejection == ACCEPTED for tried in judged.values() for sample in tried

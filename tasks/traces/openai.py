@@ -186,31 +186,37 @@ class OpenAI(EndpointSettings):
         Neighboring prompts share examples or articles, which the endpoint then finds cached.
         """
         answered = choose_examples(
-            [row for row in rows if row.article and not row.grounded and row.kind == "faq"], self.examples, seed
+            [
+                row
+                for row in rows
+                if row.evidence and row.tags.get("grounded") != "yes" and row.tags.get("kind") == "faq"
+            ],
+            self.examples,
+            seed,
         )
-        refused = [row for row in rows if row.kind == "refuse"]
+        refused = [row for row in rows if row.declines]
         jobs = []
-        for row in sorted(self._choose(rows, seed), key=lambda row: (row.kind == "refuse", row.intent)):
-            shown = choose_refusals(row, refused, self.examples, seed) if row.kind == "refuse" else answered
+        for row in sorted(self._choose(rows, seed), key=lambda row: (row.declines, row.label)):
+            shown = choose_refusals(row, refused, self.examples, seed) if row.declines else answered
             hinted = [self._hinted(row, number) for number in range(self.samples)]
             reason = self.reasoning.ask == "request"
             chats = [teacher_messages(row, shown, self.examples, articles, hint, reason) for hint in hinted]
             # A refusal may state any gold reason of the same policy.
-            alike = [other.answer for other in shown if row.kind == "refuse"]
+            alike = [other.answer for other in shown if row.declines]
             narrow, wide = ("\n".join([text, *alike]) for text in (narrow_sources(row), sources(row, articles)))
-            evidence = Evidence(accept=row.accept, narrow=narrow, wide=wide, refusal=row.kind == "refuse")
+            evidence = Evidence(accept=row.facts, narrow=narrow, wide=wide, refusal=row.declines)
             jobs.append(Job(row, chats, hinted, evidence))
         return jobs
 
     def _choose(self, rows: Sequence[Row], seed: int) -> list[Row]:
         """Rows to send to the teacher, in the order of the corpus."""
         ranked = sorted(rows, key=lambda row: rank(seed, row.id))[round(self.gold_ratio * len(rows)) :]
-        checkable = [row for row in ranked if row.accept or row.kind == "refuse"]
+        checkable = [row for row in ranked if row.facts or row.declines]
         chosen = {row.id for row in (checkable[: self.max_prompts] if self.max_prompts else checkable)}
         return [row for row in rows if row.id in chosen]
 
     def _hinted(self, row: Row, number: int) -> bool:
-        return row.kind != "refuse" and (self.hint == "always" or (self.hint == "retry" and number > 0))
+        return not row.declines and (self.hint == "always" or (self.hint == "retry" and number > 0))
 
     @contextmanager
     def _endpoint(self, inputs: Inputs, run: StepRun) -> Iterator[tuple[str, str]]:
@@ -276,9 +282,12 @@ class OpenAI(EndpointSettings):
         if accepted is None:
             return row if self.when_rejected == "gold" else None
         reply = split_reply(accepted, self.reasoning.wanted, self.stop)
-        answer = Message(role="assistant", content=join_answer(row.intent, close_sentence(reply.text)))
-        messages, reasoning = (*row.messages[:-1], answer), reply.reasoning or row.reasoning
-        return row.model_copy(update={"source": "teacher", "messages": messages, "reasoning": reasoning})
+        answer = Message(
+            role="assistant",
+            content=join_answer(row.label, close_sentence(reply.text)),
+            reasoning=reply.reasoning or row.reasoning,
+        )
+        return row.with_answer(answer, origin="teacher")
 
 
 def _gguf(path: Path) -> Path:

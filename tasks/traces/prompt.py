@@ -34,7 +34,7 @@ def choose_examples(rows: Sequence[Row], count: int, seed: int) -> list[Row]:
     for row in sorted(rows, key=lambda row: rank(seed, row.id)):
         short = len(split_answer(row.answer)[1].split()) <= EXAMPLE_WORDS
         if len(row.messages) <= 3 and short and len(found) <= count:
-            found.setdefault(row.article, row)
+            found.setdefault(row.evidence, row)
     return list(found.values())
 
 
@@ -43,7 +43,7 @@ def choose_refusals(row: Row, refused: Sequence[Row], count: int, seed: int) -> 
 
     An example of another intent would lead the teacher to state that intent's reason.
     """
-    found = [other for other in refused if other.intent == row.intent and other.group != row.group]
+    found = [other for other in refused if other.label == row.label and other.group != row.group]
     return sorted(found, key=lambda other: rank(seed, other.id))[:count]
 
 
@@ -68,7 +68,7 @@ def teacher_messages(
     cache computes them once.  The article is in the user's turn, because small models overlook a system text.
     Earlier turns of the row remain turns.
     """
-    shown = [example for example in examples if row.kind == "refuse" or example.article != row.article][:count]
+    shown = [example for example in examples if row.declines or example.evidence != row.evidence][:count]
     turns = [turn for turn in row.prompt if turn["role"] == "system"]
     for example in shown:
         turns.append(
@@ -83,29 +83,29 @@ def teacher_messages(
 
 def _user_turn(row: Row, content: str, articles: Mapping[str, Article] | None, hint: bool, reason: bool) -> str:
     form = FORM if reason else ""
-    if row.kind == "refuse":
+    if row.declines:
         return content + form + DECLINE
-    known = articles is not None and bool(row.article)
-    if articles is not None and row.article:
+    known = articles is not None and bool(row.evidence)
+    if articles is not None and row.evidence:
         content = with_article(question_of(content), find_article(row, articles))
     if hint:
-        return content + form + ASK_HINT.format(fact=" and ".join(group[0] for group in row.accept))
+        return content + form + ASK_HINT.format(fact=" and ".join(group[0] for group in row.facts))
     return content + form + (ASK if known else ASK_ALONE)
 
 
 def find_article(row: Row, articles: Mapping[str, Article]) -> Article:
     """Return the article of a row.  Raises DataError if the corpus does not contain it."""
-    if row.article not in articles:
-        got = f"no article {row.article!r}, which row {row.id!r} refers to"
+    if row.evidence not in articles:
+        got = f"no article {row.evidence!r}, which row {row.id!r} refers to"
         raise DataError(
             "articles.jsonl", got, "every article that a row refers to", "add it, or clear the row's `article`"
         )
-    return articles[row.article]
+    return articles[row.evidence]
 
 
 def sources(row: Row, articles: Mapping[str, Article] | None) -> str:
     """Text that may support an answer: article, conversation, gold answer, the fact's strings."""
-    article = articles.get(row.article) if articles else None
+    article = articles.get(row.evidence) if articles else None
     parts = [article.title, article.text] if article else []
     return "\n".join([*parts, narrow_sources(row)])
 
@@ -113,4 +113,4 @@ def sources(row: Row, articles: Mapping[str, Article] | None) -> str:
 def narrow_sources(row: Row) -> str:
     """Text that may support an answer to this very question: `sources` without the article."""
     parts = [question_of(turn["content"]) for turn in row.prompt if turn["role"] != "system"]
-    return "\n".join([*parts, split_answer(row.answer)[1], *(phrase for group in row.accept for phrase in group)])
+    return "\n".join([*parts, split_answer(row.answer)[1], *(phrase for group in row.facts for phrase in group)])

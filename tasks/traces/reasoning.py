@@ -93,8 +93,8 @@ def example_reasoning(example: Row, articles: Mapping[str, Article] | None) -> s
     """Reasoning of a worked example: the row's own, or one step from its article and fact."""
     if example.reasoning:
         return example.reasoning
-    if example.kind == "refuse":
+    if example.declines:
         return "Our policy does not allow this."
-    fact = ", ".join(group[0] for group in example.accept)
-    title = articles[example.article].title if articles and example.article in articles else ""
+    fact = ", ".join(group[0] for group in example.facts)
+    title = articles[example.evidence].title if articles and example.evidence in articles else ""
     return f"The article is: {title}. It says: {fact}." if title else f"What is known about this: {fact}."

@@ -15,14 +15,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from tasks.shared.errors import DataError
 from tasks.shared.formats.articles import Article
-from tasks.shared.formats.rows import Text
+from tasks.shared.formats.targets import Words
 from tasks.shared.text.fact_matching import normalize, refuses, states_fact
 
 BUILT_IN = Path(__file__).parent / "knowledge"
 Label = Annotated[str, Field(pattern=r"^[a-z]+$")]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")]
-Accept = Annotated[tuple[Annotated[tuple[Text, ...], Field(min_length=1)], ...], Field(min_length=1)]
-Texts = Annotated[tuple[Text, ...], Field(min_length=1)]
+Accept = Annotated[tuple[Annotated[tuple[Words, ...], Field(min_length=1)], ...], Field(min_length=1)]
+Texts = Annotated[tuple[Words, ...], Field(min_length=1)]
 
 
 class Strict(BaseModel):
@@ -49,7 +49,7 @@ class Fact(Strict):
     """Groups of alternatives: an answer states the fact if it contains one string of every group."""
     questions: Texts
     first: FirstStep | None = None
-    followups: tuple[Text, ...] = ()
+    followups: tuple[Words, ...] = ()
     """Troubleshooting only: user turns which say that the first step did not help."""
 
     @model_validator(mode="after")
@@ -64,9 +64,9 @@ class Entry(Strict):
     """One article with its facts."""
 
     id: Name
-    title: Text
+    title: Words
     intent: Label
-    text: Text
+    text: Words
     held_out: bool = False
     facts: Annotated[tuple[Fact, ...], Field(min_length=1)]
 
@@ -88,8 +88,8 @@ class Refusal(Strict):
 class Company(Strict):
     """The company that runs the bot."""
 
-    name: Text
-    system: Text
+    name: Words
+    system: Words
     """The system message of every conversation."""
 
 

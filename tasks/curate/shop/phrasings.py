@@ -8,10 +8,9 @@ from typing import Any, Literal
 
 from tasks.curate.shop.knowledge import Knowledge
 from tasks.shared.formats.articles import Article
+from tasks.shared.formats.rows import SPLITS, Split
 
 log = logging.getLogger(__name__)
-Split = Literal["train", "calibration", "test"]
-SPLITS: tuple[Split, ...] = ("train", "calibration", "test")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Weights of rows by the source of their answer."""
+"""Weights of rows by the origin of their answer."""
 
 from collections.abc import Sequence
 
@@ -15,8 +15,8 @@ def weigh(encoded: Sequence[Encoded], rows: Sequence[Row], settings: Training) -
     """
     if not isinstance(settings, Weighed) or settings.teacher_weight == settings.gold_weight == 1:
         return list(encoded)
-    by_source = {"teacher": settings.teacher_weight, "gold": settings.gold_weight}
+    by_origin = {"teacher": settings.teacher_weight}
     return [
-        {**one, "weights": [by_source[row.source]] * len(one["input_ids"])}
+        {**one, "weights": [by_origin.get(row.origin, settings.gold_weight)] * len(one["input_ids"])}
         for one, row in zip(encoded, rows, strict=True)
     ]

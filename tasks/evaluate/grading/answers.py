@@ -67,11 +67,11 @@ def applies_to(row: Row, measure: MeasureName) -> bool:
     over_refusal covers the answerable rows, except those whose gold answer itself reads like a refusal ("we cannot change ...").
     """
     if measure == "fact":
-        return bool(row.accept)
+        return bool(row.facts)
     if measure == "refusal":
-        return row.kind == "refuse"
+        return row.declines
     if measure == "over_refusal":
-        return row.kind != "refuse" and not refuses(gold_text(row))
+        return not row.declines and not refuses(gold_text(row))
     return True
 
 
@@ -86,8 +86,8 @@ def grade_reply(row: Row, reply: Reply, measure: MeasureName, labels: Collection
     if measure == "format":
         return float(is_well_formed(reply, labels)) if reply.labeled else None
     return float({
-        "intent": lambda: reply.choice == row.intent,
-        "fact": lambda: states_fact(reply.text, row.accept),
+        "intent": lambda: reply.choice == row.label,
+        "fact": lambda: states_fact(reply.text, row.facts),
         "refusal": lambda: refuses(reply.text),
         "over_refusal": lambda: refuses(reply.text),
         "loop": lambda: repeats(reply.text) or repeats(reply.reasoning),
@@ -139,7 +139,7 @@ def expected_text(row: Row, measure: MeasureName) -> str:
     """Return the expected output of the item, as text."""
     if measure == "format":
         return row.answer
-    return row.intent if measure == "intent" else gold_text(row)
+    return row.label if measure == "intent" else gold_text(row)
 
 
 def reply_text(reply: Reply, measure: MeasureName) -> str:

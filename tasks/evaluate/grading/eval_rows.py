@@ -39,10 +39,10 @@ def read_test_rows(corpus: Path) -> list[Row]:
 
 
 def read_labels(corpus: Path, rows: Iterable[Row]) -> list[str]:
-    """Return the intents to choose from, sorted: those of card.json and of the rows."""
+    """Return the labels to choose from, sorted: those of card.json and of the rows."""
     card = corpus / "card.json"
-    listed = json.loads(card.read_text(encoding="utf-8")).get("intents", []) if card.is_file() else []
-    return sorted({*map(str, listed), *(row.intent for row in rows)})
+    listed = json.loads(card.read_text(encoding="utf-8")).get("labels", []) if card.is_file() else []
+    return sorted({*map(str, listed), *(row.label for row in rows)})
 
 
 def last_question(row: Row) -> str:
@@ -57,14 +57,14 @@ def tag_rows(rows: Sequence[Row], train: Sequence[Row]) -> dict[str, dict[str, s
     all are equally frequent; an intent without training rows counts 0), else "head".
     length: "long" if the last question has more words than the median question of `rows` (the whole split), else "short".
     """
-    trained = Counter(row.intent for row in train)
-    usual = median(trained[intent] for intent in {row.intent for row in (*rows, *train)})
+    trained = Counter(row.label for row in train)
+    usual = median(trained[intent] for intent in {row.label for row in (*rows, *train)})
     words = {row.id: len(last_question(row).split()) for row in rows}
     typical = median(words.values())
     return {
         row.id: {
-            "kind": row.kind, "intent": row.intent.lower(), "frequency": "tail" if trained[row.intent] < usual else "head",
-            "length": "long" if words[row.id] > typical else "short", "grounded": "yes" if row.grounded else "no",
+            **row.tags, "frequency": "tail" if trained[row.label] < usual else "head",
+            "length": "long" if words[row.id] > typical else "short",
         }
         for row in rows
     }  # fmt: skip

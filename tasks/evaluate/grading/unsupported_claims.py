@@ -45,17 +45,17 @@ def find_unsupported_claim(
     answer_given: the article states the fact.  memory_counts: recalling the fact counts as hallucination if the article lacks it.
     Sources are the prompt, the fact's accepted strings, and the gold answer, whose wording is always allowed.
     """
-    fact = "\n".join(phrase for group in row.accept for phrase in group)
+    fact = "\n".join(phrase for group in row.facts for phrase in group)
     sources = "\n".join([prompt, fact, gold_text(row)])
     if addresses := invented_addresses(text, sources):
         return Finding("address", ", ".join(addresses), True)
     if found := sorted(invented_numbers(text, sources)):
         return Finding("number", ", ".join(found), True)
-    if wrong := contradictions(text, row.accept, user_text(row)):
+    if wrong := contradictions(text, row.facts, user_text(row)):
         return Finding("contradiction", ", ".join(wrong), True)
     share, strange = content_words(text, f"{sources}\n{COURTESY}" + (f"\n{DECLINING}" if refuses(text) else ""))
     if share < support:
         return Finding("unsupported", ", ".join(strange), True)
-    if not answer_given and states_fact(text, row.accept):
+    if not answer_given and states_fact(text, row.facts):
         return Finding("remembered", "the fact that the prompt lacks", memory_counts)
     return Finding()

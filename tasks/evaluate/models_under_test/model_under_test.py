@@ -211,7 +211,7 @@ def reference_prompts(rows: Sequence[Row], articles: Mapping[str, Article], labe
     for row in rows:
         turns = [message for message in row.prompt if message["role"] != "system"]
         last = turns[-1]["content"]
-        article = articles.get(row.article)
+        article = articles.get(row.evidence)
         full = with_article(question_of(last), article) if article else last
         label = [
             {"role": "system", "content": REFERENCE_LABELS.format(labels=", ".join(labels))},

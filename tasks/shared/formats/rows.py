@@ -1,58 +1,164 @@
 """Conversation rows: the schema of corpus and traces, read and written as JSON lines."""
 
 import json
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tasks.shared.errors import DataError
+from tasks.shared.formats.earlier_rows import is_earlier, upgrade
+from tasks.shared.formats.targets import Decline, Facts, Label, Target
+from tasks.shared.formats.tasks import DEFAULT_TASK
 
-Text = Annotated[str, Field(min_length=1, pattern=r"\S")]
+Name = Annotated[str, Field(min_length=1, pattern=r"\S")]
 Parsed = TypeVar("Parsed")
 Item = TypeVar("Item")
+Role = Literal["system", "developer", "user", "assistant", "tool"]
+Split = Literal["train", "calibration", "test"]
+SPLITS: tuple[Split, ...] = ("train", "calibration", "test")
+log = logging.getLogger(__name__)
+
+
+class ToolCall(BaseModel):
+    """A call of a tool by the assistant.
+
+    arguments: JSON text of an object.  Text, because a typed column would fill objects of different calls with nulls.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    id: str = ""
+    name: Name
+    arguments: str = "{}"
 
 
 class Message(BaseModel):
-    """One turn of a conversation."""
+    """One turn of a conversation, verbatim.
+
+    content: may be empty beside tool calls.  tool_call_id: of the call that a `tool` message answers.
+    reasoning: thoughts of the assistant, kept apart from its answer.
+    learn: True or False to train on this turn or not; None follows the setting of the training step.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    role: Literal["system", "user", "assistant"]
-    content: Text
+    role: Role
+    content: str = ""
+    name: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str = ""
+    reasoning: str = ""
+    learn: bool | None = None
+
+
+class Source(BaseModel):
+    """Place of a row in the user's data: file name and line or record number, from 1."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    file: str = ""
+    line: int = 0
 
 
 class Row(BaseModel):
-    """A conversation; its last message is the assistant's answer, which starts with the intent."""
+    """A conversation as it was written, with an answer key beside it.
+
+    The last message may be the user's: then only a teacher or a model under test answers.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    id: Text
-    kind: Literal["faq", "troubleshoot", "edge", "refuse"]
-    """Type of request to a support bot."""
-    intent: Text
-    """Routing label: the first line of the answer."""
-    article: str = ""
-    """Id of the knowledge-base article with the answer; empty for refusals outside the knowledge base."""
-    group: Text
-    """Phrasing group: rows that ask the same in the same words, up to typos and tone; never divided between splits."""
-    accept: tuple[tuple[str, ...], ...] = ()
-    """The fact: the answer must contain one string of every inner tuple (compared by `chat.states_fact`)."""
-    grounded: bool = False
-    """True if the prompt contains the article."""
-    source: Literal["gold", "teacher"] = "gold"
-    reasoning: str = ""
-    """Rationale for the answer, for techniques that train on it (`distill/cot`); not part of the messages."""
-    messages: Annotated[tuple[Message, ...], Field(min_length=2)]
+    id: Name
+    task: Name = DEFAULT_TASK
+    """Name of the task in the corpus' tasks.json."""
+    messages: Annotated[tuple[Message, ...], Field(min_length=1)]
+    tools: str = ""
+    """JSON text of the list of tools that the assistant may call, in OpenAI's format."""
+    key: tuple[Target, ...] = ()
+    """Answer key: targets that an answer is graded by; may be empty."""
+    tags: dict[str, str] = Field(default_factory=dict)
+    """Columns of the data by which results can be sliced."""
+    group: Name
+    """Rows of one group ask the same thing or belong together; a group is never divided between splits."""
+    evidence: str = ""
+    """Id of the article that contains the answer; empty if there is none."""
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """Weight of the row in training."""
+    origin: Literal["gold", "teacher", "human", "synthetic"] = "gold"
+    source: Source = Source()
 
     @property
-    def prompt(self) -> list[dict[str, str]]:
-        """All messages but the last, in the format of chat templates."""
-        return [message.model_dump() for message in self.messages[:-1]]
+    def answered(self) -> bool:
+        """True if the last message is the assistant's."""
+        return self.messages[-1].role == "assistant"
+
+    @property
+    def prompt(self) -> list[dict[str, Any]]:
+        """All messages before the final answer, in the format of chat templates."""
+        return to_chat(self.messages[:-1] if self.answered else self.messages)
+
+    @property
+    def chat(self) -> list[dict[str, Any]]:
+        """All messages, in the format of chat templates."""
+        return to_chat(self.messages)
 
     @property
     def answer(self) -> str:
-        """The last message: intent, line break, answer."""
-        return self.messages[-1].content
+        """Content of the final answer, verbatim; empty if there is none."""
+        return self.messages[-1].content if self.answered else ""
+
+    @property
+    def reasoning(self) -> str:
+        """Reasoning of the final answer; empty if there is none."""
+        return self.messages[-1].reasoning if self.answered else ""
+
+    @property
+    def label(self) -> str:
+        """Label in the answer key; empty if there is none."""
+        return next((target.label for target in self.key if isinstance(target, Label)), "")
+
+    @property
+    def facts(self) -> tuple[tuple[str, ...], ...]:
+        """Groups of accepted strings in the answer key; empty if there are none."""
+        return next((target.groups for target in self.key if isinstance(target, Facts)), ())
+
+    @property
+    def declines(self) -> bool:
+        """True if the answer must decline the request."""
+        return any(isinstance(target, Decline) for target in self.key)
+
+    def with_answer(self, message: Message, **update: Any) -> "Row":
+        """Return the row with `message` as its final answer, and with the fields in `update` replaced."""
+        before = self.messages[:-1] if self.answered else self.messages
+        return self.model_copy(update={"messages": (*before, message), **update})
+
+
+def to_chat(messages: Iterable[Message]) -> list[dict[str, Any]]:
+    """Convert messages to the dictionaries that chat templates take.
+
+    Arguments of tool calls become objects again, as templates expect; text that is not JSON stays text.  Reasoning is left out.
+    """
+    return [_to_template(message) for message in messages]
+
+
+def _to_template(message: Message) -> dict[str, Any]:
+    turn: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.name:
+        turn["name"] = message.name
+    if message.tool_calls:
+        turn["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": _parsed(call.arguments)}}
+            for call in message.tool_calls
+        ]
+    if message.tool_call_id:
+        turn["tool_call_id"] = message.tool_call_id
+    return turn
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def parse_lines(path: Path, parse: Callable[[str, int], Parsed]) -> list[Parsed]:
@@ -81,15 +187,41 @@ def parse_lines(path: Path, parse: Callable[[str, int], Parsed]) -> list[Parsed]
     return found
 
 
+def parse_row(text: str) -> tuple[Row, bool]:
+    """Parse one line of a rows file.
+
+    Returns the row, and True if it was in the earlier schema (`kind`, `intent`, `accept`).
+    Raises ValidationError.
+    """
+    content = from_json(text)
+    earlier = is_earlier(content)
+    return Row.model_validate(upgrade(content) if earlier else content), earlier
+
+
+def from_json(text: str) -> Any:
+    """Parse JSON; raise ValidationError with its reason if it is not valid."""
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ValidationError.from_exception_data(
+            "row", [{"type": "value_error", "loc": ("row",), "input": text[:100], "ctx": {"error": error}}]
+        ) from error
+
+
 def read_rows(path: Path) -> list[Row]:
-    """Read the rows of a JSON-lines file.
+    """Read the rows of a JSON-lines file; rows in the earlier schema are converted, with a note.
 
     Raises DataError that lists every bad line (up to ten) with its number and reason, or if there are no rows.
     """
-    rows = parse_lines(path, lambda text, _: Row.model_validate_json(text))
-    if not rows:
+    found = parse_lines(path, lambda text, _: parse_row(text))
+    if not found:
         raise DataError(str(path), "no rows", "at least one conversation")
-    return rows
+    if count := sum(earlier for _, earlier in found):
+        log.info("%s: %d rows in the earlier schema (kind, intent, accept), read as %s", path.name, count, EARLIER_READ)
+    return [row for row, _ in found]
+
+
+EARLIER_READ = "tags, a label and facts of the answer key"
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:

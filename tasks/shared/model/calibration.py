@@ -25,10 +25,7 @@ def calibration_ids(tokenizer: "PreTrainedTokenizerBase", rows: list[Row], max_t
     """Token ids of each conversation with its answer, truncated to `max_tokens`."""
     from tasks.shared.model.prompts import render
 
-    texts = [
-        render(tokenizer, [message.model_dump() for message in row.messages], add_generation_prompt=False)
-        for row in rows
-    ]
+    texts = [render(tokenizer, row.chat, add_generation_prompt=False) for row in rows]
     return [tokenizer(text, add_special_tokens=False)["input_ids"][:max_tokens] for text in texts]
 
 

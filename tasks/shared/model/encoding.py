@@ -31,7 +31,7 @@ def encode(rows: Sequence[Row], tokenizer: "PreTrainedTokenizerBase", max_tokens
     encoded = []
     long: list[str] = []
     for row in rows:
-        ids, spoken = answer_tokens(tokenizer, [message.model_dump() for message in row.messages])
+        ids, spoken = answer_tokens(tokenizer, row.chat)
         if len(ids) > max_tokens:
             long.append(f"{row.id} ({len(ids)})")
         encoded.append(

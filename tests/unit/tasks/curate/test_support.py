@@ -44,11 +44,11 @@ def test_sizes_kinds_and_card(small) -> None:
     out, rows = small
     assert {split: len(rows[split]) for split in SPLITS} == {"train": 420, "calibration": 64, "test": 320}
     for split in SPLITS:
-        assert {row.kind for row in rows[split]} == {"faq", "troubleshoot", "edge", "refuse"}
+        assert {row.tags["kind"] for row in rows[split]} == {"faq", "troubleshoot", "edge", "refuse"}
     card = json.loads((out / "card.json").read_text())
-    assert card["counts"]["test"]["rows"] == 320 and sum(card["counts"]["test"]["intent"].values()) == 320
+    assert card["counts"]["test"]["rows"] == 320 and sum(card["counts"]["test"]["label"].values()) == 320
     assert card["overlap"]["max"] <= card["overlap"]["limit"] and card["overlap"]["dropped"] >= 0
-    assert card["intents"] == sorted(card["intents"]) and len(card["intents"]) == 25
+    assert card["labels"] == sorted(card["labels"]) and len(card["labels"]) == 25
     assert json.loads((out / "corpus.schema.json").read_text())["title"] == "Row"
 
 
@@ -56,9 +56,9 @@ def test_every_answer_is_right(small) -> None:
     _, rows = small
     for row in (row for split in SPLITS for row in rows[split]):
         label, text = split_answer(row.answer)
-        assert label == row.intent
-        assert refuses(text) == (row.kind == "refuse")
-        assert row.kind == "refuse" or states_fact(text, row.accept)
+        assert label == row.label
+        assert refuses(text) == (row.tags["kind"] == "refuse")
+        assert row.tags["kind"] == "refuse" or states_fact(text, row.facts)
 
 
 def test_no_group_or_text_on_both_sides(small) -> None:
@@ -74,11 +74,15 @@ def test_no_group_or_text_on_both_sides(small) -> None:
 
 def test_facts_are_covered_evenly(small) -> None:
     _, rows = small
-    asked = Counter(row.group.partition("#")[0] for row in rows["train"] if row.kind != "refuse")
+    asked = Counter(row.group.partition("#")[0] for row in rows["train"] if row.tags["kind"] != "refuse")
     assert len(asked) == 48 and max(asked.values()) - min(asked.values()) <= 1
-    judged = Counter(row.group.partition("#")[0] for row in rows["test"] if row.kind != "refuse" and not row.grounded)
+    judged = Counter(
+        row.group.partition("#")[0]
+        for row in rows["test"]
+        if row.tags["kind"] != "refuse" and row.tags["grounded"] != "yes"
+    )
     assert set(judged) == set(asked) and max(judged.values()) - min(judged.values()) <= 1
-    assert sum(row.kind == "refuse" for row in rows["test"]) == 64
+    assert sum(row.tags["kind"] == "refuse" for row in rows["test"]) == 64
 
 
 def test_training_has_ten_wordings_of_each_fact(tmp_path: Path) -> None:
@@ -94,17 +98,19 @@ def test_held_out_articles_only_in_the_test_and_grounded(small) -> None:
     held = {name for name, article in articles.items() if article.held_out}
     assert len(held) == 4
     for split in ("train", "calibration"):
-        assert not held & {row.article for row in rows[split]}
+        assert not held & {row.evidence for row in rows[split]}
         assert not any(articles[name].text in row.messages[1].content for row in rows[split] for name in held)
-    asked = [row for row in rows["test"] if row.article in held]
-    assert len(asked) == 32 and {row.article for row in asked} == held
-    assert all(row.grounded and articles[row.article].text in row.messages[1].content for row in asked)
-    assert any(row.grounded for row in rows["train"])
+    asked = [row for row in rows["test"] if row.evidence in held]
+    assert len(asked) == 32 and {row.evidence for row in asked} == held
+    assert all(
+        (row.tags["grounded"] == "yes") and articles[row.evidence].text in row.messages[1].content for row in asked
+    )
+    assert any((row.tags["grounded"] == "yes") for row in rows["train"])
 
 
 def test_troubleshooting_takes_turns(small) -> None:
     _, rows = small
-    turns = Counter(len(row.messages) for row in rows["train"] if row.kind == "troubleshoot")
+    turns = Counter(len(row.messages) for row in rows["train"] if row.tags["kind"] == "troubleshoot")
     assert set(turns) == {3, 5} and turns[5] > turns[3]
     follow = {split: {row.messages[3].content for row in rows[split] if len(row.messages) == 5} for split in SPLITS}
     assert not follow["test"] & follow["train"]
@@ -114,10 +120,10 @@ def test_rows_of_more_than_one_step_carry_their_reasoning(small) -> None:
     out, rows = small
     titles = {article.id: article.title for article in read_articles(out / "articles.jsonl").values()}
     for row in (row for split in SPLITS for row in rows[split]):
-        if row.kind != "troubleshoot":
+        if row.tags["kind"] != "troubleshoot":
             assert row.reasoning == ""
             continue
-        assert titles[row.article] in row.reasoning and states_fact(row.reasoning, row.accept), "it leads to the answer"
+        assert titles[row.evidence] in row.reasoning and states_fact(row.reasoning, row.facts), "it leads to the answer"
         assert ("Nothing was tried" in row.reasoning) == (len(row.messages) == 3), "and knows where one stands"
 
 
@@ -170,10 +176,10 @@ def test_a_smuggled_copy_is_caught(small) -> None:
 
 def test_fewer_articles(tmp_path: Path) -> None:
     rows = build(tmp_path, articles=6, train_size=60, calibration_size=12, test_size=40)
-    assert len({row.article for row in rows["train"]} - {""}) == 6
-    trained = {row.intent for row in rows["train"]}
-    assert {row.intent for row in rows["test"]} <= trained, "nobody can choose a label never seen"
-    assert len({row.article for row in rows["test"] if row.grounded}) == 4
+    assert len({row.evidence for row in rows["train"]} - {""}) == 6
+    trained = {row.label for row in rows["train"]}
+    assert {row.label for row in rows["test"]} <= trained, "nobody can choose a label never seen"
+    assert len({row.evidence for row in rows["test"] if (row.tags["grounded"] == "yes")}) == 4
 
 
 def test_your_own_knowledge_base(tmp_path: Path) -> None:
@@ -222,7 +228,7 @@ def test_your_own_knowledge_base(tmp_path: Path) -> None:
         tmp_path / "out", knowledge=str(folder), min_train_phrasings=8, train_size=12, calibration_size=2, test_size=4
     )
     assert {row.messages[0].content for row in rows["train"]} == {"You are the Ltd bot."}
-    assert {row.kind for row in rows["test"]} == {"faq"}
+    assert {row.tags["kind"] for row in rows["test"]} == {"faq"}
     assert Support(knowledge=str(folder)).sources() == (folder,)
 
 

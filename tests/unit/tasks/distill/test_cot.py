@@ -17,6 +17,7 @@ from tasks.shared.model.encoding import IGNORED, collate
 from tasks.shared.technique import Artifact, Inputs, Kind
 from tasks.shared.text.answer_format import split_answer
 from tests.settings_case import Case, Change
+from tests.support_rows import support_row
 from tests.tiny_llama import build_model, build_tokenizer, empty_run, save_tiny, sentences
 from tests.training_changes import OPTION_CHANGES, TRAINING_CHANGES
 
@@ -26,7 +27,7 @@ RATIONAL = "The article is: kettle warranty.\nSo 24 months."
 def reasoned(count: int = 12) -> list[Row]:
     """Every second row has its reasoning, every third one is gold."""
     return [
-        Row(
+        support_row(
             id=f"r{index}", kind="faq", intent="returns", group=f"g{index // 2}", source="teacher" if index % 3 else "gold",
             reasoning=RATIONAL if index % 2 else "",
             messages=(Message(role="user", content=ask), Message(role="assistant", content=f"returns\n{ask}")),
@@ -113,7 +114,9 @@ def test_training_tells_both_terms(tmp_path: Path) -> None:
 
 
 def test_rows_that_bring_no_reasoning_are_refused(tmp_path: Path) -> None:
-    inputs = make_inputs(tmp_path, [row.model_copy(update={"reasoning": " "}) for row in reasoned()])
+    inputs = make_inputs(
+        tmp_path, [row.with_answer(row.messages[-1].model_copy(update={"reasoning": " "})) for row in reasoned()]
+    )
     with pytest.raises(DataError, match="none of 12 rows"):
         CoT()(inputs, *empty_run(tmp_path))
 

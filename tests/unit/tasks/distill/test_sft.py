@@ -20,6 +20,7 @@ from tasks.shared.model.loading import load_model
 from tasks.shared.technique import Artifact, Inputs, Kind
 from tasks.shared.text.answer_format import join_answer
 from tests.settings_case import Case
+from tests.support_rows import support_row
 from tests.tiny_llama import build_model, build_tokenizer, empty_run, save_tiny, sentences
 from tests.training_changes import OPTION_CHANGES, TRAINING_CHANGES
 
@@ -28,7 +29,7 @@ def make_rows(count: int = 24) -> list[Row]:
     asks, answers = sentences(count, seed=5), sentences(count, seed=6)
     system = Message(role="system", content="You are the support bot.")
     return [
-        Row(
+        support_row(
             id=f"r{index}",
             kind="faq",
             intent="returns",

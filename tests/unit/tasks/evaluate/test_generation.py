@@ -42,6 +42,7 @@ from tasks.shared.technique import Artifact, Inputs, Kind
 from tasks.shared.text.answer_format import join_answer
 from tests.outputs import fingerprints
 from tests.settings_case import Case, Change
+from tests.support_rows import support_row
 from tests.tiny_llama import build_model, build_tokenizer, empty_run, save_tiny
 
 LABELS = ("returns", "warranty", "other")
@@ -52,7 +53,7 @@ SMALL: dict[str, Any] = {"max_new_tokens": 4, "limit": 12, "context": 256}
 def make_row(index: int, prefix: str = "test") -> Row:
     intent, fact = (("returns", "45 days"), ("warranty", "24 months"), ("other", ""))[index % 3]
     text = f"That is {fact}." if fact else "I cannot help with that."
-    return Row(
+    return support_row(
         id=f"{prefix}-{index}", kind="faq" if fact else "refuse", intent=intent, article="a1" if fact else "", group=f"{prefix}-g{index}",
         accept=((fact,),) if fact else (),
         messages=(
@@ -89,16 +90,16 @@ def inputs_of(baseline: Path, candidates: Mapping[str, Path], corpus: Path, refe
 
 
 def gold(row: Row) -> Reply:
-    return Reply(row.intent, row.answer)
+    return Reply(row.label, row.answer)
 
 
 def broken(row: Row) -> Reply:
-    wrong = LABELS[(LABELS.index(row.intent) + 1) % len(LABELS)]
+    wrong = LABELS[(LABELS.index(row.label) + 1) % len(LABELS)]
     return Reply(wrong, join_answer(wrong, "Maybe."))
 
 
 def plain(row: Row) -> Reply:
-    return Reply(row.intent, row.answer.partition("\n")[2], labeled=False)
+    return Reply(row.label, row.answer.partition("\n")[2], labeled=False)
 
 
 def measure(

@@ -16,10 +16,12 @@ from tasks.shared.errors import DataError
 from tasks.shared.formats.articles import Article, with_article, write_articles
 from tasks.shared.formats.rows import Message, Row, write_rows
 from tasks.shared.formats.scores import Scores, read_scores
+from tasks.shared.formats.targets import Decline
 from tasks.shared.isolation import Failure
 from tasks.shared.technique import Artifact, Inputs, Kind
 from tasks.shared.text.answer_format import join_answer
 from tests.settings_case import Case, Change
+from tests.support_rows import support_row
 from tests.tiny_llama import build_model, empty_run, save_tiny
 
 ARTICLE = Article(
@@ -36,7 +38,7 @@ HELD = Article(
 def make_row(index: int, prefix: str = "test", grounded: bool = False, question: str = "") -> Row:
     article, fact = ((ARTICLE, "45 days"), (HELD, "24 months"))[index % 2]
     question = question or f"How long, number {index}?"
-    return Row(
+    return support_row(
         id=f"{prefix}-{index}", kind="faq", intent=article.intent, article=article.id, group=f"{prefix}-g{index}", accept=((fact,),),
         grounded=grounded,
         messages=(
@@ -47,7 +49,7 @@ def make_row(index: int, prefix: str = "test", grounded: bool = False, question:
     )  # fmt: skip
 
 
-REFUSED = make_row(0).model_copy(update={"id": "no", "group": "no", "kind": "refuse", "accept": (), "article": ""})
+REFUSED = make_row(0).model_copy(update={"id": "no", "group": "no", "key": (Decline(),), "evidence": ""})
 
 
 def write_corpus(folder: Path, rows: int = 8) -> Path:
@@ -93,7 +95,7 @@ def measure(
 
 def gold(asked: RowPrompts) -> str:
     """Answer with the fact if the prompt has it, else refuse."""
-    fact = asked.row.accept[0][0]
+    fact = asked.row.facts[0][0]
     return f"That is {fact}." if fact in asked.answer_messages[-1]["content"] else "Sorry, I can't help with that."
 
 
@@ -127,7 +129,7 @@ def test_a_model_that_reads_never_invents_and_one_that_guesses_always_does(
 
 def test_a_fact_told_from_memory_is_counted_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def recite(asked: RowPrompts) -> str:
-        return f"That is {asked.row.accept[0][0]}."
+        return f"That is {asked.row.facts[0][0]}."
 
     scores = measure(monkeypatch, tmp_path, {"tuned": recite, "wild": wild})
     assert {item.values["tuned"] for item in scores.items} == {0.0}
@@ -224,8 +226,7 @@ def settings_case(folder: Path) -> Iterator[Case]:
         for model in models:
             plan = plans[model.name]
             facts = [
-                asked.row.accept[0][0] if asked.row.id < "test-4" else "wizards polish dragons"
-                for asked in plan.prompts
+                asked.row.facts[0][0] if asked.row.id < "test-4" else "wizards polish dragons" for asked in plan.prompts
             ]
             asked = f"{TOLD[plan.batch_size]} {TOLD[plan.context]}" + " so" * plan.max_new_tokens
             results[model.name] = Predictions([Reply("", join_answer("returns", f"{fact} {asked}")) for fact in facts])

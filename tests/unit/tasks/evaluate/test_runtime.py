@@ -28,6 +28,7 @@ from tasks.shared.model.loading import load_model, load_tokenizer
 from tasks.shared.technique import Artifact, Inputs, Kind
 from tests.fake_vllm import write_command
 from tests.settings_case import Case, Change, untimed_scores
+from tests.support_rows import support_row
 from tests.tiny_llama import build_model, empty_run, save_tiny
 
 Clock = Callable[[Probe, Effort], Sample]
@@ -36,7 +37,7 @@ Clock = Callable[[Probe, Effort], Sample]
 def make_rows() -> list[Row]:
     """Five questions; the third longest is "Question 2? 22"."""
     return [
-        Row(
+        support_row(
             id=f"t{index}", kind="faq", intent="returns", article="a1", group=f"g{index}",
             messages=(Message(role="user", content=f"Question {index}? " + str(index) * index), Message(role="assistant", content="returns\nYes.")),
         )

@@ -17,6 +17,7 @@ from tasks.shared.engines.sample_store import SampleStore
 from tasks.shared.errors import ConfigError, DataError, EndpointError, ModelError
 from tasks.shared.formats.articles import Article, write_articles
 from tasks.shared.formats.rows import Message, Row, read_rows, write_rows
+from tasks.shared.formats.targets import Label
 from tasks.shared.store.keys import Digests
 from tasks.shared.technique import Artifact, Compute, Inputs, Kind, StepRun
 from tasks.traces.filter import Evidence
@@ -24,6 +25,7 @@ from tasks.traces.openai import Embedded, OpenAI, Prices
 from tasks.traces.prompt import choose_examples, choose_refusals, teacher_messages
 from tasks.traces.reasoning import Reasoning, judge_reasoning
 from tests.settings_case import Case, Change, untimed_traces
+from tests.support_rows import support_row
 
 SYSTEM = "You are the shop's bot."
 KEY = "sk-very-secret-0123456789"
@@ -37,7 +39,7 @@ def make_row(number: int, kind: str = "faq", grounded: bool = False) -> Row:
         else f"topic{number}\nItem {number} ships in {number + 20} days."
     )
     messages = (("system", SYSTEM), ("user", f"question {number}?"), ("assistant", gold))
-    return Row(
+    return support_row(
         id=f"row-{number}",
         kind=kind,
         intent=gold.partition("\n")[0],
@@ -143,7 +145,7 @@ def test_teacher_and_gold_rows_by_the_set_ratio(corpus, tmp_path):
     assert metrics["acceptance"] == 1.0 and card["acceptance"]["refuse"] == 1.0
     assert usage["requests"] == 9 and usage["prompt_tokens"] == 900
     assert usage["cost"] == pytest.approx((900 * 2 + 90 * 10) / 1e6)
-    answered = next(row for row in rows if row.source == "teacher" and row.kind == "faq")
+    answered = next(row for row in rows if row.origin == "teacher" and row.tags["kind"] == "faq")
     assert answered.answer == next(row for row in ROWS if row.id == answered.id).answer
     assert (
         answered.prompt == next(row for row in ROWS if row.id == answered.id).prompt
@@ -277,28 +279,28 @@ def test_examples_are_a_shared_prefix_and_never_about_the_same_article():
     articles = {
         f"article-{n}": Article(id=f"article-{n}", title="T", intent="i", text=f"Item {n} ships.") for n in range(12)
     }
-    faq = [row for row in ROWS if row.kind == "faq"]
+    faq = [row for row in ROWS if row.tags["kind"] == "faq"]
     examples = choose_examples(faq, 2, seed=0)
-    assert len({row.article for row in examples}) == 3
+    assert len({row.evidence for row in examples}) == 3
     chats = {row.id: teacher_messages(row, examples, 2, articles) for row in faq}
     others = [json.dumps(chats[row.id][:-1]) for row in faq if row not in examples[:2]]
     assert len(set(others)) == 1
     for row in faq:
         assert [turn["role"] for turn in chats[row.id]] == ["system", "user", "assistant", "user", "assistant", "user"]
         assert all(f"Item {row.id[4:]} ships in" not in turn["content"] for turn in chats[row.id][1:-1])
-        assert "Item" in chats[row.id][-1]["content"] and row.intent not in json.dumps(chats[row.id])
+        assert "Item" in chats[row.id][-1]["content"] and row.label not in json.dumps(chats[row.id])
 
 
 def test_refusals_are_shown_with_their_own_reason_but_not_their_own_words():
     rows = [
         make_row(number, "refuse").model_copy(
-            update={"intent": "codes" if number % 2 else "law", "group": f"g{number // 4}"}
+            update={"key": (Label(label="codes" if number % 2 else "law"),), "group": f"g{number // 4}"}
         )
         for number in range(12)
     ]
     shown = choose_refusals(rows[1], rows, 2, seed=0)
     assert len(shown) == 2
-    assert all(row.intent == "codes" and row.group != rows[1].group for row in shown)
+    assert all(row.label == "codes" and row.group != rows[1].group for row in shown)
     chat = teacher_messages(rows[1], shown, 2, None)
     assert len(chat) == 6 and "Decline" in chat[-1]["content"]
 
@@ -372,7 +374,7 @@ def test_a_reasoning_models_own_thoughts_are_taken(corpus, tmp_path):
         lambda messages, _: {"content": right(messages), "reasoning_content": "Known.\n\n  So it is. "}
     ) as teacher:
         _, rows, *_ = trace(corpus, teacher.url, tmp_path, gold_ratio=0, reasoning=Reasoning(ask="native"))
-    assert {row.reasoning for row in rows} == {"Known.\nSo it is."} and {row.source for row in rows} == {"teacher"}
+    assert {row.reasoning for row in rows} == {"Known.\nSo it is."} and {row.origin for row in rows} == {"teacher"}
     assert "<think>" not in json.dumps(teacher.seen)
 
 

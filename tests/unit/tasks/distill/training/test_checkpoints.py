@@ -17,10 +17,11 @@ from tasks.distill.sft import SFT
 from tasks.distill.training import checkpoints, loop
 from tasks.distill.training.checkpoints import MARK, STATE, last_checkpoint
 from tasks.shared.errors import MachineError
-from tasks.shared.formats.rows import Message, Row, write_rows
+from tasks.shared.formats.rows import Message, write_rows
 from tasks.shared.store.keys import PROJECT, Digests
 from tasks.shared.technique import Artifact, Inputs, Kind
 from tasks.shared.text.answer_format import join_answer
+from tests.support_rows import support_row
 from tests.tiny_llama import build_model, empty_run, save_tiny, sentences, with_compute
 
 SETTINGS: dict[str, Any] = {
@@ -68,7 +69,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     (folder / "traces").mkdir()
     asks, answers = sentences(42, seed=5), sentences(42, seed=6)
     rows = [
-        Row(
+        support_row(
             id=f"r{index}", kind="faq", intent="returns", group=f"g{index // 4}", accept=(("45 days",),),
             messages=(Message(role="user", content=ask), Message(role="assistant", content=join_answer("returns", answer))),
         )

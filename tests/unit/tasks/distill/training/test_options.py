@@ -19,6 +19,7 @@ from tasks.shared.model.encoding import Encoded, collate, encode
 from tasks.shared.model.loading import load_model
 from tasks.shared.store.keys import Digests
 from tasks.shared.technique import Artifact, Inputs, Kind
+from tests.support_rows import support_row
 from tests.tiny_llama import build_model, build_tokenizer, empty_run, save_tiny, sentences, with_compute
 
 LORA = Lora(rank=4, alpha=8, dropout=0.1)
@@ -28,7 +29,7 @@ SETTINGS: dict[str, Any] = {"epochs": 2, "learning_rate": 1e-2, "batch_size": 2,
 def rows_of(count: int = 16) -> list[Row]:
     """Every third one is gold."""
     return [
-        Row(
+        support_row(
             id=f"r{index}", kind="faq", intent="returns", group=f"g{index // 2}", source="teacher" if index % 3 else "gold",
             messages=(Message(role="user", content=ask), Message(role="assistant", content=f"returns\n{ask}")),
         )
@@ -55,7 +56,7 @@ def test_a_row_of_weight_two_is_a_row_that_stands_there_twice() -> None:
     rows, model = rows_of(6), build_model()
     encoded = encode(rows, build_tokenizer(), 512)
     assert weigh(encoded, rows, SFT()) == encoded, "no column where nothing is weighed"
-    twice = encoded + [one for one, row in zip(encoded, rows, strict=True) if row.source == "teacher"]
+    twice = encoded + [one for one, row in zip(encoded, rows, strict=True) if row.origin == "teacher"]
     expected = hard(model, twice, 100)
     torch.testing.assert_close(hard(model, weigh(encoded, rows, SFT(teacher_weight=2.0)), 100), expected)
     torch.testing.assert_close(

@@ -14,6 +14,7 @@ from tasks.evaluate.grading.answers import (
 )
 from tasks.shared.formats.rows import Message, Row
 from tasks.shared.text.answer_format import join_answer
+from tests.support_rows import support_row
 
 LABELS = ("returns", "warranty", "other")
 
@@ -22,9 +23,7 @@ def make_row(
     text: str = "That is 45 days.", kind: str = "faq", accept: tuple[tuple[str, ...], ...] = (("45 days",),)
 ) -> Row:
     turns = (Message(role="user", content="How long?"), Message(role="assistant", content=join_answer("returns", text)))
-    return Row.model_validate(
-        {"id": "a", "kind": kind, "intent": "returns", "group": "g", "accept": accept, "messages": turns}
-    )
+    return support_row(id="a", kind=kind, group="g", accept=accept, messages=turns)
 
 
 def value(measure: str, words: str, row: Row | None = None, choice: str = "returns", **more: bool) -> float | None:

@@ -8,13 +8,12 @@ from tasks.evaluate.grading.eval_rows import read_labels, read_test_rows, tag_ro
 from tasks.shared.errors import DataError
 from tasks.shared.formats.articles import Article, with_article
 from tasks.shared.formats.rows import Message, Row, write_rows
+from tests.support_rows import support_row
 
 
 def make_row(name: str, intent: str = "returns", question: str = "How long?", **more: object) -> Row:
     turns = (Message(role="user", content=question), Message(role="assistant", content=f"{intent}\nThat is 45 days."))
-    return Row.model_validate(
-        {"id": name, "kind": "faq", "intent": intent, "group": f"g-{name}", "messages": turns} | more
-    )
+    return support_row(messages=turns, intent=intent, **({"id": name, "group": f"g-{name}"} | more))
 
 
 def write_split(folder: Path, test: list[Row], train: list[Row]) -> Path:
@@ -27,7 +26,7 @@ def test_a_clean_split_is_read(tmp_path: Path) -> None:
     rows = [make_row("a"), make_row("b", "other")]
     assert read_test_rows(write_split(tmp_path, rows, [make_row("c")])) == rows
     assert read_labels(tmp_path, rows) == ["other", "returns"]
-    (tmp_path / "card.json").write_text('{"intents": ["warranty"]}', encoding="utf-8")
+    (tmp_path / "card.json").write_text('{"labels": ["warranty"]}', encoding="utf-8")
     assert read_labels(tmp_path, rows[:1]) == ["returns", "warranty"]
 
 

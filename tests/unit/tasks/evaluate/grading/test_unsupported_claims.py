@@ -3,10 +3,11 @@
 import pytest
 
 from tasks.evaluate.grading.unsupported_claims import FINDINGS, Finding, find_unsupported_claim
-from tasks.shared.formats.rows import Message, Row
+from tasks.shared.formats.rows import Message
+from tests.support_rows import support_row
 
 ARTICLE = "Returns\nSend back an unused kettle within 45 days. The refund takes 6 working days. Mail help@shop.example for a label."
-ROW = Row(
+ROW = support_row(
     id="a", kind="faq", intent="returns", article="a1", group="g", accept=(("45 days", "forty-five days"),),
     messages=(
         Message(role="user", content="I bought it 3 weeks ago, can it go back?"),

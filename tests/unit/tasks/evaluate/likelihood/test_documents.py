@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from tasks.evaluate.likelihood.documents import answer_documents
 from tasks.shared.errors import DataError
-from tasks.shared.formats.rows import Message, Row
+from tasks.shared.formats.rows import Message
 from tasks.shared.text.files import cut, read_texts
+from tests.support_rows import support_row
 
 
 @given(st.text("ab é\n", max_size=200), st.integers(1, 40))
@@ -84,7 +85,7 @@ def test_answers_stand_after_their_prompt() -> None:
         Message(role="user", content="Article: A\ntext\n\nQuestion: How?"),
         Message(role="assistant", content="returns\nSo."),
     )
-    row = Row(id="r", kind="faq", intent="Returns", group="g", grounded=True, messages=talk)
+    row = support_row(id="r", kind="faq", intent="Returns", group="g", grounded=True, messages=talk)
     document = answer_documents([row], {"r": {"kind": "faq"}})[0]
     assert (document.text, document.question, document.prompt[0]["role"]) == ("returns\nSo.", "How?", "user")
     assert document.tags == {"kind": "faq"}

@@ -14,14 +14,15 @@ from tasks.evaluate.models_under_test.isolated_runs import Resources
 from tasks.evaluate.models_under_test.model_under_test import ModelUnderTest, tuned_prompts
 from tasks.shared.engines.protocol import Choices, Opening
 from tasks.shared.errors import ModelError
-from tasks.shared.formats.rows import Row
+from tasks.shared.formats.rows import Message
 from tasks.shared.model.generation import Written
+from tests.support_rows import support_row
 
 ROWS = [
-    Row.model_validate({
-        "id": f"r{index}", "kind": "faq", "intent": "i", "group": f"g{index}",
-        "messages": [{"role": "user", "content": "word " * index}, {"role": "assistant", "content": "i\na"}],
-    })
+    support_row(
+        id=f"r{index}", intent="i", group=f"g{index}",
+        messages=(Message(role="user", content="word " * index), Message(role="assistant", content="i\na")),
+    )
     for index in (3, 30)
 ]  # fmt: skip
 PLAN = GenerationPlan(tuned_prompts(ROWS), ["i", "j"], True, 8, 4, 64)
@@ -84,8 +85,10 @@ def test_a_written_label_takes_no_second_pass(monkeypatch: pytest.MonkeyPatch, t
     assert [call[0] for call in session.calls] == ["check", "answer"]
 
 
-def test_what_is_not_wanted_is_not_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    found, session, _ = run(monkeypatch, tmp_path, replace(PLAN, labels=[], max_new_tokens=0))
+@pytest.mark.parametrize("labels", [[], [""]])
+def test_what_is_not_wanted_is_not_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, labels: list[str]) -> None:
+    """A corpus whose rows have no label has an empty one."""
+    found, session, _ = run(monkeypatch, tmp_path, replace(PLAN, labels=labels, max_new_tokens=0))
     assert [(reply.choice, reply.output) for reply in found.replies] == [("", "")] * 2
     assert [call[0] for call in session.calls] == ["check"] and found.label_method == ""
 

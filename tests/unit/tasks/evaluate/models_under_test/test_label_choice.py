@@ -5,8 +5,9 @@ from typing import Any
 from tasks.evaluate.models_under_test.label_choice import choice_contexts, likeliest_choices, written_choices
 from tasks.evaluate.models_under_test.model_under_test import reference_prompts, tuned_prompts
 from tasks.shared.engines.transformers_engine import TransformersSession
-from tasks.shared.formats.rows import Row
+from tasks.shared.formats.rows import Message
 from tasks.shared.model.generation import Written
+from tests.support_rows import support_row
 from tests.tiny_llama import build_model, build_tokenizer
 
 LABELS = ["refund", "refund status", "other"]
@@ -48,10 +49,8 @@ def test_the_layout_decides_what_ends_a_label() -> None:
 
 
 def test_a_label_is_chosen_after_the_models_own_reasoning() -> None:
-    row = Row.model_validate({
-        "id": "a", "kind": "faq", "intent": "i", "group": "g",
-        "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "i\na"}],
-    })  # fmt: skip
+    turns = (Message(role="user", content="q"), Message(role="assistant", content="i\na"))
+    row = support_row(id="a", intent="i", group="g", messages=turns)
     tuned, other = tuned_prompts([row])[0], reference_prompts([row], {}, ["i"])[0]
     words = texts("i\na", "<think>\nt\n</think>\n\ni\na", "<think>\nt", "<think>\nt\n</think>\na")
 

@@ -62,7 +62,7 @@ def test_a_tenth_of_the_topics_is_kept_apart_whole() -> None:
 
 def test_an_article_is_kept_apart_with_the_rows_about_it(tmp_path: Path) -> None:
     folder = corpus(tmp_path / "corpus")
-    rows = [row.model_copy(update={"article": "open"}) for row in read_rows(folder / "train.jsonl")]
+    rows = [row.model_copy(update={"evidence": "open"}) for row in read_rows(folder / "train.jsonl")]
     write_rows(folder / "train.jsonl", rows)
     known, unseen = without_every_tenth(domain(build_tokenizer(), [folder], [], articles=True))
     assert [passage.topic for passage in known] == ["open", "open"] and {passage.topic for passage in unseen} == {"g0"}
