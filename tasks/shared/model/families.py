@@ -98,7 +98,7 @@ def gguf_settings(stream: BinaryIO) -> Iterator[tuple[str, Any]]:
 def with_layer_lists(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the configuration with the per-layer lists that transformers fills in on loading."""
     total, found = layer_count(config), dict(config)
-    lists: dict[str, list[Any]]
+    lists: dict[str, list[Any]] = {}
     match config.get("model_type"):
         case "gemma2":
             lists = {"layer_types": ["full_attention" if index % 2 else "sliding_attention" for index in range(total)]}
@@ -108,8 +108,6 @@ def with_layer_lists(config: Mapping[str, Any]) -> dict[str, Any]:
         case "smollm3":
             period = config.get("no_rope_layer_interval") or 4
             lists = {"no_rope_layers": [int((index + 1) % period != 0) for index in range(total)]}
-        case _:
-            lists = {}
     return found | {name: values for name, values in lists.items() if not config.get(name)}
 
 

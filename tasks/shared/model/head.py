@@ -64,7 +64,7 @@ def check_head(model: Any) -> None:
         found = output_head(model)(core_of(model).base_model(input_ids=ids, use_cache=False).last_hidden_state)
     model.train(training)
     error = float((own - found).abs().max() / own.abs().max().clamp_min(1e-9))
-    if not error < HEAD_ERROR:
+    if own.isfinite().all() and not error < HEAD_ERROR:  # numbers that are none are reported where they are used
         raise TechniqueError(
             type(core_of(model)).__name__,
             f"its logits are not the head's product with the last states: they differ by {error:.0%}",
