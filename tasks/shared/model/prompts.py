@@ -205,8 +205,15 @@ def special_tokens(tokenizer: "PreTrainedTokenizerBase") -> set[str]:
 
 
 def _first_special(tokenizer: "PreTrainedTokenizerBase", text: str) -> tuple[int, str] | None:
-    """Place and text of the first special token; the longest of those that start there."""
+    """Place and text of the first special token; the longest of those that start there.
+
+    Without one, an added token that begins the text counts too: some tokenizers do not mark their end of turn as special.
+    """
     places = [(text.find(token), -len(token), token) for token in special_tokens(tokenizer) if token in text]
+    if not places:
+        start = len(text) - len(text.lstrip())
+        added = (str(token) for token in tokenizer.added_tokens_decoder.values())
+        places = [(start, -len(token), token) for token in added if token.strip() and text.startswith(token, start)]
     return (min(places)[0], min(places)[2]) if places else None
 
 
@@ -253,7 +260,7 @@ def settle_template(tokenizer: "PreTrainedTokenizerBase") -> None:
 
 
 def _demands_alternation(tokenizer: "PreTrainedTokenizerBase") -> bool:
-    """Return True if the template takes question and answer, but not two questions or a greeting."""
+    """Return True if the template takes a question and answer, but not two or a greeting."""
     user, assistant = ({"role": role, "content": "x"} for role in ("user", "assistant"))
     if not _takes(tokenizer, [user, assistant]):
         return False
