@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tasks.shared.errors import ModelError
+from tasks.shared.model.special_tokens import first_special, special_tokens
 from tasks.shared.model.templates import DATE, FOLDED, MERGED, has_clock, merging, pinned, plain_template, with_variable
 from tasks.shared.text.reasoning import CLOSE, OPEN, split_reasoning
 
@@ -180,7 +181,7 @@ def _end_of(tokenizer: "PreTrainedTokenizerBase", tail: str, calls: bool) -> str
     own = str(tokenizer.eos_token or "")
     if calls and own and own in tail:
         return tail[: tail.index(own) + len(own)]
-    found = _first_special(tokenizer, tail)
+    found = first_special(tokenizer, tail)
     if found is None:
         return tail.rstrip() if calls else ""
     return tail[: found[0] + len(found[1])]
@@ -198,25 +199,6 @@ def _added_end(tokenizer: "PreTrainedTokenizerBase", text: str) -> str:
     return str(tokenizer.eos_token)
 
 
-def special_tokens(tokenizer: "PreTrainedTokenizerBase") -> set[str]:
-    """Texts of the special tokens, which no answer contains."""
-    added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
-    return {token for token in added | set(map(str, tokenizer.all_special_tokens)) if token}
-
-
-def _first_special(tokenizer: "PreTrainedTokenizerBase", text: str) -> tuple[int, str] | None:
-    """Place and text of the first special token; the longest of those that start there.
-
-    Without one, an added token that begins the text counts too: some tokenizers do not mark their end of turn as special.
-    """
-    places = [(text.find(token), -len(token), token) for token in special_tokens(tokenizer) if token in text]
-    if not places:
-        start = len(text) - len(text.lstrip())
-        added = (str(token) for token in tokenizer.added_tokens_decoder.values())
-        places = [(start, -len(token), token) for token in added if token.strip() and text.startswith(token, start)]
-    return (min(places)[0], min(places)[2]) if places else None
-
-
 def end_of_turn(tokenizer: "PreTrainedTokenizerBase") -> str:
     """Return the special token that the template writes after an answer; "" if it writes none.
 
@@ -228,10 +210,10 @@ def end_of_turn(tokenizer: "PreTrainedTokenizerBase") -> str:
         alone, opened, both = (_written(tokenizer, turns, False) for turns in (talk, talk[:1], [*talk, asked]))
     except ModelError:
         return ""
-    found = _first_special(tokenizer, alone.partition(MARK)[2])
+    found = first_special(tokenizer, alone.partition(MARK)[2])
     if found:
         return found[1]
-    between = _first_special(tokenizer, both.partition(MARK)[2].partition(asked["content"])[0])
+    between = first_special(tokenizer, both.partition(MARK)[2].partition(asked["content"])[0])
     if between and between[1] not in opened.partition(asked["content"])[0]:
         return between[1]
     return ""
