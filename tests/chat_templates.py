@@ -56,6 +56,10 @@ FAMILIES = (
         "deepseek_r1", ("<|User|>", "<|Assistant|>", "<|end_of_sentence|>", "<|begin|>"), "<|end_of_sentence|>", bos="<|begin|>",
         head="\n</think>\n\n", split=True, rewritten=True,
     ),
+    Family(
+        "harmony", ("<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|return|>"), "<|return|>", head="<|channel|>final<|message|>",
+        split=True,
+    ),
     Family("glm", ("[gMASK]", "<sop>", "<|user|>", "<|assistant|>", "<|system|>", "<|endoftext|>"), "<|endoftext|>", added=True, split=True),
     Family("alpaca", ("<s>", "</s>"), "</s>", added=True, split=True),
 )  # fmt: skip

@@ -78,7 +78,7 @@ def start(
 
 
 def held_template(model: Path) -> str:
-    """Return the file's chat template with its clock held still; empty for a template without a clock.
+    """Return the file's chat template with its clock held still; empty if it has none.
 
     llama.cpp would write today's date, and the same model would answer otherwise tomorrow.
     """

@@ -1,4 +1,4 @@
-"""Limits of a model folder's chat template, found without loading its tokenizer, for the plan."""
+"""Limits of a model's chat template for the plan, found without loading its tokenizer."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +13,9 @@ USER, ANSWER, SYSTEM = ({"role": role, "content": f"\u241e{role}\u241e"} for rol
 
 
 def chat_notes(name: str, model: Path) -> list[str]:
-    """Return a sentence for each thing that a model's template does not take as it is; none for a GGUF file.
+    """Return a sentence for each thing that a model's template does not take as it is.
+
+    There is none for a GGUF file.
 
     name: of the model in the recipe, such as models.student.
     """

@@ -1,4 +1,4 @@
-"""Settings of a model source's chat template, applied in a copy of the folder that links to its files."""
+"""Settings of a model source's chat template, applied in a folder that links to its files."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ THINKING = ("enable_thinking", "thinking")
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class ChatSettings:
-    """Changes of a model's chat template.  Everything that is made from the model carries the changed template."""
+    """Changes of a chat template, which everything that is made from the model carries."""
 
     template: str = ""
     """A Jinja file to use instead of the model's own chat template, or for a base model, which has none."""
@@ -36,7 +36,9 @@ class ChatSettings:
 
 
 def with_chat(where: str, model: Path, settings: ChatSettings) -> Path:
-    """Return a folder with the model's files and the changed template; the model itself if nothing is set.
+    """Return a folder with the model's files and the changed template.
+
+    It is the model itself if nothing is set.
 
     Raises ConfigError for a setting that the template does not know or a GGUF file, ModelError for a missing template.
     """
@@ -99,7 +101,7 @@ def own_template(model: Path) -> str:
 
 
 def _linked(model: Path, template: str) -> Path:
-    """Return the folder in the user's cache that links to the model's files, beside the given template."""
+    """Make a folder in the user's cache with links to the model's files, and the template."""
     files = sorted(file for file in model.iterdir() if file.name != TEMPLATE_FILE)
     content = json.dumps([str(model.resolve()), [file.name for file in files], template])
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "stillroom" / "models"

@@ -17,7 +17,7 @@ finds its own targets."""
 
 
 def encode(rows: Sequence[Row], tokenizer: "PreTrainedTokenizerBase", max_tokens: int) -> list[Encoded]:
-    """Token ids and labels of each conversation; labels are IGNORED except in the turns that are learned.
+    """Token ids and labels of each conversation; labels are IGNORED except in learned turns.
 
     rows: as `turns.examples` returns them; in a row without marks, all of the assistant's turns are learned.
     A learned turn is labeled from the end of its prompt to the token that ends it.

@@ -158,7 +158,10 @@ def load_tokenizer(path: Path, chat: bool = True) -> "PreTrainedTokenizerBase":
 
 
 def training_tokenizer(path: Path) -> "PreTrainedTokenizerBase":
-    """Load a tokenizer for training; a base model gets the plain-text format, which the trained model carries as its template."""
+    """Load a tokenizer for training.
+
+    A base model gets the plain-text format, which the trained model carries as its template.
+    """
     tokenizer = load_tokenizer(path, chat=False)
     if not tokenizer.chat_template:
         tokenizer.chat_template = plain_template(tokenizer)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tasks.shared.errors import ModelError
+from tasks.shared.model.rendered_tokens import first_special, special_tokens
 from tasks.shared.model.templates import DATE, FOLDED, MERGED, has_clock, merging, pinned, plain_template, with_variable
 from tasks.shared.text.reasoning import CLOSE, OPEN, split_reasoning
 
@@ -30,9 +31,11 @@ FOLD_FIX = "models.NAME.system=fold puts it into the next user turn; or remove t
 
 @dataclass(frozen=True)
 class Turn:
-    """A turn to learn.  prompt: the text that generation is given.  text: the text that it must write, end of turn included.
+    """A turn to learn.
 
-    head: the part of `text` before the answer's content.
+    prompt: text that generation is given.  text: text that it must write, end of turn included.
+
+    head: part of `text` before the answer's content.
     """
 
     prompt: str
@@ -43,7 +46,7 @@ class Turn:
 def render(
     tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Chat], add_generation_prompt: bool = True, tools: str = ""
 ) -> str:
-    """Render a conversation as text with the model's chat template, or as plain text if it has none.
+    """Render a conversation with the model's chat template, or as plain text if it has none.
 
     tools: JSON text of a list of tools; empty for none.
     Raises ModelError if the template refuses the conversation or leaves its system turn out.
@@ -62,13 +65,16 @@ def render(
 
 
 def _is_in(content: str, text: str) -> bool:
-    """Return True if a line of the content is in the text: a template may remove a mark such as /no_think, or write JSON."""
+    """Return True if a line of the content is in the text.
+
+    A template may remove a mark such as /no_think, or write JSON.
+    """
     lines = [line.strip() for line in content.splitlines() if line.strip()]
     return not lines or any(line in text or json.dumps(line, ensure_ascii=False)[1:-1] in text for line in lines)
 
 
 def accepted(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Chat]) -> list[dict[str, Any]]:
-    """Return the messages with `developer` as `system` where the template does not know that role.
+    """Return the messages, with `developer` as `system` if the template lacks that role.
 
     For a template that merges turns (`templates.merging`), consecutive turns are one here as well.
     """
@@ -98,7 +104,7 @@ def merges(tokenizer: "PreTrainedTokenizerBase") -> bool:
 
 
 def merged_turns(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Chat]) -> int:
-    """Number of turns of a conversation that the template joins to the one before, or leaves out as a greeting."""
+    """Number of turns that the template joins to the one before, or leaves out as a greeting."""
     if not merges(tokenizer):
         return 0
     turns = accepted(tokenizer, messages)
@@ -146,7 +152,7 @@ def learned_turn(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Chat],
 
 
 def _content_place(turn: str, marked: str, message: Chat) -> tuple[str, int]:
-    """Return the text before the answer's content in a rendered turn, and the place of the content's end.
+    """Return the text before the content in a rendered turn, and the place of the content's end.
 
     marked: the same turn with MARK as content.  Some templates (Llama 3's) write a tool call without the text beside it.
     """
@@ -168,21 +174,21 @@ def _content_place(turn: str, marked: str, message: Chat) -> tuple[str, int]:
 
 
 def _end_of(tokenizer: "PreTrainedTokenizerBase", tail: str, calls: bool) -> str:
-    """Text after an answer up to and including the token that ends the turn; "" for a template that writes none.
+    """Text after an answer, with the token that ends the turn; "" if the template writes none.
 
     calls: tool calls come first, whose markup may have special tokens of its own.
     """
     own = str(tokenizer.eos_token or "")
     if calls and own and own in tail:
         return tail[: tail.index(own) + len(own)]
-    found = _first_special(tokenizer, tail)
+    found = first_special(tokenizer, tail)
     if found is None:
         return tail.rstrip() if calls else ""
     return tail[: found[0] + len(found[1])]
 
 
 def _added_end(tokenizer: "PreTrainedTokenizerBase", text: str) -> str:
-    """The tokenizer's end of text, for a turn that no special token ends: without one, a model would never stop."""
+    """End of text for a turn that no special token ends; without one, a model would never stop."""
     if any(text.endswith(token) for token in special_tokens(tokenizer)):
         return ""
     if not tokenizer.eos_token:
@@ -191,18 +197,6 @@ def _added_end(tokenizer: "PreTrainedTokenizerBase", text: str) -> str:
             "set eos_token in tokenizer_config.json",
         )  # fmt: skip
     return str(tokenizer.eos_token)
-
-
-def special_tokens(tokenizer: "PreTrainedTokenizerBase") -> set[str]:
-    """Texts of the tokens that no answer contains: special added tokens, and the tokenizer's own roles for tokens."""
-    added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
-    return {token for token in added | set(map(str, tokenizer.all_special_tokens)) if token}
-
-
-def _first_special(tokenizer: "PreTrainedTokenizerBase", text: str) -> tuple[int, str] | None:
-    """Place and text of the first special token; the longest of those that start there."""
-    places = [(text.find(token), -len(token), token) for token in special_tokens(tokenizer) if token in text]
-    return (min(places)[0], min(places)[2]) if places else None
 
 
 def end_of_turn(tokenizer: "PreTrainedTokenizerBase") -> str:
@@ -216,18 +210,19 @@ def end_of_turn(tokenizer: "PreTrainedTokenizerBase") -> str:
         alone, opened, both = (_written(tokenizer, turns, False) for turns in (talk, talk[:1], [*talk, asked]))
     except ModelError:
         return ""
-    found = _first_special(tokenizer, alone.partition(MARK)[2])
+    found = first_special(tokenizer, alone.partition(MARK)[2])
     if found:
         return found[1]
-    between = _first_special(tokenizer, both.partition(MARK)[2].partition(asked["content"])[0])
+    between = first_special(tokenizer, both.partition(MARK)[2].partition(asked["content"])[0])
     if between and between[1] not in opened.partition(asked["content"])[0]:
         return between[1]
     return ""
 
 
 def settle_template(tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Hold the template's clock still, let it merge turns if it demands alternation, and make its end of turn the eos token.
+    """Fit the template of a loaded tokenizer, and make its end of turn the eos token.
 
+    Its clock is held still, and it joins turns if it demands alternation.
     Some templates write `eos_token` elsewhere than at the end of a turn (Phi-3, after the conversation); its text is kept there.
     """
     template = str(tokenizer.chat_template)
@@ -247,7 +242,7 @@ def settle_template(tokenizer: "PreTrainedTokenizerBase") -> None:
 
 
 def _demands_alternation(tokenizer: "PreTrainedTokenizerBase") -> bool:
-    """Return True if the template takes a question and its answer, but neither two questions nor a greeting."""
+    """Return True if the template takes a question and answer, but not two or a greeting."""
     user, assistant = ({"role": role, "content": "x"} for role in ("user", "assistant"))
     if not _takes(tokenizer, [user, assistant]):
         return False

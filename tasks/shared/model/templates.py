@@ -1,4 +1,4 @@
-"""Chat templates as Jinja text: what is held still or fitted in them, and the format of a model without one.
+"""Chat templates as Jinja text: changes to them, and the format of a model without one.
 
 A change is written into the template itself, which the artifact carries.  So training, evaluation, export and every engine that
 later serves the artifact (transformers, llama.cpp, vLLM) render the same prompt.
@@ -54,8 +54,9 @@ _DIRECTIVES = "aAbBdmyYHIMSpjeFDc"
 
 
 def pinned(template: str, day: date = DATE) -> str:
-    """Return the template with its clock held at midnight of `day`; unchanged if it has none, or if it is held already.
+    """Return the template with its clock held at midnight of `day`.
 
+    It is unchanged if it has none, or if it is held already.
     A format that the template computes is filled in by a macro of the clock's name.  `date_string` is set as well, since llama.cpp
     gives today's date to templates that read it (Llama 3's).
     """
@@ -85,7 +86,7 @@ def mentions(template: str, name: str) -> bool:
 
 
 def with_variable(template: str, name: str, value: "str | bool") -> str:
-    """Return the template with a variable set, such as `enable_thinking`, whatever the caller passes."""
+    """Return the template with a variable set, whatever the caller passes."""
     shown = str(value).lower() if isinstance(value, bool) else _quoted(value)
     return "{%- set " + name + " = " + shown + " -%}{{- '' }}" + template
 
@@ -104,7 +105,7 @@ def merging(template: str) -> str:
 
 
 def plain_template(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """Return the plain-text format, with a start of text if the tokenizer puts one before texts itself."""
+    """Return the plain-text format, with a start of text if the tokenizer puts one before texts."""
     ids: Any = tokenizer("a")["input_ids"]
     begins = tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]
     text = PLAIN if tokenizer.eos_token else with_variable(PLAIN, "eos_token", "")

@@ -40,8 +40,9 @@ def learned_places(messages: Sequence[Message], turns: Turns = "all") -> list[in
 
 
 def examples(rows: Sequence[Row], tokenizer: "PreTrainedTokenizerBase", turns: Turns, apart: bool = False) -> list[Row]:
-    """Return the rows as they are learned: cut after their last learned turn, with `learn` set on every turn of the assistant.
+    """Return the rows as they are learned.
 
+    They are cut after their last learned turn, with `learn` set on every turn of the assistant.
     A row becomes several, one per learned turn, if its turns do not fit into one text: a template that drops the thoughts of
     earlier turns (Qwen3) writes a turn otherwise once another follows.
 
@@ -96,7 +97,7 @@ def _report(counts: Counter[str], rows: int) -> None:
 
 
 def marked(row: Row, places: Sequence[int], suffix: str = "") -> Row:
-    """Return the row up to its last learned turn, with `learn` set on every turn of the assistant."""
+    """Return the row up to its last learned turn, with `learn` set on the assistant's turns."""
     end = places[-1] + 1 if places else len(row.messages)
     messages = tuple(
         message.model_copy(update={"learn": place in places}) if message.role == "assistant" else message
@@ -106,7 +107,7 @@ def marked(row: Row, places: Sequence[int], suffix: str = "") -> Row:
 
 
 def learned_pieces(tokenizer: "PreTrainedTokenizerBase", row: Row) -> list[Piece]:
-    """Return a row's text up to its last learned turn, in pieces; none for a row without a turn to learn.
+    """Return a row's text up to its last learned turn, in pieces; none without a turn to learn.
 
     Turns that do not fit into one text are left to `examples`; here only the last of them is learned.
     """
@@ -115,7 +116,7 @@ def learned_pieces(tokenizer: "PreTrainedTokenizerBase", row: Row) -> list[Piece
 
 
 def joined(turns: Sequence[Turn]) -> list[Piece] | None:
-    """Return the turns as pieces of one text; None if a prompt does not continue the turn before it."""
+    """Return the turns as pieces of one text; None if a prompt does not continue the last turn."""
     pieces: list[Piece] = []
     text = ""
     for turn in turns:
@@ -131,7 +132,7 @@ def _turns(tokenizer: "PreTrainedTokenizerBase", row: Row, places: Sequence[int]
 
 
 def _run_ends(tokenizer: "PreTrainedTokenizerBase", row: Row, places: Sequence[int]) -> list[int]:
-    """Drop places whose turn the template joins to the next: the assistant's last turn of a run has the whole text."""
+    """Drop places whose turn the template joins to the next, which has the whole text."""
     following = {
         place for place in places if row.messages[place + 1 : place + 2] and row.messages[place + 1].role == "assistant"
     }

@@ -11,7 +11,7 @@ from tests.chat_templates import FAMILIES, FOLDER
 SYSTEM, ALTERNATE, DATE = "no system turn", "alternate", "today's date"
 NOTES = {
     "gemma": (SYSTEM, ALTERNATE), "mistral": (SYSTEM, ALTERNATE), "llama2": (ALTERNATE,), "drops_system": (SYSTEM,),
-    "llama3": (DATE,), "smollm3": (DATE,), "granite": (DATE,), "computed_clock": (DATE,),
+    "llama3": (DATE,), "smollm3": (DATE,), "granite": (DATE,), "computed_clock": (DATE,), "harmony": (DATE,),
 }  # fmt: skip
 
 

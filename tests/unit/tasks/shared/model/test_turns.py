@@ -5,6 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tokenizers import AddedToken
 from transformers import GenerationConfig
 
 from tasks.shared.errors import DataError, ModelError
@@ -243,3 +244,11 @@ def test_a_saved_model_stops_at_the_end_of_a_turn(tmp_path: Path) -> None:
         assert load_model(tmp_path / str(saved)).generation_config.eos_token_id == saved  # type: ignore[union-attr]
         again = load_tokenizer(tmp_path / str(saved))
         assert (again.eos_token, again.chat_template) == ("<end_of_turn>", tokenizer.chat_template)
+
+
+def test_an_end_of_turn_that_is_not_marked_as_special_is_learned() -> None:
+    family = Family("chatml", ("<|endoftext|>",), "<|im_end|>", eos="<|endoftext|>")
+    tokenizer = tokenizer_of(family, settled=False)
+    tokenizer.add_tokens([AddedToken(text, special=False, normalized=False) for text in ("<|im_start|>", "<|im_end|>")])
+    settle_template(tokenizer)
+    assert tokenizer.eos_token == "<|im_end|>" and texts(tokenizer, [make_row(CHAT[:2])]) == ["One.<|im_end|>"]
