@@ -106,9 +106,7 @@ class Purse:
         async with self._changed:
             while not self._fits(worst):
                 if not self._reserved.requests:
-                    raise CapReached(
-                        "budget", f"{self.spent} spent, and the next request may take {worst.tokens} tokens"
-                    )
+                    raise CapReached("budget", f"the next request may take {worst.tokens} tokens")
                 await self._changed.wait()
             self._reserved = self._reserved.plus(worst)
         held = Reservation(worst)
