@@ -64,8 +64,10 @@ def judge_form(reply: Reply, rules: Rules, tools: frozenset[str] = frozenset()) 
         return "too long"
     if "\n" in reply.text.strip() and not rules.line_breaks:
         return "line break"
-    if TEMPLATE.search(reply.text) or (MARKUP.search(reply.text) and not rules.markup):
+    if MARKUP.search(reply.text) and not rules.markup:
         return "markup"
+    if TEMPLATE.search(reply.text):
+        return "template mark"
     return "repeats" if loops(reply.text) or (repeats(reply.text) and not rules.repetition) else ACCEPTED
 
 
