@@ -1,4 +1,4 @@
-"""The task of the fictional shop: instructions, answer layout and refusals of its support bot."""
+"""The task of the fictional shop: instruction, answer layout and judge of its support bot."""
 
 from tasks.shared.formats.tasks import Task
 
