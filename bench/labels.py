@@ -1,4 +1,4 @@
-"""Time to choose one of many labels per row: all labels in one pass, llama.cpp's search, and lm-evaluation-harness.
+"""Time to choose one of many labels per row, in each engine and in lm-evaluation-harness.
 
     python -m bench.labels --data ../shared/data/banking77 [--rows 200] [--harness 20] [--tiny]
 
@@ -10,11 +10,9 @@ agreement.
 import argparse
 import csv
 import json
-import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,49 +43,62 @@ def main() -> None:
         weights, file = _models(Path(folder), given.tiny)
         opening = Opening(threads=2, context=512, batch_size=64)
         with TRANSFORMERS.open(weights, opening) as session:
-            ours = report("transformers, a tree of labels", session, lines, labels)
-            wanted = harness(session, lines[: given.harness], labels)
-        print(f"same label as the harness: {_same(ours, wanted)}")
+            prompts = [session.render([{"role": "user", "content": ASK.format(text=line["text"])}]) for line in lines]
+            ours = report("transformers, a tree of labels", session, prompts, labels)
+            wanted = harness(session, prompts[: given.harness], labels)
         with LLAMA_CPP.open(file, opening) as server:
-            found = report("llama.cpp, best-first search", server, lines, labels)
-        print(f"same label as transformers: {_same(ours, found)}")
+            found = report("llama.cpp, a search", server, prompts, labels)
+    for name, choices in (("the harness", wanted), ("llama.cpp", found)):
+        print(f"transformers and {name} choose the same label for {_same(ours, choices)} rows")
+    for name, choices in (("transformers", ours), ("llama.cpp", found)):
+        right = sum(label == line["category"] for label, line in zip(choices.labels, lines, strict=True))
+        print(f"{name}: {right} of {len(lines)} labels right")
 
 
-def report(name: str, session: Session, lines: Sequence[dict[str, str]], labels: Sequence[str]) -> Choices:
-    """Choose a label for every row and print what it took."""
-    prompts = prompts_of(session, lines)
-    with timed(name, len(lines), session.pid if isinstance(session, LlamaSession) else None):
-        found = session.choose(prompts, labels)
-    right = sum(label == line["category"] for label, line in zip(found.labels, lines, strict=True))
-    print(f"  right: {right} of {len(lines)}; {found.method}")
+def report(name: str, session: Session, prompts: Sequence[str], labels: Sequence[str]) -> Choices:
+    """Choose a label after every prompt and print the time."""
+    clock = Clock(session.pid if isinstance(session, LlamaSession) else None)
+    found = session.choose(prompts, labels)
+    print(f"{name}: {clock.stop(len(prompts))}\n  {found.method}", flush=True)
     return found
 
 
-def harness(session: TransformersSession, lines: Sequence[dict[str, str]], labels: Sequence[str]) -> Choices:
-    """The same by lm-evaluation-harness, in batches of 16 as evaluate/generation ran it before."""
+def harness(session: TransformersSession, prompts: Sequence[str], labels: Sequence[str]) -> Choices:
+    """The same by lm-evaluation-harness, in batches of 16."""
+    nested = any(one != other and one.startswith(other) for one in labels for other in labels)
+    spelled = [f"{label}\n" for label in labels] if nested else labels
     with quiet_harness():
         from lm_eval.api.instance import Instance
         from lm_eval.models.huggingface import HFLM
 
-        model: Any = HFLM(
-            pretrained=session.model,
-            tokenizer=session.tokenizer,
-            batch_size=16,
-            add_bos_token=False,
-            softmax_dtype="float32",
+        loaded: Any = session.model
+        model = HFLM(
+            pretrained=loaded, tokenizer=session.tokenizer, batch_size=16, add_bos_token=False, softmax_dtype="float32"
         )
-        nested = any(one != other and one.startswith(other) for one in labels for other in labels)
-        spelled = [f"{label}\n" for label in labels] if nested else labels
-        prompts = prompts_of(session, lines)
         asked = [Instance("loglikelihood", {}, (prompt, label), 0) for prompt in prompts for label in spelled]
-        with timed("lm-evaluation-harness", len(lines)):
-            values = [value for value, _ in model.loglikelihood(asked, disable_tqdm=True)]
+        clock = Clock()
+        values = [value for value, _ in model.loglikelihood(asked, disable_tqdm=True)]
+        time_taken = clock.stop(len(prompts))
+    print(f"lm-evaluation-harness: {time_taken}", flush=True)
     rows = [values[start : start + len(labels)] for start in range(0, len(values), len(labels))]
     return Choices([labels[row.index(max(row))] for row in rows], rows, "harness")
 
 
-def prompts_of(session: Session, lines: Sequence[dict[str, str]]) -> list[str]:
-    return [session.render([{"role": "user", "content": ASK.format(text=line["text"])}]) for line in lines]
+class Clock:
+    """Time and processor time since its creation, those of a server process included."""
+
+    def __init__(self, server: int | None = None) -> None:
+        self.processes = [psutil.Process(), *([psutil.Process(server)] if server else [])]
+        self.started, self.used = time.perf_counter(), self._used()
+
+    def stop(self, rows: int) -> str:
+        """Return the time taken, in words."""
+        seconds, used = time.perf_counter() - self.started, self._used() - self.used
+        return f"{rows} rows in {seconds:.1f} s; processor time {used:.1f} s, {used / rows:.3f} s a row"
+
+    def _used(self) -> float:
+        times = [process.cpu_times() for process in self.processes]
+        return sum(one.user + one.system for one in times)
 
 
 def _models(folder: Path, tiny: bool) -> tuple[Path, Path]:
@@ -105,23 +116,6 @@ def _models(folder: Path, tiny: bool) -> tuple[Path, Path]:
 def _same(one: Choices, other: Choices) -> str:
     pairs = list(zip(one.labels, other.labels, strict=False))
     return f"{sum(first == second for first, second in pairs)} of {len(pairs)}"
-
-
-@contextmanager
-def timed(name: str, rows: int, server: int | None = None) -> Iterator[None]:
-    """Print the time of the block; processor time includes that of a server process."""
-    processes = [psutil.Process(), *([psutil.Process(server)] if server else [])]
-    started, used = time.perf_counter(), _used(processes)
-    yield
-    seconds, used = time.perf_counter() - started, _used(processes) - used
-    sys.stderr.write(
-        f"{name}: {rows} rows in {seconds:.1f} s; processor time {used:.1f} s, {used / rows:.3f} s a row\n"
-    )
-
-
-def _used(processes: Sequence[psutil.Process]) -> float:
-    times = [process.cpu_times() for process in processes]
-    return sum(one.user + one.system for one in times)
 
 
 if __name__ == "__main__":

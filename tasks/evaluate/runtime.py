@@ -109,7 +109,10 @@ class Runtime:
             yield ConfigError(f"{where}.{error.where}", error.got, error.wanted, error.fix)
 
     def engine_needs(self) -> Needs:
-        """The baseline must be timed in one of the chosen engines, as stored or as a GGUF file converted from a dense folder."""
+        """One of the chosen engines for the baseline.
+
+        It is timed as stored, or as a GGUF file converted from a dense folder.
+        """
         engines = tuple(name for name in get_args(EngineName) if name in self.engines)
         return Needs(
             engines=() if "auto" in self.engines else engines, dequantized=False, as_gguf=True, ports=("baseline",)

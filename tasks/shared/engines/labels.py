@@ -66,7 +66,7 @@ def _tokenized(encode: Encode, bare: Encode, prompts: Sequence[str], labels: Seq
 
 
 def _shared_tail(encode: Encode, bare: Encode, prompts: Sequence[str], label: str) -> str:
-    """Longest useful text in which all prompts end, from its last markup or first word on; "" for none."""
+    """Text in which all prompts end, from its last markup or first word on; "" for none."""
     common = os.path.commonprefix([prompt[::-1] for prompt in prompts])[::-1]
     starts = [common.rfind(mark) for mark in ("<", "[")] + [
         found.start() for found in [re.search(r"\s", common)] if found
@@ -81,7 +81,7 @@ def _splits(encode: Encode, bare: Encode, prompt: str, tail: str, label: str) ->
 
 
 def end_of_turn(render: Callable[[Sequence[Mapping[str, Any]]], str]) -> str:
-    """Return the text that ends the assistant's turn in a chat template; a line break if there is no markup."""
+    """Return the markup that ends the assistant's turn; a line break if there is none."""
     words = ("Uaq", "Vbq", "Wcq")
     talk = [{"role": role, "content": word} for role, word in zip(("user", "assistant", "user"), words, strict=True)]
     between = render(talk).partition(words[1])[2].partition(words[2])[0]
@@ -125,7 +125,8 @@ class LabelTree:
 def grow_tree(labels: Sequence[Path]) -> LabelTree:
     """Return the tree of labels given as token ids."""
     nodes: dict[Path, int] = {}
-    tokens, parents = [], []
+    tokens: list[int] = []
+    parents: list[int] = []
     edges: dict[tuple[int, int], int] = {}
     paths = []
     for label in labels:
@@ -151,7 +152,10 @@ A token that is missing is at most as likely as the least likely of these."""
 
 @dataclass(frozen=True)
 class Found:
-    """Result of a search.  label: index.  proven: False if the search ended before it could exclude all others."""
+    """Result of a search.
+
+    label: index.  proven: False if the search ended before it could exclude all others.
+    """
 
     label: int
     proven: bool
@@ -209,8 +213,9 @@ def _children(labels: Sequence[Path]) -> dict[Path, list[int]]:
 def _follow(place: _Place, children: Mapping[Path, Sequence[int]], score: Score) -> list[_Place]:
     """Return the places after one, or the place itself with its exact loss."""
     if place.guessed:
-        *path, token = place.tokens
-        return [_Place(place.before - score(tuple(path), [token])[token], False, place.tokens, place.before)]
+        token = place.tokens[-1]
+        exact = place.before - score(place.tokens[:-1], [token])[token]
+        return [_Place(exact, False, place.tokens, place.before)]
     found = score(place.tokens, children[place.tokens])
     ceiling = min(found.values())
     return [

@@ -85,8 +85,10 @@ def test_a_written_label_takes_no_second_pass(monkeypatch: pytest.MonkeyPatch, t
     assert [call[0] for call in session.calls] == ["check", "answer"]
 
 
-def test_what_is_not_wanted_is_not_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    found, session, _ = run(monkeypatch, tmp_path, replace(PLAN, labels=[], max_new_tokens=0))
+@pytest.mark.parametrize("labels", [[], [""]])
+def test_what_is_not_wanted_is_not_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, labels: list[str]) -> None:
+    """A corpus whose rows have no label has an empty one."""
+    found, session, _ = run(monkeypatch, tmp_path, replace(PLAN, labels=labels, max_new_tokens=0))
     assert [(reply.choice, reply.output) for reply in found.replies] == [("", "")] * 2
     assert [call[0] for call in session.calls] == ["check"] and found.label_method == ""
 
