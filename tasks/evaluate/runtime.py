@@ -45,7 +45,9 @@ from tasks.shared.formats.articles import read_articles
 from tasks.shared.formats.records import Figure
 from tasks.shared.formats.rows import Row, read_rows
 from tasks.shared.formats.scores import EvaluationSummary, write_scores
+from tasks.shared.formats.tasks import read_tasks
 from tasks.shared.isolation import Failure
+from tasks.shared.items import Items, ItemSources
 from tasks.shared.model.sizes import weight_bytes
 from tasks.shared.store.lineage import made_from
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun, Upstream
@@ -107,7 +109,10 @@ class Runtime:
             yield ConfigError(f"{where}.{error.where}", error.got, error.wanted, error.fix)
 
     def engine_needs(self) -> Needs:
-        """The baseline must be timed in one of the chosen engines, as stored or as a GGUF file converted from a dense folder."""
+        """One of the chosen engines for the baseline.
+
+        It is timed as stored, or as a GGUF file converted from a dense folder.
+        """
         engines = tuple(name for name in get_args(EngineName) if name in self.engines)
         return Needs(
             engines=() if "auto" in self.engines else engines, dequantized=False, as_gguf=True, ports=("baseline",)
@@ -124,6 +129,10 @@ class Runtime:
         return forecast_evaluation(
             work, rounds * answers * (self.tokens + self.warm_up_tokens) * GENERATION_COST, loads=rounds
         )
+
+    def count_items(self, sources: ItemSources) -> dict[str, Items]:
+        """Return no items: speeds are figures of whole models."""
+        return {}
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Time all models; write scores.json, and an items.jsonl without items.
@@ -169,7 +178,7 @@ class Runtime:
         row = typical_row(read_rows(data.path / "test.jsonl"))
         file = data.path / "articles.jsonl"
         articles = read_articles(file) if file.is_file() else {}
-        (reference,) = reference_prompts([row], articles, ())
+        (reference,) = reference_prompts([row], articles, read_tasks(data.path, [row.task]))
         return {model.name: reference.answer_messages if model.role == "reference" else row.prompt for model in models}
 
     def _probes(self, model: ModelUnderTest, messages: Messages, scratch: Path) -> tuple[list[Probe], list[str]]:
@@ -203,7 +212,7 @@ class Runtime:
 
 def typical_row(rows: Sequence[Row]) -> Row:
     """Return the row whose prompt has the median length in characters."""
-    return sorted(rows, key=lambda row: sum(len(message.content) for message in row.messages[:-1]))[len(rows) // 2]
+    return sorted(rows, key=lambda row: sum(len(turn["content"]) for turn in row.prompt))[len(rows) // 2]
 
 
 def failure_of(name: str, timed: Sequence[Timed], notes: Sequence[str]) -> Failure | None:

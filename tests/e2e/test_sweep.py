@@ -135,6 +135,8 @@ def test_params_that_differ_from_the_recipe_are_kept_on_request(shop: Workshop) 
 
 
 def test_the_store_is_shown_and_cleared_of_what_nobody_shows(shop: Workshop) -> None:
+    variant = shop.compress("+recipe=toy", "steps.slim.ratio=0.35")
+    assert variant.returncode == 0 and "slim" in shop.executed(), "a variant, which no recipe's folder shows"
     listed = shop.python("flows.store")
     assert listed.returncode == 0 and "slim" in listed.stdout, listed.stderr
     for folder in (shop.folder / "artifacts/.store").glob("*/*"):

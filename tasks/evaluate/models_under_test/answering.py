@@ -50,7 +50,10 @@ class GenerationPlan:
 
 @dataclass(frozen=True)
 class Predictions:
-    """One model's replies, one per row, in the plan's order.  label_method: how labels were chosen; empty for none."""
+    """One model's replies, one per row, in the plan's order.
+
+    label_method: how labels were chosen; empty for none.
+    """
 
     replies: list[Reply]
     label_method: str = ""
@@ -72,7 +75,7 @@ def generate_replies(model: ModelUnderTest, plan: GenerationPlan, resources: Res
 
 
 def _answers(session: Session, plan: GenerationPlan) -> list[Written]:
-    prompts = [session.render(question.answer_messages) for question in plan.prompts]
+    prompts = [session.render(question.answer_messages, question.tools) for question in plan.prompts]
     session.check(prompts[0])
     check_room(session, prompts, plan.max_new_tokens, MORE_ROOM)
     if not plan.max_new_tokens:
@@ -81,13 +84,14 @@ def _answers(session: Session, plan: GenerationPlan) -> list[Written]:
 
 
 def _labels(session: Session, plan: GenerationPlan, written: Sequence[Written]) -> Choices:
-    if not plan.labels:
+    labels = [label for label in plan.labels if label]  # rows without a label have an empty one
+    if not labels:
         return Choices([""] * len(written), None, "")
     if plan.choice == "written":
-        return written_choices(written, plan.labels, plan.layout)
+        return written_choices(written, labels, plan.layout)
     contexts = choice_contexts(session.render, plan.prompts, written)
-    check_room(session, contexts, max(len(session.tokens(label)) for label in plan.labels), MORE_ROOM)
-    return likeliest_choices(session, contexts, plan.labels, plan.layout)
+    check_room(session, contexts, max(len(session.tokens(label)) for label in labels), MORE_ROOM)
+    return likeliest_choices(session, contexts, labels, plan.layout)
 
 
 def label_notes(results: Mapping[str, Predictions]) -> list[str]:

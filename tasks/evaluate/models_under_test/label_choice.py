@@ -1,4 +1,4 @@
-"""Label of a row: the most likely of the known labels, or the one that the model's answer says.
+"""Label of a row: the most likely of the known ones, or the one that the answer says.
 
 likeliest: the label with the highest log-likelihood where an answer would begin (`Session.choose`).  It is the model's own choice even
 where its answer is no known label, and costs a pass over the prompts besides the answers.
@@ -21,7 +21,7 @@ WRITTEN = "the label that the answer says; none where it says no known label"
 
 
 def written_choices(written: Sequence[Written], labels: Sequence[str], layout: LabelLayout) -> Choices:
-    """Return the label that each answer says, after its reasoning; empty for none of the known ones."""
+    """Return the label that each answer says after its reasoning; empty for an unknown one."""
     known = frozenset(labels)
     texts = [split_reasoning(found.text)[1].strip() for found in written]
     said = [(text.split("\n")[0] if layout == "first_line" else text).strip() for text in texts]
@@ -29,7 +29,10 @@ def written_choices(written: Sequence[Written], labels: Sequence[str], layout: L
 
 
 def likeliest_choices(session: Session, contexts: Sequence[str], labels: Sequence[str], layout: LabelLayout) -> Choices:
-    """Return the most likely label after each rendered context; in the layout, a line break or the end of the turn ends a label."""
+    """Return the most likely label after each rendered context.
+
+    layout: what ends a label, a line break or the end of the turn.
+    """
     return session.choose(contexts, labels, "\n" if layout == "first_line" else end_of_turn(session.render))
 
 

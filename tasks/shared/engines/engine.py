@@ -46,7 +46,7 @@ def find_weights(path: Path, llama: bool = False) -> Weights:
 
 
 def weight_form(path: Path) -> WeightForm:
-    """Return the form of weights: of a .gguf file, or of a Hugging Face folder, from its configuration."""
+    """Return the form of a .gguf file, or of a Hugging Face folder, from its configuration."""
     if is_gguf(path):
         return "gguf"
     return "packed" if is_quantized(path) else "dense"

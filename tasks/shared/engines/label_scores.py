@@ -30,7 +30,7 @@ PLAIN = "log-likelihood of every label, a pass per label, since this model does 
 
 
 class LabelScorer:
-    """Scores labels with one model; decides at its first prompt whether the model supports trees.
+    """Scores of labels by one model, in trees if its first prompt shows that it supports them.
 
     method: description for notes.
     """
@@ -96,16 +96,20 @@ class LabelScorer:
         return all(abs(first - second) <= allowed + 0.02 * abs(second) for first, second in pairs if second == second)
 
 
-def parts_of(labels: Sequence[tuple[int, ...]]) -> list[Sequence[tuple[int, ...]]]:
-    """Split labels, in order, into parts whose trees have at most about MOST_NODES tokens."""
+def parts_of(labels: Sequence[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
+    """Split labels, in order, into parts whose trees have at most MOST_NODES tokens.
+
+    A single label may have more.
+    """
     parts: list[list[tuple[int, ...]]] = [[]]
-    size = 0
+    nodes: set[tuple[int, ...]] = set()
     for label in labels:
-        if parts[-1] and size + len(label) > MOST_NODES:
+        own = {label[:length] for length in range(1, len(label))}
+        if parts[-1] and len(nodes | own) > MOST_NODES:
             parts.append([])
-            size = 0
+            nodes = set()
         parts[-1].append(label)
-        size += len(label)
+        nodes |= own
     return parts
 
 
@@ -148,7 +152,10 @@ def tree_scores(model: "PreTrainedModel", prompts: Sequence[Sequence[int]], tree
 def plain_scores(
     model: "PreTrainedModel", prompt: Sequence[int], labels: Sequence[Sequence[int]], batch_size: int
 ) -> list[float]:
-    """Return the labels' log-likelihoods in nats, each label in a row of its own, padded on the right."""
+    """Return the labels' log-likelihoods in nats, each label in a row of its own.
+
+    Rows are padded on the right.
+    """
     import torch
 
     found = []
@@ -175,8 +182,9 @@ def _plain_mask(pads: Sequence[int], length: int) -> "Tensor":
 def _tree_mask(
     model: "PreTrainedModel", pads: Sequence[int], width: int, tree: LabelTree, positions: "Tensor"
 ) -> "Tensor | dict[str, Tensor]":
-    """Additive attention mask, (prompts, 1, length, length): 0 where a token sees another, the smallest number elsewhere.
+    """Additive attention mask, (prompts, 1, length, length).
 
+    0 where a token sees another, the smallest number elsewhere.
     A dict by kind of layer for models in which some layers see a window only.
     """
     import torch

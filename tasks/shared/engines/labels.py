@@ -5,6 +5,7 @@ the label, whose tokens are those of prompt and label together, minus as many as
 """
 
 import heapq
+import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -65,7 +66,7 @@ def _tokenized(encode: Encode, bare: Encode, prompts: Sequence[str], labels: Seq
 
 
 def _shared_tail(encode: Encode, bare: Encode, prompts: Sequence[str], label: str) -> str:
-    """Longest useful text in which all prompts end, from its last markup or first word on; "" for none."""
+    """Text in which all prompts end, from its last markup or first word on; "" for none."""
     common = os.path.commonprefix([prompt[::-1] for prompt in prompts])[::-1]
     starts = [common.rfind(mark) for mark in ("<", "[")] + [
         found.start() for found in [re.search(r"\s", common)] if found
@@ -80,7 +81,7 @@ def _splits(encode: Encode, bare: Encode, prompt: str, tail: str, label: str) ->
 
 
 def end_of_turn(render: Callable[[Sequence[Mapping[str, Any]]], str]) -> str:
-    """Return the text that ends the assistant's turn in a chat template; a line break if there is no markup."""
+    """Return the markup that ends the assistant's turn; a line break if there is none."""
     words = ("Uaq", "Vbq", "Wcq")
     talk = [{"role": role, "content": word} for role, word in zip(("user", "assistant", "user"), words, strict=True)]
     between = render(talk).partition(words[1])[2].partition(words[2])[0]
@@ -124,7 +125,8 @@ class LabelTree:
 def grow_tree(labels: Sequence[Path]) -> LabelTree:
     """Return the tree of labels given as token ids."""
     nodes: dict[Path, int] = {}
-    tokens, parents = [], []
+    tokens: list[int] = []
+    parents: list[int] = []
     edges: dict[tuple[int, int], int] = {}
     paths = []
     for label in labels:
@@ -142,34 +144,81 @@ def grow_tree(labels: Sequence[Path]) -> LabelTree:
     return LabelTree(tuple(tokens), tuple(parents), tuple(edges), tuple(paths))
 
 
-def find_likeliest(labels: Sequence[Path], score: Callable[[Path, Sequence[int]], Mapping[int, float]]) -> int:
-    """Return the index of the label with the highest log-likelihood, by best-first search.
+Score = Callable[[Path, Sequence[int]], Mapping[int, float]]
+"""Log-probabilities of next tokens after a path: that of the likeliest among the given tokens, and the top ones of the vocabulary.
 
-    score: returns log-probabilities of next tokens after a path: that of the likeliest among the given tokens, and the top ones of
-    the vocabulary.  A token that is missing is at most as likely as the least likely of these.
-    A log-likelihood only falls along a label, so the first label that is the best of all open paths is the likeliest.  For a model
-    that is sure, this takes one call per token of that label.  Tokens that all labels share are skipped.
+A token that is missing is at most as likely as the least likely of these."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """Result of a search.
+
+    label: index.  proven: False if the search ended before it could exclude all others.
+    """
+
+    label: int
+    proven: bool
+
+
+@dataclass(frozen=True, order=True)
+class _Place:
+    """A place within labels.
+
+    loss: -log-likelihood of the tokens up to here; a lower bound of it if guessed.  before: the same without the last token.
+    """
+
+    loss: float
+    guessed: bool
+    tokens: Path
+    before: float = 0.0
+
+
+def find_likeliest(labels: Sequence[Path], score: Score, steps: int) -> Found:
+    """Return the label with the highest log-likelihood, by branch and bound.
+
+    steps: calls of `score` after which the best label so far is taken; the first label is completed in any case.
+    Each descent follows the likeliest tokens to a whole label.  A log-likelihood only falls along a label, so a place below the best
+    label cannot lead to a better one, and the search is over when no place is above.  For a model that is sure, this takes one call
+    per token of its label.  Tokens that all labels share are skipped.
     """
     ends = {label: index for index, label in reversed(list(enumerate(labels)))}
-    children: dict[Path, list[int]] = {}
+    children = _children(labels)
+    start = os.path.commonprefix(list(ends)) if len(ends) > 1 else labels[0]
+    queue, taken = [_Place(0.0, False, tuple(start))], 0
+    best = _Place(math.inf, False, ())
+    while queue and (place := heapq.heappop(queue)).loss < best.loss:
+        while place.loss < best.loss:
+            if not place.guessed and place.tokens in ends:
+                best = place
+            elif taken >= steps and best.tokens:
+                return Found(ends[best.tokens], False)
+            else:
+                taken += 1
+                place, *others = sorted(_follow(place, children, score))
+                for other in others:
+                    heapq.heappush(queue, other)
+    return Found(ends[best.tokens], True)
+
+
+def _children(labels: Sequence[Path]) -> dict[Path, list[int]]:
+    """Next tokens after every place within the labels."""
+    found: dict[Path, dict[int, None]] = {}
     for label in labels:
         for length, token in enumerate(label):
-            known = children.setdefault(label[:length], [])
-            known.extend([] if token in known else [token])
-    start = tuple(os.path.commonprefix(list(ends))) if len(ends) > 1 else labels[0]
-    queue: list[tuple[float, bool, Path, float]] = [
-        (0.0, False, start, 0.0)
-    ]  # (-bound, is a bound only, path, score of its parent)
-    while True:
-        negative, is_bound, path, before = heapq.heappop(queue)
-        if is_bound:
-            exact = before + score(path[:-1], [path[-1]])[path[-1]]
-            heapq.heappush(queue, (-exact, False, path, before))
-        elif path in ends:
-            return ends[path]
-        else:
-            found = score(path, children[path])
-            ceiling = min(found.values())
-            for token in children[path]:
-                bound = -negative + found.get(token, ceiling)
-                heapq.heappush(queue, (-bound, token not in found, (*path, token), -negative))
+            found.setdefault(label[:length], {})[token] = None
+    return {path: list(tokens) for path, tokens in found.items()}
+
+
+def _follow(place: _Place, children: Mapping[Path, Sequence[int]], score: Score) -> list[_Place]:
+    """Return the places after one, or the place itself with its exact loss."""
+    if place.guessed:
+        token = place.tokens[-1]
+        exact = place.before - score(place.tokens[:-1], [token])[token]
+        return [_Place(exact, False, place.tokens, place.before)]
+    found = score(place.tokens, children[place.tokens])
+    ceiling = min(found.values())
+    return [
+        _Place(place.loss - found.get(token, ceiling), token not in found, (*place.tokens, token), place.loss)
+        for token in children[place.tokens]
+    ]

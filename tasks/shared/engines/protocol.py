@@ -1,4 +1,4 @@
-"""What every engine offers: a model opened for questions, and capabilities as data."""
+"""Protocol of an engine: a model opened for questions, and capabilities as data."""
 
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -17,7 +17,7 @@ Capability = Literal["distribution", "top_tokens", "labels", "grammar", "batch",
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What an engine can do.
+    """Abilities of an engine.
 
     reads: forms of weights that it computes with as stored.
     dequantizes: forms that it unpacks first, so that its arithmetic is not that of serving them.

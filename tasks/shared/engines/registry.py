@@ -15,7 +15,7 @@ ENGINES: Mapping[EngineName, Engine] = {engine.name: engine for engine in (TRANS
 
 @dataclass(frozen=True)
 class Needs:
-    """What a technique needs from the engine of each of its models.
+    """Requirements of a technique for the engine of each of its models.
 
     capabilities: names of `Capabilities` fields.
     engines: engines that it may use; empty for all.
@@ -41,12 +41,12 @@ class AsksModels(Protocol):
 
 
 def engines_for(form: WeightForm, needs: Needs) -> list[Engine]:
-    """Return the engines, in the order of `ENGINES`, that run weights of this form and offer what is needed."""
+    """Return the engines that run weights of this form and offer what is needed."""
     return [engine for engine in ENGINES.values() if not refusal(engine, form, needs)]
 
 
 def refusal(engine: Engine, form: WeightForm, needs: Needs) -> str:
-    """Return the reason why an engine cannot serve weights of this form to a technique; empty if it can."""
+    """Return why an engine cannot run weights of this form as needed; empty if it can."""
     offered = engine.capabilities
     forms = (*offered.reads, *(offered.dequantizes if needs.dequantized else ()))
     forms += ("dense",) if needs.as_gguf and "gguf" in offered.reads else ()

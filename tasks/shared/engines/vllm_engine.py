@@ -27,8 +27,9 @@ TOKEN_S = 1.0
 
 @dataclass
 class VllmSession:
-    """One running server.  Prompts are rendered and tokenized here, with the folder's own tokenizer.
+    """One running server.
 
+    Prompts are rendered and tokenized here, with the folder's own tokenizer.
     url: ends in /v1.  pid: of the parent of its workers.  context: tokens of prompt and answer.  batch_size: requests at once.
     """
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from tasks.shared.formats.rows import ToolCall
 from tasks.shared.formats.targets import Call
-from tasks.shared.grading.json_values import NO_JSON, canonical_json, parse_json
+from tasks.shared.grading.json_values import FENCE, NO_JSON, canonical_json, parse_json
 
 MARK = re.compile(r"<\|?tool_calls?\|?>|\[TOOL_CALLS\]|<\|python_tag\|>", re.IGNORECASE)
 """Marks before calls in JSON: Hermes and Qwen, Granite and Phi, Mistral, Llama 3."""
@@ -33,12 +33,15 @@ def calls_in(text: str) -> tuple[ToolCall, ...]:
         parts = MARK.split(text)[1:]
         found = [call for part in parts if part.strip(" \n\t;,") for call in _marked(part)]
         return tuple(found) or (ToolCall(name=UNREADABLE, arguments=""),)
-    value = parse_json(text)
-    return () if value is NO_JSON else tuple(_calls(value))
+    values = [parse_json(part) for part in FENCE.findall(text) or [text]]
+    return tuple(call for value in values if value is not NO_JSON for call in _calls(value))
 
 
 def _parameters(body: str) -> str:
-    """Arguments of a `<function=...>`: a JSON object, or one tag per parameter whose value is JSON or plain text."""
+    """Arguments of a `<function=...>`: a JSON object, or one tag per parameter.
+
+    The value of a tag is JSON or plain text.
+    """
     if not (named := PARAMETER.findall(body)):
         return body.strip() or "{}"
     values = {name: value if (parsed := parse_json(value)) is NO_JSON else parsed for name, value in named}
@@ -47,31 +50,33 @@ def _parameters(body: str) -> str:
 
 def _marked(part: str) -> Iterator[ToolCall]:
     """Yield the calls after one mark."""
-    decoder, place = json.JSONDecoder(), 0
+    decoder, place, read = json.JSONDecoder(), 0, False
     while True:
         place = BETWEEN.match(part, place).end()  # type: ignore[union-attr]
         named = ARGUED.match(part, place)
         try:
             value, end = decoder.raw_decode(part, named.end() if named else place)
         except (ValueError, RecursionError):
-            if place == 0:
+            if not read:
                 yield ToolCall(name=UNREADABLE, arguments=part.strip())
             return
-        found = [ToolCall(name=named[1], arguments=_text(value))] if named else list(_calls(value))
+        found = [ToolCall(name=named[1], arguments=_text(value))] if named else list(_calls(value, bare=True))
         yield from found or [ToolCall(name=UNREADABLE, arguments=_text(value))]
-        place = end
+        place, read = end, True
 
 
-def _calls(value: Any) -> Iterator[ToolCall]:
-    """Yield the calls of a parsed JSON value: an object with a name and arguments, or a list of them."""
+def _calls(value: Any, bare: bool = False) -> Iterator[ToolCall]:
+    """Yield the calls of a JSON value: an object with a name and arguments, or a list of them.
+
+    bare: a name alone is a call without arguments.
+    """
     for item in value if isinstance(value, list) else [value]:
         item = item.get("function", item) if isinstance(item, dict) else item
         if not isinstance(item, dict) or not isinstance(item.get("name"), str) or not item["name"].strip():
             continue
-        for field in ("arguments", "parameters"):
-            if field in item:
-                yield ToolCall(name=item["name"], arguments=_text(item[field]))
-                break
+        field = next((field for field in ("arguments", "parameters") if field in item), "")
+        if field or bare:
+            yield ToolCall(name=item["name"], arguments=_text(item[field]) if field else "{}")
 
 
 def _text(value: Any) -> str:
@@ -84,7 +89,10 @@ def readable(call: ToolCall) -> bool:
 
 
 def canonical_call(call: ToolCall | Call) -> str:
-    """Return name and arguments so that equal calls have equal texts; unreadable arguments stay as they are."""
+    """Return name and arguments so that equal calls have equal texts.
+
+    Unreadable arguments stay as they are.
+    """
     value = parse_json(call.arguments or "{}")
     return f"{call.name}({call.arguments if value is NO_JSON else canonical_json(value)})"
 

@@ -11,8 +11,10 @@ NAME = r"[\(\[]?([A-Za-z]|\d{1,2})[\)\]]?"
 WHOLE = re.compile(rf"\W*(?:option|choice|answer)?\W*{NAME}\W*", re.IGNORECASE)
 LEADING = re.compile(r"[\W_]*(?:[\(\[]([A-Za-z]|\d{1,2})[\)\]]|([A-Z]|\d{1,2})[).:])(?=\W)")
 STATED = re.compile(
-    rf"\b(?:answer|option|choice)\b\W*(?:is\b|=)?\W*(?:option\s+|choice\s+)?{NAME}(?!\w)", re.IGNORECASE
+    r"(?i:\b(?:answer|option|choice)\b\W*?(?:is\b|=)?[\s:*]*(?:option\s+|choice\s+)?)"
+    r"(?:[\(\[]([A-Za-z]|\d{1,2})[\)\]]|([A-Z])(?!\w)|([a-z]|\d{1,2})(?=\W*(?:$|[.\n])))"
 )
+"""A small letter or a number names an option only at the end of a sentence: not in "the answer is a cat", "... is 3 days"."""
 
 
 def chosen_option(text: str, options: Sequence[str]) -> int | None:
@@ -30,7 +32,8 @@ def chosen_option(text: str, options: Sequence[str]) -> int | None:
             return index
     if (leading := LEADING.match(text)) and (index := _index(leading[1] or leading[2], len(options))) is not None:
         return index
-    stated = [index for name in STATED.findall(text) if (index := _index(name, len(options))) is not None]
+    names = ["".join(groups) for groups in STATED.findall(text)]
+    stated = [index for name in names if (index := _index(name, len(options))) is not None]
     return stated[-1] if stated else _contained(text, options)
 
 
@@ -40,7 +43,10 @@ def _index(name: str, count: int) -> int | None:
 
 
 def _contained(text: str, options: Sequence[str]) -> int | None:
-    """The one option that occurs in the text; options that are part of another one that occurs are passed over."""
+    """Index of the one option that occurs in the text.
+
+    Options that are part of another one that occurs are passed over.
+    """
     found = [index for index, option in enumerate(options) if contains(text, option)]
     own = [
         index

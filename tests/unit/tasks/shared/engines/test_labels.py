@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tasks.shared.engines.labels import Path, end_of_turn, find_likeliest, grow_tree, label_prompts
+from tasks.shared.engines.labels import Found, Path, end_of_turn, find_likeliest, grow_tree, label_prompts
 from tests.tiny_llama import build_tokenizer
 from tests.tiny_tokenizers import llama3_like, sentencepiece_like
 
@@ -85,7 +85,7 @@ def test_a_tree_spells_every_label_and_holds_shared_tokens_once() -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize("top", [1, 3, 40])
-def test_the_search_finds_the_likeliest_label_with_few_questions(seed: int, top: int) -> None:
+def test_the_search_finds_the_likeliest_label_or_says_that_it_ended_early(seed: int, top: int) -> None:
     """A toy model with random distributions over 40 tokens; the search sees the top ones and the likeliest of those it names."""
     draw = random.Random(seed)
     labels = [(0, *(draw.randrange(1, 40) for _ in range(draw.randint(1, 4))), 39) for _ in range(30)]
@@ -110,10 +110,19 @@ def test_the_search_finds_the_likeliest_label_with_few_questions(seed: int, top:
         shown = sorted(range(40), key=lambda token: -values[token])[:top]
         return {token: values[token] for token in [*shown, best]}
 
-    wanted = max(labels, key=total)
-    assert total(labels[find_likeliest(labels, score)]) == pytest.approx(total(wanted))
+    wanted = max(map(total, labels))
+    found = find_likeliest(labels, score, 10_000)
+    assert found.proven and total(labels[found.label]) == pytest.approx(wanted)
     if top == 40:
         assert len(asked) == len(set(asked)), "no path is asked twice where all is known"
+    greedy: Path = labels[0][:1]
+    while greedy not in labels:
+        options = {label[len(greedy)] for label in labels if label[: len(greedy)] == greedy}
+        greedy = (*greedy, max(options, key=lambda token: logs(greedy)[token]))
+    asked.clear()
+    short = find_likeliest(labels, score, 4)
+    assert len(asked) <= 5 and total(labels[short.label]) >= total(greedy) - 1e-9
+    assert not short.proven or total(labels[short.label]) == pytest.approx(wanted)
 
 
 def test_a_sure_model_is_asked_once_per_token_of_its_label() -> None:
@@ -124,8 +133,9 @@ def test_a_sure_model_is_asked_once_per_token_of_its_label() -> None:
         asked.append(path)
         return {token: -0.01 if token == among[0] else -20.0 for token in among}
 
-    assert find_likeliest(labels, score) == 0
+    assert find_likeliest(labels, score, 3) == Found(0, True)
     assert asked == [(0,), (0, 1), (0, 1, 2)], "what all labels share is not asked"
+    assert find_likeliest([(5, 6)], score, 3) == Found(0, True)
 
 
 def test_the_end_of_a_turn_is_read_from_the_template() -> None:

@@ -71,6 +71,13 @@ def test_no_call(text: str) -> None:
     assert grade(NoCall(), read_answer(text, Task()), Task()) == 1.0
 
 
+def test_a_call_that_is_cut_off_after_a_whole_one_is_a_call() -> None:
+    text = f"<tool_call>\n{BODY}\n</tool_call>\n<tool_call>\n" + '{"name": "weather", "argu'
+    assert [call.name for call in calls_in(text)] == ["weather", UNREADABLE]
+    assert [call.name for call in calls_in(f"```json\n{BODY}\n```\nand\n```json\n{BODY}\n```")] == ["weather"] * 2
+    assert calls_in('<tool_call>{"name": "now"}</tool_call>') == (ToolCall(name="now"),)
+
+
 def test_structured_calls_come_before_text() -> None:
     answer = read_answer(
         "It rains.", Task(), tool_calls=(ToolCall(name="weather", arguments='{"city": "Oslo", "days": 2}'),)

@@ -13,7 +13,7 @@ CITIES = ("York", "New York", "Oslo", "Bergen")
         ("B", 1), ("(b)", 1), ("B.", 1), ("**C**", 2), ("B) New York", 1), ("C. Oslo, because it is the capital.", 2), ("2", 1), ("Option 3", 2),
         ("The answer is (D).", 3), ("Answer: C", 2), ("oslo", 2), ("It must be Bergen.", 3), ("New York", 1), ("I think New York is right.", 1),
         (r"so \boxed{C}", 2), ("The answer is A. No, the answer is D.", 3), ("Oslo or Bergen", None), ("E", None), ("0", None), ("", None),
-        ("A city in the north.", None),
+        ("A city in the north.", None), ("The answer is a city.", None), ("The answer is 3 days.", None), ("the answer is **c**", 2),
     ],
 )  # fmt: skip
 def test_options(text: str, index: int | None) -> None:
