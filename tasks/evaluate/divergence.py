@@ -55,8 +55,8 @@ class Divergence:
 
     text: Literal["gold", "baseline"] = "gold"
     """Answers to compare on: the test split's, or the baseline's own greedy answers."""
-    max_new_tokens: Annotated[int, Field(ge=1)] = 48
-    """Length limit of the baseline's own answers, tokens; gold answers are used in full."""
+    max_new_tokens: Annotated[int, Field(ge=0)] = 0
+    """Length limit of the baseline's own answers, tokens; 0 takes the largest of the rows' tasks.  Gold answers are used in full."""
     limit: Annotated[int, Field(ge=0)] = 0
     """Test rows to use, spread evenly over the split; 0 takes all."""
     dtype: Dtype = "float32"
@@ -94,7 +94,8 @@ class Divergence:
         fit = answered_rows(split.rows, corpus) if self.text == "gold" else split.rows
         rows = spread(fit, self.limit)
         baseline, *others = in_transformers(list_models(inputs))
-        texts = self._texts(baseline, rows, run)
+        length = self.max_new_tokens or max(split.tasks[row.task].answer_tokens for row in rows)
+        texts = self._texts(baseline, rows, length, run)
         plan = DivergencePlan([row.prompt for row in rows], texts.answers, self.dtype, baseline.cache_id, baseline)
         found = evaluate_each(others, {model.name: plan for model in others}, measure_divergence, Divergences, run)
         summary = make_summary(
@@ -110,9 +111,9 @@ class Divergence:
         write_scores(out, summary, items)
         return flat_metrics(items, [baseline.name, *sound])
 
-    def _texts(self, baseline: ModelUnderTest, rows: Sequence[Row], run: StepRun) -> ReferenceAnswers:
+    def _texts(self, baseline: ModelUnderTest, rows: Sequence[Row], length: int, run: StepRun) -> ReferenceAnswers:
         gold = [row.answer for row in rows] if self.text == "gold" else []
-        plan = AnswerPlan([row.prompt for row in rows], gold, 0 if gold else self.max_new_tokens, self.dtype)
+        plan = AnswerPlan([row.prompt for row in rows], gold, 0 if gold else length, self.dtype)
         found = evaluate_each([baseline], {baseline.name: plan}, choose_answers, ReferenceAnswers, run)[baseline.name]
         assert not isinstance(found, Failure)  # a failing baseline raises instead
         return found

@@ -46,7 +46,7 @@ Measured = Mapping[str, Sequence[TestItem]]
 
 @dataclass(frozen=True)
 class Request:
-    """What models are asked for in the rows of a task.
+    """Request to the models for the rows of a task.
 
     labels: to choose from; empty for no choice.  layout: place of the label.  length: of an answer, tokens; 0 for none.
     """
@@ -59,8 +59,9 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Generation:
-    """One greedy answer per test row and model, and one label choice where rows have labels, graded by each row's own answer key.
+    """One greedy answer per test row and model, graded by each row's own answer key.
 
+    Where rows have labels, also one label choice.
     Every model uses its own chat template and tokenizer; one without a template is prompted in ChatML if its vocabulary has that markup
     (the notes say so), and fails otherwise.  A reference is prompted with the task's instruction and without its layout, so `format`
     skips it.  Reasoning before an answer (<think> ... </think>) is removed before grading; the label is chosen after it.
@@ -104,7 +105,7 @@ class Generation:
     )  # fmt: skip
 
     def engine_needs(self) -> Needs:
-        """Engines that compute with the weights as stored, and choose labels where they are measured by likelihood."""
+        """Engines that compute with the weights as stored, and choose labels if a measure needs it."""
         chooses = FROM_LABELS.intersection(self.measures) and self.label == "likeliest"
         return Needs((*(("labels",) if chooses else ()), *(("stop",) if self.stop else ())), dequantized=False)
 

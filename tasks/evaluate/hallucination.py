@@ -197,7 +197,7 @@ def without_answer(row: Row, article: Article) -> Article | None:
 
 
 def prompt_for(case: Case, model: ModelUnderTest) -> RowPrompts:
-    """Return the row's prompt with this article in its last user turn: for a model trained on this corpus, or for a reference."""
+    """Return the row's prompt for a model, with this article in its last user turn."""
     row = case.row
     if model.role == "reference":
         (prompts,) = reference_prompts([row], {row.evidence: case.article}, {row.task: case.task})

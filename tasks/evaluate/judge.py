@@ -1,4 +1,4 @@
-"""LLM judge: pairwise preference over the baseline's answers, by a model behind an endpoint or on this machine."""
+"""LLM judge: pairwise preference over the baseline's answers, by a model at a URL or here."""
 
 import asyncio
 import logging
@@ -102,7 +102,7 @@ class Judge(EndpointSettings):
             yield no_judge(f"{where}.base_url")
 
     def forecast(self, work: Workload) -> Forecast:
-        """Two requests per item, several in flight; the embedded server holds the judge as it is on disk."""
+        """Two requests per item, several in flight; an embedded judge is held as it is on disk."""
         held = 0.0 if self.base_url else work.size("judge").bytes
         return forecast_light(10 + 2 * work.test_rows(self.limit) * REQUEST_S, held=held)
 
@@ -263,7 +263,10 @@ def no_judge(where: str) -> ConfigError:
 
 
 def asked_of(inputs: Inputs) -> tuple[dict[str, str], dict[str, str]]:
-    """Return, by row id, what the rows of the corpus ask, and the criteria of their tasks; both empty without a corpus."""
+    """Return the requests of the corpus' rows and the criteria of their tasks, both by row id.
+
+    Both are empty without a corpus.
+    """
     corpus = inputs.get("data")
     if corpus is None:
         return {}, {}

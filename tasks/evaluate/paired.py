@@ -41,7 +41,10 @@ Allowed = Annotated[float, Field(gt=0)]
 
 
 def _current_names(margins: dict[str, float]) -> dict[str, float]:
-    """Return margins by the names of today; ValueError if a measure has one under each of its names."""
+    """Return margins by the names of today.
+
+    Raises ValueError if a measure has one under each of its names.
+    """
     renamed = {current_name(name): value for name, value in margins.items()}
     if len(renamed) < len(margins):
         raise ValueError(f"{', '.join(RENAMED)} is the earlier name of {', '.join(RENAMED.values())}: give one of them")
@@ -123,7 +126,7 @@ class Paired:
     def find_shortages(
         self, where: str, inputs: Mapping[str, tuple[str, ...]], items: Mapping[str, Items], complete: bool
     ) -> ItemFindings:
-        """Return the margins that these items cannot decide: without an item, or with too few of them."""
+        """Return the margins that these items cannot decide: none of them, or too few."""
         alpha = self._alpha(len(inputs.get("candidates", ())))
         planned = Planned(self.discordance, alpha, self.power, frozenset(self.relative_margins))
         return shortages(where, {**self.relative_margins, **self.margins}, items, complete, planned)

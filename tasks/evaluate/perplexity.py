@@ -103,7 +103,7 @@ class Perplexity:
         return forecast_evaluation(work, tokens, self.dtype)
 
     def count_items(self, sources: ItemSources) -> dict[str, Items]:
-        """Return the items of the one measure: at most one per row, or per piece of the text, whose number is not known."""
+        """Return the items of its measure: at most one per row, or as many as the text has pieces."""
         rows = self.limit or sys.maxsize if self.text else sources.at_most(self.limit)
         return {f"{self.prefix}bits_per_byte": Items(rows, binary=False, exact=False)}
 

@@ -26,7 +26,7 @@ class Items:
 
 @dataclass(frozen=True)
 class ItemSources:
-    """What a step measures on.
+    """Data that a step measures on.
 
     corpus: the one that it reads; None before it exists, or if it reads none.
     rows: test rows of the corpus, by forecast.
@@ -44,7 +44,7 @@ class ItemSources:
 
 @dataclass(frozen=True)
 class ItemFindings:
-    """What the items can decide.
+    """Decisions that the items support.
 
     lines: facts for the plan.  warnings: decisions that are unlikely.  errors: decisions that are impossible.
     """

@@ -75,6 +75,13 @@ class CapReached(StillroomError):
     """The next request might cost more than the budget has left."""
 
 
+@dataclass
+class Reservation:
+    """Part of a budget held for one request.  paid: its cost; nothing until it is set."""
+
+    paid: Bill = Bill()
+
+
 class Purse:
     """Account of a budget, in which requests reserve their worst case before they start."""
 
@@ -98,7 +105,7 @@ class Purse:
         return self.bill(len(text.encode("utf-8", "replace")) + TURN_TOKENS * len(messages), room)
 
     @asynccontextmanager
-    async def reserve(self, worst: Bill) -> AsyncIterator["Reservation"]:
+    async def reserve(self, worst: Bill) -> AsyncIterator[Reservation]:
         """Hold `worst` for one request, and pay what it cost in the end.
 
         Waits for requests under way if they may leave enough.  Raises CapReached if not.
@@ -106,12 +113,10 @@ class Purse:
         async with self._changed:
             while not self._fits(worst):
                 if not self._reserved.requests:
-                    raise CapReached(
-                        "budget", f"{self.spent} spent, and the next request may take {worst.tokens} tokens"
-                    )
+                    raise CapReached("budget", f"the next request may take {worst.tokens} tokens")
                 await self._changed.wait()
             self._reserved = self._reserved.plus(worst)
-        held = Reservation(worst)
+        held = Reservation()
         try:
             yield held
         finally:
@@ -133,11 +138,3 @@ class Purse:
         """Return what a sample cost; the worst case if the endpoint did not say."""
         known = sample.prompt_tokens or sample.completion_tokens
         return self.bill(sample.prompt_tokens, sample.completion_tokens) if known else worst
-
-
-class Reservation:
-    """Part of a budget held for one request; nothing is paid unless `paid` is set."""
-
-    def __init__(self, worst: Bill) -> None:
-        self.worst = worst
-        self.paid = Bill()

@@ -47,26 +47,34 @@ def judge_form(reply: Reply, rules: Rules, tools: frozenset[str] = frozenset()) 
 
     tools: names of the tools that the reply may call.
     """
-    words = reply.text.split()
+    if rejection := _judge_end(reply):
+        return rejection
+    return _judge_calls(reply.calls, tools) if reply.calls else _judge_text(reply.text, rules)
+
+
+def _judge_end(reply: Reply) -> str:
     if reply.finish_reason == "content_filter":
         return "content filter"
-    if not words and not reply.calls:
+    if not reply.text.strip() and not reply.calls:
         return "only reasoning" if reply.thought else "empty"
     if reply.finish_reason == "length":
         return "unfinished"
-    if reply.finish_reason not in ("stop", "tool_calls"):
-        return f"ended by {reply.finish_reason}"
-    if reply.calls:
-        return _judge_calls(reply.calls, tools)
+    return ACCEPTED if reply.finish_reason in ("stop", "tool_calls") else f"ended by {reply.finish_reason}"
+
+
+def _judge_text(text: str, rules: Rules) -> str:
+    words = text.split()
     if len(words) < rules.min_words:
         return "too short"
     if rules.max_words and len(words) > rules.max_words:
         return "too long"
-    if "\n" in reply.text.strip() and not rules.line_breaks:
+    if "\n" in text.strip() and not rules.line_breaks:
         return "line break"
-    if TEMPLATE.search(reply.text) or (MARKUP.search(reply.text) and not rules.markup):
+    if MARKUP.search(text) and not rules.markup:
         return "markup"
-    return "repeats" if loops(reply.text) or (repeats(reply.text) and not rules.repetition) else ACCEPTED
+    if TEMPLATE.search(text):
+        return "template mark"
+    return "repeats" if loops(text) or (repeats(text) and not rules.repetition) else ACCEPTED
 
 
 def _judge_calls(calls: tuple[ToolCall, ...], tools: frozenset[str]) -> str:

@@ -14,7 +14,7 @@ CRITERIA = (
     "is in the language of the conversation."
 )
 INSTRUCTION = (
-    "You decide whether an answer may be used to train an assistant. Criteria: {criteria}\n"
+    "You decide whether an answer may be used to train an assistant. The criteria, which may speak of comparing answers: {criteria}\n"
     "If the answer meets them, reply with the word yes, otherwise with the word no. Write nothing else."
 )
 TOKENS = 200

@@ -28,6 +28,7 @@ FIXES = {
     "too short": "lower limits.min_words",
     "line break": "limits.line_breaks: true",
     "markup": "limits.markup: true",
+    "template mark": "name the mark in `stop`, or mend the template of the server",
     "repeats": "limits.repetition: true",
     "fact": "hint: always, or a stronger teacher",
     "reasoning: too long": "raise reasoning.max_words",

@@ -50,7 +50,10 @@ def read_test_split(corpus: Path) -> TestSplit:
 
 
 def read_test_items(corpus: Path, limit: int) -> list[TestItem]:
-    """Return the test rows that a step with this limit uses, with their tasks; a quick look, without checks and labels."""
+    """Return the test rows that a step with this limit uses, with their tasks.
+
+    A quick look, without checks of the splits and without labels.
+    """
     rows = read_rows(corpus / "test.jsonl")
     return TestSplit(rows, read_tasks(corpus, {row.task for row in rows}), {}).items(spread(rows, limit))
 
@@ -81,7 +84,7 @@ def read_test_rows(corpus: Path) -> list[Row]:
 
 
 def with_labels(task: Task, name: str, rows: Iterable[Row]) -> Task:
-    """Return the task with all its labels: those that it lists, then the others of its rows, sorted."""
+    """Return the task with all its labels: those that it lists, then others of its rows, sorted."""
     found: set[str] = set()
     for row in rows:
         if row.task == name:
@@ -91,7 +94,7 @@ def with_labels(task: Task, name: str, rows: Iterable[Row]) -> Task:
 
 
 def last_question(row: Row) -> str:
-    """Return the user's last turn before the answer, without the article in it; empty if there is none."""
+    """Return the user's last turn before the answer, without an article; empty if there is none."""
     asked = [turn["content"] for turn in row.prompt if turn["role"] == "user"]
     return question_of(asked[-1]) if asked else ""
 

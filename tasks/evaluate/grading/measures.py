@@ -1,4 +1,4 @@
-"""Measures of answers, by name: what each is called, which rows it applies to, and its value.
+"""Measures of answers, by name: title, the rows that each applies to, and its value.
 
 They follow from the targets of a row and from its task, so a corpus decides which of them it has.
 """
@@ -65,7 +65,7 @@ class TestItem:
 
     @property
     def references(self) -> tuple[str, ...]:
-        """Reference answers: those of a text target, else the row's own answer; empty if there is neither."""
+        """Reference answers: those of a text target, else the row's own answer, if there is one."""
         found = [text for target in self.targets(Text) for text in target.references]
         return tuple(found) or ((self.gold.text,) if self.gold.text else ())
 
@@ -117,7 +117,10 @@ def _field(kind: type[Any], of: Callable[[Any], str]) -> Callable[[TestItem], st
 
 
 def is_well_formed(item: TestItem, answer: Answer) -> bool:
-    """Return True if the answer ended by itself, is not empty, and has the layout of its task, with a known label."""
+    """Return True if the answer ended by itself, is not empty, and has the layout of its task.
+
+    A label that the layout asks for must be a known one.
+    """
     if item.task.layout == "none":
         return answer.finished and bool(answer.text or answer.calls)
     known = answer.label in item.task.labels if item.task.labels else bool(answer.label)
@@ -125,7 +128,10 @@ def is_well_formed(item: TestItem, answer: Answer) -> bool:
 
 
 def _answerable(item: TestItem) -> bool:
-    """Rows that must not be declined; not those whose own answer reads as if it did ("we cannot change ...")."""
+    """Return True for a row that must not be declined.
+
+    Not if its own answer reads as if it did ("we cannot change ...").
+    """
     return item.declining and not item.row.declines and not declines(item.gold.text, item.task.refusals)
 
 

@@ -42,7 +42,10 @@ class Pair:
         return self.item.id, self.item.answers[self.rival]
 
     def messages(self, instructions: str, swapped: bool) -> list[dict[str, str]]:
-        """Return the judge's prompt.  swapped: the rival's answer is A.  instructions: empty for those of the task."""
+        """Return the judge's prompt.
+
+        swapped: the rival's answer is A.  instructions: empty for general ones with the criteria of the task.
+        """
         first, second = (self.rival, self.baseline) if swapped else (self.baseline, self.rival)
         item = self.item
         parts = [
@@ -54,7 +57,7 @@ class Pair:
 
 
 def request_of(row: Row) -> str:
-    """Return what a row asks: its last question, or the whole conversation if there is more than that."""
+    """Return the request of a row: its question, or the conversation if there are more turns."""
     turns = [turn for turn in row.prompt if turn["role"] not in ("system", "developer")]
     if len(turns) < 2:
         return "\n".join(question_of(turn["content"]) for turn in turns)

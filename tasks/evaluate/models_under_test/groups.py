@@ -1,4 +1,4 @@
-"""Answers of every model to rows of several tasks, which differ in labels, length and stop strings."""
+"""Answers of every model to rows of several tasks, each under a plan of its own."""
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -8,7 +8,7 @@ from tasks.shared.formats.scores import ItemScore
 
 
 def mean_values(items: Sequence[ItemScore], models: Sequence[ModelUnderTest]) -> dict[str, float]:
-    """Return means, weighted like the items, by "model.measure" for the baseline and the evaluated candidates."""
+    """Return weighted means by "model.measure" for the baseline and the evaluated candidates."""
     names = [model.name for model in models if model.role in ("baseline", "candidate")]
     found: dict[str, list[tuple[float, float]]] = {}
     for item in items:

@@ -37,7 +37,10 @@ def minimum_detectable(items: int, discordance: float, alpha: float, power: floa
 
 
 def items_needed(margin: float, discordance: float, alpha: float, power: float) -> int:
-    """Fewest items, to about 5 %, with which an equally good candidate passes this margin; see `minimum_detectable`."""
+    """Fewest items, to about 5 %, with which an equally good candidate passes this margin.
+
+    See `minimum_detectable`; at most `MOST_ITEMS`.
+    """
     few, many = 1, 16
     while minimum_detectable(many, discordance, alpha, power) > margin:
         few, many = many, 2 * many

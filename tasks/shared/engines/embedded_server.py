@@ -28,8 +28,9 @@ class Embedded:
 
 @contextmanager
 def serve_embedded(path: Path, settings: Embedded, *, threads: int, parallel: int) -> Iterator[tuple[str, str]]:
-    """Run the GGUF at `path`, a file or a folder with one; yield its base URL and a name for digests of requests.
+    """Run a GGUF in llama.cpp; yield its base URL, and a name for digests of requests.
 
+    path: a file, or a folder with one.
     parallel: requests decoded together.
     Raises ModelError if there is no such file, or llama.cpp cannot load it.
     """

@@ -19,7 +19,7 @@ from tasks.shared.engines.chat_errors import Problem, plain_text, read_error
 from tasks.shared.engines.chat_reply import Completion, read_reply
 from tasks.shared.engines.endpoint_parameters import LENGTH, Dialect, LengthParameter, cut_at
 from tasks.shared.engines.endpoint_settings import check_url, is_versioned, shown
-from tasks.shared.errors import EndpointError, RefusedError, StillroomError
+from tasks.shared.errors import ConfigError, EndpointError, RefusedError, StillroomError
 
 MAX_WAIT_S = 60.0
 """Longest pause before another attempt, in seconds; a longer Retry-After is an error."""
@@ -39,6 +39,11 @@ FIXES = {
     413: "the prompt is longer than the endpoint takes",
     429: "the account's quota is used up; finished answers are kept",
 }
+TLS_FIXES = {
+    "CERTIFICATE_VERIFY_FAILED": "set SSL_CERT_FILE to a file with the certificate of the endpoint's authority",
+    "WRONG_VERSION_NUMBER": "the port does not speak TLS: start base_url with http://",
+}
+"""Fixes of failures that no repetition mends."""
 Item = TypeVar("Item")
 log = logging.getLogger(__name__)
 
@@ -155,7 +160,10 @@ class Endpoint:
         except (TimeoutError, httpx.TimeoutException):
             raise _Again(f"no answer within {self._timeout:g} s") from None
         except (httpx.TransportError, httpx.DecodingError) as error:
-            raise _Again(f"connection failed: {self._redact(str(error) or type(error).__name__)}") from None
+            told = f"connection failed: {self._redact(str(error) or type(error).__name__)}"
+            if fix := next((fix for sign, fix in TLS_FIXES.items() if sign in told), ""):
+                raise self._error(told, "a secure connection", fix) from None
+            raise _Again(told) from None
         return _Response(response.status_code, response.headers, bytes(content))
 
     def _finished(self, completion: Completion, sampling: Mapping[str, Any]) -> Completion:
@@ -215,7 +223,7 @@ def retry_after(header: str) -> float | None:
         return float(header)
     try:
         when = parsedate_to_datetime(header)
-    except ValueError:
+    except (ValueError, TypeError, OverflowError):
         return None
     when = when if when.tzinfo else when.replace(tzinfo=UTC)
     return max(0.0, (when - datetime.now(UTC)).total_seconds())
@@ -253,7 +261,14 @@ async def connect(
         logging.getLogger(noisy).setLevel(logging.WARNING)
     local = urlsplit(base_url).hostname in ("127.0.0.1", "localhost", "::1")
     limits = httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
-    async with httpx.AsyncClient(auth=_Bearer(key), timeout=timeout, limits=limits, trust_env=not local) as client:
+    try:
+        client = httpx.AsyncClient(auth=_Bearer(key), timeout=timeout, limits=limits, trust_env=not local)
+    except (ImportError, ValueError, OSError, httpx.InvalidURL) as error:
+        fix = "correct or unset ALL_PROXY, HTTPS_PROXY, HTTP_PROXY and SSL_CERT_FILE, or name the host in NO_PROXY"
+        raise ConfigError(
+            "environment", f"its proxy or certificates cannot be used: {error}", "usable ones", fix
+        ) from None
+    async with client:
         yield Endpoint(client, base_url, model, key, timeout, max_attempts, length_parameter)
 
 

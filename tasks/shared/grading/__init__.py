@@ -1,1 +1,1 @@
-"""Grading of an answer by the targets of its row: the one answer key of evaluation and teacher."""
+"""Grading of an answer by the targets of its row: one answer key for evaluation and teacher."""

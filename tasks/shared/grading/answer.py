@@ -56,7 +56,10 @@ def read_answer(
 
 
 def _field(text: str, name: str) -> str:
-    """Return a field of the JSON object in `text`: a string as it is, other values as JSON, "" without the field."""
+    """Return a field of the JSON object in `text`: strings as they are, other values as JSON.
+
+    "" without the field.
+    """
     value = parse_json(text)
     if value is NO_JSON or not isinstance(value, dict) or name not in value:
         return ""

@@ -38,7 +38,10 @@ def calls_in(text: str) -> tuple[ToolCall, ...]:
 
 
 def _parameters(body: str) -> str:
-    """Arguments of a `<function=...>`: a JSON object, or one tag per parameter whose value is JSON or plain text."""
+    """Arguments of a `<function=...>`: a JSON object, or one tag per parameter.
+
+    The value of a tag is JSON or plain text.
+    """
     if not (named := PARAMETER.findall(body)):
         return body.strip() or "{}"
     values = {name: value if (parsed := parse_json(value)) is NO_JSON else parsed for name, value in named}
@@ -63,7 +66,7 @@ def _marked(part: str) -> Iterator[ToolCall]:
 
 
 def _calls(value: Any, bare: bool = False) -> Iterator[ToolCall]:
-    """Yield the calls of a parsed JSON value: an object with a name and arguments, or a list of them.
+    """Yield the calls of a JSON value: an object with a name and arguments, or a list of them.
 
     bare: a name alone is a call without arguments.
     """
@@ -86,7 +89,10 @@ def readable(call: ToolCall) -> bool:
 
 
 def canonical_call(call: ToolCall | Call) -> str:
-    """Return name and arguments so that equal calls have equal texts; unreadable arguments stay as they are."""
+    """Return name and arguments so that equal calls have equal texts.
+
+    Unreadable arguments stay as they are.
+    """
     value = parse_json(call.arguments or "{}")
     return f"{call.name}({call.arguments if value is NO_JSON else canonical_json(value)})"
 

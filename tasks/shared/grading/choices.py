@@ -43,7 +43,10 @@ def _index(name: str, count: int) -> int | None:
 
 
 def _contained(text: str, options: Sequence[str]) -> int | None:
-    """The one option that occurs in the text; options that are part of another one that occurs are passed over."""
+    """Index of the one option that occurs in the text.
+
+    Options that are part of another one that occurs are passed over.
+    """
     found = [index for index, option in enumerate(options) if contains(text, option)]
     own = [
         index

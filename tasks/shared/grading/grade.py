@@ -40,7 +40,7 @@ def grade(target: Target, answer: Answer, task: Task) -> float:
 
 
 def canonical(target: Target, answer: Answer, task: Task) -> str:
-    """Return what an answer states about a target, in a form that is equal for answers that agree.
+    """Return an answer's statement about a target, in a form that agreeing answers share.
 
     "" if it states nothing of this kind: no number, no JSON, none of the facts.
     """
@@ -59,7 +59,7 @@ def grade_key(key: Sequence[Target], answer: Answer, task: Task) -> float:
 
 
 def stated_label(answer: Answer) -> str:
-    """Return the label of an answer: the most likely one where that was measured, else the written one."""
+    """Return the label of an answer: the most likely one if that was measured, or as written."""
     return answer.choice or answer.label
 
 

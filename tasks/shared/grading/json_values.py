@@ -96,7 +96,10 @@ def fits_schema(text: str, target: Json) -> bool:
 
 
 def field_f1(text: str, target: Json) -> float:
-    """F1 of the fields: pairs of a path and a value, in any order of list items; 0 if the answer is not JSON."""
+    """F1 of the fields, 0..1: pairs of a path and a value, in any order of list items.
+
+    0 if the answer is not JSON.
+    """
     value = parse_json(text)
     if value is NO_JSON:
         return 0.0
@@ -107,7 +110,10 @@ def field_f1(text: str, target: Json) -> float:
 
 
 def _fields(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Yield path and canonical value of every leaf; an empty list or object is a leaf, except at the top."""
+    """Yield path and canonical value of every leaf.
+
+    An empty list or object is a leaf, except at the top.
+    """
     if isinstance(value, dict) and value:
         for name, item in value.items():
             yield from _fields(item, f"{path}.{name}")

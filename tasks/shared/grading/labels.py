@@ -15,7 +15,7 @@ NONE = frozenset({"", "none", "no label", "no labels", "n/a", "-", "[]"})
 
 
 def plain_label(text: str) -> str:
-    """Return a label in lower case, with single spaces, and without quotes and punctuation around it."""
+    """Return a label in lower case, with single spaces and no punctuation around it."""
     plain = normalize(unicodedata.normalize("NFKC", text))
     return plain.strip(AROUND) or plain
 

@@ -29,12 +29,15 @@ NUMBER = re.compile(
     r"(?P<sign>[-+](?=[$€£¥]?[\d.]))?[$€£¥]?(?:(?P<whole>\d+) +(?=\d+/\d))?(?P<value>"
     + DIGITS
     + r")(?P<power>[eE][-+]?\d+)?"
-    r"(?:\s?/\s?(?P<below>\d+(?:\.\d+)?)(?![\d/]))?\s*(?P<percent>%|percent\b|per cent\b)?",
+    r"(?:\s?/\s?(?P<below>\d+(?:\.\d+)?)(?![\d/]))?\s*(?P<percent>%|per ?cent\b)?",
 )
 
 
 def last_number(text: str) -> "tuple[float, bool] | None":
-    """Return the number that the text ends with, and True if it is written in percent; None without a number."""
+    """Return the number that the text ends with, and True if it is written in percent.
+
+    None without a number.
+    """
     marked, boxed = MARKED.findall(text), boxed_text(text)
     if marked and (found := list(_numbers(marked[-1]))):
         return found[0]
@@ -45,7 +48,10 @@ def last_number(text: str) -> "tuple[float, bool] | None":
 
 
 def nearest_reading(text: str, value: float) -> float | None:
-    """Return the text's last number; of the two readings of 25 %, 25 and 0.25, the one nearer to `value`."""
+    """Return the text's last number; None if there is none.
+
+    value: of the two readings of 25 %, 25 and 0.25, the nearer one is returned.
+    """
     found = last_number(text)
     if found is None:
         return None

@@ -1,4 +1,4 @@
-"""Instructions for models that were not trained on a task: a teacher, or an untrained reference."""
+"""Instructions for models that were not trained on a task: teachers, and references."""
 
 from collections.abc import Mapping, Sequence
 

@@ -9,6 +9,7 @@ from tasks.shared.formats.rows import Message, Row, ToolCall
 from tasks.shared.formats.targets import Call, Decline, Facts, Json, Label, NoCall, Number, Text
 from tasks.shared.formats.tasks import Requests, Task
 from tasks.traces.openai import OpenAI
+from tasks.traces.reasoning import Reasoning
 from tasks.traces.settings import Limits
 from tests.fake_endpoint import Fake, says
 from tests.traced_rows import asked, bodies, chat, trace
@@ -103,6 +104,16 @@ def test_the_answer_key_decides_and_the_layout_is_the_tasks(tmp_path, task, key,
     assert traced[0].answer == (written or "gold")
     assert anyhow[0].origin == "teacher", "always looks at the form alone"
     assert len(server.seen) == 1, "another way of accepting pays for nothing"
+
+
+def test_a_native_reasoning_with_steps_of_its_own_is_kept_where_no_article_is_the_source(tmp_path):
+    rows = [chat(0, "6 times 7?", "gold", key=(Number(value=42),), task="t")]
+    with Fake(says("So 42.", reasoning_content="5 times 7 is 35.\n35 plus 7 is 42.")) as server:
+        _, traced, card = trace(
+            tmp_path, rows, server.url, {"t": Task(type="reasoning")}, reasoning=Reasoning(ask="native")
+        )
+    assert traced[0].reasoning == "5 times 7 is 35.\n35 plus 7 is 42." and card["with_reasoning"] == 1
+    assert server.seen[0][2]["max_tokens"] == Task(type="reasoning").answer_tokens + 150
 
 
 def test_a_classifier_is_told_the_labels(tmp_path):

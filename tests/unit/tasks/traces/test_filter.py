@@ -134,7 +134,7 @@ def test_an_answer_of_any_form_passes_where_the_task_asks_for_no_sentence():
         (Reply("", "content_filter"), "content filter"),
         (Reply("Well", "length"), "unfinished"),
         (Reply("Well", "eos_by_moonlight"), "ended by eos_by_moonlight"),
-        (Reply("Well.<|im_end|>", "stop"), "markup"),
+        (Reply("Well.<|im_end|>", "stop"), "template mark"),
         (Reply("I see. " * 30, "stop"), "repeats"),
         (Reply("", "tool_calls", calls=(ToolCall(name="find", arguments='{"a": 1}'),)), ""),
         (Reply("", "tool_calls", calls=(ToolCall(name="find", arguments='{"a": '),)), "broken call"),

@@ -549,7 +549,7 @@ def settings_case(folder: Path) -> Iterator[Case]:
             "concurrency": 2,
             "temperature": 0.3,
             "embedded.context": 1024,
-            "gold_ratio": 0.1,
+            "gold_ratio": 0,
             "min_acceptance": 0,
             "when_capped": "publish",
         }

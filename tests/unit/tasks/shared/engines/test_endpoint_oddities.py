@@ -485,3 +485,16 @@ def test_a_missing_key_is_told_from_a_wrong_one():
 def test_a_redirect_is_not_followed_but_told():
     error, requests = refusal(reply(307, b"", {"Location": "https://elsewhere.example/v1/chat/completions?key=1"}))
     assert requests == 1 and "elsewhere.example" in str(error) and "key=1" not in str(error)
+
+
+def test_a_port_without_tls_is_told_at_once():
+    with Fake(reply()) as server, pytest.raises(EndpointError) as caught:
+        ask(server.url.replace("http://", "https://"))
+    assert "http://" in caught.value.fix and "attempts" not in str(caught.value)
+
+
+@pytest.mark.parametrize("variable", ["ALL_PROXY", "HTTPS_PROXY"])
+def test_a_proxy_that_cannot_be_used_is_named(monkeypatch, variable):
+    monkeypatch.setenv(variable, "gopher://127.0.0.1:1")
+    with pytest.raises(ConfigError, match=variable):
+        ask("https://host.invalid/v1")

@@ -54,7 +54,7 @@ GOLD = st.one_of(
     )),
     st.just((Decline(), "I'm sorry, I can't help with that.")),
     st.just((NoCall(), "It rains in Bergen.")),
-    st.integers(0, 3).map(lambda index: (Choice(options=("red", "green", "blue", "a grey one"), right=index), f"({'ABCD'[index]})")),
+    st.integers(0, 3).map(lambda index: (Choice(options=("red", "green", "blue", "a gray one"), right=index), f"({'ABCD'[index]})")),
 )  # fmt: skip
 
 
