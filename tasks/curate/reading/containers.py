@@ -4,7 +4,6 @@ import bz2
 import codecs
 import gzip
 import io
-import json
 import lzma
 import zlib
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from tasks.curate.reading.bad_rows import BadRow, Record
+from tasks.curate.reading.json_forms import has_rows, is_one_object, json_form
 from tasks.curate.reading.json_records import parse_json, read_lines, read_values
 from tasks.curate.reading.tables import SAMPLE, Dialect, find_dialect, find_encoding, read_table
 from tasks.shared.errors import DataError
@@ -32,8 +32,6 @@ STRANGE = (
     (b"\xd0\xcf\x11\xe0", "an old Excel or Word file", "save a sheet of Excel as CSV UTF-8"),
 )
 WANTED = "JSON lines, a JSON array, CSV, TSV or Parquet; each may be gzipped"
-OBJECT_LIMIT = 1 << 30
-"""Bytes of a JSON object that holds the rows in a list: it is read whole."""
 
 
 @dataclass(frozen=True)
@@ -110,20 +108,14 @@ def find_container(path: Path, part: str = "", encoding: str = "") -> Container:
 
 
 def _text(whole: Container, head: bytes, part: str, encoding: str) -> Container:
+    wide = "utf-16" if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else ""
+    as_json = replace(whole, encoding=(encoding or wide or "utf-8").replace("utf-8-sig", "utf-8"))
+    text = head.decode(as_json.encoding, "replace").lstrip("\ufeff \t\r\n")
+    if text.startswith(("{", "[")):
+        return _json(as_json, text, part, whole_file=len(head) < SAMPLE)
     if not encoding:
         with whole.open() as stream:
-            encoding = _utf16(head) or find_encoding(stream)
-    plain = "utf-8" if encoding == "utf-8-sig" else encoding
-    text = head.decode(encoding, "replace").lstrip("\ufeff \t\r\n")
-    as_json = replace(whole, encoding=plain)
-    if text.startswith(("{", "[")) and plain.startswith("utf-16"):
-        return _values(as_json, text, part)
-    if text.startswith(("{", "[")):
-        first = text.partition("\n")[0].strip()
-        if _whole_value(first):
-            single = not text.partition("\n")[2].strip() and len(head) < SAMPLE
-            return _values(as_json, text, part) if single and _holds_rows(first) else as_json
-        return _values(as_json, text, part)
+            encoding = wide or find_encoding(stream)
     dialect = find_dialect(head, encoding)
     if dialect is None and '{"' in text:
         return as_json  # bad lines before the first good one
@@ -133,73 +125,23 @@ def _text(whole: Container, head: bytes, part: str, encoding: str) -> Container:
     return replace(as_json, encoding=encoding, form="table", dialect=dialect)
 
 
-def _utf16(head: bytes) -> str:
-    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return "utf-16"
-    return ""
-
-
-def _whole_value(line: str) -> bool:
-    """Return True if a line is a JSON value by itself, or broken in itself: then lines are records."""
-    try:
-        json.loads(line)
-    except json.JSONDecodeError as error:
-        return error.pos < len(line) and not line.rstrip().endswith(("{", "[", ",")) and line.count('"') % 2 == 0
-    return True
-
-
-def _values(found: Container, head: str, part: str) -> Container:
-    """A JSON array, values one after another over several lines, or one object with a list."""
-    if head.startswith("["):
-        return replace(found, form="json array")
-    if part or _is_one_object(found):
-        content = _load_object(found)
-        if part or _has_rows(content):
+def _json(found: Container, text: str, part: str, whole_file: bool) -> Container:
+    """Container of a JSON file, in one of its forms."""
+    form = json_form(text, whole_file)
+    if part or form == "json values":
+        content = _load_object(found) if part or is_one_object(found.open) else {}
+        if part or has_rows(content):
             return replace(found, form="json object", part=part or _only_list(found.path, content))
-    return replace(found, form="json values")
-
-
-def _holds_rows(line: str) -> bool:
-    """Return True if the only line of a file is an array, or an object with a list of rows."""
-    try:
-        content = json.loads(line)
-    except ValueError:
-        return False
-    return isinstance(content, list) or (isinstance(content, dict) and _has_rows(content))
-
-
-def _has_rows(content: dict[str, Any]) -> bool:
-    """Return True if an object has a list of records; the turns of one conversation are none."""
-    lists = [
-        value for value in content.values() if isinstance(value, list) and value and isinstance(value[0], dict | list)
-    ]
-    return bool(lists) and not any(
-        isinstance(found[0], dict) and {"role", "from", "speaker"} & found[0].keys() for found in lists
-    )
-
-
-def _is_one_object(found: Container) -> bool:
-    """Return True if the file is one JSON object and nothing else."""
-    with found.open() as stream:
-        size = 0
-        last = b""
-        depth_one = False
-        for block in iter(lambda: stream.read(1 << 20), b""):
-            size += len(block)
-            last = (last + block)[-64:]
-            depth_one = depth_one or b"}\n{" in block or b"}\r\n{" in block
-            if size > OBJECT_LIMIT:
-                return False
-    return last.rstrip().endswith(b"}") and not depth_one
+    return replace(found, form="json values" if form == "json lines" and "utf-16" in found.encoding else form)
 
 
 def _load_object(found: Container) -> dict[str, Any]:
     with found.open() as stream:
         raw = stream.read()
+    if found.encoding != "utf-8":
+        raw = raw.decode(found.encoding).encode()
     try:
-        content = parse_json(
-            raw.removeprefix(codecs.BOM_UTF8) if found.encoding == "utf-8" else raw.decode(found.encoding).encode()
-        )
+        content = parse_json(raw.removeprefix(codecs.BOM_UTF8))
     except BadRow as error:
         raise DataError(str(found.path), f"a JSON object that cannot be read: {error}", WANTED, error.fix) from error
     return content if isinstance(content, dict) else {}
@@ -210,9 +152,8 @@ def _only_list(path: Path, content: dict[str, Any]) -> str:
     if len(lists) == 1:
         return lists[0]
     named = ", ".join(f"{name} ({len(content[name])})" for name in lists)
-    raise DataError(
-        str(path), f"a JSON object with several lists: {named}", "the list to read", f"{path.name}#{lists[0]}"
-    )
+    got = f"a JSON object with several lists: {named}"
+    raise DataError(str(path), got, "the list to read", f"{path.name}#{lists[0]}")
 
 
 def read_records(found: Container, limit: int) -> Iterator[Record]:
@@ -229,7 +170,7 @@ def read_records(found: Container, limit: int) -> Iterator[Record]:
             if found.form == "json lines":
                 yield from read_lines(stream, limit, found.encoding)
             elif found.form in {"json array", "json values"}:
-                yield from read_values(stream, limit, found.encoding)
+                yield from _values(found, stream, limit)
             elif found.form == "table" and found.dialect:
                 yield from read_table(stream, found.dialect, limit)
             else:
@@ -238,6 +179,18 @@ def read_records(found: Container, limit: int) -> Iterator[Record]:
         raise DataError(
             str(found.path), f"a damaged {found.packing} file: {error}", WANTED, "copy the file again"
         ) from error
+
+
+def _values(found: Container, stream: IO[bytes], limit: int) -> Iterator[Record]:
+    try:
+        yield from read_values(stream, limit, found.encoding)
+    except BadRow as error:
+        got = f"{error}; what follows cannot be told apart"
+        fix = (
+            error.fix
+            or f"correct it, or write one object per line, which is read past bad ones: jq -c '.[]' {found.path.name}"
+        )
+        raise DataError(str(found.path), got, "valid JSON", fix) from error
 
 
 def _listed(found: Container) -> Iterator[Record]:

@@ -103,11 +103,11 @@ def _record(number: int, offset: int, raw: bytes, encoding: str) -> Record:
 def read_values(stream: IO[bytes], limit: int, encoding: str = "utf-8") -> Iterator[Record]:
     """Yield the elements of one JSON array, or JSON values that follow one another; holds one at a time.
 
-    limit: bytes of the largest element.  A fault inside the array ends it: what follows cannot be told apart.
+    limit: bytes of the largest element.
+    Raises BadRow at the first fault: what follows it cannot be told apart.
     """
     scanner = _Scanner(stream, limit, encoding)
-    first = scanner.peek()
-    in_array = first == "["
+    in_array = scanner.peek() == "["
     if in_array:
         scanner.skip(1)
     while (letter := scanner.peek()) and not (in_array and letter == "]"):
@@ -116,13 +116,12 @@ def read_values(stream: IO[bytes], limit: int, encoding: str = "utf-8") -> Itera
             continue
         line, offset = scanner.line, scanner.offset
         try:
-            yield Record(line, offset, scanner.value())
+            value = scanner.value()
         except BadRow as error:
-            yield Record(line, offset, error=error, text=scanner.text[scanner.place : scanner.place + 300])
-            return
+            raise BadRow(error.reason, f"line {line}: {error.detail}", error.fix) from error
+        yield Record(line, offset, value)
     if in_array and not letter:
-        cut = BadRow("the JSON array is cut off", "it has no closing bracket", "copy the file again")
-        yield Record(scanner.line, scanner.offset, error=cut)
+        raise BadRow("the JSON array is cut off", f"line {scanner.line}: no closing bracket", "copy the file again")
 
 
 class _Scanner:
