@@ -4,7 +4,7 @@ import tempfile
 from pathlib import Path
 from typing import ClassVar
 
-from pydantic import ConfigDict, model_validator
+from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from tasks.curate.corpus_files import describe_corpus
@@ -29,7 +29,7 @@ from tasks.curate.splitting.settings import SplitSettings
 from tasks.shared.errors import ConfigError, DataError, ErrorList, StillroomError
 from tasks.shared.forecast import Forecast, Rows, Workload, forecast_light
 from tasks.shared.formats.articles import Article
-from tasks.shared.formats.rows import SPLITS, Row, Split
+from tasks.shared.formats.rows import Row, Split
 from tasks.shared.formats.tasks import DEFAULT_TASK
 from tasks.shared.paths import user_path
 from tasks.shared.technique import Inputs, Kind, Metrics, Spec, StepRun
@@ -45,7 +45,7 @@ class Jsonl(ReadSettings, SplitSettings):
     path: str = ""
     """File or folder of conversations, to be split; FILE.json#train takes the list `train` of a JSON object."""
     train: str = ""
-    """File of training conversations, instead of `path`."""
+    """File of conversations for training only; without `path`, splits that have no file are taken from it."""
     calibration: str = ""
     """File for pruning and quantization statistics; empty: taken from the training conversations."""
     test: str = ""
@@ -58,17 +58,11 @@ class Jsonl(ReadSettings, SplitSettings):
         libraries=("pydantic", "pyarrow", "numpy"),
     )
 
-    @model_validator(mode="after")
-    def _one_source(self) -> "Jsonl":
-        if self.path and self.train:
-            raise ValueError("give path (one file to split) or train, not both")
-        return self
-
     @property
-    def given(self) -> dict[Split, str]:
-        """Paths by split, as given; `path` counts as train."""
-        paths: dict[Split, str] = {"train": self.path or self.train, "calibration": self.calibration, "test": self.test}
-        return {split: path for split, path in paths.items() if path}
+    def given(self) -> dict[str, str]:
+        """Paths by setting, as given."""
+        paths = {"path": self.path, "train": self.train, "calibration": self.calibration, "test": self.test}
+        return {name: path for name, path in paths.items() if path}
 
     def sources(self) -> tuple[Path, ...]:
         """User files whose content is part of the key."""
@@ -77,8 +71,8 @@ class Jsonl(ReadSettings, SplitSettings):
 
     def forecast(self, work: Workload) -> Forecast:
         """Time and rows by the sizes of the files."""
-        rows = {split: rows_in(path) for split, path in self.given.items()}
-        train = rows.get("train", 0)
+        rows = {name: rows_in(path) for name, path in self.given.items()}
+        train = rows.get("path", 0) + rows.get("train", 0)
         test = rows.get("test", min(self.max_test, int(train * self.test_share)))
         return forecast_light(5 + sum(rows.values()) / ROWS_PER_S * 3, Rows(max(1, train), max(1, test)))
 
@@ -87,13 +81,9 @@ class Jsonl(ReadSettings, SplitSettings):
 
         Raises ErrorList with the problems of all files at once.
         """
-        if "train" not in self.given:
-            raise ConfigError(
-                "curate.path",
-                "no file given",
-                "a file of conversations: path=..., or train=... with test=...",
-                "path=path/to/data.jsonl",
-            )
+        if not {"path", "train"} & self.given.keys():
+            wanted = "a file of conversations: path=..., or train=... with test=..."
+            raise ConfigError("curate.path", "no file given", wanted, "path=path/to/data.jsonl")
         reader, ids = RowReader(self, known_tasks(*self.given.values())), Ids()
         with tempfile.TemporaryDirectory(dir=run.scratch, prefix="rows-") as name:
             folder = Path(name)
@@ -114,29 +104,22 @@ class Jsonl(ReadSettings, SplitSettings):
 
     def _read(
         self, folder: Path, reader: RowReader, quarantine: Quarantine, ids: Ids
-    ) -> tuple[dict[str, Account], dict[Split, Path], dict[str, Article]]:
+    ) -> tuple[dict[str, Account], dict[str, Path], dict[str, Article]]:
         errors: list[StillroomError] = []
         articles: dict[str, Article] = {}
         accounts: dict[str, Account] = {}
-        files: dict[Split, Path] = {split: folder / f"{split}.jsonl" for split in SPLITS if split in self.given}
+        files = {name: folder / f"{name}.jsonl" for name in self.given}
         try:
             articles = read_article_file(self.articles)
         except DataError as error:
             errors.append(error)
-        for split, file in files.items():
+        for name, file in files.items():
             try:
-                accounts[split] = write_file_rows(
-                    "path" if split == "train" and self.path else split,
-                    self.given[split],
-                    file,
-                    reader,
-                    quarantine,
-                    ids,
-                )
+                accounts[name] = write_file_rows(name, self.given[name], file, reader, quarantine, ids)
             except DataError as error:
                 errors.append(error)
         try:
-            check_articles([files[split] for split in accounts], articles)  # type: ignore[index]
+            check_articles([files[name] for name in accounts], articles)
         except DataError as error:
             errors.append(error)
         if errors:

@@ -2,7 +2,9 @@
 
 import json
 import logging
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,33 +26,50 @@ class Parts:
     notes: dict[str, Any]
 
 
-def fill_splits(given: Mapping[Split, Path], folder: Path, settings: SplitSettings, seed: int) -> Parts:
-    """Take the splits that are not given from train, by group and label.
+def fill_splits(given: Mapping[str, Path], folder: Path, settings: SplitSettings, seed: int) -> Parts:
+    """Take the splits that are not given from the rows to split, by group and label.
 
-    given: rows files; train must be among them.  folder: for the new files.
+    given: rows files by split, and `path`, the rows to split; without it, they are those of train.  folder: for the new files.
     Raises DataError if there are too few groups.
     """
     missing: list[Split] = [split for split in ("test", "calibration") if split not in given]
-    if not missing:
-        return Parts(dict(given), {"taken_from_train": {}})
+    pool = given.get("path", given.get("train"))
+    assert pool is not None, "there are rows to split"
+    files: dict[Split, Path] = {split: given[split] for split in SPLITS if split in given}
+    taken: dict[Split, int] = {}
+    if missing:
+        files |= _divide(pool, {split: settings.shares[split] for split in missing}, folder, settings, seed, taken)
+        log.info("no file for %s: taken from the other rows, %s", " and ".join(missing), taken)
+        pool = files["train"]
+    if "path" in given:
+        files["train"] = _joined([given["train"], pool], folder / "train.joined.jsonl") if "train" in given else pool
+    return Parts(files, {"taken_from_train": taken})
+
+
+def _divide(
+    pool: Path, shares: Mapping[Split, float], folder: Path, settings: SplitSettings, seed: int, taken: dict[Split, int]
+) -> dict[Split, Path]:
     groups = Groups(seed)
-    with given["train"].open("rb") as stream:
+    with pool.open("rb") as stream:
         for line in stream:
             row = json.loads(line)
             groups.add(row["group"], row_label(row))
-    found = assign(groups, {split: settings.shares[split] for split in missing}, settings.most)
-    files: dict[Split, Path] = {split: folder / f"{split}.part.jsonl" for split in ("train", *missing)}
-    streams = {SPLITS.index(split): file.open("wb") for split, file in files.items()}
-    try:
-        with given["train"].open("rb") as stream:
-            for line, split_index in zip(stream, found, strict=True):
-                streams[int(split_index)].write(line)
-    finally:
-        for opened in streams.values():
-            opened.close()
-    taken = {split: int((found == SPLITS.index(split)).sum()) for split in missing}
-    log.info("no file for %s: taken from train, %s", " and ".join(missing), taken)
-    return Parts({**given, **files}, {"taken_from_train": taken})
+    found = assign(groups, shares, settings.most)
+    files: dict[Split, Path] = {split: folder / f"{split}.part.jsonl" for split in ("train", *shares)}
+    with ExitStack() as stack:
+        streams = {SPLITS.index(split): stack.enter_context(file.open("wb")) for split, file in files.items()}
+        for line, place in zip(stack.enter_context(pool.open("rb")), found, strict=True):
+            streams[int(place)].write(line)
+    taken.update({split: int((found == SPLITS.index(split)).sum()) for split in shares})
+    return files
+
+
+def _joined(files: Sequence[Path], target: Path) -> Path:
+    with target.open("wb") as written:
+        for file in files:
+            with file.open("rb") as stream:
+                shutil.copyfileobj(stream, written)
+    return target
 
 
 def row_label(row: Mapping[str, Any]) -> str:
