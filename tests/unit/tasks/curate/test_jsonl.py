@@ -16,43 +16,10 @@ from tasks.shared.formats.rows import Row, read_rows
 from tasks.shared.formats.tasks import read_tasks
 from tasks.shared.store.keys import PROJECT
 from tasks.shared.technique import Inputs, Metrics, StepRun
+from tests.chat_files import chat, question, write
 from tests.settings_case import Case, Change
 
 SPLITS = ("train", "calibration", "test")
-WORDS = ("kettle", "lamp", "parcel", "shade", "filter", "lid", "handle", "cable", "switch", "glass", "wood", "color", "price", "week")
-    "kettle",
-    "lamp",
-    "parcel",
-    "shade",
-    "filter",
-    "lid",
-    "handle",
-    "cable",
-    "switch",
-    "glass",
-    "wood",
-    "color",
-    "price",
-    "week",
-    "courier",
-    "shelf",
-    "gift",
-    "broken",
-]
-
-
-def chat(question: str, answer: str, **more: object) -> dict:
-    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}], **more}
-
-
-def write(file: Path, *rows: dict) -> str:
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(file)
-
-
-def question(number: int) -> str:
-    """A question that shares few words with those of other numbers."""
-    return " ".join(WORDS[(number * step + number // 7) % len(WORDS)] + str(number) for step in (1, 3, 5, 7, 11)) + "?"
 
 
 @pytest.fixture
@@ -224,7 +191,7 @@ def test_rows_of_one_file(files) -> None:
 
 
 GROWTH = """
-import json, resource, sys
+import resource, sys
 from pathlib import Path
 from tasks.curate.jsonl import Jsonl
 from tasks.shared.technique import Inputs, StepRun

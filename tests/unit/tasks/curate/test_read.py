@@ -12,8 +12,8 @@ from tasks.shared.errors import ConfigError
 from tasks.shared.formats.rows import read_rows
 from tasks.shared.formats.tasks import read_tasks
 from tasks.shared.technique import Inputs, StepRun
+from tests.chat_files import chat, write
 from tests.settings_case import Case, Change
-from tests.unit.tasks.curate.test_jsonl import chat, write
 
 
 def test_rows_tasks_card_and_quarantine(tmp_path: Path) -> None:

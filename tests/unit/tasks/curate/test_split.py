@@ -5,13 +5,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tasks.curate.jsonl import Jsonl
 from tasks.curate.read import Read
 from tasks.curate.split import Split
-from tasks.shared.formats.rows import read_rows
+from tasks.shared.formats.rows import SPLITS, read_rows
 from tasks.shared.formats.tasks import read_tasks
 from tasks.shared.technique import Artifact, Inputs, Kind, StepRun
+from tests.chat_files import chat, question, write
 from tests.settings_case import Case, Change
-from tests.unit.tasks.curate.test_jsonl import SPLITS, Jsonl, call, chat, question, write
 
 
 def rows_of(folder: Path, *rows: dict, **settings: object) -> Inputs:
@@ -21,13 +22,18 @@ def rows_of(folder: Path, *rows: dict, **settings: object) -> Inputs:
     return Inputs({"rows": (Artifact("raw", Kind.ROWS, out),)})
 
 
+def short(out: Path, **settings: object) -> None:
+    out.mkdir()
+    Jsonl(**settings)(Inputs({}), out, StepRun("corpus", 0, out))
+
+
 def test_reading_and_splitting_are_the_short_way_in_two_steps(tmp_path: Path) -> None:
     rows = [chat(question(number), f"l{number % 3}") for number in range(90)] + [chat(question(3), "l0")]
     inputs, out = rows_of(tmp_path, *rows, task={"type": "classification"}), tmp_path / "out"
     out.mkdir()
     metrics = Split()(inputs, out, StepRun("corpus", 0, out))
     assert metrics["train"] + metrics["calibration"] + metrics["test"] == 91 - metrics["near_copies_dropped"]
-    call(tmp_path / "short", path=str(tmp_path / "rows.jsonl"), task={"type": "classification"})
+    short(tmp_path / "short", path=str(tmp_path / "rows.jsonl"), task={"type": "classification"})
     for split in SPLITS:
         assert (out / f"{split}.jsonl").read_bytes() == (tmp_path / "short" / f"{split}.jsonl").read_bytes()
     assert read_tasks(out) == read_tasks(tmp_path / "short")
@@ -41,10 +47,9 @@ def test_near_copies_within_the_test_are_one_group(tmp_path: Path) -> None:
         tmp_path / "test.jsonl", *[chat(asked.format(month), "45") for month in ("March", "April")], chat("Why?", "So.")
     )
     train = write(tmp_path / "train.jsonl", *[chat(question(number), "x") for number in range(20)])
-    call(tmp_path / "out", train=train, test=test)
+    short(tmp_path / "out", train=train, test=test)
     groups = [row.group for row in read_rows(tmp_path / "out" / "test.jsonl")]
     assert groups[0] == groups[1] != groups[2]
-    assert Jsonl().max_similarity == 0.5
 
 
 CHANGES = {
