@@ -41,7 +41,7 @@ def _is_record(line: str) -> bool:
     """Return True for a line that is a value by itself, or a broken one; False for a part of a value."""
     if line.startswith(("{", "[")) and _is_value(line):
         return True
-    return line.startswith('{"') and not line.endswith((",", "[", "{"))
+    return line.startswith("{") and len(line) > 1 and not line.endswith((",", "[", "{"))
 
 
 def _is_value(line: str) -> bool:

@@ -687,6 +687,7 @@ def test_a_strange_file_is_read(name: str, tmp_path: Path) -> None:
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12\n"
 REFUSED: dict[str, tuple[bytes, str]] = {
     "most lines bad": (GOOD + b'{"messages": [\n{"a": \n{"b" 1}\n', r"(?s)3 of 4 .*not JSON"),
+    "more bad lines than good": (GOOD + b"{bad\n" * 3, r"(?s)3 of 4 .*first: data.jsonl line 2"),
     "an empty file": (b"", "no rows"),
     "only blank lines": (b"\n\r\n  \n", "no rows"),
     "only NUL bytes": (b"\0" * 100, "NUL bytes"),
