@@ -25,7 +25,7 @@ class Groups:
     def __init__(self, seed: int) -> None:
         self.seed = seed
         self.groups = array("Q")
-        self.labels = array("l")
+        self.labels = array("i")
         self.names: dict[str, int] = {"": 0}
 
     def add(self, group: str, label: str) -> None:

@@ -46,8 +46,25 @@ def _prefixes(texts: Sequence[str]) -> tuple[str, ...]:
     for share, least in LEVELS:
         number = max(FEW, round(share * len(texts)))
         if len(texts) >= number:
-            found |= _shared(ordered, number, least)
+            found = {*found, *_without_words(_shared(ordered, number, least), found, least)}
     return tuple(sorted(found, key=len, reverse=True))
+
+
+def _without_words(found: set[str], known: set[str], least: int) -> list[str]:
+    """Beginnings without the first words of the texts behind them, where many texts share these as well.
+
+    known: beginnings of more texts.  least: letters by which a beginning must be longer than another to be one of its own.
+    """
+    merged: list[str] = []
+    for prefix in sorted(found):
+        common = _common(merged[-1], prefix) if merged else 0
+        if common >= least and max(len(merged[-1]), len(prefix)) - common < least:
+            merged[-1] = _whole_words(prefix[:common], prefix)
+        else:
+            merged.append(prefix)
+    return [
+        one for one in merged if not any(one.startswith(other) and len(one) - len(other) < least for other in known)
+    ]
 
 
 def _shared(ordered: Sequence[str], number: int, least: int) -> set[str]:

@@ -101,7 +101,7 @@ def test_a_large_file_is_looked_at_by_a_sample_and_says_so(tmp_path: Path, capsy
 
 def test_lengths_in_tokens_and_a_terminal_that_is_not_utf8(tmp_path: Path, capsys, monkeypatch) -> None:
     llama3_like().save_pretrained(tmp_path / "model")
-    file = write(tmp_path / "a.jsonl", *(chat(f"Wo ist \u2603 {n}?", "日本") for n in range(12)))
+    file = write(tmp_path / "a.jsonl", *({"prompt": f"Wo ist \u2603 {n}?", "completion": "日本"} for n in range(12)))
     code, shown = look(capsys, file, "--tokenizer", str(tmp_path / "model"))
     assert code == 0 and "lengths in tokens" in shown
     code, shown = look(capsys, file, "--tokenizer", str(tmp_path / "nothing"))

@@ -51,4 +51,4 @@ def settings_case(folder: Path) -> Iterator[Case]:
     write(folder / "rows.jsonl", chat("a", "x" * 1_200_000, lang="en"))
     with (folder / "rows.jsonl").open("ab") as stream:
         stream.write(json.dumps(chat("Grün?", "ä", lang="en"), ensure_ascii=False).encode() + b"\n{a\n{b\n")
-    yield Case(folder, Inputs({}), {"path": str(folder / "rows.jsonl"), "max_quarantined": 0.5})
+    yield Case(folder, Inputs({}), {"path": str(folder / "rows.jsonl"), "max_quarantined": 0.8})
