@@ -1,4 +1,4 @@
-"""Look at a file of conversations: its format, what becomes of it, what a test on it could show.
+"""Look at a file of conversations: format, columns, errors, lengths, labels, copies.
 
 python -m flows.look data.csv
 python -m flows.look data.csv --tokenizer models/my-1b
@@ -75,7 +75,10 @@ def look(options: argparse.Namespace) -> None:
 
 
 def read_settings(options: argparse.Namespace) -> dict[str, Any]:
-    """Settings of the reader that the command line gives.  Raises ConfigError for text that is no YAML mapping."""
+    """Settings of the reader that the command line gives.
+
+    Raises ConfigError for text that is no YAML mapping.
+    """
     import yaml
 
     found: dict[str, Any] = {"encoding": options.encoding} if options.encoding else {}

@@ -1,4 +1,7 @@
-"""Figures of a first look: columns, lengths, labels, copies, languages, what a test could show, what a teacher would cost."""
+"""Figures of a first look.
+
+Columns, lengths, labels, copies, languages, what a test could show, what a teacher would cost.
+"""
 
 import json
 from collections import Counter
@@ -85,7 +88,10 @@ class Lengths:
 
 
 def measure_lengths(rows: Sequence[Row], tokenizer: str) -> Lengths:
-    """Measure lengths in the tokens of a tokenizer, with its chat template if it has one; without a tokenizer, in words.
+    """Measure lengths in the tokens of a tokenizer, with its chat template if it has one.
+
+    Without a tokenizer, in words.
+
 
     tokenizer: folder of a model or tokenizer; empty for none.
     Raises ModelError if the folder holds none.
@@ -124,7 +130,10 @@ def _counter(folder: str) -> tuple[Callable[[str], int], str]:
 
 
 def _templated(rows: Sequence[Row], folder: str) -> list[int]:
-    """Lengths of whole conversations as the chat template writes them; none if it has no template or refuses a row."""
+    """Lengths of whole conversations as the chat template writes them.
+
+    None if it has no template or refuses a row.
+    """
     tokenizer = _load(folder)
     if not getattr(tokenizer, "chat_template", None):
         return []
@@ -165,7 +174,7 @@ def count_labels(rows: Sequence[Row]) -> Labels:
 
 @dataclass(frozen=True)
 class Copies:
-    """Rows that ask the same as an earlier one, exactly or nearly, among `compared` rows; the beginnings that many texts share."""
+    """Rows, among `compared`, that ask the same as an earlier one, exactly or nearly."""
 
     compared: int
     exact: int
@@ -201,13 +210,16 @@ def count_languages(rows: Sequence[Row]) -> list[tuple[str, int]] | None:
 
 
 def detectable(items: int) -> float:
-    """Smallest margin that an equally good model passes with `POWER` on so many test items; 1.0 if there are too few."""
+    """Smallest margin that an equally good model passes with `POWER` on so many test items.
+
+    1.0 if there are too few.
+    """
     return minimum_detectable(items, FLIPS, ALPHA, POWER) if items > 1 else 1.0
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Estimate of asking a teacher once for every training row: tokens in and out, and the money at the given prices."""
+    """Estimate of asking a teacher once for every training row, in tokens and money."""
 
     requests: int
     tokens_in: float

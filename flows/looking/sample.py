@@ -1,4 +1,4 @@
-"""Records of a file for a first look: the first ones, and some drawn from the rest, with every bad one counted."""
+"""Records of a file for a first look: the first ones, and some drawn from the rest."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ FIRST, DRAWN = 2000, 3000
 
 @dataclass
 class Sample:
-    """What a look found.
+    """Records and rows that a look found.
 
     containers: of the files.  bytes: of all files.  records: number in the files.  rows: of the records looked at.
     first, other: first record with a row, and first record of any kind, as they are in the file.  bad: records that cannot be read.

@@ -25,7 +25,7 @@ def write_corpus(
     tasks: Mapping[str, Task],
     more: Mapping[str, Any],
 ) -> None:
-    """Write train, calibration, test and articles (.jsonl), tasks.json, card.json, corpus.schema.json.
+    """Write the splits and articles (.jsonl), tasks.json, card.json, corpus.schema.json.
 
     tasks: by name; those that no row names are left out.  more: entries of card.json beside the counts.
     """
@@ -73,7 +73,10 @@ class Counts:
                 known[value] += 1
 
     def summary(self) -> dict[str, Any]:
-        """Counts for card.json; a tag with many values, such as a customer's number, is reported by the number of its values."""
+        """Counts for card.json.
+
+        A tag with many values, such as a customer's number, is reported by the number of its values.
+        """
         import numpy as np
 
         return {

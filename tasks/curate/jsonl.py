@@ -1,4 +1,4 @@
-"""A corpus from your own conversations in any common format: one file that is split, or up to three."""
+"""A corpus from your own conversations in any common format, in one file or three."""
 
 import tempfile
 from pathlib import Path
@@ -37,7 +37,7 @@ from tasks.shared.technique import Inputs, Kind, Metrics, Spec, StepRun
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Jsonl(ReadSettings, SplitSettings):
-    """A corpus from your own files: `path`, which is split, or `train` with `calibration` and `test`.
+    """A corpus from your own files: one that is split, or one for each split.
 
     Reads what `curate/read` reads and splits as `curate/split` does.  A split that has no file is taken from train.
     """

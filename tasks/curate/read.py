@@ -1,4 +1,7 @@
-"""Rows from the user's own file, whatever its format; unsplit, for filters and `curate/split`."""
+"""Rows from the user's own file, whatever its format.
+
+Unsplit, for filters and `curate/split`.
+"""
 
 from pathlib import Path
 from typing import ClassVar
@@ -28,7 +31,9 @@ from tasks.shared.technique import Inputs, Kind, Metrics, Spec, StepRun
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Read(ReadSettings):
-    """Rows of a file: OpenAI chat, prompt/completion, preferences, ShareGPT, Alpaca, questions and answers, texts and labels.
+    """Rows of a file of conversations, whatever its format.
+
+    OpenAI chat, prompt/completion, preferences, ShareGPT, Alpaca, questions and answers, options, texts and labels.
 
     JSON lines, a JSON array or object, CSV, TSV or Parquet, gzip'ed or not, by content; memory does not grow with the file.
     """

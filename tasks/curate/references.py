@@ -1,4 +1,4 @@
-"""What rows refer to, and the figures of a corpus of the user's rows."""
+"""References of rows to articles, and the figures of a corpus of the user's rows."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -17,7 +17,10 @@ def read_article_file(path: str) -> dict[str, Article]:
 
 
 def check_articles(files: Iterable[Path], articles: Mapping[str, Article]) -> None:
-    """Raise DataError if rows refer to articles that are missing; without articles, nothing is checked."""
+    """Raise DataError if rows refer to articles that are missing.
+
+    Without articles, nothing is checked.
+    """
     if not articles:
         return
     named: set[str] = set()
@@ -32,7 +35,10 @@ def check_articles(files: Iterable[Path], articles: Mapping[str, Article]) -> No
 
 
 def corpus_metrics(sizes: Mapping[str, int], overlap: Mapping[str, Any]) -> Metrics:
-    """Figures of a corpus for tables: rows by split, similarity of test to training, rows dropped or moved."""
+    """Figures of a corpus for tables.
+
+    Rows by split, similarity of test to training, rows dropped or moved.
+    """
     figures: Metrics = dict(sizes)
     return figures | {
         "overlap_max": round(overlap["max"], 3),

@@ -22,7 +22,10 @@ ROWS_PER_S = 5000
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Split(SplitSettings):
-    """Train, calibration and test from rows: groups stay whole, labels keep their shares, copies stay out of training.
+    """Train, calibration and test from rows.
+
+    Groups stay whole, labels keep their shares, copies stay out of training.
+
 
     A group's split follows from a digest of its name and the seed, so rows that are added later move none of the others.
     """

@@ -20,7 +20,7 @@ NUMBER = re.compile(r"(?<![\w.])[-+]?\d[\d,]*(?:\.\d+)?(?:[eE][-+]?\d+)?")
 
 
 def add_label(draft: Draft, task: Task, counts: Counter[str]) -> None:
-    """Complete a draft of a classification: the answer from the label, or the label from the answer.
+    """Add a classification's label to the key, and the answer from the label or vice versa.
 
     Raises BadRow for a label that is not among the task's, or an answer that does not state one.
     """
@@ -106,7 +106,7 @@ def _has(draft: Draft, *kinds: type[Target]) -> bool:  # type: ignore[valid-type
 
 
 def final_number(answer: str) -> float | None:
-    r"""Return the final number of a worked answer: after ####, in \boxed{}, or the last one; None if there is none."""
+    r"""Return the final number of a worked answer: after ####, in \boxed{}, or the last one."""
     marked = MARKED.search(answer.strip()) or next(iter([*BOXED.finditer(answer)][-1:]), None)
     found = NUMBER.findall(marked[1]) if marked else []
     found = found or NUMBER.findall(answer)

@@ -32,7 +32,10 @@ class Draft:
 
 
 class Columns:
-    """A record's columns, found by name in any case; spaces, dashes and underscores are the same."""
+    """A record's columns, found by name in any case.
+
+    Spaces, dashes and underscores are the same.
+    """
 
     def __init__(self, record: Mapping[str, Any], counts: Counter[str] | None = None) -> None:
         self.record = record

@@ -63,7 +63,7 @@ def _is_data(file: Path) -> bool:
 
 
 def key_files(path: str) -> tuple[Path, ...]:
-    """Return the file or folder whose content decides what is read, and tasks.json beside a file if it is there."""
+    """Return the file or folder to read, and the tasks.json beside a file if it is there."""
     file = user_path(split_part(path)[0])
     tasks = file.parent / TASKS_FILE
     return (file, tasks) if file.is_file() and file != tasks and _is_tasks_file(tasks) else (file,)
@@ -94,7 +94,7 @@ def digest(text: str) -> int:
 
 @dataclass
 class Account:
-    """What was read of one input.
+    """Number of records and rows of one input.
 
     files: format of each file by name.  read, kept: number of records and of rows.
     """
@@ -164,7 +164,7 @@ def row_line(row: Row) -> bytes:
 
 
 def make_unique(files: list[Path], ids: Ids) -> int:
-    """Give rows with an id that was used before a new one, with -2, -3 and so on behind it; return their number."""
+    """Number rows whose id was used before (-2, -3 and so on); return how many."""
     repeated = ids.repeated()
     if not repeated:
         return 0
@@ -239,7 +239,10 @@ def known_tasks(*paths: str) -> dict[str, Task]:
 
 
 def _is_tasks_file(file: Path) -> bool:
-    """Return True for a tasks.json as a curation step writes it; other people's files have that name as well."""
+    """Return True for a tasks.json as a curation step writes it.
+
+    Other people's files have that name as well.
+    """
     try:
         content = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError):

@@ -1,4 +1,7 @@
-"""Forms of a JSON file: values in lines, one array, values over several lines, or one object that holds the rows."""
+"""Forms of a JSON file.
+
+Values in lines, one array, values over several lines, or one object that holds the rows.
+"""
 
 import json
 from collections import Counter
@@ -38,7 +41,10 @@ def json_form(text: str, whole_file: bool) -> str:
 
 
 def _is_record(line: str) -> bool:
-    """Return True for a line that is a value by itself, or a broken one; False for a part of a value."""
+    """Return True for a line that is a value by itself, or a broken one.
+
+    False for a part of a value.
+    """
     if line.startswith(("{", "[")) and _is_value(line):
         return True
     return line.startswith("{") and len(line) > 1 and not line.endswith((",", "[", "{"))

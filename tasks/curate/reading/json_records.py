@@ -101,7 +101,7 @@ def _record(number: int, offset: int, raw: bytes, encoding: str) -> Record:
 
 
 def read_values(stream: IO[bytes], limit: int, encoding: str = "utf-8") -> Iterator[Record]:
-    """Yield the elements of one JSON array, or JSON values that follow one another; holds one at a time.
+    """Yield the elements of a JSON array, or JSON values one after another; holds one at a time.
 
     limit: bytes of the largest element.
     Raises BadRow at the first fault: what follows it cannot be told apart.

@@ -57,7 +57,10 @@ def _entry_problem(key: str, value: Any) -> str:
 
 
 def read_mapped(record: Any, mapping: Mapping[str, Any], counts: Counter[str]) -> Draft:
-    """Read a record by the `map` setting; what it does not name is read by the record's own format.
+    """Read a record by the `map` setting.
+
+    What it does not name is read by the record's own format.
+
 
     Raises BadRow.
     """
@@ -91,7 +94,7 @@ def read_mapped(record: Any, mapping: Mapping[str, Any], counts: Counter[str]) -
 
 
 def lookup(record: Mapping[str, Any], name: str) -> Any:
-    """Value of a column, of a field inside it (a.b, a.0), or of a template with columns in braces.
+    """Value of a column, a field inside it (a.b, a.0), or a template with columns in braces.
 
     Raises BadRow if a column is missing.
     """
@@ -218,7 +221,10 @@ def _items(value: Any) -> list[str]:
 
 
 def to_number(value: Any) -> float:
-    """Parse a number; thousands separators, currency and percent signs are left out.  Raises BadRow."""
+    """Parse a number; thousands separators, currency and percent signs are left out.
+
+    Raises BadRow.
+    """
     try:
         return float(re.sub(r"[,$€£%\s]", "", as_text(value)))
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Records to rows: conversation, task, answer key, tags and group of each, and what was taken for what."""
+"""Records to rows: conversation, task, answer key, tags and group of each."""
 
 import hashlib
 import itertools
@@ -75,7 +75,7 @@ class RowReader:
         return row
 
     def _own(self, draft: Draft, record: Any) -> Row:
-        """A row in the schema of the corpus, as it is, unless settings give it another task or group."""
+        """A row in the schema of the corpus as it is, unless settings give another task or group."""
         assert draft.row is not None
         row = draft.row
         update: dict[str, Any] = {}
@@ -147,7 +147,7 @@ class RowReader:
         return as_text(lookup(record, column)).strip() if column else ""
 
     def _tags(self, draft: Draft, columns: Columns) -> dict[str, str]:
-        """Tags: the columns that the mapping names, or all that nothing else uses and that are short."""
+        """Tags: the columns that the mapping names, or all short ones that nothing else uses."""
         wanted = self.settings.map.get("tags")
         if wanted is not None:
             names = [wanted] if isinstance(wanted, str) else wanted
@@ -172,7 +172,10 @@ class RowReader:
 
 
 def text_group(row: Row) -> str:
-    """Group of a row by the user's words: rows that ask the same are of one group; empty words take the row's id."""
+    """Group of a row by the user's words: rows that ask the same are of one group.
+
+    Empty words take the row's id.
+    """
     words = normalize(user_text(row))
     if len(words) > LONGEST_GROUP:
         return "text-" + hashlib.blake2b(words.encode(), digest_size=12).hexdigest()
@@ -180,7 +183,10 @@ def text_group(row: Row) -> str:
 
 
 def _clean_end(draft: Draft, counts: Counter[str]) -> None:
-    """Remove an empty final answer: a teacher or a model answers such a row.  Raises BadRow if nobody says anything."""
+    """Remove an empty final answer: a teacher or a model answers such a row.
+
+    Raises BadRow if nobody says anything.
+    """
     final = draft.messages[-1]
     if len(draft.messages) > 1 and final.role == "assistant" and not (final.content.strip() or final.tool_calls):
         draft.messages.pop()

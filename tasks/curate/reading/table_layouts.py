@@ -1,4 +1,7 @@
-"""Layouts of flat records: instructions, questions with options or answers, documents with summaries, texts with labels."""
+"""Layouts of flat records.
+
+Instructions, questions with options or answers, documents with summaries, texts with labels.
+"""
 
 import re
 from collections.abc import Callable
@@ -126,7 +129,7 @@ def with_options(question: str, options: list[str]) -> str:
 
 
 def right_option(value: Any, options: list[str], names: list[str]) -> int:
-    """Index of the right option, given as an index from 0, a letter, a name or the option's text.
+    """Index of the right option, given as index from 0, letter, name or text of the option.
 
     Raises BadRow if it is none of these.
     """

@@ -42,7 +42,10 @@ class Dialect:
 
 
 def find_encoding(stream: IO[bytes]) -> str:
-    """Find the encoding of a text: by its byte order mark, UTF-8 if it is valid, else cp1252 or latin-1.
+    """Find the encoding of a text.
+
+    By its byte order mark, UTF-8 if it is valid, else cp1252 or latin-1.
+
 
     Text that holds valid UTF-8 beyond ASCII and faults besides is UTF-8 with bad lines.
     """

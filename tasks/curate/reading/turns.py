@@ -1,4 +1,4 @@
-"""Turns of a conversation, in the spellings of OpenAI, ShareGPT, Anthropic, Gemini and transcripts."""
+"""Turns of a conversation, as OpenAI, ShareGPT, Anthropic, Gemini and transcripts have them."""
 
 import json
 from collections import Counter
@@ -112,7 +112,10 @@ def _thoughts(text: str) -> tuple[str, str]:
 
 
 def _content(said: Any, number: int) -> tuple[str, list[ToolCall], list[Message], str]:
-    """Text, tool calls, tool results and reasoning of a turn's content.  Parts of text are joined by line breaks."""
+    """Text, tool calls, tool results and reasoning of a turn's content.
+
+    Parts of text are joined by line breaks.
+    """
     if said is None or isinstance(said, str):
         return said or "", [], [], ""
     if isinstance(said, bool | int | float):

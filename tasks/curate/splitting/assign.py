@@ -1,4 +1,4 @@
-"""Assignment of rows to splits by a digest of their group: rows that are added later move none of the others."""
+"""Assignment of rows to splits by a digest of their group: added rows move no others."""
 
 import hashlib
 from array import array

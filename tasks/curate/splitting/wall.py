@@ -21,7 +21,7 @@ SHOWN = 5
 
 @dataclass(frozen=True)
 class Entry:
-    """What the wall compares of a row."""
+    """Id, group and text of a row."""
 
     id: str
     group: str
@@ -44,7 +44,7 @@ class Copy:
 
 @dataclass
 class Wall:
-    """What the comparison found.
+    """Similarities and copies that a comparison found.
 
     nearest: similarity of each test row to its nearest row elsewhere; kept: the same without the copies.
     copied: indexes of test rows with copies.
@@ -124,7 +124,7 @@ def _sample(file: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class Decision:
-    """What happens to the rows: indexes to drop by split, test rows to move to train, and figures for the card."""
+    """Rows to drop by split, test rows to move to train, and figures for the card."""
 
     dropped: dict[Split, set[int]]
     moved: set[int]
@@ -160,7 +160,7 @@ def decide(wall: Wall, settings: SplitSettings) -> Decision:
 
 
 def _with_neighbors(wall: Wall, limit: float) -> set[int]:
-    """Test rows with copies in train, and those that are copies or of the group of a row that goes there."""
+    """Test rows with copies in train, and those linked with one of them."""
     gone = set(wall.copied)
     linked = linked_rows(wall, limit)
     roots = {linked(place) for place in gone}
@@ -168,7 +168,7 @@ def _with_neighbors(wall: Wall, limit: float) -> set[int]:
 
 
 def linked_rows(wall: Wall, limit: float) -> Callable[[int], int]:
-    """Return the first test row that a test row is linked with, by a chain of near-copies or of groups."""
+    """Return a function to the first test row linked with one, by near-copies or groups."""
     import numpy as np
 
     parent = list(range(len(wall.test)))

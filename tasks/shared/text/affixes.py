@@ -51,7 +51,7 @@ def _prefixes(texts: Sequence[str]) -> tuple[str, ...]:
 
 
 def _without_words(found: set[str], known: set[str], least: int) -> list[str]:
-    """Beginnings without the first words of the texts behind them, where many texts share these as well.
+    """Beginnings without the first words of the texts behind them that many texts share.
 
     known: beginnings of more texts.  least: letters by which a beginning must be longer than another to be one of its own.
     """
@@ -68,7 +68,7 @@ def _without_words(found: set[str], known: set[str], least: int) -> list[str]:
 
 
 def _shared(ordered: Sequence[str], number: int, least: int) -> set[str]:
-    """Longest beginnings, ended after a word, that at least `number` neighbors in sorted order share."""
+    """Longest beginnings, in whole words, that `number` neighbors in sorted order share."""
     lengths = [_common(ordered[place], ordered[place + number - 1]) for place in range(len(ordered) - number + 1)]
     rests: dict[str, list[str]] = {}
     window: deque[int] = deque()  # places of decreasing lengths within the last `number`

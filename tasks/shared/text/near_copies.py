@@ -1,4 +1,4 @@
-"""Near-copies: pairs of texts that differ so little that one gives away the other, whatever their length."""
+"""Near-copies: texts so alike that one gives away the other, whatever their length."""
 
 import re
 

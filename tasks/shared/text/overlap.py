@@ -31,7 +31,10 @@ def plain_text(text: str) -> str:
 
 
 def shingles(text: str) -> "np.ndarray":
-    """Distinct values of a text's character 5-grams, sorted, without punctuation and case; a shorter text is one shingle."""
+    """Distinct values of a text's character 5-grams, sorted, without punctuation and case.
+
+    A shorter text is one shingle.
+    """
     import numpy as np
 
     codes = np.frombuffer(plain_text(text).encode("utf-32-le", "surrogatepass"), dtype=np.uint32).astype(np.uint64)
@@ -49,7 +52,7 @@ def user_text(row: Row) -> str:
 
 
 class TextIndex:
-    """Index that finds the similarity of a text to every known text exactly, by an inverted index of shingles."""
+    """Index of shingles that finds the exact similarity of a text to every known text."""
 
     def __init__(self, texts: Iterable[str]) -> None:
         import numpy as np
