@@ -70,7 +70,7 @@ class Container:
     def open(self) -> IO[bytes]:
         """Open the unpacked content."""
         opener = next((found[1] for found in PACKED.values() if found[0] == self.packing), None)
-        return opener(self.path, "rb") if opener else self.path.open("rb")  # type: ignore[return-value,operator]
+        return opener(self.path, "rb") if opener else self.path.open("rb")  # type: ignore[operator]
 
 
 def split_part(path: str) -> tuple[str, str]:

@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from tasks.curate.reading.bad_rows import BadRow
 from tasks.shared.formats.rows import Message, Role, ToolCall
@@ -39,7 +39,7 @@ USED = frozenset(
 SEEN_PARTS = frozenset({"text", "input_text", "output_text", ""})
 
 
-def is_turns(value: Any) -> bool:
+def is_turns(value: Any) -> TypeGuard[list[dict[str, Any]]]:
     """Return True for a list of turns: objects that say who speaks, and what."""
     return (
         isinstance(value, list)
