@@ -101,7 +101,7 @@ def add_targets(draft: Draft, task: Task, counts: Counter[str]) -> None:
             counts[f"answers from which no target of a task of type {task.type} can be taken"] += 1
 
 
-def _has(draft: Draft, *kinds: type[Target]) -> bool:  # type: ignore[valid-type]
+def _has(draft: Draft, *kinds: type) -> bool:
     return any(isinstance(target, kinds) for target in draft.targets)
 
 

@@ -20,6 +20,17 @@ from tasks.shared.formats.targets import Decline
 OWN, EARLIER = "rows of this project", "rows of this project's earlier schema"
 LISTS = ("messages", "conversations", "conversation", "dialog", "dialogue", "turns", "chat", "contents", "log")
 """Columns that hold a list of turns."""
+MARKS = (
+    "<|im_start|>",
+    "[INST]",
+    "<start_of_turn>",
+    "<|start_header_id|>",
+    "### Human:",
+    "### Instruction:",
+    "### User:",
+    "USER:",
+)
+"""Marks of a chat template that was applied already."""
 HINTS = {
     "mapping": "a ChatGPT export holds a tree: convert each path to {'messages': [...]}",
     "paragraphs": "SQuAD's nested form: write one question per row, {'context', 'question', 'answers'}",
@@ -51,10 +62,12 @@ def _unknown(record: dict[str, Any]) -> BadRow:
     names = ", ".join(map(str, list(record)[:12])) or "none"
     hint = next((words for name, words in HINTS.items() if name in record), "")
     fix = hint or "say which column is what: map: {user: COLUMN, assistant: COLUMN}, or {user: COLUMN, label: COLUMN}"
-    if set(record) <= {"text", "id", "meta"} and "text" in record:
-        fix = (
-            "texts without a question and an answer are no conversations; map: {user: text} lets a teacher answer them"
-        )
+    if isinstance(text := record.get("text"), str):
+        fix = "texts without a question and an answer are no conversations; map: {user: text} lets a teacher answer them"
+        if mark := next((mark for mark in MARKS if mark in text), ""):
+            return BadRow(
+                f"a conversation in one text, with marks such as {mark}", "", "split it into turns: {'messages': [...]}"
+            )
     return BadRow(f"no known format: columns {names}", "", fix)
 
 

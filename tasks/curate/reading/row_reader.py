@@ -14,6 +14,7 @@ from tasks.curate.reading.drafts import Columns, Draft, as_text
 from tasks.curate.reading.layouts import EARLIER
 from tasks.curate.reading.mapping import lookup, read_mapped, to_number
 from tasks.curate.reading.settings import ReadSettings
+from tasks.curate.reading.table_layouts import LABELS
 from tasks.shared.formats.earlier_rows import EARLIER_TASK
 from tasks.shared.formats.rows import Message, Row, Source
 from tasks.shared.formats.targets import Choice
@@ -66,6 +67,13 @@ class RowReader:
         except ValidationError as error:
             first = error.errors()[0]
             raise BadRow(f"not valid: {'.'.join(map(str, first['loc']))}", first["msg"]) from error
+        except (
+            TypeError,
+            AttributeError,
+            KeyError,
+            IndexError,
+        ) as error:  # a number where the format has a list, and the like
+            raise BadRow("a value of another type than its format has", str(error)) from error
         except (UnicodeEncodeError, ValueError) as error:
             if isinstance(error, UnicodeEncodeError) or "surrogate" in str(error):
                 raise BadRow("half of a surrogate pair in a text", "", "repair the escape sequence \\ud8xx") from error
@@ -123,6 +131,8 @@ class RowReader:
         if draft.label and name == DEFAULT_TASK and not self.given:  # nothing says how an answer would state it
             tags["label"], draft.label = draft.label, None
             counts["labels beside free answers became tags; a task with a layout grades them"] += 1
+        if task.type == "classification" and draft.label is None:
+            self._label_beside(draft, columns, tags, counts)
         add_label(draft, task, counts)
         add_targets(draft, task, counts)
         _remark_order(draft.messages, counts)
@@ -140,6 +150,13 @@ class RowReader:
         )
         self.tasks[name] = task
         return row.model_copy(update={"group": self._text("group", value) or text_group(row)})
+
+    def _label_beside(self, draft: Draft, columns: Columns, tags: dict[str, str], counts: Counter[str]) -> None:
+        """Take the label of an unanswered question from a column that is named so."""
+        name = columns.find(LABELS)
+        if draft.messages[-1].role != "assistant" and tags.get(name):
+            draft.label = tags.pop(name)
+            counts[f"labels taken from {name!r}"] += 1
 
     def _text(self, key: str, record: Any) -> str:
         """Text of a column that the mapping names; empty if it names none."""

@@ -14,22 +14,12 @@ from tasks.shared.formats.targets import Choice
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 ASKED = (
-    "user",
-    "question",
-    "query",
-    "prompt",
-    "input",
-    "utterance",
-    "human",
-    "request",
-    "problem",
-    "user_message",
-    "customer_message",
-    "q",
-)
+    "user", "question", "query", "prompt", "input", "utterance", "human", "request", "problem", "user_message", "customer_message", "q",
+    "customer", "client", "src",
+)  # fmt: skip
 ANSWERS = (
     "assistant", "answer", "best_answer", "response", "reply", "output", "completion", "bot", "solution", "assistant_message",
-    "agent_response", "answers", "target", "a",
+    "agent_response", "answers", "target", "a", "agent", "ai", "tgt", "gold_answer", "ground_truth",
 )  # fmt: skip
 TEXTS = (
     "text",
@@ -223,6 +213,8 @@ def _label(columns: Columns) -> Draft | None:
             ("column2", "column1") if len(first.split()) <= 2 < len(second.split()) else ("column1", "column2")
         )
         text, label = columns.names[text], columns.names[label]
+    if text and not label and any(name in columns.names for name in LABELS[:6]):
+        raise BadRow("a row without a label", "it is null", "fill it in, or delete these rows")
     if not label or not text:
         return None
     value = columns.record[label]

@@ -130,8 +130,7 @@ class _Lines:
     """Lines of a table as text, with pushing back, for csv.reader."""
 
     def __init__(self, stream: IO[bytes], encoding: str, limit: int) -> None:
-        wrapped = io.BufferedReader(stream) if not hasattr(stream, "readline") else stream  # type: ignore[arg-type,type-var]
-        self.stream, self.limit = wrapped, limit
+        self.stream, self.limit = stream, limit
         self.decode = "utf-8" if encoding == "utf-8-sig" else encoding
         self.back: list[tuple[int, int, str]] = []
         self.current: list[tuple[int, int, str]] = []

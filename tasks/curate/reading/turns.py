@@ -170,7 +170,7 @@ def _call(call: Any, number: int) -> ToolCall:
     """A tool call in OpenAI's format, old or new; arguments stay JSON text."""
     if not isinstance(call, dict):
         raise BadRow("a tool call that is no object", f"turn {number}: {call!r:.60}")
-    inner = call.get("function") if isinstance(call.get("function"), dict) else call
+    inner: dict[str, Any] = call["function"] if isinstance(call.get("function"), dict) else call
     name = inner.get("name")
     if not isinstance(name, str) or not name.strip():
         raise BadRow("a tool call without a name", f"turn {number}")

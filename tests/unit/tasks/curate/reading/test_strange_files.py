@@ -6,6 +6,9 @@ import gzip
 import io
 import json
 import lzma
+import random
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,8 +16,8 @@ from typing import Any
 import pytest
 
 from tasks.curate.jsonl import Jsonl
-from tasks.curate.reading.bad_rows import quarantine_in
-from tasks.curate.reading.files import Account, Ids, known_tasks, make_unique, write_file_rows
+from tasks.curate.reading.bad_rows import BadRow, Record, quarantine_in
+from tasks.curate.reading.files import Account, Ids, known_tasks, make_unique, row_line, write_file_rows
 from tasks.curate.reading.row_reader import RowReader
 from tasks.shared.errors import DataError
 from tasks.shared.formats.rows import Row
@@ -438,6 +441,17 @@ CASES: dict[str, Case] = {
         reason="label that the task does not list",
         settings={"task": {"type": "classification", "labels": ["card_arrival"]}},
     ),
+    "a label beside a question": Case(
+        lines({**chat(("system", "S"), ("user", "Where?")), "intent": "find", "lang": "en"}),
+        settings={"task": {"type": "classification"}},
+        talk=[("system", "S"), ("user", "Where?"), ("assistant", "find")],
+        fields={"label": "find", "tags": {"lang": "en"}},
+    ),
+    "customer and agent": Case(
+        table(["Customer", "Agent", "source"], ["Where is it?", "On the way.", "web"]),
+        talk=TALK,
+        fields={"tags": {"source": "web"}},
+    ),
     "several labels": Case(
         lines({"text": "Both.", "tags": "a, b"}),
         settings={"task": {"type": "classification"}, "map": {"user": "text", "labels": "tags"}},
@@ -705,6 +719,11 @@ REFUSED: dict[str, tuple[bytes, str]] = {
         r"line \d+: .*told apart",
     ),
     "running text": (b"Dear diary,\nit was a dark and stormy night.\n", "text without columns"),
+    "templated texts": (
+        lines({"text": "<|im_start|>user\nHi<|im_end|>"}),
+        r"conversation in one text, with marks such as <\|im_start\|>",
+    ),
+    "labels that are null": (lines({"text": "Hi", "label": None}), "a row without a label"),
     "texts alone": (lines({"text": "Once upon a time."}, {"text": "The end."}), "map: {user: text}"),
     "a ChatGPT export": (json.dumps([{"title": "t", "mapping": {}}]).encode(), "ChatGPT export"),
     "nested SQuAD": (json.dumps({"data": [{"title": "t", "paragraphs": []}]}).encode(), "SQuAD's nested form"),
@@ -727,6 +746,42 @@ def test_a_file_that_is_no_data_is_refused_by_name(name: str, tmp_path: Path) ->
     content, words = REFUSED[name]
     with pytest.raises(DataError, match=words):
         read(tmp_path / "x", content)
+
+
+VALUES = [
+    None, 0, -3, 1.5, True, "", " ", "[", "[1]", "\ud800", "\0", [], [1], ["a"], [["a", "b"]], [None], {}, {"a": 1}, {"role": "user"}, [{"from": "human"}],
+    {"type": "text"}, "A" * 300,
+]  # fmt: skip
+
+
+def places(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Paths to every part of a JSON value."""
+    yield place
+    pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in pairs:
+        yield from places(item, (*place, key))
+
+
+def replaced(value: Any, place: tuple[Any, ...], new: Any) -> Any:
+    if not place:
+        return new
+    value = value.copy()
+    value[place[0]] = replaced(value[place[0]], place[1:], new)
+    return value
+
+
+def test_a_value_of_any_other_type_is_read_or_quarantined() -> None:
+    draw = random.Random(0)
+    for case in CASES.values():
+        try:
+            record = json.loads(case.content.splitlines()[0])
+        except ValueError:
+            continue
+        reader = RowReader(Jsonl(**case.settings))
+        for _ in range(25):
+            broken = replaced(record, draw.choice(list(places(record))), draw.choice(VALUES))
+            with suppress(BadRow):
+                Row.model_validate_json(row_line(reader.read(Record(1, 0, broken), "file", "row")))
 
 
 def test_a_folder_of_files_is_one_data_set(tmp_path: Path) -> None:
