@@ -56,7 +56,7 @@ def _use(name: str, value: Any, row: Row) -> str:
             return f"conversation, {len(row.messages)} turns"
     if text == row.id:
         return "id"
-    uses = [message.role for message in row.messages if text == message.content.strip()]
+    uses: list[str] = [str(message.role) for message in row.messages if text == message.content.strip()]
     uses += [
         f"part of {message.role}" for message in row.messages if not uses and len(text) > 3 and text in message.content
     ]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from tasks.curate.reading.bad_rows import BadRow, Record
-from tasks.curate.reading.json_forms import has_rows, is_one_object, json_form
+from tasks.curate.reading.json_forms import LINES, has_rows, holds_records, is_one_object, json_form
 from tasks.curate.reading.json_records import parse_json, read_lines, read_values
 from tasks.curate.reading.tables import SAMPLE, Dialect, find_dialect, find_encoding, read_table
 from tasks.shared.errors import DataError
@@ -108,7 +108,7 @@ def find_container(path: Path, part: str = "", encoding: str = "") -> Container:
 
 
 def _text(whole: Container, head: bytes, part: str, encoding: str) -> Container:
-    wide = "utf-16" if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else ""
+    wide = _wide(head)
     as_json = replace(whole, encoding=(encoding or wide or "utf-8").replace("utf-8-sig", "utf-8"))
     text = head.decode(as_json.encoding, "replace").lstrip("\ufeff \t\r\n")
     if text.startswith(("{", "[")):
@@ -116,13 +116,32 @@ def _text(whole: Container, head: bytes, part: str, encoding: str) -> Container:
     if not encoding:
         with whole.open() as stream:
             encoding = wide or find_encoding(stream)
-    dialect = find_dialect(head, encoding)
-    if dialect is None and '{"' in text:
+    lines = [line.strip() for line in text.splitlines()[:LINES] if line.strip()]
+    if holds_records(lines):
         return as_json  # bad lines before the first good one
+    dialect = find_dialect(head, encoding)
+    if dialect is None and b"\r" in head and b"\n" not in head:
+        got = "lines that end with carriage returns alone, as on old Macs"
+        raise DataError(str(whole.path), got, WANTED, f"tr '\\r' '\\n' < {whole.path.name} > new{whole.path.suffix}")
     if dialect is None:
         got = f"text without columns: {text.splitlines()[0][:80]!r}"
         raise DataError(str(whole.path), got, WANTED, "name its columns, or write one JSON object per line")
     return replace(as_json, encoding=encoding, form="table", dialect=dialect)
+
+
+def _wide(head: bytes) -> str:
+    """UTF-16 by its byte order mark, or by the zeros between Latin letters."""
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    start = head[:200]
+    if len(start) > 3 and b"\0" in start:
+        for encoding, zeros, letters in (
+            ("utf-16-le", start[1::2], start[::2]),
+            ("utf-16-be", start[::2], start[1::2]),
+        ):
+            if zeros.count(0) > 0.6 * len(zeros) and letters.count(0) < 0.1 * len(letters):
+                return encoding
+    return ""
 
 
 def _json(found: Container, text: str, part: str, whole_file: bool) -> Container:
@@ -148,7 +167,7 @@ def _load_object(found: Container) -> dict[str, Any]:
 
 
 def _only_list(path: Path, content: dict[str, Any]) -> str:
-    lists = [name for name, value in content.items() if isinstance(value, list) and value]
+    lists = [name for name, value in content.items() if isinstance(value, list) and value and name != "features"]
     if len(lists) == 1:
         return lists[0]
     named = ", ".join(f"{name} ({len(content[name])})" for name in lists)

@@ -1,5 +1,6 @@
 """A conversation on its way from a record to a row, and access to the record's columns."""
 
+import ast
 import json
 import re
 from collections import Counter
@@ -109,3 +110,16 @@ def tools_text(value: Any, legacy: bool = False) -> str:
     bare = legacy or all(isinstance(tool, dict) and "name" in tool and "function" not in tool for tool in value)
     tools = [{"type": "function", "function": tool} for tool in value] if bare else value
     return json.dumps(tools, ensure_ascii=False)
+
+
+def unpacked(value: Any) -> Any:
+    """A list that a table holds as text, in JSON or as Python prints it."""
+    if isinstance(value, str) and value.lstrip().startswith("[") and value.rstrip().endswith("]"):
+        try:
+            return json.loads(value)
+        except ValueError:
+            try:
+                return ast.literal_eval(value)
+            except (ValueError, SyntaxError, RecursionError, MemoryError):
+                return value
+    return value

@@ -4,8 +4,9 @@ Values in lines, one array, values over several lines, or one object that holds 
 """
 
 import json
+import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import IO, Any
 
 from tasks.curate.reading.bad_rows import BadRow
@@ -15,6 +16,8 @@ LINES = 20
 """Lines from which the form is judged."""
 OBJECT_LIMIT = 1 << 30
 """Bytes of an object that holds the rows in a list: it is read whole."""
+SEVERAL = re.compile(rb'\}\s*\{\s*"')
+"""End of one object and beginning of the next, without a comma between them."""
 ROWS_NAMES = frozenset(
     {"data", "rows", "examples", "items", "records", "train", "test", "validation", "samples", "results", "entries"}
 )
@@ -31,13 +34,23 @@ def json_form(text: str, whole_file: bool) -> str:
         return "json lines" if text.startswith("{") else "json array"
     alone = len(lines) == 1
     lines = lines[:LINES]
+    if alone and whole_file and not _is_value(lines[0]) and re.search(r"\}\s*\{", lines[0]):
+        return "json values"
+    if "\r" in text and "\n" not in text:  # line ends of old Macs
+        return "json array" if text.startswith("[") else "json values"
     if alone and _is_value(lines[0]):
         content = json.loads(lines[0])
         if isinstance(content, list) or has_rows(content):
             return "json array" if isinstance(content, list) else "json values"
-    if 2 * sum(map(_is_record, lines)) >= len(lines):
+    if holds_records(lines):
         return "json lines"
     return "json array" if text.startswith("[") else "json values"
+
+
+def holds_records(lines: Sequence[str]) -> bool:
+    """Return True if half of the lines are records by themselves."""
+    bare = [line.removesuffix(",") for line in lines] if lines and _is_value(lines[0].removesuffix(",")) else lines
+    return 2 * sum(map(_is_record, bare)) >= len(lines)
 
 
 def _is_record(line: str) -> bool:
@@ -83,7 +96,7 @@ def is_one_object(opened: Callable[[], IO[bytes]]) -> bool:
     with opened() as stream:
         for block in iter(lambda: stream.read(1 << 20), b""):
             size += len(block)
-            several = several or b"}\n{" in block or b"}\r\n{" in block
+            several = several or bool(SEVERAL.search(block))
             last = (last + block)[-64:]
             if size > OBJECT_LIMIT or several:
                 return False

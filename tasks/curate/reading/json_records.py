@@ -58,7 +58,8 @@ def _not_json(error: ValueError, text: str) -> BadRow:
         ("property name enclosed in double quotes", "not JSON: quotes must be double"),
     ):
         if pattern in reason:
-            return BadRow(words, reason)
+            python = "Python's str() wrote it: write json.dumps(row) instead" if text.startswith("{'") else ""
+            return BadRow(words, reason, python)
     return BadRow("not JSON", reason)
 
 
@@ -86,6 +87,8 @@ def read_lines(stream: IO[bytes], limit: int, encoding: str = "utf-8") -> Iterat
         if number == 1:
             raw = raw.removeprefix(codecs.BOM_UTF8)
         raw = raw.strip()
+        if raw.endswith(b"},"):  # an element of an array whose brackets were left out
+            raw = raw[:-1]
         if raw:
             yield _record(number, start, raw, encoding)
 

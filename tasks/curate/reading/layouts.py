@@ -1,7 +1,5 @@
 """Layouts of a record: formats of conversations, told apart by their columns."""
 
-import ast
-import json
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -10,9 +8,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from tasks.curate.reading.bad_rows import BadRow
-from tasks.curate.reading.drafts import Columns, Draft, talk, tools_text
+from tasks.curate.reading.drafts import Columns, Draft, talk, tools_text, unpacked
 from tasks.curate.reading.table_layouts import TABLES
-from tasks.curate.reading.turns import is_turns, read_turns
+from tasks.curate.reading.turns import ROLES, is_turns, read_turns
 from tasks.shared.formats.earlier_rows import is_earlier, upgrade
 from tasks.shared.formats.rows import Message, Row
 from tasks.shared.formats.targets import Decline
@@ -49,6 +47,8 @@ def read_layout(record: Any, counts: Counter[str]) -> Draft:
         return Draft("transcripts (lists of turns)", read_turns(record, counts))
     if isinstance(record, list) and len(record) == 2 and all(isinstance(item, str) for item in record):
         return Draft("pairs of text and label", talk(record[0], None), label=record[1])
+    if isinstance(record, dict) and "row_idx" in record and isinstance(record.get("row"), dict):  # the hub's viewer
+        record = record["row"]
     if not isinstance(record, dict):
         raise BadRow("a record that is no object", f"{type(record).__name__}: {record!r:.60}")
     columns = Columns(record, counts)
@@ -63,7 +63,9 @@ def _unknown(record: dict[str, Any]) -> BadRow:
     hint = next((words for name, words in HINTS.items() if name in record), "")
     fix = hint or "say which column is what: map: {user: COLUMN, assistant: COLUMN}, or {user: COLUMN, label: COLUMN}"
     if isinstance(text := record.get("text"), str):
-        fix = "texts without a question and an answer are no conversations; map: {user: text} lets a teacher answer them"
+        fix = (
+            "texts without a question and an answer are no conversations; map: {user: text} lets a teacher answer them"
+        )
         if mark := next((mark for mark in MARKS if mark in text), ""):
             return BadRow(
                 f"a conversation in one text, with marks such as {mark}", "", "split it into turns: {'messages': [...]}"
@@ -86,19 +88,6 @@ def _rows(columns: Columns) -> Draft | None:
             "a row of this project's schema that is not valid", f"{place}: {first['msg']}", "see corpus.schema.json"
         ) from error
     return Draft(EARLIER if earlier else OWN, list(row.messages), row.tools, used=set(record), row=row)
-
-
-def unpacked(value: Any) -> Any:
-    """A list that a table holds as text, in JSON or as Python prints it."""
-    if isinstance(value, str) and value.lstrip().startswith("[") and value.rstrip().endswith("]"):
-        try:
-            return json.loads(value)
-        except ValueError:
-            try:
-                return ast.literal_eval(value)
-            except (ValueError, SyntaxError, RecursionError, MemoryError):
-                return value
-    return value
 
 
 def _chat(columns: Columns) -> Draft | None:
@@ -145,6 +134,9 @@ def _alternating(column: str, name: str, turns: list[Any]) -> Draft:
         roles = ("user", "assistant")
         messages = [Message(role=roles[place % 2], content=turn) for place, turn in enumerate(turns)]  # type: ignore[arg-type]
         return Draft("turns without roles, the user first", messages, used={column})
+    if all(isinstance(turn, list) and len(turn) == 2 and str(turn[0]).lower() in ROLES for turn in turns):
+        pairs = [{"role": turn[0], "content": turn[1]} for turn in turns]
+        return Draft("pairs of role and text", read_turns(pairs, Counter()), used={column})
     raise BadRow(
         "turns without roles", f"the items of {column} name no role", "each turn: {'role': ..., 'content': ...}"
     )

@@ -10,8 +10,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from tasks.curate.reading.bad_rows import BadRow
-from tasks.curate.reading.drafts import Columns, Draft, as_text, plain_name, tools_text
-from tasks.curate.reading.layouts import read_layout, unpacked
+from tasks.curate.reading.drafts import Columns, Draft, as_text, plain_name, tools_text, unpacked
+from tasks.curate.reading.layouts import read_layout
 from tasks.curate.reading.table_layouts import LETTERS, right_option, with_options
 from tasks.curate.reading.turns import ROLES, is_turns, read_turns
 from tasks.shared.formats.rows import Message

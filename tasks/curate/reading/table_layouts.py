@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tasks.curate.reading.bad_rows import BadRow
-from tasks.curate.reading.drafts import Columns, Draft, as_text, talk
+from tasks.curate.reading.drafts import Columns, Draft, as_text, talk, unpacked
 from tasks.shared.formats.rows import Message
 from tasks.shared.formats.targets import Choice
 
@@ -44,7 +44,7 @@ def _options(columns: Columns) -> tuple[list[str], set[str]]:
     """Options of a question, and the columns that hold them."""
     name = columns.find(("choices", "options", "endings"))
     if name:
-        found = columns.record[name]
+        found = unpacked(columns.record[name])
         if isinstance(found, dict):
             found = found.get("text") or list(found.values())
         return (

@@ -95,7 +95,10 @@ def find_dialect(head: bytes, encoding: str) -> Dialect | None:
         return None
     first = [cell.strip() for cell in best[3][0]]
     header = _is_header(first, best[3][1:])
-    names = tuple(cell or f"column{place}" for place, cell in enumerate(first, 1))
+    names = tuple(
+        f"{cell}_{place}" if cell in first[: place - 1] else cell or f"column{place}"
+        for place, cell in enumerate(first, 1)
+    )
     numbered = tuple(f"column{place}" for place in range(1, len(first) + 1))
     return Dialect(encoding, best[2], names if header else numbered, header, skip)
 
@@ -114,10 +117,12 @@ def _rows(text: str, delimiter: str) -> list[list[str]]:
 
 
 def _is_header(first: list[str], rest: list[list[str]]) -> bool:
-    if len(set(first)) < len(first) or any(len(cell) > 60 for cell in first):
+    if any(len(cell) > 60 for cell in first):
         return False
     if any(cell.lower() in KNOWN for cell in first):
         return True
+    if len(set(first)) < len(first):
+        return False
     if any(re.fullmatch(r"[-+\d.,%]+", cell) for cell in first):
         return False
     seen = [{row[place] for row in rest} for place in range(len(first))]

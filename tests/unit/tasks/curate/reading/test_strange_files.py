@@ -603,6 +603,38 @@ CASES: dict[str, Case] = {
     "gzip'ed parquet": Case(gzip.compress(parquet([chat()])), talk=TALK, name="a.parquet.gz"),
     "bzip2": Case(bz2.compress(GOOD), container="bzip2ped JSON lines", talk=TALK),
     "xz": Case(lzma.compress(GOOD), talk=TALK),
+    "lines with commas of an array": Case((GOOD.strip() + b",\n") * 2 + GOOD, talk=TALK, rows=3),
+    "comments before the lines": Case(
+        b"# export of today\n" + GOOD * 150, talk=TALK, rows=150, bad=1, reason="not JSON"
+    ),
+    "objects without line ends": Case(GOOD.strip() * 3, talk=TALK, rows=3),
+    "line ends of old Macs": Case(GOOD.replace(b"\n", b"\r") * 3, talk=TALK, rows=3),
+    "UTF-16 without a mark": Case((GOOD * 2).decode().encode("utf-16-le"), talk=TALK, rows=2),
+    "a name twice in the header": Case(
+        table(["question", "question", "answer"], ["Where is it?", "x", "On the way."]),
+        talk=TALK,
+        fields={"tags": {"question_2": "x"}},
+    ),
+    "options in a cell": Case(
+        table(["question", "choices", "answer"], ["Which?", '["x", "y"]', "1"]), fields={"key.0.options": ("x", "y")}
+    ),
+    "rows of the hub's viewer": Case(
+        json.dumps(
+            {
+                "features": [{"name": "q"}],
+                "rows": [{"row_idx": 0, "row": {"question": "Where is it?", "answer": "On the way."}}],
+            }
+        ).encode(),
+        talk=TALK,
+    ),
+    "pairs of role and text": Case(
+        lines({"conversation": [["user", "Where is it?"], ["assistant", "On the way."]]}), talk=TALK
+    ),
+    "a table without a header, label first": Case(
+        b"ham\tGo until jurong point\nspam\tFree entry in a comp\nham\tOk lar joking\n",
+        talk=[("user", "Go until jurong point"), ("assistant", "ham")],
+        rows=3,
+    ),
     # --- dirt
     "a byte order mark, CRLF and blank lines": Case(
         b"\xef\xbb\xbf" + GOOD.replace(b"\n", b"\r\n") + b"\r\n  \n" + GOOD, talk=TALK, rows=2
@@ -718,6 +750,8 @@ REFUSED: dict[str, tuple[bytes, str]] = {
         json.dumps([chat()] * 500, indent=1).encode().replace(b'"role": "user"', b'"role" "user"', 300)[:-1] + b"]",
         r"line \d+: .*told apart",
     ),
+    "a table of an old Mac": (b"question,answer\ra?,b\rc?,d\r", "carriage returns alone"),
+    "Python's dictionaries": ((str(chat()) + "\n").encode() * 3, r"json.dumps\(row\)"),
     "running text": (b"Dear diary,\nit was a dark and stormy night.\n", "text without columns"),
     "templated texts": (
         lines({"text": "<|im_start|>user\nHi<|im_end|>"}),
