@@ -1,5 +1,6 @@
 """The output of a first look, as tables that fit 80 columns."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -174,10 +175,16 @@ def line(console: Console, label: str, text: str, whole: bool = False) -> None:
     console.print(grid)
 
 
+def shorter(path: str) -> str:
+    """Path as it is, or relative to the working directory if that is shorter."""
+    relative = os.path.relpath(path)
+    return relative if len(relative) < len(path) else path
+
+
 def next_steps(path: str, written: Path | None, name: str) -> Iterator[str]:
     """Yield what to do next."""
     if written is None:
-        yield f"python -m flows.look {path} --write my_conf/recipe/my.yaml   writes a recipe to start from"
+        yield f"python -m flows.look {shorter(path)} --write my_conf/recipe/my.yaml"
     elif written.parent.name == "recipe":
         yield f"python -m flows.compress --config-dir {written.parent.parent} +recipe={name} dry_run=true"
     else:

@@ -1,9 +1,10 @@
-"""Rows without copies: exact ones, and near ones by character 5-grams; every near-copy is verified."""
+"""Rows without exact and near-copies of earlier ones; every near-copy is verified."""
 
 import json
 import logging
 from array import array
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 DROPPED = "dropped.jsonl"
 BUCKETS = 1 << 20
 """Counters of shingles: those that fall into rare buckets are compared first."""
+CACHED = 5000
+"""Rows whose shingles stay in memory; others are read again when they are candidates."""
 SAMPLE = 20_000
 """Texts in which shared beginnings and ends are looked for."""
 ROWS_PER_S = 2000
@@ -57,7 +60,10 @@ class Dedup:
         return forecast_light(2 + work.rows.train / ROWS_PER_S, work.rows)
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
-        """Write rows.jsonl, dropped.jsonl (id, the row that it copies, similarity), tasks.json and card.json."""
+        """Write rows.jsonl, dropped.jsonl, tasks.json and card.json.
+
+        dropped.jsonl: id, the row that it copies, similarity.
+        """
         source = inputs.one("rows").path
         finder = Finder(source / ROWS_FILE, self.threshold, self.compare)
         read = exact = near = 0
@@ -92,6 +98,7 @@ class Finder:
 
         self.file, self.threshold, self.compare = file, threshold, compare
         self.offsets, self.sizes = array("q"), array("q")
+        self.kept = lru_cache(maxsize=CACHED)(self._kept)
         self.exact: dict[int, int] = {}
         self.places: dict[int, list[int]] = {}
         self.affixes = Affixes()
@@ -102,14 +109,16 @@ class Finder:
                 self.counters[(shingles(self.affixes.cut(text)) % BUCKETS).astype(np.int64)] += 1
 
     def copy_of(self, row: dict[str, Any], offset: int) -> tuple[str, float] | None:
-        """Return id and similarity of an earlier row that a row copies; None for a row that is new, which is remembered.
+        """Return id and similarity of the earlier row that a row copies, or None.
+
+        A row that is new is remembered.
 
         offset: of the row in the file.
         """
         whole = self._text(row)
         digest = hash(plain_text(whole) or whole)
         if (place := self.exact.get(digest)) is not None:
-            return self._row(place)["id"], 1.0
+            return self.kept(place)[0], 1.0
         text = self.affixes.cut(whole)
         grams = shingles(text)
         rare = self._rare(grams)
@@ -128,16 +137,18 @@ class Finder:
         for place in sorted({place for gram in rare for place in self.places.get(gram, ())}):
             if not self.threshold <= self.sizes[place] / len(grams) <= 1 / self.threshold:
                 continue
-            other = self._row(place)
-            near = self.affixes.cut(self._text(other))
-            shared = len(np.intersect1d(grams, shingles(near), assume_unique=True))
-            similarity = shared / (len(grams) + self.sizes[place] - shared)
+            name, near, others = self.kept(place)
+            shared = len(np.intersect1d(grams, others, assume_unique=True))
+            similarity = shared / (len(grams) + len(others) - shared)
             if is_copy(similarity, text, near, self.threshold):
-                return str(other["id"]), min(similarity, 0.9999)
+                return name, min(similarity, 0.9999)
         return None
 
     def _rare(self, grams: "np.ndarray") -> list[int]:
-        """The rarest shingles, as many as a pair above the threshold cannot all miss; none for exact copies only."""
+        """The rarest shingles, as many as a pair above the threshold cannot all miss.
+
+        None for exact copies only.
+        """
         import numpy as np
 
         if self.threshold >= 1:
@@ -155,8 +166,10 @@ class Finder:
             for line in stream:
                 yield self._text(json.loads(line))
 
-    def _row(self, place: int) -> dict[str, Any]:
+    def _kept(self, place: int) -> "tuple[str, str, np.ndarray]":
+        """Id, text and shingles of a row that was remembered, from the file."""
         with self.file.open("rb") as stream:
             stream.seek(self.offsets[place])
-            row: dict[str, Any] = json.loads(stream.readline())
-        return row
+            row = json.loads(stream.readline())
+        text = self.affixes.cut(self._text(row))
+        return str(row["id"]), text, shingles(text)
