@@ -16,7 +16,7 @@ MEASURES = {
     "label": "label", "labels": "labels", "facts": "fact", "number": "value", "choice": "choice", "json": "json_exact", "call": "call_arguments",
     "text": "rouge_l",
 }  # fmt: skip
-"""Measure that decides, by type of target; the first that the rows have."""
+"""Measures that decide, by type of target."""
 
 
 def write_recipe(file: Path, path: str, sample: Sample, settings: dict[str, Any], model: str) -> str:
@@ -45,7 +45,8 @@ def recipe_text(name: str, path: str, sample: Sample, settings: dict[str, Any], 
     corpus = {"path": _absolute(path), **settings, **_task(sample, settings)}
     source = "path" if model else "smollm2_135m"
     models = [f"models: {{base: {_flow({'path': str(Path(model).resolve())})}}}"] if model else []
-    measure = next((MEASURES[kind] for kind in MEASURES if _has(sample, kind)), "rouge_l")
+    measures = [measure for kind, measure in MEASURES.items() if _has(sample, kind)] or ["rouge_l"]
+    margins = ", ".join(f"{measure}: {MARGIN}" for measure in measures)
     lines = [
         "# @package _global_",
         f"# Written by flows.look for {Path(path.partition('#')[0]).name}: a start for your own recipe.",
@@ -60,7 +61,7 @@ def recipe_text(name: str, path: str, sample: Sample, settings: dict[str, Any], 
         "  int4: {inputs: {model: tuned}, group_size: 32}",
         "  gguf: {inputs: {model: int4}}",
         "  answers: {limit: 0}",
-        f"  verdict: {{inputs: {{baseline: tuned, candidates: [int4, gguf]}}, margins: {{{measure}: {MARGIN}}}}}",
+        f"  verdict: {{inputs: {{baseline: tuned, candidates: [int4, gguf]}}, margins: {{{margins}}}}}",
     ]
     return "\n".join(lines) + "\n"
 

@@ -26,6 +26,7 @@ from flows.looking.figures import (
 )  # fmt: skip
 from flows.looking.sample import DRAWN, FIRST, Sample
 from tasks.curate.reading.bad_rows import show_counts
+from tasks.curate.reading.layouts import EARLIER, OWN
 from tasks.curate.splitting.settings import SplitSettings
 from tasks.shared.text.numbers import byte_size
 
@@ -55,6 +56,9 @@ def show_file(console: Console, path: str, sample: Sample) -> None:
 
 def show_columns(console: Console, sample: Sample) -> None:
     """Print what each column becomes."""
+    if sample.reader.formats.keys() & {OWN, EARLIER}:
+        line(console, "columns", "those of this project's rows")
+        return
     uses = column_uses(sample.first, sample.rows[0]) if sample.rows else column_uses(sample.other, None)
     if not uses:
         return

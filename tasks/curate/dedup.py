@@ -16,7 +16,7 @@ from tasks.shared.forecast import Forecast, Workload, forecast_light
 from tasks.shared.formats.articles import question_of
 from tasks.shared.formats.tasks import read_tasks
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun
-from tasks.shared.text.affixes import Affixes, find_affixes
+from tasks.shared.text.affixes import Affixes, ends_of, find_affixes
 from tasks.shared.text.near_copies import is_copy
 from tasks.shared.text.overlap import plain_text, shingles
 
@@ -28,7 +28,7 @@ BUCKETS = 1 << 20
 """Counters of shingles: those that fall into rare buckets are compared first."""
 CACHED = 5000
 """Rows whose shingles stay in memory; others are read again when they are candidates."""
-SAMPLE = 20_000
+SAMPLE = 5000
 """Texts in which shared beginnings and ends are looked for."""
 ROWS_PER_S = 2000
 log = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ class Finder:
         self.affixes = Affixes()
         self.counters = np.zeros(BUCKETS, dtype=np.uint32)
         if threshold < 1:
-            self.affixes = find_affixes([text for text, _ in zip(self._texts(), range(SAMPLE), strict=False)])
+            self.affixes = find_affixes([ends_of(text) for text, _ in zip(self._texts(), range(SAMPLE), strict=False)])
             for text in self._texts():
                 self.counters[(shingles(self.affixes.cut(text)) % BUCKETS).astype(np.int64)] += 1
 

@@ -10,11 +10,11 @@ from tasks.curate.splitting.settings import SplitSettings
 from tasks.shared.errors import DataError
 from tasks.shared.formats.articles import question_of
 from tasks.shared.formats.rows import SPLITS, Split
-from tasks.shared.text.affixes import Affixes, find_affixes
+from tasks.shared.text.affixes import Affixes, ends_of, find_affixes
 from tasks.shared.text.near_copies import is_copy
 from tasks.shared.text.overlap import Overlap, TextIndex, overlap_of
 
-SAMPLE = 20_000
+SAMPLE = 5000
 """Training texts in which shared beginnings and ends are looked for."""
 SHOWN = 5
 
@@ -80,7 +80,7 @@ def build_wall(files: dict[Split, Path], limit: float) -> Wall:
     import numpy as np
 
     test = list(entries(files["test"]))
-    affixes = find_affixes([*(entry.text for entry in test), *_sample(files["train"])])
+    affixes = find_affixes([*(ends_of(entry.text) for entry in test), *_sample(files["train"])])
     bare = [affixes.cut(entry.text) for entry in test]
     index = TextIndex(bare)
     places = {text: place for place, text in enumerate(index.texts)}
@@ -116,7 +116,7 @@ def _sample(file: Path) -> list[str]:
         if place == 200 and size:
             step = max(1, int(size / 300 / SAMPLE))
         if place % step == 0:
-            found.append(entry.text)
+            found.append(ends_of(entry.text))
         if len(found) == SAMPLE:
             break
     return found

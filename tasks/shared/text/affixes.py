@@ -11,6 +11,8 @@ FEW = 8
 LEVELS = ((0.5, 12), (0.02, 40))
 """Share of the texts that must begin alike, and fewest letters of the beginning.  Half of the texts may share a short instruction; a
 fiftieth, only one that is longer than what questions of the same domain share by nature."""
+LONGEST = 4000
+"""Letters of a beginning or an end that are looked at."""
 LEFT = 12
 """Median of the letters that must remain: copies of one text share all of it, and must stay comparable."""
 DISTINCT = 0.5
@@ -40,8 +42,13 @@ def find_affixes(texts: Sequence[str]) -> Affixes:
     return Affixes(before, tuple(suffix[::-1] for suffix in after))
 
 
+def ends_of(text: str) -> str:
+    """Beginning and end of a long text: enough for `find_affixes`, at a bounded size."""
+    return text if len(text) <= 2 * LONGEST else text[:LONGEST] + text[-LONGEST:]
+
+
 def _prefixes(texts: Sequence[str]) -> tuple[str, ...]:
-    ordered = sorted(texts)
+    ordered = sorted(text[:LONGEST] for text in texts)
     found: set[str] = set()
     for share, least in LEVELS:
         number = max(FEW, round(share * len(texts)))
