@@ -12,6 +12,8 @@ from tasks.shared.errors import StillroomError, TechniqueError
 class Kind(StrEnum):
     """Kind of an artifact, which flows along an edge of the graph."""
 
+    ROWS = "rows"
+    """Conversations that are not split yet: rows.jsonl, tasks.json, card.json."""
     CORPUS = "corpus"
     """Conversations split into train, calibration and test (`tasks/shared/formats/rows.py`)."""
     TRACES = "traces"
