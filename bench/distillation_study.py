@@ -359,7 +359,7 @@ def write_words(setup: Setup, name: str, teacher: str) -> None:
 
 def answers(model: Path, prompts: Sequence[list[dict[str, str]]], setup: Setup) -> list[tuple[str, bool]]:
     """Greedy answers, each with True if it ended before the token limit."""
-    from tasks.evaluate.models_under_test.answering import choose_dtype
+    from tasks.shared.engines.transformers_engine import choose_dtype
     from tasks.shared.model.generation import write_answers
     from tasks.shared.model.loading import load_model, load_tokenizer
     from tasks.shared.model.prompts import render
@@ -370,24 +370,28 @@ def answers(model: Path, prompts: Sequence[list[dict[str, str]]], setup: Setup) 
     return [(answer.text, answer.ended) for answer in written]
 
 
+MEASURED = {"label": "label", "facts": "fact", "decline": "refusal"}
+"""Grades by type of target."""
+
+
 def grade(model: Path, setup: Setup, corpus: str) -> dict[str, dict[str, float]]:
     """Grades of each test row: label, fact, refusal, fact in step-by-step rows."""
-    from tasks.evaluate.grading.answers import Reply
     from tasks.shared.formats.rows import read_rows, spread
-    from tasks.shared.text.fact_matching import refuses, states_fact
+    from tasks.shared.formats.tasks import read_tasks
+    from tasks.shared.grading.answer import read_answer
+    from tasks.shared.grading.grade import grade as grade_target
 
     rows = spread(read_rows(setup.work / corpus / "out" / "test.jsonl"), setup.items)
     written = answers(model, [row.prompt for row in rows], setup)
+    tasks = read_tasks(setup.work / corpus / "out", {row.task for row in rows})
     found: dict[str, dict[str, float]] = {"label": {}, "fact": {}, "steps": {}, "refusal": {}}
     for row, (text, ended) in zip(rows, written, strict=True):
-        reply = Reply("", text, ended)
-        found["label"][row.id] = float(reply.label == row.label)
-        if row.facts:
-            found["fact"][row.id] = float(states_fact(reply.text, row.facts))
-            if row.tags.get("kind") == "troubleshoot":
-                found["steps"][row.id] = found["fact"][row.id]
-        if row.declines:
-            found["refusal"][row.id] = float(refuses(reply.text))
+        answer = read_answer(text, tasks[row.task], ended)
+        for target in row.key:
+            if name := MEASURED.get(target.type):
+                found[name][row.id] = grade_target(target, answer, tasks[row.task])
+        if row.facts and row.tags.get("kind") == "troubleshoot":
+            found["steps"][row.id] = found["fact"][row.id]
     return found
 
 

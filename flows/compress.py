@@ -73,6 +73,7 @@ def compress(config: DictConfig, job: "Job", servers: Servers, sweep: str) -> No
     from flows.console.show import show_plan, show_result
     from flows.orchestration.execute import execute
     from flows.planning.config import check_name, is_variant, read_settings
+    from flows.planning.models import check_models
     from flows.planning.plan import build_plan
     from flows.sweeps.results import TAG
 
@@ -81,7 +82,9 @@ def compress(config: DictConfig, job: "Job", servers: Servers, sweep: str) -> No
     check_name(str(settings.recipe["name"]), job.overrides)
     variant = is_variant(job.overrides)
     if settings.dry_run:
-        show_plan(build_plan(settings.recipe), settings.runtime, variant, graph=settings.dry_run == "graph")
+        plan = build_plan(settings.recipe)
+        check_models(plan, settings.runtime.folder)
+        show_plan(plan, settings.runtime, variant, graph=settings.dry_run == "graph")
         return
     execution = execute(settings, servers, job.overrides, variant=variant, tags={TAG: sweep} if sweep else None)
     if sweep:

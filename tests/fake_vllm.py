@@ -1,4 +1,4 @@
-"""Stands in for vLLM: the same command line, an OpenAI-compatible server that streams words, and faults to ask for.
+"""Stands in for vLLM: the same command line, an OpenAI-compatible server that writes words, and faults to ask for.
 
     fake_vllm.py serve FOLDER --host 127.0.0.1 --port 8000 --served-model-name model ...
 
@@ -37,6 +37,15 @@ class Handler(BaseHTTPRequestHandler):
         server.asked.append(body)
         if server.fault == "refuses":
             self._send(400, b'{"error": "max_tokens is too large"}')
+            return
+        if not body.get("stream"):
+            ended = bool(body.get("stop"))
+            choice = {
+                "text": "word" if ended else "word " * body["max_tokens"],
+                "finish_reason": "stop" if ended else "length",
+            }
+            choices = [] if server.fault == "short" else [choice]
+            self._send(200, json.dumps({"choices": choices, "prompt": body["prompt"]}).encode())
             return
         self.send_response(200)
         self.end_headers()

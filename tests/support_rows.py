@@ -3,8 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-from tasks.shared.formats.earlier_rows import upgrade
+from tasks.shared.formats.earlier_rows import EARLIER_TASK, upgrade
 from tasks.shared.formats.rows import Message, Row
+from tasks.shared.formats.tasks import Task
+
+TASKS = {EARLIER_TASK: Task(type="qa", layout="first_line")}
+"""Tasks of a corpus of such rows."""
 
 
 def support_row(*, messages: Sequence[Message], kind: str = "faq", intent: str = "returns", **more: Any) -> Row:

@@ -1,13 +1,14 @@
 """A Llama of 0.2M random weights, a byte-level tokenizer trained in code, and a small corpus: models for tests."""
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tasks.shared.formats.rows import Message, Row, write_rows
-from tasks.shared.model.loading import CHATML
 from tasks.shared.model.saving import save_model
+from tasks.shared.model.templates import CHATML
 from tasks.shared.technique import Artifact, Compute, Inputs, Kind, StepRun
 from tasks.shared.text.answer_format import join_answer
 from tests.support_rows import support_row
@@ -74,6 +75,12 @@ def chats(count: int) -> list[Row]:
         )
         for index, (ask, answer) in enumerate(zip(asks, answers, strict=True))
     ]  # fmt: skip
+
+
+def make_row(turns: Sequence[tuple[str, str]], **fields: Any) -> Row:
+    """A conversation of (role, content) pairs."""
+    messages = tuple(Message(role=role, content=content) for role, content in turns)  # type: ignore[arg-type]
+    return Row(**{"id": "r0", "group": "g0", "messages": messages} | fields)
 
 
 def write_corpus(folder: Path, rows: int = 24) -> Path:

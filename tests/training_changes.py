@@ -12,6 +12,7 @@ TRAINING_CHANGES: dict[str, Change] = {
     "batch_size": Change(3),
     "accumulation": Change(2),
     "max_tokens": Change(16, refused="too long"),
+    "turns": Change("last"),
     "validation": Change(0.4),
     "patience": Change(
         1, {"epochs": 6, "learning_rate": 0.5, "schedule": "constant_with_warmup", "patience": 0}

@@ -8,8 +8,10 @@ from rich.markup import escape
 from rich.table import Table
 from rich.tree import Tree
 
+from flows.planning.chats import chat_lines
 from flows.planning.config import Runtime
 from flows.planning.estimate import Estimate, estimate_plan
+from flows.planning.items import check_items
 from flows.planning.session import Session
 from flows.planning.status import Status, find_status
 from flows.planning.steps import Plan, Step
@@ -36,10 +38,12 @@ def show_plan(
     """Print the costs of a plan, the reasons to run steps again, and the graph as a tree.
 
     graph: also print the graph as mermaid text.
+    Raises ErrorList for decisions that no test item supports.
     """
     console = console or Console()
     estimates = estimate_plan(plan, runtime)
-    status = find_status(Session(plan, runtime, variant))
+    session = Session(plan, runtime, variant)
+    status = find_status(session)
     console.print(cost_table(plan, estimates, status, reads=console.width >= WIDE))
     reasons = {
         name: item.why
@@ -50,10 +54,19 @@ def show_plan(
         console.print(f"[bold]{name}[/bold] runs again: {escape(why)}", highlight=False)
     for line in wiring_lines(plan):
         console.print(line, highlight=False)
+    for line in chat_lines(plan):
+        console.print(line, markup=False, highlight=False)
     console.print(tree(plan))
+    items = check_items(session, status, estimates)
+    for line in items.lines:
+        console.print(line, highlight=False, markup=False)
+    for warning in items.warnings:
+        console.print(f"[yellow]warning[/yellow] {escape(warning)}", highlight=False)
     if graph:
         console.print("mermaid (paste it into Markdown):", style="bold")
         console.print(mermaid(plan), markup=False, highlight=False, soft_wrap=True)
+    if items.errors:
+        raise ErrorList(items.errors)
 
 
 def cost_table(plan: Plan, estimates: dict[str, Estimate], status: Mapping[str, Status], reads: bool) -> Table:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from flows.orchestration.servers import Servers, has_server
+from flows.planning.chats import chat_lines
 from flows.planning.config import Settings
 from flows.planning.plan import build_plan
 from flows.planning.session import Session
@@ -16,7 +17,7 @@ from flows.planning.steps import Plan
 from flows.tracking import MlflowTracker, NullTracker, Tracker
 from flows.tracking.address import sqlite_file
 from flows.versioning.params import tracked_params
-from tasks.shared.errors import StillroomError
+from tasks.shared.errors import ErrorList, StillroomError
 from tasks.shared.store.artifacts import SHORT, disk_errors
 from tasks.shared.store.keys import PROJECT, digest_json
 
@@ -50,7 +51,9 @@ def execute(
     tags: further MLflow tags of the run.
     Raises StillroomError, or Stopped after a cancellation.  Finished steps are kept.
     """
-    from flows.planning.estimate import check_machine
+    from flows.planning.estimate import check_machine, estimate_plan
+    from flows.planning.items import check_items
+    from flows.planning.models import check_models
     from flows.planning.status import find_status
 
     plan = build_plan(settings.recipe)
@@ -64,7 +67,17 @@ def execute(
             return execution
         # Only the user's Prefect server shows the cached steps; MLflow already has their runs.
         run.recorder.tracker = NullTracker()
-    status = find_status(Session(plan, settings.runtime, run.session.variant))
+    else:
+        check_models(plan, settings.runtime.folder)
+    session = Session(plan, settings.runtime, run.session.variant)
+    status = find_status(session)
+    items = check_items(session, status, estimate_plan(plan, settings.runtime))
+    if items.errors:
+        raise ErrorList(items.errors)
+    for warning in items.warnings:
+        log.warning("%s", warning)
+    for line in chat_lines(plan):
+        log.info("%s", line)
     check_machine(plan, settings.runtime, [name for name, item in status.items() if item.done])
     run.tags = {**run_tags(settings, overrides), **(tags or {})}
     execution.outcomes = orchestrate(run, settings, servers, overrides)

@@ -34,6 +34,7 @@ class Estimate:
     gpu_bytes: peak memory of each GPU; 0 on a CPU.
     measured: the seconds are those of an earlier run on this machine.
     savings: overrides that lower the memory, with `{step}` for the step's name.
+    rows: of the corpus that the step writes or reads.
     """
 
     seconds: float
@@ -42,6 +43,7 @@ class Estimate:
     gpu_bytes: float
     measured: bool
     savings: tuple[str, ...] = ()
+    rows: Rows = Rows()
 
 
 def estimate_plan(plan: Plan, runtime: Runtime) -> dict[str, Estimate]:
@@ -60,7 +62,9 @@ def estimate_plan(plan: Plan, runtime: Runtime) -> dict[str, Estimate]:
         same = manifest is not None and manifest.get("settings") == step.keyed()
         seconds = float(manifest["duration_s"]) if same and manifest else forecast.seconds
         disk = forecast.disk + (forecast.size.bytes if forecast.size else 0)
-        found[step.name] = Estimate(seconds, disk, forecast.memory, forecast.gpu_memory, same, forecast.savings)
+        found[step.name] = Estimate(
+            seconds, disk, forecast.memory, forecast.gpu_memory, same, forecast.savings, rows[step.name]
+        )
     return found
 
 

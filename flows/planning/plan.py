@@ -12,6 +12,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from flows.planning.engines import engine_problems
+from flows.planning.families import family_problems
 from flows.planning.steps import Plan, Source, Step
 from flows.planning.weights import weight_problems
 from flows.planning.wiring import Node, Wiring, wire
@@ -59,6 +61,8 @@ def build_plan(config: Mapping[str, Any]) -> Plan:
     for step in steps.values():
         problems.extend(_input_problems(step, steps, sources, set(nodes)))
         problems.extend(weight_problems(step, steps, sources))
+        problems.extend(engine_problems(step, steps, sources))
+        problems.extend(family_problems(step, steps, sources))
         problems.extend(wiring.problems.get(step.name, ()))
         whole = wiring.problems.keys().isdisjoint({step.name, *step.needs})
         if isinstance(step.technique, ChecksPlan) and whole:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 
 from flows.planning.steps import Source, Step
 from tasks.shared.errors import ConfigError
-from tasks.shared.model.weights import is_quantized
+from tasks.shared.model.weights import quantization
 from tasks.shared.store.lineage import MAIN_PORT
 from tasks.shared.technique import Weights
 
@@ -18,16 +18,24 @@ def weight_problems(step: Step, steps: Mapping[str, Step], sources: Mapping[str,
         return
     for name in step.inputs.get(MAIN_PORT, ()):
         chain = list(_chain(name, steps))
-        form = _format(chain[-1], steps, sources)
+        form = weight_format(name, steps, sources)
         if form not in {"dense", "same"}:
+            method = _method(chain[-1], sources)
             dense = steps[chain[-1]].inputs.get(MAIN_PORT, ()) if chain[-1] in steps else ()
             where = f"steps.{step.name}.inputs.{MAIN_PORT}"
             yield ConfigError(
                 where,
-                f"{name}, whose weights are {form}",
+                f"{name}, whose weights are quantized already ({method})"
+                if method
+                else f"{name}, whose weights are {form}",
                 "dense weights",
                 f"{where}={dense[0]}" if dense else "use the model before its quantization",
             )
+
+
+def weight_format(name: str, steps: Mapping[str, Step], sources: Mapping[str, Source]) -> Weights:
+    """Return the weight format of a model: that of its step, or of the one before that set it."""
+    return _format(list(_chain(name, steps))[-1], steps, sources)
 
 
 def _chain(name: str, steps: Mapping[str, Step]) -> Iterator[str]:
@@ -46,5 +54,10 @@ def _format(name: str, steps: Mapping[str, Step], sources: Mapping[str, Source])
     """Return the weight format of a model; GGUF sources are dense: transformers unpacks them."""
     if name in steps:
         return steps[name].technique.spec.gives or "dense"
+    return "packed" if _method(name, sources) else "dense"
+
+
+def _method(name: str, sources: Mapping[str, Source]) -> str:
+    """Method that quantized a source folder's weights; empty for dense weights and steps."""
     path = sources[name].path if name in sources else None
-    return "packed" if path is not None and path.is_dir() and is_quantized(path) else "dense"
+    return quantization(path) if path is not None and path.is_dir() else ""

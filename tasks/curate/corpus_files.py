@@ -1,6 +1,7 @@
 """The files of a corpus: splits, articles, tasks, card and schema."""
 
 import json
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,12 @@ from tasks.shared.formats.articles import Article, write_articles
 from tasks.shared.formats.rows import SPLITS, Row, Split, write_rows
 from tasks.shared.formats.tasks import Task, write_tasks
 
+CARD = "card.json"
+TAG_VALUES = 50
+"""Most values of a tag that are counted one by one."""
+KNOWN_VALUES = 10_000
+"""Most values of a tag that are told apart."""
+
 
 def write_corpus(
     out: Path,
@@ -18,53 +25,85 @@ def write_corpus(
     tasks: Mapping[str, Task],
     more: Mapping[str, Any],
 ) -> None:
-    """Write train, calibration, test and articles (.jsonl), tasks.json, card.json, corpus.schema.json.
+    """Write the splits and articles (.jsonl), tasks.json, card.json, corpus.schema.json.
 
     tasks: by name; those that no row names are left out.  more: entries of card.json beside the counts.
     """
     for split in SPLITS:
         write_rows(out / f"{split}.jsonl", rows[split])
+    describe_corpus(out, articles, tasks, more)
+
+
+def describe_corpus(
+    out: Path, articles: Iterable[Article], tasks: Mapping[str, Task], more: Mapping[str, Any]
+) -> dict[str, int]:
+    """Write the other files of a corpus beside its splits; return the number of rows by split."""
+    counts = {split: count_file(out / f"{split}.jsonl") for split in SPLITS}
     write_articles(out / "articles.jsonl", articles)
-    used = {row.task for found in rows.values() for row in found}
+    used = {name for found in counts.values() for name in found.tasks}
     write_tasks(out, {name: task for name, task in tasks.items() if name in used})
-    counts = {split: count_rows(found) for split, found in rows.items()}
-    labels = sorted({row.label for found in rows.values() for row in found if row.label})
-    _write(out / "card.json", {"counts": counts, "labels": labels, **more})
-    _write(out / "corpus.schema.json", Row.model_json_schema())
+    labels = sorted({label for found in counts.values() for label in found.labels})
+    described = {split: found.summary() for split, found in counts.items()}
+    write_json(out / CARD, {"counts": described, "labels": labels, **more})
+    write_json(out / "corpus.schema.json", Row.model_json_schema())
+    return {split: found.rows for split, found in counts.items()}
 
 
-def count_rows(rows: Sequence[Row]) -> dict[str, Any]:
-    """Count rows and groups, and rows by task, type of target, label and tag.
+class Counts:
+    """Rows and groups, and rows by task, type of target, label and tag."""
 
-    A tag with more than TAG_VALUES values, such as a customer's number, is reported by the number of its values.
-    """
-    tags: dict[str, Counter[str]] = {}
-    for row in rows:
-        for name, value in row.tags.items():
-            tags.setdefault(name, Counter())[value] += 1
-    return {
-        "rows": len(rows),
-        "groups": len({row.group for row in rows}),
-        "task": _sorted(row.task for row in rows),
-        "target": _sorted(
-            kind for row in rows for kind in sorted({str(target.type) for target in row.key}) or ["none"]
-        ),
-        "label": _sorted(row.label for row in rows if row.label),
-        "tags": {name: _values(count) for name, count in sorted(tags.items())},
-    }
+    def __init__(self) -> None:
+        self.rows = 0
+        self.tasks: Counter[str] = Counter()
+        self.targets: Counter[str] = Counter()
+        self.labels: Counter[str] = Counter()
+        self.tags: dict[str, Counter[str]] = {}
+        self._groups = array("q")
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Count a row as it stands in a file."""
+        self.rows += 1
+        self.tasks[row["task"]] += 1
+        self.targets.update(sorted({target["type"] for target in row["key"]}) or ["none"])
+        self.labels.update(target["label"] for target in row["key"] if target["type"] == "label")
+        self._groups.append(hash(row["group"]))
+        for name, value in row["tags"].items():
+            known = self.tags.setdefault(name, Counter())
+            if value in known or len(known) < KNOWN_VALUES:
+                known[value] += 1
+
+    def summary(self) -> dict[str, Any]:
+        """Counts for card.json.
+
+        A tag with many values, such as a customer's number, is reported by the number of its values.
+        """
+        import numpy as np
+
+        return {
+            "rows": self.rows,
+            "groups": len(np.unique(np.array(self._groups))),
+            "task": dict(sorted(self.tasks.items())),
+            "target": dict(sorted(self.targets.items())),
+            "label": dict(sorted(self.labels.items())),
+            "tags": {name: _values(count) for name, count in sorted(self.tags.items())},
+        }
 
 
-TAG_VALUES = 50
-"""Most values of a tag that are counted one by one."""
+def count_file(file: Path) -> Counts:
+    """Count the rows of a rows file, one at a time."""
+    found = Counts()
+    with file.open("rb") as stream:
+        for line in stream:
+            found.add(json.loads(line))
+    return found
 
 
 def _values(count: Counter[str]) -> dict[str, int] | str:
-    return dict(sorted(count.items())) if len(count) <= TAG_VALUES else f"{len(count)} values"
+    if len(count) <= TAG_VALUES:
+        return dict(sorted(count.items()))
+    return f"{'at least ' if len(count) == KNOWN_VALUES else ''}{len(count)} values"
 
 
-def _sorted(values: Iterable[str]) -> dict[str, int]:
-    return dict(sorted(Counter(values).items()))
-
-
-def _write(file: Path, content: Any) -> None:
+def write_json(file: Path, content: Any) -> None:
+    """Write a JSON file, indented."""
     file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,169 +1,143 @@
-"""A corpus from your own conversations: JSON-lines files, checked for form and overlap."""
+"""A corpus from your own conversations in any common format, in one file or three."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+import tempfile
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
-from tasks.curate.corpus_files import write_corpus
-from tasks.shared.errors import DataError, ErrorList, StillroomError
+from tasks.curate.corpus_files import describe_corpus
+from tasks.curate.reading.bad_rows import Quarantine, quarantine_in
+from tasks.curate.reading.files import (
+    ROWS_PER_S,
+    Account,
+    Ids,
+    key_files,
+    known_tasks,
+    log_reading,
+    make_unique,
+    reading_card,
+    rows_in,
+    write_file_rows,
+)  # fmt: skip
+from tasks.curate.reading.row_reader import RowReader
+from tasks.curate.reading.settings import ReadSettings
+from tasks.curate.references import check_articles, corpus_metrics, read_article_file
+from tasks.curate.splitting.corpus import fill_splits, keep_apart
+from tasks.curate.splitting.settings import SplitSettings
+from tasks.shared.errors import ConfigError, DataError, ErrorList, StillroomError
 from tasks.shared.forecast import Forecast, Rows, Workload, forecast_light
-from tasks.shared.formats.articles import Article, read_articles
-from tasks.shared.formats.earlier_rows import EARLIER_TASK
-from tasks.shared.formats.rows import SPLITS, Message, Row, Split, from_json, parse_lines, parse_row
-from tasks.shared.formats.targets import Label
-from tasks.shared.formats.tasks import Task
+from tasks.shared.formats.articles import Article
+from tasks.shared.formats.rows import Row, Split
+from tasks.shared.formats.tasks import DEFAULT_TASK
 from tasks.shared.paths import user_path
 from tasks.shared.technique import Inputs, Kind, Metrics, Spec, StepRun
-from tasks.shared.text.fact_matching import normalize
-from tasks.shared.text.overlap import check_overlap, user_text
-
-
-class Chat(BaseModel):
-    """A plain chat row: messages, and optionally an intent."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    messages: Annotated[tuple[Message, ...], Field(min_length=2)]
-    intent: Annotated[str, Field(pattern=r"^\S+$")] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
-class Jsonl:
-    """A corpus from your own JSON-lines files of conversations.
+class Jsonl(ReadSettings, SplitSettings):
+    """A corpus from your own files: one that is split, or one for each split.
 
-    A line is either a row of the corpus schema (corpus.schema.json) or a plain chat, {"messages": [...]}; a file may mix both.
+    Reads what `curate/read` reads and splits as `curate/split` does.  A split that has no file is taken from train.
     """
 
+    path: str = ""
+    """File or folder of conversations, to be split; FILE.json#train takes the list `train` of a JSON object."""
     train: str = ""
-    """JSON-lines file of training conversations."""
+    """File of conversations for training only; without `path`, splits that have no file are taken from it."""
     calibration: str = ""
-    """JSON-lines file for pruning and quantization statistics."""
+    """File for pruning and quantization statistics; empty: taken from the training conversations."""
     test: str = ""
-    """JSON-lines file of test conversations."""
-    articles: str = ""
-    """JSON-lines file of articles ({"id", "title", "intent", "text", "held_out"}); empty: no articles."""
-    max_similarity: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """Largest character 5-gram Jaccard similarity between a test conversation and any conversation of another split.  Higher than in
-    the support corpus, because a near-copy stops the run here, while the support corpus replaces it by another wording."""
+    """File of test conversations; empty: taken from the training conversations."""
 
     spec: ClassVar[Spec] = Spec(
-        summary="Your own conversations, checked line by line; measures and refuses overlap of training and test",
+        summary="Your own conversations in any common format, one file or three; bad lines and copies of the test set aside",
         ports={},
         produces=Kind.CORPUS,
-        libraries=("pydantic",),
+        libraries=("pydantic", "pyarrow", "numpy"),
     )
+
+    @property
+    def given(self) -> dict[str, str]:
+        """Paths by setting, as given."""
+        paths = {"path": self.path, "train": self.train, "calibration": self.calibration, "test": self.test}
+        return {name: path for name, path in paths.items() if path}
 
     def sources(self) -> tuple[Path, ...]:
         """User files whose content is part of the key."""
-        return tuple(user_path(path) for path in (self.train, self.calibration, self.test, self.articles) if path)
+        files = [file for path in self.given.values() for file in key_files(path)]
+        return (*dict.fromkeys(files), *((user_path(self.articles),) if self.articles else ()))
 
     def forecast(self, work: Workload) -> Forecast:
-        """A few seconds, and one row per line of the files."""
-        return forecast_light(5, Rows(*(_count_lines(user_path(path)) for path in (self.train, self.test))))
+        """Time and rows by the sizes of the files."""
+        rows = {name: rows_in(path) for name, path in self.given.items()}
+        train = rows.get("path", 0) + rows.get("train", 0)
+        test = rows.get("test", min(self.max_test, int(train * self.test_share)))
+        return forecast_light(5 + sum(rows.values()) / ROWS_PER_S * 3, Rows(max(1, train), max(1, test)))
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
-        """Write the same files as the support corpus.
+        """Write the files of a corpus, and quarantine.jsonl if there are bad records.
 
         Raises ErrorList with the problems of all files at once.
         """
-        rows, articles = self._read()
-        known = [*rows["train"], *rows["calibration"]]
-        overlap = check_overlap(rows["test"], known, self.max_similarity)
-        more = {"articles": len(articles), "overlap": {**asdict(overlap), "dropped": 0}}
-        write_corpus(out, rows, articles.values(), {EARLIER_TASK: Task(type="qa", layout="first_line")}, more)
-        sizes: Metrics = {split: len(rows[split]) for split in SPLITS}
-        return sizes | {"overlap_max": round(overlap.max, 3), "overlap_median": round(overlap.median, 3)}
+        if not {"path", "train"} & self.given.keys():
+            wanted = "a file of conversations: path=..., or train=... with test=..."
+            raise ConfigError("curate.path", "no file given", wanted, "path=path/to/data.jsonl")
+        reader, ids = RowReader(self, known_tasks(*self.given.values())), Ids()
+        with tempfile.TemporaryDirectory(dir=run.scratch, prefix="rows-") as name:
+            folder = Path(name)
+            try:
+                with quarantine_in(out) as quarantine:
+                    accounts, files, articles = self._read(folder, reader, quarantine, ids)
+            except StillroomError:
+                (out / "quarantine.jsonl").unlink(missing_ok=True)
+                raise
+            renamed = make_unique(list(files.values()), ids)
+            log_reading(reader, accounts, quarantine, renamed)
+            parts = fill_splits(files, folder, self, run.seed)
+            overlap = keep_apart(parts, out, self)
+        reading = reading_card(reader, accounts, quarantine, renamed)
+        more = {"articles": len(articles), "reading": reading, **parts.notes, "overlap": overlap}
+        sizes = describe_corpus(out, articles.values(), reader.tasks, more)
+        return corpus_metrics(sizes, overlap) | {"quarantined": quarantine.count}
 
-    def _read(self) -> tuple[dict[Split, list[Row]], dict[str, Article]]:
+    def _read(
+        self, folder: Path, reader: RowReader, quarantine: Quarantine, ids: Ids
+    ) -> tuple[dict[str, Account], dict[str, Path], dict[str, Article]]:
         errors: list[StillroomError] = []
         articles: dict[str, Article] = {}
-        rows: dict[Split, list[Row]] = {}
+        accounts: dict[str, Account] = {}
+        files = {name: folder / f"{name}.jsonl" for name in self.given}
         try:
-            articles = read_articles(user_path(self.articles)) if self.articles else {}
+            articles = read_article_file(self.articles)
         except DataError as error:
             errors.append(error)
-        for split in SPLITS:
+        for name, file in files.items():
             try:
-                rows[split] = read_split(split, getattr(self, split))
+                accounts[name] = write_file_rows(name, self.given[name], file, reader, quarantine, ids)
             except DataError as error:
                 errors.append(error)
-        errors += _unknown_articles(rows, articles) if self.articles and articles else []
-        errors += _repeated_ids(rows)
+        try:
+            check_articles([files[name] for name in accounts], articles)
+        except DataError as error:
+            errors.append(error)
         if errors:
             raise errors[0] if len(errors) == 1 else ErrorList(errors)
-        return rows, articles
+        return accounts, files, articles
 
 
-def read_split(split: Split, path: str) -> list[Row]:
-    """Read the rows of one file, with the missing fields of plain chats filled in.
+def read_split(split: Split, path: str, task: str = DEFAULT_TASK) -> list[Row]:
+    """Read the rows of one file of any format that `Jsonl` reads.
 
-    Raises DataError for a missing path, a missing file, an empty file, or bad lines (all of them listed).
+    split: also the prefix of new ids.  task: name of the task of rows that have none of their own.
+    Raises DataError for a missing file, a file that is no data, or too many bad lines.
     """
     if not path:
-        raise DataError(
-            f"curate.{split}", "no file given", "the path of a JSON-lines file", f"{split}=path/to/{split}.jsonl"
-        )
-    file = user_path(path)
-    if not file.is_file():
-        raise DataError(
-            f"curate.{split}={path}",
-            "no such file",
-            "a JSON-lines file",
-            "check the path; a relative path starts at the current folder or at the project",
-        )
-    rows = parse_lines(file, lambda text, number: _parse(text, f"{split}-{number:05d}"))
-    if not rows:
-        raise DataError(path, "no rows", "at least one conversation")
-    return rows
-
-
-def _parse(text: str, name: str) -> Row:
-    content = from_json(text)
-    if isinstance(content, dict) and ("id" in content or "kind" in content):
-        return parse_row(text)[0]
-    return fill_in(Chat.model_validate(content), name)
-
-
-def fill_in(chat: Chat, name: str) -> Row:
-    """Corpus row of a plain chat, messages verbatim."""
-    key = (Label(label=chat.intent),) if chat.intent else ()
-    row = Row(id=name, messages=chat.messages, key=key, group=name)
-    return row.model_copy(update={"group": normalize(user_text(row)) or name})
-
-
-def _unknown_articles(rows: Mapping[Split, Sequence[Row]], articles: Mapping[str, Article]) -> list[StillroomError]:
-    named = {row.evidence for found in rows.values() for row in found if row.evidence}
-    missing = sorted(named - set(articles))
-    if not missing:
-        return []
-    return [
-        DataError(
-            "articles",
-            f"{len(missing)} articles that rows refer to are missing: {', '.join(missing[:5])}",
-            "every article that a row refers to",
-            "add them to the articles file, or clear the rows' `article`",
-        )
-    ]
-
-
-def _repeated_ids(rows: Mapping[Split, Sequence[Row]]) -> list[StillroomError]:
-    seen: set[str] = set()
-    repeated = [row.id for found in rows.values() for row in found if row.id in seen or seen.add(row.id)]  # type: ignore[func-returns-value]
-    return (
-        [
-            DataError(
-                "id", f"{len(repeated)} ids are used by several rows: {', '.join(repeated[:5])}", "a unique id per row"
-            )
-        ]
-        if repeated
-        else []
-    )
-
-
-def _count_lines(file: Path) -> int:
-    """Lines of a file."""
-    with file.open("rb") as stream:
-        return sum(1 for _ in stream)
+        raise DataError(f"curate.{split}", "no file given", "a file of conversations", f"{split}=path/to/data.jsonl")
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "rows.jsonl"
+        write_file_rows(split, path, file, RowReader(Jsonl(), known_tasks(path)), Quarantine(), Ids())
+        with file.open("rb") as stream:
+            rows = [Row.model_validate_json(line) for line in stream]
+    return [row.model_copy(update={"task": task}) if row.task == DEFAULT_TASK else row for row in rows]

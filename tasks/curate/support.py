@@ -214,7 +214,12 @@ class _Writer:
         elif topic.first_answers:
             turns += [rng.choice(topic.first_answers), self._with_typos(rng.choice(topic.followups))]
         turns.append(join_answer(topic.intent, rng.choice(answers)))
-        talk = [Message(role="assistant" if i % 2 else "user", content=text) for i, text in enumerate(turns)]
+        talk = [
+            Message(role="assistant", content=text, learn=None if text is turns[-1] else False)  # no label before it
+            if number % 2
+            else Message(role="user", content=text)
+            for number, text in enumerate(turns)
+        ]
         talk[-1] = talk[-1].model_copy(update={"reasoning": derive_reasoning(topic, first)})
         return Row(
             id="new",

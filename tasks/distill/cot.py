@@ -6,6 +6,7 @@ The reasoning is in `Row.reasoning`: from a teacher (traces with `reasoning.ask`
 step), or from your own files.
 """
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -85,6 +86,7 @@ class Rationales(Objective):
     """
 
     knob = "rationale_weight"
+    one_turn = True
 
     def __init__(self, weight: float) -> None:
         self.weight = weight
@@ -118,15 +120,15 @@ class Rationales(Objective):
 def mark(row: Row, encoded: Encoded, tokenizer: Any) -> list[int]:
     """Mask of the labeled tokens that belong to reasoning, 1 or 0 per token.
 
-    In a rationale row that is the whole target, elsewhere everything up to </think> and its line break.
+    In a rationale row that is the whole target, elsewhere everything up to </think> and its line break.  An empty thought, which a
+    template may put before an answer without reasoning, is part of the answer.
     """
     spoken = [place for place, label in enumerate(encoded["labels"]) if label != IGNORED]
     length = len(spoken)
     if not row.id.endswith(RATIONALE):
-        prefix = reasoning_prefix(row.answer)
-        ids = tokenizer(prefix, add_special_tokens=False)["input_ids"] if prefix else []
-        pairs = zip(ids, (encoded["labels"][place] for place in spoken), strict=False)
-        length = next((index for index, (mine, whole) in enumerate(pairs) if mine != whole), min(len(ids), len(spoken)))
+        ids = [encoded["labels"][place] for place in spoken]
+        end = len(reasoning_prefix(tokenizer.decode(ids))) if reasoning_prefix(row.answer) else 0
+        length = bisect_right(range(len(ids)), end, key=lambda count: len(tokenizer.decode(ids[: count + 1])))
     thought = set(spoken[:length])
     return [int(place in thought) for place in range(len(encoded["labels"]))]
 
@@ -145,7 +147,8 @@ def two_rows(rows: Sequence[Row], instruction: str) -> list[Row]:
     for row in rows:
         found.append(row)
         if row.reasoning.strip():
-            *before, question, _ = row.messages
+            *earlier, question, _ = row.messages
+            before = [message.model_copy(update={"learn": False}) for message in earlier]  # learned in the row above
             asked = Message(role=question.role, content=f"{question.content}\n\n{instruction}")
             explained = row.model_copy(
                 update={"id": row.id + RATIONALE, "messages": (*before, asked, row.messages[-1])}

@@ -23,7 +23,7 @@ from tasks.shared.errors import ConfigError, TechniqueError
 from tasks.shared.formats.rows import read_rows
 from tasks.shared.model.encoding import IGNORED, Encoded
 from tasks.shared.model.head import core_of, output_head
-from tasks.shared.model.loading import load_model, load_tokenizer
+from tasks.shared.model.loading import load_model, training_tokenizer
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun, Upstream
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class Matching(Objective):
 
     def __init__(self, settings: Features, student: Path, teacher: Path, seed: int) -> None:
         self.settings, self.student, self.source, self.seed = settings, student, teacher, seed
-        self.family = match_vocabularies(*(load_tokenizer(source).get_vocab() for source in (student, teacher)))
+        self.family = match_vocabularies(*(training_tokenizer(source).get_vocab() for source in (student, teacher)))
         self.teacher: Any = None
         self.pairs: Pairs = ()
         self.missing = 0

@@ -24,8 +24,10 @@ from tasks.distill.training.settings import Training, training_spec
 from tasks.shared.errors import ConfigError, TechniqueError
 from tasks.shared.formats.rows import Row, read_rows
 from tasks.shared.model.encoding import IGNORED, Encoded, collate, encode
-from tasks.shared.model.head import output_head
-from tasks.shared.model.loading import load_model, load_tokenizer
+from tasks.shared.model.head import check_head, output_head
+from tasks.shared.model.loading import load_model, training_tokenizer
+from tasks.shared.model.prompts import learned_turn
+from tasks.shared.model.turns import examples
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun, Upstream
 
 if TYPE_CHECKING:
@@ -79,12 +81,12 @@ class Gold(Training, Adapted, Taught):
 class Twin:
     """A conversation in the teacher's tokens, with both models' token offsets in the answer.
 
-    start: number of the teacher's tokens before the answer.
+    starts: numbers of the student's and of the teacher's tokens before the answer.
     offsets: byte offsets of the student's and of the teacher's answer tokens.
     """
 
     ids: list[int]
-    start: int
+    starts: tuple[int, int]
     offsets: tuple[Offsets, Offsets]
 
 
@@ -92,18 +94,27 @@ class OtherTokens(Objective):
     """Hard labels, and the distance to a teacher with its own tokens."""
 
     knob = "hard_weight and soft_weight"
+    one_turn = True
 
     def __init__(self, settings: Gold, student: Path, teacher: Path, rows: Sequence[Row]) -> None:
         self.settings, self.source = settings, teacher
-        self.tokenizers = load_tokenizer(student), load_tokenizer(teacher)
+        self.tokenizers = training_tokenizer(student), training_tokenizer(teacher)
         if self.tokenizers[0].get_vocab() == self.tokenizers[1].get_vocab():
             log.warning(
                 "the teacher has the student's tokens: distill/logits compares them directly, which is a stronger signal"
             )
-        mine, theirs = (encode(rows, tokenizer, UNLIMITED) for tokenizer in self.tokenizers)
+        apart = [examples(rows, tokenizer, settings.turns, apart=True) for tokenizer in self.tokenizers]
+        mine, theirs = (
+            encode(part, tokenizer, UNLIMITED) for part, tokenizer in zip(apart, self.tokenizers, strict=True)
+        )
+        if len(mine) != len(theirs):
+            raise TechniqueError(
+                "inputs.teacher", "its chat template joins turns that the student's keeps apart, or the other way round",
+                "templates that agree on the turns", "turns=last, or join the turns in the data",
+            )  # fmt: skip
         self.twins = {
             tuple(own["input_ids"]): self._twin(row, own, other)
-            for row, own, other in zip(rows, mine, theirs, strict=True)
+            for row, own, other in zip(apart[0], mine, theirs, strict=True)
         }
         self.longest = max(len(row["input_ids"]) for row in theirs)
         self.batched: list[Twin] = []
@@ -112,11 +123,16 @@ class OtherTokens(Objective):
     def _twin(self, row: Row, mine: Encoded, theirs: Encoded) -> Twin:
         spoken = [[token for token in side["labels"] if token != IGNORED] for side in (mine, theirs)]
         if self.settings.alignment == "bytes":
-            answer = row.answer.strip()
-            first, second = (answer_offsets(*side, answer) for side in zip(self.tokenizers, spoken, strict=True))
+            heads = (learned_turn(tokenizer, row.chat, row.tools).head for tokenizer in self.tokenizers)
+            sides = zip(self.tokenizers, spoken, heads, strict=True)
+            first, second = (answer_offsets(tokenizer, ids, row.answer.strip(), head) for tokenizer, ids, head in sides)
         else:
             first, second = ([[0, 0]] * len(side) for side in spoken)
-        return Twin(theirs["input_ids"], len(theirs["input_ids"]) - len(spoken[1]), (first, second))
+        return Twin(
+            theirs["input_ids"],
+            (len(mine["input_ids"]) - len(first), len(theirs["input_ids"]) - len(second)),
+            (first, second),
+        )
 
     def label(self, rows: Sequence[Encoded]) -> list[Encoded]:
         """Add `row`, the conversation's index in `batched`."""
@@ -130,6 +146,7 @@ class OtherTokens(Objective):
         Raises TechniqueError if a conversation exceeds either model's maximum length.
         """
         self.teacher = load_model(self.source, self.settings.teacher_dtype, device).requires_grad_(False)
+        check_head(self.teacher)
         places = getattr(self.teacher.config.get_text_config(), "max_position_embeddings", None) or UNLIMITED
         if self.longest > places:
             raise TechniqueError(
@@ -182,9 +199,9 @@ class OtherTokens(Objective):
 
         found = []
         for row, twin in enumerate(twins):
-            first = int((batch["labels"][row] != IGNORED).nonzero()[0]) - 1
+            first = twin.starts[0] - 1
             mine = slice(first, first + 1 + len(twin.offsets[0]))
-            other = slice(twin.start - 1, len(twin.ids))
+            other = slice(twin.starts[1] - 1, len(twin.ids))
             places = [torch.tensor([[0, 0], *offsets], device=device) for offsets in twin.offsets]
             rest = [batch["input_ids"][row, mine], places[0], torch.tensor(twin.ids[other], device=device), places[1]]
             found.append(checkpoint(distance, hidden[row, mine], wanted[row, other], *rest, use_reentrant=False))

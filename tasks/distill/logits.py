@@ -25,8 +25,8 @@ from tasks.shared.errors import ConfigError, DataError
 from tasks.shared.formats.rows import read_rows
 from tasks.shared.formats.soft_targets import SoftTargets, row_key
 from tasks.shared.model.encoding import Encoded, counted
-from tasks.shared.model.head import output_head
-from tasks.shared.model.loading import Dtype, load_model, load_tokenizer
+from tasks.shared.model.head import check_head, output_head
+from tasks.shared.model.loading import Dtype, load_model, training_tokenizer
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun, Upstream
 
 if TYPE_CHECKING:
@@ -77,6 +77,12 @@ class Logits(Training, Adapted, Taught):
                 yield ConfigError(
                     f"{where}.inputs", got, "the same data", f"{where}.inputs.data={step.inputs['data'][0]}"
                 )
+            turns = getattr(step.technique, "turns", self.turns)
+            if turns != self.turns:
+                yield ConfigError(
+                    f"{where}.turns", f"{self.turns}, while {name} has targets for turns={turns}", "the same turns",
+                    f"{where}.turns={turns}",
+                )  # fmt: skip
             stored = getattr(step.technique, "temperatures", None)
             if stored is not None and self.temperature not in stored:
                 yield ConfigError(
@@ -107,7 +113,7 @@ class StoredTargets(Objective):
 
     def __init__(self, targets: SoftTargets, student: Path, blend: Blend) -> None:
         self.targets, self.blend = targets, blend
-        self.family = match_vocabularies(load_tokenizer(student).get_vocab(), targets.vocabulary)
+        self.family = match_vocabularies(training_tokenizer(student).get_vocab(), targets.vocabulary)
         self.keys: list[str] = []
         self.missing = 0
         self.rows = 0
@@ -185,7 +191,7 @@ class OnlineTargets(Objective):
 
     def __init__(self, teacher: Path, student: Path, blend: Blend, dtype: Dtype) -> None:
         self.source, self.blend, self.dtype = teacher, blend, dtype
-        self.family = match_vocabularies(*(load_tokenizer(source).get_vocab() for source in (student, teacher)))
+        self.family = match_vocabularies(*(training_tokenizer(source).get_vocab() for source in (student, teacher)))
         self.teacher: Any = None
         self.columns: Tensor | None = None
         self.missing = 0
@@ -193,6 +199,7 @@ class OnlineTargets(Objective):
     def attach(self, model: "PreTrainedModel", device: str) -> None:
         """Load the teacher."""
         self.teacher = load_model(self.source, self.dtype, device).requires_grad_(False)
+        check_head(self.teacher)
         rows = (int(one.get_output_embeddings().weight.shape[0]) for one in (model, self.teacher))
         columns = self.family.columns(*rows)
         self.columns = None if columns is None else columns.to(device)

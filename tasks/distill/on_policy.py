@@ -33,8 +33,8 @@ from tasks.shared.errors import ConfigError, TechniqueError
 from tasks.shared.forecast import ANSWER_TOKENS, GENERATION_COST, Forecast, Workload
 from tasks.shared.formats.rows import read_rows
 from tasks.shared.model.encoding import IGNORED, Encoded, collate, counted
-from tasks.shared.model.head import output_head, sum_over_chunks
-from tasks.shared.model.loading import load_model, load_tokenizer
+from tasks.shared.model.head import check_head, output_head, sum_over_chunks
+from tasks.shared.model.loading import load_model, training_tokenizer
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun, Upstream
 
 if TYPE_CHECKING:
@@ -93,12 +93,14 @@ class OnPolicy(Training, Adapted, Taught):
 class OwnAnswers(Objective):
     """One term: the divergence from the teacher on the step's answers, sampled or from the data."""
 
+    one_turn = True
+
     def __init__(self, settings: OnPolicy, student: Path, teacher: Path, seed: int) -> None:
         self.settings, self.source, self.seed = settings, teacher, seed
-        tokenizer = load_tokenizer(student)
+        tokenizer = training_tokenizer(student)
         self.end, self.pad = int(tokenizer.eos_token_id), int(tokenizer.pad_token_id)
         self.kind: Divergence = {0.0: "forward_kl", 1.0: "reverse_kl"}.get(settings.beta, "jsd")  # type: ignore[assignment]
-        self.family = match_vocabularies(*(load_tokenizer(source).get_vocab() for source in (student, teacher)))
+        self.family = match_vocabularies(*(training_tokenizer(source).get_vocab() for source in (student, teacher)))
         self.teacher: Any = None
         self.columns: Tensor | None = None
         self.longest = self.missing = 0
@@ -125,6 +127,7 @@ class OwnAnswers(Objective):
         Raises TechniqueError if a prompt and its answer exceed either model's maximum length.
         """
         self.teacher = load_model(self.source, self.settings.teacher_dtype, device).requires_grad_(False)
+        check_head(self.teacher)
         heads = (int(part.get_output_embeddings().weight.shape[0]) for part in (model, self.teacher))
         columns = self.family.columns(*heads)
         self.columns = None if columns is None else columns.to(device)

@@ -7,7 +7,8 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from tasks.evaluate.grading.eval_rows import last_question, read_test_rows, tag_rows
+from tasks.evaluate.grading.eval_rows import last_question, read_test_split
+from tasks.evaluate.likelihood.documents import answered_rows, unanswered_note
 from tasks.evaluate.likelihood.logits import dequantized_notes, in_transformers, weighted_mean
 from tasks.evaluate.likelihood.next_token_divergence import (
     AnswerPlan,
@@ -20,10 +21,12 @@ from tasks.evaluate.likelihood.next_token_divergence import (
 from tasks.evaluate.models_under_test.forecast import forecast_evaluation
 from tasks.evaluate.models_under_test.isolated_runs import evaluate_each, make_summary
 from tasks.evaluate.models_under_test.model_under_test import MODEL_PORTS, ModelUnderTest, list_models
+from tasks.shared.engines.registry import Needs
 from tasks.shared.forecast import TOKENS_PER_ROW, Forecast, Workload
-from tasks.shared.formats.rows import Row, read_rows, spread
+from tasks.shared.formats.rows import Row, spread
 from tasks.shared.formats.scores import ItemScore, Measure, write_scores
 from tasks.shared.isolation import Failure
+from tasks.shared.items import Items, ItemSources
 from tasks.shared.model.loading import Dtype
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun
 
@@ -52,8 +55,8 @@ class Divergence:
 
     text: Literal["gold", "baseline"] = "gold"
     """Answers to compare on: the test split's, or the baseline's own greedy answers."""
-    max_new_tokens: Annotated[int, Field(ge=1)] = 48
-    """Length limit of the baseline's own answers, tokens; gold answers are used in full."""
+    max_new_tokens: Annotated[int, Field(ge=0)] = 0
+    """Length limit of the baseline's own answers, tokens; 0 takes the largest of the rows' tasks.  Gold answers are used in full."""
     limit: Annotated[int, Field(ge=0)] = 0
     """Test rows to use, spread evenly over the split; 0 takes all."""
     dtype: Dtype = "float32"
@@ -68,10 +71,18 @@ class Divergence:
         paper="Dutta et al. 2024, arXiv 2407.09141",
     )
 
+    def engine_needs(self) -> Needs:
+        """Distributions over the whole vocabulary, of the weights, in whatever engine gives them."""
+        return Needs(("distribution",))
+
     def forecast(self, work: Workload) -> Forecast:
         """One pass over the test rows per model, each with the baseline in memory."""
         tokens = 2 * work.test_rows(self.limit) * TOKENS_PER_ROW
         return forecast_evaluation(work, tokens, self.dtype, resident=work.size("baseline").parameters)
+
+    def count_items(self, sources: ItemSources) -> dict[str, Items]:
+        """Return the items by measure: at most one per row."""
+        return dict.fromkeys(MEASURES, Items(sources.at_most(self.limit), binary=False, exact=False))
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Compare all models with the baseline; write scores.json and items.jsonl.
@@ -79,10 +90,12 @@ class Divergence:
         Raises DataError for an empty test split, ModelError if the baseline fails.  A model with another vocabulary gets no values.
         """
         corpus = inputs.one("data").path
-        test = read_test_rows(corpus)
-        rows, tags = spread(test, self.limit), tag_rows(test, read_rows(corpus / "train.jsonl"))
+        split = read_test_split(corpus)
+        fit = answered_rows(split.rows, corpus) if self.text == "gold" else split.rows
+        rows = spread(fit, self.limit)
         baseline, *others = in_transformers(list_models(inputs))
-        texts = self._texts(baseline, rows, run)
+        length = self.max_new_tokens or max(split.tasks[row.task].answer_tokens for row in rows)
+        texts = self._texts(baseline, rows, length, run)
         plan = DivergencePlan([row.prompt for row in rows], texts.answers, self.dtype, baseline.cache_id, baseline)
         found = evaluate_each(others, {model.name: plan for model in others}, measure_divergence, Divergences, run)
         summary = make_summary(
@@ -91,16 +104,16 @@ class Divergence:
             MEASURES,
             run,
             self.spec.libraries,
-            self._notes([baseline, *others], found),
+            [*self._notes([baseline, *others], found), *unanswered_note(len(split.rows), len(fit))],
         )
         sound = {name: result for name, result in found.items() if not isinstance(result, Failure)}
-        items = self._items(rows, tags, texts, baseline.name, sound)
+        items = self._items(rows, split.tags, texts, baseline.name, sound)
         write_scores(out, summary, items)
         return flat_metrics(items, [baseline.name, *sound])
 
-    def _texts(self, baseline: ModelUnderTest, rows: Sequence[Row], run: StepRun) -> ReferenceAnswers:
+    def _texts(self, baseline: ModelUnderTest, rows: Sequence[Row], length: int, run: StepRun) -> ReferenceAnswers:
         gold = [row.answer for row in rows] if self.text == "gold" else []
-        plan = AnswerPlan([row.prompt for row in rows], gold, 0 if gold else self.max_new_tokens, self.dtype)
+        plan = AnswerPlan([row.prompt for row in rows], gold, 0 if gold else length, self.dtype)
         found = evaluate_each([baseline], {baseline.name: plan}, choose_answers, ReferenceAnswers, run)[baseline.name]
         assert not isinstance(found, Failure)  # a failing baseline raises instead
         return found

@@ -1,65 +1,90 @@
-"""Graded answers on the test split: intent, fact, refusal, format, loops, ROUGE-L."""
+"""Graded answers on the test split, by the answer key of each row and its task."""
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-from pydantic import ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from tasks.evaluate.grading.answers import (
+from tasks.evaluate.grading.answers import read_reply
+from tasks.evaluate.grading.eval_rows import TestSplit, last_question, read_test_items, read_test_split
+from tasks.evaluate.grading.measures import (
+    FROM_LABELS,
     MEASURES,
-    MeasureName,
-    Reply,
-    applies_to,
-    expected_text,
-    grade_reply,
-    reply_text,
-    truncation_notes,
+    TestItem,
+    balanced_weights,
+    items_by_measure,
+    known_measures,
+    missing_measures,
 )
-from tasks.evaluate.grading.eval_rows import last_question, read_labels, read_test_rows, tag_rows
-from tasks.evaluate.models_under_test.answering import GenerationPlan, Predictions, generate_replies, template_notes
+from tasks.evaluate.models_under_test.answering import GenerationPlan, template_notes
 from tasks.evaluate.models_under_test.forecast import ANSWERED_TOKENS, forecast_evaluation
-from tasks.evaluate.models_under_test.isolated_runs import evaluate_each, make_summary, repeat_batch_size
+from tasks.evaluate.models_under_test.groups import Replies, reply_to_all
+from tasks.evaluate.models_under_test.isolated_runs import make_summary, repeat_batch_size
+from tasks.evaluate.models_under_test.label_choice import LabelLayout, LabelMethod
 from tasks.evaluate.models_under_test.means import mean_values
 from tasks.evaluate.models_under_test.model_under_test import (
     MODEL_PORTS,
     ModelUnderTest,
+    RowPrompts,
     list_models,
     reference_prompts,
     tuned_prompts,
 )
+from tasks.shared.engines.registry import Needs
 from tasks.shared.forecast import Forecast, Workload
-from tasks.shared.formats.articles import read_articles
-from tasks.shared.formats.rows import Row, read_rows, spread
-from tasks.shared.formats.scores import ItemScore, Measure, write_scores
-from tasks.shared.isolation import Failure
+from tasks.shared.formats.articles import Article, read_articles
+from tasks.shared.formats.rows import Row, spread
+from tasks.shared.formats.scores import ItemScore, write_scores
+from tasks.shared.items import Items, ItemSources
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun
 
-log = logging.getLogger(__name__)
-Replies = Mapping[str, Mapping[str, Reply]]
-"""By model, then by row id."""
+Measured = Mapping[str, Sequence[TestItem]]
+"""Items by measure."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """Request to the models for the rows of a task.
+
+    labels: to choose from; empty for no choice.  layout: place of the label.  length: of an answer, tokens; 0 for none.
+    """
+
+    labels: tuple[str, ...]
+    layout: LabelLayout
+    length: int
+    stop: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Generation:
-    """One greedy answer and one label choice per test row and model.
+    """One greedy answer per test row and model, graded by each row's own answer key.
 
+    Where rows have labels, also one label choice.
     Every model uses its own chat template and tokenizer; one without a template is prompted in ChatML if its vocabulary has that markup
-    (the notes say so), and fails otherwise.  A reference is prompted without the label line, so `format` skips it.
-    Reasoning before an answer (<think> ... </think>) is removed before grading; the label is chosen after it.
-    Facts, refusals and loops are found by rules (tasks/shared/text/answer_format.py, tasks/shared/text/repetition.py); refusals in English only.
+    (the notes say so), and fails otherwise.  A reference is prompted with the task's instruction and without its layout, so `format`
+    skips it.  Reasoning before an answer (<think> ... </think>) is removed before grading; the label is chosen after it.
+    The measures are in tasks/evaluate/grading/measures.py, the grades in tasks/shared/grading/.  Refusals are found by the task's
+    regular expressions, or by common English phrases.
     """
 
-    measures: Annotated[tuple[MeasureName, ...], Field(min_length=1)] = tuple(MEASURES)
-    """Measures to take: intent, fact, refusal, over_refusal, format, loop, exact (match with the gold answer), rouge_l."""
+    measures: Annotated[
+        tuple[str, ...], BeforeValidator(lambda value: () if value == "auto" else value), AfterValidator(known_measures)
+    ] = ()
+    """Measures to take, such as label, fact, refusal, json_exact, value; empty or auto takes those of the types of the corpus' tasks.  A
+    measure that no test row can have is an error."""
     limit: Annotated[int, Field(ge=0)] = 0
     """Test rows to use, spread evenly over the split; 0 takes all."""
     reference_limit: Annotated[int, Field(ge=0)] = 0
     """Of these, rows for the reference, which decides nothing; 0 takes all."""
-    max_new_tokens: Annotated[int, Field(ge=1)] = 48
-    """Length limit of an answer, tokens; of a model that reasons first (`distill/cot`), its reasoning included."""
+    max_new_tokens: Annotated[int, Field(ge=0)] = 0
+    """Length limit of an answer, tokens; of a model that reasons first (`distill/cot`), its reasoning included.  0 takes the task's."""
+    stop: tuple[str, ...] = ()
+    """Strings that end an answer, besides the model's own end of turn; they are not part of it.  Empty takes the task's."""
+    label: LabelMethod = "likeliest"
+    """Source of the label.  likeliest: the label with the highest log-likelihood where the answer would begin, for one more pass over the
+    prompts.  written: as the answer states it; a reference, which writes none, is still scored."""
     batch_size: Annotated[int, Field(ge=1)] = 64
     """Prompts generated together in transformers; log-likelihoods take a quarter of it."""
     context: Annotated[int, Field(ge=64)] = 1024
@@ -68,88 +93,133 @@ class Generation:
     """Times to evaluate the baseline again, in other batch sizes (llama.cpp: in reverse order), for the noise floor."""
 
     spec: ClassVar[Spec] = Spec(
-        summary="One answer and one label per test row: intent, fact, refusal, over-refusal, format, loops, exact match, ROUGE-L",
+        summary="One answer per test row, graded by its answer key: labels, facts, refusals, numbers, JSON, tool calls, ROUGE-L, format, loops",
         ports={
             **MODEL_PORTS,
             "reference": Port((Kind.MODEL,), optional=True, wire="reader"),
             "data": Port((Kind.CORPUS,)),
         },
         produces=Kind.SCORES,
-        libraries=("torch", "transformers", "tokenizers", "auto-round", "compressed-tensors", "gguf", "lm-eval", "xllamacpp", "numpy", "rouge-score"),
+        libraries=("torch", "transformers", "tokenizers", "auto-round", "compressed-tensors", "gguf", "xllamacpp", "numpy", "rouge-score", "jsonschema"),
         device="accelerator",
     )  # fmt: skip
+
+    def engine_needs(self) -> Needs:
+        """Engines that compute with the weights as stored, and choose labels if a measure needs it."""
+        chooses = FROM_LABELS.intersection(self.measures) and self.label == "likeliest"
+        return Needs((*(("labels",) if chooses else ()), *(("stop",) if self.stop else ())), dequantized=False)
 
     def forecast(self, work: Workload) -> Forecast:
         """One prompt and one answer per test row and model."""
         return forecast_evaluation(work, work.test_rows(self.limit) * ANSWERED_TOKENS)
 
+    def count_items(self, sources: ItemSources) -> dict[str, Items]:
+        """Return the items by measure: counted in the corpus, or at most one per row.
+
+        Raises DataError for a measure that no test row can have.
+        """
+        if sources.corpus is None:
+            rows = sources.at_most(self.limit)
+            return {name: Items(rows, MEASURES[name].measure.binary, exact=False) for name in self.measures or MEASURES}
+        items = read_test_items(sources.corpus, self.limit)
+        measured = self._measured(items, sources.corpus)
+        return {name: Items(len(found), MEASURES[name].measure.binary) for name, found in measured.items()}
+
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Evaluate every model; write scores.json and items.jsonl.
 
-        Raises DataError if the test split is empty or leaks into training, ModelError if the baseline fails.
+        Raises DataError if the test split is empty, leaks into training or has no items of a measure; ModelError if the baseline fails.
         """
         models = list_models(inputs, self.again, closed_book_reference=True)
         corpus = inputs.one("data").path
-        test = read_test_rows(corpus)
-        rows, tags = spread(test, self.limit), tag_rows(test, read_rows(corpus / "train.jsonl"))
-        labels = read_labels(corpus, rows)
-        plans = {model.name: self._plan(model, self._rows_for(model, rows), labels, corpus) for model in models}
-        results = evaluate_each(models, plans, generate_replies, Predictions, run)
-        replies = {
-            model.name: {row.id: reply for row, reply in zip(self._rows_for(model, rows), result.replies, strict=True)}
-            for model in models
-            if not isinstance(result := results[model.name], Failure)
-        }
-        items = list(self._items(rows, tags, replies, labels))
-        taken = {item.measure for item in items}
-        measures: dict[str, Measure] = {name: measure for name, measure in MEASURES.items() if name in self.measures}
-        notes = [*self._notes(models, taken), *repeat_notes(models, plans), *template_notes(models)]
-        notes += truncation_notes({name: list(found.values()) for name, found in replies.items()}, self.max_new_tokens)
-        write_scores(out, make_summary(models, results, measures, run, self.spec.libraries, notes), items)
+        split = read_test_split(corpus)
+        rows = spread(split.rows, self.limit)
+        measured = self._measured(split.items(rows), corpus)
+        file = corpus / "articles.jsonl"
+        articles = read_articles(file) if file.is_file() else {}
+        prompts = {model.name: self._prompts(model, rows, split, articles) for model in models}
+        asked = self._requests(measured, split)
+        replies = reply_to_all(
+            models,
+            prompts,
+            lambda row: asked[row.task],
+            lambda model, found: self._plan(model, found, asked[found[0].row.task]),
+            run,
+        )
+        items = list(self._items(measured, split, prompts, replies))
+        measures = {name: MEASURES[name].measure for name in measured}
+        notes = [*self._notes(models), *repeat_notes(models, replies.plans), *template_notes(models), *replies.notes]
+        write_scores(out, make_summary(models, replies.found, measures, run, self.spec.libraries, notes), items)
         return {"items": len(rows), **mean_values(items, models)}
 
-    def _rows_for(self, model: ModelUnderTest, rows: Sequence[Row]) -> list[Row]:
-        return spread(rows, self.reference_limit if model.role == "reference" else 0)
+    def _measured(self, items: Sequence[TestItem], corpus: Path) -> Measured:
+        measured = items_by_measure(items, self.measures)
+        if missing := [name for name in self.measures if name not in measured]:
+            raise missing_measures(missing, items, str(corpus / "test.jsonl"))
+        return measured
 
-    def _plan(self, model: ModelUnderTest, rows: Sequence[Row], labels: Sequence[str], corpus: Path) -> GenerationPlan:
+    def _prompts(
+        self, model: ModelUnderTest, rows: Sequence[Row], split: TestSplit, articles: Mapping[str, Article]
+    ) -> list[RowPrompts]:
+        if model.role != "reference":
+            return tuned_prompts(rows)
+        return reference_prompts(
+            spread(rows, self.reference_limit), articles if model.sees_article else {}, split.tasks
+        )
+
+    def _requests(self, measured: Measured, split: TestSplit) -> dict[str, Request]:
+        """Return what models are asked for, by task."""
+        choosing = {item.row.task for name in FROM_LABELS for item in measured.get(name, ())}
+        answered = {item.row.task for name, items in measured.items() if name not in FROM_LABELS for item in items}
+        found = {}
+        for name, task in split.tasks.items():
+            chooses = name in choosing and task.layout != "json"
+            length = self.max_new_tokens or task.answer_tokens
+            written = name in answered or self.label == "written" or not chooses
+            found[name] = Request(
+                task.labels if chooses else (), "first_line" if task.layout == "first_line" else "alone",
+                length if written else 0, self.stop or task.stop,
+            )  # fmt: skip
+        return found
+
+    def _plan(self, model: ModelUnderTest, prompts: Sequence[RowPrompts], request: Request) -> GenerationPlan:
         tuned = model.role != "reference"
-        articles = read_articles(corpus / "articles.jsonl") if model.sees_article else {}
-        prompts = tuned_prompts(rows) if tuned else reference_prompts(rows, articles, labels)
         return GenerationPlan(
-            prompts, labels if "intent" in self.measures else [], tuned, self.max_new_tokens if set(self.measures) - {"intent"} else 0,
-            repeat_batch_size(self.batch_size, model.repetition, len(rows)), self.context, reversed_order=bool(model.repetition % 2),
+            prompts, request.labels, tuned, request.length, repeat_batch_size(self.batch_size, model.repetition, len(prompts)), self.context,
+            reversed_order=bool(model.repetition % 2), stop=request.stop, choice=self.label if tuned else "likeliest", layout=request.layout,
         )  # fmt: skip
 
     def _items(
-        self, rows: Sequence[Row], tags: Mapping[str, dict[str, str]], replies: Replies, labels: Sequence[str]
+        self, measured: Measured, split: TestSplit, prompts: Mapping[str, Sequence[RowPrompts]], replies: Replies
     ) -> Iterator[ItemScore]:
-        for measure in MEASURES:
-            for row in rows if measure in self.measures else ():
-                if not applies_to(row, measure):
-                    continue
-                own = {name: found[row.id] for name, found in replies.items() if row.id in found}
-                values = {name: grade_reply(row, reply, measure, labels) for name, reply in own.items()}
-                known = {name: value for name, value in values.items() if value is not None}
+        own = {
+            name: {prompt.row.id: reply for prompt, reply in zip(prompts[name], found, strict=True)}
+            for name, found in replies.sound.items()
+        }
+        for name, items in measured.items():
+            entry = MEASURES[name]
+            weights = balanced_weights(items) if name == "label_balanced" else {}
+            for item in items:
+                known = {model: found[item.row.id] for model, found in own.items() if item.row.id in found}
+                graded = {
+                    model: read_reply(reply, item.task)
+                    for model, reply in known.items()
+                    if reply.labeled or name != "format" or item.task.layout == "none"
+                }
                 yield ItemScore(
-                    measure=measure, id=row.id, cluster=row.group, tags=tags[row.id], question=last_question(row), wanted=expected_text(row, measure),
-                    values=known, answers={name: reply_text(own[name], measure) for name in known},
+                    measure=name, id=item.row.id, cluster=item.row.group, tags=split.tags[item.row.id], weight=weights.get(item.row.id, 1.0),
+                    question=last_question(item.row), wanted=entry.wanted(item),
+                    values={model: float(entry.value(item, answer)) for model, answer in graded.items()},
+                    answers={model: entry.shown(answer) for model, answer in graded.items()},
                 )  # fmt: skip
 
-    def _notes(self, models: Sequence[ModelUnderTest], taken: set[str]) -> list[str]:
-        notes = [
-            f"{name}: no items in the test split." for name in MEASURES if name in self.measures and name not in taken
-        ]
-        if "intent" in taken and any(model.engine == "llama.cpp" for model in models):
-            notes.append(
-                "Intent: log-likelihood of every label in transformers (lm-evaluation-harness); the most likely label's token in llama.cpp."
-            )
-        notes += [
-            f"{model.name} is prompted {'with' if model.sees_article else 'without'} the article and without the label "
-            "protocol; it chooses the intent from a list in the prompt."
+    def _notes(self, models: Sequence[ModelUnderTest]) -> list[str]:
+        return [
+            f"{model.name} is prompted {'with' if model.sees_article else 'without'} the article and without the layout of the answers; "
+            "it chooses a label from a list in the prompt."
             for model in models
             if model.role == "reference"
         ]
-        return notes
 
 
 def repeat_notes(models: Sequence[ModelUnderTest], plans: Mapping[str, GenerationPlan]) -> list[str]:

@@ -2,19 +2,21 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, ClassVar
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from tasks.evaluate.grading.answers import Reply, gold_text, truncation_notes
-from tasks.evaluate.grading.eval_rows import last_question, read_test_rows, tag_rows
+from tasks.evaluate.grading.answers import Reply, gold_answer, read_reply
+from tasks.evaluate.grading.eval_rows import TestSplit, last_question, read_test_split
 from tasks.evaluate.grading.unsupported_claims import FINDINGS, Finding, find_unsupported_claim
-from tasks.evaluate.models_under_test.answering import GenerationPlan, Predictions, generate_replies, template_notes
+from tasks.evaluate.models_under_test.answering import GenerationPlan, template_notes
 from tasks.evaluate.models_under_test.forecast import ANSWERED_TOKENS, forecast_evaluation
-from tasks.evaluate.models_under_test.isolated_runs import evaluate_each, make_summary
+from tasks.evaluate.models_under_test.groups import reply_to_all
+from tasks.evaluate.models_under_test.isolated_runs import make_summary
 from tasks.evaluate.models_under_test.means import mean_values
 from tasks.evaluate.models_under_test.model_under_test import (
     MODEL_PORTS,
@@ -29,7 +31,8 @@ from tasks.shared.formats.articles import Article, question_of, read_articles, w
 from tasks.shared.formats.records import Figure
 from tasks.shared.formats.rows import Row, read_rows, spread
 from tasks.shared.formats.scores import ItemScore, Measure, write_scores
-from tasks.shared.isolation import Failure
+from tasks.shared.formats.tasks import Task, read_tasks
+from tasks.shared.items import Items, ItemSources
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun
 from tasks.shared.text.fact_matching import contains, states_fact
 
@@ -43,9 +46,10 @@ SENTENCE = re.compile(r"(?<=[.!?])\s+")
 
 @dataclass(frozen=True)
 class Case:
-    """One prompt: a row with its article, and the measure that its answer counts for."""
+    """One prompt: a row with its task and article, and the measure that its answer counts for."""
 
     row: Row
+    task: Task
     article: Article
     measure: str
 
@@ -73,8 +77,8 @@ class Hallucination:
     """Smallest share of the answer's content words that must have a source; 0 disables this check."""
     memory_counts: bool = False
     """Count the right fact as hallucination if the prompt lacks it: for bots that must answer from the prompt alone."""
-    max_new_tokens: Annotated[int, Field(ge=1)] = 48
-    """Length limit of an answer, tokens; of a model that reasons first, its reasoning included."""
+    max_new_tokens: Annotated[int, Field(ge=0)] = 0
+    """Length limit of an answer, tokens; of a model that reasons first, its reasoning included.  0 takes the task's."""
     batch_size: Annotated[int, Field(ge=1)] = 32
     """Prompts generated together in transformers."""
     context: Annotated[int, Field(ge=64)] = 1536
@@ -92,25 +96,35 @@ class Hallucination:
         """Two prompts and two answers per test row and model."""
         return forecast_evaluation(work, 2 * work.test_rows(self.limit) * ANSWERED_TOKENS)
 
+    def count_items(self, sources: ItemSources) -> dict[str, Items]:
+        """Return the items by measure: counted in the corpus, or at most one per row."""
+        if sources.corpus is None:
+            return dict.fromkeys(MEASURES, Items(sources.at_most(self.limit), exact=False))
+        rows = read_rows(sources.corpus / "test.jsonl")
+        cases = self._cases(TestSplit(rows, read_tasks(sources.corpus, {row.task for row in rows}), {}), sources.corpus)
+        counts = Counter(case.measure for case in cases)
+        return {name: Items(counts[name]) for name in MEASURES}
+
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Evaluate every model; write scores.json and items.jsonl.
 
         Raises DataError if no row has a fact and an article, or the test split leaks into training; ModelError if the baseline fails.
         """
         models, corpus = list_models(inputs), inputs.one("data").path
-        test = read_test_rows(corpus)
-        cases = self._cases(test, corpus)
-        plans = {model.name: self._plan(model, cases) for model in models}
-        results = evaluate_each(models, plans, generate_replies, Predictions, run)
-        replies = {name: found.replies for name, found in results.items() if not isinstance(found, Failure)}
+        split = read_test_split(corpus)
+        cases = self._cases(split, corpus)
+        prompts = {model.name: [prompt_for(case, model) for case in cases] for model in models}
+        results = reply_to_all(
+            models, prompts, lambda row: self._limits(split.tasks[row.task]), self._plan_of(split), run
+        )
+        replies = results.sound
         found = {
             name: [self._grade(case, reply) for case, reply in zip(cases, own, strict=True)]
             for name, own in replies.items()
         }
-        tags = tag_rows(test, read_rows(corpus / "train.jsonl"))
-        items = list(make_items(cases, tags, replies, found))
-        notes = [*self._notes(cases), *template_notes(models), *truncation_notes(replies, self.max_new_tokens)]
-        summary = make_summary(models, results, MEASURES, run, self.spec.libraries, notes)
+        items = list(make_items(cases, split.tags, replies, found))
+        notes = [*self._notes(cases), *template_notes(models), *results.notes]
+        summary = make_summary(models, results.found, MEASURES, run, self.spec.libraries, notes)
         entries = {
             name: entry.model_copy(update={"figures": count_findings(found[name])}) if name in found else entry
             for name, entry in summary.models.items()
@@ -118,27 +132,38 @@ class Hallucination:
         write_scores(out, summary.model_copy(update={"models": entries}), items)
         return {"items": len(items), **mean_values(items, models)}
 
-    def _cases(self, test: Sequence[Row], corpus: Path) -> list[Case]:
-        articles = read_articles(corpus / "articles.jsonl")
-        fit = [row for row in test if row.facts and row.evidence in articles]
+    def _cases(self, split: TestSplit, corpus: Path) -> list[Case]:
+        file = corpus / "articles.jsonl"
+        articles = read_articles(file) if file.is_file() else {}
+        fit = [row for row in split.rows if row.facts and row.evidence in articles]
         if not fit:
-            got = f"none of {len(test)} rows has a fact (`accept`) and an article"
+            got = f"none of {len(split.rows)} rows has facts in its key and an article as evidence"
             raise DataError(str(corpus / "test.jsonl"), got, "at least one", "leave this step out for such a corpus")
         rows = spread(fit, self.limit)
-        cases = [Case(row, articles[row.evidence], WITH) for row in rows]
+        cases = [Case(row, split.tasks[row.task], articles[row.evidence], WITH) for row in rows]
         return cases + [
-            Case(row, cut, WITHOUT) for row in rows if (cut := without_answer(row, articles[row.evidence])) is not None
+            replace(case, article=cut, measure=WITHOUT)
+            for case in cases
+            if (cut := without_answer(case.row, case.article)) is not None
         ]
 
-    def _plan(self, model: ModelUnderTest, cases: Sequence[Case]) -> GenerationPlan:
-        tuned = model.role != "reference"
-        prompts = [tuned_prompt(case) if tuned else reference_prompt(case) for case in cases]
-        return GenerationPlan(prompts, [], tuned, self.max_new_tokens, self.batch_size, self.context)
+    def _limits(self, task: Task) -> tuple[int, tuple[str, ...]]:
+        """Length limit and stop strings of a task's answers."""
+        return self.max_new_tokens or task.answer_tokens, task.stop
+
+    def _plan_of(self, split: TestSplit) -> Callable[[ModelUnderTest, Sequence[RowPrompts]], GenerationPlan]:
+        def plan(model: ModelUnderTest, prompts: Sequence[RowPrompts]) -> GenerationPlan:
+            length, stop = self._limits(split.tasks[prompts[0].row.task])
+            tuned = model.role != "reference"
+            return GenerationPlan(prompts, [], tuned, length, self.batch_size, self.context, stop=stop)
+
+        return plan
 
     def _grade(self, case: Case, reply: Reply) -> Finding:
         return find_unsupported_claim(
-            reply.text,
+            read_reply(reply, case.task).text,
             case.row,
+            case.task,
             prompt_of(case),
             self.support,
             answer_given=case.measure == WITH,
@@ -171,18 +196,17 @@ def without_answer(row: Row, article: Article) -> Article | None:
     return None if len(remaining) == len(sentences) or states_fact(rest, row.facts) else cut
 
 
-def tuned_prompt(case: Case) -> RowPrompts:
-    """Return the row's prompt for a model trained on this corpus, with this article."""
-    *before, last = case.row.prompt
-    return RowPrompts(
-        case.row, [], [*before, {"role": "user", "content": with_article(question_of(last["content"]), case.article)}]
-    )
-
-
-def reference_prompt(case: Case) -> RowPrompts:
-    """Return the row's prompt for an untrained reference, with this article."""
-    (prompts,) = reference_prompts([case.row], {case.row.evidence: case.article}, [])
-    return RowPrompts(case.row, [], prompts.answer_messages)
+def prompt_for(case: Case, model: ModelUnderTest) -> RowPrompts:
+    """Return the row's prompt for a model, with this article in its last user turn."""
+    row = case.row
+    if model.role == "reference":
+        (prompts,) = reference_prompts([row], {row.evidence: case.article}, {row.task: case.task})
+        return replace(prompts, label_messages=[])
+    turns = [dict(turn) for turn in row.prompt]
+    asked = next((turn for turn in reversed(turns) if turn["role"] == "user"), None)
+    if asked:
+        asked["content"] = with_article(question_of(asked["content"]), case.article)
+    return RowPrompts(row, [], turns, row.tools)
 
 
 def prompt_of(case: Case) -> str:
@@ -205,9 +229,9 @@ def make_items(
         yield ItemScore(
             measure=case.measure, id=case.row.id, cluster=case.row.group, question=last_question(case.row),
             tags=tags[case.row.id] | {"grounded": "yes", "trained": "no" if case.article.held_out else "yes"},
-            wanted=gold_text(case.row) if case.measure == WITH else general,
+            wanted=gold_answer(case.row, case.task).text if case.measure == WITH else general,
             values={name: float(finding.hallucinated) for name, finding in findings.items()},
-            answers={name: f"{replies[name][index].text} {finding.words()}".strip() for name, finding in findings.items()},
+            answers={name: f"{read_reply(replies[name][index], case.task).text} {finding.words()}".strip() for name, finding in findings.items()},
         )  # fmt: skip
 
 

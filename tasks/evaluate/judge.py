@@ -1,9 +1,10 @@
-"""LLM judge: pairwise preference over the baseline's answers, by a model behind an endpoint."""
+"""LLM judge: pairwise preference over the baseline's answers, by a model at a URL or here."""
 
 import asyncio
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from contextlib import contextmanager
+from dataclasses import asdict, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -11,22 +12,24 @@ from typing import Annotated, ClassVar
 from pydantic import ConfigDict, Field, SecretStr
 from pydantic.dataclasses import dataclass
 
+from tasks.evaluate.grading.measures import FULL_TEXTS
 from tasks.evaluate.grading.preference import (
-    INSTRUCTIONS,
     Judgment,
     Pair,
     agreement,
     first_position_share,
     read_opinion,
+    request_of,
 )
 from tasks.evaluate.models_under_test.machine import describe_machine
+from tasks.shared.engines.embedded_server import Embedded, serve_embedded
 from tasks.shared.engines.endpoint_settings import EndpointSettings, read_key
 from tasks.shared.engines.openai_endpoint import Endpoint, connect, for_each
 from tasks.shared.engines.sample_store import Sample, SampleStore, request_digest
 from tasks.shared.errors import ConfigError, DataError, EndpointError, RefusedError
 from tasks.shared.forecast import REQUEST_S, Forecast, Workload, forecast_light
 from tasks.shared.formats.records import Figure
-from tasks.shared.formats.rows import spread
+from tasks.shared.formats.rows import read_rows, spread
 from tasks.shared.formats.scores import (
     EvaluationSummary,
     ItemScore,
@@ -36,8 +39,10 @@ from tasks.shared.formats.scores import (
     read_scores,
     write_scores,
 )
+from tasks.shared.formats.tasks import read_tasks
+from tasks.shared.items import Items, ItemSources
 from tasks.shared.progress import progress_bar
-from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun, Upstream
+from tasks.shared.technique import WEIGHTS, Inputs, Kind, Metrics, Port, Spec, StepRun, Upstream
 from tasks.shared.text.fact_matching import normalize
 
 JUDGED = "judged"
@@ -54,7 +59,8 @@ Judgments = Mapping[str, Mapping[str, Judgment]]
 class Judge(EndpointSettings):
     """Pairwise preference of an LLM judge (Zheng et al. 2023, arXiv 2306.05685, section 3).
 
-    Every candidate's and repeat's answer is compared with the baseline's twice, in both orders, next to the gold answer.  It wins (1) or
+    The judge is a model behind an endpoint, or the GGUF at the port `judge`, which llama.cpp runs on this machine.
+    Every candidate's and repeat's answer is compared with the baseline's twice, in both orders, next to the gold answer if there is one.  It wins (1) or
     loses (0) only if both orders agree; anything else is a tie (0.5), which is also the baseline's value.  Equal answers tie without a
     request.  The notes report how often the orders agree, and how often the first answer wins: a judge that rarely agrees with itself
     cannot tell the answers apart.  References are left out.
@@ -64,19 +70,26 @@ class Judge(EndpointSettings):
     """Sampling temperature."""
     max_tokens: Annotated[int, Field(ge=1)] = 200
     """Length limit of one reply, tokens; a reply truncated before its verdict is unreadable, and the pair ties."""
-    measure: str = "rouge_l"
-    """Measure of the earlier step whose items hold the answers to compare; these must be full texts, as of fact, exact or rouge_l."""
+    measure: str = ""
+    """Measure of the earlier step whose items hold the answers to compare, as full texts; empty takes every item with a full text once."""
     limit: Annotated[int, Field(ge=0)] = 200
     """Items to judge, spread evenly; 0 takes all.  Each takes two requests per model."""
-    instructions: Annotated[str, Field(min_length=1)] = INSTRUCTIONS
-    """The judge's system prompt; it must ask for a last line "Verdict: A", "Verdict: B" or "Verdict: tie"."""
+    instructions: str = ""
+    """The judge's system prompt, which must ask for a last line "Verdict: A", "Verdict: B" or "Verdict: tie".  Empty takes a general one
+    with the criteria of the row's task (`judge` in tasks.json)."""
+    embedded: Embedded = field(default_factory=Embedded)
+    """The embedded server."""
 
     spec: ClassVar[Spec] = Spec(
         summary="A judge model compares answers with the baseline's, in both orders",
-        ports={"answers": Port((Kind.SCORES,))},
+        ports={
+            "answers": Port((Kind.SCORES,)),
+            "judge": Port(WEIGHTS, optional=True),
+            "data": Port((Kind.CORPUS,), optional=True, wire="inputs"),
+        },
         produces=Kind.SCORES,
-        libraries=("httpx", "tenacity"),
-        unkeyed=frozenset({"api_key_env", "concurrency", "timeout_s", "max_attempts"}),
+        libraries=("xllamacpp", "httpx", "tenacity"),
+        unkeyed=frozenset({"api_key_env", "concurrency", "timeout_s", "max_attempts", "embedded.port"}),
         retries=2,
         paper="Zheng et al. 2023, arXiv 2306.05685",
     )
@@ -84,13 +97,22 @@ class Judge(EndpointSettings):
     def plan_problems(
         self, where: str, inputs: Mapping[str, tuple[str, ...]], upstream: Mapping[str, Upstream]
     ) -> Iterator[ConfigError]:
-        """Yield an error if the judge's URL is missing."""
-        if not self.base_url:
-            yield no_url(f"{where}.base_url")
+        """Yield an error if there is no judge."""
+        if not self.base_url and not inputs.get("judge"):
+            yield no_judge(f"{where}.base_url")
 
     def forecast(self, work: Workload) -> Forecast:
-        """Two requests per item, several in flight."""
-        return forecast_light(10 + 2 * work.test_rows(self.limit) * REQUEST_S)
+        """Two requests per item, several in flight; an embedded judge is held as it is on disk."""
+        held = 0.0 if self.base_url else work.size("judge").bytes
+        return forecast_light(10 + 2 * work.test_rows(self.limit) * REQUEST_S, held=held)
+
+    def count_items(self, sources: ItemSources) -> dict[str, Items]:
+        """Return the items: those of the measure whose answers are judged, up to the limit."""
+        names = [self.measure] if self.measure else FULL_TEXTS
+        own = [sources.items[name] for name in names if name in sources.items]
+        most = max((items.count for items in own), default=sources.rows)
+        exact = bool(own) and all(items.exact for items in own) and len(own) == 1
+        return {JUDGED: Items(min(self.limit or most, most), binary=False, exact=exact)}
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Judge all pairs; write scores.json and items.jsonl.
@@ -99,8 +121,6 @@ class Judge(EndpointSettings):
         Raises DataError if the earlier step has no such answers; EndpointError if the judge is down (`retryable`), refuses every pair or
         never gives a verdict.  A pair that it refuses ties.
         """
-        if not self.base_url:
-            raise no_url("base_url")
         answers = read_scores(inputs.one("answers").path)
         baseline = baseline_of(answers.summary)
         items = spread(self._items(answers, baseline), self.limit)
@@ -109,10 +129,17 @@ class Judge(EndpointSettings):
             for name, model in answers.summary.models.items()
             if model.role in ("candidate", "repeat") and not model.failure
         ]
-        pairs = [Pair(item, baseline, name) for name in rivals for item in items if name in item.answers]
-        with SampleStore(run.scratch / "opinions.jsonl") as store:
+        requests, criteria = asked_of(inputs)
+        pairs = [
+            Pair(item, baseline, name, requests.get(item.id, item.question), criteria.get(item.id, ""))
+            for name in rivals
+            for item in items
+            if name in item.answers
+        ]
+        key = read_key(self.api_key_env)
+        with SampleStore(run.scratch / "opinions.jsonl") as store, self._endpoint(inputs, run) as (url, judge):
             different = {pair.key: pair for pair in pairs if differs(pair)}
-            samples = asyncio.run(self._request(list(different.values()), store, read_key(self.api_key_env)))
+            samples = asyncio.run(self._request(list(different.values()), store, url, judge, key))
         found: dict[str, dict[str, Judgment]] = {name: {} for name in rivals}
         for pair in pairs:
             found[pair.rival][pair.item.id] = self._judgment(samples.get(pair.key, ()))
@@ -122,35 +149,50 @@ class Judge(EndpointSettings):
         return flat_metrics(items, found, replies)
 
     def _items(self, answers: Scores, baseline: str) -> list[ItemScore]:
-        items = [item for item in answers.items if item.measure == self.measure and baseline in item.answers]
+        names = [self.measure] if self.measure else [name for name in FULL_TEXTS if name in answers.summary.measures]
+        known = [item for name in names for item in answers.items if item.measure == name and baseline in item.answers]
+        items = list({item.id: item for item in reversed(known)}.values())[::-1]  # of several, the first measure's
         if not items:
             has = sorted({item.measure for item in answers.items if item.answers})
-            got = f"step {answers.summary.step} has no answers under {self.measure!r}"
+            got = f"step {answers.summary.step} has no answers under {self.measure or 'a measure of full texts'!r}"
             raise DataError(
                 "measure", got, f"one of {', '.join(has)}" if has else "a step that stores answers", "correct `measure`"
             )
         return items
 
+    @contextmanager
+    def _endpoint(self, inputs: Inputs, run: StepRun) -> Iterator[tuple[str, str]]:
+        """Yield the judge's base URL, and its name in digests of requests."""
+        if self.base_url:
+            yield self.base_url, f"{self.base_url} {self.model}"
+            return
+        judge = inputs.get("judge")
+        if judge is None:
+            raise no_judge("base_url")
+        threads = run.compute.threads
+        with serve_embedded(judge.path, self.embedded, threads=threads, parallel=self.concurrency) as found:
+            yield found
+
     async def _request(
-        self, pairs: Sequence[Pair], store: SampleStore, key: SecretStr | None
+        self, pairs: Sequence[Pair], store: SampleStore, url: str, judge: str, key: SecretStr | None
     ) -> dict[tuple[str, str], tuple[Sample, ...]]:
         """Return the judge's replies to each pair, in both orders, by the pair's key."""
         found: dict[tuple[str, str], tuple[Sample, ...]] = {}
-        async with connect(self.base_url, self.model, key, **self.request_limits) as endpoint:
+        async with connect(url, self.model, key, **self.request_limits) as endpoint:
             with progress_bar("judging", len(pairs)) as advance:
 
-                async def judge(pair: Pair) -> None:
-                    replies = [await self._reply(pair, swapped, endpoint, store) for swapped in ORDERS]
+                async def compare(pair: Pair) -> None:
+                    replies = [await self._reply(pair, swapped, endpoint, store, judge) for swapped in ORDERS]
                     found[pair.key] = tuple(replies)
                     advance()
 
-                await for_each(pairs, judge, self.concurrency)
+                await for_each(pairs, compare, self.concurrency)
         return found
 
-    async def _reply(self, pair: Pair, swapped: bool, endpoint: Endpoint, store: SampleStore) -> Sample:
+    async def _reply(self, pair: Pair, swapped: bool, endpoint: Endpoint, store: SampleStore, judge: str) -> Sample:
         messages = pair.messages(self.instructions, swapped)
-        sampling = {"temperature": self.temperature, "max_tokens": self.max_tokens}
-        digest = request_digest(f"{self.base_url} {self.model}", messages, sampling)
+        sampling = {"temperature": self.temperature, "max_tokens": self.max_tokens, **self.extra_body}
+        digest = request_digest(judge, messages, sampling)
         if (stored := store.find(pair.item.id, int(swapped), digest)) is not None:
             return stored
         try:
@@ -196,7 +238,7 @@ class Judge(EndpointSettings):
             for name, model in summary.models.items()
             if model.role != "reference"
         }  # fmt: skip
-        judge = self.model or "the endpoint's default model"
+        judge = self.model or ("the endpoint's default model" if self.base_url else "run in llama.cpp on this machine")
         notes = [
             f"{JUDGED}: the judge is {judge}; a win or a loss needs both orders of the answers; equal answers tie without a request."
         ]
@@ -212,11 +254,25 @@ class Judge(EndpointSettings):
         )  # fmt: skip
 
 
-def no_url(where: str) -> ConfigError:
-    """Return the error for a missing judge URL."""
+def no_judge(where: str) -> ConfigError:
+    """Return the error for a missing judge."""
     return ConfigError(
-        where, "empty", "the judge's endpoint, up to and including /v1", "set base_url, or leave this step out"
-    )
+        where, "empty, and no model at the port `judge`", "the judge's endpoint, up to and including /v1, or a GGUF to run here",
+        "set base_url or inputs.judge, or leave this step out",
+    )  # fmt: skip
+
+
+def asked_of(inputs: Inputs) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the requests of the corpus' rows and the criteria of their tasks, both by row id.
+
+    Both are empty without a corpus.
+    """
+    corpus = inputs.get("data")
+    if corpus is None:
+        return {}, {}
+    rows = read_rows(corpus.path / "test.jsonl")
+    tasks = read_tasks(corpus.path, {row.task for row in rows})
+    return {row.id: request_of(row) for row in rows}, {row.id: tasks[row.task].judge for row in rows}
 
 
 def baseline_of(summary: EvaluationSummary) -> str:

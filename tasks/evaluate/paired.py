@@ -1,12 +1,13 @@
 """Paired verdict: ship only candidates proven to be no worse than the baseline by a margin."""
 
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-from pydantic import ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from tasks.evaluate.models_under_test.model_under_test import MODEL_PORTS, ModelUnderTest, list_models
@@ -17,9 +18,10 @@ from tasks.evaluate.verdict.description import describe_models, with_costs
 from tasks.evaluate.verdict.evidence import Evidence, gather_evidence
 from tasks.evaluate.verdict.intervals import wilson
 from tasks.evaluate.verdict.power import minimum_detectable
+from tasks.evaluate.verdict.shortages import Planned, shortages
 from tasks.evaluate.verdict.slices import Slices, compare_slice, correct_slices, slices_of
 from tasks.shared.errors import ConfigError
-from tasks.shared.formats.scores import read_scores
+from tasks.shared.formats.scores import RENAMED, current_name, read_scores
 from tasks.shared.formats.verdict import (
     Comparison,
     Gate,
@@ -29,11 +31,29 @@ from tasks.shared.formats.verdict import (
     TestSplit,
     Verdict,
 )
+from tasks.shared.items import ItemFindings, Items
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun, Upstream
 
+log = logging.getLogger(__name__)
 SHOWN = 6
 Share = Annotated[float, Field(gt=0, lt=1)]
 Allowed = Annotated[float, Field(gt=0)]
+
+
+def _current_names(margins: dict[str, float]) -> dict[str, float]:
+    """Return margins by the names of today.
+
+    Raises ValueError if a measure has one under each of its names.
+    """
+    renamed = {current_name(name): value for name, value in margins.items()}
+    if len(renamed) < len(margins):
+        raise ValueError(f"{', '.join(RENAMED)} is the earlier name of {', '.join(RENAMED.values())}: give one of them")
+    for name in RENAMED.keys() & margins.keys():
+        log.info("margin of %s: the measure is now called %s", name, RENAMED[name])
+    return renamed
+
+
+Margins = Annotated[dict[str, Allowed], AfterValidator(_current_names)]
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -46,9 +66,9 @@ class Paired:
     Each of several candidates has this error probability of its own, unless `familywise` divides alpha among them (Bonferroni).
     """
 
-    margins: dict[str, Allowed] = Field(default_factory=dict)
+    margins: Margins = Field(default_factory=dict)
     """Allowed loss by measure, in its own unit (0.05 of a share is five points); other measures are reported and decide nothing."""
-    relative_margins: dict[str, Allowed] = Field(default_factory=dict)
+    relative_margins: Margins = Field(default_factory=dict)
     """Allowed loss as a share of the baseline's value (0.05: five percent more bits per byte)."""
     alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
     """Probability, per measure, of shipping a candidate whose true loss equals the margin."""
@@ -103,6 +123,18 @@ class Paired:
                 wanted, fix = "all models of the verdict", f"add them to steps.{step}.inputs.candidates"
                 yield ConfigError(f"steps.{step}.inputs", got, wanted, fix)
 
+    def find_shortages(
+        self, where: str, inputs: Mapping[str, tuple[str, ...]], items: Mapping[str, Items], complete: bool
+    ) -> ItemFindings:
+        """Return the margins that these items cannot decide: none of them, or too few."""
+        alpha = self._alpha(len(inputs.get("candidates", ())))
+        planned = Planned(self.discordance, alpha, self.power, frozenset(self.relative_margins))
+        return shortages(where, {**self.relative_margins, **self.margins}, items, complete, planned)
+
+    def _alpha(self, candidates: int) -> float:
+        """Error probability of one candidate."""
+        return self.alpha / candidates if self.familywise and candidates else self.alpha
+
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Compare all candidates; write verdict.json, items.jsonl and metrics.json.
 
@@ -146,7 +178,7 @@ class Paired:
     ) -> Verdict:
         baseline = models[0].name
         candidates = [model.name for model in models if model.role == "candidate"]
-        alpha = self.alpha / len(candidates) if self.familywise and candidates else self.alpha
+        alpha = self._alpha(len(candidates))
         rules = Rules(alpha, self.power, self.resamples, run.seed)
         gated = frozenset(name for name, gate in gates.items() if gate.margin is not None)
         described = describe_models(models, inputs, evidence, self.slices.by, gated, run.seed)

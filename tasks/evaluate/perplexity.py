@@ -1,6 +1,7 @@
 """Perplexity and bits per byte of every model on task answers or on a user's text."""
 
 import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -8,20 +9,22 @@ from typing import Annotated, ClassVar
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from tasks.evaluate.grading.eval_rows import read_test_rows, tag_rows
-from tasks.evaluate.likelihood.documents import answer_documents
+from tasks.evaluate.grading.eval_rows import read_test_split
+from tasks.evaluate.likelihood.documents import answer_documents, answered_rows
 from tasks.evaluate.likelihood.logits import dequantized_notes, in_transformers, weighted_mean
 from tasks.evaluate.likelihood.sliding import DocumentLoss, PerplexityPlan, PerplexityResult, score_documents
 from tasks.evaluate.models_under_test.forecast import forecast_evaluation
 from tasks.evaluate.models_under_test.isolated_runs import evaluate_each, make_summary
 from tasks.evaluate.models_under_test.model_under_test import MODEL_PORTS, list_models
 from tasks.evaluate.verdict.intervals import by_group, score_bounds
+from tasks.shared.engines.registry import Needs
 from tasks.shared.errors import ConfigError, DataError
 from tasks.shared.forecast import TOKENS_PER_ROW, Forecast, Workload
 from tasks.shared.formats.records import Figure
-from tasks.shared.formats.rows import read_rows, spread
+from tasks.shared.formats.rows import spread
 from tasks.shared.formats.scores import ItemScore, Measure, write_scores
 from tasks.shared.isolation import Failure
+from tasks.shared.items import Items, ItemSources
 from tasks.shared.model.loading import Dtype
 from tasks.shared.paths import user_path
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun, Upstream
@@ -84,6 +87,10 @@ class Perplexity:
         if not self.text and not inputs.get("data"):
             yield nothing_to_score(where)
 
+    def engine_needs(self) -> Needs:
+        """Probabilities of the tokens of a given text."""
+        return Needs(("distribution",))
+
     def forecast(self, work: Workload) -> Forecast:
         """One pass per model over the test rows, or over the text, whose windows overlap."""
         tokens = float(work.test_rows(self.limit) * TOKENS_PER_ROW)
@@ -94,6 +101,11 @@ class Perplexity:
             length = min(length, self.limit * self.piece_bytes) if self.limit and self.piece_bytes else length
             tokens = length / TOKEN_BYTES * self.context / self.stride
         return forecast_evaluation(work, tokens, self.dtype)
+
+    def count_items(self, sources: ItemSources) -> dict[str, Items]:
+        """Return the items of its measure: at most one per row, or as many as the text has pieces."""
+        rows = self.limit or sys.maxsize if self.text else sources.at_most(self.limit)
+        return {f"{self.prefix}bits_per_byte": Items(rows, binary=False, exact=False)}
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Score all models; write scores.json and items.jsonl.
@@ -134,8 +146,8 @@ class Perplexity:
         corpus = inputs.get("data")
         if corpus is None:
             raise nothing_to_score(f"steps.{step}")
-        rows = read_test_rows(corpus.path)
-        return answer_documents(rows, tag_rows(rows, read_rows(corpus.path / "train.jsonl")))
+        split = read_test_split(corpus.path)
+        return answer_documents(answered_rows(split.rows, corpus.path), split.tags)
 
     def _item(self, measure: str, document: Document, losses: Mapping[str, DocumentLoss]) -> ItemScore:
         return ItemScore(

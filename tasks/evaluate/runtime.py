@@ -9,7 +9,7 @@ timings are never cached.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, get_args
+from typing import Annotated, ClassVar, get_args
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
@@ -25,6 +25,7 @@ from tasks.evaluate.models_under_test.model_under_test import (
 )
 from tasks.evaluate.timing.energy import Source, check_source, open_meter
 from tasks.evaluate.timing.engines import Effort, Probe, take_sample
+from tasks.evaluate.timing.probes import Choice, make_probe
 from tasks.evaluate.timing.rounds import (
     Timed,
     named_by_engine,
@@ -35,22 +36,22 @@ from tasks.evaluate.timing.rounds import (
     time_in_rounds,
     timings_of,
 )
-from tasks.shared.engines.engine import Engine
+from tasks.shared.engines.engine import EngineName
+from tasks.shared.engines.registry import Needs
 from tasks.shared.engines.vllm_server import find_vllm, vllm_version
-from tasks.shared.errors import ConfigError, ModelError, TechniqueError
-from tasks.shared.files import replacing
+from tasks.shared.errors import ConfigError, ModelError
 from tasks.shared.forecast import GENERATION_COST, Forecast, Workload
 from tasks.shared.formats.articles import read_articles
 from tasks.shared.formats.records import Figure
 from tasks.shared.formats.rows import Row, read_rows
 from tasks.shared.formats.scores import EvaluationSummary, write_scores
-from tasks.shared.isolation import Failure, run_isolated
+from tasks.shared.formats.tasks import read_tasks
+from tasks.shared.isolation import Failure
+from tasks.shared.items import Items, ItemSources
 from tasks.shared.model.sizes import weight_bytes
-from tasks.shared.model.weights import is_quantized
 from tasks.shared.store.lineage import made_from
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun, Upstream
 
-Choice = Literal["auto", "transformers", "llama.cpp", "vllm"]
 Streams = Annotated[int, Field(ge=2, le=256)]
 BUSY = 0.1
 """Share of the processor that other programs may use before a note mentions it."""
@@ -107,6 +108,16 @@ class Runtime:
         except ConfigError as error:
             yield ConfigError(f"{where}.{error.where}", error.got, error.wanted, error.fix)
 
+    def engine_needs(self) -> Needs:
+        """One of the chosen engines for the baseline.
+
+        It is timed as stored, or as a GGUF file converted from a dense folder.
+        """
+        engines = tuple(name for name in get_args(EngineName) if name in self.engines)
+        return Needs(
+            engines=() if "auto" in self.engines else engines, dequantized=False, as_gguf=True, ports=("baseline",)
+        )
+
     def _check_tools(self) -> None:
         if "vllm" in self.engines:
             find_vllm(self.vllm_command)
@@ -118,6 +129,10 @@ class Runtime:
         return forecast_evaluation(
             work, rounds * answers * (self.tokens + self.warm_up_tokens) * GENERATION_COST, loads=rounds
         )
+
+    def count_items(self, sources: ItemSources) -> dict[str, Items]:
+        """Return no items: speeds are figures of whole models."""
+        return {}
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Time all models; write scores.json, and an items.jsonl without items.
@@ -135,7 +150,7 @@ class Runtime:
             raise ModelError(f"baseline {baseline}", " ".join(plans[baseline][1]), "a model that can be timed")
         probes = [probe for found, _ in plans.values() for probe in found]
         probes.sort(
-            key=lambda probe: get_args(Engine).index(probe.engine)
+            key=lambda probe: get_args(EngineName).index(probe.engine)
         )  # models compared with each other are timed next to each other
         timed = time_in_rounds(probes, self._effort(run), self.repeats, baseline, take_sample)
         results = {name: failure_of(name, timed, own) for name, (_, own) in plans.items()}
@@ -163,12 +178,12 @@ class Runtime:
         row = typical_row(read_rows(data.path / "test.jsonl"))
         file = data.path / "articles.jsonl"
         articles = read_articles(file) if file.is_file() else {}
-        (reference,) = reference_prompts([row], articles, ())
+        (reference,) = reference_prompts([row], articles, read_tasks(data.path, [row.task]))
         return {model.name: reference.answer_messages if model.role == "reference" else row.prompt for model in models}
 
     def _probes(self, model: ModelUnderTest, messages: Messages, scratch: Path) -> tuple[list[Probe], list[str]]:
         """Probes of one model, its main engine first, with notes on engines that cannot run it."""
-        found: dict[Engine, Probe] = {}
+        found: dict[EngineName, Probe] = {}
         notes: list[str] = []
         for wanted in self.engines:
             probe, note = make_probe(model, wanted, messages, scratch)
@@ -197,48 +212,7 @@ class Runtime:
 
 def typical_row(rows: Sequence[Row]) -> Row:
     """Return the row whose prompt has the median length in characters."""
-    return sorted(rows, key=lambda row: sum(len(message.content) for message in row.messages[:-1]))[len(rows) // 2]
-
-
-def make_probe(model: ModelUnderTest, wanted: Choice, messages: Messages, scratch: Path) -> tuple[Probe | None, str]:
-    """Return the probe of a model in an engine, or None, with a note ("" for none).
-
-    May write an f16 GGUF file to scratch.
-    """
-    name, weights = model.name, model.weights
-    if model.failure:
-        return None, f"{name}: not timed: {model.failure}."
-    if model.engine == "llama.cpp":
-        if wanted in {"auto", "llama.cpp"}:
-            return Probe(name, "llama.cpp", weights, "", messages), ""
-        return None, f"{name}: not timed in {wanted}, which does not serve GGUF files."
-    if wanted in {"transformers", "vllm"}:
-        return Probe(name, "transformers" if wanted == "transformers" else "vllm", weights, "", messages), ""
-    if is_quantized(weights):
-        reason = f"llama.cpp does not read {model.format}; vLLM would serve it"
-    else:
-        file = scratch / f"{name.replace(' ', '_')}.f16.gguf"
-        refused = "" if file.is_file() else run_isolated(write_f16, weights, file)
-        if isinstance(refused, Failure):
-            return None, f"{name}: not timed in llama.cpp: converting to f16 GGUF failed ({refused.reason})."
-        if not refused:
-            return Probe(name, "llama.cpp", file, "f16 GGUF", messages), ""
-        reason = f"cannot be converted to f16 GGUF ({refused})"
-    if wanted == "llama.cpp":
-        return None, f"{name}: not timed in llama.cpp: {reason}."
-    return Probe(name, "transformers", weights, "", messages), f"{name}: timed in transformers: {reason}."
-
-
-def write_f16(folder: Path, file: Path) -> str:
-    """Convert a dense folder to f16 GGUF atomically; return the reason if impossible, else ""."""
-    from tasks.shared.gguf.writer import write_gguf
-
-    try:
-        with replacing(file) as temporary:
-            write_gguf(folder, temporary, "f16")
-    except TechniqueError as error:
-        return " ".join(str(error).split())
-    return ""
+    return sorted(rows, key=lambda row: sum(len(turn["content"]) for turn in row.prompt))[len(rows) // 2]
 
 
 def failure_of(name: str, timed: Sequence[Timed], notes: Sequence[str]) -> Failure | None:

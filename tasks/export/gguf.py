@@ -2,9 +2,10 @@
 
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
@@ -12,9 +13,11 @@ from pydantic.dataclasses import dataclass
 from tasks.export import parity
 from tasks.export.importance import input_energy
 from tasks.shared.forecast import Forecast, Workload, forecast_reading
+from tasks.shared.gguf.support import attended, unsupported
 from tasks.shared.gguf.writer import EmbeddingScheme, Scheme, write_gguf
 from tasks.shared.model.calibration import calibration_ids, calibration_rows
-from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun
+from tasks.shared.model.families import check_family, family_config
+from tasks.shared.technique import Inputs, Kind, Metrics, Port, Refusal, Spec, StepRun
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -71,6 +74,10 @@ class Gguf:
         file = replace(size, bytes=layers + BITS[embedding] / 8 * size.outer)
         return forecast_reading(work, SECONDS_PER_WEIGHT * size.parameters, size.parameters, file)
 
+    def refuses(self, config: Mapping[str, Any]) -> Refusal | None:
+        """Refuse models that llama.cpp computes otherwise than transformers."""
+        return unsupported(config)
+
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Write model.gguf and parity.json to `out`; on ParityError, `out` stays empty.
 
@@ -84,7 +91,8 @@ class Gguf:
         torch.set_num_threads(run.compute.threads)
         given, corpus = inputs.one("model").path, inputs.get("calibration")
         source = dense_folder(given, run.scratch)
-        model, tokenizer = load_model(source), load_tokenizer(source)
+        check_family(self, family_config(source), str(given))
+        model, tokenizer = load_model(source), load_tokenizer(source, chat=False)
         importance = None
         if corpus is not None and source == given and self.importance_rows and "q4_0" in (self.scheme, self.embedding):
             rows = calibration_rows(corpus.path, self.importance_rows)
@@ -132,7 +140,8 @@ class Gguf:
 
         Raises ParityError if it tokenizes differently or does not answer.
         """
-        from tasks.shared.engines.llama_server import serve
+        from tasks.shared.engines.llama_engine import LLAMA_CPP
+        from tasks.shared.engines.protocol import Opening
         from tasks.shared.model.prompts import render
 
         conversations = [[{"role": "user", "content": text}] for text in parity.CONVERSATIONS[: self.prompts]]
@@ -141,10 +150,11 @@ class Gguf:
             rows = calibration_rows(corpus, self.prompts)
             conversations, answers = [row.prompt for row in rows], [row.answer for row in rows]
         texts = [render(tokenizer, conversation) for conversation in conversations]
-        prompts = [tokenizer(text, add_special_tokens=False)["input_ids"][-(CONTEXT - self.tokens) :] for text in texts]
-        with serve(file, threads=threads, parallel=1, context=CONTEXT) as url:
-            parity.check_tokenizer(url, tokenizer, [*texts, *answers], str(file))
-            return parity.measure_parity(model, tokenizer, prompts, url, self.tokens, self.top)
+        context = min(CONTEXT, attended(model.config.to_dict()) or CONTEXT)
+        prompts = [tokenizer(text, add_special_tokens=False)["input_ids"][-(context - self.tokens) :] for text in texts]
+        with LLAMA_CPP.open(file, Opening(threads, context=CONTEXT)) as session:
+            parity.check_tokenizer(session, tokenizer, [*texts, *answers], str(file))
+            return parity.measure_parity(model, tokenizer, prompts, session, self.tokens, self.top)
 
 
 def dense_folder(source: Path, scratch: Path) -> Path:

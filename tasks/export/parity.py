@@ -1,11 +1,12 @@
 """Parity gate: next-token distributions of an exported file against its source's."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from math import exp
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from tasks.shared.engines.loopback_client import ServerClient
+from tasks.shared.engines.protocol import Session
 from tasks.shared.errors import EndpointError, ParityError
 from tasks.shared.model.agreement import logits_of, truncated_divergence
 from tasks.shared.model.generation import plain_greedy
@@ -14,7 +15,7 @@ from tasks.shared.progress import track
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-REQUEST_TIMEOUT_S = 60.0
+Result = TypeVar("Result")
 CONVERSATIONS = (
     "How do I reset my password?",
     "My parcel, order 4417-B, hasn't arrived after 12 days. What now?",
@@ -83,21 +84,19 @@ def check_floor(parity: Parity, min_top1: float, max_divergence: float, where: s
     )
 
 
-def post(url: str, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-    """Send a request to llama.cpp's server.  Raises ParityError if it refuses or is too slow."""
+def asked(where: str, question: Callable[[], Result]) -> Result:
+    """Return an engine's answer.  Raises ParityError if it refuses or is too slow."""
     try:
-        return ServerClient(url).post(path, body, REQUEST_TIMEOUT_S)
+        return question()
     except EndpointError as error:
-        raise ParityError(
-            f"llama.cpp {path}", error.got, "the exported file loads and tokenizes in llama.cpp"
-        ) from error
+        raise ParityError(where, error.got, "the exported file loads, tokenizes and answers") from error
 
 
-def check_tokenizer(url: str, tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], where: str) -> None:
+def check_tokenizer(session: Session, tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], where: str) -> None:
     """Raise ParityError at the first text that the exported file tokenizes differently."""
     for text in texts:
         wanted = tokenizer(text, add_special_tokens=False)["input_ids"]
-        got = post(url, "/tokenize", {"content": text, "parse_special": True, "add_special": False})["tokens"]
+        got = asked(where, partial(session.tokens, text))
         if got != wanted:
             place = next(
                 (index for index, (one, other) in enumerate(zip(got, wanted, strict=False)) if one != other),
@@ -137,53 +136,26 @@ def cut_after(ids: list[int], ends: set[int | None]) -> list[int]:
     return ids[:stop]
 
 
-def top_probabilities(url: str, ids: Sequence[int], top: int, plain_id: int) -> dict[int, float]:
-    """Return the exported file's `top` next-token probabilities after `ids`, descending.
-
-    plain_id: a token that is whole text.  The server is made to emit it, because it reports no probabilities for a token that ends
-    inside a character; the reported distribution is the model's own, before that bias.
-    """
-    body = {
-        "prompt": list(ids), "n_predict": 1, "n_probs": top, "temperature": 0.0, "cache_prompt": True, "post_sampling_probs": False,
-        "logit_bias": [[plain_id, 1e4]],
-    }  # fmt: skip
-    answer = post(url, "/completion", body)
-    try:
-        entries = answer["completion_probabilities"][0]["top_logprobs"]
-        return {int(entry["id"]): probability(entry["logprob"]) for entry in entries}
-    except (KeyError, IndexError, TypeError) as error:
-        raise ParityError(
-            "llama.cpp /completion",
-            f"no token probabilities in the answer: {str(answer)[:200]}",
-            "completion_probabilities[0].top_logprobs",
-        ) from error
-
-
-def probability(logarithm: float | None) -> float:
-    """Return exp(logarithm); 0 for JSON's null (minus infinity)."""
-    return 0.0 if logarithm is None else exp(logarithm)
-
-
 def measure_parity(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
     prompts: Sequence[Sequence[int]],
-    url: str,
+    session: Session,
     tokens: int,
     top: int,
 ) -> Parity:
     """Compare next-token distributions after every prefix of the source's greedy continuations.
 
-    prompts: token ids.  url: of the server with the exported file.  top: tokens compared individually.
+    prompts: token ids.  session: the exported file.  top: tokens compared individually.
     """
     continuations = greedy_continuations(model, prompts, tokens, tokenizer.pad_token_id)
-    plain_id = tokenizer("a", add_special_tokens=False)["input_ids"][-1]
     positions: list[Position] = []
     for index in track(range(len(prompts)), "parity", len(prompts)):
         prompt, answer = list(prompts[index]), continuations[index]
         logits = logits_of(model, [prompt + answer[:-1]])[0][len(prompt) - 1 :]  # (len(answer), vocabulary)
         for offset, distribution in enumerate(logits.softmax(-1)):
-            exported = top_probabilities(url, prompt + answer[:offset], top, plain_id)
+            scores = asked("the exported file", partial(session.next_token, prompt + answer[:offset], top))
+            exported = {token: exp(score) for token, score in scores.items()}
             reference = {token: float(distribution[token]) for token in exported}
             positions.append(
                 Position(

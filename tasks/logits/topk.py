@@ -28,8 +28,9 @@ from tasks.shared.formats.soft_targets import (
     write_index,
 )
 from tasks.shared.model.encoding import Encoded, collate, counted, encode
-from tasks.shared.model.head import CHUNK_ELEMENTS, output_head
-from tasks.shared.model.loading import Dtype, load_model, load_tokenizer
+from tasks.shared.model.head import CHUNK_ELEMENTS, check_head, output_head
+from tasks.shared.model.loading import Dtype, load_model, training_tokenizer
+from tasks.shared.model.turns import Turns, examples
 from tasks.shared.progress import progress_bar
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun, Upstream
 
@@ -68,6 +69,8 @@ class TopK:
     """Temperatures at which students can be trained from these targets."""
     max_tokens: Annotated[int, Field(gt=8)] = 512
     """Longer conversations are refused, as in training."""
+    turns: Turns = "all"
+    """Turns of the assistant with targets: all, or the last only; as in the step that trains on them."""
     batch_size: Annotated[int, Field(gt=0)] = 16
     """Conversations per forward pass."""
     dtype: Dtype = "float32"
@@ -100,8 +103,9 @@ class TopK:
 
         torch.set_num_threads(run.compute.threads)
         source = inputs.one("teacher").path
-        tokenizer = load_tokenizer(source)
-        rows = encode(read_rows(inputs.one("data").path / "train.jsonl"), tokenizer, self.max_tokens)
+        tokenizer = training_tokenizer(source)
+        given = examples(read_rows(inputs.one("data").path / "train.jsonl"), tokenizer, self.turns)
+        rows = encode(given, tokenizer, self.max_tokens)
         unique = {row_key(row["input_ids"], row["labels"]): row for row in rows}
         order = sorted(unique, key=lambda key: (len(unique[key]["input_ids"]), key))
         parts = [order[start : start + PART_ROWS] for start in range(0, len(order), PART_ROWS)]
@@ -140,6 +144,7 @@ class TopK:
         if not missing:
             return
         model = load_model(source, self.dtype, run.compute.device)
+        check_head(model)
         with progress_bar("soft targets", len(parts)) as advance:
             advance(len(parts) - len(missing))
             for number in missing:

@@ -5,27 +5,37 @@ Source: ShortGPT, Men et al. 2024, arXiv 2403.03853.
 
 import csv
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from tasks.prune.dense import check_dense
 from tasks.shared.errors import TechniqueError
 from tasks.shared.forecast import Forecast, Workload, forecast_reading
 from tasks.shared.model.activations import collect
 from tasks.shared.model.calibration import batches, calibration_ids, calibration_rows
-from tasks.shared.model.layers import PER_LAYER_CONFIG, decoder_layers
+from tasks.shared.model.dense import check_dense
+from tasks.shared.model.families import check_family, has_parts
+from tasks.shared.model.layout import (
+    LAYER_LISTS,
+    check_rebuilt,
+    decoder_layers,
+    find_layout,
+    kept_layers_config,
+    layer_count,
+)
 from tasks.shared.progress import track
-from tasks.shared.technique import Inputs, Kind, Metrics, Plot, Port, Spec, StepRun
+from tasks.shared.technique import Inputs, Kind, Metrics, Plot, Port, Refusal, Spec, StepRun
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
 log = logging.getLogger(__name__)
+UNKNOWN = "unknown"
+"""Per-layer setting of a layer that is not chosen yet."""
 
 
 def block_influence(hidden_in: "Tensor", hidden_out: "Tensor", mask: "Tensor") -> "Tensor":
@@ -84,25 +94,17 @@ def check_layers(layers: Sequence[int], total: int) -> list[int]:
 
 
 def drop_layers(model: "PreTrainedModel", dropped: Sequence[int]) -> None:
-    """Remove layers in place, and update the configuration and the cache indices to match."""
-    from torch.nn import ModuleList
+    """Remove layers in place, and update the configuration and the cache indices to match.
 
+    Raises TechniqueError if the configuration cannot describe the layers that remain.
+    """
     layers = decoder_layers(model)
-    total, gone = len(layers), set(dropped)
-    kept = [index for index in range(total) if index not in gone]
-    model.model.layers = ModuleList([layers[index] for index in kept])
-    for position, layer in enumerate(model.model.layers):
-        layer.self_attn.layer_idx = position
-        if hasattr(layer, "layer_idx"):
-            layer.layer_idx = position
+    kept = [index for index in range(len(layers)) if index not in set(dropped)]
     config: Any = model.config
-    for name in PER_LAYER_CONFIG:
-        values = getattr(config, name, None)
-        if isinstance(values, (list, tuple)) and len(values) == total:
-            setattr(config, name, [values[index] for index in kept])
-    if getattr(config, "max_window_layers", None) is not None:
-        config.max_window_layers = sum(index < config.max_window_layers for index in kept)
-    config.num_hidden_layers = len(kept)
+    for name, value in kept_layers_config(config.to_dict(), kept).items():
+        setattr(config, name, value)
+    find_layout(model).put_layers(model, [layers[index] for index in kept])
+    check_rebuilt(model)
 
 
 def measure_influence(model: "PreTrainedModel", ids: list[list[int]], batch_size: int, pad_id: int) -> list[float]:
@@ -169,6 +171,31 @@ class Depth:
         seconds = work.reading(size, self.calibration_rows * self.max_tokens)
         return forecast_reading(work, seconds, size.parameters, size.with_layers(size.shape.layers - dropped))
 
+    def refuses(self, config: Mapping[str, Any]) -> Refusal | None:
+        """Refuse models of several parts, and layers that compute by their own index."""
+        if has_parts(config):
+            return Refusal("several parts; its layers are those of the language model within", "a text-only model")
+        if config.get("scale_attn_by_inverse_layer_idx"):
+            return Refusal("each layer scales its attention by its own index", "prune/vocabulary, or quantize/gptq")
+        return None
+
+    def changed_config(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the configuration without the dropped layers.
+
+        By ratio, it is not known which ones are dropped, nor then lists whose entries differ.
+        """
+        total = layer_count(config)
+        if not total:
+            return config
+        if self.layers:
+            dropped = set(self.layers)
+            return {**config, **kept_layers_config(config, [index for index in range(total) if index not in dropped])}
+        changed = kept_layers_config(config, range(total - round(self.ratio * total)))
+        mixed = (
+            {name for name in LAYER_LISTS if len(set(config.get(name) or ())) > 1} if round(self.ratio * total) else ()
+        )
+        return {**config, **changed, **{name: [UNKNOWN] * len(changed[name]) for name in mixed}}
+
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Write the shorter model and influence.csv (layer, influence, dropped) to `out`."""
         import torch
@@ -180,7 +207,8 @@ class Depth:
         source = inputs.one("model").path
         check_dense(source)
         rows = calibration_rows(inputs.one("calibration").path, self.calibration_rows)
-        model, tokenizer = load_model(source, device=run.compute.device), load_tokenizer(source)
+        model, tokenizer = load_model(source, device=run.compute.device), load_tokenizer(source, chat=False)
+        check_family(self, model.config.to_dict(), str(source))
         total = len(decoder_layers(model))
         before = model.num_parameters()
         # Refuse bad settings before the forward passes.

@@ -8,14 +8,13 @@ tokenizer splits the domain's texts exactly as before, and can still encode any 
 
 import json
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from tasks.prune.dense import check_dense
 from tasks.prune.tokens.merges import RESERVED, always_kept, rounded_up
 from tasks.prune.tokens.record import Trial, Trimming, write_trimming
 from tasks.prune.tokens.rows import keep_rows, renumber, token_rows
@@ -23,8 +22,10 @@ from tasks.prune.tokens.texts import Passage, domain, without_every_tenth
 from tasks.prune.tokens.tokenizer import Tokens, numbered, take_apart, trimmed, used_tokens, with_fewer_tokens
 from tasks.shared.errors import DataError, TechniqueError
 from tasks.shared.forecast import Forecast, Workload, forecast_reading
+from tasks.shared.model.dense import check_dense
+from tasks.shared.model.families import check_family, has_parts
 from tasks.shared.paths import user_path
-from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun
+from tasks.shared.technique import Inputs, Kind, Metrics, Port, Refusal, Spec, StepRun
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -73,6 +74,12 @@ class Vocabulary:
         size = work.size()
         return forecast_reading(work, SECONDS, size.parameters, size.saved())
 
+    def refuses(self, config: Mapping[str, Any]) -> Refusal | None:
+        """Refuse models of several parts."""
+        if has_parts(config):
+            return Refusal("several parts, which share the vocabulary's ids", "a text-only model")
+        return None
+
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Write the smaller model and vocabulary.json (the old id of every new one) to `out`.
 
@@ -87,18 +94,19 @@ class Vocabulary:
         source = inputs.one("model").path
         check_dense(source)
         with tempfile.TemporaryDirectory(dir=run.scratch) as folder:
-            tokenizer = load_tokenizer(source)
+            tokenizer = load_tokenizer(source, chat=False)
             tokens = take_apart(tokenizer, str(source))
             passages = domain(tokenizer, [each.path for each in inputs.many("data")], self.sources(), self.articles)
             cuts = used_tokens(tokenizer, texts_of(passages))
             model = load_model(source, device=run.compute.device)
+            check_family(self, model.config.to_dict(), str(source))
             rows, before = token_rows(model), model.num_parameters()
             new = numbered(tokens, self.choose(tokens, set().union(*cuts), rows))
             small = trimmed(tokenizer, tokens, new, Path(folder) / "trimmed")
         old_ids = [tokens.ids[token] for token in new]
         shrink(model, old_ids)
         save_model(model, small, out)
-        check_cuts(load_tokenizer(out), texts_of(passages), cuts)
+        check_cuts(load_tokenizer(out, chat=False), texts_of(passages), cuts)
         trimming = Trimming(
             tokens_before=len(tokens.ids), tokens=len(new), merges_before=len(tokens.merges.pairs), merges=len(tokens.merges.between(new)),
             rows_before=rows, parameters_before=before, parameters=model.num_parameters(), used=len(set().union(*cuts)),

@@ -8,12 +8,11 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from tasks.prune.dense import check_dense
 from tasks.prune.selection.activations import measure
 from tasks.prune.selection.copying import fill, student_config
 from tasks.prune.selection.picks import Picks, Scores, choose, leading
@@ -21,8 +20,10 @@ from tasks.prune.selection.shape import Rule, Shape, check_heads, check_taken, l
 from tasks.shared.errors import ConfigError, StillroomError, TechniqueError
 from tasks.shared.forecast import Dimensions, Forecast, Workload, forecast_reading
 from tasks.shared.model.calibration import calibration_ids, calibration_rows
-from tasks.shared.model.layers import decoder_layers
-from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun, Upstream
+from tasks.shared.model.dense import check_dense
+from tasks.shared.model.families import CONV1D, FUSED, check_family, has_parts, is_mixture
+from tasks.shared.model.layout import decoder_layers, kept_layers_config, layer_count
+from tasks.shared.technique import Inputs, Kind, Metrics, Port, Refusal, Spec, StepRun, Upstream
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -72,10 +73,39 @@ class WeightSelection:
     )
 
     @property
+    def narrower(self) -> bool:
+        """True if a width is set."""
+        return any((self.hidden_size, self.intermediate_size, self.heads, self.kv_heads))
+
+    @property
     def measures(self) -> bool:
         """True if activations choose the width: a width is set, and `width` is "activation"."""
-        narrower = any((self.hidden_size, self.intermediate_size, self.heads, self.kv_heads))
-        return narrower and self.width == "activation"
+        return self.narrower and self.width == "activation"
+
+    def refuses(self, config: Mapping[str, Any]) -> Refusal | None:
+        """Refuse weights with unknown axes, and a narrower width where projections are fused."""
+        kind = config.get("model_type")
+        if has_parts(config):
+            return Refusal("several parts", "a text-only model")
+        if kind in CONV1D:
+            return Refusal("its projections are Conv1D, and its configuration names sizes otherwise", "prune/depth")
+        if self.narrower and kind in FUSED:
+            return Refusal(
+                "query, key and value share one projection, which has no axis of heads to cut",
+                "layers only, without a width; or prune/depth",
+            )
+        if self.narrower and is_mixture(config):
+            return Refusal("each expert has neurons of its own", "layers only, without a width; or prune/depth")
+        return None
+
+    def changed_config(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the configuration with the student's layers."""
+        total = layer_count(config)
+        if not total:
+            return config
+        count = len(self.take) or self.layers or total
+        taken = sorted(self.take) or layers_by_rule(self.rule, count, total)
+        return {**config, **kept_layers_config(config, origins_of(taken, count, total))}
 
     def plan_problems(
         self, where: str, inputs: Mapping[str, tuple[str, ...]], upstream: Mapping[str, Upstream]
@@ -125,13 +155,14 @@ class WeightSelection:
         torch.set_num_threads(run.compute.threads)
         source, corpus = inputs.one("model").path, inputs.get("calibration")
         check_dense(source)
-        model, tokenizer = load_model(source, device=run.compute.device), load_tokenizer(source)
+        model, tokenizer = load_model(source, device=run.compute.device), load_tokenizer(source, chat=False)
+        check_family(self, model.config.to_dict(), str(source))
         decoder_layers(model)
         teacher = shape_of(model.config)
         student, layers = self.student(teacher)
         scores = self.scores(model, tokenizer, teacher, corpus.path if corpus else None)
         picks = choose(scores, teacher, student)
-        origins = layers or [place * teacher.layers // student.layers for place in range(student.layers)]
+        origins = origins_of(layers, student.layers, teacher.layers)
         torch.manual_seed(run.seed)
         small = AutoModelForCausalLM.from_config(student_config(model.config, student, origins), dtype=torch.float32)
         copied = fill(small, model, layers, picks)
@@ -176,6 +207,11 @@ class WeightSelection:
         rows = calibration_rows(corpus, self.calibration_rows)
         ids = calibration_ids(tokenizer, rows, self.max_tokens)
         return measure(model, teacher, ids, self.batch_size, tokenizer.pad_token_id)
+
+
+def origins_of(taken: Sequence[int], count: int, total: int) -> list[int]:
+    """Teacher layer whose kind each layer of the student has; evenly spaced if none are taken."""
+    return list(taken) or [place * total // count for place in range(count)]
 
 
 def no_calibration(where: str) -> ConfigError:

@@ -4,34 +4,37 @@ import contextlib
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
+from tasks.quantize.groups import (
+    choose_group_size,
+    forecast_packing,
+    head_names,
+    input_sizes,
+    shortened,
+    weight_recipe,
+)
 from tasks.shared.errors import TechniqueError
-from tasks.shared.forecast import SAVED_BYTES, Forecast, Workload, forecast_reading
+from tasks.shared.forecast import Forecast, Workload
 from tasks.shared.formats.rows import spread
 from tasks.shared.model.agreement import logits_of, token_agreement
 from tasks.shared.model.calibration import calibration_ids, calibration_rows
+from tasks.shared.model.dense import check_dense
+from tasks.shared.model.families import CONV1D, check_family, is_mixture
 from tasks.shared.model.saving import save_tokenizer
 from tasks.shared.progress import no_foreign_bars, progress_bar
-from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun
+from tasks.shared.technique import Inputs, Kind, Metrics, Port, Refusal, Spec, StepRun
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
-GROUP_SIZES = (128, 64, 32)
-SCALE_BITS = 16
-SECONDS_PER_WEIGHT = 5e-7
-"""Time to quantize, by measurement on two CPU cores."""
-HEAD = "lm_head"
-SHOWN = 12
 EXPECTED = ("Disabling tokenizer parallelism", "No accelerator available")
 """Prefixes of llm-compressor warnings about intended settings."""
 
@@ -69,6 +72,17 @@ class WeightOnly:
         """Forecast seconds by the number of weights, and integers and scales in every layer."""
         return forecast_packing(work, self.bits, self.group_size, self.symmetric)
 
+    def refuses(self, config: Mapping[str, Any]) -> Refusal | None:
+        """Refuse families whose matrices stay dense or do not come back when reloaded."""
+        if config.get("model_type") in CONV1D:
+            return Refusal("its matrices are Conv1D, which llm-compressor leaves dense without a word", "export/gguf")
+        if is_mixture(config):
+            return Refusal(
+                "its experts, packed one by one, are missing or dense again once transformers reloads them",
+                "export/gguf",
+            )
+        return None
+
 
 def quantize(
     settings: WeightOnly, inputs: Inputs, out: Path, run: StepRun, modifier: Callable[..., Any], calibration: int = 0
@@ -89,73 +103,23 @@ def quantize(
     source = inputs.one("model").path
     corpus = inputs.one("calibration") if calibration else inputs.get("calibration")
     rows = calibration_rows(corpus.path, calibration or settings.check_rows) if corpus else []
-    model, tokenizer = load_model(source), load_tokenizer(source)
-    check_dense(model, str(source))
-    group = choose_group_size(input_sizes(model), settings.group_size)
+    check_dense(source)
+    model, tokenizer = load_model(source), load_tokenizer(source, chat=False)
+    check_family(settings, model.config.to_dict(), str(source))
+    sizes = input_sizes(model)
+    group = choose_group_size(sizes, settings.group_size)
     log.info("group size %d (%s)", group, "as set" if settings.group_size else "the largest that divides every layer")
     ids = calibration_ids(tokenizer, rows, settings.max_tokens)
     checks = spread(ids, settings.check_rows)
     source_logits = logits_of(model, checks)
-    recipe = modifier(**weight_recipe(settings.bits, group, settings.symmetric))
+    recipe = modifier(**weight_recipe(settings.bits, group, settings.symmetric, head_names(model)))
     torch.manual_seed(run.seed)
-    run_oneshot(model, tokenizer, recipe, run, ids if calibration else ())
+    run_oneshot(model, tokenizer, recipe, run, len(sizes), ids if calibration else ())
     save_compressed(model, tokenizer, out)
+    check_packed(out, sizes)
     measured = check_reload(out, checks, source_logits) if checks else {}
     figures: Metrics = {"bits": settings.bits, "group_size": group, "size_bytes": weight_bytes(out)}
     return figures | ({"calibration_tokens": sum(map(len, ids))} if calibration else {}) | measured
-
-
-def input_sizes(model: "PreTrainedModel") -> dict[str, int]:
-    """Return the input size of every quantized linear layer, by name.
-
-    All linear layers but the vocabulary head, which small models tie to the embedding.
-    """
-    from torch.nn import Linear
-
-    return {
-        name: module.in_features
-        for name, module in model.named_modules()
-        if isinstance(module, Linear) and name.rpartition(".")[2] != HEAD
-    }
-
-
-def choose_group_size(sizes: Mapping[str, int], wanted: int = 0) -> int:
-    """Return the number of weights that share one scale.
-
-    wanted: as set; 0 takes the largest of 128, 64 and 32 that divides every layer's input size.
-    Raises TechniqueError that lists every layer whose input size is not a multiple.
-    """
-    if not sizes:
-        raise TechniqueError(
-            "model", f"no linear layer besides {HEAD}", "a transformer whose layers are torch.nn.Linear"
-        )
-    fitting = [group for group in GROUP_SIZES if all(size % group == 0 for size in sizes.values())]
-    if wanted == 0 and fitting:
-        return fitting[0]
-    group = wanted or GROUP_SIZES[-1]
-    bad = [f"{name} (in={size})" for name, size in sizes.items() if size % group]
-    if not bad:
-        return group
-    shown = ", ".join(bad[:SHOWN]) + (f" and {len(bad) - SHOWN} more of the same kinds" if len(bad) > SHOWN else "")
-    widths = ", ".join(str(size) for size in sorted({size for size in sizes.values() if size % group}))
-    other = f"group_size={fitting[0]} (or 0, which chooses it)" if fitting else f"a group_size that divides {widths}"
-    raise TechniqueError(
-        "group_size",
-        f"{group} does not divide {len(bad)} layers: {shown}",
-        f"a divisor of every input size ({widths})",
-        f"{other}, or leave the model dense and export it to GGUF q8_0",
-    )
-
-
-def forecast_packing(work: Workload, bits: int, group_size: int, symmetric: bool) -> Forecast:
-    """Forecast a quantization to packed layers with 16-bit scales, bfloat16 embedding and head."""
-    size = work.size()
-    widths = (size.shape.width, size.shape.query, size.shape.feed_forward)
-    fitting = [group for group in GROUP_SIZES if all(width % group == 0 for width in widths)]
-    group = group_size or next(iter(fitting), GROUP_SIZES[-1])
-    weight = (bits + (SCALE_BITS + (0 if symmetric else bits)) / group) / 8
-    packed = replace(size, bytes=weight * (size.parameters - size.outer) + SAVED_BYTES * size.outer)
-    return forecast_reading(work, SECONDS_PER_WEIGHT * size.parameters, size.parameters, packed)
 
 
 def quiet_import() -> None:
@@ -164,22 +128,6 @@ def quiet_import() -> None:
     Call before its first import, after which it logs to standard output.
     """
     os.environ.setdefault("LLM_COMPRESSOR_LOG_LEVEL", "ERROR")
-
-
-def check_dense(model: "PreTrainedModel", where: str) -> None:
-    """Raise TechniqueError if the model's weights are already quantized."""
-    if getattr(model.config, "quantization_config", None) is not None:
-        raise TechniqueError(
-            where, "this model is quantized already", "dense weights", "use the step before the quantization as input"
-        )
-
-
-def weight_recipe(bits: int, group_size: int, symmetric: bool) -> dict[str, Any]:
-    """Return llm-compressor's arguments for integer groups in all linear layers but the head."""
-    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
-
-    weights = QuantizationArgs(num_bits=bits, type="int", symmetric=symmetric, strategy="group", group_size=group_size)
-    return {"config_groups": {"group_0": QuantizationScheme(targets=["Linear"], weights=weights)}, "ignore": [HEAD]}
 
 
 @contextlib.contextmanager
@@ -211,10 +159,12 @@ def run_oneshot(
     tokenizer: "PreTrainedTokenizerBase",
     modifier: Any,
     run: StepRun,
+    layers: int,
     ids: Sequence[Sequence[int]] = (),
 ) -> None:
     """Quantize a model in place.
 
+    layers: number of linear layers, for the progress bar.
     ids: calibration rows; each is a batch of its own, so that the statistics include no padding.
     Calibration runs on one thread: it does thousands of small operations, which are ten times slower on two threads that wait for
     each other on a busy machine.  One thread also makes the result reproducible byte by byte.
@@ -234,7 +184,7 @@ def run_oneshot(
     pipeline = "sequential" if rows else "datafree"
     torch.set_num_threads(1 if rows else run.compute.threads)
     try:
-        with quiet_llmcompressor("quantize", len(input_sizes(model))):
+        with quiet_llmcompressor("quantize", layers):
             oneshot(
                 model=model,
                 tokenizer=tokenizer,
@@ -265,6 +215,23 @@ def save_compressed(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBas
         warnings.filterwarnings("ignore", message="Attempting to save a model with offloaded modules")
         model.save_pretrained(out, save_compressed=True)
     save_tokenizer(tokenizer, out)
+
+
+def check_packed(out: Path, layers: Collection[str]) -> None:
+    """Raise TechniqueError unless exactly these linear layers are packed in the written files."""
+    from safetensors import safe_open
+
+    suffix, packed = ".weight_packed", set[str]()
+    for file in out.glob("*.safetensors"):
+        with safe_open(file, framework="numpy") as tensors:
+            packed |= {name.removesuffix(suffix) for name in tensors.keys() if name.endswith(suffix)}  # noqa: SIM118 - not a mapping
+    if odd := sorted(packed ^ set(layers)):
+        raise TechniqueError(
+            str(out),
+            f"{len(packed)} of {len(layers)} linear layers are packed; these differ: {shortened(odd)}",
+            "every linear layer but the head packed",
+            "export/gguf, or leave the model dense",
+        )
 
 
 def check_reload(out: Path, ids: Sequence[Sequence[int]], source_logits: Sequence["Tensor"]) -> dict[str, float]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from tasks.shared.errors import StillroomError, TechniqueError
 
@@ -12,6 +12,8 @@ from tasks.shared.errors import StillroomError, TechniqueError
 class Kind(StrEnum):
     """Kind of an artifact, which flows along an edge of the graph."""
 
+    ROWS = "rows"
+    """Conversations that are not split yet: rows.jsonl, tasks.json, card.json."""
     CORPUS = "corpus"
     """Conversations split into train, calibration and test (`tasks/shared/formats/rows.py`)."""
     TRACES = "traces"
@@ -231,4 +233,36 @@ class ChecksPlan(Protocol):
         inputs: names by port.
         upstream: all steps built so far, by name.
         """
+        ...
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Reason why a technique does not take a model.
+
+    reason: what is unsupported.  instead: what to use.
+    """
+
+    reason: str
+    instead: str
+
+
+@runtime_checkable
+class ChecksFamily(Protocol):
+    """A technique that does not take every family of models."""
+
+    def refuses(self, config: Mapping[str, Any]) -> Refusal | None:
+        """Return why the technique refuses a model at its port `model`, or None.
+
+        config: the model's transformers configuration; for a GGUF file, what its header tells of it.
+        """
+        ...
+
+
+@runtime_checkable
+class ChangesConfig(Protocol):
+    """A technique whose model has another configuration than its port `model`."""
+
+    def changed_config(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the configuration that the step's model will have, as far as settings decide it."""
         ...

@@ -1,14 +1,16 @@
 """Rejection filter for a teacher's answers: accept one for training, or name its defect."""
 
+import json
 import re
-from typing import Annotated
+from dataclasses import dataclass
 
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass
-
-from tasks.shared.text.fact_matching import normalize, refuses, states_fact
+from tasks.shared.formats.rows import ToolCall
+from tasks.shared.formats.tasks import Task
+from tasks.shared.text.fact_matching import declines, normalize, refuses, states_fact
 from tasks.shared.text.grounding import DECLINING, invented_addresses, invented_numbers, support
 from tasks.shared.text.repetition import repeats
+from tasks.traces.defaults import Rules
+from tasks.traces.reply import Reply
 
 ACCEPTED = ""
 MARKUP = re.compile(
@@ -17,23 +19,11 @@ MARKUP = re.compile(
     r"|\b(?:the|this|our) article\b|\b(?:I am|I'm|as) an? (?:AI|language model)",
     re.IGNORECASE | re.MULTILINE,
 )
+TEMPLATE = re.compile(r"<\|\w+\|>|</?s>|\[/?INST\]|<(?:start|end)_of_turn>")
+"""Marks of chat templates, which belong into no answer."""
 NEGATION = re.compile(r"\b(?:no|not|never|none|nothing|without|cannot|\w+n't)\b", re.IGNORECASE)
-
-
-@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
-class Limits:
-    """Limits that an accepted answer must keep."""
-
-    min_words: Annotated[int, Field(ge=1)] = 3
-    """Fewest words of an answer."""
-    max_words: Annotated[int, Field(ge=1)] = 40
-    """Most words of an answer."""
-    support: Annotated[float, Field(ge=0, le=1)] = 0.8
-    """Smallest fraction of the answer's content words that its sources contain; 0 turns the check off."""
-    other_numbers: bool = False
-    """Keep answers with numbers from the article that belong to other facts."""
-    negations: bool = False
-    """Keep answers with a negation that neither the gold answer nor the question has."""
+LOOP = 4
+"""Times that a text must end with the same passage to count as an endless loop."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,56 +42,97 @@ class Evidence:
     refusal: bool = False
 
 
-def judge(text: str, finish_reason: str, evidence: Evidence, limits: Limits) -> str:
-    """Return the reason for rejecting an answer, in a word or two; "" if it is accepted.
+def judge_form(reply: Reply, rules: Rules, tools: frozenset[str] = frozenset()) -> str:
+    """Return the reason for rejecting a reply by its form, in a word or two; "" for none.
 
-    The order is form, hallucination, fact.  A refusal is checked against `narrow` alone, so that it cannot state the reason of
-    another refusal.
+    tools: names of the tools that the reply may call.
     """
-    form = _judge_form(text, finish_reason, limits)
-    if form:
-        return form
-    if invented_numbers(text, evidence.wide):
-        return "number"
-    if invented_addresses(text, evidence.wide):
-        return "address"
-    return _judge_refusal(text, evidence, limits) if evidence.refusal else _judge_answer(text, evidence, limits)
+    if rejection := _judge_end(reply):
+        return rejection
+    return _judge_calls(reply.calls, tools) if reply.calls else _judge_text(reply.text, rules)
 
 
-def _judge_refusal(text: str, evidence: Evidence, limits: Limits) -> str:
-    if not refuses(text):
-        return "no refusal"
-    return ACCEPTED if support(text, f"{evidence.narrow}\n{DECLINING}") >= limits.support else "unsupported"
-
-
-def _judge_answer(text: str, evidence: Evidence, limits: Limits) -> str:
-    if refuses(text) and not refuses(evidence.narrow):
-        return "refuses"
-    if not states_fact(text, evidence.accept):
-        return "fact"
-    if not limits.other_numbers and invented_numbers(text, evidence.narrow):
-        return "other number"
-    if not limits.negations and NEGATION.search(normalize(text)) and not NEGATION.search(normalize(evidence.narrow)):
-        return "negation"
-    return ACCEPTED if support(text, evidence.wide) >= limits.support else "unsupported"
-
-
-def _judge_form(text: str, finish_reason: str, limits: Limits) -> str:
-    words = text.split()
-    if not words:
-        return "empty"
-    if finish_reason != "stop":
+def _judge_end(reply: Reply) -> str:
+    if reply.finish_reason == "content_filter":
+        return "content filter"
+    if not reply.text.strip() and not reply.calls:
+        return "only reasoning" if reply.thought else "empty"
+    if reply.finish_reason == "length":
         return "unfinished"
-    if len(words) < limits.min_words:
+    return ACCEPTED if reply.finish_reason in ("stop", "tool_calls") else f"ended by {reply.finish_reason}"
+
+
+def _judge_text(text: str, rules: Rules) -> str:
+    words = text.split()
+    if len(words) < rules.min_words:
         return "too short"
-    if len(words) > limits.max_words:
+    if rules.max_words and len(words) > rules.max_words:
         return "too long"
-    if MARKUP.search(text) or "\n" in text.strip():
+    if "\n" in text.strip() and not rules.line_breaks:
+        return "line break"
+    if MARKUP.search(text) and not rules.markup:
         return "markup"
-    return "repeats" if repeats(text) else ACCEPTED
+    if TEMPLATE.search(text):
+        return "template mark"
+    return "repeats" if loops(text) or (repeats(text) and not rules.repetition) else ACCEPTED
 
 
-def close_sentence(text: str) -> str:
-    """Return the answer stripped, with the final period that a stop string removed."""
-    text = text.strip()
-    return f"{text}." if text and (text[-1].isalnum() or text[-1] in "'\")%") else text
+def _judge_calls(calls: tuple[ToolCall, ...], tools: frozenset[str]) -> str:
+    for call in calls:
+        if call.name not in tools:
+            return "unknown tool"
+        try:
+            good = isinstance(json.loads(call.arguments), dict)
+        except (ValueError, RecursionError):
+            good = False
+        if not good:
+            return "broken call"
+    return ACCEPTED
+
+
+def loops(text: str) -> bool:
+    """Return True if the text ends in an endless loop.
+
+    That is a passage of 2 to 200 characters, LOOP times or more, and over 40 characters or more.
+    """
+    text = text.rstrip()
+    for size in range(2, min(200, len(text) // LOOP) + 1):
+        times = max(LOOP, -(-40 // size))
+        passage = text[-size:]
+        if size * times <= len(text) and len(set(passage.strip())) > 1 and text.endswith(passage * times):
+            return True
+    return False
+
+
+def judge_grounding(text: str, evidence: Evidence, rules: Rules, task: Task) -> str:
+    """Return the reason for rejecting an answer by its sources; "" if it is accepted.
+
+    The order is hallucination, fact.  A refusal is checked against `narrow` alone, so that it cannot state the reason of another
+    refusal.
+    """
+    if not rules.inventions:
+        if invented_numbers(text, evidence.wide):
+            return "number"
+        if invented_addresses(text, evidence.wide):
+            return "address"
+    return (
+        _judge_refusal(text, evidence, rules, task) if evidence.refusal else _judge_answer(text, evidence, rules, task)
+    )
+
+
+def _judge_refusal(text: str, evidence: Evidence, rules: Rules, task: Task) -> str:
+    if not declines(text, task.refusals):
+        return "no refusal"
+    return ACCEPTED if support(text, f"{evidence.narrow}\n{DECLINING}") >= rules.support else "unsupported"
+
+
+def _judge_answer(text: str, evidence: Evidence, rules: Rules, task: Task) -> str:
+    if not rules.refusals and declines(text, task.refusals) and not refuses(evidence.narrow):
+        return "refuses"
+    if evidence.accept and not states_fact(text, evidence.accept):
+        return "fact"
+    if not rules.other_numbers and invented_numbers(text, evidence.narrow):
+        return "other number"
+    if not rules.negations and NEGATION.search(normalize(text)) and not NEGATION.search(normalize(evidence.narrow)):
+        return "negation"
+    return ACCEPTED if support(text, evidence.wide) >= rules.support else "unsupported"

@@ -1,23 +1,24 @@
 """A teacher's reasoning before its answer: requested, split from the reply, checked."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass as plain_dataclass
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from tasks.shared.engines.sample_store import Sample
 from tasks.shared.formats.articles import Article
 from tasks.shared.formats.rows import Row
 from tasks.shared.text.fact_matching import refuses
 from tasks.shared.text.grounding import invented_addresses, invented_numbers
 from tasks.shared.text.quantities import contradictions
-from tasks.shared.text.reasoning import CLOSE, OPEN, split_reasoning
+from tasks.shared.text.reasoning import CLOSE, OPEN
 from tasks.shared.text.repetition import repeats
-from tasks.traces.filter import ACCEPTED, Evidence
+from tasks.traces.defaults import Rules
+from tasks.traces.filter import ACCEPTED, Evidence, loops
 
-FORM = f"\n\nFirst write between {OPEN} and {CLOSE}, in one or two short sentences, how one comes to the answer. Then answer."
+FORM = (
+    f"First write between {OPEN} and {CLOSE}, in one or two short sentences, how one comes to the answer. Then answer."
+)
 """Part of a user turn, before the request for an answer."""
 
 
@@ -30,8 +31,8 @@ class Reasoning:
     native: the reasoning that a reasoning model returns by itself, as `reasoning_content` or before </think>."""
     tokens: Annotated[int, Field(ge=1)] = 150
     """Most tokens of the reasoning, in addition to `max_tokens`."""
-    max_words: Annotated[int, Field(ge=1)] = 80
-    """Most words of the reasoning.  Longer reasoning is dropped with its answer: a small student cannot learn it."""
+    max_words: Annotated[int, Field(ge=0)] = 80
+    """Most words of the reasoning; 0 is no limit.  Longer reasoning is dropped with its answer: a small student cannot learn it."""
 
     @property
     def wanted(self) -> bool:
@@ -39,46 +40,21 @@ class Reasoning:
         return self.ask != "none"
 
 
-@plain_dataclass(frozen=True)
-class Reply:
-    """A teacher's reply, split into answer and reasoning."""
-
-    text: str
-    finish_reason: str
-    reasoning: str = ""
-
-
-def split_reply(sample: Sample, wanted: bool, stop: Sequence[str]) -> Reply:
-    """Split a sample into answer and reasoning.
-
-    wanted: whether the sample has reasoning.
-    stop: strings that end an answer.  An endpoint would end the reasoning at them as well, so the answer is cut here instead.
-    """
-    if not wanted:
-        return Reply(sample.text, sample.finish_reason)
-    before, answer = split_reasoning(sample.text)
-    cuts = [place for text in stop if (place := answer.find(text)) >= 0]
-    finish = "stop" if cuts else sample.finish_reason
-    return Reply(answer[: min(cuts)] if cuts else answer, finish, tidy(sample.reasoning or before))
-
-
-def tidy(reasoning: str) -> str:
-    """Return the reasoning without blank lines and without surplus spaces."""
-    return "\n".join(" ".join(line.split()) for line in reasoning.splitlines() if line.strip())
-
-
-def judge_reasoning(reasoning: str, evidence: Evidence, max_words: int) -> str:
+def judge_reasoning(reasoning: str, evidence: Evidence, rules: Rules, max_words: int) -> str:
     """Return the reason for rejecting a reasoning; "" if it is accepted.
 
-    A reasoning must not contain invented numbers or addresses, must not contradict the answer (another quantity in place of
-    the fact, or a refusal of an answerable question), and must not loop.  No rule checks that its steps follow from each other.
+    It must not loop.  Where answers are checked against their sources, it must not contain invented numbers or addresses
+    either, and must not contradict the answer (another quantity in place of the fact, or a refusal of an answerable question).
+    No rule checks that its steps follow from each other.
     """
     if not reasoning:
         return "no reasoning"
-    if len(reasoning.split()) > max_words:
+    if max_words and len(reasoning.split()) > max_words:
         return "reasoning: too long"
-    if repeats(reasoning) or OPEN in reasoning:
+    if loops(reasoning) or (repeats(reasoning) and not rules.repetition) or OPEN in reasoning:
         return "reasoning: form"
+    if rules.inventions:
+        return ACCEPTED
     if invented_numbers(reasoning, evidence.wide) or invented_addresses(reasoning, evidence.wide):
         return "reasoning: invents"
     refuses_an_answer = not evidence.refusal and refuses(reasoning) and not refuses(evidence.narrow)

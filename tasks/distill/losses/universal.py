@@ -80,8 +80,10 @@ class UniversalLoss:
         ).reshape(())  # fmt: skip
 
 
-def answer_offsets(tokenizer: "PreTrainedTokenizerBase", ids: list[int], answer: str) -> Offsets:
+def answer_offsets(tokenizer: "PreTrainedTokenizerBase", ids: list[int], answer: str, head: str = "") -> Offsets:
     """Byte offsets of an answer's tokens; tokens after the text (end of turn) are at its end.
+
+    head: text that the chat template puts before the answer (an empty thought, a space); its tokens are left out.
 
     ids: the token ids that the model trains on.  Raises ModelError for a tokenizer that is not byte-based, or that splits the text
     differently when the end of turn follows.
@@ -94,7 +96,7 @@ def answer_offsets(tokenizer: "PreTrainedTokenizerBase", ids: list[int], answer:
     if backend is None:
         raise ModelError(name, "a tokenizer without offsets of its tokens", "a fast one", "alignment=positions")
     try:
-        ((found, offsets),) = encode_with_byte_offsets(backend, [answer])
+        ((found, offsets),) = encode_with_byte_offsets(backend, [head + answer])
     except (NotImplementedError, ValueError) as error:
         raise ModelError(
             name, f"its tokens cannot be placed by bytes: {error}", "byte-level BPE", "alignment=positions"
@@ -104,5 +106,6 @@ def answer_offsets(tokenizer: "PreTrainedTokenizerBase", ids: list[int], answer:
             name, "it splits an answer differently if the end of turn follows", "an end of turn that is a token of its own",
             "alignment=positions",
         )  # fmt: skip
-    end = len(answer.encode())
-    return [list(pair) for pair in offsets] + [[end, end]] * (len(ids) - len(found))
+    start, end = len(head.encode()), len(answer.encode())
+    places = [[max(0, first - start), last - start] for first, last in offsets if last > start]
+    return places + [[end, end]] * (len(ids) - len(found))

@@ -3,7 +3,8 @@
 import csv
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,10 +25,11 @@ from tasks.distill.training.weights import weigh
 from tasks.shared.errors import TechniqueError
 from tasks.shared.formats.rows import Row
 from tasks.shared.model.encoding import Encoded, collate
-from tasks.shared.model.head import core_of
-from tasks.shared.model.layers import LAYOUT, find_layers
-from tasks.shared.model.loading import load_model, load_tokenizer
+from tasks.shared.model.head import check_head, core_of
+from tasks.shared.model.layout import decoder_layers
+from tasks.shared.model.loading import load_model, training_tokenizer
 from tasks.shared.model.saving import align_special_tokens, save_model
+from tasks.shared.model.turns import examples
 from tasks.shared.technique import Metrics, StepRun
 
 if TYPE_CHECKING:
@@ -75,10 +77,11 @@ def _train(
     import torch
     from transformers import set_seed
 
-    tokenizer = load_tokenizer(source)
+    tokenizer = training_tokenizer(source)
+    sequences = examples(rows, tokenizer, settings.turns, objective.one_turn)
     training, validation = (
         weigh(objective.encode(part, tokenizer, settings.max_tokens), part, settings)
-        for part in split_groups(rows, settings.validation, run.seed)
+        for part in split_groups(sequences, settings.validation, run.seed)
     )
     counts: Metrics = {"rows": len(training)}
     torch.set_num_threads(max(1, run.compute.threads // run.compute.processes))
@@ -112,12 +115,13 @@ def _train(
 def prepared_model(settings: Training, source: Path, run: StepRun) -> "PreTrainedModel":
     """Load the model to train, in float32 on the CPU, with adapters and frozen layers, if any."""
     model = load_model(source, "float32")
+    check_head(model)
     if run.compute.device == "cpu":
         model.set_attn_implementation("eager")  # 15 % faster here: the fused kernel's backward pass is slow on CPUs
     model = adapt(model, settings.lora) if isinstance(settings, Adapted) else model
     freeze(core_of(model), settings.frozen_layers)
     if run.compute.compile:
-        for layer in find_layers(core_of(model)):
+        for layer in decoder_layers(core_of(model)):
             layer.compile(dynamic=True)  # batches have different lengths
     return model
 
@@ -216,20 +220,34 @@ def make_trainer(
     arguments.use_cache = getattr(
         core_of(model).config, "use_cache", True
     )  # otherwise the saved model would have False
-    trainer = resumable(objective_trainer())(
-        model=model,
-        args=arguments,
-        train_dataset=Dataset.from_list(training),
-        eval_dataset=Dataset.from_list(validation) if watched else None,
-        data_collator=lambda rows: collate(rows, tokenizer.pad_token_id),
-        processing_class=tokenizer,
-        callbacks=callbacks,
-    )
+    with router_kept(core_of(model).config.get_text_config()):
+        trainer = resumable(objective_trainer())(
+            model=model,
+            args=arguments,
+            train_dataset=Dataset.from_list(training),
+            eval_dataset=Dataset.from_list(validation) if watched else None,
+            data_collator=lambda rows: collate(rows, tokenizer.pad_token_id),
+            processing_class=tokenizer,
+            callbacks=callbacks,
+        )
     trainer.objective = objective
     trainer.steps_per_epoch = steps_per_epoch
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(keeper(trainer, run.compute.checkpoint_s))
     return trainer
+
+
+@contextmanager
+def router_kept(config: Any) -> Iterator[None]:
+    """Keep the settings of a mixture's router, which TRL changes.
+
+    It turns the router's logits on, with which the saved model could not generate.  They would serve a balancing loss, which our objectives do not have.
+    """
+    names = ("output_router_logits", "router_aux_loss_coef")
+    before = {name: getattr(config, name) for name in names if hasattr(config, name)}
+    yield
+    for name, value in before.items():
+        setattr(config, name, value)
 
 
 def freeze(model: "PreTrainedModel", layers: int) -> None:
@@ -239,12 +257,10 @@ def freeze(model: "PreTrainedModel", layers: int) -> None:
     """
     if not layers:
         return
-    found = find_layers(model)
+    found = decoder_layers(model)
     if layers >= len(found):
-        depth = f"{len(found)} layers" if found else f"no layer list at {LAYOUT}"
-        raise TechniqueError(
-            "frozen_layers", f"{layers} of {depth}", "fewer than the model's layers", "frozen_layers=0"
-        )
+        got = f"{layers} of {len(found)} layers"
+        raise TechniqueError("frozen_layers", got, "fewer than the model's layers", "frozen_layers=0")
     model.get_input_embeddings().requires_grad_(False)
     for layer in found[:layers]:
         layer.requires_grad_(False)

@@ -52,11 +52,18 @@ def adapt(model: "PreTrainedModel", lora: Lora) -> Any:
         model,
         LoraConfig(
             r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=sorted(lora.targets or linear),
-            bias="none", task_type="CAUSAL_LM",
+            bias="none", task_type="CAUSAL_LM", fan_in_fan_out=is_transposed(model),
         ),
     )  # fmt: skip
     adapted.peft_config["default"].base_model_name_or_path = None  # saving would look it up on the hub
     return adapted
+
+
+def is_transposed(model: Any) -> bool:
+    """Return True if the layers are GPT-2's Conv1D, whose weights are (in, out)."""
+    from transformers.pytorch_utils import Conv1D
+
+    return any(isinstance(module, Conv1D) for module in model.modules())
 
 
 def merge(model: Any) -> Any:
@@ -66,5 +73,6 @@ def merge(model: Any) -> Any:
 
 def _is_linear(module: Any) -> bool:
     import torch
+    from transformers.pytorch_utils import Conv1D
 
-    return isinstance(module, torch.nn.Linear)
+    return isinstance(module, torch.nn.Linear | Conv1D)

@@ -28,6 +28,9 @@ class Objective(ABC):
     """Optimizer steps done, set by the trainer before it calls `terms`.  Random draws are seeded by it, so that a resumed run repeats
     them."""
 
+    one_turn: bool = False
+    """True if a row may have one learned turn only; `turns.examples` then makes a row of each."""
+
     def attach(self, model: "PreTrainedModel", device: str) -> None:  # noqa: B027 - most objectives have nothing to do here
         """Prepare for training: move the teacher to the device, add auxiliary modules to the model.
 

@@ -8,6 +8,7 @@ from pydantic.dataclasses import dataclass
 
 from tasks.distill.training.forecast import forecast_training
 from tasks.shared.forecast import Forecast, Workload
+from tasks.shared.model.turns import Turns
 from tasks.shared.technique import Kind, Plot, Port, Spec
 
 LOSS_PLOT = Plot(
@@ -63,6 +64,9 @@ class Training:
     """Forward passes per optimizer step."""
     max_tokens: Annotated[int, Field(gt=8)] = 512
     """Most tokens of a conversation; longer ones are refused, not truncated, since truncated answers would be learned."""
+    turns: Turns = "all"
+    """Turns of the assistant to learn in a conversation: all, or the last only.  A message's own `learn: true` or `learn: false` takes
+    precedence.  A template that rewrites earlier turns (Qwen3 drops their thoughts) makes each learned turn a sequence of its own."""
     validation: Annotated[float, Field(ge=0, lt=0.5)] = 0.08
     """Fraction of phrasing groups held out for validation to detect overfitting; 0 trains on all rows and keeps the last epoch."""
     patience: Annotated[int, Field(ge=0)] = 2

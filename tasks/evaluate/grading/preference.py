@@ -5,25 +5,36 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from tasks.shared.formats.articles import question_of
+from tasks.shared.formats.rows import Row
 from tasks.shared.formats.scores import ItemScore
 
 Opinion = Literal["rival", "baseline", "tie", "unreadable"]
 INSTRUCTIONS = (
-    "You compare two answers of a support bot to the same customer question. The better answer is correct by the reference answer, "
-    "answers what was asked, adds nothing false, and is short and polite. The order of the answers means nothing. "
+    "You compare two answers to the same request. {criteria} The order of the answers means nothing. "
     "Say why in at most two sentences, then end with one line: Verdict: A, Verdict: B, or Verdict: tie."
 )
+CRITERIA = (
+    "The better answer does what was asked, agrees with the reference answer if there is one, adds nothing false, and is clear and no "
+    "longer than needed."
+)
+"""Criteria for tasks that state none."""
 VERDICT = re.compile(r"\bverdict\W*(?:is\W+)?(?:answer\s+|a\s+(?=tie\b))?(a|b|tie)\b", re.IGNORECASE)
 BARE_VERDICT = re.compile(r"^\W*(?:answer\s+)?(a|b|tie)\W*$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One item's answers from the baseline and from a rival model."""
+    """One item's answers from the baseline and from a rival model.
+
+    request: what was asked, with the turns before it.  criteria: of the item's task; empty for general ones.
+    """
 
     item: ItemScore
     baseline: str
     rival: str
+    request: str
+    criteria: str = ""
 
     @property
     def key(self) -> tuple[str, str]:
@@ -31,14 +42,26 @@ class Pair:
         return self.item.id, self.item.answers[self.rival]
 
     def messages(self, instructions: str, swapped: bool) -> list[dict[str, str]]:
-        """Return the judge's prompt.  swapped: the rival's answer is A."""
+        """Return the judge's prompt.
+
+        swapped: the rival's answer is A.  instructions: empty for general ones with the criteria of the task.
+        """
         first, second = (self.rival, self.baseline) if swapped else (self.baseline, self.rival)
         item = self.item
         parts = [
-            f"Question:\n{item.question}", f"Reference answer:\n{item.wanted}",
+            f"Question:\n{self.request}", *([f"Reference answer:\n{item.wanted}"] if item.wanted else []),
             f"Answer A:\n{item.answers[first]}", f"Answer B:\n{item.answers[second]}",
         ]  # fmt: skip
-        return [{"role": "system", "content": instructions}, {"role": "user", "content": "\n\n".join(parts)}]
+        system = instructions or INSTRUCTIONS.format(criteria=self.criteria or CRITERIA)
+        return [{"role": "system", "content": system}, {"role": "user", "content": "\n\n".join(parts)}]
+
+
+def request_of(row: Row) -> str:
+    """Return the request of a row: its question, or the conversation if there are more turns."""
+    turns = [turn for turn in row.prompt if turn["role"] not in ("system", "developer")]
+    if len(turns) < 2:
+        return "\n".join(question_of(turn["content"]) for turn in turns)
+    return "\n".join(f"{turn['role'].capitalize()}: {question_of(turn['content'])}" for turn in turns)
 
 
 def read_opinion(text: str, swapped: bool) -> Opinion:

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
-from tasks.evaluate.grading.answers import gold_text
+from tasks.evaluate.grading.answers import gold_answer
 from tasks.shared.formats.rows import Row
-from tasks.shared.text.fact_matching import refuses, states_fact
+from tasks.shared.formats.tasks import Task
+from tasks.shared.text.fact_matching import declines, states_fact
 from tasks.shared.text.grounding import DECLINING, content_words, invented_addresses, invented_numbers
 from tasks.shared.text.overlap import user_text
 from tasks.shared.text.quantities import contradictions
@@ -37,7 +38,7 @@ class Finding:
 
 
 def find_unsupported_claim(
-    text: str, row: Row, prompt: str, support: float, *, answer_given: bool, memory_counts: bool
+    text: str, row: Row, task: Task, prompt: str, support: float, *, answer_given: bool, memory_counts: bool
 ) -> Finding:
     """Return the first finding in an answer to `row`.
 
@@ -46,14 +47,16 @@ def find_unsupported_claim(
     Sources are the prompt, the fact's accepted strings, and the gold answer, whose wording is always allowed.
     """
     fact = "\n".join(phrase for group in row.facts for phrase in group)
-    sources = "\n".join([prompt, fact, gold_text(row)])
+    sources = "\n".join([prompt, fact, gold_answer(row, task).text])
     if addresses := invented_addresses(text, sources):
         return Finding("address", ", ".join(addresses), True)
     if found := sorted(invented_numbers(text, sources)):
         return Finding("number", ", ".join(found), True)
     if wrong := contradictions(text, row.facts, user_text(row)):
         return Finding("contradiction", ", ".join(wrong), True)
-    share, strange = content_words(text, f"{sources}\n{COURTESY}" + (f"\n{DECLINING}" if refuses(text) else ""))
+    share, strange = content_words(
+        text, f"{sources}\n{COURTESY}" + (f"\n{DECLINING}" if declines(text, task.refusals) else "")
+    )
     if share < support:
         return Finding("unsupported", ", ".join(strange), True)
     if not answer_given and states_fact(text, row.facts):

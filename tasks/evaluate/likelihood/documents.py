@@ -1,10 +1,29 @@
 """Documents that perplexity scores from a corpus."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from tasks.evaluate.grading.eval_rows import last_question
+from tasks.shared.errors import DataError
 from tasks.shared.formats.rows import Row
 from tasks.shared.text.files import Document
+
+
+def answered_rows(rows: Sequence[Row], corpus: Path) -> list[Row]:
+    """Return the rows with an answer in words, which can be read token by token.
+
+    Raises DataError if there is none.
+    """
+    found = [row for row in rows if row.answer.strip()]
+    if not found:
+        got = f"none of {len(rows)} rows ends with an answer in words"
+        raise DataError(str(corpus / "test.jsonl"), got, "at least one", "leave this step out for such a corpus")
+    return found
+
+
+def unanswered_note(rows: int, found: int) -> list[str]:
+    """Return a note on the test rows that have no answer in words; none if there are none."""
+    return [f"{rows - found} of {rows} test rows have no answer in words and are left out."] if found < rows else []
 
 
 def answer_documents(rows: Sequence[Row], tags: Mapping[str, dict[str, str]]) -> list[Document]:

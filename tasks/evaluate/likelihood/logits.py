@@ -1,7 +1,8 @@
 """Next-token logits over given tokens, shared by perplexity and divergence.
 
-llama.cpp's server returns no probabilities of a prompt's tokens, and only the top ones of the next token.  So every model runs in
-transformers here, a .gguf file with its weights dequantized: this measures the weights, not llama.cpp's arithmetic.
+llama.cpp's server returns no probabilities of a prompt's tokens, and only the top ones of the next token (it lacks the capability
+`distribution`).  So every model runs in transformers here, a .gguf file with its weights dequantized: this measures the weights, not
+llama.cpp's arithmetic.
 """
 
 from collections.abc import Sequence

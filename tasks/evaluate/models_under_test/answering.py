@@ -2,33 +2,26 @@
 
 import contextlib
 import json
-import logging
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from tasks.evaluate.grading.answers import Reply
 from tasks.evaluate.models_under_test.isolated_runs import Resources
-from tasks.evaluate.models_under_test.label_choice import harness_choices, llama_choices
-from tasks.evaluate.models_under_test.model_under_test import Messages, ModelUnderTest, RowPrompts
-from tasks.shared.engines.llama_client import LlamaClient
-from tasks.shared.errors import ModelError
-from tasks.shared.model.generation import Written, check_logits, write_answers
-from tasks.shared.model.loading import has_cpu_bfloat16, load_model, load_tokenizer
-from tasks.shared.model.prompts import render
+from tasks.evaluate.models_under_test.label_choice import (
+    LabelLayout,
+    LabelMethod,
+    choice_contexts,
+    likeliest_choices,
+    written_choices,
+)
+from tasks.evaluate.models_under_test.model_under_test import ModelUnderTest, RowPrompts
+from tasks.shared.engines.protocol import Choices, Opening, Session, check_room
+from tasks.shared.engines.registry import ENGINES
+from tasks.shared.model.generation import Written
 from tasks.shared.model.weights import is_gguf, read_gguf
-from tasks.shared.progress import track
-from tasks.shared.text.reasoning import reasoning_prefix
 
-log = logging.getLogger(__name__)
-PARALLEL = 1
-"""Requests that llama.cpp decodes together.  Batched requests share rounding, so with more than one the answers would depend on
-the order of arrival."""
-
-SPECIAL_TOKENS = 2
-"""Tokens that a tokenizer may add before a prompt: beginning of sequence, and a space."""
+MORE_ROOM = "context: {} for a GGUF file; for a folder, a shorter prompt or a lower max_new_tokens"
 
 
 @dataclass(frozen=True)
@@ -39,6 +32,8 @@ class GenerationPlan:
     max_new_tokens: length limit of an answer; 0 skips generation.
     batch_size: prompts generated together in transformers.  context: tokens of prompt and answer in llama.cpp.
     reversed_order: send prompts to llama.cpp in reverse, so that its prefix cache holds other prefixes.
+    stop: strings that end an answer.
+    choice: how a label is found; see label_choice.py.  layout: the label's place in an answer.
     """
 
     prompts: Sequence[RowPrompts]
@@ -48,29 +43,63 @@ class GenerationPlan:
     batch_size: int
     context: int
     reversed_order: bool = False
+    stop: Sequence[str] = ()
+    choice: LabelMethod = "likeliest"
+    layout: LabelLayout = "first_line"
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """One model's replies, one per row, in the plan's order."""
+    """One model's replies, one per row, in the plan's order.
+
+    label_method: how labels were chosen; empty for none.
+    """
 
     replies: list[Reply]
+    label_method: str = ""
 
 
 def generate_replies(model: ModelUnderTest, plan: GenerationPlan, resources: Resources) -> Predictions:
     """Run one model over a plan, with labels and answers as the plan asks for.
 
-    Raises ModelError if the model cannot be loaded or run, or its logits are not finite.
+    Raises ModelError if the model cannot be loaded or run, its logits are not finite, or a prompt and its answer exceed its context.
     """
-    generate = _generate_in_llama if model.engine == "llama.cpp" else _generate_in_transformers
-    choices, written = generate(model, plan, resources)
-    replies = zip(choices or [""] * len(written), written, strict=True)
-    return Predictions([Reply(choice, found.text, found.ended, plan.labeled) for choice, found in replies])
+    opening = Opening(
+        resources.threads, resources.device, plan.context, batch_size=plan.batch_size, reverse=plan.reversed_order
+    )
+    with ENGINES[model.engine].open(model.weights, opening) as session:
+        written = _answers(session, plan)
+        chosen = _labels(session, plan, written)
+    replies = zip(chosen.labels, written, strict=True)
+    return Predictions([Reply(label, found.text, found.ended, plan.labeled) for label, found in replies], chosen.method)
 
 
-def choose_dtype(device: str) -> Literal["float32", "bfloat16"]:
-    """Return bfloat16 on accelerators and CPUs with bfloat16 instructions; else float32."""
-    return "bfloat16" if device != "cpu" or has_cpu_bfloat16() else "float32"
+def _answers(session: Session, plan: GenerationPlan) -> list[Written]:
+    prompts = [session.render(question.answer_messages, question.tools) for question in plan.prompts]
+    session.check(prompts[0])
+    check_room(session, prompts, plan.max_new_tokens, MORE_ROOM)
+    if not plan.max_new_tokens:
+        return [Written("", True)] * len(prompts)
+    return session.answer(prompts, plan.max_new_tokens, plan.stop)
+
+
+def _labels(session: Session, plan: GenerationPlan, written: Sequence[Written]) -> Choices:
+    labels = [label for label in plan.labels if label]  # rows without a label have an empty one
+    if not labels:
+        return Choices([""] * len(written), None, "")
+    if plan.choice == "written":
+        return written_choices(written, labels, plan.layout)
+    contexts = choice_contexts(session.render, plan.prompts, written)
+    check_room(session, contexts, max(len(session.tokens(label)) for label in labels), MORE_ROOM)
+    return likeliest_choices(session, contexts, labels, plan.layout)
+
+
+def label_notes(results: Mapping[str, Predictions]) -> list[str]:
+    """Return a note for each way in which labels were chosen, with the models."""
+    names: dict[str, list[str]] = {}
+    for name, found in results.items():
+        names.setdefault(found.label_method, []).append(name)
+    return [f"Labels of {', '.join(found)}: {method}." for method, found in names.items() if method]
 
 
 def template_notes(models: Sequence[ModelUnderTest]) -> list[str]:
@@ -92,98 +121,3 @@ def has_template(weights: Path) -> bool:
     with contextlib.suppress(ValueError, AttributeError):  # not JSON, or not an object: loading it reports the error
         return bool(json.loads(config.read_text(encoding="utf-8")).get("chat_template"))
     return True
-
-
-def _generate_in_transformers(
-    model: ModelUnderTest, plan: GenerationPlan, resources: Resources
-) -> tuple[list[str], list[Written]]:
-    import torch
-
-    torch.set_num_threads(resources.threads)
-    loaded = load_model(model.weights, choose_dtype(resources.device), resources.device)
-    tokenizer = load_tokenizer(model.weights)
-    prompts = [render(tokenizer, question.answer_messages) for question in plan.prompts]
-    check_logits(loaded, tokenizer, prompts[0])
-    written = [Written("", True)] * len(prompts)
-    if plan.max_new_tokens:
-        written = write_answers(loaded, tokenizer, prompts, plan.max_new_tokens, plan.batch_size)
-    if not plan.labels:
-        return [], written
-    contexts = choice_contexts(lambda messages: render(tokenizer, messages), plan, written)
-    scoring = max(1, plan.batch_size // 4)  # a batch's logits are batch x length x vocabulary
-    return harness_choices(loaded, tokenizer, contexts, plan.labels, resources.scratch / "harness", scoring), written
-
-
-def _generate_in_llama(
-    model: ModelUnderTest, plan: GenerationPlan, resources: Resources
-) -> tuple[list[str], list[Written]]:
-    from tasks.shared.engines.llama_server import serve
-
-    with serve(model.weights, threads=resources.threads, parallel=PARALLEL, context=plan.context) as url:
-        client = LlamaClient(url, PARALLEL)
-        prompts = [client.render(question.answer_messages) for question in plan.prompts]
-        check_llama_logits(client, prompts[0])
-        check_context(client, prompts, plan.max_new_tokens, plan.context)
-        written = (
-            _in_article_order(client, prompts, plan) if plan.max_new_tokens else [Written("", True)] * len(prompts)
-        )
-        contexts = choice_contexts(client.render, plan, written) if plan.labels else []
-        check_context(client, contexts, 1, plan.context)
-        return llama_choices(client, contexts, plan.labels) if plan.labels else [], written
-
-
-def choice_contexts(write: Callable[[Messages], str], plan: GenerationPlan, written: Sequence[Written]) -> list[str]:
-    """Return the texts after which labels are scored: prompt, plus the model's own reasoning.
-
-    A model trained to reason first has never seen a label right after the prompt.  No reasoning is added where label and answer have
-    different prompts (a reference), or where no answer is generated.
-    """
-    return [
-        write(question.label_messages)
-        + (reasoning_prefix(found.text) if question.label_messages == question.answer_messages else "")
-        for question, found in zip(plan.prompts, written, strict=True)
-    ]
-
-
-def check_llama_logits(client: LlamaClient, prompt: str) -> None:
-    """Raise ModelError unless llama.cpp returns a finite log-probability after the prompt.
-
-    Its server reports log-probabilities of decoded tokens only, so one token is decoded.
-    """
-    found = (client.complete(prompt, 1, logprobs=1).get("logprobs") or {}).get("content") or [{}]
-    value = found[0].get("logprob")
-    if not isinstance(value, int | float) or not math.isfinite(value):
-        raise ModelError(
-            "log-probability of a token in llama.cpp",
-            f"{value}",
-            "a number",
-            "the model is broken: check the step that made it",
-        )
-
-
-def check_context(client: LlamaClient, prompts: Sequence[str], new: int, context: int) -> None:
-    """Raise ModelError if a prompt plus `new` tokens exceeds the context.
-
-    llama.cpp would truncate the answer and still report it as complete.
-    """
-    likely = [
-        prompt for prompt in prompts if len(prompt.encode()) + SPECIAL_TOKENS + new > context
-    ]  # a token is at least one byte
-    needed = max((len(client.tokens(prompt)) for prompt in likely), default=0) + SPECIAL_TOKENS + new
-    if likely and needed > context:
-        got = f"{context} tokens, but the longest prompt with its answer needs {needed}"
-        raise ModelError("context", got, f"at least {needed}", f"context: {needed}")
-
-
-def _in_article_order(client: LlamaClient, prompts: Sequence[str], plan: GenerationPlan) -> list[Written]:
-    """Greedy answers, sorted so that prompts about one article share the server's prefix cache."""
-    order = sorted(range(len(prompts)), key=lambda index: prompts[index], reverse=plan.reversed_order)
-
-    def answer(index: int) -> Written:
-        found = client.complete(prompts[index], plan.max_new_tokens)
-        return Written(str(found["text"]).strip(), found.get("finish_reason") == "stop")
-
-    found: dict[int, Written] = {}
-    for index, written in zip(order, track(client.each(answer, order), "answers", len(order)), strict=True):
-        found[index] = written
-    return [found[index] for index in range(len(prompts))]

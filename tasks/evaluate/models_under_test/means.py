@@ -8,11 +8,14 @@ from tasks.shared.formats.scores import ItemScore
 
 
 def mean_values(items: Sequence[ItemScore], models: Sequence[ModelUnderTest]) -> dict[str, float]:
-    """Return unweighted means by "model.measure" for the baseline and the evaluated candidates."""
+    """Return weighted means by "model.measure" for the baseline and the evaluated candidates."""
     names = [model.name for model in models if model.role in ("baseline", "candidate")]
-    found: dict[str, list[float]] = {}
+    found: dict[str, list[tuple[float, float]]] = {}
     for item in items:
         for name in names:
             if name in item.values:
-                found.setdefault(f"{name}.{item.measure}", []).append(item.values[name])
-    return {name: round(fmean(values), 4) for name, values in found.items()}
+                found.setdefault(f"{name}.{item.measure}", []).append((item.values[name], item.weight))
+    return {
+        name: round(fmean((value for value, _ in pairs), (weight for _, weight in pairs)), 4)
+        for name, pairs in found.items()
+    }

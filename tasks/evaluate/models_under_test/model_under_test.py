@@ -5,24 +5,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from tasks.shared.engines.engine import Engine, find_weights
+from tasks.shared.engines.engine import EngineName, find_weights
 from tasks.shared.errors import ConfigError, ModelError, StillroomError
 from tasks.shared.formats.articles import Article, question_of, with_article
 from tasks.shared.formats.rows import Row
 from tasks.shared.formats.scores import Role
+from tasks.shared.formats.tasks import Task
 from tasks.shared.model.weights import is_gguf, read_gguf
 from tasks.shared.paths import sha256_file
 from tasks.shared.technique import WEIGHTS, Artifact, Inputs, Kind, Port
+from tasks.shared.text.instructions import CLASSIFY, instruction_of
 
-Messages = list[dict[str, str]]
+SYSTEM = ("system", "developer")
+"""Roles of instructions."""
 
-REFERENCE_SYSTEM = (
-    "You are the support bot of a shop. Answer the customer's question in one short sentence, with the facts of the article. "
-    "If the question is not about the shop, or asks for advice that a shop must not give, say: I can't help with that."
-)
-REFERENCE_LABELS = "You sort messages to a shop by topic. Answer with one of these topics and nothing else: {labels}."
+Messages = list[dict[str, Any]]
+"""A conversation in the format of chat templates."""
+
 MODEL_PORTS: Mapping[str, Port] = {
     "baseline": Port(WEIGHTS, wire="reader"),
     "candidates": Port(WEIGHTS, many=True, optional=True, wire="reader"),
@@ -49,7 +50,7 @@ class ModelUnderTest:
     role: Role
     kind: Literal["model", "engine"]
     weights: Path
-    engine: Engine
+    engine: EngineName
     format: str
     digest: str = ""
     repetition: int = 0
@@ -79,11 +80,15 @@ class ModelUnderTest:
 
 @dataclass(frozen=True)
 class RowPrompts:
-    """Prompts for one test row: messages before the label, and messages before the answer."""
+    """Prompts for one test row: messages before the label, and messages before the answer.
+
+    tools: JSON text of the list of tools that the answer may call; empty for none.
+    """
 
     row: Row
     label_messages: Messages
     answer_messages: Messages
+    tools: str = ""
 
 
 def list_models(inputs: Inputs, repetitions: int = 0, closed_book_reference: bool = False) -> list[ModelUnderTest]:
@@ -198,25 +203,33 @@ def folder_format(folder: Path) -> str:
 
 def tuned_prompts(rows: Sequence[Row]) -> list[RowPrompts]:
     """Return prompts for models trained on this corpus: label and answer follow the same prompt."""
-    return [RowPrompts(row, row.prompt, row.prompt) for row in rows]
+    return [RowPrompts(row, row.prompt, row.prompt, row.tools) for row in rows]
 
 
-def reference_prompts(rows: Sequence[Row], articles: Mapping[str, Article], labels: Sequence[str]) -> list[RowPrompts]:
+def reference_prompts(
+    rows: Sequence[Row], articles: Mapping[str, Article], tasks: Mapping[str, Task]
+) -> list[RowPrompts]:
     """Return prompts for an untrained reference model.
 
-    The article goes into the user turn, and there is no label line; a separate prompt with the list of labels asks for the intent
-    of the last user turn.  A row whose article is missing from `articles` gets no article.
+    The task's instruction replaces the row's system turn; without one, the row's own system turn stays, or else the task's type gives a
+    general instruction.  The article goes into the last user turn.  A separate prompt with the list of labels asks for the label.
+    A row whose article is missing from `articles` gets no article.
     """
-    prompts = []
-    for row in rows:
-        turns = [message for message in row.prompt if message["role"] != "system"]
-        last = turns[-1]["content"]
-        article = articles.get(row.evidence)
-        full = with_article(question_of(last), article) if article else last
-        label = [
-            {"role": "system", "content": REFERENCE_LABELS.format(labels=", ".join(labels))},
-            {"role": "user", "content": question_of(last)},
-        ]
-        answer = [{"role": "system", "content": REFERENCE_SYSTEM}, *turns[:-1], {"role": "user", "content": full}]
-        prompts.append(RowPrompts(row, label, answer))
-    return prompts
+    return [_reference_prompt(row, articles.get(row.evidence), tasks[row.task]) for row in rows]
+
+
+def _reference_prompt(row: Row, article: Article | None, task: Task) -> RowPrompts:
+    system = [turn for turn in row.prompt if turn["role"] in SYSTEM]
+    turns = [dict(turn) for turn in row.prompt if turn["role"] not in SYSTEM]
+    if task.instruction or not system:
+        instruction = instruction_of(task, task.labels)
+        system = [{"role": "system", "content": instruction}] if instruction else []
+    asked = next((turn for turn in reversed(turns) if turn["role"] == "user"), None)
+    question = question_of(asked["content"]) if asked else ""
+    if asked and article:
+        asked["content"] = with_article(question, article)
+    label = [
+        {"role": "system", "content": CLASSIFY.format(labels=", ".join(task.labels))},
+        {"role": "user", "content": question},
+    ]
+    return RowPrompts(row, label, [*system, *turns], row.tools)

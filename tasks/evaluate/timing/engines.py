@@ -6,16 +6,17 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.evaluate.models_under_test.model_under_test import Messages
 from tasks.evaluate.timing.energy import Source, open_meter
 from tasks.evaluate.timing.streams import Streamed, joint_speed, stream_answer, stream_together
-from tasks.shared.engines.engine import Engine
-from tasks.shared.engines.vllm_server import NAME, serve_vllm
+from tasks.shared.engines.engine import EngineName
+from tasks.shared.engines.protocol import Opening, Session
+from tasks.shared.engines.registry import ENGINES
+from tasks.shared.engines.vllm_server import NAME
 from tasks.shared.errors import ModelError
 
 Sample = dict[str, float]
@@ -33,7 +34,7 @@ class Probe:
     """
 
     name: str
-    engine: Engine
+    engine: EngineName
     weights: Path
     form: str
     messages: Messages
@@ -65,54 +66,46 @@ def take_sample(probe: Probe, effort: Effort) -> Sample:
 
     Raises StillroomError for a model that does not load or does not answer in time.
     """
-    return SAMPLERS[probe.engine](probe, effort)
+    if ENGINES[probe.engine].capabilities.stream:
+        return _in_server(probe, effort)
+    return _in_transformers(probe, effort)
 
 
-def _in_llama(probe: Probe, effort: Effort) -> Sample:
-    """Time llama.cpp servers: one slot first, then one server per batch size.
+def _in_server(probe: Probe, effort: Effort) -> Sample:
+    """Time an engine's server: one stream first, then each batch size.
 
-    The reported memory is that of the one-slot server, for one stream.
+    An engine with fixed slots gets a server per number of streams, and the reported memory is that of the first, for one stream; one
+    that shares its memory allocates that of all streams at start.
     """
-    from tasks.shared.engines.llama_server import start
-
+    engine = ENGINES[probe.engine]
+    counts = (1, *effort.batch_sizes)
     found: Sample = {}
-    for streams in (1, *effort.batch_sizes):
+    for together in [(count,) for count in counts] if engine.capabilities.slots == "fixed" else [counts]:
+        opening = Opening(
+            effort.threads, effort.device, effort.context, parallel=together[-1], limit_s=effort.limit_s, command=effort.vllm_command
+        )  # fmt: skip
         begun = time.perf_counter()
-        with start(
-            probe.weights, threads=effort.threads, parallel=streams, context=effort.context, limit=effort.limit_s
-        ) as server:
+        with engine.open(probe.weights, opening) as session:
             load_s = time.perf_counter() - begun
-            found |= (
-                _one(server.url, server.pid, probe, effort, load_s)
-                if streams == 1
-                else _several(server.url, probe, effort, streams)
-            )
+            for streams in together:
+                alone = streams == 1
+                found |= _one(session, probe, effort, load_s) if alone else _several(session, probe, effort, streams)
     return found
 
 
-def _in_vllm(probe: Probe, effort: Effort) -> Sample:
-    """Time one vLLM server: it allocates the memory of all streams at start."""
-    begun = time.perf_counter()
-    with serve_vllm(effort.vllm_command, probe.weights, effort.context, effort.limit_s) as server:
-        found = _one(server.url, server.pid, probe, effort, time.perf_counter() - begun)
-        for streams in effort.batch_sizes:
-            found |= _several(server.url, probe, effort, streams)
-    return found
-
-
-def _one(url: str, pid: int, probe: Probe, effort: Effort, load_s: float) -> Sample:
-    stream_answer(url, NAME, probe.messages, effort.warm_up_tokens, effort.limit_s)
-    meter = open_meter(effort.energy, effort.device if probe.engine == "vllm" else "cpu")
+def _one(session: Session, probe: Probe, effort: Effort, load_s: float) -> Sample:
+    stream_answer(session.url, NAME, probe.messages, effort.warm_up_tokens, effort.limit_s)
+    meter = open_meter(effort.energy, effort.device if ENGINES[probe.engine].capabilities.accelerator else "cpu")
     if meter is not None:
         meter.start()
-    answer = stream_answer(url, NAME, probe.messages, effort.tokens, effort.limit_s)
+    answer = stream_answer(session.url, NAME, probe.messages, effort.tokens, effort.limit_s)
     joules = None if meter is None else meter.stop()
-    return describe_one(answer, load_s, peak_memory(pid), joules)
+    return describe_one(answer, load_s, session.memory(), joules)
 
 
-def _several(url: str, probe: Probe, effort: Effort, streams: int) -> Sample:
-    stream_together(url, NAME, probe.messages, effort.warm_up_tokens, effort.limit_s, streams)
-    answers = stream_together(url, NAME, probe.messages, effort.tokens, effort.limit_s, streams)
+def _several(session: Session, probe: Probe, effort: Effort, streams: int) -> Sample:
+    stream_together(session.url, NAME, probe.messages, effort.warm_up_tokens, effort.limit_s, streams)
+    answers = stream_together(session.url, NAME, probe.messages, effort.tokens, effort.limit_s, streams)
     return describe_several(answers, streams)
 
 
@@ -169,13 +162,6 @@ def _failed(probe: Probe, effort: Effort, expired: bool, code: int, said: Sequen
     return ModelError(where, f"it cannot be timed in transformers: {said[-1] if said else f'exit code {code}'}", wanted)
 
 
-SAMPLERS: Mapping[Engine, Callable[[Probe, Effort], Sample]] = {
-    "transformers": _in_transformers,
-    "llama.cpp": _in_llama,
-    "vllm": _in_vllm,
-}
-
-
 def describe_one(answer: Streamed, load_s: float, peak_bytes: int | None, joules: float | None) -> Sample:
     """Return the figures of one stream.
 
@@ -199,26 +185,3 @@ def describe_several(answers: Sequence[Streamed], streams: int) -> Sample:
         f"tokens_per_second_batch_{streams}": joint_speed(answers),
         f"end_to_end_s_batch_{streams}": max(answer.end_s for answer in answers),
     }
-
-
-def peak_memory(pid: int | str = "self") -> int | None:
-    """Return the peak resident size of a process and its children, bytes; None if unknown.
-
-    Mapped weights are included.  Not getrusage's ru_maxrss: on Linux a child inherits that figure from its parent.
-    """
-    import psutil
-
-    with suppress(psutil.Error):
-        family = [psutil.Process(None if pid == "self" else int(pid))]
-        family += family[0].children(recursive=True)
-        peaks = [peak for process in family if (peak := _peak(process.pid)) is not None]
-        return sum(peaks) if peaks else None
-    return None
-
-
-def _peak(pid: int) -> int | None:
-    with suppress(OSError):
-        lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace").splitlines()
-        found = [line for line in lines if line.startswith("VmHWM:")]
-        return int(found[0].split()[1]) * 1024 if found else None
-    return None

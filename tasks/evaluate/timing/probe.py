@@ -14,8 +14,8 @@ from typing import Any
 
 from tasks.evaluate.models_under_test.model_under_test import Messages
 from tasks.evaluate.timing.energy import open_meter
-from tasks.evaluate.timing.engines import peak_memory
 from tasks.evaluate.timing.streams import Streamed
+from tasks.shared.engines.memory import peak_memory
 from tasks.shared.model.generation import plain_greedy
 from tasks.shared.model.loading import Dtype, has_cpu_bfloat16, load_model, load_tokenizer
 from tasks.shared.model.prompts import render

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from statistics import fmean, median, stdev
 
 from tasks.evaluate.timing.engines import Effort, Probe, Sample
-from tasks.shared.engines.engine import Engine
+from tasks.shared.engines.engine import EngineName
 from tasks.shared.errors import ModelError, StillroomError
 from tasks.shared.formats.records import Better, Figure
 from tasks.shared.progress import track
@@ -114,7 +114,9 @@ def _by_round(own: Sequence[Sample], other: Sequence[Sample], name: str) -> dict
     }
 
 
-def slower_notes(child: str, parent: str, engine: Engine, own: Sequence[Sample], other: Sequence[Sample]) -> list[str]:
+def slower_notes(
+    child: str, parent: str, engine: EngineName, own: Sequence[Sample], other: Sequence[Sample]
+) -> list[str]:
     """Return a sentence for each number of streams at which the child is proven slower."""
     return [
         f"{child} is slower than its parent {parent}: {median(values):.2f}x [{min(values):.2f}, {max(values):.2f}] "
@@ -144,7 +146,7 @@ def streams_of(name: str) -> str:
     return f"{streams} streams together" if streams else "one stream"
 
 
-def named_by_engine(figures: Mapping[str, Figure], engine: Engine, first: bool) -> dict[str, Figure]:
+def named_by_engine(figures: Mapping[str, Figure], engine: EngineName, first: bool) -> dict[str, Figure]:
     """Return figures with plain names for the main engine, or with the engine's name appended."""
     return dict(figures) if first else {f"{name} ({engine})": figure for name, figure in figures.items()}
 
@@ -154,6 +156,6 @@ def timings_of(timed: Iterable[Timed], name: str) -> list[Timed]:
     return sorted((item for item in timed if item.probe.name == name), key=lambda item: not item.probe.first)
 
 
-def samples_in_engine(timed: Iterable[Timed], name: str, engine: Engine) -> Sequence[Sample]:
+def samples_in_engine(timed: Iterable[Timed], name: str, engine: EngineName) -> Sequence[Sample]:
     """Return all rounds of a model in an engine; empty if it was not timed there."""
     return next((item.samples for item in timed if (item.probe.name, item.probe.engine) == (name, engine)), ())

@@ -12,6 +12,9 @@ SLACK = 1e-5
 MANY = 0.95
 """Quantile of the flip count used for a detectable margin; with fewer flips the bound is equal or tighter."""
 
+MOST_ITEMS = 1_000_000
+"""Largest number of items that `items_needed` looks at."""
+
 
 def minimum_detectable(items: int, discordance: float, alpha: float, power: float) -> float:
     """Smallest margin that an equally good candidate passes with probability `power`.
@@ -31,6 +34,22 @@ def minimum_detectable(items: int, discordance: float, alpha: float, power: floa
         order = float(bisect(passes, worst, best, xtol=PRECISION))
     many = float(binom.isf(1.0 - MANY, items, discordance))
     return min(1.0, SLACK - lowest_difference(order - PRECISION, many, items, alpha, 0.0))
+
+
+def items_needed(margin: float, discordance: float, alpha: float, power: float) -> int:
+    """Fewest items, to about 5 %, with which an equally good candidate passes this margin.
+
+    See `minimum_detectable`; at most `MOST_ITEMS`.
+    """
+    few, many = 1, 16
+    while minimum_detectable(many, discordance, alpha, power) > margin:
+        few, many = many, 2 * many
+        if many > MOST_ITEMS:
+            return MOST_ITEMS
+    while many - few > 0.05 * many:
+        middle = (few + many) // 2
+        few, many = (few, middle) if minimum_detectable(middle, discordance, alpha, power) <= margin else (middle, many)
+    return many
 
 
 def _at_least(order: float, items: int, alpha: float, chance: float) -> float:

@@ -9,7 +9,7 @@ from pathlib import Path
 from tasks.evaluate.verdict.comparison import Rules, compare_measure, pair_items
 from tasks.shared.errors import StillroomError
 from tasks.shared.formats.rows import parse_lines
-from tasks.shared.formats.scores import ITEMS, ItemScore
+from tasks.shared.formats.scores import ITEMS, ItemScore, current_name
 from tasks.shared.formats.verdict import Gate, MeasureComparison, read_verdict
 
 RESAMPLES = 2000
@@ -71,7 +71,7 @@ def _compare(gate: Gate, shared: list[ItemScore], alpha: float, power: float) ->
 def read_items(folder: Path) -> dict[tuple[str, str], ItemScore]:
     """Return a verdict's items by measure and id."""
     items = parse_lines(folder / ITEMS, lambda text, _: ItemScore.model_validate_json(text))
-    return {(item.measure, item.id): item for item in items}
+    return {(current_name(item.measure), item.id): item for item in items}
 
 
 def shared_items(

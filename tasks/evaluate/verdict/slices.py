@@ -23,6 +23,7 @@ class Slices:
     """Slices to test, and the loss that stops a candidate in one of them."""
 
     by: tuple[str, ...] = (
+        "task",
         "kind",
         "frequency",
         "length",

@@ -4,14 +4,14 @@ Source: Muralidharan et al. 2024, arXiv 2407.14679, section 2.2: heads by their 
 of the norms.  Unlike there, tokens are aggregated as a sum of squares.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tasks.prune.selection.picks import Scores
 from tasks.prune.selection.shape import Shape
 from tasks.shared.errors import TechniqueError
 from tasks.shared.model.activations import collect
 from tasks.shared.model.calibration import batches
-from tasks.shared.model.layers import decoder_layers
+from tasks.shared.model.layout import decoder_layers, find_layout, part_of
 from tasks.shared.progress import track
 
 if TYPE_CHECKING:
@@ -36,19 +36,23 @@ def energy(values: "Tensor", mask: "Tensor", parts: int) -> "Tensor":
 def measure(model: "PreTrainedModel", shape: Shape, ids: list[list[int]], batch_size: int, pad_id: int) -> Scores:
     """Score all channels, heads and neurons on conversations, one forward pass per batch.
 
-    Raises TechniqueError for layers without self_attn.o_proj or mlp.down_proj (mixtures of experts).
+    Raises TechniqueError for layers without a last projection of each block (mixtures of experts).
     """
     import torch
 
     points: list[tuple[tuple[str, int], Module]] = []
+    layout = find_layout(model)
     for row, layer in enumerate(decoder_layers(model)):
-        parts: Any = layer
-        if not (hasattr(parts.self_attn, "o_proj") and hasattr(parts.mlp, "down_proj")):
+        last = part_of(layer, layout.attention_out), part_of(layer, layout.feed_forward_out)
+        if None in last:
             raise TechniqueError(
-                type(layer).__name__, "no self_attn.o_proj or no mlp.down_proj", "a dense decoder layer", "leave its width as it is"
-            )  # fmt: skip
-        points += [(("heads", row), parts.self_attn.o_proj), (("neurons", row), parts.mlp.down_proj)]
-        points += [(("hidden", 0), getattr(parts, name)) for name in NORMS if hasattr(parts, name)]
+                type(layer).__name__,
+                f"no {layout.attention_out} or no {layout.feed_forward_out}",
+                "a dense decoder layer",
+                "leave its width as it is",
+            )
+        points += [(("heads", row), last[0]), (("neurons", row), last[1])]
+        points += [(("hidden", 0), part_of(layer, name)) for name in NORMS if hasattr(layer, name)]
     sizes = {"hidden": shape.hidden, "heads": shape.heads, "neurons": shape.intermediate}
 
     def reduce(point: tuple[str, int], before: "Tensor", after: "Tensor", mask: "Tensor") -> "Tensor":

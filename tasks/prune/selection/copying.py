@@ -2,12 +2,13 @@
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from tasks.prune.selection.picks import Picks
-from tasks.prune.selection.shape import Shape
+from tasks.prune.selection.shape import Shape, shape_of
 from tasks.shared.errors import TechniqueError
-from tasks.shared.model.layers import LAYER_WEIGHT, LAYOUT, PER_LAYER_CONFIG
+from tasks.shared.model.layout import find_layout, kept_layers_config
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,11 +29,14 @@ AXES: Mapping[str, tuple[str, ...]] = {
     **{f"{name}_proj.weight": ("kv_heads", "hidden") for name in "kv"},
     **{f"{name}_proj.bias": ("kv_heads",) for name in "kv"},
     **{"o_proj.weight": ("hidden", "heads"), "o_proj.bias": ("hidden",)},
+    **{"q_norm.weight": ("heads",), "k_norm.weight": ("kv_heads",)},
     **{f"{name}_proj.weight": ("neurons", "hidden") for name in ("gate", "up")},
     **{f"{name}_proj.bias": ("neurons",) for name in ("gate", "up")},
     **{"down_proj.weight": ("hidden", "neurons"), "down_proj.bias": ("hidden",)},
 }
 """Kinds of a weight's axes, by the end of its name; an axis without a kind is kept whole, and so is any other weight."""
+HEAD_NORMS = ("q_norm.weight", "k_norm.weight")
+"""Norms over all heads at once (OLMo 2), or over each head by itself (Qwen3, Gemma 3), which is kept whole."""
 SHOWN = 5
 
 
@@ -45,22 +49,14 @@ def student_config(teacher: Any, shape: Shape, origins: Sequence[int]) -> Any:
     The head size stays the teacher's for any width, since rotary embeddings rotate its channels in pairs.
     """
     config = copy.deepcopy(teacher)
-    config.num_hidden_layers, config.hidden_size, config.intermediate_size = (
-        shape.layers,
-        shape.hidden,
-        shape.intermediate,
-    )
-    config.num_attention_heads, config.num_key_value_heads, config.head_dim = (
-        shape.heads,
-        shape.kv_heads,
-        shape.head_dim,
-    )
-    for name in PER_LAYER_CONFIG:
-        values = getattr(teacher, name, None)
-        if isinstance(values, list | tuple):
-            setattr(config, name, [values[index] for index in origins])
-    if getattr(teacher, "max_window_layers", None) is not None:
-        config.max_window_layers = sum(index < teacher.max_window_layers for index in origins)
+    changes = kept_layers_config(teacher.to_dict(), origins)
+    if replace(shape, layers=0) != replace(shape_of(teacher), layers=0):
+        changes |= {
+            "hidden_size": shape.hidden, "intermediate_size": shape.intermediate, "num_attention_heads": shape.heads,
+            "num_key_value_heads": shape.kv_heads, "head_dim": shape.head_dim,
+        }  # fmt: skip
+    for name, value in changes.items():
+        setattr(config, name, value)
     return config
 
 
@@ -70,8 +66,10 @@ def take(weight: "Tensor", name: str, picks: Picks) -> "Tensor":
     weight: (out, in) or (channels,).
     name: of the weight, which determines the axes to cut.
     """
-    along = picks.along()
-    for dimension, axis in enumerate(AXES.get(".".join(name.split(".")[-2:]), ())):
+    along, ending = picks.along(), ".".join(name.split(".")[-2:])
+    if ending in HEAD_NORMS and weight.shape[0] == picks.head_dim:
+        return weight
+    for dimension, axis in enumerate(AXES.get(ending, ())):
         if axis:
             weight = weight.index_select(dimension, along[axis].to(weight.device))
     return weight
@@ -86,14 +84,14 @@ def fill(student: "PreTrainedModel", teacher: "PreTrainedModel", layers: Sequenc
     """
     import torch
 
-    given, wanted = teacher.state_dict(), student.state_dict()
+    given, wanted, layout = teacher.state_dict(), student.state_dict(), find_layout(teacher)
     found: dict[str, Tensor] = {}
     for name in wanted:
-        match = LAYER_WEIGHT.fullmatch(name)
+        match = layout.layer_weight.fullmatch(name)
         if match and int(match[1]) >= len(layers):
             continue
         origin = layers[int(match[1])] if match else 0
-        source = f"{LAYOUT}.{origin}.{match[2]}" if match else name
+        source = f"{layout.layers}.{origin}.{match[2]}" if match else name
         found[name] = take(given[source], name, picks[origin])
     odd = [name for name, weight in found.items() if weight.shape != wanted[name].shape]
     if odd:

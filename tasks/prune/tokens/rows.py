@@ -4,11 +4,14 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tasks.shared.errors import TechniqueError
+from tasks.shared.model.layout import LAYOUTS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 ID_LISTS = ("suppress_tokens", "begin_suppress_tokens")
+POSITIONS = {layout.positions for layout in LAYOUTS}
+"""Tables with a row per position, which may be as many as the tokens."""
 ID_PHRASES = ("bad_words_ids", "force_words_ids")
 
 
@@ -22,13 +25,14 @@ def token_rows(model: "PreTrainedModel") -> int:
     embedding: Any = model.get_input_embeddings()
     head: Any = model.get_output_embeddings()
     where = type(model).__name__
-    if model.config.get_text_config() is not model.config:
-        raise TechniqueError(where, "a model with several parts", "a plain language model")
     rows = embedding.weight.shape[0]
     others = [
         name
         for name, part in model.named_modules()
-        if isinstance(part, Embedding) and part is not embedding and part.num_embeddings == rows
+        if isinstance(part, Embedding)
+        and part is not embedding
+        and part.num_embeddings == rows
+        and name not in POSITIONS
     ]
     if others:
         raise TechniqueError(

@@ -61,9 +61,13 @@ def domain(
 
 def conversation(tokenizer: "PreTrainedTokenizerBase", row: Row) -> Passage:
     """Return a row in all forms that are tokenized: whole conversation, prompt, answer, intent."""
-    whole = render(tokenizer, row.chat, add_generation_prompt=False)
+    whole = render(tokenizer, row.chat, add_generation_prompt=False, tools=row.tools)
     spoken = "\n".join(message.content for message in row.messages if message.role != "system")
-    return Passage(row.evidence or row.group, (whole, render(tokenizer, row.prompt), row.answer, row.label), spoken)
+    return Passage(
+        row.evidence or row.group,
+        (whole, render(tokenizer, row.prompt, tools=row.tools), row.answer, row.label),
+        spoken,
+    )
 
 
 def without_every_tenth(passages: Sequence[Passage]) -> tuple[list[Passage], list[Passage]]:

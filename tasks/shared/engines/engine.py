@@ -1,12 +1,17 @@
-"""Engines that run models, and the choice of an engine for given weights."""
+"""Names of the engines, forms of weights, and the choice of an engine for given weights."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tasks.shared.model.weights import is_gguf
+from tasks.shared.errors import ModelError
+from tasks.shared.model.weight_files import loaded_files, shown, unused_files
+from tasks.shared.model.weights import is_gguf, is_quantized
 
-Engine = Literal["transformers", "llama.cpp", "vllm"]
+EngineName = Literal["transformers", "llama.cpp", "vllm"]
+WeightForm = Literal["dense", "packed", "gguf"]
+"""dense: safetensors of plain tensors.  packed: safetensors of integers with scales.  gguf: a GGUF file."""
 
 
 @dataclass(frozen=True)
@@ -17,7 +22,7 @@ class Weights:
     fault: reason why no engine can read them; empty if one can.  With a fault, `engine` is a guess and `path` is the original path.
     """
 
-    engine: Engine
+    engine: EngineName
     path: Path
     fault: str = ""
 
@@ -25,19 +30,35 @@ class Weights:
 def find_weights(path: Path, llama: bool = False) -> Weights:
     """Find the weights at a path and the engine that reads them, from file names only.
 
-    path: a GGUF file, a folder with safetensors (read by transformers, whatever else it contains), or a folder with one GGUF file.
+    path: a GGUF file, a folder with safetensors under names that transformers loads (whatever else it contains), or a folder with one
+    GGUF file.
     llama: look for llama.cpp's weights, so ignore safetensors.
     """
-    engine: Engine = "llama.cpp" if llama else "transformers"
+    engine: EngineName = "llama.cpp" if llama else "transformers"
     if not path.exists():
         return Weights(engine, path, "no such file or folder")
     if is_gguf(path):
         return Weights("llama.cpp", path)
-    if not llama and any(path.glob("*.safetensors")):
-        return Weights("transformers", path)
+    try:
+        if not llama and loaded_files(path):
+            return Weights("transformers", path)
+    except ModelError as error:
+        return Weights("transformers", path, f"{error.where}: {error.got}")
     files = sorted(path.glob("*.gguf"))
     if len(files) == 1:
         return Weights("llama.cpp", files[0])
     if files:
-        return Weights("llama.cpp", path, f"{len(files)} GGUF files")
+        parts = all(re.search(r"-\d{5}-of-\d{5}\.gguf$", file.name) for file in files)
+        return Weights(
+            "llama.cpp", path, f"a GGUF split in {len(files)} parts" if parts else f"{len(files)} GGUF files"
+        )
+    if not llama and (other := unused_files(path)):
+        return Weights(engine, path, f"{shown(other)}, none of which transformers loads")
     return Weights(engine, path, "no *.gguf" if llama else "no *.safetensors and no *.gguf")
+
+
+def weight_form(path: Path) -> WeightForm:
+    """Return the form of a .gguf file, or of a Hugging Face folder, from its configuration."""
+    if is_gguf(path):
+        return "gguf"
+    return "packed" if is_quantized(path) else "dense"

@@ -31,6 +31,7 @@ def main() -> None:
     params.ui = False
     params.fit_params = False
     params.cache_ram_mib = 0
+    params.chat_template = settings["template"]
     params.cors_origins = "http://127.0.0.1"
     try:
         server = xllamacpp.Server(params)

@@ -1,6 +1,7 @@
 """Client for llama.cpp's server: concurrent JSON requests over loopback with time limits."""
 
-from collections.abc import Callable, Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -28,13 +29,20 @@ class LlamaClient(ServerClient):
         with ThreadPoolExecutor(self.parallel) as pool:
             yield from pool.map(function, items)
 
-    def render(self, messages: Sequence[dict[str, str]]) -> str:
-        """Render the conversation with the file's chat template, up to the assistant's turn."""
-        return str(self.post("/apply-template", {"messages": list(messages)})["prompt"])
+    def render(self, messages: Sequence[Mapping[str, Any]], tools: str = "") -> str:
+        """Render the conversation with the file's chat template, up to the assistant's turn.
 
-    def tokens(self, text: str) -> list[int]:
-        """Tokenize a text; chat markup becomes special tokens, and no token is added."""
-        return list(self.post("/tokenize", {"content": text, "add_special": False, "parse_special": True})["tokens"])
+        tools: JSON text of a list of tool schemas; empty for none.
+        """
+        body: dict[str, Any] = {"messages": [dict(message) for message in messages]}
+        return str(self.post("/apply-template", body | ({"tools": json.loads(tools)} if tools else {}))["prompt"])
+
+    def tokens(self, text: str, whole: bool = False) -> list[int]:
+        """Tokenize a text; chat markup becomes special tokens.
+
+        whole: add the tokens that the file puts before a whole prompt; otherwise none is added.
+        """
+        return list(self.post("/tokenize", {"content": text, "add_special": whole, "parse_special": True})["tokens"])
 
     def complete(self, prompt: str | list[int], max_tokens: int, **options: Any) -> dict[str, Any]:
         """Return the first choice of a greedy completion: `text`, `logprobs`, `finish_reason`."""

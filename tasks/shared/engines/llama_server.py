@@ -14,11 +14,15 @@ from pathlib import Path
 from typing import IO
 
 from tasks.shared.errors import MachineError, ModelError
+from tasks.shared.model.templates import CLOCKS, pinned
+from tasks.shared.model.weights import read_gguf
 
 CHILD = Path(__file__).with_name("llama_child.py")
 START_LIMIT_S = 180.0
 STOP_LIMIT_S = 5.0
 MAGIC = b"GGUF"
+HEADER_BYTES = 64 * 2**20
+"""Bytes at the start of a file that hold its metadata, vocabulary included."""
 log = logging.getLogger(__name__)
 
 
@@ -56,6 +60,7 @@ def start(
     _check_file(model)
     _check_port(port)
     settings = {"model": str(model), "port": port, "parallel": parallel, "context": context, "threads": threads}
+    settings["template"] = held_template(model)
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
             [sys.executable, "-P", str(CHILD), json.dumps(settings)],
@@ -70,6 +75,19 @@ def start(
             _stop(process)
             for line in _lines(errors):
                 log.debug("llama.cpp: %s", line)
+
+
+def held_template(model: Path) -> str:
+    """Return the file's chat template with its clock held still; empty if it has none.
+
+    llama.cpp would write today's date, and the same model would answer otherwise tomorrow.
+    """
+    with model.open("rb") as stream:
+        header = stream.read(HEADER_BYTES)
+    if not any(clock.encode() in header for clock in CLOCKS):
+        return ""
+    field = read_gguf(model).get_field("tokenizer.chat_template")
+    return pinned(str(field.contents())) if field is not None else ""
 
 
 def _check_file(model: Path) -> None:

@@ -15,10 +15,17 @@ from tasks.shared.errors import DataError
 from tasks.shared.formats.records import Better, Figure, Machine, Record
 from tasks.shared.formats.rows import parse_lines
 
+RENAMED = {"intent": "label"}
+"""Earlier names of measures, which recipes and stored verdicts may still use."""
 SUMMARY, ITEMS = "scores.json", "items.jsonl"
 Role = Literal["baseline", "candidate", "repeat", "reference"]
 """repeat: the baseline a second time (evaluated again, or trained again), which shows how much of a difference is noise.
 reference: measured like the others but without effect on the decision."""
+
+
+def current_name(name: str) -> str:
+    """Return a measure's name of today."""
+    return RENAMED.get(name, name)
 
 
 class Measure(Record):

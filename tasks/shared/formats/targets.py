@@ -1,10 +1,25 @@
 """Targets of an answer key: a right answer in a form that can be graded."""
 
+import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 Words = Annotated[str, Field(min_length=1, pattern=r"\S")]
+
+
+def _json_text(text: str) -> str:
+    try:
+        json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"not JSON: {error}") from error
+    return text
+
+
+def _object_text(text: str) -> str:
+    if text and not isinstance(json.loads(_json_text(text)), dict):
+        raise ValueError("not a JSON object")
+    return text
 
 
 class _Target(BaseModel):
@@ -52,7 +67,7 @@ class Number(_Target):
     """
 
     type: Literal["number"] = "number"
-    value: float
+    value: Annotated[float, Field(allow_inf_nan=False)]
     tolerance: Annotated[float, Field(ge=0)] = 1e-6
 
 
@@ -63,8 +78,8 @@ class Json(_Target):
     """
 
     type: Literal["json"] = "json"
-    value: Words
-    schema_text: str = ""
+    value: Annotated[Words, AfterValidator(_json_text)]
+    schema_text: Annotated[str, AfterValidator(_object_text)] = ""
     ignore: tuple[str, ...] = ()
 
 
@@ -76,7 +91,7 @@ class Call(_Target):
 
     type: Literal["call"] = "call"
     name: Words
-    arguments: str = "{}"
+    arguments: Annotated[str, AfterValidator(_object_text)] = "{}"
 
 
 class NoCall(_Target):

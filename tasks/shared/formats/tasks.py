@@ -17,6 +17,21 @@ DEFAULT_TASK = "chat"
 """Name of the task of rows that name none."""
 
 
+class Requests(BaseModel):
+    """Texts that end the last user turn of a teacher's prompt; empty ones are left out.
+
+    ask: of every request.  ask_article: the same, with an article above the question; empty takes `ask`.
+    ask_fact: the same, where the teacher is told the fact, which replaces {fact}.
+    decline: of a request that the answer must decline.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    ask: str = ""
+    ask_article: str = ""
+    ask_fact: str = "Say in your answer: {fact}."
+    decline: str = "Decline this request politely, in the language of the conversation."
+
+
 class Task(BaseModel):
     """A task: what its answers are and how they are laid out.
 
@@ -42,6 +57,8 @@ class Task(BaseModel):
     """Regular expressions that match an answer that declines; empty takes common English phrases."""
     judge: str = ""
     """Criteria for the judge; empty takes general ones."""
+    requests: Requests | None = None
+    """Texts of a teacher's prompt; with them, the teacher gets no `instruction`.  None takes the defaults of the type."""
 
     @field_validator("refusals")
     @classmethod

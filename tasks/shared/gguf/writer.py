@@ -1,30 +1,26 @@
 """Conversion of a Hugging Face folder to GGUF by llama.cpp's converter (part of auto-round)."""
 
-import contextlib
 import json
 import logging
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tasks.shared.errors import ModelError, TechniqueError
-from tasks.shared.gguf.blocks import grids_kept, nearest_q4_0
-from tasks.shared.progress import no_foreign_bars
+from tasks.shared.gguf.blocks import grids_kept
+from tasks.shared.gguf.converter import converter, quiet_converter
+from tasks.shared.gguf.support import attended
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 Scheme = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
 EmbeddingScheme = Literal["same", "f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
-VOCABULARY_TENSORS = ("token_embd.weight", "output.weight")
 SHOWN = 12
 STAGED = "model"
 """Folder that the converter reads.  A constant, since its name gets into the file's metadata."""
-GPT2_SPLITS = "gpt-2"
-"""llama.cpp's name for GPT-2's pre-tokenizer, a plain byte-level one."""
 
 
 def tensor_bytes(elements: int, scheme: str) -> int:
@@ -56,17 +52,30 @@ def write_gguf(
     config = read_config(model)
     vocabulary = scheme if embedding == "same" else embedding
     check_rows(model, {scheme, vocabulary})
-    with quiet_converter(), grids_kept(), tempfile.TemporaryDirectory(dir=out.parent, prefix=".gguf-") as staging:
+    if window := attended(config):
+        log.warning(
+            "the file's context is %d tokens, since llama.cpp ignores the sliding window of this family", window
+        )
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".gguf-") as staging:
         folder = Path(staging) / STAGED
         stage_folder(model, folder)
-        writer = converter(config, str(model))
-        from gguf import LlamaFileType
+        try:
+            with quiet_converter(), grids_kept():
+                writer = converter(config, str(model))
+                from gguf import LlamaFileType
 
-        kind = LlamaFileType["ALL_F32" if scheme == "f32" else f"MOSTLY_{scheme.upper()}"]
-        instance = writer(folder, kind, out, model_name=name or model.name, eager=True)
-        instance.scheme, instance.vocabulary_scheme = scheme.upper(), vocabulary.upper()
-        instance.importance = importance or {}
-        instance.write()
+                kind = LlamaFileType["ALL_F32" if scheme == "f32" else f"MOSTLY_{scheme.upper()}"]
+                instance = writer(folder, kind, out, model_name=name or model.name, eager=True)
+                instance.scheme, instance.vocabulary_scheme = scheme.upper(), vocabulary.upper()
+                instance.importance = importance or {}
+                instance.write()
+        except (AssertionError, KeyError, NotImplementedError, ValueError) as error:
+            raise TechniqueError(
+                str(model),
+                f"llama.cpp's converter cannot read it: {type(error).__name__}: {error}",
+                "a family that docs/families.md lists",
+                "quantize/gptq",
+            ) from error
 
 
 def read_config(model: Path) -> dict[str, Any]:
@@ -121,92 +130,8 @@ def stage_folder(model: Path, staging: Path) -> None:
     staging.mkdir()
     for file in model.glob("*.safetensors*"):
         (staging / file.name).symlink_to(file.resolve())
-    tokenizer = load_tokenizer(model)
+    tokenizer = load_tokenizer(model, chat=False)
     config = json.loads((model / "config.json").read_text(encoding="utf-8"))
     config |= {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     (staging / "config.json").write_text(json.dumps(config), encoding="utf-8")
     save_tokenizer(tokenizer, staging)
-
-
-def converter(config: dict[str, Any], where: str) -> Any:
-    """Return llama.cpp's converter for an architecture, with our tensor types and tokenizers.
-
-    Raises TechniqueError if the converter does not know the architecture.
-    """
-    from auto_round.export.export_to_gguf.llama_cpp_conversion import get_conversion
-    from gguf import GGMLQuantizationType
-
-    architecture = (config.get("architectures") or ["none"])[0]
-    try:
-        base = get_conversion(hparams=config, auto_update=False).get_model_class(architecture)
-    except NotImplementedError as error:
-        raise TechniqueError(
-            where,
-            f"llama.cpp's converter does not know architecture {architecture}",
-            "a Llama, Mistral, Qwen or similar causal language model",
-        ) from error
-
-    class Converter(base):  # type: ignore[misc, valid-type]
-        model_arch = base.model_arch
-        scheme = vocabulary_scheme = "F16"
-        importance: Mapping[str, "Tensor"] = {}
-
-        def tensor_force_quant(self, name: str, new_name: str, bid: int | None, n_dims: int) -> Any:
-            return GGMLQuantizationType[self.vocabulary_scheme if new_name in VOCABULARY_TENSORS else self.scheme]
-
-        def modify_tensors(self, data_torch: Any, name: str, bid: int | None) -> Any:
-            for new_name, tensor in super().modify_tensors(data_torch, name, bid):
-                kind = self.vocabulary_scheme if new_name in VOCABULARY_TENSORS else self.scheme
-                known = self.importance.get(name) if kind == "Q4_0" else None
-                yield new_name, tensor if known is None else nearest_q4_0(tensor, known)
-
-        def set_vocab(self) -> None:
-            splits = byte_level_splits(self.dir_model)
-            if splits is None:
-                super().set_vocab()
-                return
-            self._set_vocab_gpt2()
-            if "tokenizer.ggml.add_bos_token" not in self.gguf_writer.kv_data[0]:
-                self.gguf_writer.add_add_bos_token(False)
-
-        def get_vocab_base_pre(self, tokenizer: "PreTrainedTokenizerBase") -> str:
-            try:
-                return str(super().get_vocab_base_pre(tokenizer))
-            except NotImplementedError:
-                return byte_level_splits(self.dir_model) or GPT2_SPLITS
-
-    return Converter
-
-
-def byte_level_splits(folder: Path) -> str | None:
-    """Name, in llama.cpp, of a byte-level BPE tokenizer's pre-tokenizer; None for other kinds.
-
-    Used only for tokenizers that the converter does not recognize; the parity check verifies the result.
-    """
-    file = folder / "tokenizer.json"
-    if not file.is_file():
-        return None
-    content = json.loads(file.read_text(encoding="utf-8"))
-    before = content.get("pre_tokenizer") or {}
-    parts = before.get("pretokenizers", [before])
-    kinds = [part.get("type") for part in parts]
-    if content["model"]["type"] != "BPE" or "ByteLevel" not in kinds:
-        return None
-    patterns = " ".join(str(part.get("pattern", "")) for part in parts)
-    if "Digits" in kinds:
-        return "smollm"
-    if "\\p{N}{1,3}" in patterns:
-        return "llama-bpe"
-    return "qwen2" if "\\p{N}" in patterns and "(?i:" in patterns else GPT2_SPLITS
-
-
-@contextlib.contextmanager
-def quiet_converter() -> Iterator[None]:
-    """Suppress the converter's log lines and progress bar, but not its errors."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with no_foreign_bars():
-            yield
-    finally:
-        logging.disable(before)

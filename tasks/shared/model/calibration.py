@@ -22,10 +22,13 @@ def calibration_rows(corpus: Path, count: int) -> list[Row]:
 
 
 def calibration_ids(tokenizer: "PreTrainedTokenizerBase", rows: list[Row], max_tokens: int) -> list[list[int]]:
-    """Token ids of each conversation with its answer, truncated to `max_tokens`."""
+    """Token ids of each conversation with its answer, truncated to `max_tokens`.
+
+    They are rendered by the chat template; for a base model, which has none, as plain text.
+    """
     from tasks.shared.model.prompts import render
 
-    texts = [render(tokenizer, row.chat, add_generation_prompt=False) for row in rows]
+    texts = [render(tokenizer, row.chat, add_generation_prompt=False, tools=row.tools) for row in rows]
     return [tokenizer(text, add_special_tokens=False)["input_ids"][:max_tokens] for text in texts]
 
 

@@ -5,37 +5,43 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.shared.errors import DataError
 from tasks.shared.formats.rows import Row
-from tasks.shared.model.prompts import answer_tokens
+from tasks.shared.model.turns import Piece, learned_pieces
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
 Encoded = dict[str, Any]
-"""A conversation: `input_ids`, `labels` (IGNORED except in the final answer), and numbers or lists of numbers by which an objective
+"""A conversation: `input_ids`, `labels` (IGNORED except in learned turns), and numbers or lists of numbers by which an objective
 finds its own targets."""
 
 
 def encode(rows: Sequence[Row], tokenizer: "PreTrainedTokenizerBase", max_tokens: int) -> list[Encoded]:
-    """Token ids and labels of each conversation; labels are IGNORED except in the final answer.
+    """Token ids and labels of each conversation; labels are IGNORED except in learned turns.
 
+    rows: as `turns.examples` returns them; in a row without marks, all of the assistant's turns are learned.
+    A learned turn is labeled from the end of its prompt to the token that ends it.
     Raises DataError that lists rows without an answer or longer than `max_tokens`.
     """
-    if silent := [row.id for row in rows if row.messages[-1].role != "assistant" or not row.answer.strip()]:
+    encoded = []
+    silent: list[str] = []
+    long: list[str] = []
+    for row in rows:
+        pieces = learned_pieces(tokenizer, row)
+        if not pieces:
+            silent.append(row.id)
+            continue
+        ids, learned = token_pieces(tokenizer, pieces)
+        if len(ids) > max_tokens:
+            long.append(f"{row.id} ({len(ids)})")
+        labels = [token if mine else IGNORED for token, mine in zip(ids, learned, strict=True)]
+        encoded.append({"input_ids": ids, "labels": labels})
+    if silent:
         raise DataError(
             "traces/train.jsonl",
             f"{len(silent)} conversations have no answer: {', '.join(silent[:5])}",
-            "a last message by the assistant that is not empty",
+            "an assistant's turn to learn that is not empty and follows a question",
             "remove these rows, or generate answers (a traces step)",
-        )
-    encoded = []
-    long: list[str] = []
-    for row in rows:
-        ids, spoken = answer_tokens(tokenizer, row.chat)
-        if len(ids) > max_tokens:
-            long.append(f"{row.id} ({len(ids)})")
-        encoded.append(
-            {"input_ids": ids, "labels": [token if mine else IGNORED for token, mine in zip(ids, spoken, strict=True)]}
         )
     if long:
         raise DataError(
@@ -45,6 +51,38 @@ def encode(rows: Sequence[Row], tokenizer: "PreTrainedTokenizerBase", max_tokens
             "raise max_tokens or shorten them",
         )
     return encoded
+
+
+def token_pieces(tokenizer: "PreTrainedTokenizerBase", pieces: Sequence[Piece]) -> tuple[list[int], list[bool]]:
+    """Token ids of a text given in pieces, and for each, True if its piece is learned.
+
+    The ids of a prompt are those that generation reads.  A token that would reach over the end of a piece is avoided by splitting
+    the next piece by itself.
+    """
+    ids: list[int] = []
+    learned: list[bool] = []
+    text = ""
+    for piece in pieces:
+        text += piece.text
+        whole = _ids(tokenizer, text)
+        new = whole[len(ids) :] if whole[: len(ids)] == ids else _following(tokenizer, piece.text)
+        ids, learned = [*ids, *new], [*learned, *[piece.learned] * len(new)]
+    return ids, learned
+
+
+def _following(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+    """Token ids of a text that follows another.
+
+    Some tokenizers (Llama 2's) put a space before a text, but not before one that follows a special token.
+    """
+    end = str(tokenizer.eos_token or "")
+    mark = _ids(tokenizer, end) if end else []
+    found = _ids(tokenizer, end + text) if len(mark) == 1 else []
+    return found[1:] if found[:1] == mark and mark else _ids(tokenizer, text)
+
+
+def _ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def collate(rows: Sequence[Mapping[str, Any]], pad: int) -> "dict[str, Tensor]":

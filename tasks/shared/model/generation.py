@@ -26,9 +26,11 @@ def write_answers(
     prompts: Sequence[str],
     max_new_tokens: int,
     batch_size: int = 32,
+    stop: Sequence[str] = (),
 ) -> list[Written]:
     """Greedy continuations of rendered prompts, in their order; see `plain_greedy`.
 
+    stop: strings that end an answer and are not part of it.
     Batches consist of prompts of similar length, padded on the left, so that every row ends with its prompt's last token.
     """
     import torch
@@ -37,6 +39,7 @@ def write_answers(
     found: dict[int, Written] = {}
     generating: Any = model
     stops = stop_tokens(model, tokenizer)
+    strings: dict[str, Any] = {"stop_strings": list(stop), "tokenizer": tokenizer} if stop else {}
     with progress_bar("answers", len(prompts)) as advance, plain_greedy(model), torch.inference_mode():
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
@@ -45,14 +48,20 @@ def write_answers(
             ).to(model.device)  # fmt: skip
             output = generating.generate(
                 input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], max_new_tokens=max_new_tokens,
-                do_sample=False, eos_token_id=stops, pad_token_id=tokenizer.pad_token_id,
+                do_sample=False, eos_token_id=stops, pad_token_id=tokenizer.pad_token_id, **strings,
             )  # (batch, prompt + new)  # fmt: skip
             new = output[:, batch["input_ids"].shape[1] :]
             answers = tokenizer.batch_decode(new, skip_special_tokens=True)
             for index, answer, ids in zip(chosen, answers, new.tolist(), strict=True):
-                found[index] = Written(answer.strip(), not set(stops).isdisjoint(ids))
+                cut = cut_at(answer, stop)
+                found[index] = Written(cut.strip(), cut != answer or not set(stops).isdisjoint(ids))
             advance(len(chosen))
     return [found[index] for index in range(len(prompts))]
+
+
+def cut_at(text: str, stop: Sequence[str]) -> str:
+    """Return the text before the first of the stop strings; all of it if there is none."""
+    return text[: min((place for end in stop if (place := text.find(end)) >= 0), default=len(text))]
 
 
 def stop_tokens(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> list[int]:

@@ -7,11 +7,17 @@ for labeled tokens only, one chunk at a time, and recomputed in the backward pas
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from tasks.shared.errors import TechniqueError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
 Head = Callable[["Tensor"], "Tensor"]
 """Function from hidden states (tokens, width) to logits (tokens, vocabulary)."""
+PROBED = 4
+"""Tokens on which the head is checked."""
+HEAD_ERROR = 0.05
+"""Largest relative difference of logits that rounding to bfloat16 explains."""
 CHUNK_ELEMENTS = 2**25
 """Number of logits in one chunk: 128 MiB in float32, and a few such tensors exist at a time."""
 
@@ -22,21 +28,49 @@ def core_of(model: Any) -> Any:
 
 
 def output_head(model: Any) -> Head:
-    """Return the head as the model applies it, with Cohere's scale and Gemma's soft cap."""
+    """Return the head as the model applies it, scaled (Cohere, Granite) and capped (Gemma).
+
+    `check_head` finds models that apply it otherwise.
+    """
     import torch
 
     model = core_of(model)
     config = model.config.get_text_config()
     layer = model.get_output_embeddings()
-    scale, cap = getattr(config, "logit_scale", None), getattr(config, "final_logit_softcapping", None)
+    scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+    cap = getattr(config, "final_logit_softcapping", None)
 
     def head(hidden: "Tensor") -> "Tensor":
         logits = layer(hidden).float()
-        logits = logits if scale is None else logits * scale
+        logits = logits if scale == 1.0 else logits * scale
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
     head.vocabulary = int(layer.weight.shape[0])  # type: ignore[attr-defined]
     return head
+
+
+def check_head(model: Any) -> None:
+    """Check that `output_head` gives the model's own logits, on a few tokens.
+
+    Raises TechniqueError if it does not: losses and soft targets would be those of another model.
+    """
+    import torch
+
+    ids = torch.arange(min(PROBED, model.config.get_text_config().vocab_size), device=model.device)[None]
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        own = model(input_ids=ids, use_cache=False).logits.float()
+        found = output_head(model)(core_of(model).base_model(input_ids=ids, use_cache=False).last_hidden_state)
+    model.train(training)
+    error = float((own - found).abs().max() / own.abs().max().clamp_min(1e-9))
+    if own.isfinite().all() and not error < HEAD_ERROR:  # numbers that are none are reported where they are used
+        raise TechniqueError(
+            type(core_of(model)).__name__,
+            f"its logits are not the head's product with the last states: they differ by {error:.0%}",
+            "a head that is only scaled (Cohere, Granite) or capped (Gemma)",
+            "train and evaluate a model of another family",
+        )
 
 
 def sum_over_chunks(

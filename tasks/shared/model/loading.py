@@ -4,59 +4,87 @@ A model is a Hugging Face folder with safetensors, or a GGUF file, which transfo
 """
 
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from tasks.shared.errors import ModelError
+from tasks.shared.errors import ModelError, StillroomError
+from tasks.shared.model.configuration import load_config
+from tasks.shared.model.prompts import settle_template
+from tasks.shared.model.special_tokens import drop_tokens_without_row, make_writable, settle_pad
+from tasks.shared.model.strict import check_gguf_tensors, one_message, refuse_misfit
+from tasks.shared.model.templates import CHATML, plain_template
 from tasks.shared.model.weights import check_source, is_gguf, quick_gguf
 from tasks.shared.progress import no_foreign_bars
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Dtype = Literal["float32", "bfloat16"]
 log = logging.getLogger(__name__)
 
-CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-"""ChatML (OpenAI's chat markup) without a default system message.
-
-The embedded model's own template inserts its maker's system text into conversations without one; ours all have one.
-"""
 END_OF_TURN = "<|im_end|>"
 
 
 def load_model(path: Path, dtype: Dtype = "float32", device: str = "cpu") -> "PreTrainedModel":
-    """Load a model in evaluation mode.
+    """Load a model in evaluation mode, every tensor of it filled once from its files.
 
-    Raises ModelError if `check_source` refuses it or transformers cannot read it.
+    Raises ModelError if `check_source` or `load_config` refuses it, a tensor is missing, left over or of another shape, or
+    transformers cannot read it.
     """
     check_source(path)
     import torch
-    from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
-    options: dict[str, Any] = {"dtype": getattr(torch, dtype), "trust_remote_code": False}
     try:
-        with no_foreign_bars():
-            if is_gguf(path):
-                with quick_gguf():
-                    model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, **options)
-                forget_quantization(model)
-            else:
-                model = AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, **options)
+        with no_foreign_bars(), one_message(path):
+            model = _fill(path, {"dtype": getattr(torch, dtype)})
             place(model, device)
             if getattr(model, "hf_quantizer", None) is not None:
+                _cast_dense(model, getattr(torch, dtype))
                 model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device))  # unpacks the weights, once
                 _keep_unpacked(model)
-            return model
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (StillroomError, MemoryError):
+        raise
+    except Exception as error:  # a configuration of another kind can raise anything
         raise ModelError(
-            str(path), f"cannot be loaded: {error}", "a causal language model that transformers knows"
+            str(path),
+            f"cannot be loaded: {error or type(error).__name__}",
+            "a causal language model that transformers knows",
         ) from error
+    make_writable(model, str(path))
+    return model
+
+
+def _fill(path: Path, options: dict[str, Any]) -> "PreTrainedModel":
+    """Load the model with transformers.  Raises ModelError for tensors missing or left over."""
+    from transformers import AutoModelForCausalLM
+
+    load: Any = AutoModelForCausalLM.from_pretrained  # typed without the loading information that it returns as well
+    options |= {"trust_remote_code": False, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    if not is_gguf(path):
+        model, info = load(path, config=load_config(path), use_safetensors=True, **options)
+        refuse_misfit(path, info)
+        return model
+    with quick_gguf():
+        config = load_config(path)
+        check_gguf_tensors(path, config)
+        model, info = load(path.parent, config=config, gguf_file=path.name, **options)
+        refuse_misfit(path, info)
+    forget_quantization(model)
+    return model
+
+
+def _cast_dense(model: "PreTrainedModel", dtype: "torch.dtype") -> None:
+    """Cast the dense parts of a quantized model.
+
+    Transformers leaves those that it renames (GPT-NeoX's head) as stored.
+    """
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
 
 
 def _keep_unpacked(model: "PreTrainedModel") -> None:
@@ -98,35 +126,27 @@ def load_tokenizer(path: Path, chat: bool = True) -> "PreTrainedTokenizerBase":
     """Load a tokenizer with a pad token, the end of turn as eos, and a chat template.
 
     chat: raise ModelError if there is no chat template.
-    The template is the model's own, which llama.cpp uses too.  It is ChatML if there is none but the vocabulary has ChatML's
-    markup, or for a GGUF whose template differs from ChatML only by a default system message.
-    The end of turn is set because a GGUF's special-token map may name the start of a turn as bos and eos (SmolLM2's does), and
-    generation would never stop.
+    The template is the model's own, which llama.cpp uses too, as `settle_template` leaves it.  It is ChatML if there is none but the
+    vocabulary has ChatML's markup, or for a GGUF whose template differs from ChatML only by a default system message.
+    The end of turn is what the template writes after an answer: eos may be another token (Gemma's is <eos>, its turns end with
+    <end_of_turn>), a GGUF's special-token map may even name the start of a turn (SmolLM2's does), and generation would never stop.
     """
-    check_source(path)
-    from transformers import AutoTokenizer
-
-    try:
-        if is_gguf(path):
-            with quick_gguf():
-                tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
-        else:
-            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(
-            str(path), f"its tokenizer cannot be loaded: {error}", "tokenizer files in the model's folder"
-        ) from error
+    tokenizer = _read_tokenizer(path)
     tokenizer.init_kwargs.pop("local_files_only", None)  # depends on the environment, but would be saved
-    if END_OF_TURN in tokenizer.get_vocab():
-        tokenizer.eos_token = END_OF_TURN
-        plain = not tokenizer.chat_template or (is_gguf(path) and _writes_chatml(tokenizer))
-        tokenizer.chat_template = CHATML if plain else tokenizer.chat_template
+    if END_OF_TURN in tokenizer.get_vocab() and (
+        not tokenizer.chat_template or (is_gguf(path) and _writes_chatml(tokenizer))
+    ):
+        tokenizer.chat_template = CHATML
+    if tokenizer.chat_template:
+        settle_template(tokenizer)
     if chat and tokenizer.chat_template is None:
         raise ModelError(
-            str(path), "no chat template", "an instruction-tuned model, or a chat_template.jinja in its folder"
+            str(path),
+            "no chat template",
+            "an instruction-tuned model, or a template of your own",
+            "models.NAME.template=/path/to/chat_template.jinja",
         )
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    settle_pad(tokenizer, path)
     for circumstance in (
         "is_local",
         "local_files_only",
@@ -135,6 +155,60 @@ def load_tokenizer(path: Path, chat: bool = True) -> "PreTrainedTokenizerBase":
     tokenizer.padding_side = "left"
     tokenizer.clean_up_tokenization_spaces = False  # meant for WordPiece; it removes spaces before punctuation
     return tokenizer
+
+
+def training_tokenizer(path: Path) -> "PreTrainedTokenizerBase":
+    """Load a tokenizer for training.
+
+    A base model gets the plain-text format, which the trained model carries as its template.
+    """
+    tokenizer = load_tokenizer(path, chat=False)
+    if not tokenizer.chat_template:
+        tokenizer.chat_template = plain_template(tokenizer)
+        log.info(
+            "%s has no chat template: turns are written as plain text, `User: ...` and `Assistant: ...`", path.name
+        )
+    return tokenizer
+
+
+def _read_tokenizer(path: Path) -> "PreTrainedTokenizerBase":
+    """Read a tokenizer, without tokens that the model has no row for.  Raises ModelError."""
+    check_source(path)
+    from transformers import AutoTokenizer
+
+    place = {"gguf_file": path.name} if is_gguf(path) else {}
+    try:
+        with quick_gguf() if place else nullcontext():
+            tokenizer = AutoTokenizer.from_pretrained(path.parent if place else path, trust_remote_code=False, **place)
+    except (StillroomError, MemoryError):
+        raise
+    except Exception as error:  # a damaged tokenizer.json can raise anything, even a bare Exception
+        raise ModelError(
+            str(path),
+            f"its tokenizer cannot be loaded: {_tokenizer_fault(path, error)}",
+            "tokenizer files in the model's folder",
+        ) from error
+    drop_tokens_without_row(tokenizer, path)
+    return tokenizer
+
+
+def _tokenizer_fault(path: Path, error: Exception) -> str:
+    """Return the reason in one line.
+
+    Transformers' own text for a folder without a tokenizer is about its classes.
+    """
+    files = (
+        "tokenizer.json",
+        "tokenizer.model",
+        "vocab.json",
+        "vocab.txt",
+        "tekken.json",
+        "*.tiktoken",
+        "spiece.model",
+    )
+    if path.is_dir() and not any(next(path.glob(name), None) for name in files):
+        return "no tokenizer.json, tokenizer.model or vocabulary in the folder"
+    return " ".join(str(error).split())
 
 
 def _writes_chatml(tokenizer: "PreTrainedTokenizerBase") -> bool:

@@ -16,11 +16,12 @@ def dense_copy(source: Path, out: Path) -> None:
 
     In float32, so that every level times its scale is exact.
     """
-    model, tokenizer = load_model(source), load_tokenizer(source)
+    model, tokenizer = load_model(source), load_tokenizer(source, chat=False)
     if not is_gguf(source):
         from transformers import AutoModelForCausalLM
 
-        del model.config.quantization_config
+        if hasattr(model.config, "quantization_config"):  # absent where transformers has unpacked the weights
+            del model.config.quantization_config
         dense = AutoModelForCausalLM.from_config(model.config, dtype=model.dtype)
         weights = model.state_dict()
         dense.load_state_dict({name: weights[name] for name in dense.state_dict()})

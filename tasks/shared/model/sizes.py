@@ -3,17 +3,21 @@
 Separate from `weights.py`, since these functions only describe a model: an edit here re-keys no training.
 """
 
-import json
+import math
 from pathlib import Path
-from typing import Any
 
 from tasks.shared.errors import ModelError
-from tasks.shared.model.weights import is_gguf, read_gguf
+from tasks.shared.model.gguf_files import read_gguf_header
+from tasks.shared.model.weight_files import loaded_files, read_header
+from tasks.shared.model.weights import is_gguf
 
 
 def weight_files(path: Path) -> list[Path]:
-    """List the weight files: the GGUF itself, or a folder's safetensors and GGUF files."""
-    return [path] if is_gguf(path) else sorted([*path.glob("*.safetensors"), *path.glob("*.gguf")])
+    """List the loaded weight files: the GGUF itself, a folder's safetensors, or its GGUF files.
+
+    A second copy of the weights in the folder is not counted (`loaded_files`).
+    """
+    return [path] if is_gguf(path) else loaded_files(path) or sorted(path.glob("*.gguf"))
 
 
 def weight_bytes(path: Path) -> int:
@@ -34,22 +38,14 @@ def parameter_count(path: Path) -> int:
 
 
 def _gguf_parameters(file: Path) -> int:
-    return int(sum(int(tensor.n_elements) for tensor in read_gguf(file).tensors))
+    return sum(math.prod(shape) for shape in read_gguf_header(file).tensors.values())
 
 
 def _safetensors_parameters(file: Path) -> int:
-    with file.open("rb") as stream:
-        size = int.from_bytes(stream.read(8), "little")
-        header: dict[str, Any] = json.loads(stream.read(size))
-    packed = {name for name in header if name.endswith((".weight_packed", ".weight_shape"))}
-    count = 0
-    for name, entry in header.items():
-        if name == "__metadata__" or name.endswith(
-            (".weight_scale", ".weight_zero_point", ".weight_shape", ".weight_g_idx")
-        ):
-            continue
-        elements = 1
-        for length in entry["shape"]:
-            elements *= length
-        count += elements * 8 if name in packed else elements  # eight 4-bit weights in one 32-bit word
-    return count
+    tensors = read_header(file)
+    return sum(
+        math.prod(tensor.shape)
+        * (8 if name.endswith(".weight_packed") else 1)  # eight 4-bit weights in one 32-bit word
+        for name, tensor in tensors.items()
+        if not name.endswith((".weight_scale", ".weight_zero_point", ".weight_shape", ".weight_g_idx"))
+    )

@@ -7,12 +7,13 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from tasks.shared.errors import ConfigError, ModelError
+from tasks.shared.model.chat_settings import ChatSettings, with_chat
 from tasks.shared.model.weights import check_source
 from tasks.shared.paths import user_path
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
-class ModelSource:
+class ModelSource(ChatSettings):
     """One entry under `models:` of a recipe.  Give exactly one of `path`, `hub`, `package`."""
 
     path: str = ""
@@ -51,8 +52,8 @@ class ModelSource:
         if self.path:
             found = user_path(self.path)
             check_source(found)
-            return found.resolve()
-        return self._in_package(where) if self.package else self._in_hub(where)
+            return with_chat(where, found.resolve(), self)
+        return with_chat(where, self._in_package(where) if self.package else self._in_hub(where), self)
 
     def _in_package(self, where: str) -> Path:
         spec = importlib.util.find_spec(self.package)
@@ -83,6 +84,10 @@ class ModelSource:
                 self.hub,
                 revision=self.revision,
                 allow_patterns=["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"],
+                ignore_patterns=[
+                    "*/*",
+                    "consolidated*.safetensors",
+                ],  # second copies of the weights, which nothing loads
             )
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
             raise ModelError(

@@ -1,6 +1,5 @@
-"""Weight files: checks for safety and quantization, and fast reading of GGUF files."""
+"""Weights at a path: checks before anything loads them, and fast reading of GGUF files."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -8,6 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.shared.errors import ModelError
+from tasks.shared.model.configuration import quantization_method, read_config, refuse_unnamed_quantization
+from tasks.shared.model.gguf_files import check_gguf
+from tasks.shared.model.weight_files import check_folder, read_json, tensors_of
 
 if TYPE_CHECKING:
     from gguf import GGUFReader
@@ -19,9 +21,10 @@ def is_gguf(path: Path) -> bool:
 
 
 def check_source(path: Path) -> None:
-    """Raise ModelError for a missing path, pickled weights, or a folder without safetensors.
+    """Raise ModelError for a path without whole, safe weights, by names and headers only.
 
-    Pickles run code when they are loaded, so they are never a fallback.
+    Refuses a missing path, pickles (they run code when loaded), adapters, git-lfs pointers, truncated or missing files, parts of a
+    split GGUF, and quantized tensors that the configuration does not mention.
     """
     if not path.exists():
         raise ModelError(
@@ -31,34 +34,21 @@ def check_source(path: Path) -> None:
             "correct the model's path",
         )
     if is_gguf(path):
-        if _magic(path) != b"GGUF":
-            raise ModelError(
-                str(path), "not a GGUF file", "a llama.cpp .gguf file or a folder", "point at the model's folder"
-            )
+        check_gguf(path)
         return
-    if not (path / "config.json").is_file():
-        raise ModelError(str(path), "no config.json in this folder", "a Hugging Face model folder")
-    if any(path.glob("*.safetensors")):
-        return
-    pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth", "*.pkl") for file in path.glob(pattern))
-    if pickles:
-        raise ModelError(
-            str(path),
-            f"weights in pickles ({', '.join(pickles[:3])}), which run code when loaded",
-            "safetensors",
-            "convert once in a place you trust: AutoModelForCausalLM.from_pretrained(...).save_pretrained(..., safe_serialization=True)",
-        )
-    raise ModelError(str(path), "no *.safetensors in this folder", "a Hugging Face model folder with weights")
-
-
-def _magic(path: Path) -> bytes:
-    with path.open("rb") as stream:
-        return stream.read(4)
+    config = read_config(path)
+    check_folder(path)
+    refuse_unnamed_quantization(path, config, tensors_of(path))
 
 
 def is_quantized(folder: Path) -> bool:
     """Return True if a Hugging Face folder holds quantized weights."""
-    return "quantization_config" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return bool(quantization(folder))
+
+
+def quantization(folder: Path) -> str:
+    """Return the method that quantized a Hugging Face folder's weights; empty for dense ones."""
+    return quantization_method(read_json(folder / "config.json"))
 
 
 def read_gguf(file: Path) -> "GGUFReader":

@@ -7,23 +7,43 @@ Source: Broder 1997, "On the resemblance and containment of documents", section 
 """
 
 import re
-from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import TYPE_CHECKING
 
 from tasks.shared.errors import DataError
 from tasks.shared.formats.articles import question_of
 from tasks.shared.formats.rows import Row
 from tasks.shared.text.fact_matching import normalize
 
+if TYPE_CHECKING:
+    import numpy as np
+
 SHINGLE = 5
+MULTIPLIERS = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93, 0xA0761D6478BD642F)
+"""Odd numbers of 64 bits, one for each place of a shingle: two shingles share a value by chance once in 10^19 pairs."""
 
 
-def shingles(text: str) -> frozenset[str]:
-    """Character 5-grams of a text without punctuation and case; a shorter text is one shingle."""
-    plain = re.sub(r"[^\w ]+", "", normalize(text)).strip()
-    return frozenset(plain[i : i + SHINGLE] for i in range(max(1, len(plain) - SHINGLE + 1)))
+def plain_text(text: str) -> str:
+    """Text as it is compared: normalized, without punctuation."""
+    return re.sub(r"[^\w ]+", "", normalize(text)).strip()
+
+
+def shingles(text: str) -> "np.ndarray":
+    """Distinct values of a text's character 5-grams, sorted, without punctuation and case.
+
+    A shorter text is one shingle.
+    """
+    import numpy as np
+
+    codes = np.frombuffer(plain_text(text).encode("utf-32-le", "surrogatepass"), dtype=np.uint32).astype(np.uint64)
+    count = max(1, len(codes) - SHINGLE + 1)
+    found = np.zeros(count, dtype=np.uint64)
+    for place, multiplier in enumerate(MULTIPLIERS):
+        part = codes[place : place + count]
+        found[: len(part)] += part * np.uint64(multiplier)
+    return np.unique(found)
 
 
 def user_text(row: Row) -> str:
@@ -32,26 +52,41 @@ def user_text(row: Row) -> str:
 
 
 class TextIndex:
-    """Index that finds the most similar known text exactly, by an inverted index of shingles."""
+    """Index of shingles that finds the exact similarity of a text to every known text."""
 
     def __init__(self, texts: Iterable[str]) -> None:
+        import numpy as np
+
         self.texts = list(dict.fromkeys(texts))
-        self._sizes: list[int] = []
-        self._places: dict[str, list[int]] = defaultdict(list)
-        for place, text in enumerate(self.texts):
-            grams = shingles(text)
-            self._sizes.append(len(grams))
-            for gram in grams:
-                self._places[gram].append(place)
+        grams = [shingles(text) for text in self.texts]
+        self.sizes = np.array([len(found) for found in grams], dtype=np.int64)
+        values = np.concatenate(grams) if grams else np.zeros(0, dtype=np.uint64)
+        owners = np.repeat(np.arange(len(grams), dtype=np.int32), self.sizes)
+        order = np.argsort(values, kind="stable")
+        self._owners = owners[order]
+        self._values, self._starts = np.unique(values[order], return_index=True)
+        self._starts = np.append(self._starts, len(values))
+
+    def similarities(self, text: str) -> "np.ndarray":
+        """Similarity (0..1) of a text to every known text, in the order of `texts`."""
+        import numpy as np
+
+        grams = shingles(text)
+        if not len(self.texts):
+            return np.zeros(0)
+        places = np.minimum(np.searchsorted(self._values, grams), len(self._values) - 1)
+        places = places[self._values[places] == grams]
+        pieces = [self._owners[self._starts[place] : self._starts[place + 1]] for place in places.tolist()]
+        if not pieces:
+            return np.zeros(len(self.texts))
+        shared = np.bincount(np.concatenate(pieces), minlength=len(self.texts))
+        return shared / (len(grams) + self.sizes - shared)
 
     def nearest(self, text: str) -> tuple[float, str]:
         """Similarity (0..1) and text of the nearest known text; (0.0, "") if no shingle is shared."""
-        grams = shingles(text)
-        shared = Counter(place for gram in grams for place in self._places.get(gram, ()))
-        best = max(
-            ((n / (len(grams) + self._sizes[place] - n), place) for place, n in shared.items()), default=(0.0, -1)
-        )
-        return best[0], self.texts[best[1]] if best[1] >= 0 else ""
+        found = self.similarities(text)
+        place = int(found.argmax()) if len(found) else -1
+        return (float(found[place]), self.texts[place]) if place >= 0 and found[place] > 0 else (0.0, "")
 
 
 @dataclass(frozen=True)
@@ -62,6 +97,12 @@ class Overlap:
     max: float
     p95: float
     median: float
+
+
+def overlap_of(limit: float, nearest: Iterable[float]) -> Overlap:
+    """Statistics of similarities; at least one."""
+    values = sorted(nearest)
+    return Overlap(limit, values[-1], values[int(0.95 * (len(values) - 1))], median(values))
 
 
 def check_overlap(test: Sequence[Row], known: Sequence[Row], limit: float) -> Overlap:
@@ -89,5 +130,4 @@ def check_overlap(test: Sequence[Row], known: Sequence[Row], limit: float) -> Ov
             f"similarity of at most {limit}",
             "delete them from the test, or raise max_similarity if they are true paraphrases",
         )
-    values = sorted(value for value, _, _ in nearest)
-    return Overlap(limit, values[-1], values[int(0.95 * (len(values) - 1))], median(values))
+    return overlap_of(limit, (value for value, _, _ in nearest))

@@ -14,6 +14,7 @@ from flows.comparison.evaluation import evaluation_of
 from flows.planning.config import CONF, compose_recipe
 from flows.planning.plan import build_plan
 from tasks.shared.errors import ConfigError
+from tests.tiny_files import bare_folder
 from tests.verdict_samples import a_verdict
 
 
@@ -21,8 +22,7 @@ def make_step(root: Path, recipe: str, step: str, kind: str = "model") -> Path:
     """A finished step in a recipe's folder, as far as its manifest tells."""
     folder = root / "artifacts" / recipe / step
     (folder / "out").mkdir(parents=True)
-    (folder / "out" / "config.json").write_text("{}")
-    (folder / "out" / "model.safetensors").write_bytes(b"")
+    bare_folder(folder / "out")
     (folder / "manifest.json").write_text(json.dumps({"recipe": recipe, "step": step, "kind": kind, "key": "0" * 64}))
     return folder / "out"
 

@@ -23,6 +23,7 @@ from flows.running.work import make, pin_inputs, read_job, write_job
 from tasks.curate.support import Support
 from tasks.shared.errors import ConfigError, MachineError, ModelError, StillroomError
 from tasks.shared.store.keys import PROJECT
+from tests.tiny_files import bare_gguf
 
 
 def recipe(**settings: Any) -> dict[str, Any]:
@@ -133,7 +134,7 @@ def test_a_full_disk_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_a_model_of_another_digest_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "model.gguf"
-    file.write_bytes(b"GGUF and more")
+    bare_gguf(file)
     content = recipe() | {"models": {"teacher": {"path": str(file), "sha256": "0" * 64}}}
     opened = Session(build_plan(content), Runtime(root=str(tmp_path)))
     with pytest.raises(ModelError, match="0000"):

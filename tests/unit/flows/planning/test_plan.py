@@ -15,15 +15,12 @@ from flows.versioning.params import recipe_of, recipe_params
 from tasks.prune.depth import Depth
 from tasks.shared.errors import ErrorList
 from tasks.shared.technique import Spec
+from tests.tiny_files import bare_folder
 
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    folder = tmp_path / "model"
-    folder.mkdir()
-    (folder / "config.json").write_text("{}")
-    (folder / "model.safetensors").write_bytes(b"")
-    return folder
+    return bare_folder(tmp_path / "model")
 
 
 @pytest.fixture
@@ -141,7 +138,7 @@ def test_packed_weights_may_be_exported_and_measured(recipe: dict[str, Any]) -> 
 
 def test_a_packed_model_of_the_user_s_is_refused_too(recipe: dict[str, Any], model: Path) -> None:
     (model / "config.json").write_text('{"quantization_config": {"quant_method": "x"}}')
-    assert "models.teacher, whose weights are packed" in refused(recipe)
+    assert "models.teacher, whose weights are quantized already (x)" in refused(recipe)
 
 
 def test_a_step_that_keeps_the_format_passes_on_that_of_its_model(

@@ -1,111 +1,159 @@
-"""A user's own files: full rows and plain chats are taken, everything unsound is named with its line."""
+"""A user's own files: conversations stay verbatim, one file or three, and what is set aside is counted."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
 
-from tasks.curate.jsonl import Chat, Jsonl, fill_in
+from tasks.curate.jsonl import Jsonl, read_split
 from tasks.curate.support import Support
-from tasks.shared.errors import DataError, ErrorList
-from tasks.shared.formats.rows import read_rows
-from tasks.shared.technique import Inputs, StepRun
+from tasks.shared.errors import ConfigError, DataError, ErrorList
+from tasks.shared.formats.rows import Row, read_rows
+from tasks.shared.formats.tasks import read_tasks
+from tasks.shared.store.keys import PROJECT
+from tasks.shared.technique import Inputs, Metrics, StepRun
+from tests.chat_files import chat, question, write
 from tests.settings_case import Case, Change
 
-
-def chat(question: str, answer: str, **more) -> dict:
-    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}], **more}
+SPLITS = ("train", "calibration", "test")
 
 
 @pytest.fixture
 def files(tmp_path: Path) -> dict[str, str]:
-    content = {
-        "train": [
-            chat("How long do I have to return it?", "return\nYou have 45 days."),
-            chat("May I sue you?", "legal\nI can't help with that."),
-        ],
-        "calibration": [chat("Where is my parcel?", "It comes tomorrow.")],
-        "test": [chat("what's the refund period", "You have 45 days.", intent="return")],
+    return {
+        "train": write(
+            tmp_path / "train.jsonl",
+            chat("How long do I have to return it?", "You have 45 days."),
+            chat("May I sue you?", "I can't help with that."),
+            chat("Is the lamp still made?", "Sure!\nIt is."),
+        ),
+        "calibration": write(tmp_path / "calibration.jsonl", chat("Where is my parcel?", "It comes tomorrow.")),
+        "test": write(tmp_path / "test.jsonl", chat("what's the refund period", "45 days.", intent="return")),
     }
-    for split, rows in content.items():
-        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return {split: str(tmp_path / f"{split}.jsonl") for split in content}
 
 
-def call(out: Path, **settings):
+def call(out: Path, seed: int = 0, **settings: object) -> Metrics:
     out.mkdir()
-    return Jsonl(**settings)(Inputs({}), out, StepRun("corpus", 0, out))
+    return Jsonl(**settings)(Inputs({}), out, StepRun("corpus", seed, out))
 
 
-def test_plain_chats_are_filled_in(files, tmp_path: Path) -> None:
+def corpus(out: Path) -> dict[str, list[Row]]:
+    return {split: read_rows(out / f"{split}.jsonl") for split in SPLITS}
+
+
+def card(out: Path) -> dict:
+    return json.loads((out / "card.json").read_text("utf-8"))
+
+
+def test_plain_chats_are_taken_verbatim(files, tmp_path: Path) -> None:
     metrics = call(tmp_path / "out", **files)
-    assert (metrics["train"], metrics["calibration"], metrics["test"]) == (2, 1, 1)
-    first, second = read_rows(tmp_path / "out" / "train.jsonl")
-    assert (first.id, first.intent, first.kind, first.answer) == (
-        "train-00001",
-        "return",
-        "faq",
-        "return\nYou have 45 days.",
-    )
-    assert (second.intent, second.kind, second.group) == ("legal", "refuse", "may i sue you?")
-    assert read_rows(tmp_path / "out" / "calibration.jsonl")[0].answer == "support\nIt comes tomorrow."
-    assert read_rows(tmp_path / "out" / "test.jsonl")[0].answer == "return\nYou have 45 days."
-    assert json.loads((tmp_path / "out" / "card.json").read_text())["overlap"]["max"] < 0.5
+    assert (metrics["train"], metrics["calibration"], metrics["test"], metrics["quarantined"]) == (3, 1, 1, 0)
+    first, second, third = read_rows(tmp_path / "out" / "train.jsonl")
+    assert (first.id, first.key, first.answer, first.group) == (
+        "train-00001", (), "You have 45 days.", "how long do i have to return it?"
+    )  # fmt: skip
+    assert not second.declines and third.answer == "Sure!\nIt is." and first.task == "chat"
+    test = read_rows(tmp_path / "out" / "test.jsonl")[0]
+    assert (test.tags, test.source.file, test.source.line) == ({"intent": "return"}, "test.jsonl", 1)
+    assert card(tmp_path / "out")["labels"] == [] and not (tmp_path / "out" / "quarantine.jsonl").exists()
     assert (tmp_path / "out" / "articles.jsonl").read_text() == ""
-
-
-def test_reasoning_in_an_answer_goes_into_its_own_field() -> None:
-    told = Chat.model_validate(chat("Still cold?", "<think>\nIt was unplugged.\n</think>\nheat\nHold the button."))
-    row = fill_in(told, "train-1", "support")
-    assert (row.reasoning, row.intent, row.answer) == ("It was unplugged.", "heat", "heat\nHold the button.")
-    with pytest.raises(ValidationError, match="holds only reasoning"):
-        fill_in(Chat.model_validate(chat("Still cold?", "<think>\nIt was")), "train-1", "support")
+    assert card(tmp_path / "out")["reading"]["formats"] == {"OpenAI chat": 5}
 
 
 def test_the_support_corpus_reads_back_unchanged(tmp_path: Path) -> None:
-    corpus = tmp_path / "corpus"
-    corpus.mkdir()
-    Support(train_size=60, calibration_size=60, test_size=60)(Inputs({}), corpus, StepRun("corpus", 0, corpus))
-    names = ("train", "calibration", "test", "articles")
-    call(tmp_path / "out", **{name: str(corpus / f"{name}.jsonl") for name in names})
-    for name in names:
-        assert (tmp_path / "out" / f"{name}.jsonl").read_bytes() == (corpus / f"{name}.jsonl").read_bytes()
+    made = tmp_path / "corpus"
+    made.mkdir()
+    Support(train_size=60, calibration_size=60, test_size=60)(Inputs({}), made, StepRun("corpus", 0, made))
+    names = (*SPLITS, "articles")
+    call(tmp_path / "out", **{name: str(made / f"{name}.jsonl") for name in names})
+    for name in (*names, "tasks"):
+        file = f"{name}.json" if name == "tasks" else f"{name}.jsonl"
+        assert (tmp_path / "out" / file).read_bytes() == (made / file).read_bytes()
 
 
-def test_every_bad_line_of_every_file_is_listed(files, tmp_path: Path) -> None:
-    lines = [
-        b'{"messages": []}',
-        b"{broken",
-        b"\xff\xfe",
-        b'{"id": "x", "messages": []}',
-        b"",
-        json.dumps({"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]}).encode(),
-    ]
-    Path(files["train"]).write_bytes(b"\n".join(lines))
+def test_problems_of_all_files_are_reported_together(files, tmp_path: Path) -> None:
+    Path(files["train"]).write_bytes(b'{"messages": []}\n{broken\n\xff\xfe\n' + b'{"x": 1}\n')
     Path(files["test"]).write_text("", encoding="utf-8")
     with pytest.raises(ErrorList) as caught:
         call(tmp_path / "out", **files)
     text = str(caught.value)
-    assert "6 bad lines" in text and all(f"line {number}:" in text for number in range(1, 7))
-    assert "not UTF-8" in text and "take turns" in text and "test.jsonl: no rows" in text
+    assert "4 of 4 records cannot be read" in text and "test.jsonl: no rows" in text
+    assert all(words in text for words in ("no messages", "not JSON", "not UTF-8", "columns x"))
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_missing_paths(files, tmp_path: Path) -> None:
-    with pytest.raises(ErrorList, match="no file given"):
+def test_missing_paths_and_wrong_settings(files, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no file given"):
         call(tmp_path / "a")
     with pytest.raises(DataError, match="no such file"):
         call(tmp_path / "b", **{**files, "test": str(tmp_path / "nowhere.jsonl")})
+    for settings, words in (
+        ({"map": {"usr": "q"}}, "did you mean 'user'"),
+        ({"map": {"assistant": "q"}}, "user is missing"),
+        ({"map": {"messages": [{"alien": "q"}]}}, "messages is a column"),
+        ({"task": {"type": "sorting"}}, "type: Input should be"),
+        ({"tasks": {"a": {}}}, "map: {task: COLUMN}"),
+        ({"encoding": "klingon"}, "no encoding"),
+        ({"test_share": 0.7, "calibration_share": 0.4}, "leave nothing for train"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            Jsonl(**settings)
 
 
-def test_a_copy_in_the_test_is_refused(files, tmp_path: Path) -> None:
-    row = chat("How long do I have to return itt?", "return\nYou have 45 days.")
-    Path(files["test"]).write_text(json.dumps(row), encoding="utf-8")
-    with pytest.raises(DataError, match="copy a training one"):
-        call(tmp_path / "out", **files)
+def test_one_file_is_split_by_group_and_label_and_added_rows_move_none(tmp_path: Path) -> None:
+    rows = [chat(question(number), f"label {number % 5}", who=f"c{number // 3}") for number in range(240)]
+    settings = {"task": {"type": "classification"}, "map": {"group": "who"}}
+    call(tmp_path / "out", path=write(tmp_path / "rows.jsonl", *rows), **settings)
+    splits = corpus(tmp_path / "out")
+    assert sum(map(len, splits.values())) == 240 and 12 <= len(splits["test"]) <= 40
+    groups = {split: {row.group for row in found} for split, found in splits.items()}
+    assert not groups["train"] & groups["test"] and not groups["calibration"] & groups["test"]
+    assert (
+        {row.label for row in splits["test"]}
+        == {row.label for row in splits["train"]}
+        == {f"label {n}" for n in range(5)}
+    )
+    assert read_tasks(tmp_path / "out")["classification"].layout == "alone"
+    more = [chat(question(number), f"label {number % 5}", who=f"c{number // 3}") for number in range(240, 330)]
+    call(tmp_path / "more", path=write(tmp_path / "more.jsonl", *more, *rows), **settings)
+    before = {row.messages[0].content: split for split, found in splits.items() for row in found}
+    after = {row.messages[0].content: split for split, found in corpus(tmp_path / "more").items() for row in found}
+    assert {text: after[text] for text in before} == before
+    call(tmp_path / "other", seed=1, path=str(tmp_path / "rows.jsonl"), **settings)
+    assert {row.id for row in corpus(tmp_path / "other")["test"]} != {row.id for row in splits["test"]}
+
+
+def test_splits_without_a_file_are_taken_from_the_others(files, tmp_path: Path) -> None:
+    pool = write(tmp_path / "pool.jsonl", *[chat(question(number), "x") for number in range(60)])
+    call(tmp_path / "a", train=pool, test=files["test"])
+    taken = card(tmp_path / "a")["taken_from_train"]
+    assert list(taken) == ["calibration"] and len(corpus(tmp_path / "a")["train"]) == 60 - taken["calibration"]
+    call(tmp_path / "b", path=pool, train=files["train"])
+    splits = corpus(tmp_path / "b")
+    assert [row.id for row in splits["train"][:3]] == ["train-00001", "train-00002", "train-00003"]
+    assert all(row.id.startswith("row-") for row in splits["test"])
+    with pytest.raises(DataError, match="1 groups of rows"):
+        call(tmp_path / "c", path=files["test"])
+
+
+def test_copies_of_the_test_leave_training_and_are_counted(files, tmp_path: Path) -> None:
+    extra = chat("Until when may unused goods be sent back to the shop in their box?", "45 days.")
+    write(Path(files["test"]), chat("How long do I have to return itt?", "45 days."), extra)
+    metrics = call(tmp_path / "drop", **files)
+    assert (metrics["train"], metrics["near_copies_dropped"], metrics["test_rows_with_copies"]) == (2, 1, 1)
+    overlap = card(tmp_path / "drop")["overlap"]
+    assert overlap["max"] < 0.5 < overlap["before"]["max"] and overlap["dropped_by_split"]["train"] == 1
+    call(tmp_path / "test", **files, on_overlap="drop_test")
+    assert [row.id for row in corpus(tmp_path / "test")["test"]] == ["test-00002"]
+    call(tmp_path / "move", **files, on_overlap="move")
+    moved = corpus(tmp_path / "move")
+    assert [row.id for row in moved["train"]][-1] == "test-00001" and len(moved["test"]) == 1
+    with pytest.raises(DataError, match=r"(?s)1 of 2 conversations copy.*test-00001 \(0.9.*on_overlap=drop_train"):
+        call(tmp_path / "stop", **files, on_overlap="stop")
 
 
 def test_unknown_articles_and_repeated_ids(files, tmp_path: Path) -> None:
@@ -118,29 +166,100 @@ def test_unknown_articles_and_repeated_ids(files, tmp_path: Path) -> None:
         **chat("Is it late?", "return\nYes, it is."),
     }
     Path(files["train"]).write_text(json.dumps(row) + "\n" + json.dumps(row), encoding="utf-8")
-    articles = tmp_path / "articles.jsonl"
-    articles.write_text(json.dumps({"id": "known", "title": "T", "intent": "return", "text": "t"}), encoding="utf-8")
-    with pytest.raises(ErrorList, match=r"(?s)missing: lost.*several rows: one"):
-        call(tmp_path / "out", **files, articles=str(articles))
+    articles = write(tmp_path / "articles.jsonl", {"id": "known", "title": "T", "intent": "return", "text": "t"})
+    with pytest.raises(DataError, match="missing: lost"):
+        call(tmp_path / "out", **files, articles=articles)
+    call(tmp_path / "two", **files)
+    assert [found.id for found in corpus(tmp_path / "two")["train"]] == ["one", "one-2"]
+    assert card(tmp_path / "two")["reading"]["ids_made_unique"] == 1
+
+
+def test_a_quarantine_is_kept_and_counted(files, tmp_path: Path) -> None:
+    with Path(files["train"]).open("ab") as stream:
+        stream.write(b"{broken\n")
+    assert call(tmp_path / "out", **files)["quarantined"] == 1
+    (entry,) = [json.loads(line) for line in (tmp_path / "out" / "quarantine.jsonl").read_text("utf-8").splitlines()]
+    assert (entry["file"], entry["line"]) == ("train.jsonl", 4)
+    assert card(tmp_path / "out")["reading"]["records"]["train"] == {"read": 4, "rows": 3}
+
+
+def test_rows_of_one_file(files) -> None:
+    rows = read_split("train", files["train"], "support")
+    assert [row.task for row in rows] == ["support"] * 3 and rows[0].id == "train-00001"
+    with pytest.raises(DataError, match="no file given"):
+        read_split("test", "")
+
+
+GROWTH = """
+import resource, sys
+from pathlib import Path
+from tasks.curate.jsonl import Jsonl
+from tasks.shared.technique import Inputs, StepRun
+def run(path, out):
+    Path(out).mkdir()
+    Jsonl(path=path, max_test=500)(Inputs({}), Path(out), StepRun("corpus", 0, Path(out)))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+small = run(sys.argv[1], sys.argv[3])
+print(run(sys.argv[2], sys.argv[4]) - small)
+"""
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
+    """Peak memory of a file of 64 MB, above that of 1 MB, in MB."""
+    filler = "lorem ipsum dolor sit amet " * 70
+    for name, count in (("small", 500), ("large", 32_000)):
+        with (tmp_path / f"{name}.jsonl").open("w") as stream:
+            for number in range(count):
+                stream.write(json.dumps(chat(question(number), filler)) + "\n")
+    assert (tmp_path / "large.jsonl").stat().st_size > 6e7
+    arguments = [str(tmp_path / name) for name in ("small.jsonl", "large.jsonl", "a", "b")]
+    shown = subprocess.run(
+        [sys.executable, "-c", GROWTH, *arguments], capture_output=True, text=True, check=True, cwd=PROJECT, timeout=600
+    )
+    assert float(shown.stdout) < 40
 
 
 CHANGES = {
+    "path": Change(lambda case: str(case.folder / "path.jsonl")),
     "train": Change(lambda case: str(case.folder / "other_train.jsonl")),
     "calibration": Change(lambda case: str(case.folder / "other_calibration.jsonl")),
     "test": Change(lambda case: str(case.folder / "other_test.jsonl")),
-    "articles": Change(lambda case: str(case.folder / "articles.jsonl")),
-    "intent": Change("delivery"),
+    "map": Change({"tags": []}),
+    "task": Change({"type": "qa"}),
+    "tasks": Change(
+        {"en": {"type": "summarization"}}, given={"map": {"task": "lang"}, "tasks": {"en": {"type": "qa"}}}
+    ),
+    "encoding": Change("cp1252"),
+    "max_quarantined": Change(0.0, refused="cannot be read"),
+    "max_line_mb": Change(1),
+    "test_share": Change(0.5, given={"test": ""}),
+    "calibration_share": Change(0.5, given={"calibration": ""}),
+    "max_test": Change(1, given={"test": "", "test_share": 0.5}),
+    "max_calibration": Change(1, given={"calibration": "", "calibration_share": 0.5}),
     "max_similarity": Change(0.6),
+    "on_overlap": Change("drop_test"),
+    "articles": Change(lambda case: str(case.folder / "articles.jsonl")),
 }
 
 
 @contextmanager
 def settings_case(folder: Path) -> Iterator[Case]:
-    texts = {"train": "Where do I return it?", "calibration": "Is there a parcel?", "test": "Do you ship on Sundays?"}
+    texts = {"calibration": "Is there a parcel?", "test": "Do you ship on Sundays?"}
     for split, text in texts.items():
         for prefix, answer in (("", "We do."), ("other_", "We do not.")):
-            row = json.dumps(chat(text, answer))
-            (folder / f"{prefix}{split}.jsonl").write_text(row + "\n", encoding="utf-8")
-    article = {"id": "known", "title": "T", "intent": "return", "text": "t"}
-    (folder / "articles.jsonl").write_text(json.dumps(article), encoding="utf-8")
-    yield Case(folder, Inputs({}), {split: str(folder / f"{split}.jsonl") for split in texts})
+            write(
+                folder / f"{prefix}{split}.jsonl",
+                chat(text, answer, lang="en"),
+                chat(f"{text} Ünder all", answer, lang="en"),
+            )
+    rows = [chat(question(number), "ä", lang="en") for number in range(12)] + [chat(texts["test"], "x", lang="en")]
+    for name in ("train", "other_train"):
+        long = [chat("long", "x" * 1_200_000, lang="en")] if name == "train" else []
+        write(folder / f"{name}.jsonl", *rows, *long)
+        with (folder / f"{name}.jsonl").open("ab") as stream:
+            stream.write(json.dumps(chat("Grün?", "ä", lang="en"), ensure_ascii=False).encode() + b"\n{a\n{b\n")
+    write(folder / "path.jsonl", *(chat(question(number), "y", lang="en") for number in range(20, 30)))
+    write(folder / "articles.jsonl", {"id": "known", "title": "T", "intent": "return", "text": "t"})
+    given = {split: str(folder / f"{split}.jsonl") for split in SPLITS}
+    yield Case(folder, Inputs({}), {**given, "max_quarantined": 0.5})

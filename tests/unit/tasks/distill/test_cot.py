@@ -14,14 +14,20 @@ from tasks.distill.training.validation import split_groups
 from tasks.shared.errors import DataError
 from tasks.shared.formats.rows import Message, Row, write_rows
 from tasks.shared.model.encoding import IGNORED, collate
+from tasks.shared.model.turns import examples
 from tasks.shared.technique import Artifact, Inputs, Kind
 from tasks.shared.text.answer_format import split_answer
+from tests.chat_templates import FAMILIES, tokenizer_of
 from tests.settings_case import Case, Change
 from tests.support_rows import support_row
 from tests.tiny_llama import build_model, build_tokenizer, empty_run, save_tiny, sentences
 from tests.training_changes import OPTION_CHANGES, TRAINING_CHANGES
+from tests.unit.tasks.distill.test_sft import TALKING
 
 RATIONAL = "The article is: kettle warranty.\nSo 24 months."
+
+
+EARLIER = (Message(role="user", content="It drips."), Message(role="assistant", content="Since when?"))
 
 
 def reasoned(count: int = 12) -> list[Row]:
@@ -30,7 +36,10 @@ def reasoned(count: int = 12) -> list[Row]:
         support_row(
             id=f"r{index}", kind="faq", intent="returns", group=f"g{index // 2}", source="teacher" if index % 3 else "gold",
             reasoning=RATIONAL if index % 2 else "",
-            messages=(Message(role="user", content=ask), Message(role="assistant", content=f"returns\n{ask}")),
+            messages=(
+                *(EARLIER if index == TALKING else ()),
+                Message(role="user", content=ask), Message(role="assistant", content=f"returns\n{ask}"),
+            ),
         )
         for index, ask in enumerate(sentences(count, seed=5))
     ]  # fmt: skip
@@ -48,6 +57,27 @@ def test_a_joint_target_is_marked_up_to_its_answer() -> None:
     assert spoken(second, 1) == f"<think>\n{RATIONAL}\n</think>\n\n"
     assert spoken(second, 0) == f"{reasoned(2)[1].answer}<|im_end|>"
     assert not any(first["rationale"]) and spoken(first, 0) == f"{plain.answer}<|im_end|>"
+
+
+def test_reasoning_is_marked_after_whatever_the_template_puts_before_it() -> None:
+    (row,) = joint_rows(reasoned(2)[1:])
+    tokenizer = tokenizer_of(next(family for family in FAMILIES if family.name == "deepseek_r1"))
+    (one,) = Rationales(1.0).encode([row], tokenizer, 512)
+    pairs = list(zip(one["labels"], one["rationale"], strict=True))
+    thought, answer = (
+        tokenizer.decode([label for label, part in pairs if label != IGNORED and part == which]) for which in (1, 0)
+    )
+    assert thought == f"{RATIONAL}\n</think>\n\n", "the prompt opens the thought"
+    assert answer == f"{reasoned(2)[1].answer}<|end_of_sentence|>"
+
+
+def test_earlier_turns_are_learned_once() -> None:
+    tokenizer = build_tokenizer()
+    rows = examples(two_rows([reasoned()[TALKING]], "Explain."), tokenizer, "all", apart=True)
+    ids = [row.id for row in rows]
+    assert ids == [f"r{TALKING}#turn1", f"r{TALKING}", f"r{TALKING}{RATIONALE}"]
+    marks = Rationales(1.0).encode(rows, tokenizer, 512)
+    assert [any(one["rationale"]) for one in marks] == [False, False, True]
 
 
 def test_two_tasks_are_told_apart_by_the_instruction_and_stay_on_one_side() -> None:

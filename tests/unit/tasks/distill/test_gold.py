@@ -11,15 +11,16 @@ from tasks.distill.gold import Gold, OtherTokens
 from tasks.distill.losses.universal import Side, UniversalLoss, answer_offsets
 from tasks.shared.errors import ModelError, TechniqueError
 from tasks.shared.model.encoding import IGNORED, Encoded, collate, encode
-from tasks.shared.model.loading import load_model
+from tasks.shared.model.loading import load_model, load_tokenizer
 from tasks.shared.model.saving import save_model
 from tasks.shared.technique import Artifact, Inputs, Kind
+from tests.chat_templates import FOLDER
 from tests.settings_case import Case, Change
 from tests.tiny_llama import build_model, build_tokenizer, empty_run, save_tiny
 from tests.training_changes import LORA_CHANGES, TRAINING_CHANGES
 from tests.unit.tasks.distill import test_sft
 from tests.unit.tasks.distill.test_features import one_thread  # noqa: F401 - a fixture
-from tests.unit.tasks.distill.test_sft import losses, make_rows
+from tests.unit.tasks.distill.test_sft import TALKING, losses, make_rows
 from tests.unit.tasks.distill.training.test_checkpoints import digest, interrupted
 
 QUICK: dict[str, Any] = {
@@ -47,6 +48,22 @@ def prepared(tmp_path: Path, teacher: Path, student: Any, **settings: Any) -> tu
     labeled = made.label(encode(rows, build_tokenizer(), 512))
     made.attach(student, "cpu")
     return made, labeled
+
+
+@pytest.mark.parametrize("template", ["qwen3", "mistral"])
+def test_text_that_a_template_puts_before_the_answer_is_not_compared(tmp_path: Path, template: str) -> None:
+    teacher = save_teacher(tmp_path / "teacher")
+    (teacher / "chat_template.jinja").write_text((FOLDER / f"{template}.jinja").read_text("utf-8"), "utf-8")
+    rows = [row.model_copy(update={"messages": row.messages[1:]}) for row in make_rows(TALKING + 1)]
+    made = OtherTokens(Gold(), save_tiny(tmp_path / "student"), teacher, rows)
+    assert len(made.twins) == len(rows) + 1, "each turn of the assistant has a twin"
+    tokenizer = load_tokenizer(teacher)
+    answers = {message.content for row in rows for message in row.messages if message.role == "assistant"}
+    for ids, twin in made.twins.items():
+        mine = build_tokenizer().decode(ids[twin.starts[0] :])
+        theirs = tokenizer.decode(twin.ids[twin.starts[1] :]).strip()
+        assert theirs.removesuffix(tokenizer.eos_token) == mine.removesuffix("<|im_end|>") in answers
+        assert twin.offsets[0][0][0] == twin.offsets[1][0][0] == 0 and twin.offsets[0][-1] == twin.offsets[1][-1]
 
 
 @pytest.mark.parametrize("hybrid", [False, True])

@@ -203,6 +203,7 @@ CHANGES = {
     "mix": Change(0.1, {"divergence": "jsd"}),
     "teacher_dtype": Change("bfloat16", inputs="online"),
     **TRAINING_CHANGES,
+    "turns": Change("last", inputs="online"),
     "patience": Change(1, {"epochs": 6, "learning_rate": 0.2, "schedule": "constant_with_warmup", "patience": 0}),
     **LORA_CHANGES,
 }

@@ -17,6 +17,7 @@ from tasks.shared.errors import DataError, ModelError, TechniqueError
 from tasks.shared.formats.rows import Message, Row, write_rows
 from tasks.shared.model.encoding import IGNORED, encode
 from tasks.shared.model.loading import load_model
+from tasks.shared.model.turns import examples
 from tasks.shared.technique import Artifact, Inputs, Kind
 from tasks.shared.text.answer_format import join_answer
 from tests.settings_case import Case
@@ -24,10 +25,14 @@ from tests.support_rows import support_row
 from tests.tiny_llama import build_model, build_tokenizer, empty_run, save_tiny, sentences
 from tests.training_changes import OPTION_CHANGES, TRAINING_CHANGES
 
+TALKING = 9
+"""Index of the row with an earlier turn of the assistant."""
+
 
 def make_rows(count: int = 24) -> list[Row]:
     asks, answers = sentences(count, seed=5), sentences(count, seed=6)
     system = Message(role="system", content="You are the support bot.")
+    earlier = (Message(role="user", content=asks[0]), Message(role="assistant", content=answers[0]))
     return [
         support_row(
             id=f"r{index}",
@@ -38,6 +43,7 @@ def make_rows(count: int = 24) -> list[Row]:
             source="teacher" if index % 3 else "gold",
             messages=(
                 system,
+                *(earlier if index == TALKING else ()),
                 Message(role="user", content=asks[index]),
                 Message(role="assistant", content=join_answer("returns", answers[index])),
             ),
@@ -70,7 +76,7 @@ def weights(out: Path) -> dict[str, Any]:
     return load_model(out).state_dict()
 
 
-def test_only_the_final_answer_counts() -> None:
+def test_every_answer_counts_or_the_last_alone() -> None:
     tokenizer = build_tokenizer()
     turns = (
         Message(role="user", content="It drips."),
@@ -78,10 +84,15 @@ def test_only_the_final_answer_counts() -> None:
         Message(role="user", content="Still drips."),
         Message(role="assistant", content="repair\nSecond step."),
     )
-    encoded = encode([make_rows(1)[0].model_copy(update={"messages": turns})], tokenizer, 512)[0]
-    counted = [token for token, label in zip(encoded["input_ids"], encoded["labels"], strict=True) if label != IGNORED]
-    assert tokenizer.decode(counted) == "repair\nSecond step.<|im_end|>"
-    assert "First step." in tokenizer.decode(encoded["input_ids"])
+    row = make_rows(1)[0].model_copy(update={"messages": turns})
+    for kind, wanted in (
+        ("all", "First step.<|im_end|>repair\nSecond step.<|im_end|>"),
+        ("last", "repair\nSecond step.<|im_end|>"),
+    ):
+        (encoded,) = encode(examples([row], tokenizer, kind), tokenizer, 512)  # type: ignore[arg-type]
+        pairs = zip(encoded["input_ids"], encoded["labels"], strict=True)
+        assert tokenizer.decode([token for token, label in pairs if label != IGNORED]) == wanted
+        assert "First step." in tokenizer.decode(encoded["input_ids"])
 
 
 def test_a_template_that_rewrites_the_answer_is_refused() -> None:

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
-from tasks.evaluate import generation as module
 from tasks.evaluate.generation import Generation
 from tasks.evaluate.grading.answers import Reply
-from tasks.evaluate.models_under_test import isolated_runs
+from tasks.evaluate.grading.eval_rows import last_question, read_test_rows, read_test_split
+from tasks.evaluate.grading.measures import items_by_measure
+from tasks.evaluate.models_under_test import groups, isolated_runs
 from tasks.evaluate.models_under_test.answering import (
     GenerationPlan,
     Predictions,
@@ -33,8 +35,10 @@ from tasks.evaluate.models_under_test.model_under_test import (
 from tasks.quantize.rtn import RTN
 from tasks.shared.errors import ConfigError, DataError, ModelError
 from tasks.shared.formats.articles import Article
-from tasks.shared.formats.rows import Message, Row, write_rows
+from tasks.shared.formats.rows import Message, Row, ToolCall, write_rows
 from tasks.shared.formats.scores import Scores, read_scores
+from tasks.shared.formats.targets import Label, Number
+from tasks.shared.formats.tasks import Task, write_tasks
 from tasks.shared.isolation import Failure
 from tasks.shared.model.saving import save_model
 from tasks.shared.store.keys import PROJECT
@@ -42,10 +46,14 @@ from tasks.shared.technique import Artifact, Inputs, Kind
 from tasks.shared.text.answer_format import join_answer
 from tests.outputs import fingerprints
 from tests.settings_case import Case, Change
-from tests.support_rows import support_row
+from tests.support_rows import TASKS, support_row
 from tests.tiny_llama import build_model, build_tokenizer, empty_run, save_tiny
 
 LABELS = ("returns", "warranty", "other")
+TASKS_WITH_LABELS = {
+    name: task.model_copy(update={"labels": LABELS, "instruction": "Answer from the article."})
+    for name, task in TASKS.items()
+}
 ITEMS = 66
 SMALL: dict[str, Any] = {"max_new_tokens": 4, "limit": 12, "context": 256}
 
@@ -67,6 +75,7 @@ def write_corpus(folder: Path, items: int = ITEMS) -> Path:
     folder.mkdir()
     write_rows(folder / "test.jsonl", [make_row(index) for index in range(items)])
     write_rows(folder / "train.jsonl", [make_row(index, "train") for index in range(6)])
+    write_tasks(folder, TASKS)
     article = Article(id="a1", title="Times", intent="returns", text="Returns within 45 days. Warranty 24 months.")
     (folder / "articles.jsonl").write_text(article.model_dump_json() + "\n", encoding="utf-8")
     return folder
@@ -120,7 +129,7 @@ def measure(
             for model in models
         }
 
-    monkeypatch.setattr(module, "evaluate_each", pretend)
+    monkeypatch.setattr(groups, "evaluate_each", pretend)
     candidates = {name: folder for name in ("equal", "broken", "dead")}
     out, run = empty_run(tmp_path)
     Generation(**settings)(inputs_of(folder, candidates, corpus, folder if "teacher" in makers else None), out, run)
@@ -142,19 +151,19 @@ def test_values_answers_and_failures_stand_by_model(
     scores = measure(monkeypatch, tmp_path, corpus, {"tuned": gold, "equal": gold, "broken": broken})
     counts = {name: len(values) for name, values in by_measure(scores, "tuned").items()}
     assert counts == {
-        "intent": 66, "fact": 44, "refusal": 22, "over_refusal": 44, "format": 66, "loop": 66, "exact": 66, "rouge_l": 66
+        "label": 66, "fact": 44, "refusal": 22, "over_refusal": 44, "format": 66, "loop": 66, "exact": 66, "rouge_l": 66
     }  # fmt: skip
     right, wrong = by_measure(scores, "tuned"), by_measure(scores, "broken")
     assert by_measure(scores, "equal") == right
     assert {name for name, values in right.items() if set(values) == {1.0}} == {
-        "intent",
+        "label",
         "fact",
         "refusal",
         "format",
         "exact",
         "rouge_l",
     }
-    assert {name for name, values in wrong.items() if set(values) == {0.0}} >= {"intent", "fact", "refusal", "exact"}
+    assert {name for name, values in wrong.items() if set(values) == {0.0}} >= {"label", "fact", "refusal", "exact"}
     assert scores.summary.models["dead"].failure == "it broke" and not by_measure(scores, "dead")
     item = next(item for item in scores.items if item.measure == "fact")
     assert (item.question, item.wanted, item.answers["broken"]) == ("Question 0?", "That is 45 days.", "Maybe.")
@@ -166,24 +175,135 @@ def test_the_reference_is_asked_fewer_rows_with_and_without_the_article(
 ) -> None:
     makers = {"tuned": gold, "equal": gold, "teacher": plain, "teacher without article": plain}
     scores = measure(monkeypatch, tmp_path, corpus, makers, reference_limit=12)
-    counts = {name: len(by_measure(scores, name)["intent"]) for name in makers}
+    counts = {name: len(by_measure(scores, name)["label"]) for name in makers}
     assert counts == {"tuned": ITEMS, "equal": ITEMS, "teacher": 12, "teacher without article": 12}
     assert "format" not in by_measure(scores, "teacher"), "it was not asked for a label line"
-    assert sum("without the label protocol" in note for note in scores.summary.notes) == 2
+    assert sum("without the layout" in note for note in scores.summary.notes) == 2
 
 
-def test_measures_without_items_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, corpus: Path) -> None:
+def test_a_measure_that_no_row_can_have_is_refused_before_a_model_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, corpus: Path
+) -> None:
     write_rows(corpus / "test.jsonl", [make_row(0), make_row(1)])
-    scores = measure(monkeypatch, tmp_path, corpus, {"tuned": gold}, measures=("fact", "refusal"))
-    assert list(scores.summary.measures) == ["fact", "refusal"], "so that a margin of it is known, and cannot be met"
-    assert scores.summary.notes == ["refusal: no items in the test split."]
+    scores = measure(monkeypatch, tmp_path, corpus, {"tuned": gold}, measures=("intent", "fact"))
+    assert list(scores.summary.measures) == ["label", "fact"], "the earlier name of label accuracy is still read"
+    monkeypatch.setattr(groups, "evaluate_each", None)
+    out, run = empty_run(tmp_path, "other")
+    inputs = inputs_of(tmp_path / "model", {}, corpus)
+    with pytest.raises(
+        DataError, match=r"(?s)no row for refusal.*targets facts, label.*wanted: measures that rows have: label,"
+    ):
+        Generation(measures=("fact", "refusal"))(inputs, out, run)
+    assert "refusal" not in items_by_measure(read_test_split(corpus).items(read_test_rows(corpus)), ())
+
+
+@pytest.mark.parametrize("name", ["facts", "nonsense"])
+def test_an_unknown_measure_is_refused_by_name(name: str) -> None:
+    with pytest.raises(ValidationError, match=f"no measure '{name}'; there are label"):
+        Generation(measures=(name,))
+
+
+def turns(text: str, answer: str) -> tuple[Message, ...]:
+    return Message(role="user", content=text), Message(role="assistant", content=answer)
+
+
+def two_tasks(folder: Path) -> Path:
+    """Write a corpus of a classification with the label alone, and of problems with a number."""
+    write_corpus(folder, 6)
+    sums = [
+        Row(
+            id=f"sum{index}",
+            task="sums",
+            group=f"sum{index}",
+            key=(Number(value=index),),
+            messages=turns(f"0 + {index}?", f"#### {index}"),
+        )
+        for index in range(4)
+    ]
+    topics = [
+        Row(
+            id=f"topic{index}",
+            task="topics",
+            group=f"topic{index}",
+            key=(Label(label=name),),
+            messages=turns(f"About {index}?", name),
+        )
+        for index, name in enumerate(["tea", "tea", "tea", "coffee"])
+    ]
+    write_rows(folder / "test.jsonl", [*sums, *topics])
+    tasks = {"sums": Task(type="reasoning", stop=("STOP",)), "topics": Task(type="classification", layout="alone")}
+    write_tasks(folder, tasks)
+    return folder
+
+
+def test_each_row_is_graded_by_its_own_task(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    corpus = two_tasks(tmp_path / "corpus")
+    plans: list[GenerationPlan] = []
+
+    def reply(row: Row) -> Reply:
+        return Reply("tea" if row.task == "topics" else "", row.answer)
+
+    def pretend(models: Any, found: Any, *_: Any) -> dict[str, Any]:
+        plans.append(found["tuned"])
+        return {
+            model.name: Predictions([reply(prompt.row) for prompt in found[model.name].prompts]) for model in models
+        }
+
+    monkeypatch.setattr(groups, "evaluate_each", pretend)
+    out, run = empty_run(tmp_path)
+    figures = Generation()(inputs_of(save_tiny(tmp_path / "model"), {}, corpus), out, run)
+    scores = read_scores(out)
+    assert {name: len(values) for name, values in by_measure(scores, "tuned").items()} == {
+        "label": 4, "label_balanced": 4, "format": 8, "loop": 4, "value": 4, "words": 4
+    }  # fmt: skip
+    assert (figures["tuned.label"], figures["tuned.label_balanced"], figures["tuned.value"]) == (0.75, 0.5, 1.0)
+    assert {item.tags["task"] for item in scores.items} == {"sums", "topics"}
+    asked = {plan.prompts[0].row.task: (plan.labels, plan.max_new_tokens, plan.stop, plan.layout) for plan in plans}
+    assert asked == {"sums": ((), 256, ("STOP",), "alone"), "topics": (("coffee", "tea"), 32, (), "alone")}
+
+
+def test_a_model_that_fails_on_one_task_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def pretend(models: Any, found: Any, *_: Any) -> dict[str, Any]:
+        task = found["tuned"].prompts[0].row.task
+        asked.extend((task, model.name) for model in models)
+        return {
+            model.name: Failure("too long")
+            if model.name == "other"
+            else Predictions([Reply("tea", "") for _ in found[model.name].prompts])
+            for model in models
+        }
+
+    monkeypatch.setattr(groups, "evaluate_each", pretend)
+    folder = save_tiny(tmp_path / "model")
+    out, run = empty_run(tmp_path)
+    Generation()(inputs_of(folder, {"other": folder}, two_tasks(tmp_path / "corpus")), out, run)
+    scores = read_scores(out)
+    assert scores.summary.models["other"].failure == "too long" and not by_measure(scores, "other")
+    assert asked == [("sums", "tuned"), ("sums", "other"), ("topics", "tuned")]
+
+
+def test_rows_without_an_answer_and_with_tools_are_put_to_the_models() -> None:
+    row = Row(
+        id="a", group="a", tools='[{"type": "function", "function": {"name": "f"}}]',
+        messages=(
+            Message(role="user", content="Rain?"), Message(role="assistant", tool_calls=(ToolCall(name="f"),)),
+            Message(role="tool", content="Yes."), Message(role="user", content="And snow?"),
+        ),
+    )  # fmt: skip
+    (asked,), (reference,) = tuned_prompts([row]), reference_prompts([row], {}, {"chat": Task()})
+    assert [turn["role"] for turn in asked.answer_messages] == ["user", "assistant", "tool", "user"]
+    assert asked.tools == reference.tools == row.tools
+    assert reference.answer_messages == asked.answer_messages, "a chat needs no instruction"
+    assert last_question(row.with_answer(Message(role="assistant", content="No."))) == last_question(row) == "And snow?"
 
 
 CHILD = """
 import json, os, signal, sys
 from pathlib import Path
 from tasks.evaluate import generation
-from tasks.evaluate.models_under_test import isolated_runs
+from tasks.evaluate.models_under_test import groups, isolated_runs
 from tasks.shared.technique import Artifact, Compute, Inputs, Kind, StepRun
 job, genuine = json.loads(sys.argv[1]), isolated_runs.run_isolated
 def run_isolated(work, model, *more):
@@ -271,7 +391,7 @@ def test_models_of_other_formats_and_engines_answer_side_by_side_and_a_broken_on
     for item in scores.items:
         assert set(item.values) == {"tuned", "copy", "int4", "gguf", "foreign", "tuned again"}
         assert (item.values["copy"], item.answers["copy"]) == (item.values["tuned"], item.answers["tuned"])
-    assert figures["items"] == 12 and figures["copy.intent"] == figures["tuned.intent"]
+    assert figures["items"] == 12 and figures["copy.label"] == figures["tuned.label"]
     assert not any(name.startswith(("slim", "tuned again")) for name in figures)
     assert any("llama.cpp" in note for note in scores.summary.notes)
 
@@ -325,11 +445,14 @@ def test_llama_takes_chatml_for_a_file_without_a_template_and_that_is_told(tmp_p
 
 def test_reference_gets_the_article_and_no_label_protocol() -> None:
     article = Article(id="a1", title="Times", intent="returns", text="Returns within 45 days.")
-    asked, bare = reference_prompts([make_row(0), make_row(2)], {"a1": article}, LABELS)
+    asked, bare = reference_prompts([make_row(0), make_row(2)], {"a1": article}, TASKS_WITH_LABELS)
     assert "45 days" in asked.answer_messages[-1]["content"]
     assert "45 days" not in asked.label_messages[-1]["content"]
     assert "warranty" in asked.label_messages[0]["content"]
     assert bare.answer_messages[-1]["content"] == "Question 2?"
+    assert bare.answer_messages[0]["content"] == "Answer from the article.", "instead of the row's own"
+    (own,) = reference_prompts([make_row(0)], {}, TASKS)
+    assert own.answer_messages[0]["content"] == "You are the bot.", "without an instruction, the row's own stays"
 
 
 def test_wrong_inputs_are_refused(tmp_path: Path, corpus: Path) -> None:
@@ -354,10 +477,12 @@ def test_wrong_inputs_are_refused(tmp_path: Path, corpus: Path) -> None:
 
 
 CHANGES = {
-    "measures": Change(("intent", "loop")),
+    "measures": Change(("label", "loop")),
     "limit": Change(6),
     "reference_limit": Change(3, inputs="with_reference"),
     "max_new_tokens": Change(4),
+    "stop": Change(tuple("abcdefghijklmnopqrstuvwxyz ")),
+    "label": Change("written"),
     "batch_size": Change(
         2, {"again": 1}
     ),  # other sums: an answer or a choice may differ; here the note on repeats does

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +10,22 @@ import pytest
 
 from tasks.evaluate import hallucination as module
 from tasks.evaluate.grading.answers import Reply
+from tasks.evaluate.grading.eval_rows import TestSplit
 from tasks.evaluate.hallucination import WITH, WITHOUT, Hallucination, without_answer
+from tasks.evaluate.models_under_test import groups
 from tasks.evaluate.models_under_test.answering import Predictions
-from tasks.evaluate.models_under_test.model_under_test import RowPrompts
+from tasks.evaluate.models_under_test.model_under_test import RowPrompts, inspect_model
 from tasks.shared.errors import DataError
 from tasks.shared.formats.articles import Article, with_article, write_articles
 from tasks.shared.formats.rows import Message, Row, write_rows
 from tasks.shared.formats.scores import Scores, read_scores
 from tasks.shared.formats.targets import Decline
+from tasks.shared.formats.tasks import write_tasks
 from tasks.shared.isolation import Failure
 from tasks.shared.technique import Artifact, Inputs, Kind
 from tasks.shared.text.answer_format import join_answer
 from tests.settings_case import Case, Change
-from tests.support_rows import support_row
+from tests.support_rows import TASKS, support_row
 from tests.tiny_llama import build_model, empty_run, save_tiny
 
 ARTICLE = Article(
@@ -57,6 +61,7 @@ def write_corpus(folder: Path, rows: int = 8) -> Path:
     write_rows(folder / "test.jsonl", [*(make_row(index, grounded=index == 2) for index in range(rows)), REFUSED])
     write_rows(folder / "train.jsonl", [make_row(index, "train") for index in range(4)])
     write_articles(folder / "articles.jsonl", [ARTICLE, HELD])
+    write_tasks(folder, TASKS)
     return folder
 
 
@@ -86,7 +91,7 @@ def measure(
             for model in models
         }
 
-    monkeypatch.setattr(module, "evaluate_each", pretend)
+    monkeypatch.setattr(groups, "evaluate_each", pretend)
     folder = save_tiny(tmp_path / "model")
     out, run = empty_run(tmp_path)
     Hallucination(**settings)(inputs_of(write_corpus(tmp_path / "corpus"), folder, wild=folder, dead=folder), out, run)
@@ -138,16 +143,17 @@ def test_a_fact_told_from_memory_is_counted_apart(monkeypatch: pytest.MonkeyPatc
 
 def test_everybody_is_asked_twice_with_an_article_in_the_last_turn(tmp_path: Path) -> None:
     technique, corpus = Hallucination(), write_corpus(tmp_path / "corpus")
-    cases = technique._cases([make_row(0), make_row(2, grounded=True)], corpus)
-    for prompt in (module.tuned_prompt, module.reference_prompt):
-        whole, grounded, cut, _ = (prompt(case).answer_messages for case in cases)
+    cases = technique._cases(TestSplit([make_row(0), make_row(2, grounded=True)], TASKS, {}), corpus)
+    tuned = inspect_model(Artifact("tuned", Kind.MODEL, save_tiny(tmp_path / "model")), "baseline")
+    for model in (tuned, replace(tuned, role="reference")):
+        whole, grounded, cut, _ = (module.prompt_for(case, model).answer_messages for case in cases)
         assert whole[-1]["content"] == with_article("How long, number 0?", ARTICLE)
         assert grounded[-1]["content"] == with_article("How long, number 2?", ARTICLE), "the article stands there once"
         assert (
             "Not every kettle suits. The refund takes 6 working days." in cut[-1]["content"]
             and "45" not in cut[-1]["content"]
         )
-    assert module.tuned_prompt(cases[0]).answer_messages[0]["content"] == "You are the bot."
+    assert module.prompt_for(cases[0], tuned).answer_messages[0]["content"] == "You are the bot."
 
 
 def test_the_answer_is_cut_out_or_the_row_is_left_out() -> None:
@@ -174,10 +180,10 @@ def test_a_corpus_without_facts_or_articles_is_refused(tmp_path: Path) -> None:
     corpus, model = write_corpus(tmp_path / "corpus"), save_tiny(tmp_path / "model")
     out, run = empty_run(tmp_path)
     write_rows(corpus / "test.jsonl", [REFUSED])
-    with pytest.raises(DataError, match="none of 1 rows has a fact"):
+    with pytest.raises(DataError, match="none of 1 rows has facts in its key"):
         Hallucination()(inputs_of(corpus, model), out, run)
     (corpus / "articles.jsonl").unlink()
-    with pytest.raises(DataError, match=r"articles.jsonl: no such file"):
+    with pytest.raises(DataError, match="and an article as evidence"):
         Hallucination()(inputs_of(corpus, model), out, run)
     assert list(out.iterdir()) == []
 
@@ -234,5 +240,5 @@ def settings_case(folder: Path) -> Iterator[Case]:
 
     settings = {"limit": 8, "max_new_tokens": 2, "batch_size": 4, "context": 256}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "evaluate_each", pretend)
+        patch.setattr(groups, "evaluate_each", pretend)
         yield Case(folder, inputs_of(corpus, model, other=model), settings, stable=only_ids)

@@ -13,10 +13,14 @@ from typing import Any
 
 import pytest
 
+from tasks.evaluate import judge as module
+from tasks.evaluate.grading.preference import Pair
 from tasks.evaluate.judge import Judge
 from tasks.shared.engines import openai_endpoint
+from tasks.shared.engines.embedded_server import Embedded
 from tasks.shared.errors import ConfigError, DataError, EndpointError
 from tasks.shared.formats.records import Machine
+from tasks.shared.formats.rows import Message, Row, write_rows
 from tasks.shared.formats.scores import (
     EvaluationSummary,
     ItemScore,
@@ -26,10 +30,11 @@ from tasks.shared.formats.scores import (
     read_scores,
     write_scores,
 )
+from tasks.shared.formats.tasks import Task, write_tasks
 from tasks.shared.technique import Artifact, Inputs, Kind, StepRun
 from tests.outputs import fingerprints
 from tests.settings_case import Case, Change
-from tests.tiny_llama import empty_run
+from tests.tiny_llama import empty_run, save_tiny
 
 KEY = "sk-very-secret-0123456789"
 ITEMS = 6
@@ -256,17 +261,75 @@ def test_the_key_is_sent_and_shown_nowhere(
 
 
 def test_wrong_inputs_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="base_url: empty"):
+    with pytest.raises(ConfigError, match=r"base_url: empty, and no model at the port `judge`"):
         judge(tmp_path, "")
-    assert [str(problem) for problem in Judge().plan_problems("steps.judge", {}, {})] == [
-        str(problem) for problem in [ConfigError("steps.judge.base_url", "empty", "the judge's endpoint, up to and including /v1",
-                                                 "set base_url, or leave this step out")]
-    ]  # fmt: skip
+    (problem,) = Judge().plan_problems("steps.judge", {}, {})
+    assert "steps.judge.base_url" in str(problem) and "a GGUF to run here" in str(problem)
+    assert list(Judge().plan_problems("steps.judge", {"judge": ("models.judge",)}, {})) == []
     assert list(Judge(base_url="http://127.0.0.1:1/v1").plan_problems("steps.judge", {}, {})) == []
     with pytest.raises(ConfigError, match="not a URL"):
         Judge(base_url="localhost")
     with pytest.raises(DataError, match=r"no answers under 'nonsense'\n  wanted: one of fact, intent, rouge_l"):
         judge(tmp_path, "http://127.0.0.1:9/v1", measure="nonsense")
+
+
+def write_chats(folder: Path) -> Path:
+    """Write a corpus of chats without labels: the first of two turns, the second without an answer."""
+    folder.mkdir()
+    talk = (
+        Message(role="system", content="Be kind."), Message(role="user", content="Hello."), Message(role="assistant", content="Hi."),
+        Message(role="user", content="A poem, please."),
+    )  # fmt: skip
+    rows = [Row(id=f"t{n}", group=f"g{n}", messages=talk if n == 0 else talk[1:2]) for n in range(ITEMS)]
+    write_rows(folder / "test.jsonl", rows)
+    write_tasks(folder, {"chat": Task(judge="The better answer rhymes.")})
+    return folder
+
+
+def test_criteria_and_conversation_are_those_of_the_corpus(tmp_path: Path) -> None:
+    out, run = empty_run(tmp_path)
+    ports = {
+        **inputs_of(write_answers(tmp_path / "answers")).ports,
+        "data": (Artifact("corpus", Kind.CORPUS, write_chats(tmp_path / "corpus")),),
+    }
+    with Referee(fair) as referee:
+        Judge(base_url=referee.url, limit=1, measure="rouge_l")(Inputs(ports), out, run)
+        own, run = empty_run(tmp_path, "own")
+        Judge(base_url=referee.url, limit=1, instructions="Mine.")(Inputs(ports), own, run)
+    first, last = referee.seen[0]["messages"], referee.seen[-1]["messages"]
+    assert "The better answer rhymes. The order" in first[0]["content"] and last[0]["content"] == "Mine."
+    assert first[1]["content"].startswith(
+        "Question:\nUser: Hello.\nAssistant: Hi.\nUser: A poem, please.\n\nReference answer:\ngold 0"
+    )
+
+
+def test_every_item_with_a_full_text_is_judged_once(tmp_path: Path) -> None:
+    with Referee(fair) as referee:
+        scores, _, _ = judge(tmp_path, referee.url)
+        assert [item.id for item in scores.items] == [f"t{n}" for n in range(ITEMS)]
+        assert not any("in fact" in text for item in scores.items for text in item.answers.values())
+
+
+def test_answers_without_a_reference_are_compared_without_one() -> None:
+    item = ItemScore(measure="loop", id="a", question="Hello?", values={}, answers={"tuned": "Hi.", "slim": "Ho."})
+    (system, user) = Pair(item, "tuned", "slim", "Hello?").messages("", swapped=True)
+    assert user["content"] == "Question:\nHello?\n\nAnswer A:\nHo.\n\nAnswer B:\nHi."
+    assert "if there is one" in system["content"]
+
+
+def test_a_judge_runs_on_this_machine_for_chats_without_labels(tmp_path: Path) -> None:
+    from tasks.shared.gguf.writer import write_gguf
+
+    gguf = tmp_path / "judge.gguf"
+    write_gguf(save_tiny(tmp_path / "model"), gguf, "f16")
+    out, run = empty_run(tmp_path)
+    ports = {**inputs_of(write_answers(tmp_path / "answers")).ports, "judge": (Artifact("judge", Kind.MODEL, gguf),)}
+    technique = Judge(limit=1, max_tokens=2, concurrency=1, embedded={"context": 512})
+    with pytest.raises(
+        EndpointError, match="replies ends with a verdict"
+    ):  # random weights say nothing: but they were asked
+        technique(Inputs(ports), out, run)
+    assert len((run.scratch / "opinions.jsonl").read_text(encoding="utf-8").splitlines()) == 4
 
 
 def verdict_by(body: dict[str, Any], letters: str) -> str:
@@ -281,11 +344,15 @@ CHANGES = {
     "concurrency": Change(4),
     "timeout_s": Change(60.0),
     "max_attempts": Change(2),
+    "length_parameter": Change("max_completion_tokens"),
+    "extra_body": Change({"reasoning_effort": "low"}),
     "temperature": Change(0.5),
     "max_tokens": Change(50),
     "measure": Change("fact"),
     "limit": Change(3),
     "instructions": Change("Say Verdict: A."),
+    "embedded.context": Change(512, {"base_url": ""}, inputs="embedded"),
+    "embedded.port": Change(8099, {"base_url": ""}, inputs="embedded"),
 }
 
 
@@ -296,6 +363,19 @@ def settings_case(folder: Path) -> Iterator[Case]:
         patch.setenv("STILLROOM_TEST_KEY", KEY)
         one.reply = lambda body, _: verdict_by(body, "ABAB")
         other.reply = lambda body, _: verdict_by(body, "BABA")
+
+        @contextmanager
+        def pretend(path: Path, settings: Embedded, **_: Any) -> Iterator[tuple[str, str]]:
+            """Another judge for another context: a tiny model gives no verdicts."""
+            yield (one if settings.context == Embedded().context else other).url, path.name
+
+        patch.setattr(module, "serve_embedded", pretend)
+        embedded = Inputs(
+            {**inputs_of(answers).ports, "judge": (Artifact("judge", Kind.MODEL, folder / "judge.gguf"),)}
+        )
         yield Case(
-            folder, inputs_of(answers), {"base_url": one.url, "model": "judge", "limit": 0}, more={"other": other.url}
+            folder,
+            inputs_of(answers),
+            {"base_url": one.url, "model": "judge", "limit": 0},
+            more={"other": other.url, "embedded": embedded},
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from tasks.evaluate.paired import Paired
 from tasks.evaluate.verdict.comparison import Pairs, Rules, compare_measure, pair_items, weighted_mean
@@ -17,6 +18,7 @@ from tasks.shared.errors import ConfigError, DataError, TechniqueError
 from tasks.shared.formats.records import Figure
 from tasks.shared.formats.scores import ItemScore, Measure, read_scores
 from tasks.shared.formats.verdict import Comparison, Gate, Verdict, read_verdict
+from tasks.shared.items import Items
 from tasks.shared.technique import Artifact, Upstream
 from tests.score_samples import BITS, FACT, LOOP, flipped, items_of, some_right, verdict_inputs, write_step_scores
 from tests.settings_case import Case, Change, whole
@@ -295,6 +297,21 @@ def test_problems_known_from_the_recipe_alone() -> None:
         "candidates: none" in line
         for line in problems(Paired(margins=MARGINS), {"baseline": ("tuned",), "scores": ("answers",)})
     )
+
+
+def test_the_earlier_name_of_a_measure_is_read() -> None:
+    assert Paired(margins={"intent": 0.05, "fact": 0.1}).margins == {"label": 0.05, "fact": 0.1}
+    with pytest.raises(ValidationError, match="intent is the earlier name of label"):
+        Paired(margins={"intent": 0.05, "label": 0.1})
+
+
+def test_sharing_alpha_needs_more_items() -> None:
+    inputs, items = {"candidates": tuple("abcdefgh")}, {"fact": Items(190)}
+    alone, shared = (
+        Paired(margins={"fact": 0.05}, familywise=shares).find_shortages("steps.verdict", inputs, items, True)
+        for shares in (False, True)
+    )
+    assert not alone.warnings and "190 items are too few" in shared.warnings[0]
 
 
 def test_smallest_of_those_that_ship_and_the_decision_of_all() -> None:

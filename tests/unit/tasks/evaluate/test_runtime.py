@@ -12,10 +12,13 @@ from pydantic import ValidationError
 
 from tasks.evaluate import runtime
 from tasks.evaluate.models_under_test.model_under_test import inspect_model
-from tasks.evaluate.runtime import Runtime, make_probe, typical_row
-from tasks.evaluate.timing.engines import Effort, Probe, Sample, peak_memory
+from tasks.evaluate.runtime import Runtime, typical_row
+from tasks.evaluate.timing import probes
+from tasks.evaluate.timing.engines import Effort, Probe, Sample
 from tasks.evaluate.timing.probe import answer
+from tasks.evaluate.timing.probes import make_probe
 from tasks.quantize.rtn import RTN
+from tasks.shared.engines.memory import peak_memory
 from tasks.shared.errors import ConfigError, EndpointError, ModelError
 from tasks.shared.formats.rows import Message, Row, write_rows
 from tasks.shared.formats.scores import Scores, read_scores
@@ -95,7 +98,7 @@ def time(
 ) -> tuple[Scores, dict[str, Any]]:
     monkeypatch.setattr(runtime, "take_sample", clock)
     monkeypatch.setattr(
-        runtime, "run_isolated", lambda work, *arguments: work(*arguments)
+        probes, "run_isolated", lambda work, *arguments: work(*arguments)
     )  # tiny: no process of its own
     monkeypatch.setattr(runtime, "busy_notes", list)
     out, run = empty_run(tmp_path)
@@ -204,11 +207,11 @@ def test_a_model_whose_gguf_cannot_be_written_is_timed_in_transformers_and_one_t
     models: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     model = inspect_model(models["tuned"], "candidate")
-    monkeypatch.setattr(runtime, "run_isolated", lambda *_: "no such architecture")
+    monkeypatch.setattr(probes, "run_isolated", lambda *_: "no such architecture")
     probe, note = make_probe(model, "auto", [], tmp_path)
     assert probe is not None and probe.engine == "transformers"
     assert note == "tuned: timed in transformers: cannot be converted to f16 GGUF (no such architecture)."
-    monkeypatch.setattr(runtime, "run_isolated", lambda *_: Failure("its process was killed"))
+    monkeypatch.setattr(probes, "run_isolated", lambda *_: Failure("its process was killed"))
     probe, note = make_probe(model, "auto", [], tmp_path)
     assert probe is None and "its process was killed" in note
 

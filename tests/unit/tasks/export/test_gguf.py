@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,11 +13,25 @@ from tasks.export import gguf as export
 from tasks.export import parity
 from tasks.export.gguf import Gguf
 from tasks.quantize.rtn import RTN
-from tasks.shared.errors import ParityError
+from tasks.shared.engines.llama_engine import LlamaSession
+from tasks.shared.errors import ParityError, TechniqueError
 from tasks.shared.gguf.writer import write_gguf
 from tasks.shared.model.agreement import truncated_divergence
+from tasks.shared.model.loading import CHATML
+from tasks.shared.model.saving import save_model
+from tasks.shared.model.weights import read_gguf
+from tests.families import FAMILIES, save_family
 from tests.settings_case import Case, Change
-from tests.tiny_llama import build_model, empty_run, inputs_of, save_tiny, write_corpus
+from tests.tiny_llama import (
+    SPECIAL,
+    build_model,
+    build_tokenizer,
+    empty_run,
+    inputs_of,
+    save_tiny,
+    sentences,
+    write_corpus,
+)
 
 
 def test_half_precision_answers_like_its_source(tmp_path: Path) -> None:
@@ -41,6 +56,69 @@ def test_fewer_bits_are_smaller_and_farther_from_the_source(tmp_path: Path) -> N
         )  # built-in prompts
     assert int(results["q4_0"]["size_bytes"]) < int(results["q8_0"]["size_bytes"])
     assert float(results["q4_0"]["kl_to_source"]) > float(results["q8_0"]["kl_to_source"]) > 0
+
+
+@pytest.mark.parametrize(("name", "space_first"), [("llama", True), ("gemma2", False), ("phi3", True)])
+def test_a_sentence_piece_like_tokenizer_goes_over_without_its_older_file(
+    name: str, space_first: bool, tmp_path: Path
+) -> None:
+    """Transformers no longer writes tokenizer.model; the parity check compares the tokens of every prompt."""
+    tokenizer = sentence_piece_like(space_first)
+    rows = len(tokenizer) + 3
+    save_model(FAMILIES[name].build(vocab_size=rows), tokenizer, tmp_path / "source", "float32")
+    assert not (tmp_path / "source" / "tokenizer.model").exists()
+    out, run = empty_run(tmp_path)
+    metrics = Gguf(scheme="f16", embedding="same", prompts=6, tokens=2, min_top1=0.5, max_kl=1e-4)(
+        inputs_of(tmp_path / "source", write_corpus(tmp_path / "corpus")), out, run
+    )
+    assert int(metrics["positions"]) > 6
+
+
+def sentence_piece_like(space_first: bool) -> Any:
+    """BPE with byte fallback, as in Llama 2 and Phi-3 (a space before the text) or Gemma (none)."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    core = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    before = [normalizers.Prepend("▁")] if space_first else []
+    core.normalizer = normalizers.Sequence([*before, normalizers.Replace(" ", "▁")])
+    core.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    special, every_byte = ["<unk>", "<s>", *SPECIAL], [f"<0x{byte:02X}>" for byte in range(256)]
+    trainer = trainers.BpeTrainer(vocab_size=700, special_tokens=special + every_byte, show_progress=False)
+    core.train_from_iterator([*sentences(400, seed=1), "system user assistant\n"], trainer)
+    content = json.loads(core.to_str())
+    content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] in special]
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(content)), bos_token="<s>", eos_token=SPECIAL[2], pad_token=SPECIAL[0], unk_token="<unk>"
+    )  # fmt: skip
+    tokenizer.chat_template = CHATML
+    return tokenizer
+
+
+def test_the_context_ends_with_a_window_that_llama_cpp_ignores(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = save_family(tmp_path / "source", "phi3")
+    write_gguf(source, tmp_path / "model.gguf", "f16")
+    length = read_gguf(tmp_path / "model.gguf").get_field("phi3.context_length")
+    assert length is not None and length.contents() == 2047 < 4096
+    assert "context is 2047 tokens" in caplog.text
+
+
+def test_rotary_base_and_share_of_gpt_neox_go_over(tmp_path: Path) -> None:
+    rotary = {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.5}
+    source = save_family(tmp_path / "source", "gpt_neox", rope_parameters=rotary)
+    out, run = empty_run(tmp_path)
+    Gguf(scheme="f16", embedding="same", prompts=2, tokens=2, max_kl=1e-4)(inputs_of(source), out, run)
+
+
+def test_what_the_converter_cannot_read_is_one_message(tmp_path: Path) -> None:
+    source = save_tiny(tmp_path / "source")
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"architectures": ["BrandNewForCausalLM"]}))
+    with pytest.raises(TechniqueError, match="does not know architecture BrandNewForCausalLM"):
+        write_gguf(source, tmp_path / "model.gguf", "f16")
+    assert not (tmp_path / "model.gguf").exists()
 
 
 def test_the_same_weights_are_the_same_file(tmp_path: Path) -> None:
@@ -98,9 +176,12 @@ def test_importance_is_the_mean_squared_input() -> None:
 
 
 def test_another_tokenizer_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parity, "post", lambda url, path, body: {"tokens": [5, 6, 9]})
+    session = LlamaSession("http://127.0.0.1:9/v1", 0, 64)
+    monkeypatch.setattr(session, "tokens", lambda text: [5, 6, 9])
     with pytest.raises(ParityError, match=r"from token 2 on: \[9\]"):
-        parity.check_tokenizer("url", lambda text, add_special_tokens: {"input_ids": [5, 6, 7]}, ["abc"], "model.gguf")
+        parity.check_tokenizer(
+            session, lambda text, add_special_tokens: {"input_ids": [5, 6, 7]}, ["abc"], "model.gguf"
+        )
 
 
 def test_floor() -> None:
@@ -126,7 +207,7 @@ def test_truncated_divergence_is_zero_for_equals_and_never_above_the_full_one() 
 
 def test_a_server_that_does_not_answer_is_a_parity_error() -> None:
     with pytest.raises(ParityError, match="no answer"):
-        parity.post("http://127.0.0.1:9/v1", "/tokenize", {})
+        parity.check_tokenizer(LlamaSession("http://127.0.0.1:9/v1", 0, 64), build_tokenizer(), ["abc"], "model.gguf")
 
 
 CHANGES = {

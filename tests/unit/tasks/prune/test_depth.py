@@ -153,10 +153,12 @@ def test_wrong_explicit_layers_are_refused(layers: tuple[int, ...], words: str) 
 
 
 def test_another_layout_is_refused_with_what_was_looked_for() -> None:
-    from transformers import GPT2Config, GPT2LMHeadModel
+    from transformers import BloomConfig, BloomForCausalLM
 
-    model = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=64))
-    with pytest.raises(TechniqueError, match=r"model\.model\.layers"):
+    model = BloomForCausalLM(BloomConfig(hidden_size=32, n_layer=2, n_head=2, vocab_size=64))
+    with pytest.raises(
+        TechniqueError, match=r"its parts: transformer, lm_head\n  wanted: model\.layers with self_attn"
+    ):
         drop_layers(model, [0])
 
 

@@ -110,7 +110,8 @@ def test_a_token_without_a_row_goes(tmp_path: Path) -> None:
     tokenizer.add_tokens(["<image>"])
     tokenizer.save_pretrained(source)
     out, _ = trim(tmp_path, source, size=10_000)
-    assert len(load_tokenizer(source)) == rows + 1 and len(load_tokenizer(out)) == rows
+    assert "<image>" in (source / "tokenizer.json").read_text("utf-8")
+    assert "<image>" not in (out / "tokenizer.json").read_text("utf-8") and len(load_tokenizer(out)) == rows
 
 
 def test_a_sentencepiece_model_is_trimmed_too(tmp_path: Path) -> None:
@@ -148,7 +149,7 @@ def test_quantized_weights_are_refused_when_they_come_from_elsewhere(tmp_path: P
     source = save_tiny(tmp_path / "source")
     config = json.loads((source / "config.json").read_text("utf-8"))
     (source / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "x"}}), "utf-8")
-    with pytest.raises(TechniqueError, match="quantized weights"):
+    with pytest.raises(TechniqueError, match="quantized already"):
         trim(tmp_path, source)
 
 

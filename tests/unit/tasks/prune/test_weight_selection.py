@@ -192,15 +192,12 @@ def test_impossible_sizes_are_refused(tmp_path: Path, settings: dict[str, Any], 
 
 
 def test_another_architecture_is_refused(tmp_path: Path) -> None:
-    from transformers import GPT2Config, GPT2LMHeadModel
+    from transformers import BloomConfig, BloomForCausalLM
 
-    save_model(
-        GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=512)),
-        build_tokenizer(),
-        tmp_path / "gpt2",
-    )
-    with pytest.raises(TechniqueError, match=r"model\.model\.layers"):
-        run(tmp_path, tmp_path / "gpt2", layers=1)
+    model = BloomForCausalLM(BloomConfig(hidden_size=32, n_layer=2, n_head=2, vocab_size=512))
+    save_model(model, build_tokenizer(), tmp_path / "bloom")
+    with pytest.raises(TechniqueError, match=r"decoder layers not found"):
+        run(tmp_path, tmp_path / "bloom", layers=1)
 
 
 def test_weights_that_are_not_known_to_shrink_are_refused() -> None:

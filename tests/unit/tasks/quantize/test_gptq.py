@@ -8,24 +8,26 @@ from pathlib import Path
 import pytest
 import torch
 
-from tasks.quantize import llm_compressor
+from tasks.quantize import groups, llm_compressor
 from tasks.quantize.gptq import GPTQ
+from tasks.quantize.rtn import RTN
 from tasks.shared.errors import TechniqueError
 from tasks.shared.model.agreement import logits_of, token_agreement
 from tasks.shared.model.loading import load_model
 from tasks.shared.model.sizes import weight_bytes
+from tests.families import FAMILIES
 from tests.settings_case import Case, Change
 from tests.tiny_llama import build_model, empty_run, inputs_of, save_tiny, write_corpus
 
 
 @pytest.mark.parametrize(("sizes", "chosen"), [((256, 1024), 128), ((576, 1536), 64), ((96, 32), 32)])
 def test_group_size_is_the_largest_that_divides_every_layer(sizes: tuple[int, ...], chosen: int) -> None:
-    assert llm_compressor.choose_group_size({f"layer{size}": size for size in sizes}) == chosen
+    assert groups.choose_group_size({f"layer{size}": size for size in sizes}) == chosen
 
 
 def test_ragged_group_is_refused_with_every_layer_and_a_way_out() -> None:
     with pytest.raises(TechniqueError) as caught:
-        llm_compressor.choose_group_size({"mlp.up": 576, "mlp.down": 1536, "attn.o": 576}, 128)
+        groups.choose_group_size({"mlp.up": 576, "mlp.down": 1536, "attn.o": 576}, 128)
     message = str(caught.value)
     assert "mlp.up (in=576)" in message and "attn.o (in=576)" in message and "mlp.down" not in message
     assert "group_size=64" in message and "GGUF" in message
@@ -33,11 +35,28 @@ def test_ragged_group_is_refused_with_every_layer_and_a_way_out() -> None:
 
 def test_no_size_fits() -> None:
     with pytest.raises(TechniqueError, match=r"odd \(in=40\)"):
-        llm_compressor.choose_group_size({"odd": 40})
+        groups.choose_group_size({"odd": 40})
 
 
 def test_head_is_left_dense() -> None:
-    assert not any("lm_head" in name for name in llm_compressor.input_sizes(build_model(tie_word_embeddings=False)))
+    assert not any("lm_head" in name for name in groups.input_sizes(build_model(tie_word_embeddings=False)))
+
+
+def test_matrices_that_would_stay_dense_are_refused() -> None:
+    with pytest.raises(
+        TechniqueError, match=r"8 matrices outside of torch.nn.Linear: transformer.h.0.attn.c_attn.weight"
+    ):
+        groups.input_sizes(FAMILIES["gpt2"].build())
+
+
+def test_a_layer_that_is_not_packed_is_noticed(tmp_path: Path) -> None:
+    source = save_tiny(tmp_path / "source", build_model(num_hidden_layers=1))
+    out, run = empty_run(tmp_path)
+    RTN()(inputs_of(source), out, run)
+    layers = groups.input_sizes(load_model(source))
+    llm_compressor.check_packed(out, layers)
+    with pytest.raises(TechniqueError, match="7 of 8 linear layers are packed; these differ: model.more"):
+        llm_compressor.check_packed(out, [*layers, "model.more"])
 
 
 def test_group_size_is_checked_before_calibration(tmp_path: Path) -> None:
@@ -52,8 +71,6 @@ def test_error_is_smaller_than_rounding_and_the_reload_is_exact(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On the calibration rows, whose inputs are correlated, the layers' outputs stay closer than with rounding."""
-    from tasks.quantize.rtn import RTN
-
     (tmp_path / "cwd").mkdir()
     monkeypatch.chdir(tmp_path / "cwd")
     source, corpus = save_tiny(tmp_path / "source"), write_corpus(tmp_path / "corpus")
@@ -73,10 +90,12 @@ def test_error_is_smaller_than_rounding_and_the_reload_is_exact(
 
 
 def test_quantized_source_is_refused(tmp_path: Path) -> None:
-    model = build_model()
-    model.config.quantization_config = {"quant_method": "compressed-tensors"}
+    folder = save_tiny(tmp_path / "source")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "awq"}}))
+    out, run = empty_run(tmp_path)
     with pytest.raises(TechniqueError, match="quantized already"):
-        llm_compressor.check_dense(model, "model")
+        GPTQ()(inputs_of(folder, write_corpus(tmp_path / "corpus")), out, run)
 
 
 def test_divergence_of_a_model_from_itself_is_zero() -> None:

@@ -1,6 +1,12 @@
+from dataclasses import replace
+
 import pytest
 
-from tasks.traces.filter import Evidence, Limits, close_sentence, judge
+from tasks.shared.formats.rows import ToolCall
+from tasks.shared.formats.tasks import Task
+from tasks.traces.defaults import ANY_FORM, SENTENCE
+from tasks.traces.filter import Evidence, judge_form, judge_grounding, loops
+from tasks.traces.reply import Reply, close_sentence
 
 ARTICLE = "Returns\nYou have 45 days to return an unused kettle. The courier collects it, return postage costs £3.50, and repairs take 9 weeks."
 NARROW = "how long for a return, and what is the postage?\nReturn an unused kettle within 45 days; postage costs £3.50.\n45 days\nforty-five days"
@@ -12,7 +18,8 @@ def rejection(
     text: str, finish: str = "stop", accept=ACCEPT, refusal: bool = False, narrow: str = NARROW, **limits
 ) -> str:
     evidence = Evidence(accept=accept, narrow=narrow, wide=f"{ARTICLE}\n{narrow}", refusal=refusal)
-    return judge(text, finish, evidence, Limits(**limits))
+    rules = replace(SENTENCE, **limits)
+    return judge_form(Reply(text, finish), rules) or judge_grounding(text, evidence, rules, Task())
 
 
 @pytest.mark.parametrize(
@@ -34,6 +41,7 @@ def test_keeps_what_the_article_says(text):
         ("45 days", "too short"),
         ("You have 45 days " + "to return an unused kettle or cup " * 9, "too long"),
         ("Question: how long? You have 45 days.", "markup"),
+        ("You have 45 days\nto return it.", "line break"),
         ("Answer: you have 45 days.", "markup"),
         ("You have 45 days.<|im_end|>", "markup"),
         ("The article says you have 45 days.", "markup"),
@@ -89,3 +97,55 @@ def test_strictness_is_a_setting():
 def test_a_swallowed_full_stop_comes_back():
     assert close_sentence(" It takes 45 days") == "It takes 45 days."
     assert close_sentence("Is it?") == "Is it?" and close_sentence(" ") == ""
+
+
+LETTER = """Dear Ms Ode,
+
+thank you for **your** order. It holds:
+
+- 2 lamps
+- 2 shades
+
+```python
+print("no")
+```
+
+| a | b |
+|---|---|
+| 1 | 2 |
+"""
+
+
+def test_an_answer_of_any_form_passes_where_the_task_asks_for_no_sentence():
+    for text in (LETTER, '{"a": [0, 0, 0, 0, 0, 0]}', "4", "on the grounds that on the grounds that on it"):
+        assert judge_form(Reply(text, "stop"), ANY_FORM) == ""
+    assert judge_form(Reply(LETTER, "stop"), replace(ANY_FORM, max_words=9)) == "too long"
+    assert judge_form(Reply(LETTER, "stop"), replace(ANY_FORM, markup=False)) == "markup"
+    assert judge_form(Reply(LETTER, "stop"), replace(ANY_FORM, line_breaks=False)) == "line break"
+
+
+@pytest.mark.parametrize(
+    ("reply", "reason"),
+    [
+        (Reply("", "stop"), "empty"),
+        (Reply("", "length", thought=True), "only reasoning"),
+        (Reply("", "stop", thought=True), "only reasoning"),
+        (Reply("Partly", "content_filter"), "content filter"),
+        (Reply("", "content_filter"), "content filter"),
+        (Reply("Well", "length"), "unfinished"),
+        (Reply("Well", "eos_by_moonlight"), "ended by eos_by_moonlight"),
+        (Reply("Well.<|im_end|>", "stop"), "template mark"),
+        (Reply("I see. " * 30, "stop"), "repeats"),
+        (Reply("", "tool_calls", calls=(ToolCall(name="find", arguments='{"a": 1}'),)), ""),
+        (Reply("", "tool_calls", calls=(ToolCall(name="find", arguments='{"a": '),)), "broken call"),
+        (Reply("", "tool_calls", calls=(ToolCall(name="find", arguments="[1]"),)), "broken call"),
+        (Reply("", "tool_calls", calls=(ToolCall(name="invented"),)), "unknown tool"),
+    ],
+)
+def test_form_of_a_free_answer(reply, reason):
+    assert judge_form(reply, ANY_FORM, frozenset({"find"})) == reason
+
+
+def test_only_an_endless_end_is_a_loop():
+    assert loops("It is. " + "and so on " * 8)
+    assert not loops("-" * 80) and not loops("row\n" * 3) and not loops("| 0 | 0 |\n" * 3 + "| 1 | 2 |")

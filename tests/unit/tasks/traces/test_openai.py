@@ -13,13 +13,16 @@ import pytest
 import yaml
 
 from tasks.shared.engines import openai_endpoint
-from tasks.shared.engines.sample_store import SampleStore
+from tasks.shared.engines.sample_store import SampleStore, answer_file
 from tasks.shared.errors import ConfigError, DataError, EndpointError, ModelError
 from tasks.shared.formats.articles import Article, write_articles
+from tasks.shared.formats.earlier_rows import EARLIER_TASK
 from tasks.shared.formats.rows import Message, Row, read_rows, write_rows
-from tasks.shared.formats.targets import Label
+from tasks.shared.formats.targets import Decline, Label
+from tasks.shared.formats.tasks import Task, write_tasks
 from tasks.shared.store.keys import Digests
 from tasks.shared.technique import Artifact, Compute, Inputs, Kind, StepRun
+from tasks.traces.defaults import SENTENCE
 from tasks.traces.filter import Evidence
 from tasks.traces.openai import Embedded, OpenAI, Prices
 from tasks.traces.prompt import choose_examples, choose_refusals, teacher_messages
@@ -27,6 +30,7 @@ from tasks.traces.reasoning import Reasoning, judge_reasoning
 from tests.settings_case import Case, Change, untimed_traces
 from tests.support_rows import support_row
 
+SUPPORT_TASK = Task(type="qa", layout="first_line")
 SYSTEM = "You are the shop's bot."
 KEY = "sk-very-secret-0123456789"
 
@@ -57,6 +61,7 @@ ROWS = [make_row(number, "refuse" if number % 5 == 4 else "faq") for number in r
 def write_corpus(folder: Path, more: str = "") -> Path:
     folder.mkdir()
     write_rows(folder / "train.jsonl", ROWS)
+    write_tasks(folder, {EARLIER_TASK: SUPPORT_TASK})
     texts = {number: f"Item {number} ships in {number + 20} days.{more}" for number in range(12)}
     write_articles(
         folder / "articles.jsonl",
@@ -154,13 +159,14 @@ def test_teacher_and_gold_rows_by_the_set_ratio(corpus, tmp_path):
 
 def test_wrong_answers_are_counted_and_replaced_by_gold_or_dropped(corpus, tmp_path):
     with Teacher(lambda messages, count: "It ships in 99 days.") as teacher:
-        _, rows, card, usage = trace(corpus, teacher.url, tmp_path, "gold", gold_ratio=0.5, samples=3)
+        any_share = {"gold_ratio": 0.5, "samples": 3, "min_acceptance": 0}
+        _, rows, card, usage = trace(corpus, teacher.url, tmp_path, "gold", **any_share)
         assert rows == ROWS and card["teacher"] == 0
         assert usage["requests"] == 18 and sum(card["samples_dropped"].values()) == 18
-        _, rows, card, _ = trace(corpus, teacher.url, tmp_path, "drop", gold_ratio=0.5, samples=3, when_rejected="drop")
+        _, rows, card, _ = trace(corpus, teacher.url, tmp_path, "drop", **any_share, when_rejected="drop")
         assert len(rows) == 6 == card["rows_left_out"]
         with pytest.raises(DataError, match="when_rejected"):
-            trace(corpus, teacher.url, tmp_path, "none", gold_ratio=0, when_rejected="drop")
+            trace(corpus, teacher.url, tmp_path, "none", gold_ratio=0, min_acceptance=0, when_rejected="drop")
 
 
 def test_samples_stop_at_the_first_accepted_one(corpus, tmp_path):
@@ -182,11 +188,16 @@ def test_samples_stop_at_the_first_accepted_one(corpus, tmp_path):
 
 
 def test_seeds_differ_by_sample_and_stay_the_same_between_runs(corpus, tmp_path):
-    technique, other = OpenAI(base_url="http://h/v1"), OpenAI(base_url="http://h/v1", send_seed=False)
-    seeds = {technique.sampling(row, number, 0)["seed"] for row in ROWS for number in range(3)}
-    assert len(seeds) == 36
-    assert technique.sampling(ROWS[0], 0, 0) == technique.sampling(ROWS[0], 0, 0)
-    assert "seed" not in other.sampling(ROWS[0], 0, 0)
+    def seeds(name, **settings):
+        with Teacher(lambda messages, count: "No idea at all.") as teacher:
+            more = {"gold_ratio": 0, "samples": 3, "min_acceptance": 0, **settings}
+            trace(corpus, teacher.url, tmp_path, name, **more)
+        return sorted(body.get("seed", -1) for body in teacher.seen)
+
+    first = seeds("first")
+    assert len(set(first)) == 36 == len(first)
+    assert seeds("again") == first
+    assert set(seeds("none", send_seed=False)) == {-1}
 
 
 def test_max_prompts_bounds_the_requests(corpus, tmp_path):
@@ -201,21 +212,22 @@ def test_a_killed_run_asks_only_for_what_is_missing(corpus, tmp_path):
             time.sleep(0.3)  # still on its way when the other one fails
         return right(messages) if count <= 5 else 401
 
-    with Teacher(fails_at_the_sixth) as teacher, pytest.raises(EndpointError):
-        trace(corpus, teacher.url, tmp_path, "first", gold_ratio=0)
-    kept = tmp_path / "scratch" / "samples.jsonl"
-    lines = kept.read_bytes().splitlines(keepends=True)
-    assert len(lines) == 5, "the answers in flight when the endpoint failed are waited for"
-    kept.write_bytes(b"".join(lines[:-1]) + lines[-1][:20])  # a power cut while it wrote the last one
-    with Teacher(right) as teacher:
+    with Teacher(fails_at_the_sixth) as teacher:
+        with pytest.raises(EndpointError):
+            trace(corpus, teacher.url, tmp_path, "first", gold_ratio=0)
+        (kept,) = (tmp_path / "scratch").glob("*.jsonl")
+        lines = kept.read_bytes().splitlines(keepends=True)
+        assert len(lines) == 5, "the answers in flight when the endpoint failed are waited for"
+        kept.write_bytes(b"".join(lines[:-1]) + lines[-1][:20])  # a power cut while it wrote the last one
+        teacher.reply = right
+        teacher.seen.clear()
         metrics, rows, card, usage = trace(corpus, teacher.url, tmp_path, "second", gold_ratio=0)
         assert len(teacher.seen) == 8
         assert metrics["reused"] == 4 and usage["requests"] == 12 and card["teacher"] == 12
         _, again, *_ = trace(corpus, teacher.url, tmp_path, "third", gold_ratio=0)
         assert len(teacher.seen) == 8 and again == rows
-        trace(
-            corpus, teacher.url, tmp_path, "fourth", gold_ratio=0, temperature=0.9
-        )  # another request: nothing of it is known
+        warmer = {"gold_ratio": 0, "temperature": 0.9}
+        trace(corpus, teacher.url, tmp_path, "fourth", **warmer)  # another request: nothing of it is known
         assert len(teacher.seen) == 20
     assert all(line.endswith(b"}\n") for line in kept.read_bytes().splitlines(keepends=True))
 
@@ -231,19 +243,19 @@ def test_the_artifact_does_not_tell_how_often_it_was_interrupted(corpus, tmp_pat
         with pytest.raises(EndpointError):
             trace(corpus, teacher.url, tmp_path, "first", gold_ratio=0)
         metrics, *_ = trace(corpus, teacher.url, tmp_path, "cut", gold_ratio=0)
-    assert metrics["retries"] == 1 and metrics["reused"] >= 7
-    (tmp_path / "scratch" / "samples.jsonl").unlink()
-    with Teacher(right) as teacher:
+        next((tmp_path / "scratch").glob("*.jsonl")).unlink()
         trace(corpus, teacher.url, tmp_path, "whole", gold_ratio=0)
+    assert metrics["retries"] == 1 and metrics["reused"] >= 7
     digests = Digests(tmp_path / "none")
     assert digests.tree(tmp_path / "cut") == digests.tree(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("garbage", [b"\x00" * 300, b"[1, 2]\n{}\n\xff\xfe\n", b'{"row": "row-1"'])
 def test_garbage_among_the_kept_answers_is_passed_over(corpus, tmp_path, garbage):
-    (tmp_path / "scratch").mkdir()
-    (tmp_path / "scratch" / "samples.jsonl").write_bytes(garbage)
     with Teacher(right) as teacher:
+        kept = answer_file(StepRun("traces", 3, tmp_path / "scratch"), f"{teacher.url} ")
+        kept.parent.mkdir()
+        kept.write_bytes(garbage)
         _, _, card, _ = trace(corpus, teacher.url, tmp_path, "first", gold_ratio=0)
         trace(corpus, teacher.url, tmp_path, "second", gold_ratio=0)
     assert card["teacher"] == 12 == len(teacher.seen)
@@ -259,7 +271,7 @@ def test_ctrl_c_leaves_what_was_answered(corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(SampleStore, "add", interrupt)
     with Teacher(right) as teacher, pytest.raises(KeyboardInterrupt):
         trace(corpus, teacher.url, tmp_path, gold_ratio=0)
-    assert len((tmp_path / "scratch" / "samples.jsonl").read_text().splitlines()) >= 3
+    assert len(next((tmp_path / "scratch").glob("*.jsonl")).read_text().splitlines()) >= 3
 
 
 def test_the_key_is_sent_and_written_nowhere(corpus, tmp_path, monkeypatch, caplog):
@@ -282,7 +294,7 @@ def test_examples_are_a_shared_prefix_and_never_about_the_same_article():
     faq = [row for row in ROWS if row.tags["kind"] == "faq"]
     examples = choose_examples(faq, 2, seed=0)
     assert len({row.evidence for row in examples}) == 3
-    chats = {row.id: teacher_messages(row, examples, 2, articles) for row in faq}
+    chats = {row.id: teacher_messages(row, SUPPORT_TASK, examples, 2, articles) for row in faq}
     others = [json.dumps(chats[row.id][:-1]) for row in faq if row not in examples[:2]]
     assert len(set(others)) == 1
     for row in faq:
@@ -294,20 +306,20 @@ def test_examples_are_a_shared_prefix_and_never_about_the_same_article():
 def test_refusals_are_shown_with_their_own_reason_but_not_their_own_words():
     rows = [
         make_row(number, "refuse").model_copy(
-            update={"key": (Label(label="codes" if number % 2 else "law"),), "group": f"g{number // 4}"}
+            update={"key": (Label(label="codes" if number % 2 else "law"), Decline()), "group": f"g{number // 4}"}
         )
         for number in range(12)
     ]
     shown = choose_refusals(rows[1], rows, 2, seed=0)
     assert len(shown) == 2
     assert all(row.label == "codes" and row.group != rows[1].group for row in shown)
-    chat = teacher_messages(rows[1], shown, 2, None)
+    chat = teacher_messages(rows[1], SUPPORT_TASK, shown, 2, None)
     assert len(chat) == 6 and "Decline" in chat[-1]["content"]
 
 
 def test_a_hint_tells_the_fact_on_the_second_try_only(corpus, tmp_path):
     with Teacher(lambda messages, count: "No idea at all.") as teacher:
-        trace(corpus, teacher.url, tmp_path, gold_ratio=0, samples=2)
+        trace(corpus, teacher.url, tmp_path, gold_ratio=0, samples=2, min_acceptance=0)
     hinted = ["that says: " in body["messages"][-1]["content"] for body in teacher.seen]
     assert sum(hinted) == 10 and len(hinted) == 24  # 2 of the 12 rows are refusals
 
@@ -358,7 +370,7 @@ def test_asked_reasoning_is_read_out_of_the_reply_and_the_stops_end_the_answer_o
 
     with Teacher(think) as teacher:
         _, rows, card, _ = trace(corpus, teacher.url, tmp_path, gold_ratio=0, reasoning=Reasoning(ask="request"))
-        _, plain, *_ = trace(corpus, teacher.url, tmp_path, "plain", gold_ratio=0)
+        _, plain, *_ = trace(corpus, teacher.url, tmp_path, "plain", gold_ratio=0, min_acceptance=0)
     assert card["teacher"] == 12 == card["with_reasoning"]
     assert {row.reasoning for row in rows} == {"The article says so. It is plain."}
     assert [row.answer for row in rows] == [row.answer for row in ROWS]
@@ -390,7 +402,13 @@ def test_a_reasoning_models_own_thoughts_are_taken(corpus, tmp_path):
 )
 def test_answers_with_bad_reasoning_are_dropped_and_counted(corpus, tmp_path, thought, rejection):
     with Teacher(lambda messages, _: {"content": right(messages), "reasoning_content": thought}) as teacher:
-        settings = {"gold_ratio": 0, "max_prompts": 3, "samples": 1, "reasoning": Reasoning(ask="native")}
+        settings = {
+            "gold_ratio": 0,
+            "max_prompts": 3,
+            "samples": 1,
+            "reasoning": Reasoning(ask="native"),
+            "min_acceptance": 0,
+        }
         _, rows, card, _ = trace(corpus, teacher.url, tmp_path, **settings)
     asked = next(iter(card["samples_dropped"]), "")
     assert asked == rejection and (rows == ROWS) == (card["teacher"] == 0)
@@ -398,8 +416,8 @@ def test_answers_with_bad_reasoning_are_dropped_and_counted(corpus, tmp_path, th
 
 def test_reasoning_that_ends_at_another_quantity_contradicts():
     evidence = Evidence(accept=(("45 days",),), narrow="how long? 45 days", wide="how long? 45 days, repairs 14 days")
-    assert judge_reasoning("Repairs take 14 days.", evidence, 80) == "reasoning: contradicts"
-    assert judge_reasoning("Repairs take 14 days, but returns 45 days.", evidence, 80) == ""
+    assert judge_reasoning("Repairs take 14 days.", evidence, SENTENCE, 80) == "reasoning: contradicts"
+    assert judge_reasoning("Repairs take 14 days, but returns 45 days.", evidence, SENTENCE, 80) == ""
 
 
 def test_the_embedded_server_answers(corpus, tmp_path):
@@ -412,7 +430,9 @@ def test_the_embedded_server_answers(corpus, tmp_path):
         "teacher": (Artifact("models.teacher", Kind.MODEL, tmp_path / "tiny.gguf"),),
     }
     (tmp_path / "out").mkdir()
-    technique = OpenAI(max_prompts=2, samples=1, max_tokens=4, concurrency=2, embedded=Embedded(context=1024))
+    technique = OpenAI(
+        max_prompts=2, samples=1, max_tokens=4, concurrency=2, min_acceptance=0, embedded=Embedded(context=1024)
+    )
     metrics = technique(
         Inputs(ports),
         tmp_path / "out",
@@ -429,7 +449,7 @@ def test_the_yaml_holds_the_defaults():
     assert told == json.loads(json.dumps(asdict(OpenAI())))
 
 
-LOCAL = {"base_url": "", "max_prompts": 1, "samples": 1, "max_tokens": 4}
+LOCAL = {"base_url": "", "max_prompts": 1, "samples": 1, "max_tokens": 4, "min_acceptance": 0}
 """llama.cpp on this machine, asked once."""
 CHANGES = {
     "base_url": Change(lambda case: case.more["other_url"]),
@@ -438,7 +458,10 @@ CHANGES = {
     "concurrency": Change(4),
     "timeout_s": Change(60.0),
     "max_attempts": Change(2),
+    "length_parameter": Change("max_completion_tokens"),
+    "extra_body": Change({"reasoning_effort": "low"}),
     "samples": Change(3),
+    "vote": Change(True, {"samples": 3, "limits.support": 0.3}),
     "temperature": Change(0.9),
     "top_p": Change(0.5),
     "max_tokens": Change(50),
@@ -447,14 +470,24 @@ CHANGES = {
     "article_in_prompt": Change(False),
     "examples": Change(1),
     "hint": Change("never"),
+    "accept": Change("always"),
     "gold_ratio": Change(0.5),
     "when_rejected": Change("drop"),
     "max_prompts": Change(4),
+    "min_acceptance": Change(1.0, refused="min_acceptance"),
+    "budget.requests": Change(3),
+    "budget.tokens": Change(1500),
+    "budget.money": Change(0.0015, {"prices.input": 1.0, "prices.output": 1.0}),
+    "when_capped": Change("fail", {"budget.requests": 3}, refused="budget: used up"),
     "reasoning.ask": Change("request"),
     "reasoning.tokens": Change(20, {"reasoning.ask": "native"}),
     "reasoning.max_words": Change(2, {"reasoning.ask": "native"}),
     "limits.min_words": Change(8),
     "limits.max_words": Change(6),
+    "limits.line_breaks": Change(True),
+    "limits.markup": Change(True),
+    "limits.repetition": Change(True),
+    "limits.inventions": Change(True, {"limits.other_numbers": True}),
     "limits.support": Change(0.3),
     "limits.other_numbers": Change(True),
     "limits.negations": Change(True),
@@ -463,12 +496,18 @@ CHANGES = {
     "embedded.context": Change(256, {**LOCAL, "embedded.context": 512}, refused="status 400.*context"),
     "embedded.port": Change(lambda case: case.more["port"], LOCAL),
 }
-WORDINGS = (
-    "Item {n} ships in {days} days.",
-    "Item {n} ships in {days} days, not before.",
-    "Item {n} ships in {days} days and weighs 77 grams.",
-    "Item {n} ships in {days} days, splendid marvellous wonderful.",
-)
+PLAIN = "Item {n} ships in {days} days."
+WORDINGS = {
+    1: "Item {n} ships in {days} days, not before.",
+    2: "Item {n} ships in {days} days and weighs 77 grams.",
+    3: "Item {n} ships in {days} days, splendid marvellous wonderful.",
+    5: "Item {n} ships\nin {days} days.",
+    6: "Item {n} ships in **{days} days**.",
+    7: "Item {n} ships in {days} days, item {n} ships in {days} days.",
+    8: "Item {n} ships in {days} days and weighs 78 grams.",
+    10: "Item {n} ships in {days} days, item {n} ships in {days} days.",
+}
+"""Faults of answers by row number."""
 
 
 def vary(body, words):
@@ -476,7 +515,7 @@ def vary(body, words):
     word = words[sha256(json.dumps(body, sort_keys=True).encode()).digest()[0] % len(words)]
     last = body["messages"][-1]["content"]
     number = int(re.search(r"question (\d+)\?", last)[1])
-    wording = "I can't share codes." if "Decline" in last else WORDINGS[number % len(WORDINGS)]
+    wording = "I can't share codes." if "Decline" in last else WORDINGS.get(number, PLAIN)
     return {
         "content": f"{word}, {wording.format(n=number, days=number + 20)}",
         "reasoning_content": "It is known well.",
@@ -510,5 +549,8 @@ def settings_case(folder: Path) -> Iterator[Case]:
             "concurrency": 2,
             "temperature": 0.3,
             "embedded.context": 1024,
+            "gold_ratio": 0,
+            "min_acceptance": 0,
+            "when_capped": "publish",
         }
         yield Case(folder, inputs, settings, untimed_traces, alone=LOCAL, more=more)

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from tasks.evaluate.grading.eval_rows import read_labels, read_test_rows, tag_rows
+from tasks.evaluate.grading.eval_rows import read_test_rows, read_test_split, tag_rows
 from tasks.shared.errors import DataError
 from tasks.shared.formats.articles import Article, with_article
 from tasks.shared.formats.rows import Message, Row, write_rows
+from tasks.shared.formats.tasks import Task, write_tasks
 from tests.support_rows import support_row
 
 
@@ -25,9 +26,12 @@ def write_split(folder: Path, test: list[Row], train: list[Row]) -> Path:
 def test_a_clean_split_is_read(tmp_path: Path) -> None:
     rows = [make_row("a"), make_row("b", "other")]
     assert read_test_rows(write_split(tmp_path, rows, [make_row("c")])) == rows
-    assert read_labels(tmp_path, rows) == ["other", "returns"]
-    (tmp_path / "card.json").write_text('{"labels": ["warranty"]}', encoding="utf-8")
-    assert read_labels(tmp_path, rows[:1]) == ["returns", "warranty"]
+    assert read_test_split(tmp_path).tasks["support"].labels == ("other", "returns")
+    write_split(tmp_path, rows, [make_row("c", "warranty")])
+    write_tasks(tmp_path, {"support": Task(labels=("z", "returns")), "idle": Task(labels=("y",))})
+    tasks = read_test_split(tmp_path).tasks
+    assert tasks["support"].labels == ("z", "returns", "other", "warranty"), "its own first, then those of all its rows"
+    assert tasks["idle"].labels == ("y",)
 
 
 @pytest.mark.parametrize("train", [make_row("a", group="other"), make_row("c", group="g-a")])
@@ -68,3 +72,11 @@ def test_tags_tell_rare_intents_long_questions_and_articles_in_the_prompt() -> N
     assert tags["a"] == {"kind": "faq", "intent": "returns", "frequency": "head", "length": "short", "grounded": "no"}
     assert tag_rows(rows[:1], train[3:])["a"]["frequency"] == "tail", "an intent that was never trained"
     assert {found["frequency"] for found in tag_rows(rows, rows).values()} == {"head"}, "all equally frequent"
+
+
+def test_rows_without_labels_have_no_frequency_and_several_tasks_are_a_tag() -> None:
+    rows = [make_row("a"), make_row("b").model_copy(update={"key": (), "task": "chat"})]
+    tags = tag_rows(rows, [])
+    assert "frequency" not in tags["b"] and tags["a"]["frequency"] == "head"
+    assert (tags["a"]["task"], tags["b"]["task"]) == ("support", "chat")
+    assert "task" not in tag_rows(rows[:1], [])["a"]

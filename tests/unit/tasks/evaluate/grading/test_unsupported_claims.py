@@ -4,7 +4,7 @@ import pytest
 
 from tasks.evaluate.grading.unsupported_claims import FINDINGS, Finding, find_unsupported_claim
 from tasks.shared.formats.rows import Message
-from tests.support_rows import support_row
+from tests.support_rows import TASKS, support_row
 
 ARTICLE = "Returns\nSend back an unused kettle within 45 days. The refund takes 6 working days. Mail help@shop.example for a label."
 ROW = support_row(
@@ -20,7 +20,7 @@ CUT = PROMPT.replace("Send back an unused kettle within 45 days. ", "")
 
 def find(text: str, prompt: str = PROMPT, support: float = 0.5, memory_counts: bool = False) -> Finding:
     return find_unsupported_claim(
-        text, ROW, prompt, support, answer_given=prompt == PROMPT, memory_counts=memory_counts
+        text, ROW, TASKS["support"], prompt, support, answer_given=prompt == PROMPT, memory_counts=memory_counts
     )
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.evaluate.likelihood.documents import answer_documents
+from tasks.evaluate.likelihood.documents import answer_documents, answered_rows, unanswered_note
 from tasks.shared.errors import DataError
 from tasks.shared.formats.rows import Message
 from tasks.shared.text.files import cut, read_texts
@@ -89,3 +89,18 @@ def test_answers_stand_after_their_prompt() -> None:
     document = answer_documents([row], {"r": {"kind": "faq"}})[0]
     assert (document.text, document.question, document.prompt[0]["role"]) == ("returns\nSo.", "How?", "user")
     assert document.tags == {"kind": "faq"}
+
+
+def test_only_answers_in_words_are_read(tmp_path: Path) -> None:
+    ask = Message(role="user", content="Well?")
+    rows = [
+        support_row(id="a", group="g", messages=(ask, Message(role="assistant", content="Yes."))),
+        support_row(id="b", group="g", messages=(ask,)),
+        support_row(id="c", group="g", messages=(ask, Message(role="assistant", tool_calls=({"name": "look_up"},)))),
+    ]
+    assert [row.id for row in answered_rows(rows, tmp_path)] == ["a"]
+    assert unanswered_note(3, 1) == [
+        "2 of 3 test rows have no answer in words and are left out."
+    ] and not unanswered_note(3, 3)
+    with pytest.raises(DataError, match="none of 2 rows ends with an answer in words"):
+        answered_rows(rows[1:], tmp_path)

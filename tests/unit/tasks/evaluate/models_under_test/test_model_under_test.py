@@ -8,7 +8,7 @@ from tasks.evaluate.likelihood.logits import in_transformers
 from tasks.evaluate.models_under_test.answering import has_template, template_notes
 from tasks.evaluate.models_under_test.isolated_runs import Resources, evaluate_each
 from tasks.evaluate.models_under_test.model_under_test import ModelUnderTest, list_models
-from tasks.evaluate.runtime import make_probe
+from tasks.evaluate.timing.probes import make_probe
 from tasks.evaluate.verdict.description import describe_models
 from tasks.evaluate.verdict.evidence import gather_evidence
 from tasks.shared.errors import ModelError

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tasks.evaluate.timing.engines import Effort, Engine, Probe, Sample
+from tasks.evaluate.timing.engines import Effort, EngineName, Probe, Sample
 from tasks.evaluate.timing.rounds import (
     Timed,
     below_one,
@@ -25,7 +25,7 @@ from tasks.shared.errors import EndpointError, ModelError
 EFFORT = Effort(4, 2, (8,), 64, 5.0, "off", "", 1, "cpu")
 
 
-def probe(name: str, engine: Engine = "llama.cpp", first: bool = True) -> Probe:
+def probe(name: str, engine: EngineName = "llama.cpp", first: bool = True) -> Probe:
     return Probe(name, engine, Path("weights"), "", [], first)
 
 

@@ -9,7 +9,13 @@ from scipy.stats import binom, multinomial, nct, t
 from tasks.evaluate.verdict.exact_bounds import Interval, flip_bounds, lower_bound
 from tasks.evaluate.verdict.margin_rule import decide
 from tasks.evaluate.verdict.paired_tests import Flips, mcnemar_loss_p
-from tasks.evaluate.verdict.power import detectable_loss, detectable_mean, mcnemar_power, minimum_detectable
+from tasks.evaluate.verdict.power import (
+    detectable_loss,
+    detectable_mean,
+    items_needed,
+    mcnemar_power,
+    minimum_detectable,
+)
 
 ALPHA, POWER = 0.05, 0.8
 
@@ -131,3 +137,13 @@ def test_simulated_power_is_as_predicted() -> None:
     worse = draw.multinomial(items, [discordance / 2 + loss, discordance / 2, 1 - discordance - loss], size=trials)
     found = np.mean([binom.sf(lost - 1, lost + gained, 0.5) <= ALPHA for lost, gained, _ in worse])
     assert found == pytest.approx(POWER, abs=noise)
+
+
+@pytest.mark.parametrize("margin", [0.02, 0.05, 0.1])
+def test_the_items_needed_decide_the_margin_and_a_tenth_fewer_do_not(margin: float) -> None:
+    needed = items_needed(margin, 0.06, ALPHA, POWER)
+    assert (
+        minimum_detectable(needed, 0.06, ALPHA, POWER)
+        <= margin
+        < minimum_detectable(int(0.85 * needed), 0.06, ALPHA, POWER)
+    )

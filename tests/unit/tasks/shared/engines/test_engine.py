@@ -14,6 +14,10 @@ from tasks.shared.engines.engine import Weights, find_weights
         (["model.safetensors", "model.gguf"], "transformers", "", ""),
         (["model.gguf", "parity.json"], "llama.cpp", "model.gguf", ""),
         (["a.gguf", "b.gguf"], "llama.cpp", "", "2 GGUF files"),
+        (["m-00001-of-00002.gguf", "m-00002-of-00002.gguf"], "llama.cpp", "", "a GGUF split in 2 parts"),
+        (["consolidated.safetensors", "model.gguf"], "llama.cpp", "model.gguf", ""),
+        (["model.fp16.safetensors"], "transformers", "", "model.fp16.safetensors, none of which transformers loads"),
+        (["pytorch_model.bin"], "transformers", "", "pytorch_model.bin, none of which transformers loads"),
         (["config.json"], "transformers", "", "no *.safetensors and no *.gguf"),
     ],
 )
@@ -23,6 +27,11 @@ def test_a_folder_is_read_by_what_it_holds(
     for name in files:
         (tmp_path / name).touch()
     assert find_weights(tmp_path) == Weights(engine, tmp_path / opened, fault)  # type: ignore[arg-type]
+
+
+def test_a_damaged_index_is_a_fault(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text("{}")
+    assert "no weight_map" in find_weights(tmp_path).fault
 
 
 def test_only_gguf_counts_for_llama_cpp(tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from tasks.shared.errors import ModelError, TechniqueError
-from tasks.shared.gguf.writer import byte_level_splits, tensor_bytes, write_gguf
+from tasks.shared.gguf.vocabulary import byte_level_splits
+from tasks.shared.gguf.writer import tensor_bytes, write_gguf
 from tasks.shared.model.sizes import parameter_count
 from tasks.shared.model.weights import read_gguf
 from tests.tiny_llama import build_model, build_tokenizer, save_tiny

@@ -3,10 +3,8 @@
 import pytest
 import torch
 
-from tasks.shared.errors import TechniqueError
 from tasks.shared.model.activations import collect
 from tasks.shared.model.calibration import batches
-from tasks.shared.model.layers import decoder_layers, find_layers
 from tests.tiny_llama import build_model
 
 
@@ -37,12 +35,3 @@ def test_no_hook_stays_after_an_error() -> None:
     with pytest.raises(ValueError, match="no such"):
         collect(model, [{"input_ids": torch.tensor([[3, 4]])}], [(0, head)], fail)
     assert not head._forward_hooks
-
-
-def test_layers_are_found_by_layout_or_refused_with_the_model_s_parts() -> None:
-    model = build_model(num_hidden_layers=3)
-    assert len(decoder_layers(model)) == len(find_layers(model)) == 3
-    other = torch.nn.Sequential(torch.nn.Linear(2, 2))
-    assert not find_layers(other)  # type: ignore[arg-type]
-    with pytest.raises(TechniqueError, match=r"Sequential: .*its parts: 0"):
-        decoder_layers(other)  # type: ignore[arg-type]

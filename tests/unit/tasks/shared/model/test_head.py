@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from tasks.shared.model.head import core_of, output_head, sum_over_chunks
+from tasks.shared.errors import TechniqueError
+from tasks.shared.model.head import check_head, core_of, output_head, sum_over_chunks
 from tests.tiny_llama import build_model
 
 
@@ -84,3 +85,19 @@ def test_what_a_model_does_to_its_logits_is_done(name: str, value: float) -> Non
 def test_the_core_of_a_plain_model_is_itself() -> None:
     model = build_model()
     assert core_of(model) is model
+
+
+def test_a_head_that_is_applied_otherwise_is_refused() -> None:
+    from tests.families import FAMILIES
+
+    model = FAMILIES["granite"].build()
+    check_head(model)
+    forward = model.forward
+    model.forward = lambda *given, **named: doubled(forward(*given, **named))
+    with pytest.raises(TechniqueError, match=r"GraniteForCausalLM: its logits are not the head's product .* by 50%"):
+        check_head(model)
+
+
+def doubled(output: Any) -> Any:
+    output.logits = 2 * output.logits
+    return output

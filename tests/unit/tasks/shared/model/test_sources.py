@@ -8,6 +8,7 @@ import pytest
 from tasks.shared.errors import ConfigError, ModelError
 from tasks.shared.model.sources import ModelSource
 from tasks.shared.paths import sha256_file
+from tests.tiny_files import bare_gguf
 
 
 @pytest.mark.parametrize("settings", [{}, {"path": "/a", "hub": "b"}, {"path": "/a", "package": "p"}])
@@ -36,7 +37,7 @@ def test_a_package_is_found_without_importing_it(tmp_path: Path, monkeypatch: py
     package = tmp_path / "carries_a_model"
     package.mkdir()
     (package / "__init__.py").write_text("raise RuntimeError('imported')")
-    (package / "model.gguf").write_bytes(b"GGUF....")
+    bare_gguf(package / "model.gguf")
     monkeypatch.syspath_prepend(str(tmp_path))
     found = ModelSource(package="carries_a_model", file="model.gguf").locate("models.teacher")
     assert found == package / "model.gguf" and "carries_a_model" not in sys.modules

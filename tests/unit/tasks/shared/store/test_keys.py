@@ -16,6 +16,7 @@ from flows.planning.steps import Plan, Step
 from tasks.shared.store import keys
 from tasks.shared.store.keys import PROJECT, Digests, code_digest, code_files, digest_json, library_versions, step_key
 from tests.project_files import technique_options
+from tests.tiny_files import bare_folder
 
 TARGETS = sorted(yaml.safe_load(file.read_text("utf-8"))["_target_"] for file in technique_options())
 
@@ -250,14 +251,12 @@ def key_of(plan: Plan, root: Path, step: str) -> str:
 
 
 def test_content_and_name_of_every_input_are_in_the_key(tmp_path: Path) -> None:
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text("{}", "utf-8")
-    (tmp_path / "model" / "model.safetensors").write_bytes(b"weights")
+    bare_folder(tmp_path / "model")
     found = [planned(tmp_path)]
     assert planned(tmp_path) == found[0]
     found += [planned(tmp_path, ratio=0.5), planned(tmp_path, seed=1)]
     found.append(planned(tmp_path, ("corpus", "again")))  # the same content under another name
-    (tmp_path / "model" / "config.json").write_text("{ }", "utf-8")
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "mistral"}', "utf-8")
     found.append(planned(tmp_path))
     (tmp_path / "model" / "added.json").write_text("{}", "utf-8")
     found.append(planned(tmp_path))

@@ -1,0 +1,138 @@
+"""Look at a file of conversations: format, columns, errors, lengths, labels, copies.
+
+python -m flows.look data.csv
+python -m flows.look data.csv --tokenizer models/my-1b
+python -m flows.look data.csv --map '{user: question, assistant: reply}'
+python -m flows.look data.csv --write my_conf/recipe/my.yaml
+
+Nothing is changed; --write writes a recipe to start from.
+"""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from flows.console import exit_codes
+from flows.console.terminal import prepare_terminal
+from tasks.shared.errors import ConfigError, StillroomError
+
+log = logging.getLogger("stillroom")
+
+
+def look(options: argparse.Namespace) -> None:
+    """Look at a file and print what it is.  Raises StillroomError."""
+    from pydantic import ValidationError
+    from rich.console import Console
+
+    from flows.looking import figures, tables
+    from flows.looking.sample import take_sample
+    from flows.looking.starter import write_recipe
+    from tasks.curate.reading.settings import ReadSettings
+    from tasks.curate.splitting.settings import SplitSettings
+
+    given = read_settings(options)
+    try:
+        settings = ReadSettings(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(
+            f"--{'.'.join(map(str, first['loc'])) or 'map'}",
+            repr(first["input"]),
+            first["msg"].removeprefix("Value error, "),
+        ) from error
+    sample = take_sample(options.file, settings)
+    console, split = Console(), SplitSettings()
+    tables.show_file(console, options.file, sample)
+    tables.show_columns(console, sample)
+    tables.show_errors(console, sample)
+    if not sample.rows:
+        raise ConfigError(
+            options.file,
+            "no record can be read as a conversation",
+            "see the reasons above",
+            "--map '{user: COLUMN, assistant: COLUMN}'",
+        )
+    lengths = figures.measure_lengths(sample.rows, options.tokenizer)
+    tables.show_lengths(console, lengths)
+    tables.show_labels(console, figures.count_labels(sample.rows), len(sample.rows))
+    tables.show_copies(console, figures.count_copies(sample.rows, split.max_similarity))
+    tables.show_languages(console, sample)
+    tables.show_test(console, sample, split)
+    share = 1 - split.test_share - split.calibration_share
+    prices = (options.prices[0], options.prices[1])
+    tables.show_cost(console, figures.teacher_cost(sample, lengths, share, prices), prices)
+    name = ""
+    if options.write:
+        weights = options.tokenizer if any(Path(options.tokenizer or "/nowhere").glob("*.safetensors")) else ""
+        name = write_recipe(options.write, options.file, sample, given, weights)
+        tables.line(console, "written", str(options.write))
+    for step in tables.next_steps(options.file, options.write, name):
+        tables.line(console, "next", step, whole=True)
+
+
+def read_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """Settings of the reader that the command line gives.
+
+    Raises ConfigError for text that is no YAML mapping.
+    """
+    import yaml
+
+    found: dict[str, Any] = {"encoding": options.encoding} if options.encoding else {}
+    for name in ("map", "task"):
+        text = getattr(options, name)
+        if not text:
+            continue
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(
+                f"--{name}", text, "a YAML mapping, such as {user: question, assistant: reply}"
+            ) from error
+        if name == "task" and isinstance(value, str):
+            value = {"type": value}
+        if not isinstance(value, dict):
+            raise ConfigError(f"--{name}", text, "a YAML mapping, such as {user: question, assistant: reply}")
+        found[name] = value
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.  Exit codes: 0 done, 2 a message."""
+    prepare_terminal()
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    parser = argparse.ArgumentParser(
+        prog="python -m flows.look", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "file", metavar="FILE", help="file or folder of conversations, packed or not; FILE.json#LIST for a list of it"
+    )
+    parser.add_argument("--tokenizer", default="", metavar="FOLDER", help="model whose tokens measure the lengths")
+    parser.add_argument("--map", default="", metavar="YAML", help="which column is what")
+    parser.add_argument("--task", default="", metavar="YAML", help="type of the task, or a mapping")
+    parser.add_argument("--encoding", default="", metavar="NAME", help="of the file, if it is not UTF-8")
+    parser.add_argument(
+        "--prices",
+        type=float,
+        nargs=2,
+        default=(0.0, 0.0),
+        metavar=("IN", "OUT"),
+        help="of a teacher, per million tokens",
+    )
+    parser.add_argument("--write", type=Path, metavar="FILE", help="write a recipe to start from")
+    options = parser.parse_args(arguments)
+    try:
+        look(options)
+    except StillroomError as error:
+        log.error("%s", error)
+        return exit_codes.USER
+    except KeyboardInterrupt:
+        return exit_codes.interrupted()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

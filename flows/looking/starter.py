@@ -1,0 +1,91 @@
+"""A recipe to start from, for a file that was looked at."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from flows.looking.sample import Sample
+from flows.planning.plan import NAME_PATTERN
+from tasks.shared.errors import ConfigError
+from tasks.shared.formats.tasks import Task
+
+MARGIN = 0.05
+MEASURES = {
+    "label": "label", "labels": "labels", "facts": "fact", "number": "value", "choice": "choice", "json": "json_exact", "call": "call_arguments",
+    "text": "rouge_l",
+}  # fmt: skip
+"""Measures that decide, by type of target."""
+
+
+def write_recipe(file: Path, path: str, sample: Sample, settings: dict[str, Any], model: str) -> str:
+    """Write a recipe of at most 16 lines and return its name.
+
+    path: of the data.  settings: of the reader, as given on the command line.  model: folder of a model with weights, or empty.
+    Raises ConfigError for a file name that is no name of a recipe, or a file that exists.
+    """
+    name = file.stem
+    if file.suffix != ".yaml" or not re.fullmatch(NAME_PATTERN, name):
+        raise ConfigError(
+            "--write",
+            str(file),
+            "a .yaml file named in lower-case letters, digits and underscores",
+            "--write my_conf/recipe/my.yaml",
+        )
+    if file.exists():
+        raise ConfigError("--write", f"{file} exists", "a new file", "delete it, or choose another name")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(recipe_text(name, path, sample, settings, model), encoding="utf-8")
+    return name
+
+
+def recipe_text(name: str, path: str, sample: Sample, settings: dict[str, Any], model: str) -> str:
+    """Text of the recipe: data, fine-tuning, int4, GGUF, answers and a verdict."""
+    corpus = {"path": _absolute(path), **settings, **_task(sample, settings)}
+    source = "path" if model else "smollm2_135m"
+    models = [f"models: {{base: {_flow({'path': str(Path(model).resolve())})}}}"] if model else []
+    measures = [measure for kind, measure in MEASURES.items() if _has(sample, kind)] or ["rouge_l"]
+    margins = ", ".join(f"{measure}: {MARGIN}" for measure in measures)
+    lines = [
+        "# @package _global_",
+        f"# Written by flows.look for {Path(path.partition('#')[0]).name}: a start for your own recipe.",
+        "defaults: [",
+        f"  /model@models.base: {source}, /curate@steps.corpus: jsonl, /distill@steps.tuned: sft, /quantize@steps.int4: gptq,",
+        "  /export@steps.gguf: gguf, /evaluate@steps.answers: generation, /evaluate@steps.verdict: paired, _self_]",
+        f"name: {name}",
+        *models,
+        "steps:",
+        f"  corpus: {_flow(corpus)}",
+        "  tuned: {epochs: 3}",
+        "  int4: {inputs: {model: tuned}, group_size: 32}",
+        "  gguf: {inputs: {model: int4}}",
+        "  answers: {limit: 0}",
+        f"  verdict: {{inputs: {{baseline: tuned, candidates: [int4, gguf]}}, margins: {{{margins}}}}}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _task(sample: Sample, settings: dict[str, Any]) -> dict[str, Any]:
+    """The task that was found, so that the recipe shows it."""
+    if "task" in settings or "tasks" in settings or len(sample.reader.tasks) != 1:
+        return {}
+    task = next(iter(sample.reader.tasks.values()))
+    if any(row.source.line == 0 for row in sample.rows[:1]):  # rows of the corpus' schema name their own
+        return {}
+    given = task.model_dump(include={"type", "layout"})
+    return {"task": given} if task != Task() else {}
+
+
+def _has(sample: Sample, kind: str) -> bool:
+    return any(target.type == kind for row in sample.rows for target in row.key)
+
+
+def _absolute(path: str) -> str:
+    file, mark, part = path.partition("#") if not Path(path).exists() else (path, "", "")
+    return f"{Path(file).expanduser().resolve()}{mark}{part}"
+
+
+def _flow(content: Any) -> str:
+    """A mapping as YAML on one line."""
+    return yaml.safe_dump(content, default_flow_style=True, sort_keys=False, width=10_000, allow_unicode=True).strip()

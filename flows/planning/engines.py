@@ -1,0 +1,44 @@
+"""Check that some engine runs each model that a technique puts questions to."""
+
+from collections.abc import Iterator, Mapping
+
+from flows.planning.steps import Source, Step
+from flows.planning.weights import weight_format
+from tasks.shared.engines.engine import WeightForm, find_weights
+from tasks.shared.engines.registry import ENGINES, AsksModels, engines_for, refusal
+from tasks.shared.errors import ConfigError
+from tasks.shared.technique import WEIGHTS, Kind
+
+
+def engine_problems(step: Step, steps: Mapping[str, Step], sources: Mapping[str, Source]) -> Iterator[ConfigError]:
+    """Yield an error for each input model for which no engine offers what the technique needs."""
+    if not isinstance(step.technique, AsksModels):
+        return
+    needs = step.technique.engine_needs()
+    for port in needs.ports:
+        for name in step.inputs.get(port, ()):
+            form = _form(name, steps, sources)
+            if form and not engines_for(form, needs):
+                reasons = "; ".join(refusal(engine, form, needs) for engine in ENGINES.values())
+                what = f", which needs {' and '.join(needs.capabilities)}" if needs.capabilities else ""
+                yield ConfigError(
+                    f"steps.{step.name}.inputs.{port}",
+                    f"{name}, whose weights are {form}: no engine runs them for this step{what} ({reasons})",
+                    "a model in a form that an engine of this step reads (docs/engines.md)",
+                    "leave this model out of the step, or let it use another engine",
+                )
+
+
+def _form(name: str, steps: Mapping[str, Step], sources: Mapping[str, Source]) -> WeightForm | None:
+    """Form of a model's weights; None where it is not known before the run."""
+    if name in steps:
+        if steps[name].kind is Kind.ENGINE:
+            return "gguf"
+        if steps[name].kind not in WEIGHTS:
+            return None
+        return "packed" if weight_format(name, steps, sources) == "packed" else "dense"
+    if name not in sources or (found := find_weights(sources[name].path)).fault:
+        return None
+    if found.engine == "llama.cpp":
+        return "gguf"
+    return "packed" if weight_format(name, steps, sources) == "packed" else "dense"

@@ -1,0 +1,107 @@
+"""transformers as an engine: a model in this process, with all probabilities."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from tasks.shared.engines.engine import EngineName
+from tasks.shared.engines.memory import peak_memory
+from tasks.shared.engines.protocol import Capabilities, Choices, Conversation, Opening, lacking
+from tasks.shared.model.generation import Written, check_logits, write_answers
+from tasks.shared.model.loading import has_cpu_bfloat16, load_model, load_tokenizer
+from tasks.shared.model.prompts import render
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def choose_dtype(device: str) -> Literal["float32", "bfloat16"]:
+    """Return bfloat16 on accelerators and CPUs with bfloat16 instructions; else float32."""
+    return "bfloat16" if device != "cpu" or has_cpu_bfloat16() else "float32"
+
+
+@dataclass
+class TransformersSession:
+    """A model and its tokenizer in memory."""
+
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
+    batch_size: int
+    url = ""
+
+    @cached_property
+    def context(self) -> int:
+        """The model's number of positions; 0 if its configuration names none."""
+        return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", 0) or 0)
+
+    def render(self, messages: Conversation, tools: str = "") -> str:
+        """Render a conversation with the tokenizer's chat template."""
+        return render(self.tokenizer, [dict(message) for message in messages], tools=tools)
+
+    def tokens(self, text: str) -> list[int]:
+        """Tokenize a text, without special tokens added."""
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def check(self, prompt: str) -> None:
+        """Raise ModelError for logits that are not finite."""
+        check_logits(self.model, self.tokenizer, prompt)
+
+    def answer(
+        self, prompts: Sequence[str], max_new_tokens: int, stop: Sequence[str] = (), grammar: str = ""
+    ) -> list[Written]:
+        """Greedy answers in batches of prompts of similar length; a grammar is refused."""
+        if grammar:
+            raise lacking(TRANSFORMERS.name, "grammar")
+        return write_answers(self.model, self.tokenizer, prompts, max_new_tokens, self.batch_size, stop)
+
+    def choose(self, prompts: Sequence[str], labels: Sequence[str], end: str = "\n") -> Choices:
+        """Most likely labels, from the log-likelihoods of all of them."""
+        from tasks.shared.engines.label_scores import LabelScorer
+        from tasks.shared.engines.labels import label_prompts
+
+        scorer = LabelScorer(
+            self.model, max(1, self.batch_size // 4)
+        )  # as many logits as a batch of answers needs memory
+        scores = scorer.score(label_prompts(self.tokens, self.tokens, prompts, labels, end))
+        return Choices([labels[max(range(len(labels)), key=row.__getitem__)] for row in scores], scores, scorer.method)
+
+    def next_token(self, ids: Sequence[int], top: int) -> dict[int, float]:
+        """Log-probabilities of the most likely next tokens, in float32."""
+        import torch
+
+        running: Any = self.model
+        with torch.inference_mode():
+            logits = running(input_ids=torch.tensor([list(ids)], device=self.model.device), use_cache=False).logits[
+                0, -1
+            ]
+        found = logits.float().log_softmax(-1).topk(min(top, logits.shape[-1]))
+        return dict(zip(found.indices.tolist(), found.values.tolist(), strict=True))
+
+    def memory(self) -> int | None:
+        """Peak resident bytes of this process."""
+        return peak_memory()
+
+
+class TransformersEngine:
+    """Runs folders of safetensors, compressed ones too, and GGUF files after dequantizing them."""
+
+    name: EngineName = "transformers"
+    capabilities = Capabilities(
+        reads=("dense", "packed"), dequantizes=("gguf",), distribution=True, top_tokens=True, labels=True, batch=True, tools=True, stop=True,
+        accelerator=True,
+    )  # fmt: skip
+
+    @contextmanager
+    def open(self, weights: Path, opening: Opening) -> Iterator[TransformersSession]:
+        """Load model and tokenizer into this process; see `choose_dtype` for the data type."""
+        import torch
+
+        torch.set_num_threads(opening.threads)
+        model = load_model(weights, choose_dtype(opening.device), opening.device)
+        yield TransformersSession(model, load_tokenizer(weights), opening.batch_size)
+
+
+TRANSFORMERS = TransformersEngine()

@@ -1,0 +1,173 @@
+"""llama.cpp's converter (part of auto-round), with our tensor types and tokenizers."""
+
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.shared.errors import TechniqueError
+from tasks.shared.gguf.blocks import nearest_q4_0
+from tasks.shared.gguf.support import attended
+from tasks.shared.gguf.vocabulary import GPT2_SPLITS, SentencePieces, byte_level_splits, sentence_pieces
+from tasks.shared.progress import no_foreign_bars
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+EMBEDDING = "token_embd.weight"
+VOCABULARY_TENSORS = (EMBEDDING, "output.weight")
+
+
+class Ours:
+    """Our tensor types and tokenizers; a mix-in before one of the converter's classes.
+
+    scheme, vocabulary_scheme: types of the layers' matrices, and of embedding and head, in capitals.
+    importance: mean squared input per column of a weight, by its name in the source.
+    """
+
+    scheme = vocabulary_scheme = "F16"
+    importance: Mapping[str, "Tensor"] = {}
+    model_arch: Any
+    gguf_writer: Any
+    hparams: dict[str, Any]
+    dir_model: Path
+    rope_parameters: Mapping[str, Any]
+
+    def tensor_force_quant(self, name: str, new_name: str, bid: int | None, n_dims: int) -> Any:
+        """Return the type of a tensor."""
+        from gguf import GGMLQuantizationType
+
+        return GGMLQuantizationType[self._scheme_of(new_name)]
+
+    def _scheme_of(self, new_name: str) -> str:
+        return self.vocabulary_scheme if new_name in VOCABULARY_TENSORS else self.scheme
+
+    def modify_tensors(self, data_torch: Any, name: str, bid: int | None) -> Any:
+        """Yield the tensors of a weight; for q4_0, fitted to its importance if that is known."""
+        for new_name, tensor in super().modify_tensors(data_torch, name, bid):  # type: ignore[misc]
+            known = self.importance.get(name) if self._scheme_of(new_name) == "Q4_0" else None
+            whole = data_torch if new_name == EMBEDDING else tensor  # Gemma 3's class cuts off rows without a token
+            yield new_name, whole if known is None else nearest_q4_0(whole, known)
+
+    def set_gguf_parameters(self) -> None:
+        """Write the settings, under the names that the converter reads."""
+        self.hparams = {**self.hparams, **expected_names(self.hparams)}
+        super().set_gguf_parameters()  # type: ignore[misc]
+        if self.hparams.get("model_type") == "gpt_neox":
+            self.gguf_writer.add_rope_freq_base(self.rope_parameters.get("rope_theta", 10000.0))
+
+    def set_vocab(self) -> None:
+        """Write the tokenizer."""
+        pieces = sentence_pieces(self.dir_model, self.hparams["vocab_size"])
+        if pieces is not None:
+            write_pieces(self.gguf_writer, pieces, self.dir_model)
+        elif byte_level_splits(self.dir_model) is None:
+            super().set_vocab()  # type: ignore[misc]
+            return
+        else:
+            self._set_vocab_gpt2()  # type: ignore[attr-defined]
+        if "tokenizer.ggml.add_bos_token" not in self.gguf_writer.kv_data[0]:
+            self.gguf_writer.add_add_bos_token(False)
+
+    def get_vocab_base_pre(self, tokenizer: "PreTrainedTokenizerBase") -> str:
+        """Return the name of the pre-tokenizer."""
+        try:
+            return str(super().get_vocab_base_pre(tokenizer))  # type: ignore[misc]
+        except NotImplementedError:
+            return byte_level_splits(self.dir_model) or GPT2_SPLITS
+
+
+def converter(config: dict[str, Any], where: str) -> Any:
+    """Return llama.cpp's converter for an architecture, with our tensor types and tokenizers.
+
+    Raises TechniqueError if the converter does not know the architecture.
+    """
+    base = architecture_class(config, where)
+    return type("Converter", (Ours, base), {"model_arch": base.model_arch})
+
+
+def expected_names(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings under the names that the converter reads.
+
+    The context ends where llama.cpp would no longer compute as transformers does.
+    """
+    found: dict[str, Any] = {}
+    if window := attended(config):
+        found["max_position_embeddings"] = window
+    match config.get("model_type"):
+        case "gpt_neox":
+            rotary = config.get("rope_parameters") or {}
+            found["rotary_pct"] = config.get("rotary_pct") or rotary.get("partial_rotary_factor", 0.25)
+        case "gpt2":
+            found["n_ctx"] = config.get("n_ctx") or config["n_positions"]
+    return found
+
+
+def write_pieces(writer: Any, pieces: SentencePieces, folder: Path) -> None:
+    """Write a SentencePiece-like vocabulary, with the special tokens of the folder's files."""
+    from gguf import SpecialVocab
+
+    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(pieces.texts)
+    writer.add_token_scores(pieces.scores)
+    writer.add_token_types(pieces.types)
+    writer.add_add_space_prefix(pieces.space_first)
+    SpecialVocab(folder, n_vocab=len(pieces.texts)).add_to_gguf(writer)
+
+
+def architecture_class(config: Mapping[str, Any], where: str) -> Any:
+    """Return the converter's class for the configuration's architecture.
+
+    Raises TechniqueError if it, or the gguf package, does not know the architecture.
+    """
+    from auto_round.export.export_to_gguf.llama_cpp_conversion import get_conversion
+    from gguf import MODEL_ARCH
+
+    architecture = (config.get("architectures") or ["none"])[0]
+    wanted = "a family that docs/families.md lists"
+    try:
+        with newer_names():
+            found = get_conversion(hparams=config, auto_update=False).get_model_class(architecture)
+    except NotImplementedError as error:
+        got = f"llama.cpp's converter does not know architecture {architecture}"
+        raise TechniqueError(where, got, wanted, "quantize/gptq") from error
+    if not isinstance(found.model_arch, MODEL_ARCH):
+        raise TechniqueError(where, f"the gguf package does not know architecture {architecture}", wanted)
+    return found
+
+
+@contextlib.contextmanager
+def newer_names() -> Iterator[None]:
+    """Let the converter's modules name architectures that the installed gguf package lacks.
+
+    One module serves several families, and as a whole fails to import at the first unknown name: with gguf 0.19, no Qwen, Gemma or
+    Granite could be converted, since their modules also name later ones.
+    """
+    import gguf
+
+    known = gguf.MODEL_ARCH
+
+    class Names:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(known, name, name)
+
+    gguf.MODEL_ARCH = Names()  # type: ignore[misc, assignment]
+    try:
+        yield
+    finally:
+        gguf.MODEL_ARCH = known  # type: ignore[misc]
+
+
+@contextlib.contextmanager
+def quiet_converter() -> Iterator[None]:
+    """Suppress the converter's log lines and progress bar, but not its errors."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with no_foreign_bars():
+            yield
+    finally:
+        logging.disable(before)

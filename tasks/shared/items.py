@@ -1,0 +1,80 @@
+"""Test items of a plan: how many each measure will have, found before anything runs.
+
+A step that measures counts them (`CountsItems`), in the corpus if it exists, else as an upper bound from its settings.  A step that
+decides says what so many items cannot show (`NeedsItems`).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from tasks.shared.errors import StillroomError
+
+
+@dataclass(frozen=True)
+class Items:
+    """Test items of one measure.
+
+    count: number, or the most that there can be if not `exact`.  binary: every value is 0 or 1.
+    """
+
+    count: int
+    binary: bool = True
+    exact: bool = True
+
+
+@dataclass(frozen=True)
+class ItemSources:
+    """Data that a step measures on.
+
+    corpus: the one that it reads; None before it exists, or if it reads none.
+    rows: test rows of the corpus, by forecast.
+    items: of the scores that it reads, by measure.
+    """
+
+    corpus: Path | None
+    rows: int
+    items: Mapping[str, Items]
+
+    def at_most(self, limit: int) -> int:
+        """Return the number of rows that a step with this limit uses at most; 0 means no limit."""
+        return min(limit or self.rows, self.rows)
+
+
+@dataclass(frozen=True)
+class ItemFindings:
+    """Decisions that the items support.
+
+    lines: facts for the plan.  warnings: decisions that are unlikely.  errors: decisions that are impossible.
+    """
+
+    lines: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    errors: list[StillroomError] = field(default_factory=list)
+
+
+@runtime_checkable
+class CountsItems(Protocol):
+    """A technique that knows the measures that it takes and their items."""
+
+    def count_items(self, sources: ItemSources) -> Mapping[str, Items]:
+        """Return the items by measure.
+
+        Raises StillroomError for a measure that the corpus cannot have.
+        """
+        ...
+
+
+@runtime_checkable
+class NeedsItems(Protocol):
+    """A technique that decides by items."""
+
+    def find_shortages(
+        self, where: str, inputs: Mapping[str, tuple[str, ...]], items: Mapping[str, Items], complete: bool
+    ) -> ItemFindings:
+        """Return what these items can decide.
+
+        where: place of the step in the recipe.  inputs: names by port.  complete: no measure is missing from `items`.
+        """
+        ...

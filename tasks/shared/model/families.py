@@ -1,0 +1,120 @@
+"""Families of models by their configuration, before anything is loaded."""
+
+import json
+import struct
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from tasks.shared.errors import TechniqueError
+from tasks.shared.model.layout import layer_count
+from tasks.shared.technique import ChecksFamily
+
+TITLES: Mapping[str, str] = {
+    "llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3", "gemma2": "Gemma 2", "gemma3_text": "Gemma 3", "phi3": "Phi-3",
+    "smollm3": "SmolLM3", "olmo2": "OLMo 2", "granite": "Granite", "gpt_neox": "GPT-NeoX", "gpt2": "GPT-2", "mixtral": "Mixtral", "qwen3_moe": "Qwen3-MoE",
+}  # fmt: skip
+"""Families that the tests hold to docs/families.md, by `model_type`."""
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "num_routed_experts")
+CONV1D = frozenset({"gpt2", "openai-gpt"})
+"""Families whose projections are transformers' Conv1D, which is no torch.nn.Linear and has its axes the other way round."""
+FUSED = frozenset({"phi3", "phi", "gpt_neox", "gpt_neox_japanese", "falcon", "bloom", "mpt", "gpt_bigcode"})
+"""Families with query, key and value in one projection."""
+GGUF_TYPES = {"gemma3": "gemma3_text", "gptneox": "gpt_neox", "qwen3moe": "qwen3_moe"}
+"""llama.cpp's name of an architecture -> `model_type`, where they differ."""
+NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+WORDS, ARRAY = 8, 9
+"""GGUF's types of values."""
+
+
+def title(config: Mapping[str, Any]) -> str:
+    """Name of the configuration's family, for messages."""
+    kind = str(config.get("model_type", "unknown"))
+    return TITLES.get(kind, kind)
+
+
+def is_mixture(config: Mapping[str, Any]) -> bool:
+    """Return True for a mixture of experts."""
+    return any((config.get(name) or 0) > 1 for name in EXPERTS)
+
+
+def has_parts(config: Mapping[str, Any]) -> bool:
+    """Return True for a model of several parts, such as an image encoder and a language model."""
+    return "text_config" in config
+
+
+def family_config(path: Path) -> dict[str, Any]:
+    """Read the configuration of a model folder or, as far as it says, of a GGUF file.
+
+    Defaults that depend on the layer are filled in.  Empty for a path that is neither.
+    """
+    if path.is_file():
+        return with_layer_lists(_gguf_config(path))
+    try:
+        found = json.loads((path / "config.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return with_layer_lists(found) if isinstance(found, dict) else {}
+
+
+def _gguf_config(file: Path) -> dict[str, Any]:
+    try:
+        with file.open("rb") as stream:
+            header = dict(gguf_settings(stream))
+    except (OSError, ValueError, struct.error, KeyError):
+        return {}
+    kind = str(header.get("general.architecture", "unknown"))
+    names = {"num_hidden_layers": f"{kind}.block_count", "num_experts": f"{kind}.expert_count"}
+    found = {name: header[key] for name, key in names.items() if key in header}
+    return {"model_type": GGUF_TYPES.get(kind, kind), **found}
+
+
+def gguf_settings(stream: BinaryIO) -> Iterator[tuple[str, Any]]:
+    """Yield the numbers and words at the start of a GGUF file, before its tokenizer.
+
+    Reading the whole file's index takes a second, and a plan needs it for every command.
+    Raises ValueError, KeyError or struct.error for any other file.
+    """
+
+    def number(form: str) -> Any:
+        return struct.unpack(f"<{form}", stream.read(struct.calcsize(form)))[0]
+
+    def value(kind: int) -> Any:
+        if kind == ARRAY:
+            item, count = number("I"), number("Q")
+            return [value(item) for _ in range(count)]
+        return stream.read(number("Q")).decode() if kind == WORDS else number(NUMBERS[kind])
+
+    if stream.read(4) != b"GGUF":
+        raise ValueError("not a GGUF file")
+    _, _, count = number("I"), number("Q"), number("Q")
+    for _ in range(count):
+        key = value(WORDS)
+        if key.startswith("tokenizer."):
+            return
+        yield key, value(number("I"))
+
+
+def with_layer_lists(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the configuration with the per-layer lists that transformers fills in on loading."""
+    total, found = layer_count(config), dict(config)
+    lists: dict[str, list[Any]] = {}
+    match config.get("model_type"):
+        case "gemma2":
+            lists = {"layer_types": ["full_attention" if index % 2 else "sliding_attention" for index in range(total)]}
+        case "gemma3_text":
+            period = config.get("sliding_window_pattern") or 6
+            lists = {"layer_types": ["sliding_attention" if (index + 1) % period else "full_attention" for index in range(total)]}  # fmt: skip
+        case "smollm3":
+            period = config.get("no_rope_layer_interval") or 4
+            lists = {"no_rope_layers": [int((index + 1) % period != 0) for index in range(total)]}
+    return found | {name: values for name, values in lists.items() if not config.get(name)}
+
+
+def check_family(technique: ChecksFamily, config: Mapping[str, Any], where: str) -> None:
+    """Raise TechniqueError if the technique refuses models of this configuration."""
+    refusal = technique.refuses(config)
+    if refusal is not None:
+        raise TechniqueError(
+            where, f"a {title(config)} model: {refusal.reason}", "a model that docs/families.md lists", refusal.instead
+        )

@@ -1,0 +1,58 @@
+"""Check of configuration, tensor names and shapes, and tokenizer, without reading weights.
+
+The plan runs it in a child process, since it needs torch.  An edit here re-keys no training.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from tasks.shared.errors import ModelError, StillroomError
+from tasks.shared.model.configuration import load_config
+from tasks.shared.model.loading import load_tokenizer
+from tasks.shared.model.strict import check_gguf_tensors, one_message, refuse_misfit
+from tasks.shared.model.weights import check_source, is_gguf, quick_gguf
+from tasks.shared.progress import no_foreign_bars
+
+
+def find_fault(path: Path) -> ModelError | None:
+    """Return the error that loading the model and its tokenizer would raise, or None.
+
+    Tensors are compared by name and shape: transformers itself loads the files onto the meta device, which holds no data.
+    """
+    try:
+        _check(path)
+    except ModelError as error:
+        return error
+    return None
+
+
+def _check(path: Path) -> None:
+    check_source(path)
+    try:
+        with no_foreign_bars(), one_message(path):
+            _compare_tensors(path)
+            load_tokenizer(path, chat=False)
+    except (StillroomError, MemoryError):
+        raise
+    except Exception as error:  # a configuration of another kind can raise anything
+        raise ModelError(
+            str(path),
+            f"cannot be loaded: {error or type(error).__name__}",
+            "a causal language model that transformers knows",
+        ) from error
+
+
+def _compare_tensors(path: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    if is_gguf(path):
+        with quick_gguf():
+            check_gguf_tensors(path, load_config(path))
+        return
+    load: Any = AutoModelForCausalLM.from_pretrained  # typed without the loading information that it returns as well
+    _, info = load(
+        path, config=load_config(path), use_safetensors=True, trust_remote_code=False, dtype=torch.float32, device_map={"": "meta"},
+        output_loading_info=True, ignore_mismatched_sizes=True,
+    )  # fmt: skip
+    refuse_misfit(path, info)

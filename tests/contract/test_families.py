@@ -1,0 +1,296 @@
+"""Every technique that takes a model, crossed with every family of models: it works and reloads in plain transformers, or the plan refuses it.
+
+The families are in tests/families.py, the techniques in tests/family_table.py.
+"""
+
+import json
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.evaluate.models_under_test import isolated_runs
+from tasks.prune.depth import Depth
+from tasks.prune.weight_selection import WeightSelection
+from tasks.shared import isolation
+from tasks.shared.errors import TechniqueError
+from tasks.shared.formats.rows import read_rows, write_rows
+from tasks.shared.formats.soft_targets import SoftTargets, row_key
+from tasks.shared.model.activations import collect
+from tasks.shared.model.encoding import encode
+from tasks.shared.model.head import check_head, output_head
+from tasks.shared.model.layout import decoder_layers, find_layout, part_of
+from tasks.shared.model.loading import load_model, load_tokenizer
+from tasks.shared.technique import Artifact, Inputs, Kind
+from tests.families import FAMILIES, save_family
+from tests.family_table import CORPUS, PAGE, ROWS, Row, plan_answer, renewed, techniques
+from tests.tiny_llama import empty_run, inputs_of, write_corpus
+
+LENGTH = 40
+"""Tokens of a probe: more than the shortest sliding window."""
+LAST_PROJECTIONS = {"o_proj", "down_proj", "dense", "dense_4h_to_h", "c_proj"}
+DENSE = [name for name in FAMILIES if name not in ("mixtral", "qwen3_moe")]
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:The following (rank|alpha)_pattern keys did not match"
+)  # peft, of experts
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Folder of a family's model, made once; seed 1 is the teacher's."""
+
+    @cache
+    def made(name: str, seed: int = 0) -> Path:
+        return save_family(tmp_path_factory.mktemp(name) / "model", name, seed=seed)
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus of a few rows with all three splits."""
+    folder = write_corpus(tmp_path_factory.mktemp("corpus") / "corpus", 8)
+    rows = read_rows(folder / "calibration.jsonl")
+    write_rows(folder / "calibration.jsonl", rows[:2])
+    write_rows(
+        folder / "train.jsonl", [row.model_copy(update={"reasoning": "It is within 45 days."}) for row in rows[2:6]]
+    )
+    write_rows(folder / "test.jsonl", rows[6:])
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evaluate models here: a process each would take most of the time."""
+    monkeypatch.setattr(isolated_runs, "run_isolated", lambda work, *arguments: isolation._guarded(work, arguments))
+
+
+def inputs_at(row: Row, name: str, models: Callable[..., Path], corpus: Path) -> Inputs:
+    places = {"models.student": (Kind.MODEL, models(name)), "models.teacher": (Kind.MODEL, models(name, 1)), CORPUS: (Kind.CORPUS, corpus)}  # fmt: skip
+    return Inputs(
+        {port: (Artifact(source.removeprefix("models."), *places[source]),) for port, source in row.ports().items()}
+    )
+
+
+def probe(rows: int = 512) -> Any:
+    """Token ids without special ones, (1, LENGTH)."""
+    import torch
+
+    return torch.randint(3, rows, (1, LENGTH), generator=torch.Generator().manual_seed(7))
+
+
+def logits_of(model: Any, ids: Any) -> Any:
+    import torch
+
+    with torch.no_grad():
+        return model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0].float()
+
+
+def rounded(model: Any) -> Any:
+    """The model with weights as `save_model` stores them, in bfloat16; buffers, such as rotary frequencies, are not stored."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.bfloat16().float()
+    return model
+
+
+def reloaded(folder: Path) -> Any:
+    """The model as plain transformers loads it, in float32, with every weight found and none left over."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    assert not any(info.values()), f"{folder.name}: {info}"
+    return model.eval()
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.label)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_technique_works_or_the_plan_says_why_not(
+    name: str, row: Row, models: Callable[..., Path], corpus: Path, tmp_path: Path
+) -> None:
+    answer, inputs = plan_answer(row, models(name)), inputs_at(row, name, models, corpus)
+    out, run = empty_run(tmp_path)
+    if answer:
+        family, _, why = answer.partition(" does not take it: ")
+        assert why and row.option in family and "fix: " in why
+        with pytest.raises(TechniqueError) as caught:
+            row.technique(inputs, out, run)
+        assert why.splitlines()[0] in str(caught.value), "the technique by itself says what the plan says"
+        assert not list(out.iterdir())
+        return
+    metrics = row.technique(inputs, out, run)
+    check = CHECKS.get(row.option, check_trained if row.option.startswith("distill/") else None)
+    assert check is not None, f"{row.option} is not checked"
+    check(models(name), out, metrics, inputs)
+
+
+def check_depth(source: Path, out: Path, metrics: Any, inputs: Inputs) -> None:
+    model = reloaded(out)
+    assert len(decoder_layers(model)) == metrics["layers"] == 1
+    assert logits_of(model, probe()).isfinite().all()
+
+
+def check_vocabulary(source: Path, out: Path, metrics: Any, inputs: Inputs) -> None:
+    """The same logits for the same tokens, which have other ids; ids in both configurations name the same tokens."""
+    import torch
+
+    before, after = rounded(load_model(source)), reloaded(out)
+    old_ids = torch.tensor(json.loads((out / "vocabulary.json").read_text("utf-8"))["old_ids"])
+    assert metrics["parameters"] < metrics["parameters_before"] and len(old_ids) < 512
+    places = probe(len(old_ids))
+    torch.testing.assert_close(
+        logits_of(after, places), logits_of(before, old_ids[places])[:, old_ids], rtol=1e-4, atol=1e-4
+    )
+    whole, small = load_tokenizer(source), load_tokenizer(out)
+    for settings, given in ((after.config, before.config), (after.generation_config, before.generation_config)):
+        for kind in ("eos_token_id", "pad_token_id", "bos_token_id"):
+            new, old = getattr(settings, kind), getattr(given, kind)
+            assert small.convert_ids_to_tokens(new) == whole.convert_ids_to_tokens(old)
+
+
+def check_selection(source: Path, out: Path, metrics: Any, inputs: Inputs) -> None:
+    model = reloaded(out)
+    assert metrics["parameters"] == model.num_parameters() < metrics["parameters_before"]
+    assert logits_of(model, probe()).isfinite().all()
+
+
+def check_quantized(source: Path, out: Path, metrics: Any, inputs: Inputs) -> None:
+    """Every linear layer but the head is packed, and the unpacked weights are close to the source's."""
+    import torch
+
+    before = load_model(source)
+    linear = {name for name, part in before.named_modules() if isinstance(part, torch.nn.Linear)} - {"lm_head"}
+    assert {name.removesuffix(".weight_packed") for name in stored(out) if name.endswith("_packed")} == linear
+    assert len(linear) >= 8
+    assert 0 < float(metrics["kl_to_source"]) < 0.1
+    after = load_model(out)
+    logits_of(after, probe())
+    for name in linear:
+        weight, unpacked = (model.get_submodule(name).weight for model in (before, after))
+        assert 1e-3 < float((weight - unpacked).detach().norm() / weight.detach().norm()) < 0.3, name
+    reloaded(out)
+
+
+def stored(folder: Path) -> list[str]:
+    from safetensors import safe_open
+
+    found: list[str] = []
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="numpy") as tensors:
+            found += tensors.keys()
+    return found
+
+
+def check_gguf(source: Path, out: Path, metrics: Any, inputs: Inputs) -> None:
+    """llama.cpp tokenizes as the source does, and gives its distributions: the limit is in the row's settings."""
+    assert float(metrics["kl_to_source"]) < 1e-4 and int(metrics["positions"]) > 1
+
+
+def check_trained(source: Path, out: Path, metrics: Any, inputs: Inputs) -> None:
+    import torch
+
+    model, before = reloaded(out), rounded(load_model(source))
+    after, logits = logits_of(before, probe()), logits_of(model, probe())
+    assert logits.isfinite().all() and not torch.allclose(logits, after, atol=1e-3), "nothing was learned"
+    assert settings_of(model) == settings_of(before), "training left its own settings in the configuration"
+
+
+def settings_of(model: Any) -> dict[str, Any]:
+    """A model's configuration without what saving changes."""
+    found: dict[str, Any] = model.config.to_dict()
+    return {
+        name: value for name, value in found.items() if name not in ("dtype", "_name_or_path", "transformers_version")
+    }
+
+
+def check_targets(source: Path, out: Path, metrics: Any, inputs: Inputs) -> None:
+    """The stored log-probabilities are those of the teacher's own logits."""
+    import torch
+
+    teacher = inputs.one("teacher").path
+    model, targets = load_model(teacher), SoftTargets(out)
+    for row in encode(read_rows(inputs.one("data").path / "train.jsonl"), load_tokenizer(teacher), 256)[:2]:
+        ids, logs = targets.read(row_key(row["input_ids"], row["labels"]), 1.0)
+        own = torch.log_softmax(logits_of(model, torch.tensor([row["input_ids"]])), dim=-1)
+        counted = torch.tensor([label >= 0 for label in row["labels"][1:]])
+        wanted = own[:-1][counted].gather(1, ids.long())
+        torch.testing.assert_close(logs[:, :-1].float(), wanted, rtol=2e-3, atol=2e-3)
+
+
+def check_scores(source: Path, out: Path, metrics: Any, inputs: Inputs) -> None:
+    text = (out / "items.jsonl").read_text("utf-8")
+    assert text and all(value == value for value in metrics.values()), "a figure is no number"  # noqa: PLR0124 - NaN
+    assert {"student", "teacher"} <= {name.split(".")[0] for name in metrics}
+
+
+CHECKS: dict[str, Callable[..., None]] = {
+    "prune/depth": check_depth, "prune/vocabulary": check_vocabulary, "prune/weight_selection": check_selection, "quantize/rtn": check_quantized,
+    "quantize/gptq": check_quantized, "export/gguf": check_gguf, "logits/topk": check_targets, "evaluate/perplexity": check_scores,
+    "evaluate/generation": check_scores,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("varied", [False, True], ids=["ordinary", "variant"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_without_a_layer_that_does_nothing_the_logits_stay(
+    name: str, varied: bool, corpus: Path, tmp_path: Path
+) -> None:
+    """Both by depth and by weight selection; the layers' kinds, windows and positions have to move with them."""
+    import torch
+
+    family = FAMILIES[name]
+    model = family.build(**(family.variant if varied else {}))
+    with torch.no_grad():
+        for weight, parameter in decoder_layers(model)[0].named_parameters():
+            if LAST_PROJECTIONS & set(weight.split(".")):
+                parameter.zero_()
+    wanted = logits_of(rounded(model), probe())
+    source = save_family(tmp_path / "model", name, model)
+    techniques = {"depth": Depth(layers=(0,), calibration_rows=2), "selection": WeightSelection(take=(1,))}
+    for label, technique in techniques.items():
+        if name == "gpt2" and label == "selection":
+            continue  # refused
+        out, run = empty_run(tmp_path, label)
+        technique(inputs_of(source, corpus), out, run)
+        torch.testing.assert_close(logits_of(reloaded(out), probe()), wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_head_computes_the_model_s_own_logits(name: str) -> None:
+    import torch
+
+    for model in (FAMILIES[name].build(), FAMILIES[name].build(**FAMILIES[name].variant)):
+        with torch.no_grad():
+            states = model.base_model(input_ids=probe(), use_cache=False).last_hidden_state
+            torch.testing.assert_close(output_head(model)(states)[0], logits_of(model, probe()))
+        check_head(model)
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_the_layout_names_the_last_projections(name: str) -> None:
+    """What enters them, times their weight, is what each block adds: without them a layer only passes on."""
+    import torch
+
+    model = FAMILIES[name].build()
+    layout, layer = find_layout(model), decoder_layers(model)[1]
+    with torch.no_grad():
+        for place in (layout.attention_out, layout.feed_forward_out):
+            for parameter in part_of(layer, place).parameters():
+                parameter.zero_()
+    passed = collect(model, [{"input_ids": probe()}], [(0, layer)], lambda _, before, after, __: (after - before).abs().max())  # fmt: skip
+    assert float(passed[0]) == 0.0
+
+
+def test_the_table_is_the_plan_s_answer_and_every_technique_is_in_it() -> None:
+    assert techniques() == {row.option for row in ROWS}
+    assert PAGE.read_text("utf-8") == renewed(PAGE.read_text("utf-8")), "python -m tests.family_table"

@@ -1,0 +1,76 @@
+"""Models that no engine of a step can run are refused at plan time."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.planning.plan import build_plan
+from tasks.shared.engines import registry
+from tasks.shared.engines.protocol import Capabilities
+from tasks.shared.errors import ErrorList
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> dict[str, Any]:
+    dense, packed, file = tmp_path / "dense", tmp_path / "packed", tmp_path / "served.gguf"
+    for folder, config in ((dense, "{}"), (packed, '{"quantization_config": {}}')):
+        folder.mkdir()
+        (folder / "config.json").write_text(config)
+        (folder / "model.safetensors").write_bytes(b"")
+    file.write_bytes(b"GGUF")
+    models = {path.stem: {"path": str(path)} for path in (dense, packed, file)}
+    corpus = {"_target_": "tasks.curate.support.Support", "train_size": 400}
+    int4 = {"_target_": "tasks.quantize.rtn.RTN", "inputs": {"model": "models.dense"}}
+    export = {"_target_": "tasks.export.gguf.Gguf", "inputs": {"model": "models.dense"}}
+    return {"name": "trial", "seed": 0, "models": models, "steps": {"corpus": corpus, "int4": int4, "exported": export}}
+
+
+def problems(
+    recipe: dict[str, Any], technique: str, baseline: str, candidates: tuple[str, ...] = (), **settings: Any
+) -> str:
+    inputs: dict[str, Any] = {"baseline": baseline, "candidates": list(candidates), "data": "corpus"}
+    step = {"_target_": f"tasks.evaluate.{technique}", "inputs": inputs, **settings}
+    try:
+        build_plan({**recipe, "steps": {**recipe["steps"], "measured": step}})
+    except ErrorList as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("baseline", ["models.served", "exported"])
+def test_a_gguf_baseline_needs_llama_cpp_to_be_timed(recipe: dict[str, Any], baseline: str) -> None:
+    found = problems(recipe, "runtime.Runtime", baseline, engines=["transformers"])
+    assert f"steps.measured.inputs.baseline: {baseline}, whose weights are gguf: no engine runs them" in found
+    assert "transformers does not run gguf weights; llama.cpp is not among transformers" in found
+    assert not problems(recipe, "runtime.Runtime", baseline, engines=["transformers", "llama.cpp"])
+    assert not problems(recipe, "runtime.Runtime", baseline)
+
+
+@pytest.mark.parametrize("baseline", ["models.packed", "int4"])
+def test_packed_weights_cannot_be_timed_in_llama_cpp_alone(recipe: dict[str, Any], baseline: str) -> None:
+    assert f"{baseline}, whose weights are packed" in problems(
+        recipe, "runtime.Runtime", baseline, engines=["llama.cpp"]
+    )
+    assert not problems(recipe, "runtime.Runtime", "models.dense", (baseline,), engines=["llama.cpp"])
+    assert not problems(recipe, "runtime.Runtime", baseline)
+
+
+def test_every_form_has_an_engine_for_answers_labels_and_distributions(recipe: dict[str, Any]) -> None:
+    models = ("models.packed", "models.served", "int4", "exported")
+    for technique in ("generation.Generation", "divergence.Divergence", "perplexity.Perplexity"):
+        assert not problems(recipe, technique, "models.dense", models)
+    assert not problems(recipe, "generation.Generation", "models.dense", models, stop=["\n\n"])
+
+
+def test_a_capability_that_is_missing_is_named(recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    blind = Capabilities(reads=("dense", "packed"), dequantizes=("gguf",), stop=True)
+    monkeypatch.setattr(registry.TRANSFORMERS, "capabilities", blind)
+    found = problems(recipe, "divergence.Divergence", "models.dense", ("exported",))
+    assert (
+        "inputs.baseline: models.dense, whose weights are dense: no engine runs them for this step, which needs distribution"
+        in found
+    )
+    assert "inputs.candidates: exported" in found and "transformers lacks distribution" in found
+    assert "which needs labels" in problems(recipe, "generation.Generation", "int4")
+    assert not problems(recipe, "generation.Generation", "int4", label="written")

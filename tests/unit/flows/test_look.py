@@ -1,0 +1,123 @@
+"""A first look at a file: named, counted, and a recipe that the planner accepts."""
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from flows.look import main
+from flows.planning.config import compose_recipe
+from flows.planning.plan import find_technique
+from tests.chat_files import chat, question, write
+from tests.tiny_tokenizers import llama3_like
+
+
+def look(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    code = main(list(arguments))
+    shown = capsys.readouterr()
+    return code, shown.out + shown.err
+
+
+@pytest.fixture(autouse=True)
+def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> str:
+    file = tmp_path / "intents.csv"
+    rows = [f'"{question(number)}",label {number % 4},web' for number in range(80)] + ['"Once?",rare label,web', "a,b"]
+    file.write_text("text,intent,source\n" + "\n".join(rows) + "\n", encoding="utf-8")
+    return str(file)
+
+
+def test_a_table_is_named_and_counted(table, capsys) -> None:
+    code, shown = look(capsys, table, "--prices", "1", "2")
+    assert code == 0
+    assert max(len(line) for line in shown.splitlines() if "python -m" not in line) <= 80
+    for words in (
+        "CSV in utf-8: 81 texts (text) with labels (intent)", "82 records", "type classification, layout alone", "assistant, label",
+        "1 records cannot be read", "another number of cells", "line 83", "5 labels in 81 rows", "1 labels have at most 5 rows: rare label",
+        "8 (test_share=0.1)", "69 requests", "at 1 and 2 a million", "not looked at: py3langid",
+    ):  # fmt: skip
+        assert words in shown, words
+
+
+def test_the_written_recipe_is_short_and_planned(table, tmp_path: Path, capsys) -> None:
+    recipe = tmp_path / "conf" / "recipe" / "my.yaml"
+    code, shown = look(capsys, table, "--write", str(recipe))
+    assert code == 0 and f"--config-dir {tmp_path / 'conf'} +recipe=my dry_run=true" in shown
+    lines = recipe.read_text("utf-8").splitlines()
+    assert len(lines) <= 16 and lines[0] == "# @package _global_"
+    found = compose_recipe("my", [f"hydra.searchpath=[file://{tmp_path / 'conf'}]"]).recipe
+    corpus = found["steps"]["corpus"]
+    assert corpus["path"] == table and corpus["task"] == {"type": "classification", "layout": "alone"}
+    for step in found["steps"].values():
+        settings = {name: value for name, value in step.items() if name not in {"_target_", "inputs", "seed"}}
+        find_technique("test", step["_target_"])(**settings)
+    code, shown = look(capsys, table, "--write", str(recipe))
+    assert code == 2 and "exists" in shown
+    code, shown = look(capsys, table, "--write", str(tmp_path / "My Recipe.yaml"))
+    assert code == 2 and "lower-case" in shown
+
+
+def test_columns_that_nobody_knows_are_shown_with_the_way_on(tmp_path: Path, capsys) -> None:
+    file = write(tmp_path / "odd.jsonl", *({"frage": f"Was ist {n}?", "antwort": "So.", "abt": "x"} for n in range(30)))
+    code, shown = look(capsys, file)
+    assert code == 2 and "frage" in shown and "Was ist 0?" in shown and "map: {user: COLUMN" in shown
+    code, shown = look(
+        capsys, file, "--map", "{user: frage, assistant: antwort}", "--task", "qa", "--write", str(tmp_path / "a.yaml")
+    )
+    assert code == 0 and "30 columns by `map`" in shown
+    recipe = yaml.safe_load((tmp_path / "a.yaml").read_text("utf-8"))
+    assert recipe["steps"]["corpus"]["map"] == {"user": "frage", "assistant": "antwort"}
+    assert recipe["steps"]["corpus"]["task"] == {"type": "qa"} and "rouge_l" in recipe["steps"]["verdict"]["margins"]
+    for wrong, words in (
+        ("{usr: frage}", "did you mean 'user'"),
+        ("[a]", "a YAML mapping"),
+        ("{a: [", "a YAML mapping"),
+    ):
+        code, shown = look(capsys, file, "--map", wrong)
+        assert code == 2 and words in shown
+
+
+def test_a_large_file_is_looked_at_by_a_sample_and_says_so(tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("flows.looking.sample.FIRST", 50)
+    monkeypatch.setattr("flows.looking.sample.DRAWN", 30)
+    monkeypatch.setattr("flows.looking.tables.FIRST", 50)
+    monkeypatch.setattr("flows.looking.tables.DRAWN", 30)
+    file = tmp_path / "large.jsonl"
+    write(file, *(chat(question(number), "x") for number in range(400)))
+    with file.open("ab") as stream:
+        stream.write(b"{broken\n")
+    code, shown = look(capsys, str(file))
+    assert code == 0
+    assert "401 records; looked at the first 50 and at 30 drawn from the rest" in " ".join(shown.split())
+    assert "400 (estimate)" in shown and "line 401" in shown
+
+
+def test_lengths_in_tokens_and_a_terminal_that_is_not_utf8(tmp_path: Path, capsys, monkeypatch) -> None:
+    llama3_like().save_pretrained(tmp_path / "model")
+    file = write(tmp_path / "a.jsonl", *({"prompt": f"Wo ist \u2603 {n}?", "completion": "日本"} for n in range(12)))
+    code, shown = look(capsys, file, "--tokenizer", str(tmp_path / "model"))
+    assert code == 0 and "lengths in tokens" in shown
+    code, shown = look(capsys, file, "--tokenizer", str(tmp_path / "nothing"))
+    assert code == 2 and "no such folder" in shown
+    plain = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", plain)
+    assert main([file]) == 0
+    plain.flush()
+    assert b"Wo ist" in plain.buffer.getvalue()
+
+
+def test_a_file_that_is_no_data_ends_with_a_message(tmp_path: Path, capsys) -> None:
+    file = tmp_path / "data.jsonl"
+    file.write_text(json.dumps({"x": 1}), encoding="utf-8")
+    assert look(capsys, str(file))[0] == 2
+    file.write_bytes(b"PK\x03\x04")
+    code, shown = look(capsys, str(file))
+    assert code == 2 and "ZIP" in shown and "Traceback" not in shown
+    assert look(capsys, str(tmp_path / "nowhere"))[0] == 2
