@@ -4,6 +4,8 @@ import pytest
 
 from tasks.shared.engines import openai_endpoint
 from tasks.shared.errors import DataError, EndpointError
+from tasks.shared.formats.targets import Facts
+from tasks.shared.formats.tasks import Task
 from tasks.traces.openai import Prices
 from tasks.traces.settings import Limits
 from tests.fake_endpoint import Fake, reply, says
@@ -81,3 +83,20 @@ def test_rows_with_the_same_prompt_are_asked_once_also_at_the_same_time(tmp_path
     with Fake(reply(200, says("Well.")[1], delay=0.1)) as server:
         metrics, traced, _ = trace(tmp_path, rows, server.url, concurrency=6)
     assert len(server.seen) == 1 == metrics["requests"] and [row.answer for row in traced] == ["Well."] * 6
+
+
+def test_other_ids_choose_the_same_rows_and_the_same_worked_examples(tmp_path):
+    fact = (Facts(groups=(("45 days",),)),)
+    gold = "returns\nIt takes 45 days."
+    rows = [
+        chat(number, f"Q{number}", gold, key=fact, task="t", evidence=f"a{number}", tags={"kind": "faq"})
+        for number in range(12)
+    ]
+    renamed = [row.model_copy(update={"id": f"{97 * number % 13}-new"}) for number, row in enumerate(rows)]
+    settings = {"gold_ratio": 0.5, "article_in_prompt": False}
+    tasks = {"t": Task(type="qa", layout="first_line")}
+    with Fake(says("It takes 45 days.")) as server:
+        trace(tmp_path, rows, server.url, tasks, **settings)
+        assert len(server.seen) == 6 and len(server.seen[0][2]["messages"]) == 5
+        trace(tmp_path, renamed, server.url, tasks, name="renamed", **settings)
+    assert len(server.seen) == 6

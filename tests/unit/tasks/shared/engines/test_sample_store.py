@@ -1,9 +1,11 @@
 """Answers are kept whatever happens, and shared by runs that happen at the same time."""
 
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -53,6 +55,23 @@ def test_writers_at_the_same_time_lose_and_mix_nothing(tmp_path):
     with SampleStore(tmp_path / "a.jsonl") as store:
         assert all(store.find("r", 0, f"{name}-{number}") for name in "abc" for number in range(60))
     assert len((tmp_path / "a.jsonl").read_bytes().splitlines()) == 180
+
+
+def test_a_line_waits_for_the_lock_of_another_writer(tmp_path):
+    path = tmp_path / "a.jsonl"
+    with SampleStore(path) as store, path.open("ab") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        adding = threading.Thread(target=store.add, args=(sample(),))
+        adding.start()
+        other.write(b'{"row": ')
+        other.flush()
+        time.sleep(0.2)
+        assert adding.is_alive() and path.read_bytes() == b'{"row": ', "a half line of a living writer is left alone"
+        other.write(b"1}\n")
+        other.flush()
+        fcntl.flock(other, fcntl.LOCK_UN)
+        adding.join(10)
+        assert len(path.read_bytes().splitlines()) == 2
 
 
 def test_a_killed_writer_costs_nothing_that_was_kept(tmp_path):
