@@ -9,6 +9,8 @@ from tasks.shared.technique import Refusal
 
 UNWINDOWED = frozenset({"mistral", "mixtral", "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "smollm3", "starcoder2"})  # fmt: skip
 """Families whose sliding window llama.cpp ignores: it attends to all tokens before."""
+OFF_BY_DEFAULT = frozenset({"qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "smollm3"})
+"""Of these, families that have no window without `use_sliding_window`."""
 SHORTEST = 1024
 """Tokens of the shortest sliding window that is worth a file."""
 NARROW_HEADS = {"gemma2": 46, "gemma3_text": 62}
@@ -28,7 +30,7 @@ def unsupported(config: Mapping[str, Any]) -> Refusal | None:
         return Refusal(got, "quantize/gptq")
     usual = with_layer_lists({"model_type": kind, "num_hidden_layers": layer_count(config)})
     for name in LAYER_LISTS:
-        values = list(config.get(name) or ())
+        values = list(config.get(name) or ())[: layer_count(config)]
         if name in usual and _plain(values) != _plain(usual[name]):
             return Refusal(
                 f"its {name} are not in the order that llama.cpp takes for granted ({_shown(values)})", REORDERED
@@ -65,7 +67,7 @@ def _feed_forward(config: Mapping[str, Any]) -> Refusal | None:
         return Refusal("each layer scales its attention by its own index", "keep the model dense")
     if config.get("mlp_only_layers") or (config.get("decoder_sparse_step") or 1) != 1:
         return Refusal("some layers have no experts, and llama.cpp expects them in every layer", "keep the model dense")
-    if kind == "qwen3_moe" and not config.get("norm_topk_prob", False):
+    if kind == "qwen3_moe" and "hidden_size" in config and not config.get("norm_topk_prob", False):
         return Refusal(
             "its experts' weights do not sum to 1 (norm_topk_prob), and llama.cpp's do", "keep the model dense"
         )
@@ -80,7 +82,7 @@ def attended(config: Mapping[str, Any]) -> int | None:
     window = config.get("sliding_window")
     if config.get("model_type") not in UNWINDOWED or not window:
         return None
-    if not config.get("use_sliding_window", True) or "sliding_attention" not in (
+    if not config.get("use_sliding_window", config["model_type"] not in OFF_BY_DEFAULT) or "sliding_attention" not in (
         config.get("layer_types") or ["sliding_attention"]
     ):
         return None
