@@ -36,7 +36,7 @@ from tasks.shared.engines.registry import Needs
 from tasks.shared.forecast import Forecast, Workload
 from tasks.shared.formats.articles import Article, read_articles
 from tasks.shared.formats.rows import Row, spread
-from tasks.shared.formats.scores import ItemScore, write_scores
+from tasks.shared.formats.scores import RENAMED, ItemScore, current_name, write_scores
 from tasks.shared.items import Items, ItemSources
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun
 
@@ -106,7 +106,7 @@ class Generation:
 
     def engine_needs(self) -> Needs:
         """Engines that compute with the weights as stored, and choose labels if a measure needs it."""
-        chooses = FROM_LABELS.intersection(self.measures) and self.label == "likeliest"
+        chooses = FROM_LABELS.intersection(self._named) and self.label == "likeliest"
         return Needs((*(("labels",) if chooses else ()), *(("stop",) if self.stop else ())), dequantized=False)
 
     def forecast(self, work: Workload) -> Forecast:
@@ -120,7 +120,7 @@ class Generation:
         """
         if sources.corpus is None:
             rows = sources.at_most(self.limit)
-            return {name: Items(rows, MEASURES[name].measure.binary, exact=False) for name in self.measures or MEASURES}
+            return {name: Items(rows, MEASURES[name].measure.binary, exact=False) for name in self._named or MEASURES}
         items = read_test_items(sources.corpus, self.limit)
         measured = self._measured(items, sources.corpus)
         return {name: Items(len(found), MEASURES[name].measure.binary) for name, found in measured.items()}
@@ -152,9 +152,14 @@ class Generation:
         write_scores(out, make_summary(models, replies.found, measures, run, self.spec.libraries, notes), items)
         return {"items": len(rows), **mean_values(items, models)}
 
+    @property
+    def _named(self) -> tuple[str, ...]:
+        """Measures to take, by their names of today; empty for those of the corpus' tasks."""
+        return tuple(dict.fromkeys(map(current_name, self.measures)))
+
     def _measured(self, items: Sequence[TestItem], corpus: Path) -> Measured:
-        measured = items_by_measure(items, self.measures)
-        if missing := [name for name in self.measures if name not in measured]:
+        measured = items_by_measure(items, self._named)
+        if missing := [name for name in self._named if name not in measured]:
             raise missing_measures(missing, items, str(corpus / "test.jsonl"))
         return measured
 
@@ -214,7 +219,8 @@ class Generation:
                 )  # fmt: skip
 
     def _notes(self, models: Sequence[ModelUnderTest]) -> list[str]:
-        return [
+        renamed = [f"{name}: the measure is now called {RENAMED[name]}." for name in self.measures if name in RENAMED]
+        return renamed + [
             f"{model.name} is prompted {'with' if model.sees_article else 'without'} the article and without the layout of the answers; "
             "it chooses a label from a list in the prompt."
             for model in models

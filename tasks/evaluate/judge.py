@@ -36,6 +36,7 @@ from tasks.shared.formats.scores import (
     Measure,
     ModelSummary,
     Scores,
+    current_name,
     read_scores,
     write_scores,
 )
@@ -108,7 +109,7 @@ class Judge(EndpointSettings):
 
     def count_items(self, sources: ItemSources) -> dict[str, Items]:
         """Return the items: those of the measure whose answers are judged, up to the limit."""
-        names = [self.measure] if self.measure else FULL_TEXTS
+        names = [current_name(self.measure)] if self.measure else FULL_TEXTS
         own = [sources.items[name] for name in names if name in sources.items]
         most = max((items.count for items in own), default=sources.rows)
         exact = bool(own) and all(items.exact for items in own) and len(own) == 1
@@ -149,7 +150,11 @@ class Judge(EndpointSettings):
         return flat_metrics(items, found, replies)
 
     def _items(self, answers: Scores, baseline: str) -> list[ItemScore]:
-        names = [self.measure] if self.measure else [name for name in FULL_TEXTS if name in answers.summary.measures]
+        names = (
+            [current_name(self.measure)]
+            if self.measure
+            else [name for name in FULL_TEXTS if name in answers.summary.measures]
+        )
         known = [item for name in names for item in answers.items if item.measure == name and baseline in item.answers]
         items = list({item.id: item for item in reversed(known)}.values())[::-1]  # of several, the first measure's
         if not items:

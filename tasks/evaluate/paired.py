@@ -1,7 +1,6 @@
 """Paired verdict: ship only candidates proven to be no worse than the baseline by a margin."""
 
 import json
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -34,26 +33,24 @@ from tasks.shared.formats.verdict import (
 from tasks.shared.items import ItemFindings, Items
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun, Upstream
 
-log = logging.getLogger(__name__)
 SHOWN = 6
 Share = Annotated[float, Field(gt=0, lt=1)]
 Allowed = Annotated[float, Field(gt=0)]
 
 
-def _current_names(margins: dict[str, float]) -> dict[str, float]:
-    """Return margins by the names of today.
-
-    Raises ValueError if a measure has one under each of its names.
-    """
-    renamed = {current_name(name): value for name, value in margins.items()}
-    if len(renamed) < len(margins):
+def _once(margins: dict[str, float]) -> dict[str, float]:
+    """Return the margins.  Raises ValueError if a measure has one under each of its names."""
+    if len(by_current_name(margins)) < len(margins):
         raise ValueError(f"{', '.join(RENAMED)} is the earlier name of {', '.join(RENAMED.values())}: give one of them")
-    for name in RENAMED.keys() & margins.keys():
-        log.info("margin of %s: the measure is now called %s", name, RENAMED[name])
-    return renamed
+    return margins
 
 
-Margins = Annotated[dict[str, Allowed], AfterValidator(_current_names)]
+def by_current_name(margins: Mapping[str, float]) -> dict[str, float]:
+    """Return margins by the names of measures of today."""
+    return {current_name(name): margin for name, margin in margins.items()}
+
+
+Margins = Annotated[dict[str, Allowed], AfterValidator(_once)]
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -99,7 +96,7 @@ class Paired:
         self, where: str, inputs: Mapping[str, tuple[str, ...]], upstream: Mapping[str, Upstream]
     ) -> Iterator[ConfigError]:
         """Yield mistakes in the recipe, before anything runs."""
-        if both := sorted(self.margins.keys() & self.relative_margins.keys()):
+        if both := sorted(by_current_name(self.margins).keys() & by_current_name(self.relative_margins).keys()):
             got = f"{', '.join(both)} also in relative_margins"
             yield ConfigError(f"{where}.margins", got, "one margin per measure", "remove one of them")
         if not self.margins and not self.relative_margins:
@@ -128,8 +125,19 @@ class Paired:
     ) -> ItemFindings:
         """Return the margins that these items cannot decide: none of them, or too few."""
         alpha = self._alpha(len(inputs.get("candidates", ())))
-        planned = Planned(self.discordance, alpha, self.power, frozenset(self.relative_margins))
-        return shortages(where, {**self.relative_margins, **self.margins}, items, complete, planned)
+        relative = by_current_name(self.relative_margins)
+        planned = Planned(self.discordance, alpha, self.power, frozenset(relative))
+        found = shortages(where, relative | by_current_name(self.margins), items, complete, planned)
+        found.lines.extend(f"{where}: {note}" for note in self._renamed())
+        return found
+
+    def _renamed(self) -> list[str]:
+        """Return a note for each margin under an earlier name of its measure."""
+        return [
+            f"margin of {name}: the measure is now called {RENAMED[name]}."
+            for name in (*self.margins, *self.relative_margins)
+            if name in RENAMED
+        ]
 
     def _alpha(self, candidates: int) -> float:
         """Error probability of one candidate."""
@@ -153,17 +161,15 @@ class Paired:
         return flat_metrics(verdict)
 
     def _gates(self, evidence: Evidence) -> dict[str, Gate]:
-        unknown = [name for name in (*self.margins, *self.relative_margins) if name not in evidence.measures]
+        absolute, relative = by_current_name(self.margins), by_current_name(self.relative_margins)
+        unknown = [name for name in (*absolute, *relative) if name not in evidence.measures]
         if unknown:
             raise ConfigError(
                 "margins", f"no step measured {', '.join(unknown)}", ", ".join(evidence.measures), "correct the name, or add the step that measures it"
             )  # fmt: skip
         return {
             name: Gate(
-                measure=measure,
-                step=step,
-                margin=self.margins.get(name, self.relative_margins.get(name)),
-                relative=name in self.relative_margins,
+                measure=measure, step=step, margin=absolute.get(name, relative.get(name)), relative=name in relative
             )
             for name, (step, measure) in evidence.measures.items()
         }
@@ -195,7 +201,7 @@ class Paired:
             flips=[flip for name in candidates for measure, gate in gates.items() if gate.margin is not None
                    for flip in list_flips(gate.measure, evidence.items_of(measure), baseline, name)],
             machine=evidence.machine(), versions={**evidence.versions, **{name: version(name) for name in self.spec.libraries}},
-            notes=[*self._power_notes(counts, gates, detectable), *self._slice_notes(evidence, gates),
+            notes=[*self._renamed(), *self._power_notes(counts, gates, detectable), *self._slice_notes(evidence, gates),
                    *several_notes(candidates, alpha, self.familywise), *evidence.notes],
         )  # fmt: skip
 

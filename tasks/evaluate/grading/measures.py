@@ -4,7 +4,6 @@ They follow from the targets of a row and from its task, so a corpus decides whi
 """
 
 import difflib
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +12,7 @@ from typing import Any, get_args
 from tasks.evaluate.grading.answers import gold_answer
 from tasks.shared.errors import DataError
 from tasks.shared.formats.rows import Row
-from tasks.shared.formats.scores import RENAMED, Measure, current_name
+from tasks.shared.formats.scores import Measure, current_name
 from tasks.shared.formats.targets import (
     Call,
     Choice,
@@ -36,7 +35,6 @@ from tasks.shared.grading.texts import matches_reference, rouge_l
 from tasks.shared.text.fact_matching import declines
 from tasks.shared.text.repetition import repeats
 
-log = logging.getLogger(__name__)
 TYPES: frozenset[TaskType] = frozenset(get_args(TaskType))
 PROSE: frozenset[TaskType] = frozenset({"chat", "qa", "summarization", "reasoning"})
 """Types whose answers are sentences."""
@@ -231,18 +229,13 @@ FROM_LABELS = frozenset({"label", "label_balanced"})
 
 
 def known_measures(names: Sequence[str]) -> tuple[str, ...]:
-    """Return the names of today of these measures, each once.
-
-    Raises ValueError for an unknown one.
-    """
+    """Return the names.  Raises ValueError for an unknown one."""
     for name in names:
-        if name in RENAMED:
-            log.info("measure %s: now called %s", name, RENAMED[name])
-        elif name not in MEASURES:
+        if current_name(name) not in MEASURES:
             near = difflib.get_close_matches(name, MEASURES, 1)
             meant = f"; did you mean {near[0]}?" if near else ""
             raise ValueError(f"no measure {name!r}; there are {', '.join(MEASURES)}{meant}")
-    return tuple(dict.fromkeys(map(current_name, names)))
+    return tuple(names)
 
 
 def missing_measures(missing: Sequence[str], items: Sequence[TestItem], where: str) -> DataError:

@@ -299,8 +299,15 @@ def test_problems_known_from_the_recipe_alone() -> None:
     )
 
 
-def test_the_earlier_name_of_a_measure_is_read() -> None:
-    assert Paired(margins={"intent": 0.05, "fact": 0.1}).margins == {"label": 0.05, "fact": 0.1}
+def test_the_earlier_name_of_a_measure_is_read(tmp_path: Path) -> None:
+    found = Paired(margins={"intent": 0.05}).find_shortages("steps.verdict", {}, {"label": Items(500)}, True)
+    assert not found.errors and found.lines[-1] == "steps.verdict: margin of intent: the measure is now called label."
+    right = some_right(300, 0.8)
+    label = {"label": Measure(title="label accuracy")}
+    scores = write_step_scores(tmp_path / "answers", label, items_of("label", {"tuned": right, "slim": right}))
+    verdict = judge(tmp_path / "judged", [scores], ["slim"], {"intent": 0.05})
+    assert verdict.margin == {"label": 0.05} and verdict.decision == "ship"
+    assert "margin of intent: the measure is now called label." in verdict.notes
     with pytest.raises(ValidationError, match="intent is the earlier name of label"):
         Paired(margins={"intent": 0.05, "label": 0.1})
 

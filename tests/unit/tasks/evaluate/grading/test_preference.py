@@ -18,7 +18,7 @@ ITEM = ItemScore(
 
 
 def test_the_swap_swaps_the_answers_and_nothing_else() -> None:
-    plain, swapped = (Pair(ITEM, "tuned", "int4").messages("Judge!", order) for order in (False, True))
+    plain, swapped = (Pair(ITEM, "tuned", "int4", ITEM.question).messages("Judge!", order) for order in (False, True))
     assert plain[0] == swapped[0] == {"role": "system", "content": "Judge!"}
     assert (
         plain[1]["content"]
