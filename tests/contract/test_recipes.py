@@ -166,7 +166,7 @@ def test_the_way_to_own_data_plans(page: str, steps: int, tmp_path: Path) -> Non
     text = changed(short_recipe(), README) if page == "README" else changed(shipped, DATA_PAGE)
     save_tiny(tmp_path / "model")
     row = '{"messages": [{"role": "user", "content": "%s"}, {"role": "assistant", "content": "yes"}]}\n'
-    for split in ("train", "calibration", "test"):
+    for split in ("train", "calibration", "test", "chats"):
         (tmp_path / f"{split}.jsonl").write_text(row % split)
     text = text.replace("/models/my-8b", str(tmp_path / "model")).replace("data/", f"{tmp_path}/")
     assert plan_written(text, tmp_path).startswith(f"{steps} steps")
