@@ -32,8 +32,8 @@ WRITTEN = {
     "tasks.prune.toy",
 }
 """Files and modules that a run, a benchmark or another program writes."""
-NOT_MODULES = {"tasks.get"}
-"""Attributes of local variables that are called like a package."""
+NOT_MODULES = {"tasks.get", "tasks.items", "tasks.json"}
+"""Attributes of local variables, and a corpus' file, that are called like a package."""
 NAMES = {file.name for file in tracked_files()}
 
 

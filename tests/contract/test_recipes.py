@@ -160,16 +160,36 @@ def test_readme_shows_a_recipe_that_plans(tmp_path: Path) -> None:
 
 
 @pytest.mark.needs_embedded
-@pytest.mark.parametrize(("page", "steps"), [("README", 6), ("docs/your-data.md", 14)])
-def test_the_way_to_own_data_plans(page: str, steps: int, tmp_path: Path) -> None:
+def test_the_way_to_own_data_plans(tmp_path: Path) -> None:
     shipped = (PROJECT / "conf" / "recipe" / "support_bot.yaml").read_text("utf-8")
-    text = changed(short_recipe(), README) if page == "README" else changed(shipped, DATA_PAGE)
     save_tiny(tmp_path / "model")
-    row = '{"messages": [{"role": "user", "content": "%s"}, {"role": "assistant", "content": "yes"}]}\n'
-    for split in ("train", "calibration", "test", "chats"):
-        (tmp_path / f"{split}.jsonl").write_text(row % split)
-    text = text.replace("/models/my-8b", str(tmp_path / "model")).replace("data/", f"{tmp_path}/")
-    assert plan_written(text, tmp_path).startswith(f"{steps} steps")
+    write_chats(tmp_path / "chats.jsonl")
+    text = changed(shipped, DATA_PAGE).replace("/models/my-8b", str(tmp_path / "model"))
+    assert plan_written(text.replace("data/", f"{tmp_path}/"), tmp_path).startswith("14 steps")
+
+
+def test_readmes_way_to_own_data_looks_writes_and_plans(tmp_path: Path) -> None:
+    save_tiny(tmp_path / "model")
+    write_chats(tmp_path / "chats.jsonl")
+    block = README.partition("## Your own model and data")[2].partition("```sh\n")[2].partition("```")[0]
+    commands = [line.split() for line in block.splitlines()]
+    assert [words[2] for words in commands] == ["flows.look", "flows.look", "flows.compress"]
+    places = {"data": str(tmp_path), "my_conf": str(tmp_path / "my_conf"), "/models/my-8b": str(tmp_path / "model")}
+    for words in commands:
+        typed = [
+            re.sub("^(data|my_conf|/models/my-8b)(?=/|$)", lambda found: places[found[0]], word) for word in words[1:]
+        ]
+        last = ["dry_run=true"] if "flows.compress" in typed else []
+        done = subprocess.run(
+            [sys.executable, *typed, *last], cwd=PROJECT, capture_output=True, text=True, timeout=120, check=False
+        )
+        assert done.returncode == 0, done.stderr
+    assert "plan of my_recipe: 6 steps" in done.stdout
+
+
+def write_chats(file: Path) -> None:
+    row = '{"messages": [{"role": "user", "content": "question %d"}, {"role": "assistant", "content": "answer %d"}]}\n'
+    file.write_text("".join(row % (number, number) for number in range(40)))
 
 
 def test_readme_shows_the_two_commands() -> None:

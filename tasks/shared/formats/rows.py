@@ -127,7 +127,7 @@ class Row(BaseModel):
         return any(isinstance(target, Decline) for target in self.key)
 
     def with_answer(self, message: Message, **update: Any) -> "Row":
-        """Return the row with `message` as its final answer, and with the fields in `update` replaced."""
+        """Return the row with `message` as its final answer and the fields in `update` replaced."""
         before = self.messages[:-1] if self.answered else self.messages
         return self.model_copy(update={"messages": (*before, message), **update})
 

@@ -74,6 +74,11 @@ def plus(*names: str) -> Change:
     return tensors(lambda kept: kept | {name: torch.ones(3) for name in names})
 
 
+def without_tokenizer(folder: Path) -> None:
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+
+
 def replaced(name: str, content: str | bytes) -> Change:
     return lambda folder: (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
 
@@ -208,7 +213,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "configuration of wrong types": (configure(hidden_size="64"), "hidden_size"),
     "damaged generation settings": (replaced("generation_config.json", "{"), r"generation_config\.json: no valid JSON"),
     "impossible generation settings": (replaced("generation_config.json", '{"max_new_tokens": -5}'), r"generation_config\.json: .*max_new_tokens"),
-    "no tokenizer": (lambda folder: [file.unlink() for file in folder.glob("tokenizer*")], r"no tokenizer\.json"),
+    "no tokenizer": (without_tokenizer, r"no tokenizer\.json"),
     "truncated tokenizer": (cut("tokenizer.json", 0.5), "its tokenizer cannot be loaded"),
     "end token as a list": (lambda folder: edit(folder / "tokenizer_config.json", {"eos_token": ["a", "b"]}), "eos_token has to be"),
 }  # fmt: skip
