@@ -64,8 +64,8 @@ def sentence_pieces(folder: Path, rows: int) -> SentencePieces | None:
     from gguf import TokenType
 
     content = tokenizer_content(folder)
-    if content is None or not content["model"].get("byte_fallback"):
-        return None
+    if content is None or not content["model"].get("byte_fallback") or byte_level_splits(folder):
+        return None  # transformers sets byte_fallback for a byte-level tokenizer that it reads from a GGUF file
     model = content["model"]
     added = {token["content"]: token for token in content["added_tokens"]}
     ranks: dict[str, int] = {}
