@@ -24,7 +24,7 @@ log = logging.getLogger("stillroom")
 
 
 def look(options: argparse.Namespace) -> None:
-    """Look at a file and print what it is.  Raises StillroomError."""
+    """Print the format, columns, errors, lengths, labels and copies of a file.  Raises StillroomError."""
     from pydantic import ValidationError
     from rich.console import Console
 
@@ -52,8 +52,8 @@ def look(options: argparse.Namespace) -> None:
     if not sample.rows:
         raise ConfigError(
             options.file,
-            "no record can be read as a conversation",
-            "see the reasons above",
+            "no record can be read as a conversation; the reasons are above",
+            "a known format, or the columns that hold the question and the answer",
             "--map '{user: COLUMN, assistant: COLUMN}'",
         )
     lengths = figures.measure_lengths(sample.rows, options.tokenizer)
@@ -75,9 +75,9 @@ def look(options: argparse.Namespace) -> None:
 
 
 def read_settings(options: argparse.Namespace) -> dict[str, Any]:
-    """Settings of the reader that the command line gives.
+    """Return the settings of the reader that the command line gives.
 
-    Raises ConfigError for text that is no YAML mapping.
+    Raises ConfigError for text that is not a YAML mapping.
     """
     import yaml
 
@@ -110,17 +110,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "file", metavar="FILE", help="file or folder of conversations, packed or not; FILE.json#LIST for a list of it"
     )
-    parser.add_argument("--tokenizer", default="", metavar="FOLDER", help="model whose tokens measure the lengths")
-    parser.add_argument("--map", default="", metavar="YAML", help="which column is what")
-    parser.add_argument("--task", default="", metavar="YAML", help="type of the task, or a mapping")
-    parser.add_argument("--encoding", default="", metavar="NAME", help="of the file, if it is not UTF-8")
+    parser.add_argument("--tokenizer", default="", metavar="FOLDER", help="model whose tokenizer measures the lengths")
+    parser.add_argument(
+        "--map", default="", metavar="YAML", help="what the columns hold: {user: COLUMN, assistant: COLUMN}"
+    )
+    parser.add_argument(
+        "--task",
+        default="",
+        metavar="YAML",
+        help="type of the task (classification, reasoning, ...), or a mapping of its settings",
+    )
+    parser.add_argument("--encoding", default="", metavar="NAME", help="encoding of the file, if it is not UTF-8")
     parser.add_argument(
         "--prices",
         type=float,
         nargs=2,
         default=(0.0, 0.0),
         metavar=("IN", "OUT"),
-        help="of a teacher, per million tokens",
+        help="a teacher's prices per million prompt and answer tokens",
     )
     parser.add_argument("--write", type=Path, metavar="FILE", help="write a recipe to start from")
     options = parser.parse_args(arguments)

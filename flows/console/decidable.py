@@ -32,7 +32,7 @@ def table(found: Sequence[Decidable]) -> Table:
     """Table of margins, with the deciding step where there are several."""
     several = len({one.where for one in found}) > 1
     shown = Table(title="what the test items can decide")
-    for name in (*(["step"] if several else []), "measure", "test items", "your margin", "smallest margin", ""):
+    for name in (*(["step"] if several else []), "measure", "test items", "your margin", "smallest decidable", ""):
         shown.add_column(name, justify="left" if name in {"step", "measure", ""} else "right")
     for one in found:
         step = [one.where.removeprefix("steps.")] if several else []

@@ -172,7 +172,8 @@ def _only_list(path: Path, content: dict[str, Any]) -> str:
         return lists[0]
     named = ", ".join(f"{name} ({len(content[name])})" for name in lists)
     got = f"a JSON object with several lists: {named}"
-    raise DataError(str(path), got, "the list to read", f"{path.name}#{lists[0]}")
+    largest = max(lists, key=lambda name: len(content[name]))
+    raise DataError(str(path), got, "the name of one list, after a #", f"{path.name}#{largest}")
 
 
 def read_records(found: Container, limit: int) -> Iterator[Record]:

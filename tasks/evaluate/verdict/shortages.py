@@ -54,8 +54,8 @@ def shortages(
 def _too_few(where: str, names: list[str], count: str, margin: float, planned: Planned) -> str:
     needed = items_needed(margin, planned.discordance, planned.alpha, planned.power)
     return (
-        f"{where}: {' and '.join(names)}: {count} test items are too few for a margin of {100 * margin:.3g} points. Even a candidate "
-        f'as good as the baseline would probably end as "not enough data". Use about {needed} test items, or a larger margin'
+        f"{where}: {' and '.join(names)}: {count} test items are too few for a margin of {100 * margin:.3g} points: even a candidate as "
+        f"good as the baseline passes with less than {planned.power:.0%} probability. Use about {needed} test items, or a larger margin"
     )
 
 
