@@ -21,10 +21,19 @@ from flows.console.terminal import prepare_terminal
 from tasks.shared.errors import ConfigError, StillroomError
 
 log = logging.getLogger("stillroom")
+WANTED = {
+    "map": "columns by what they hold, such as {user: question, assistant: reply}",
+    "task": "a type such as qa, or settings such as {type: classification, layout: alone}",
+    "encoding": "the name of an encoding, such as cp1252",
+}
+"""Values of the options that set the reader."""
 
 
 def look(options: argparse.Namespace) -> None:
-    """Print the format, columns, errors, lengths, labels and copies of a file.  Raises StillroomError."""
+    """Print format, columns, errors, lengths, labels and copies of a file.
+
+    Raises StillroomError.
+    """
     from pydantic import ValidationError
     from rich.console import Console
 
@@ -39,11 +48,9 @@ def look(options: argparse.Namespace) -> None:
         settings = ReadSettings(**given)
     except ValidationError as error:
         first = error.errors()[0]
-        raise ConfigError(
-            f"--{'.'.join(map(str, first['loc'])) or 'map'}",
-            repr(first["input"]),
-            first["msg"].removeprefix("Value error, "),
-        ) from error
+        name = str(first["loc"][0]) if first["loc"] else "map"
+        got = f"{getattr(options, name)}: {first['msg'].removeprefix('Value error, ')}"
+        raise ConfigError(f"--{name}", got, WANTED[name], "see docs/data.md") from error
     sample = take_sample(options.file, settings)
     console, split = Console(), SplitSettings()
     tables.show_file(console, options.file, sample)
@@ -89,13 +96,11 @@ def read_settings(options: argparse.Namespace) -> dict[str, Any]:
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError as error:
-            raise ConfigError(
-                f"--{name}", text, "a YAML mapping, such as {user: question, assistant: reply}"
-            ) from error
+            raise ConfigError(f"--{name}", text, f"a YAML mapping: {WANTED[name]}") from error
         if name == "task" and isinstance(value, str):
             value = {"type": value}
         if not isinstance(value, dict):
-            raise ConfigError(f"--{name}", text, "a YAML mapping, such as {user: question, assistant: reply}")
+            raise ConfigError(f"--{name}", text, f"a YAML mapping: {WANTED[name]}")
         found[name] = value
     return found
 

@@ -1,4 +1,4 @@
-"""What a plan's test items can decide: a sentence for one margin, a table for several."""
+"""Margins that a plan's test items can decide: a sentence for one, a table for several."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Figures of a first look: columns, lengths, labels, copies, languages, test power, a teacher's cost."""
+"""Figures of a first look: columns, lengths, labels, copies, test power, a teacher's cost."""
 
 import json
 from collections import Counter

@@ -78,7 +78,7 @@ class ItemFindings:
 
 @runtime_checkable
 class CountsItems(Protocol):
-    """A technique that knows the measures that it takes and their items."""
+    """A technique that can count the test items of its measures."""
 
     def count_items(self, sources: ItemSources) -> Mapping[str, Items]:
         """Return the items by measure.
@@ -90,7 +90,7 @@ class CountsItems(Protocol):
 
 @runtime_checkable
 class NeedsItems(Protocol):
-    """A technique that decides by items."""
+    """A technique whose decision needs enough test items."""
 
     def find_shortages(
         self, where: str, inputs: Mapping[str, tuple[str, ...]], items: Mapping[str, Items], complete: bool

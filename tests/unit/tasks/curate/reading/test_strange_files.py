@@ -576,13 +576,13 @@ CASES: dict[str, Case] = {
         + table(["last?", "z"]),
         rows=201,
         bad=1,
-        reason="quotes of a table",
+        reason="unbalanced quotes in a table",
     ),
     "a ragged table": Case(
         table(["question", "answer"], *[[f"q{number}?", "a"] for number in range(300)]) + b"one,two,three\n",
         rows=300,
         bad=1,
-        reason="another number of cells",
+        reason="too many or too few cells",
     ),
     "parquet by mistake called .jsonl": Case(
         parquet([chat()]), "OpenAI chat", "Parquet (although it is called .jsonl)", TALK
