@@ -679,7 +679,7 @@ CASES: dict[str, Case] = {
     "an empty answer": Case(lines(chat(("user", "a"), ("assistant", " "))), talk=[("user", "a")]),
     "an unknown role": Case(GOOD + lines(chat(("alien", "a"))), bad=1, reason="an unknown role"),
     "no messages": Case(GOOD + lines({"messages": []}), bad=1, reason="no messages"),
-    "a record that is a number": Case(GOOD + b"17\n", bad=1, reason="no object"),
+    "a record that is a number": Case(GOOD + b"17\n", bad=1, reason="not an object"),
     "the same id twice": Case(
         lines({"id": "a", **chat()}, {"id": "a", **chat(("user", "b"))}, {"id": "a-2", **chat(("user", "c"))}),
         rows=3,
