@@ -21,10 +21,19 @@ from flows.console.terminal import prepare_terminal
 from tasks.shared.errors import ConfigError, StillroomError
 
 log = logging.getLogger("stillroom")
+WANTED = {
+    "map": "columns by what they hold, such as {user: question, assistant: reply}",
+    "task": "a type such as qa, or settings such as {type: classification, layout: alone}",
+    "encoding": "the name of an encoding, such as cp1252",
+}
+"""Values of the options that set the reader."""
 
 
 def look(options: argparse.Namespace) -> None:
-    """Look at a file and print what it is.  Raises StillroomError."""
+    """Print format, columns, errors, lengths, labels and copies of a file.
+
+    Raises StillroomError.
+    """
     from pydantic import ValidationError
     from rich.console import Console
 
@@ -39,11 +48,9 @@ def look(options: argparse.Namespace) -> None:
         settings = ReadSettings(**given)
     except ValidationError as error:
         first = error.errors()[0]
-        raise ConfigError(
-            f"--{'.'.join(map(str, first['loc'])) or 'map'}",
-            repr(first["input"]),
-            first["msg"].removeprefix("Value error, "),
-        ) from error
+        name = str(first["loc"][0]) if first["loc"] else "map"
+        got = f"{getattr(options, name)}: {first['msg'].removeprefix('Value error, ')}"
+        raise ConfigError(f"--{name}", got, WANTED[name], "see docs/data.md") from error
     sample = take_sample(options.file, settings)
     console, split = Console(), SplitSettings()
     tables.show_file(console, options.file, sample)
@@ -52,8 +59,8 @@ def look(options: argparse.Namespace) -> None:
     if not sample.rows:
         raise ConfigError(
             options.file,
-            "no record can be read as a conversation",
-            "see the reasons above",
+            "no record can be read as a conversation; the reasons are above",
+            "a known format, or the columns that hold the question and the answer",
             "--map '{user: COLUMN, assistant: COLUMN}'",
         )
     lengths = figures.measure_lengths(sample.rows, options.tokenizer)
@@ -75,9 +82,9 @@ def look(options: argparse.Namespace) -> None:
 
 
 def read_settings(options: argparse.Namespace) -> dict[str, Any]:
-    """Settings of the reader that the command line gives.
+    """Return the settings of the reader that the command line gives.
 
-    Raises ConfigError for text that is no YAML mapping.
+    Raises ConfigError for text that is not a YAML mapping.
     """
     import yaml
 
@@ -89,13 +96,11 @@ def read_settings(options: argparse.Namespace) -> dict[str, Any]:
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError as error:
-            raise ConfigError(
-                f"--{name}", text, "a YAML mapping, such as {user: question, assistant: reply}"
-            ) from error
+            raise ConfigError(f"--{name}", text, f"a YAML mapping: {WANTED[name]}") from error
         if name == "task" and isinstance(value, str):
             value = {"type": value}
         if not isinstance(value, dict):
-            raise ConfigError(f"--{name}", text, "a YAML mapping, such as {user: question, assistant: reply}")
+            raise ConfigError(f"--{name}", text, f"a YAML mapping: {WANTED[name]}")
         found[name] = value
     return found
 
@@ -110,17 +115,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "file", metavar="FILE", help="file or folder of conversations, packed or not; FILE.json#LIST for a list of it"
     )
-    parser.add_argument("--tokenizer", default="", metavar="FOLDER", help="model whose tokens measure the lengths")
-    parser.add_argument("--map", default="", metavar="YAML", help="which column is what")
-    parser.add_argument("--task", default="", metavar="YAML", help="type of the task, or a mapping")
-    parser.add_argument("--encoding", default="", metavar="NAME", help="of the file, if it is not UTF-8")
+    parser.add_argument("--tokenizer", default="", metavar="FOLDER", help="model whose tokenizer measures the lengths")
+    parser.add_argument(
+        "--map", default="", metavar="YAML", help="what the columns hold: {user: COLUMN, assistant: COLUMN}"
+    )
+    parser.add_argument(
+        "--task",
+        default="",
+        metavar="YAML",
+        help="type of the task (classification, reasoning, ...), or a mapping of its settings",
+    )
+    parser.add_argument("--encoding", default="", metavar="NAME", help="encoding of the file, if it is not UTF-8")
     parser.add_argument(
         "--prices",
         type=float,
         nargs=2,
         default=(0.0, 0.0),
         metavar=("IN", "OUT"),
-        help="of a teacher, per million tokens",
+        help="a teacher's prices per million prompt and answer tokens",
     )
     parser.add_argument("--write", type=Path, metavar="FILE", help="write a recipe to start from")
     options = parser.parse_args(arguments)

@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.tree import Tree
 
+from flows.console.decidable import show_decidable
 from flows.planning.chats import chat_lines
 from flows.planning.config import Runtime
 from flows.planning.estimate import Estimate, estimate_plan
@@ -35,10 +36,10 @@ FORECAST_DIGITS = 2
 def show_plan(
     plan: Plan, runtime: Runtime, variant: bool = False, console: Console | None = None, graph: bool = False
 ) -> None:
-    """Print the costs of a plan, the reasons to run steps again, and the graph as a tree.
+    """Print a plan: costs, inputs that it filled in, graph, notes, and warnings last.
 
     graph: also print the graph as mermaid text.
-    Raises ErrorList for decisions that no test item supports.
+    Raises ErrorList for margins on measures without a test item.
     """
     console = console or Console()
     estimates = estimate_plan(plan, runtime)
@@ -50,21 +51,20 @@ def show_plan(
         for name, item in status.items()
         if not item.done and item.why != "new" and not item.why.startswith("after ")
     }
-    for name, why in reasons.items():
-        console.print(f"[bold]{name}[/bold] runs again: {escape(why)}", highlight=False)
-    for line in wiring_lines(plan):
-        console.print(line, highlight=False)
-    for line in chat_lines(plan):
-        console.print(line, markup=False, highlight=False)
+    if wired := dict(wiring(plan)):
+        console.print(wiring_grid(wired))
     console.print(tree(plan))
-    items = check_items(session, status, estimates)
-    for line in items.lines:
-        console.print(line, highlight=False, markup=False)
-    for warning in items.warnings:
-        console.print(f"[yellow]warning[/yellow] {escape(warning)}", highlight=False)
     if graph:
         console.print("mermaid (paste it into Markdown):", style="bold")
         console.print(mermaid(plan), markup=False, highlight=False, soft_wrap=True)
+    items = check_items(session, status, estimates)
+    for name, why in reasons.items():
+        console.print(f"[bold]{name}[/bold] runs again: {escape(why)}", highlight=False)
+    for line in (*chat_lines(plan), *items.notes):
+        console.print(line, markup=False, highlight=False)
+    show_decidable(console, items.decidable)
+    for warning in items.warnings:
+        console.print(f"[yellow]warning[/yellow] {escape(warning)}", highlight=False)
     if items.errors:
         raise ErrorList(items.errors)
 
@@ -102,15 +102,27 @@ def cost_table(plan: Plan, estimates: dict[str, Estimate], status: Mapping[str, 
     return table
 
 
-def wiring_lines(plan: Plan) -> Iterator[str]:
-    """Yield a line for each step with inputs that the plan wired.
+def wiring(plan: Plan) -> Iterator[tuple[str, str]]:
+    """Yield each step with inputs that the plan filled in, and these inputs.
 
-    For example "tuned wired: model=models.teacher, data=traces".
+    For example "tuned" and "model=models.teacher, data=traces".
     """
     for step in plan.steps:
         taken = [f"{port}={_input_text(step, port)}" for port in step.wired]
         if taken:
-            yield f"[bold]{step.name}[/bold] wired: {escape(', '.join(taken))}"
+            yield step.name, ", ".join(taken)
+
+
+def wiring_grid(wired: Mapping[str, str]) -> Table:
+    """Table of the inputs that the plan filled in, a step each, wrapped below their start."""
+    grid = Table(
+        title="inputs filled in by the plan", title_justify="left", show_header=False, box=None, padding=(0, 1, 0, 0)
+    )
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column()
+    for name, taken in wired.items():
+        grid.add_row(name, escape(taken))
+    return grid
 
 
 def _input_text(step: Step, port: str) -> str:

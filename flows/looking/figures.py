@@ -1,7 +1,4 @@
-"""Figures of a first look.
-
-Columns, lengths, labels, copies, languages, what a test could show, what a teacher would cost.
-"""
+"""Figures of a first look: columns, lengths, labels, copies, test power, a teacher's cost."""
 
 import json
 from collections import Counter
@@ -33,7 +30,7 @@ LANGUAGES = "py3langid"
 def column_uses(record: Any, row: Row | None) -> list[tuple[str, str, str]]:
     """Return name, use and example of every column of a record.
 
-    row: made of it; None if it cannot be read.
+    row: what the reader made of the record; None if it cannot be read.
     """
     if not isinstance(record, dict):
         return []
@@ -48,6 +45,8 @@ def _use(name: str, value: Any, row: Row) -> str:
     text = as_text(value).strip()
     if not text or text in {"[]", "{}"}:
         return "empty"
+    if isinstance(value, list) and [message.content for message in row.messages] == value:
+        return f"conversation, {len(row.messages)} turns"
     if isinstance(value, list | dict) and name not in {"tools", "functions"} and name not in row.tags:
         held = [turn for turn in value if isinstance(turn, dict)] if isinstance(value, list) else []
         if held and any(
@@ -73,7 +72,7 @@ def _use(name: str, value: Any, row: Row) -> str:
 
 def _other_use(value: Any, row: Row) -> str:
     if any(isinstance(value, list | int) and target.type == "choice" for target in row.key):
-        return "options or the right one"
+        return "options" if isinstance(value, list) else "right option"
     return "left out"
 
 
@@ -91,7 +90,6 @@ def measure_lengths(rows: Sequence[Row], tokenizer: str) -> Lengths:
     """Measure lengths in the tokens of a tokenizer, with its chat template if it has one.
 
     Without a tokenizer, in words.
-
 
     tokenizer: folder of a model or tokenizer; empty for none.
     Raises ModelError if the folder holds none.
@@ -132,7 +130,7 @@ def _counter(folder: str) -> tuple[Callable[[str], int], str]:
 def _templated(rows: Sequence[Row], folder: str) -> list[int]:
     """Lengths of whole conversations as the chat template writes them.
 
-    None if it has no template or refuses a row.
+    Empty if there is no template, or it refuses a row.
     """
     tokenizer = _load(folder)
     if not getattr(tokenizer, "chat_template", None):
@@ -230,8 +228,8 @@ class Cost:
 def teacher_cost(sample: Sample, lengths: Lengths, share: float, prices: tuple[float, float]) -> Cost:
     """Estimate a teacher's cost.
 
-    share: of the rows that are for training.  prices: per million tokens in and out.
-    Words count as four thirds of a token.  Answers that the data lack are taken to be as long as the task's limit.
+    share: part of the rows that is used for training.  prices: per million tokens in and out.
+    Words count as four thirds of a token.  Missing answers count at the task's length limit.
     """
     per_unit = 1.0 if lengths.unit == "tokens" else 4 / 3
     requests = round(sample.expected_rows * share)

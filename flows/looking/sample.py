@@ -1,4 +1,4 @@
-"""Records of a file for a first look: the first ones, and some drawn from the rest."""
+"""Sample of a file for a first look: its first records, and a random draw of the others."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -51,9 +51,9 @@ class Sample:
 
 
 def take_sample(path: str, settings: ReadSettings, seed: int = 0) -> Sample:
-    """Look at the records of a file or folder.
+    """Read the first records of a file or folder, and a random draw of the others.
 
-    Raises DataError if it is no data.
+    Raises DataError for a file that is not a data set.
     """
     files = data_files("FILE", path)
     containers = [find_container(file, part, settings.encoding) for file, part in files]

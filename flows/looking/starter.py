@@ -23,7 +23,7 @@ def write_recipe(file: Path, path: str, sample: Sample, settings: dict[str, Any]
     """Write a recipe of at most 16 lines and return its name.
 
     path: of the data.  settings: of the reader, as given on the command line.  model: folder of a model with weights, or empty.
-    Raises ConfigError for a file name that is no name of a recipe, or a file that exists.
+    Raises ConfigError if the file exists, or its name cannot be a recipe's.
     """
     name = file.stem
     if file.suffix != ".yaml" or not re.fullmatch(NAME_PATTERN, name):

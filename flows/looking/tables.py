@@ -41,17 +41,23 @@ def show_file(console: Console, path: str, sample: Sample) -> None:
     words = ", ".join(dict.fromkeys(container.words for container in sample.containers))
     line(console, "file", f"{Path(path).name}, {byte_size(sample.bytes)}")
     line(console, "format", f"{words}: {show_counts(dict(sample.reader.formats.most_common())) or 'nothing readable'}")
-    number = f"{sample.records} records"
+    number = f"{sample.records}, all looked at"
     if not sample.whole:
-        number += f"; looked at the first {FIRST} and at {min(DRAWN, sample.looked - FIRST)} drawn from the rest"
+        drawn = min(DRAWN, sample.looked - FIRST)
+        number = f"{sample.records}; looked at the first {FIRST} and {drawn} drawn at random from the rest"
     line(console, "records", number)
-    line(console, "rows", f"{sample.expected_rows}{'' if sample.whole else ' (estimate)'}")
+    line(console, "rows", f"{'' if sample.whole else 'about '}{sample.expected_rows} usable")
     for name, task in sample.reader.tasks.items():
-        line(console, "task", f"{name}: type {task.type}, layout {task.layout}")
+        type_ = f"type {task.type}" if name == task.type else f"{name}: type {task.type}"
+        line(console, "task", f"{type_}, label layout {task.layout}" if task.labels or task.layout != "none" else type_)
     for words, count in sorted(sample.reader.remarks.items()):
         line(console, "note", f"{count} rows: {words}")
     if sample.reader.left_out:
-        line(console, "note", f"too long or nested for tags, left out: {', '.join(sorted(sample.reader.left_out))}")
+        line(
+            console,
+            "note",
+            f"left out of the tags where too long or nested: {', '.join(sorted(sample.reader.left_out))}",
+        )
 
 
 def show_columns(console: Console, sample: Sample) -> None:
@@ -70,7 +76,7 @@ def show_columns(console: Console, sample: Sample) -> None:
         table.add_row(Text(name), Text(use), Text(example))
     console.print(table)
     if len(uses) > 20:
-        line(console, "note", f"and {len(uses) - 20} more columns")
+        line(console, "note", f"{len(uses) - 20} more columns are not shown")
 
 
 def show_lengths(console: Console, lengths: Lengths) -> None:
@@ -101,22 +107,26 @@ def show_labels(console: Console, labels: Labels, rows: int) -> None:
         line(
             console,
             "tail",
-            f"{len(tail)} labels have at most {TAIL} rows: {', '.join(tail[:MOST])}{' ...' if len(tail) > MOST else ''}",
+            f"labels with {TAIL} rows or fewer, {len(tail)} in all: {', '.join(tail[:MOST])}{' ...' if len(tail) > MOST else ''}",
         )
 
 
 def show_copies(console: Console, copies: Copies) -> None:
     """Print exact and near-copies."""
-    line(console, "copies", f"{copies.exact} exact, {copies.near} near, among {copies.compared} rows")
+    line(
+        console,
+        "copies",
+        f"{copies.exact} exact and {copies.near} near-copies of an earlier row, among {copies.compared} rows",
+    )
     for words in (*copies.affixes.before[:2], *copies.affixes.after[:2]):
-        line(console, "shared", f"left out of comparisons: {words[:100]!r}")
+        line(console, "shared", f"text common to many rows, ignored in the comparison: {words[:100]!r}")
 
 
 def show_languages(console: Console, sample: Sample) -> None:
     """Print languages, or that none can be told."""
     found = count_languages(sample.rows)
     if found is None:
-        line(console, "langs", f"not looked at: {LANGUAGES} is not installed")
+        line(console, "langs", f"not detected: {LANGUAGES} is not installed")
     else:
         line(console, "langs", f"{show_counts(dict(found))} of {min(COMPARED, len(sample.rows))}")
 
@@ -125,7 +135,7 @@ def show_errors(console: Console, sample: Sample) -> None:
     """Print records that cannot be read, by reason."""
     if not sample.bad.count:
         return
-    table = Table(title=f"{sample.bad.count} records cannot be read")
+    table = Table(title=f"records that cannot be read: {sample.bad.count}")
     table.add_column("records", justify="right")
     table.add_column("reason, first line, fix")
     for reason, found in sorted(sample.bad.classes.items(), key=lambda item: -item[1].count)[:MOST]:
@@ -136,10 +146,10 @@ def show_errors(console: Console, sample: Sample) -> None:
 
 
 def show_test(console: Console, sample: Sample, settings: SplitSettings) -> None:
-    """Print which loss a test split of this file could show."""
+    """Print the smallest margins that test splits of several sizes could decide."""
     test = min(settings.max_test, round(sample.expected_rows * settings.test_share))
-    table = Table(title="what a test could show")
-    for name in ("test items", "smallest margin that can be decided"):
+    table = Table(title="what the test items could decide")
+    for name in ("test items", "smallest decidable margin"):
         table.add_column(name, justify="right")
     for items in sorted({test, 100, 300, 1000, 3000}):
         mark = f" (test_share={settings.test_share:g})" if items == test else ""
@@ -149,19 +159,24 @@ def show_test(console: Console, sample: Sample, settings: SplitSettings) -> None
     line(
         console,
         "basis",
-        f"right or wrong per item, {100 * FLIPS:.0f} % of the answers differ by chance, level {ALPHA:g}, power {POWER:g}",
+        f"for answers that are right or wrong, if {100 * FLIPS:.0f} % of them change by chance; alpha {ALPHA:g}, power {POWER:g}",
     )
 
 
 def show_cost(console: Console, cost: Cost, prices: tuple[float, float]) -> None:
     """Print what a teacher would read and write."""
     money = (
-        f", {cost.money:,.2f} at {prices[0]:g} and {prices[1]:g} a million"
+        f", for {cost.money:,.2f} at {prices[0]:g} and {prices[1]:g} per million"
         if any(prices)
-        else "; --prices IN OUT gives the money"
+        else "; --prices IN OUT shows the cost"
     )
-    text = f"{cost.requests} requests: {cost.tokens_in / 1e6:.2f} M tokens in, {cost.tokens_out / 1e6:.2f} M out{money}"
-    line(console, "teacher", f"one answer a training row, {text}")
+    text = f"{tokens(cost.tokens_in)} tokens in, {tokens(cost.tokens_out)} out{money}"
+    line(console, "teacher", f"one answer per training row would be {cost.requests} requests, {text}")
+
+
+def tokens(number: float) -> str:
+    """Format a number of tokens in thousands or millions."""
+    return f"{number / 1e6:.1f} M" if number >= 1e6 else f"{number / 1e3:.0f} k"
 
 
 def line(console: Console, label: str, text: str, whole: bool = False) -> None:

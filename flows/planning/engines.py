@@ -1,4 +1,4 @@
-"""Check that some engine runs each model that a technique puts questions to."""
+"""Check that an engine can run each model that a technique queries."""
 
 from collections.abc import Iterator, Mapping
 
@@ -30,7 +30,7 @@ def engine_problems(step: Step, steps: Mapping[str, Step], sources: Mapping[str,
 
 
 def _form(name: str, steps: Mapping[str, Step], sources: Mapping[str, Source]) -> WeightForm | None:
-    """Form of a model's weights; None where it is not known before the run."""
+    """Form of a model's weights; None if it is not known before the run."""
     if name in steps:
         if steps[name].kind is Kind.ENGINE:
             return "gguf"

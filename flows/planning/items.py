@@ -25,7 +25,8 @@ def check_items(session: Session, status: Mapping[str, Status], estimates: Mappi
         merged = {name: items for own in read if own is not None for name, items in own.items()}
         if isinstance(technique, NeedsItems) and not status[step.name].done:
             own = technique.find_shortages(f"steps.{step.name}", step.inputs, merged, complete=None not in read)
-            found.lines.extend(own.lines)
+            found.decidable.extend(own.decidable)
+            found.notes.extend(own.notes)
             found.warnings.extend(own.warnings)
             found.errors.extend(own.errors)
         elif step.kind is Kind.SCORES:
@@ -41,7 +42,7 @@ def _count(
     merged: Mapping[str, Items],
     found: ItemFindings,
 ) -> Mapping[str, Items] | None:
-    """Items of one step by measure; None if it cannot say."""
+    """Items of one step by measure; None for a step that cannot count them."""
     if not isinstance(step.technique, CountsItems):
         return None
     corpora = [name for name in step.needs if name in status and session.plan.step(name).kind is Kind.CORPUS]

@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Dedup:
-    """Rows of which none copies an earlier one; the first is kept.
+    """Rows without copies: the first of each is kept.
 
     Candidates share one of their rarest shingles (Chaudhuri et al. 2006, "A primitive operator for similarity joins"), which misses no
     pair above the threshold.

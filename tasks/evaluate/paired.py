@@ -123,12 +123,12 @@ class Paired:
     def find_shortages(
         self, where: str, inputs: Mapping[str, tuple[str, ...]], items: Mapping[str, Items], complete: bool
     ) -> ItemFindings:
-        """Return the margins that these items cannot decide: none of them, or too few."""
+        """Return what these items can decide, with an error or a warning where they cannot."""
         alpha = self._alpha(len(inputs.get("candidates", ())))
         relative = by_current_name(self.relative_margins)
         planned = Planned(self.discordance, alpha, self.power, frozenset(relative))
         found = shortages(where, relative | by_current_name(self.margins), items, complete, planned)
-        found.lines.extend(f"{where}: {note}" for note in self._renamed())
+        found.notes.extend(f"{where}: {note}" for note in self._renamed())
         return found
 
     def _renamed(self) -> list[str]:

@@ -23,6 +23,10 @@ class Items:
     binary: bool = True
     exact: bool = True
 
+    def __str__(self) -> str:
+        """Format the number for messages; "up to" before a bound."""
+        return f"{'' if self.exact else 'up to '}{self.count}"
+
 
 @dataclass(frozen=True)
 class ItemSources:
@@ -43,20 +47,38 @@ class ItemSources:
 
 
 @dataclass(frozen=True)
+class Decidable:
+    """Smallest margin that a measure's test items can decide, next to the recipe's.
+
+    where: step that decides.  margin: in the measure's own unit, or a share of the baseline's value if `relative`.
+    smallest: None where it depends on values that nobody has measured yet, as for amounts.
+    """
+
+    where: str
+    measure: str
+    items: Items
+    margin: float
+    relative: bool = False
+    smallest: float | None = None
+
+
+@dataclass(frozen=True)
 class ItemFindings:
     """Decisions that the items support.
 
-    lines: facts for the plan.  warnings: decisions that are unlikely.  errors: decisions that are impossible.
+    decidable: one per margin that has items.  notes: other facts for the plan.
+    warnings: decisions that are unlikely.  errors: decisions that are impossible.
     """
 
-    lines: list[str] = field(default_factory=list)
+    decidable: list[Decidable] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     errors: list[StillroomError] = field(default_factory=list)
 
 
 @runtime_checkable
 class CountsItems(Protocol):
-    """A technique that knows the measures that it takes and their items."""
+    """A technique that can count the test items of its measures."""
 
     def count_items(self, sources: ItemSources) -> Mapping[str, Items]:
         """Return the items by measure.
@@ -68,7 +90,7 @@ class CountsItems(Protocol):
 
 @runtime_checkable
 class NeedsItems(Protocol):
-    """A technique that decides by items."""
+    """A technique whose decision needs enough test items."""
 
     def find_shortages(
         self, where: str, inputs: Mapping[str, tuple[str, ...]], items: Mapping[str, Items], complete: bool

@@ -51,7 +51,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Rules:
-    """Limits of one row, all decided: the fields of `Limits`.
+    """Limits of one row's answer, with every default filled in.
 
     refusals: True if an answer may decline although the row does not ask for it.
     """

@@ -1,4 +1,4 @@
-"""Prompts for the teacher: which rows are asked, in which order, with what."""
+"""Prompts for the teacher: rows to ask, their order, and the messages to send."""
 
 import logging
 from collections.abc import Mapping, Sequence

@@ -96,7 +96,10 @@ class TeacherSettings(EndpointSettings):
             raise ConfigError("vote", f"{self.samples} samples", "three or more to choose from", "samples: 5")
         if self.budget.money and not (self.prices.input or self.prices.output):
             raise ConfigError(
-                "budget.money", "no prices", "prices.input and prices.output", "set the endpoint's prices"
+                "budget.money",
+                "no prices",
+                "prices.input and prices.output",
+                "prices: {input: 0.15, output: 0.6}, per million tokens",
             )
 
     def room(self, task: Task) -> int:

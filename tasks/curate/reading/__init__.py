@@ -1,1 +1,1 @@
-"""Readers of conversations in the formats in which people have them."""
+"""Readers for common formats of conversations."""

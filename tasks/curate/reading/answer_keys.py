@@ -89,7 +89,7 @@ def stated_label(answer: str, task: Task, strict: bool = True) -> str:
 
 
 def add_targets(draft: Draft, task: Task, counts: Counter[str]) -> None:
-    """Add the targets that the task's type takes from the answer, unless the data state them."""
+    """Add the targets that the task's type derives from the answer, unless the data state them."""
     if draft.references and not any(isinstance(target, Text) for target in draft.targets):
         draft.targets.append(Text(references=draft.references))
     maker = BY_TYPE.get(task.type)

@@ -111,7 +111,7 @@ class Quarantine:
 
 @contextmanager
 def quarantine_in(folder: Path) -> Iterator[Quarantine]:
-    """Open quarantine.jsonl in a folder; an empty file is removed at the end."""
+    """Open quarantine.jsonl in a folder; remove it at the end if it is empty."""
     file = folder / FILE
     with file.open("w", encoding="utf-8") as stream:
         found = Quarantine(stream)

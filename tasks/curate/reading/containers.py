@@ -1,4 +1,4 @@
-"""Files by their content: what a file is, whatever it is called, and its records one by one."""
+"""Kind of a file by its content, not its name, and its records one by one."""
 
 import bz2
 import codecs
@@ -36,7 +36,7 @@ WANTED = "JSON lines, a JSON array, CSV, TSV or Parquet; each may be gzipped"
 
 @dataclass(frozen=True)
 class Container:
-    """A file as it is: packing, form, and what the form needs to be read.
+    """A data file: its packing, its form, and what reading that form needs.
 
     form: "json lines", "json array", "json values" (over several lines), "json object", "table" or "parquet".  part: list of a JSON
     object that holds the rows.
@@ -82,7 +82,7 @@ def split_part(path: str) -> tuple[str, str]:
 
 
 def find_container(path: Path, part: str = "", encoding: str = "") -> Container:
-    """Find out what a file is, by its content.
+    """Return packing and form of a file, by its content.
 
     part: list to read of a JSON object.  encoding: of a text, if it is known.
     Raises DataError that names what the file is instead of data, or that it is empty.
@@ -172,7 +172,8 @@ def _only_list(path: Path, content: dict[str, Any]) -> str:
         return lists[0]
     named = ", ".join(f"{name} ({len(content[name])})" for name in lists)
     got = f"a JSON object with several lists: {named}"
-    raise DataError(str(path), got, "the list to read", f"{path.name}#{lists[0]}")
+    largest = max(lists, key=lambda name: len(content[name]))
+    raise DataError(str(path), got, "the name of one list, after a #", f"{path.name}#{largest}")
 
 
 def read_records(found: Container, limit: int) -> Iterator[Record]:

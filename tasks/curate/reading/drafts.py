@@ -102,11 +102,11 @@ def tools_text(value: Any, legacy: bool = False) -> str:
         try:
             value = json.loads(value)
         except ValueError as error:
-            raise BadRow("tools that are no JSON", value[:80]) from error
+            raise BadRow("tools that are not JSON", value[:80], "tools: a JSON list of functions") from error
     if value is None or value == []:
         return ""
     if not isinstance(value, list):
-        raise BadRow("tools that are no list", type(value).__name__)
+        raise BadRow("tools that are not a list", type(value).__name__, "tools: a JSON list of functions")
     bare = legacy or all(isinstance(tool, dict) and "name" in tool and "function" not in tool for tool in value)
     tools = [{"type": "function", "function": tool} for tool in value] if bare else value
     return json.dumps(tools, ensure_ascii=False)

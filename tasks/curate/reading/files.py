@@ -129,7 +129,7 @@ def write_file_rows(
             f"{path}: {account.read} records, {account.kept} rows, {quarantine.count - before} quarantined"
         )
     if not account.kept:
-        raise DataError(path, "no rows", "at least one conversation")
+        raise DataError(path, "no rows", "at least one conversation", f"python -m flows.look {path}")
     return account
 
 
@@ -210,7 +210,7 @@ def reading_card(
 
 
 def log_reading(reader: RowReader, accounts: dict[str, Account], quarantine: Quarantine, renamed: int) -> None:
-    """Say what was taken for what."""
+    """Log the formats, tasks, remarks and quarantine of a reading."""
     for account in accounts.values():
         for name, words in account.files.items():
             log.info("%s: %s", name, words)
@@ -220,9 +220,11 @@ def log_reading(reader: RowReader, accounts: dict[str, Account], quarantine: Qua
     for words, count in sorted(reader.remarks.items()):
         log.info("%d rows: %s", count, words)
     if reader.left_out:
-        log.info("columns too long or nested for tags, left out: %s", ", ".join(sorted(reader.left_out)))
+        log.info(
+            "columns left out of the tags, since they are too long or nested: %s", ", ".join(sorted(reader.left_out))
+        )
     if renamed:
-        log.warning("%d rows have an id that another row has: a number was added to it", renamed)
+        log.warning("%d duplicate ids: a number was added to each", renamed)
     for reason, found in quarantine.classes.items():
         log.warning(
             "%d records in quarantine.jsonl: %s; first: %s line %d", found.count, reason, found.file, found.line

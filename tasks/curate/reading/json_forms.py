@@ -72,7 +72,7 @@ def _is_value(line: str) -> bool:
 
 
 def has_rows(content: Mapping[str, Any]) -> bool:
-    """Return True if an object is no conversation itself, but has a list of records."""
+    """Return True if an object holds a list of records and is not a conversation itself."""
     lists = {
         name: value
         for name, value in content.items()

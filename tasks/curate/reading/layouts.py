@@ -50,7 +50,7 @@ def read_layout(record: Any, counts: Counter[str]) -> Draft:
     if isinstance(record, dict) and "row_idx" in record and isinstance(record.get("row"), dict):  # the hub's viewer
         record = record["row"]
     if not isinstance(record, dict):
-        raise BadRow("a record that is no object", f"{type(record).__name__}: {record!r:.60}")
+        raise BadRow("a record that is not an object", f"{type(record).__name__}: {record!r:.60}")
     columns = Columns(record, counts)
     for reader in READERS:
         if draft := reader(columns):
@@ -91,7 +91,7 @@ def _rows(columns: Columns) -> Draft | None:
 
 
 def _chat(columns: Columns) -> Draft | None:
-    """A list of turns under a name, with tools beside it: OpenAI, ShareGPT, Gemini, transcripts."""
+    """A column of turns, with tools in another: OpenAI, ShareGPT, Gemini, transcripts."""
     if isinstance(body := columns.value("body"), dict) and isinstance(body.get("messages"), list):
         columns = Columns(
             {**body, **{name: value for name, value in columns.record.items() if name != "body"}}, columns.counts

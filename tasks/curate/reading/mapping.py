@@ -1,4 +1,4 @@
-"""The setting `map`: which column is what, where the names of the columns do not say it."""
+"""The setting `map`: meaning of columns that their names do not tell."""
 
 import difflib
 import json
@@ -26,7 +26,7 @@ TRUE = frozenset({"1", "true", "yes", "y", "decline", "refuse"})
 
 
 def map_problem(mapping: Mapping[str, Any]) -> str:
-    """Return what is wrong with a `map` setting; empty if nothing is."""
+    """Return the mistake in a `map` setting; empty if there is none."""
     found = next((problem for key, value in mapping.items() if (problem := _entry_problem(key, value))), "")
     if found:
         return found
@@ -180,7 +180,9 @@ def _targets(draft: Draft, record: Mapping[str, Any], mapping: Mapping[str, Any]
         try:
             found += _target(key, value)
         except ValidationError as error:
-            raise BadRow(f"no {key} can be made of a column", f"{mapping[key]}: {error.errors()[0]['msg']}") from error
+            raise BadRow(
+                f"a column that cannot be read as {key}", f"{mapping[key]}: {error.errors()[0]['msg']}"
+            ) from error
     return found
 
 
@@ -206,7 +208,9 @@ def _target(key: str, value: Any) -> list[Target]:
         try:
             json.loads(text)
         except ValueError as error:
-            raise BadRow("map.json names a column that is no JSON", str(error)) from error
+            raise BadRow(
+                "map.json names a column that is not JSON", str(error), "name a column of JSON text"
+            ) from error
         return [Json(value=text)]
     if key == "call":
         return list(_calls(value))
@@ -228,7 +232,9 @@ def to_number(value: Any) -> float:
     try:
         return float(re.sub(r"[,$€£%\s]", "", as_text(value)))
     except ValueError as error:
-        raise BadRow("a number that cannot be read", f"{as_text(value)[:40]!r}") from error
+        raise BadRow(
+            "a number that cannot be read", f"{as_text(value)[:40]!r}", "map.number names a column of numbers"
+        ) from error
 
 
 def _calls(value: Any) -> list[Target]:
@@ -236,7 +242,9 @@ def _calls(value: Any) -> list[Target]:
         try:
             value = json.loads(value)
         except ValueError as error:
-            raise BadRow("map.call names a column that is no JSON", str(error)) from error
+            raise BadRow(
+                "map.call names a column that is not JSON", str(error), "name a column of JSON text"
+            ) from error
     turn = {"role": "assistant", "tool_calls": value if isinstance(value, list) else [value]}
     return [Call(name=call.name, arguments=call.arguments) for call in read_turns([turn], Counter())[0].tool_calls]
 

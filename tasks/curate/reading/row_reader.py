@@ -30,7 +30,7 @@ IDS = ("id", "_id", "uid", "custom_id", "conversation_id", "question_id", "row_i
 
 
 class RowReader:
-    """Converter of records to rows, with counts of what it saw.
+    """Converter of records to rows, with counts of formats and remarks.
 
     settings: of the step.  known: tasks by name of rows that name their own.
     formats: records by format.  remarks: rows by what was taken for something.  tasks: by name, of the rows so far.
@@ -73,7 +73,7 @@ class RowReader:
             KeyError,
             IndexError,
         ) as error:  # a number where the format has a list, and the like
-            raise BadRow("a value of another type than its format has", str(error)) from error
+            raise BadRow("a value of the wrong type for its format", str(error)) from error
         except (UnicodeEncodeError, ValueError) as error:
             if isinstance(error, UnicodeEncodeError) or "surrogate" in str(error):
                 raise BadRow("half of a surrogate pair in a text", "", "repair the escape sequence \\ud8xx") from error
@@ -105,7 +105,7 @@ class RowReader:
             name = as_text(lookup(record, self.settings.map["task"])).strip()
             if name not in self.named:
                 raise BadRow(
-                    "a task that the setting `tasks` lacks",
+                    "a task that is not in the setting `tasks`",
                     repr(name),
                     f"tasks: {', '.join(self.named) or 'none given'}",
                 )

@@ -68,7 +68,7 @@ class ReadSettings:
                 "".encode(value)
             except LookupError as error:
                 raise ValueError(
-                    f"{value!r} is no encoding that Python knows, such as utf-8, cp1252, latin-1, utf-16"
+                    f"{value!r} is not an encoding that Python knows, such as utf-8, cp1252, latin-1, utf-16"
                 ) from error
         return value
 
@@ -77,7 +77,7 @@ class ReadSettings:
         if self.task and self.tasks:
             raise ValueError("give task or tasks, not both")
         if self.tasks and "task" not in self.map:
-            raise ValueError("tasks needs the column that names each row's task: map: {task: COLUMN}")
+            raise ValueError("tasks needs `map: {task: COLUMN}`, the column that names each row's task")
         return self
 
     @property

@@ -169,7 +169,7 @@ def _history(pairs: list[Any]) -> list[Message]:
     found = []
     for pair in pairs:
         if not isinstance(pair, list) or len(pair) != 2:
-            raise BadRow("a history that holds no pairs", f"{pair!r:.60}")
+            raise BadRow("a history that is not made of pairs", f"{pair!r:.60}", "history: [[question, answer], ...]")
         found += [Message(role="user", content=as_text(pair[0])), Message(role="assistant", content=as_text(pair[1]))]
     return found
 

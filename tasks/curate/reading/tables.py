@@ -1,4 +1,4 @@
-"""Records of delimited text: encoding, delimiter and header are found in the file, and said."""
+"""Records of delimited text: encoding, delimiter and header are detected."""
 
 import codecs
 import csv
@@ -69,7 +69,7 @@ def find_encoding(stream: IO[bytes]) -> str:
 
 
 def find_dialect(head: bytes, encoding: str) -> Dialect | None:
-    """Find delimiter and header in the beginning of a file; None if it is no table.
+    """Find delimiter and header in the beginning of a file; None if it is not a table.
 
     head: up to SAMPLE bytes.
     """
@@ -194,7 +194,7 @@ def read_table(stream: IO[bytes], dialect: Dialect, limit: int) -> Iterator[Reco
             return
         except csv.Error as error:
             line, offset, text = lines.current[0]
-            bad = BadRow("quotes of a table that do not match", str(error), 'double the quotes inside a cell: ""')
+            bad = BadRow("unbalanced quotes in a table", str(error), 'double the quotes inside a cell: ""')
             yield Record(line, offset, error=bad, text=text)
             lines.restart()
             continue
@@ -212,7 +212,7 @@ def _row(line: int, offset: int, row: list[str], dialect: Dialect, text: str) ->
         row = row[:-1]
     if len(row) != width:
         bad = BadRow(
-            "another number of cells than the header",
+            "a row with too many or too few cells",
             f"{len(row)} instead of {width}",
             "quote cells that hold the delimiter",
         )

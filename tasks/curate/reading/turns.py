@@ -57,7 +57,7 @@ def read_turns(turns: Iterable[Any], counts: Counter[str]) -> list[Message]:
     found: list[Message] = []
     for number, turn in enumerate(turns, start=1):
         if not isinstance(turn, dict):
-            raise BadRow("a turn that is no object", f"turn {number} is {type(turn).__name__}")
+            raise BadRow("a turn that is not an object", f"turn {number} is {type(turn).__name__}")
         found += _turn(turn, number, counts)
     if not found:
         raise BadRow("no messages", "the list of turns is empty", "delete these rows")
@@ -101,7 +101,7 @@ def _learn(turn: Mapping[str, Any], number: int) -> bool | None:
     if value is None:
         return None
     if value not in (0, 1):
-        raise BadRow("a message's weight other than 0 or 1", f"turn {number}: {value!r}")
+        raise BadRow("a message's weight other than 0 or 1", f"turn {number}: {value!r}", "weight: 0 or 1")
     return bool(value)
 
 
@@ -123,7 +123,7 @@ def _content(said: Any, number: int) -> tuple[str, list[ToolCall], list[Message]
     if isinstance(said, dict):
         said = [said] if {"type", "text"} & said.keys() else said.get("parts", [said])
     if not isinstance(said, list):
-        raise BadRow("content that is no text", f"turn {number}: {type(said).__name__}")
+        raise BadRow("content that is not text", f"turn {number}: {type(said).__name__}")
     texts: list[str] = []
     calls: list[ToolCall] = []
     results: list[Message] = []
@@ -163,17 +163,17 @@ def _unreadable(part: Any, kind: str, number: int, place: int) -> BadRow:
                 f"part {place} of turn {number} is {named}: only text is read",
                 "delete these rows",
             )
-    return BadRow("a content part that is no text", f"part {place} of turn {number}: {named}")
+    return BadRow("a content part that is not text", f"part {place} of turn {number}: {named}")
 
 
 def _call(call: Any, number: int) -> ToolCall:
     """A tool call in OpenAI's format, old or new; arguments stay JSON text."""
     if not isinstance(call, dict):
-        raise BadRow("a tool call that is no object", f"turn {number}: {call!r:.60}")
+        raise BadRow("a tool call that is not an object", f"turn {number}: {call!r:.60}")
     inner: dict[str, Any] = call["function"] if isinstance(call.get("function"), dict) else call
     name = inner.get("name")
     if not isinstance(name, str) or not name.strip():
-        raise BadRow("a tool call without a name", f"turn {number}")
+        raise BadRow("a tool call without a name", f"turn {number}", "name the tool, or delete these rows")
     arguments = inner.get("arguments", inner.get("input", inner.get("parameters")))
     if arguments is None or arguments == "":
         arguments = "{}"
@@ -186,5 +186,5 @@ def _called(text: str) -> list[ToolCall]:
     try:
         found = json.loads(text)
     except ValueError as error:
-        raise BadRow("a function call that is no JSON", text[:80]) from error
+        raise BadRow("a function call that is not JSON", text[:80]) from error
     return [_call(call, 0) for call in (found if isinstance(found, list) else [found])]

@@ -50,7 +50,7 @@ def assign(groups: Groups, shares: Mapping[Split, float], most: Mapping[Split, i
     )
     if len(names) <= len(shares):
         raise DataError(
-            "split", f"{len(names)} groups of rows that belong together", f"at least {len(shares) + 1}",
+            "split", f"only {len(names)} groups of rows that belong together", f"at least {len(shares) + 1}",
             "give files of your own for test and calibration, or check map.group",
         )  # fmt: skip
     position = names / 2.0**64  # in ascending order

@@ -39,7 +39,8 @@ def fill_splits(given: Mapping[str, Path], folder: Path, settings: SplitSettings
     taken: dict[Split, int] = {}
     if missing:
         files |= _divide(pool, {split: settings.shares[split] for split in missing}, folder, settings, seed, taken)
-        log.info("no file for %s: taken from the other rows, %s", " and ".join(missing), taken)
+        rows = " and ".join(f"{taken[split]} for {split}" for split in missing)
+        log.info("no file for %s: rows taken from the others: %s", " and ".join(missing), rows)
         pool = files["train"]
     if "path" in given:
         files["train"] = _joined([given["train"], pool], folder / "train.joined.jsonl") if "train" in given else pool

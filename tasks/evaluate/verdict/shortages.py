@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from tasks.evaluate.verdict.power import items_needed, minimum_detectable
 from tasks.shared.errors import ConfigError
-from tasks.shared.items import ItemFindings, Items
+from tasks.shared.items import Decidable, ItemFindings, Items
 
 
 @dataclass(frozen=True)
@@ -21,40 +21,47 @@ class Planned:
     power: float
     relative: frozenset[str] = frozenset()
 
+    def smallest(self, count: int) -> float:
+        """Smallest margin that an equally good candidate passes with probability `power`."""
+        return minimum_detectable(count, self.discordance, self.alpha, self.power)
+
 
 def shortages(
     where: str, margins: Mapping[str, float], items: Mapping[str, Items], complete: bool, planned: Planned
 ) -> ItemFindings:
-    """Return, for every margin, its items and the smallest loss that they can show.
+    """Return, for every margin, its items and the smallest margin that they can decide.
 
-    No items is an error; too few a warning that names how many would do.
+    A margin without items is an error; too few are a warning that says how many to use.
     complete: no measure is missing from `items`, so that a margin on another one can never be decided.
     """
     found = ItemFindings()
+    short: dict[tuple[str, float], list[str]] = {}
     for name, margin in margins.items():
         own = items.get(name)
         if own is None or not own.count:
             if own is not None or complete:
                 found.errors.append(_nothing(where, name, items))
             continue
-        count = f"{'' if own.exact else 'at most '}{own.count} items"
-        if not own.binary or name in planned.relative:
-            found.lines.append(f"{where}: {name}: {count}, margin {margin:.3g}")
-            continue
-        smallest = minimum_detectable(own.count, planned.discordance, planned.alpha, planned.power)
-        found.lines.append(f"{where}: {name}: {count}, margin {margin:.3g}; they can decide a margin of {smallest:.3g}")
-        if smallest > margin:
-            needed = items_needed(margin, planned.discordance, planned.alpha, planned.power)
-            found.warnings.append(
-                f"{where}: {name}: {count} are too few for a margin of {margin:.3g}: if {planned.discordance:.0%} of them flip, an equal "
-                f"candidate passes with {planned.power:.0%} probability only at {smallest:.3g} or more; about {needed} items would do"
-            )
+        relative = name in planned.relative
+        smallest = None if relative or not own.binary else planned.smallest(own.count)
+        found.decidable.append(Decidable(where, name, own, margin, relative, smallest))
+        if smallest is not None and smallest > margin:
+            short.setdefault((str(own), margin), []).append(name)
+    found.warnings.extend(_too_few(where, names, count, margin, planned) for (count, margin), names in short.items())
     return found
+
+
+def _too_few(where: str, names: list[str], count: str, margin: float, planned: Planned) -> str:
+    needed = items_needed(margin, planned.discordance, planned.alpha, planned.power)
+    return (
+        f"{where}: {' and '.join(names)}: {count} test items are too few for a margin of {100 * margin:.3g} points: even a candidate as "
+        f"good as the baseline passes with less than {planned.power:.0%} probability. Use about {needed} test items, or a larger margin"
+    )
 
 
 def _nothing(where: str, name: str, items: Mapping[str, Items]) -> ConfigError:
     has = ", ".join(known for known, own in items.items() if own.count)
     return ConfigError(
-        f"{where}.margins.{name}", "no test item, so nothing can be decided", f"a measure with items: {has or 'none'}",
-        f"~{where}.margins.{name}, or test rows with such a target",
+        f"{where}.margins.{name}", "no test item has this measure, so it can decide nothing", f"a measure with test items: {has or 'none'}",
+        f"remove it (~{where}.margins.{name}), or add test rows that have it",
     )  # fmt: skip

@@ -59,7 +59,12 @@ class LabelScorer:
                         found[index] = [value for part in rows for value in part[place]]
                     advance(len(chosen))
         if any(value != value for row in found.values() for value in row):
-            raise ModelError("log-likelihood of the labels", "not a number", "finite scores for every row")
+            raise ModelError(
+                "log-likelihood of the labels",
+                "not a number",
+                "finite scores for every row",
+                "the model is broken: check the step that made it",
+            )
         return [found[index] for index in range(len(prompts))]
 
     def _batches(self, indices: Sequence[int], positions: int) -> Iterator[Sequence[int]]:
@@ -72,7 +77,7 @@ class LabelScorer:
             self._checked = True
             if not self._agrees(prompts[0], tree):
                 self.method = PLAIN
-                log.info("labels are scored one by one: this model does not take a mask of its own")
+                log.info("labels are scored one by one, since this model ignores custom attention masks")
         if self.method == PLAIN and not tree.is_chain:
             return [plain_scores(self.model, prompt, _spell(tree), self.batch_size) for prompt in prompts]
         return tree_scores(self.model, prompts, tree)

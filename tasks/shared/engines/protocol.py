@@ -1,4 +1,4 @@
-"""Protocol of an engine: a model opened for questions, and capabilities as data."""
+"""Protocol of an engine: sessions on an open model, and the engine's capabilities."""
 
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager

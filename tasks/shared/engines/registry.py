@@ -33,7 +33,7 @@ class Needs:
 
 @runtime_checkable
 class AsksModels(Protocol):
-    """A technique that puts questions to models."""
+    """A technique that queries models."""
 
     def engine_needs(self) -> Needs:
         """Return what it needs with these settings."""

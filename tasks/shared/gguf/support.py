@@ -1,4 +1,4 @@
-"""Models and lengths of context that llama.cpp computes otherwise than transformers."""
+"""Models and context lengths that llama.cpp computes differently from transformers."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,7 +19,7 @@ REORDERED = "prune/depth with `layers` that keep the order, or quantize/gptq"
 
 
 def unsupported(config: Mapping[str, Any]) -> Refusal | None:
-    """Return why llama.cpp would compute something else than transformers, or None.
+    """Return the reason why llama.cpp would compute other results than transformers, or None.
 
     config: a transformers configuration as a dictionary.
     """

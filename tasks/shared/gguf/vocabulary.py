@@ -27,7 +27,7 @@ class SentencePieces:
 
 
 def tokenizer_content(folder: Path) -> dict[str, Any] | None:
-    """Read tokenizer.json; None if there is none or it is no byte-pair encoding."""
+    """Read tokenizer.json; None if there is none or it is not a byte-pair encoding."""
     file = folder / "tokenizer.json"
     if not file.is_file():
         return None

@@ -13,7 +13,7 @@ USER, ANSWER, SYSTEM = ({"role": role, "content": f"\u241e{role}\u241e"} for rol
 
 
 def chat_notes(name: str, model: Path) -> list[str]:
-    """Return a sentence for each thing that a model's template does not take as it is.
+    """Return a sentence for each limit of a model's chat template.
 
     There is none for a GGUF file.
 
@@ -27,7 +27,7 @@ def chat_notes(name: str, model: Path) -> list[str]:
         return []
     if not template:
         return [
-            f"{name} has no chat template: plain text (or ChatML, if its vocabulary has that markup) is used; {name}.template gives one"
+            f"{name} has no chat template: plain text (or ChatML, if its vocabulary has that markup) is used; set {name}.template to use another"
         ]
     return list(_limits(name, template, specials))
 

@@ -124,7 +124,12 @@ def load_config(path: Path) -> "PretrainedConfig":
         _refuse_unreadable_generation(path / "generation_config.json")
     pad = config.pad_token_id
     if isinstance(pad, int) and pad >= getattr(config, "vocab_size", pad + 1):
-        log.warning("%s: pad_token_id %d of config.json has no row among %d; left out", path, pad, config.vocab_size)
+        log.warning(
+            "%s: pad_token_id %d of config.json is beyond the %d tokens of the vocabulary; dropped",
+            path,
+            pad,
+            config.vocab_size,
+        )
         config.pad_token_id = None
     return config
 
@@ -226,7 +231,7 @@ def refuse_unknown_type(where: Path, raw: Mapping[str, Any]) -> None:
 
 
 def config_notes(folder: Path, raw: Mapping[str, Any]) -> list[str]:
-    """Say what of a folder is not used: its own code, and weight files that nothing loads."""
+    """Return notes on unused parts of a folder: its own code, and weights that nothing loads."""
     notes = []
     if raw.get("auto_map"):
         notes.append(f"{folder}: its own code (auto_map) is not run; transformers' class is used")

@@ -132,7 +132,7 @@ def layer_count(config: Mapping[str, Any]) -> int:
 
 
 def check_rebuilt(model: "PreTrainedModel") -> None:
-    """Check that the model's configuration builds the very layers that it has.
+    """Raise TechniqueError unless the configuration rebuilds the model's layers exactly.
 
     Compares names and shapes of weights, and the plain settings of each layer's modules (window, rotary embedding, scale), with
     those of a model built from the configuration without memory for weights.

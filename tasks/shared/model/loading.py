@@ -187,6 +187,7 @@ def _read_tokenizer(path: Path) -> "PreTrainedTokenizerBase":
             str(path),
             f"its tokenizer cannot be loaded: {_tokenizer_fault(path, error)}",
             "tokenizer files in the model's folder",
+            "copy tokenizer.json and tokenizer_config.json from the original model",
         ) from error
     drop_tokens_without_row(tokenizer, path)
     return tokenizer

@@ -146,7 +146,10 @@ def learned_turn(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Chat],
         call["function"]["name"] for call in last.get("tool_calls", ()) if call["function"]["name"] not in text
     ]:
         raise ModelError(
-            "chat template", f"it leaves out the tool call {missing[0]}", "a template that writes tool calls"
+            "chat template",
+            f"it leaves out the tool call {missing[0]}",
+            "a template that writes tool calls",
+            "use another `template` on the model in the recipe",
         )
     return Turn(prompt, text + _added_end(tokenizer, text), head)
 

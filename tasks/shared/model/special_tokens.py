@@ -20,7 +20,7 @@ KEPT = ("bos_token_id", "eos_token_id", "pad_token_id", "max_length", "max_new_t
 
 
 def embedding_rows(path: Path) -> int:
-    """Return the rows of a model's embedding, from file headers; 0 if they do not tell."""
+    """Number of rows of a model's embedding, from file headers; 0 if unknown."""
     if path.is_file():
         shape = read_gguf_header(path).tensors.get("token_embd.weight", (0,))
         return int(shape[0])
@@ -98,7 +98,7 @@ def _configured(tokenizer: "PreTrainedTokenizerBase", path: Path, name: str) -> 
 
 
 def make_writable(model: "PreTrainedModel", where: str) -> None:
-    """Change generation settings that transformers reads but refuses to write, and say so.
+    """Change generation settings that transformers reads but refuses to write; log each change.
 
     Temperature, top_p and the like without do_sample mean sampling, so do_sample becomes true, as the makers of such models have
     mended them since; nothing of ours samples.  If that is not enough, all settings but token ids and lengths are dropped.

@@ -1,4 +1,4 @@
-"""The assistant's turns that are learned: which, and in how many sequences of text."""
+"""Choice of the assistant's turns to learn, and their sequences of text."""
 
 import logging
 from collections import Counter
@@ -73,7 +73,7 @@ def examples(rows: Sequence[Row], tokenizer: "PreTrainedTokenizerBase", turns: T
 
 
 def _report(counts: Counter[str], rows: int) -> None:
-    """Log what the template made necessary."""
+    """Log how many conversations the template changed, split or left incomplete."""
     if counts["folded"]:
         log.info("the system turn is put into the next user turn in %d of %d conversations", counts["folded"], rows)
     if counts["merged"]:

@@ -80,7 +80,7 @@ def check_folder(folder: Path) -> None:
                     str(folder),
                     f"tensor {name} is in {places[name]} and in {file.name}",
                     "every tensor once",
-                    "download the model again; which of the two values counts would be an accident",
+                    "download the model again: nothing says which of the two is right",
                 )
             places[name] = file.name
     _check_index(folder, places)
@@ -132,7 +132,7 @@ def check_content(file: Path) -> None:
     if start.startswith(b"version https://git-lfs"):
         raise ModelError(
             str(file),
-            "a git-lfs pointer: the text that stands for a file not downloaded",
+            "a git-lfs pointer: a short text in place of a file that was not downloaded",
             "the file itself",
             POINTER_FIX,
         )
@@ -152,7 +152,7 @@ def read_json(file: Path) -> dict[str, Any]:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ModelError(str(file), f"no valid JSON: {error}", "a JSON object", DOWNLOAD) from error
+        raise ModelError(str(file), f"not valid JSON: {error}", "a JSON object", DOWNLOAD) from error
     if not isinstance(found, dict):
         raise ModelError(str(file), f"JSON, but a {type(found).__name__}", "a JSON object", DOWNLOAD)
     return found
@@ -178,7 +178,7 @@ def _explicit(folder: Path) -> str:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    """Return an index's map from tensor to file.  Raises ModelError for another content."""
+    """Return an index's map from tensor to file.  Raises ModelError if there is none."""
     found = read_json(index).get("weight_map")
     if not isinstance(found, dict) or not found or not all(isinstance(name, str) for name in found.values()):
         raise ModelError(str(index), "no weight_map in it", "the index of a sharded model", DOWNLOAD)

@@ -1,4 +1,4 @@
-"""Near-copies: texts so alike that one gives away the other, whatever their length."""
+"""Near-copies: texts so similar that one gives away the other, at any length."""
 
 import re
 

@@ -39,9 +39,9 @@ def test_a_table_is_named_and_counted(table, capsys) -> None:
     assert code == 0
     assert max(len(line) for line in shown.splitlines() if "python -m" not in line) <= 80
     for words in (
-        "CSV in utf-8: 81 texts (text) with labels (intent)", "82 records", "type classification, layout alone", "assistant, label",
-        "1 records cannot be read", "another number of cells", "line 83", "5 labels in 81 rows", "1 labels have at most 5 rows: rare label",
-        "8 (test_share=0.1)", "69 requests", "at 1 and 2 a million", "not looked at: py3langid",
+        "CSV in utf-8: 81 texts (text) with labels (intent)", "82, all looked at", "81 usable", "type classification, label layout alone", "assistant, label",
+        "records that cannot be read: 1", "a row with too many or too few cells", "line 83", "5 labels in 81 rows", "labels with 5 rows or fewer, 1 in all: rare label",
+        "8 (test_share=0.1)", "69 requests", "at 1 and 2 per million", "not detected: py3langid",
     ):  # fmt: skip
         assert words in shown, words
 
@@ -84,6 +84,15 @@ def test_columns_that_nobody_knows_are_shown_with_the_way_on(tmp_path: Path, cap
         assert code == 2 and words in shown
 
 
+def test_a_list_of_questions_is_shown_as_the_conversation(tmp_path: Path, capsys) -> None:
+    file = write(
+        tmp_path / "bench.jsonl", *({"question_id": n, "turns": [f"Why {n}?", "And then?"]} for n in range(12))
+    )
+    code, shown = look(capsys, file)
+    (line,) = [line for line in shown.splitlines() if "turns " in line and "Why 0?" in line]
+    assert code == 0 and "conversation, 2" in line
+
+
 def test_a_large_file_is_looked_at_by_a_sample_and_says_so(tmp_path: Path, capsys, monkeypatch) -> None:
     monkeypatch.setattr("flows.looking.sample.FIRST", 50)
     monkeypatch.setattr("flows.looking.sample.DRAWN", 30)
@@ -95,8 +104,8 @@ def test_a_large_file_is_looked_at_by_a_sample_and_says_so(tmp_path: Path, capsy
         stream.write(b"{broken\n")
     code, shown = look(capsys, str(file))
     assert code == 0
-    assert "401 records; looked at the first 50 and at 30 drawn from the rest" in " ".join(shown.split())
-    assert "400 (estimate)" in shown and "line 401" in shown
+    assert "401; looked at the first 50 and 30 drawn at random from the rest" in " ".join(shown.split())
+    assert "about 400 usable" in shown and "line 401" in shown
 
 
 def test_lengths_in_tokens_and_a_terminal_that_is_not_utf8(tmp_path: Path, capsys, monkeypatch) -> None:

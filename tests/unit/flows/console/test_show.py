@@ -7,7 +7,7 @@ import psutil
 import pytest
 from rich.console import Console
 
-from flows.console.show import mermaid, show_plan, wiring_lines
+from flows.console.show import mermaid, show_plan, wiring
 from flows.planning import estimate
 from flows.planning.config import Runtime
 from flows.planning.plan import build_plan
@@ -48,7 +48,7 @@ def test_the_plan_fits_the_terminal(plan: Any, tmp_path: Path, width: int) -> No
 
 
 def test_the_plan_shows_what_it_wired(plan: Any, recipe: dict[str, Any], tmp_path: Path) -> None:
-    assert list(wiring_lines(plan)) == []
+    assert list(wiring(plan)) == []
     recipe["steps"] |= {
         "tuned": {"_target_": "tasks.distill.sft.SFT"},
         "words": {"_target_": "tasks.prune.vocabulary.Vocabulary", "inputs": {"model": "slim", "data": ["corpus"]}},
@@ -64,9 +64,9 @@ def test_the_plan_shows_what_it_wired(plan: Any, recipe: dict[str, Any], tmp_pat
     lines = console.export_text().splitlines()
     console.file.close()
     for line in (
-        "tuned wired: model=models.teacher, data=corpus",
-        "answers wired: baseline=tuned, candidates=[slim, words], data=corpus",
-        "verdict wired: scores=[answers]",
+        "tuned   model=models.teacher, data=corpus",
+        "answers baseline=tuned, candidates=[slim, words], data=corpus",
+        "verdict scores=[answers]",
     ):
         assert line in [shown.strip() for shown in lines]
 

@@ -61,17 +61,19 @@ def check(tmp_path: Path, margins: dict[str, float], data: Path | None = None, *
 def test_a_corpus_that_exists_is_counted(tmp_path: Path) -> None:
     found = check(tmp_path, {"fact": 0.1, "value": 0.1, "rouge_l": 0.1}, corpus(tmp_path / "corpus", 8, 300))
     assert not found.errors
-    assert [line.split(";")[0] for line in found.lines] == [
-        "steps.verdict: fact: 300 items, margin 0.1", "steps.verdict: value: 8 items, margin 0.1", "steps.verdict: rouge_l: 300 items, margin 0.1"
+    assert [(one.where, one.measure, str(one.items), one.margin) for one in found.decidable] == [
+        ("steps.verdict", "fact", "300", 0.1), ("steps.verdict", "value", "8", 0.1), ("steps.verdict", "rouge_l", "300", 0.1)
     ]  # fmt: skip
     (warning,) = found.warnings
-    assert "value: 8 items are too few for a margin of 0.1" in warning and "about 62 items would do" in warning
+    assert "value: 8 test items are too few for a margin of 10 points" in warning and "about 62 test items" in warning
 
 
 def test_a_margin_without_an_item_is_an_error(tmp_path: Path) -> None:
     found = check(tmp_path, {"label": 0.1}, corpus(tmp_path / "corpus", 8, 8))
     (error,) = found.errors
-    assert "steps.verdict.margins.label: no test item" in str(error) and "a measure with items: fact," in str(error)
+    assert "steps.verdict.margins.label: no test item" in str(error) and "a measure with test items: fact," in str(
+        error
+    )
 
 
 def test_a_measure_that_no_row_has_is_an_error_of_the_plan(tmp_path: Path) -> None:
@@ -81,12 +83,17 @@ def test_a_measure_that_no_row_has_is_an_error_of_the_plan(tmp_path: Path) -> No
 
 def test_before_the_corpus_exists_its_settings_bound_the_items(tmp_path: Path) -> None:
     found = check(tmp_path, {"label": 0.05, "nonsense": 0.1})
-    assert found.lines[0].startswith("steps.verdict: label: at most 40 items, margin 0.05;")
-    assert "label: at most 40 items are too few" in found.warnings[0]
+    assert (found.decidable[0].measure, str(found.decidable[0].items)) == ("label", "up to 40")
+    assert "label: up to 40 test items are too few for a margin of 5 points" in found.warnings[0]
     assert [str(error).split(":")[0] for error in found.errors] == ["steps.verdict.margins.nonsense"], (
         "no step measures it"
     )
-    assert "at most 12 items" in check(tmp_path, {"label": 0.05}, limit=12).lines[0]
+    assert str(check(tmp_path, {"label": 0.05}, limit=12).decidable[0].items) == "up to 12"
+
+
+def test_measures_with_the_same_shortage_share_a_warning(tmp_path: Path) -> None:
+    (warning,) = check(tmp_path, {"label": 0.05, "fact": 0.05}).warnings
+    assert "label and fact: up to 40 test items" in warning
 
 
 def test_a_step_that_cannot_say_leaves_unknown_margins_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,4 +117,5 @@ def test_the_plan_shows_them_and_ends_in_the_error(tmp_path: Path) -> None:
         show_plan(plan, Runtime(root=str(tmp_path)), console=console)
     text = console.export_text()
     console.file.close()
-    assert "label: at most 40 items, margin 0.05" in text and "warning steps.verdict: label" in text
+    assert "label: up to 40 test items; only enough to decide a margin of" in text and "(yours: 5 points)" in text
+    assert text.index("models.teacher") < text.index("only enough") < text.index("warning steps.verdict: label")

@@ -301,7 +301,7 @@ def test_problems_known_from_the_recipe_alone() -> None:
 
 def test_the_earlier_name_of_a_measure_is_read(tmp_path: Path) -> None:
     found = Paired(margins={"intent": 0.05}).find_shortages("steps.verdict", {}, {"label": Items(500)}, True)
-    assert not found.errors and found.lines[-1] == "steps.verdict: margin of intent: the measure is now called label."
+    assert not found.errors and found.notes[-1] == "steps.verdict: margin of intent: the measure is now called label."
     right = some_right(300, 0.8)
     label = {"label": Measure(title="label accuracy")}
     scores = write_step_scores(tmp_path / "answers", label, items_of("label", {"tuned": right, "slim": right}))
@@ -318,7 +318,7 @@ def test_sharing_alpha_needs_more_items() -> None:
         Paired(margins={"fact": 0.05}, familywise=shares).find_shortages("steps.verdict", inputs, items, True)
         for shares in (False, True)
     )
-    assert not alone.warnings and "190 items are too few" in shared.warnings[0]
+    assert not alone.warnings and "190 test items are too few" in shared.warnings[0]
 
 
 def test_smallest_of_those_that_ship_and_the_decision_of_all() -> None:

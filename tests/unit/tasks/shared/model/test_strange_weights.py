@@ -211,7 +211,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "configuration with a byte order mark": (lambda folder: replaced("config.json", b"\xef\xbb\xbf" + (folder / "config.json").read_bytes())(folder), "BOM"),
     "configuration that is a list": (replaced("config.json", "[1]"), "JSON, but a list"),
     "configuration of wrong types": (configure(hidden_size="64"), "hidden_size"),
-    "damaged generation settings": (replaced("generation_config.json", "{"), r"generation_config\.json: no valid JSON"),
+    "damaged generation settings": (replaced("generation_config.json", "{"), r"generation_config\.json: not valid JSON"),
     "impossible generation settings": (replaced("generation_config.json", '{"max_new_tokens": -5}'), r"generation_config\.json: .*max_new_tokens"),
     "no tokenizer": (without_tokenizer, r"no tokenizer\.json"),
     "truncated tokenizer": (cut("tokenizer.json", 0.5), "its tokenizer cannot be loaded"),
