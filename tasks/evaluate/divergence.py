@@ -20,7 +20,7 @@ from tasks.evaluate.likelihood.next_token_divergence import (
 )
 from tasks.evaluate.models_under_test.forecast import forecast_evaluation
 from tasks.evaluate.models_under_test.isolated_runs import evaluate_each, make_summary
-from tasks.evaluate.models_under_test.model_under_test import MODEL_PORTS, ModelUnderTest, list_models
+from tasks.evaluate.models_under_test.model_under_test import MODEL_PORTS, ModelUnderTest, Prompt, list_models
 from tasks.shared.engines.registry import Needs
 from tasks.shared.forecast import TOKENS_PER_ROW, Forecast, Workload
 from tasks.shared.formats.rows import Row, spread
@@ -96,7 +96,7 @@ class Divergence:
         baseline, *others = in_transformers(list_models(inputs))
         length = self.max_new_tokens or max(split.tasks[row.task].answer_tokens for row in rows)
         texts = self._texts(baseline, rows, length, run)
-        plan = DivergencePlan([row.prompt for row in rows], texts.answers, self.dtype, baseline.cache_id, baseline)
+        plan = DivergencePlan([Prompt.of(row) for row in rows], texts.answers, self.dtype, baseline.cache_id, baseline)
         found = evaluate_each(others, {model.name: plan for model in others}, measure_divergence, Divergences, run)
         summary = make_summary(
             [baseline, *others],
@@ -113,7 +113,7 @@ class Divergence:
 
     def _texts(self, baseline: ModelUnderTest, rows: Sequence[Row], length: int, run: StepRun) -> ReferenceAnswers:
         gold = [row.answer for row in rows] if self.text == "gold" else []
-        plan = AnswerPlan([row.prompt for row in rows], gold, 0 if gold else length, self.dtype)
+        plan = AnswerPlan([Prompt.of(row) for row in rows], gold, 0 if gold else length, self.dtype)
         found = evaluate_each([baseline], {baseline.name: plan}, choose_answers, ReferenceAnswers, run)[baseline.name]
         assert not isinstance(found, Failure)  # a failing baseline raises instead
         return found

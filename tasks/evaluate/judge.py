@@ -174,8 +174,9 @@ class Judge(EndpointSettings):
         judge = inputs.get("judge")
         if judge is None:
             raise no_judge("base_url")
-        threads = run.compute.threads
-        with serve_embedded(judge.path, self.embedded, threads=threads, parallel=self.concurrency) as found:
+        with serve_embedded(
+            judge.path, self.embedded, threads=run.compute.threads, parallel=self.concurrency, digest=judge.digest
+        ) as found:
             yield found
 
     async def _request(

@@ -15,7 +15,7 @@ from tasks.evaluate.likelihood.logits import dequantized_notes, in_transformers,
 from tasks.evaluate.likelihood.sliding import DocumentLoss, PerplexityPlan, PerplexityResult, score_documents
 from tasks.evaluate.models_under_test.forecast import forecast_evaluation
 from tasks.evaluate.models_under_test.isolated_runs import evaluate_each, make_summary
-from tasks.evaluate.models_under_test.model_under_test import MODEL_PORTS, list_models
+from tasks.evaluate.models_under_test.model_under_test import MODEL_PORTS, Prompt, list_models
 from tasks.evaluate.verdict.intervals import by_group, score_bounds
 from tasks.shared.engines.registry import Needs
 from tasks.shared.errors import ConfigError, DataError
@@ -115,7 +115,8 @@ class Perplexity:
         """
         documents = spread(self._documents(inputs, run.step), self.limit)
         models = in_transformers(list_models(inputs))
-        texts, prompts = [document.text for document in documents], [document.prompt for document in documents]
+        texts = [document.text for document in documents]
+        prompts = [Prompt(document.prompt, document.tools) for document in documents]
         plan = PerplexityPlan(texts, prompts, self.context, self.stride, self.dtype)
         results = evaluate_each(models, {model.name: plan for model in models}, score_documents, PerplexityResult, run)
         sound = {name: result for name, result in results.items() if not isinstance(result, Failure)}

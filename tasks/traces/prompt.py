@@ -31,14 +31,12 @@ def rank_of(seed: int, row: Row) -> int:
 
     Another id of the row changes no choice, and so no request.
     """
-    before = row.messages[:-1] if row.answered else row.messages
-    return rank(seed, "\0".join([f"{message.role}\1{message.content}" for message in before]))
+    return rank(seed, "\0".join([f"{message.role}\1{message.content}" for message in row.before]))
 
 
 def can_ask(row: Row) -> bool:
     """Return True if an endpoint can answer the row's prompt: it ends with a user or a tool."""
-    before = row.messages[:-1] if row.answered else row.messages
-    return bool(before) and before[-1].role in ("user", "tool")
+    return bool(row.before) and row.before[-1].role in ("user", "tool")
 
 
 def choose_examples(rows: Sequence[Row], count: int, seed: int) -> list[Row]:
@@ -85,11 +83,10 @@ def teacher_messages(
     articles, so an endpoint with a prefix cache computes them once.  An article is in the last user turn, because small models
     overlook a system text; so are the task's wishes to the teacher.  Its instruction is in the system turn.
     """
-    before = row.messages[:-1] if row.answered else row.messages
-    system = [to_wire(message) for message in before if message.role in SYSTEM]
-    others = [to_wire(message) for message in before if message.role not in SYSTEM]
+    system = [to_wire(message) for message in row.before if message.role in SYSTEM]
+    others = [to_wire(message) for message in row.before if message.role not in SYSTEM]
     if not is_sentence(task):
-        turns = _instruct([to_wire(message) for message in before], instruction_of(task))
+        turns = _instruct([to_wire(message) for message in row.before], instruction_of(task))
     else:
         shown = [example for example in examples if row.declines or example.evidence != row.evidence][:count]
         turns = _instruct(system, instruction_of(task))

@@ -8,6 +8,7 @@ from typing import Literal
 from tasks.shared.formats.articles import question_of
 from tasks.shared.formats.rows import Row
 from tasks.shared.formats.scores import ItemScore
+from tasks.shared.text.transcript import transcript, turn_text
 
 Opinion = Literal["rival", "baseline", "tie", "unreadable"]
 INSTRUCTIONS = (
@@ -58,10 +59,12 @@ class Pair:
 
 def request_of(row: Row) -> str:
     """Return the request of a row: its question, or the conversation if there are more turns."""
-    turns = [turn for turn in row.prompt if turn["role"] not in ("system", "developer")]
-    if len(turns) < 2:
-        return "\n".join(question_of(turn["content"]) for turn in turns)
-    return "\n".join(f"{turn['role'].capitalize()}: {question_of(turn['content'])}" for turn in turns)
+    turns = [
+        turn.model_copy(update={"content": question_of(turn.content)})
+        for turn in row.before
+        if turn.role not in ("system", "developer")
+    ]
+    return transcript(turns) if len(turns) > 1 else "".join(map(turn_text, turns))
 
 
 def read_opinion(text: str, swapped: bool) -> Opinion:

@@ -28,4 +28,6 @@ def unanswered_note(rows: int, found: int) -> list[str]:
 
 def answer_documents(rows: Sequence[Row], tags: Mapping[str, dict[str, str]]) -> list[Document]:
     """Return each row's answer as a document conditioned on its prompt.  tags: by row id."""
-    return [Document(row.id, row.answer, row.prompt, last_question(row), tags[row.id], row.group) for row in rows]
+    return [
+        Document(row.id, row.answer, row.prompt, row.tools, last_question(row), tags[row.id], row.group) for row in rows
+    ]

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from tasks.evaluate.models_under_test.isolated_runs import Resources
-from tasks.evaluate.models_under_test.model_under_test import ModelUnderTest
+from tasks.evaluate.models_under_test.model_under_test import ModelUnderTest, Prompt
 from tasks.shared.errors import ModelError
 from tasks.shared.model.loading import Dtype, load_model, load_tokenizer
 from tasks.shared.model.prompts import render
@@ -63,9 +63,9 @@ def load_for_scoring(
         raise ModelError(error_name(model), error.got, error.wanted, error.fix) from error
 
 
-def prompt_ids(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[dict[str, str]]) -> list[int]:
-    """Return the token ids of a conversation in the model's chat format, up to its answer."""
-    return text_ids(tokenizer, render(tokenizer, messages))
+def prompt_ids(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt) -> list[int]:
+    """Return the token ids of a conversation and its tools in the model's chat format, up to its answer."""
+    return text_ids(tokenizer, render(tokenizer, prompt.messages, tools=prompt.tools))
 
 
 def text_ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:

@@ -37,15 +37,16 @@ def likeliest_choices(session: Session, contexts: Sequence[str], labels: Sequenc
 
 
 def choice_contexts(
-    write: Callable[[Messages], str], prompts: Sequence[RowPrompts], written: Sequence[Written]
+    render: Callable[[Messages, str], str], prompts: Sequence[RowPrompts], written: Sequence[Written]
 ) -> list[str]:
     """Return the texts after which labels are scored: prompt, plus the model's own reasoning.
 
-    A model trained to reason first has never seen a label right after the prompt.  No reasoning is added where label and answer have
-    different prompts (a reference), or where no answer is generated.
+    A model trained to reason first has never seen a label right after the prompt.  No tools and no reasoning are added where label and
+    answer have different prompts (a reference), and no reasoning where no answer is generated.
     """
     return [
-        write(question.label_messages)
-        + (reasoning_prefix(found.text) if question.label_messages == question.answer_messages else "")
+        render(question.label_messages, question.tools) + reasoning_prefix(found.text)
+        if question.label_messages == question.answer_messages
+        else render(question.label_messages, "")
         for question, found in zip(prompts, written, strict=True)
     ]

@@ -79,6 +79,19 @@ class ModelUnderTest:
 
 
 @dataclass(frozen=True)
+class Prompt:
+    """A conversation up to an answer, with JSON text of the tools that the answer may call; both may be empty."""
+
+    messages: Messages
+    tools: str = ""
+
+    @classmethod
+    def of(cls, row: Row) -> "Prompt":
+        """Return a row's messages before its final answer, with its tools."""
+        return cls(row.prompt, row.tools)
+
+
+@dataclass(frozen=True)
 class RowPrompts:
     """Prompts for one test row: messages before the label, and messages before the answer.
 

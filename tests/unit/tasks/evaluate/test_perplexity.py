@@ -24,7 +24,7 @@ from tasks.evaluate.likelihood.sliding import (
 )
 from tasks.evaluate.models_under_test import isolated_runs
 from tasks.evaluate.models_under_test.isolated_runs import Resources
-from tasks.evaluate.models_under_test.model_under_test import inspect_model
+from tasks.evaluate.models_under_test.model_under_test import Prompt, inspect_model
 from tasks.evaluate.perplexity import Perplexity, perplexity_bounds
 from tasks.shared import isolation
 from tasks.shared.errors import ConfigError, DataError, ModelError
@@ -138,14 +138,14 @@ def test_a_stride_of_the_context_is_disjoint_windows(loaded: tuple[Any, Any]) ->
 def test_only_the_answer_counts(folder: Path, loaded: tuple[Any, Any], tmp_path: Path) -> None:
     network, tokenizer = loaded
     row = read_rows(write_test(tmp_path / "corpus", 1) / "test.jsonl")[0]
-    before, answer = prompt_ids(tokenizer, row.prompt), text_ids(tokenizer, row.answer)
+    before, answer = prompt_ids(tokenizer, Prompt.of(row)), text_ids(tokenizer, row.answer)
     model = inspect_model(Artifact("m", Kind.MODEL, folder), "candidate")
-    found = score_documents(model, PerplexityPlan([row.answer], [row.prompt], 512, 256, "float32"), RESOURCES)
+    found = score_documents(model, PerplexityPlan([row.answer], [Prompt.of(row)], 512, 256, "float32"), RESOURCES)
     wanted = losses_in_one_pass(network, [*before, *answer])[len(before) - 1 :]
     assert found.losses[0].nats == pytest.approx(float(wanted.sum()), rel=1e-6)
     assert (found.losses[0].tokens, found.losses[0].skipped, found.truncated) == (len(answer), 0, 0)
     short = score_documents(
-        model, PerplexityPlan([row.answer], [row.prompt], len(answer), len(answer), "float32"), RESOURCES
+        model, PerplexityPlan([row.answer], [Prompt.of(row)], len(answer), len(answer), "float32"), RESOURCES
     )
     assert (short.truncated, short.losses[0].tokens) == (1, len(answer))
 
@@ -189,7 +189,7 @@ def test_the_first_token_counts_where_the_tokenizer_opens_a_text(
     opened, bare = (
         score_documents(
             inspect_model(Artifact("m", Kind.MODEL, path), "candidate"),
-            PerplexityPlan([text], [[]], 16, 16, "float32"),
+            PerplexityPlan([text], [Prompt([])], 16, 16, "float32"),
             RESOURCES,
         )
         for path in (tmp_path / "opening", folder)
@@ -208,7 +208,7 @@ def test_a_first_token_that_ends_within_a_character_leaves_bytes_to_score(folder
         for pair in (("ab", "abc"), ("\ufffd", "é"), ("a\ufffd", "a€"), ("\ufffd", "\ufffdx"), ("a", ""))
     ] == [2, 1, 2, 3, 0]
     model = inspect_model(Artifact("m", Kind.MODEL, folder), "candidate")
-    (loss,) = score_documents(model, PerplexityPlan(["é"], [[]], 16, 16, "float32"), RESOURCES).losses
+    (loss,) = score_documents(model, PerplexityPlan(["é"], [Prompt([])], 16, 16, "float32"), RESOURCES).losses
     assert (loss.tokens, loss.skipped) == (1, 1), "two tokens, of a byte each"
 
 
@@ -222,11 +222,11 @@ def test_plain_text_needs_no_chat_template_and_answers_do(folder: Path, tmp_path
         (bare / name).write_text(text, "utf-8")
     text = " ".join(sentences(4))
     model = inspect_model(Artifact("m", Kind.MODEL, bare), "candidate")
-    (own,) = score_documents(model, PerplexityPlan([text], [[]], 16, 16, "float32"), RESOURCES).losses
+    (own,) = score_documents(model, PerplexityPlan([text], [Prompt([])], 16, 16, "float32"), RESOURCES).losses
     assert own.tokens
     with pytest.raises(ModelError, match="candidate m: no chat template"):
         score_documents(
-            model, PerplexityPlan([text], [[{"role": "user", "content": "Hi"}]], 16, 16, "float32"), RESOURCES
+            model, PerplexityPlan([text], [Prompt([{"role": "user", "content": "Hi"}])], 16, 16, "float32"), RESOURCES
         )
 
 

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from tasks.shared.engines import openai_endpoint
+from tasks.shared.engines.embedded_server import Embedded
 from tasks.shared.engines.sample_store import SampleStore, answer_file
 from tasks.shared.errors import ConfigError, DataError, EndpointError, ModelError
 from tasks.shared.formats.articles import Article, write_articles
@@ -22,9 +23,10 @@ from tasks.shared.formats.targets import Decline, Label
 from tasks.shared.formats.tasks import Task, write_tasks
 from tasks.shared.store.keys import Digests
 from tasks.shared.technique import Artifact, Compute, Inputs, Kind, StepRun
+from tasks.traces.budget import Prices
 from tasks.traces.defaults import SENTENCE
 from tasks.traces.filter import Evidence
-from tasks.traces.openai import Embedded, OpenAI, Prices
+from tasks.traces.openai import OpenAI
 from tasks.traces.prompt import choose_examples, choose_refusals, teacher_messages
 from tasks.traces.reasoning import Reasoning, judge_reasoning
 from tests.settings_case import Case, Change, untimed_traces
