@@ -1,4 +1,4 @@
-"""The files of a corpus: splits, articles, tasks, card and schema."""
+"""The files of a corpus (splits, articles, tasks, card, schema), and of rows that are not split yet."""
 
 import json
 from array import array
@@ -12,6 +12,7 @@ from tasks.shared.formats.rows import SPLITS, Row, Split, write_rows
 from tasks.shared.formats.tasks import Task, write_tasks
 
 CARD = "card.json"
+ROWS_FILE = "rows.jsonl"
 TAG_VALUES = 50
 """Most values of a tag that are counted one by one."""
 KNOWN_VALUES = 10_000
@@ -47,6 +48,18 @@ def describe_corpus(
     write_json(out / CARD, {"counts": described, "labels": labels, **more})
     write_json(out / "corpus.schema.json", Row.model_json_schema())
     return {split: found.rows for split, found in counts.items()}
+
+
+def describe_rows(out: Path, tasks: Mapping[str, Task], more: Mapping[str, Any]) -> None:
+    """Write tasks.json and card.json beside rows.jsonl."""
+    write_tasks(out, tasks)
+    write_json(out / CARD, {"counts": count_file(out / ROWS_FILE).summary(), **more})
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """Read card.json of rows; the counts are left out, since a later step has other rows."""
+    content = json.loads((folder / CARD).read_text("utf-8"))
+    return {name: value for name, value in content.items() if name != "counts"}
 
 
 class Counts:

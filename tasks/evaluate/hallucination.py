@@ -68,7 +68,7 @@ class Hallucination:
     (except the fact itself: `memory_counts`) and paraphrases in rare words.
     So compare the rates of two models on the same rows; a single rate is not the share of false answers.
     Measured on the built-in test split with the default support: of 800 gold answers checked against their article alone, none is
-    flagged (25 at 0.6, 119 at 0.8); of as many gold answers for another fact of the same intent, 82 % are; of refusals, none.
+    flagged (25 at 0.6, 119 at 0.8); of as many gold answers for another fact of the same label, 82 % are; of refusals, none.
     """
 
     limit: Annotated[int, Field(ge=0)] = 0
@@ -76,7 +76,7 @@ class Hallucination:
     support: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Smallest share of the answer's content words that must have a source; 0 disables this check."""
     memory_counts: bool = False
-    """Count the right fact as hallucination if the prompt lacks it: for bots that must answer from the prompt alone."""
+    """Count the right fact as hallucination if the prompt lacks it: for assistants that must answer from the prompt alone."""
     max_new_tokens: Annotated[int, Field(ge=0)] = 0
     """Length limit of an answer, tokens; of a model that reasons first, its reasoning included.  0 takes the task's."""
     batch_size: Annotated[int, Field(ge=1)] = 32

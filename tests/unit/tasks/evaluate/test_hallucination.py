@@ -31,11 +31,11 @@ from tests.tiny_llama import build_model, empty_run, save_tiny
 ARTICLE = Article(
     id="a1",
     title="Returns",
-    intent="returns",
+    topic="returns",
     text="Not every kettle suits. Send it back within 45 days! The refund takes 6 working days.",
 )
 HELD = Article(
-    id="a2", title="Warranty", intent="warranty", text="We mend it. The warranty lasts 24 months.", held_out=True
+    id="a2", title="Warranty", topic="warranty", text="We mend it. The warranty lasts 24 months.", held_out=True
 )
 
 

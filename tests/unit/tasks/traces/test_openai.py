@@ -67,7 +67,7 @@ def write_corpus(folder: Path, more: str = "") -> Path:
     texts = {number: f"Item {number} ships in {number + 20} days.{more}" for number in range(12)}
     write_articles(
         folder / "articles.jsonl",
-        [Article(id=f"article-{n}", title=f"Item {n}", intent=f"topic{n}", text=text) for n, text in texts.items()],
+        [Article(id=f"article-{n}", title=f"Item {n}", topic=f"topic{n}", text=text) for n, text in texts.items()],
     )
     return folder
 
@@ -291,7 +291,7 @@ def test_the_key_is_sent_and_written_nowhere(corpus, tmp_path, monkeypatch, capl
 
 def test_examples_are_a_shared_prefix_and_never_about_the_same_article():
     articles = {
-        f"article-{n}": Article(id=f"article-{n}", title="T", intent="i", text=f"Item {n} ships.") for n in range(12)
+        f"article-{n}": Article(id=f"article-{n}", title="T", topic="i", text=f"Item {n} ships.") for n in range(12)
     }
     faq = [row for row in ROWS if row.tags["kind"] == "faq"]
     examples = choose_examples(faq, 2, seed=0)

@@ -1,4 +1,4 @@
-"""From rows files to a corpus, a row at a time: missing splits, and the wall."""
+"""The splits of a corpus, made from rows files a row at a time: missing ones filled, copies of the test kept out."""
 
 import json
 import logging
@@ -78,10 +78,7 @@ def row_label(row: Mapping[str, Any]) -> str:
 
 
 def keep_apart(parts: Parts, out: Path, settings: SplitSettings) -> dict[str, Any]:
-    """Write the splits to `out` without near-copies of the test in the others.
-
-    Return the figures of the wall.
-
+    """Write the splits to `out` without near-copies of the test in the others; return the figures of the wall.
 
     Near-copies within the test become one group, so that a verdict does not count them as independent.
     Raises DataError if copies are refused, or a split would be empty.
