@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from tasks.evaluate.grading.eval_rows import last_question, read_test_split
-from tasks.evaluate.likelihood.documents import answered_rows, unanswered_note
+from tasks.evaluate.likelihood.documents import answered_rows, count_answers, unanswered_note
 from tasks.evaluate.likelihood.logits import dequantized_notes, in_transformers, weighted_mean
 from tasks.evaluate.likelihood.next_token_divergence import (
     AnswerPlan,
@@ -81,8 +81,9 @@ class Divergence:
         return forecast_evaluation(work, tokens, self.dtype, resident=work.size("baseline").parameters)
 
     def count_items(self, sources: ItemSources) -> dict[str, Items]:
-        """Return the items by measure: at most one per row."""
-        return dict.fromkeys(MEASURES, Items(sources.at_most(self.limit), binary=False, exact=False))
+        """Return the items by measure: at most one per row, or per answer of the test split."""
+        rows = Items(sources.at_most(self.limit), binary=False, exact=False)
+        return dict.fromkeys(MEASURES, count_answers(sources, self.limit) if self.text == "gold" else rows)
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Compare all models with the baseline; write scores.json and items.jsonl.

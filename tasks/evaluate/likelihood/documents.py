@@ -5,7 +5,8 @@ from pathlib import Path
 
 from tasks.evaluate.grading.eval_rows import last_question
 from tasks.shared.errors import DataError
-from tasks.shared.formats.rows import Row
+from tasks.shared.formats.rows import Row, read_rows
+from tasks.shared.items import Items, ItemSources
 from tasks.shared.text.files import Document
 
 
@@ -19,6 +20,17 @@ def answered_rows(rows: Sequence[Row], corpus: Path) -> list[Row]:
         got = f"none of {len(rows)} rows ends with an answer in words"
         raise DataError(str(corpus / "test.jsonl"), got, "at least one", "leave this step out for such a corpus")
     return found
+
+
+def count_answers(sources: ItemSources, limit: int) -> Items:
+    """Return the most items of a measure on answers: those of the corpus if it exists, else one per row.
+
+    limit: of the step; 0 for none.  Raises DataError for a corpus without any.
+    """
+    if sources.corpus is None:
+        return Items(sources.at_most(limit), binary=False, exact=False)
+    found = len(answered_rows(read_rows(sources.corpus / "test.jsonl"), sources.corpus))
+    return Items(min(limit or found, found), binary=False, exact=False)
 
 
 def unanswered_note(rows: int, found: int) -> list[str]:

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from tasks.curate.jsonl import Jsonl
+from tasks.curate.support import Support
 from tasks.evaluate import hallucination as module
 from tasks.evaluate.grading.answers import Reply
 from tasks.evaluate.grading.eval_rows import TestSplit
@@ -22,7 +24,7 @@ from tasks.shared.formats.scores import Scores, read_scores
 from tasks.shared.formats.targets import Decline
 from tasks.shared.formats.tasks import write_tasks
 from tasks.shared.isolation import Failure
-from tasks.shared.technique import Artifact, Inputs, Kind
+from tasks.shared.technique import Artifact, Inputs, Kind, Upstream
 from tasks.shared.text.answer_format import join_answer
 from tests.settings_case import Case, Change
 from tests.support_rows import TASKS, support_row
@@ -186,6 +188,16 @@ def test_a_corpus_without_facts_or_articles_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="and an article as evidence"):
         Hallucination()(inputs_of(corpus, model), out, run)
     assert list(out.iterdir()) == []
+
+
+def test_a_corpus_that_gets_no_articles_is_an_error_of_the_plan() -> None:
+    def problems(corpus: Any) -> list[str]:
+        upstream = {"corpus": Upstream(corpus, {})}
+        return [str(found) for found in Hallucination().plan_problems("steps.facts", {"data": ("corpus",)}, upstream)]
+
+    (found,) = problems(Jsonl(path="chats.jsonl"))
+    assert "steps.facts" in found and "no articles" in found and "steps.corpus.articles=FILE" in found
+    assert problems(Jsonl(path="chats.jsonl", articles="a.jsonl")) == problems(Support()) == []
 
 
 def test_real_models_answer_in_both_engines(tmp_path: Path) -> None:

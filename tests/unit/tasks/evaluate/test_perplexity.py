@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tasks.evaluate.divergence import Divergence
 from tasks.evaluate.likelihood.logits import prompt_ids, text_ids
 from tasks.evaluate.likelihood.sliding import (
     DocumentLoss,
@@ -31,6 +32,7 @@ from tasks.shared.errors import ConfigError, DataError, ModelError
 from tasks.shared.formats.rows import read_rows, write_rows
 from tasks.shared.formats.scores import Scores, read_scores
 from tasks.shared.gguf.writer import write_gguf
+from tasks.shared.items import ItemSources
 from tasks.shared.model.loading import load_model, load_tokenizer
 from tasks.shared.model.saving import save_model
 from tasks.shared.technique import Artifact, Inputs, Kind
@@ -299,6 +301,23 @@ def test_models_that_cannot_be_asked_are_refused(folder: Path, tmp_path: Path) -
     scores, _ = measure(tmp_path, models_of(folder, {"torn": tmp_path / "torn", "short": tmp_path / "short"}, corpus))
     assert "its embedding has 300 rows" in scores.summary.models["torn"].failure
     assert "at most 16" in scores.summary.models["short"].failure
+
+
+@pytest.mark.usefixtures("here")
+def test_rows_without_an_answer_are_left_out_with_a_note_and_counted_in_the_plan(folder: Path, tmp_path: Path) -> None:
+    corpus = write_test(tmp_path / "corpus", 6)
+    rows = read_rows(corpus / "test.jsonl")
+    open_ended = [row.model_copy(update={"messages": row.before}) for row in rows[:2]]
+    write_rows(corpus / "test.jsonl", [*open_ended, *rows[2:]])
+    sources = ItemSources(corpus, 6, {})
+    assert [found.count for found in Perplexity().count_items(sources).values()] == [4]
+    assert {found.count for found in Divergence().count_items(sources).values()} == {4}
+    assert {found.count for found in Divergence(text="baseline").count_items(sources).values()} == {6}
+    scores, metrics = measure(tmp_path, models_of(folder, {}, corpus))
+    assert metrics["items"] == 4 and any("2 of 6 test rows have no answer" in note for note in scores.summary.notes)
+    write_rows(corpus / "test.jsonl", open_ended)
+    with pytest.raises(DataError, match="none of 2 rows ends with an answer"):
+        Divergence().count_items(ItemSources(corpus, 2, {}))
 
 
 def test_the_interval_holds_the_value_and_knows_groups() -> None:

@@ -19,6 +19,7 @@ from tasks.evaluate.models_under_test import answering
 from tasks.evaluate.models_under_test.answering import GenerationPlan, generate_replies
 from tasks.evaluate.models_under_test.isolated_runs import Resources
 from tasks.evaluate.models_under_test.model_under_test import ModelUnderTest, Prompt, inspect_model, tuned_prompts
+from tasks.evaluate.timing.engines import Effort, Probe, take_sample
 from tasks.export import gguf
 from tasks.export.gguf import Gguf
 from tasks.shared.engines.registry import ENGINES
@@ -93,6 +94,17 @@ def test_likelihoods_are_those_after_the_tools(
     plan = PerplexityPlan([document.text], [Prompt(document.prompt, document.tools)], 1024, 512, "float32")
     score_documents(model, plan, RESOURCES)
     assert len(seen) == 5 and all(NAME in text for text in seen)
+
+
+@pytest.mark.parametrize("engine", ["transformers", "llama.cpp"])
+def test_timing_reads_the_tools(models: dict[str, ModelUnderTest], engine: str) -> None:
+    model = models[engine]
+    effort = Effort(2, 1, (), 1024, 120, "off", "", 1, "cpu")
+    bare, full = (
+        take_sample(Probe("m", model.engine, model.weights, "", prompt), effort)["prompt_tokens"]
+        for prompt in (Prompt(ROW.prompt), Prompt.of(ROW))
+    )
+    assert full > bare + 20, "tokens of the tool's schema"
 
 
 def test_parity_is_measured_after_the_tools(
