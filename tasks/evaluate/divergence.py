@@ -9,7 +9,7 @@ from pydantic.dataclasses import dataclass
 
 from tasks.evaluate.grading.eval_rows import last_question, read_test_split
 from tasks.evaluate.likelihood.documents import answered_rows, count_answers, unanswered_note
-from tasks.evaluate.likelihood.logits import dequantized_notes, in_transformers, weighted_mean
+from tasks.evaluate.likelihood.logits import dequantized_notes, in_transformers
 from tasks.evaluate.likelihood.next_token_divergence import (
     AnswerPlan,
     DivergencePlan,
@@ -21,6 +21,7 @@ from tasks.evaluate.likelihood.next_token_divergence import (
 from tasks.evaluate.models_under_test.forecast import forecast_evaluation
 from tasks.evaluate.models_under_test.isolated_runs import evaluate_each, make_summary
 from tasks.evaluate.models_under_test.model_under_test import MODEL_PORTS, ModelUnderTest, Prompt, list_models
+from tasks.evaluate.verdict.intervals import weighted_mean
 from tasks.shared.engines.registry import Needs
 from tasks.shared.forecast import TOKENS_PER_ROW, Forecast, Workload
 from tasks.shared.formats.rows import Row, spread

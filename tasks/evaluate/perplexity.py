@@ -11,12 +11,12 @@ from pydantic.dataclasses import dataclass
 
 from tasks.evaluate.grading.eval_rows import read_test_split
 from tasks.evaluate.likelihood.documents import answer_documents, answered_rows, count_answers, unanswered_note
-from tasks.evaluate.likelihood.logits import dequantized_notes, in_transformers, weighted_mean
+from tasks.evaluate.likelihood.logits import dequantized_notes, in_transformers
 from tasks.evaluate.likelihood.sliding import DocumentLoss, PerplexityPlan, PerplexityResult, score_documents
 from tasks.evaluate.models_under_test.forecast import forecast_evaluation
 from tasks.evaluate.models_under_test.isolated_runs import evaluate_each, make_summary
 from tasks.evaluate.models_under_test.model_under_test import MODEL_PORTS, Prompt, list_models
-from tasks.evaluate.verdict.intervals import by_group, score_bounds
+from tasks.evaluate.verdict.intervals import by_group, score_bounds, weighted_mean
 from tasks.shared.engines.registry import Needs
 from tasks.shared.errors import ConfigError, DataError
 from tasks.shared.forecast import TOKENS_PER_ROW, Forecast, Workload

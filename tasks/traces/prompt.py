@@ -12,7 +12,7 @@ from tasks.shared.formats.tasks import Task
 from tasks.shared.grading.answer import read_answer
 from tasks.shared.text.answer_format import split_answer
 from tasks.shared.text.reasoning import join_reasoning
-from tasks.traces.defaults import instruction_of, is_sentence, requests_of
+from tasks.traces.defaults import is_sentence, requests_of, teacher_instruction
 from tasks.traces.reasoning import FORM, example_reasoning
 
 EXAMPLE_WORDS = 25
@@ -93,10 +93,10 @@ def teacher_messages(
     system = [to_wire(message) for message in row.before if message.role in SYSTEM]
     others = [to_wire(message) for message in row.before if message.role not in SYSTEM]
     if not is_sentence(task):
-        turns = _instruct([to_wire(message) for message in row.before], instruction_of(task))
+        turns = _instruct([to_wire(message) for message in row.before], teacher_instruction(task))
     else:
         shown = [example for example in examples if row.declines or example.evidence != row.evidence][:count]
-        turns = _instruct(system, instruction_of(task))
+        turns = _instruct(system, teacher_instruction(task))
         for example in shown:
             asked = _user_turn(example, task, example.prompt[-1]["content"], articles, hint, reason)
             thought = example_reasoning(example, articles) if reason else ""

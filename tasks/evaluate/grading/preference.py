@@ -8,6 +8,7 @@ from typing import Literal
 from tasks.shared.formats.articles import question_of
 from tasks.shared.formats.rows import Row
 from tasks.shared.formats.scores import ItemScore
+from tasks.shared.text.fact_matching import normalize
 from tasks.shared.text.transcript import transcript, turn_text
 
 Opinion = Literal["rival", "baseline", "tie", "unreadable"]
@@ -41,6 +42,12 @@ class Pair:
     def key(self) -> tuple[str, str]:
         """Item and rival answer: rivals with the same answer share the judge's opinions."""
         return self.item.id, self.item.answers[self.rival]
+
+    @property
+    def differs(self) -> bool:
+        """True if the two answers differ after normalization."""
+        answers = self.item.answers
+        return normalize(answers[self.baseline]) != normalize(answers[self.rival])
 
     def messages(self, instructions: str, swapped: bool) -> list[dict[str, str]]:
         """Return the judge's prompt.

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from tasks.evaluate.likelihood.logits import BROKEN, error_name, load_for_scoring, next_logits, prompt_ids, text_ids
+from tasks.evaluate.likelihood.logits import BROKEN, error_name, load_for_scoring, next_logits, prompt_ids
 from tasks.evaluate.models_under_test.isolated_runs import Resources
 from tasks.evaluate.models_under_test.model_under_test import ModelUnderTest, Prompt
 from tasks.shared.errors import ModelError
 from tasks.shared.model.agreement import token_agreement
+from tasks.shared.model.encoding import text_ids
 from tasks.shared.model.generation import write_answers
 from tasks.shared.model.loading import Dtype, load_tokenizer
 from tasks.shared.model.prompts import render

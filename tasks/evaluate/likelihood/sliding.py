@@ -16,12 +16,12 @@ from tasks.evaluate.likelihood.logits import (
     load_for_scoring,
     next_logits,
     prompt_ids,
-    text_ids,
     token_losses,
 )
 from tasks.evaluate.models_under_test.isolated_runs import Resources
 from tasks.evaluate.models_under_test.model_under_test import ModelUnderTest, Prompt
 from tasks.shared.errors import ModelError
+from tasks.shared.model.encoding import text_ids
 from tasks.shared.model.loading import Dtype
 from tasks.shared.progress import track
 

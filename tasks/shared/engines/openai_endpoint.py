@@ -17,9 +17,10 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, sto
 
 from tasks.shared.engines.chat_errors import Problem, plain_text, read_error
 from tasks.shared.engines.chat_reply import Completion, read_reply
-from tasks.shared.engines.endpoint_parameters import LENGTH, Dialect, LengthParameter, cut_at
+from tasks.shared.engines.endpoint_parameters import LENGTH, Dialect, LengthParameter
 from tasks.shared.engines.endpoint_settings import check_url, is_versioned, shown
 from tasks.shared.errors import ConfigError, EndpointError, RefusedError, StillroomError
+from tasks.shared.text.stops import cut_at
 
 MAX_WAIT_S = 60.0
 """Longest pause before another attempt, in seconds; a longer Retry-After is an error."""

@@ -45,12 +45,12 @@ def make_row(index: int, prefix: str = "test", grounded: bool = False, question:
     article, fact = ((ARTICLE, "45 days"), (HELD, "24 months"))[index % 2]
     question = question or f"How long, number {index}?"
     return support_row(
-        id=f"{prefix}-{index}", kind="faq", intent=article.intent, article=article.id, group=f"{prefix}-g{index}", accept=((fact,),),
+        id=f"{prefix}-{index}", kind="faq", intent=article.topic, article=article.id, group=f"{prefix}-g{index}", accept=((fact,),),
         grounded=grounded,
         messages=(
             Message(role="system", content="You are the bot."),
             Message(role="user", content=with_article(question, article) if grounded else question),
-            Message(role="assistant", content=join_answer(article.intent, f"That is {fact}.")),
+            Message(role="assistant", content=join_answer(article.topic, f"That is {fact}.")),
         ),
     )  # fmt: skip
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.evaluate.divergence import Divergence
-from tasks.evaluate.likelihood.logits import prompt_ids, text_ids
+from tasks.evaluate.likelihood.logits import prompt_ids
 from tasks.evaluate.likelihood.sliding import (
     DocumentLoss,
     PerplexityPlan,
@@ -33,6 +33,7 @@ from tasks.shared.formats.rows import read_rows, write_rows
 from tasks.shared.formats.scores import Scores, read_scores
 from tasks.shared.gguf.writer import write_gguf
 from tasks.shared.items import ItemSources
+from tasks.shared.model.encoding import text_ids
 from tasks.shared.model.loading import load_model, load_tokenizer
 from tasks.shared.model.saving import save_model
 from tasks.shared.technique import Artifact, Inputs, Kind
