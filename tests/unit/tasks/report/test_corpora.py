@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from verdict_samples import a_verdict, compared, make, measured, measures, only_verdict, score
+from verdict_samples import a_verdict, compared, flip, make, measured, measures, only_verdict, score
 
 from tasks.curate.jsonl import Jsonl
 from tasks.shared.formats.scores import Measure
@@ -45,10 +45,19 @@ def test_a_corpus_without_articles_or_labels_has_no_empty_table(
     bare = {"scores": {"same_top": score(0.8)}, "slices": {}}
     models = {"tuned": measures("baseline", 9, 5, 0.8, **bare), "slim": measures("candidate", 6, 9, 0.8, **bare)}
     comparisons = {"slim": compared(0, measures={"same_top": measured(0.8, 0, 0.01)}, slices=[])}
-    verdict = a_verdict(reference=None, gates=gates, models=models, comparisons=comparisons, flips=[], noise={})
+    verdict = a_verdict(
+        reference=None,
+        gates=gates,
+        models=models,
+        comparisons=comparisons,
+        flips=[flip("slim", 1).model_copy(update={"kind": ""})],
+        noise={},
+    )
     inputs = Inputs({**only_verdict(tmp_path, verdict).ports, "corpus": (Artifact("corpus", Kind.CORPUS, out),)})
     page, data = make(tmp_path / "report", inputs)
     assert "intent" not in page.lower() and not re.search(r"<tbody>\s*</tbody>", page)
+    (place,) = re.findall(r'<span class="where">(.*?)</span>', page)
+    assert ", ," not in place and place.endswith(", faq-0001")
     blocks = {block["title"]: block for block in data["corpus"][0]["blocks"]}
     (tickets,) = blocks["Counts: tags"]["rows"]
     assert tickets[0] == "ticket" and all(cell.endswith(" values") for cell in tickets[1:])
