@@ -1,4 +1,4 @@
-"""The files of a corpus (splits, articles, tasks, card, schema), and of rows that are not split yet."""
+"""The files of a corpus beside its splits, and of rows that are not split yet."""
 
 import json
 from array import array

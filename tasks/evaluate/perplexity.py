@@ -103,7 +103,7 @@ class Perplexity:
         return forecast_evaluation(work, tokens, self.dtype)
 
     def count_items(self, sources: ItemSources) -> dict[str, Items]:
-        """Return the items of its measure: at most one per answer, or as many as the text has pieces."""
+        """Return the items of its measure: at most one per answer or piece of text."""
         pieces = Items(self.limit or sys.maxsize, binary=False, exact=False)
         return {f"{self.prefix}bits_per_byte": pieces if self.text else count_answers(sources, self.limit)}
 

@@ -41,7 +41,7 @@ def can_ask(row: Row) -> bool:
 
 
 def choose_examples(rows: Sequence[Row], count: int, seed: int) -> list[Row]:
-    """Choose `count` + 1 rows whose short gold answers state facts of different articles, by seed.
+    """Choose `count` + 1 rows whose short answers state facts of different articles, by seed.
 
     The last one replaces an example that is about the article of the prompt.
     """
@@ -53,7 +53,7 @@ def choose_examples(rows: Sequence[Row], count: int, seed: int) -> list[Row]:
 
 
 def _is_example(row: Row) -> bool:
-    """Return True for one question without its article, and a short answer that states a fact of it."""
+    """Return True for a question without its article, and a short answer from the article."""
     states = bool(row.evidence and row.facts and not row.declines and len(row.messages) <= 3)
     bare = all(question_of(turn["content"]) == turn["content"] for turn in row.prompt)
     return states and bare and len(split_answer(row.answer)[1].split()) <= EXAMPLE_WORDS

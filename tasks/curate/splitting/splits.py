@@ -1,4 +1,4 @@
-"""The splits of a corpus, made from rows files a row at a time: missing ones filled, copies of the test kept out."""
+"""The splits of a corpus, from rows files: missing ones filled, copies of the test kept out."""
 
 import json
 import logging
@@ -78,9 +78,9 @@ def row_label(row: Mapping[str, Any]) -> str:
 
 
 def keep_apart(parts: Parts, out: Path, settings: SplitSettings) -> dict[str, Any]:
-    """Write the splits to `out` without near-copies of the test in the others; return the figures of the wall.
+    """Write the splits without near-copies of the test in the others; return the wall's figures.
 
-    Near-copies within the test become one group, so that a verdict does not count them as independent.
+    out: their folder.  Near-copies within the test become one group, so that a verdict does not count them as independent.
     Raises DataError if copies are refused, or a split would be empty.
     """
     wall = build_wall(parts.files, settings.max_similarity)

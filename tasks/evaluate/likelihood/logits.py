@@ -65,7 +65,7 @@ def load_for_scoring(
 
 
 def prompt_ids(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt) -> list[int]:
-    """Return the token ids of a conversation and its tools in the model's chat format, up to its answer."""
+    """Return the token ids of a prompt, rendered in the model's chat format."""
     return text_ids(tokenizer, render(tokenizer, prompt.messages, tools=prompt.tools))
 
 

@@ -80,7 +80,10 @@ class ModelUnderTest:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A conversation up to an answer, with JSON text of the tools that the answer may call; both may be empty."""
+    """A conversation up to an answer, which may be empty.
+
+    tools: JSON text of the list of tools that the answer may call; empty for none.
+    """
 
     messages: Messages
     tools: str = ""

@@ -1,4 +1,4 @@
-"""Figures of a verdict for metrics.json and the run's table, and the measures that count as quality."""
+"""Figures of a verdict for metrics.json and the table; measures that count as quality."""
 
 from collections.abc import Mapping
 

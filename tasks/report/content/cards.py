@@ -114,5 +114,8 @@ def join_titles(title: str, key: str) -> str:
 
 
 def word_of(title: str) -> Callable[[str], str]:
-    """Return how the keys of a table with this title are shown: as they are if they are names from the data."""
+    """Return the function that shows the keys of a table with this title.
+
+    Names from the data are shown as they are.
+    """
     return str if {part.lower() for part in title.split(": ")} & set(NAMING) else spaced

@@ -1,4 +1,4 @@
-"""Errors of chat endpoints, as a status or inside a response with status 200, and the pause that they ask for."""
+"""Errors of chat endpoints, by status or inside a response, and the pause they ask for."""
 
 import json
 import re

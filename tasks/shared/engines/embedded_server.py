@@ -31,7 +31,7 @@ class Embedded:
 def serve_embedded(
     path: Path, settings: Embedded, *, threads: int, parallel: int, digest: str = ""
 ) -> Iterator[tuple[str, str]]:
-    """Run a GGUF in llama.cpp; yield its base URL, and the model's identity in digests of requests.
+    """Run a GGUF in llama.cpp; yield its base URL and its identity in digests of requests.
 
     path: a file, or a folder with one.
     parallel: requests decoded together.

@@ -82,7 +82,7 @@ def _following(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
 
 
 def text_ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
-    """Return the token ids of the text alone; markup in it becomes special tokens, and none is added."""
+    """Return the token ids of the text alone; markup becomes special tokens, none is added."""
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 

@@ -1,4 +1,4 @@
-"""Answers that start with a label line: the layout `first_line` of a task; reasoning may precede them."""
+"""Answers that start with a label line: the layout `first_line`; reasoning may come before."""
 
 from tasks.shared.text.reasoning import split_reasoning
 

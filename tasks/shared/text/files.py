@@ -19,7 +19,10 @@ LINES = ".jsonl"
 
 @dataclass(frozen=True)
 class Document:
-    """A text to score, with the conversation before it and its tools (JSON text), if any, which are read but not scored."""
+    """A text to score, with what a model reads before it without a score.
+
+    prompt, tools: the conversation and JSON text of its tools; empty for none.
+    """
 
     id: str
     text: str
