@@ -23,7 +23,7 @@ def answered_rows(rows: Sequence[Row], corpus: Path) -> list[Row]:
 
 
 def count_answers(sources: ItemSources, limit: int) -> Items:
-    """Return the most items of a measure on answers, from the corpus or the forecast of its rows.
+    """Return the most items of a measure on answers, from the corpus or its forecast.
 
     limit: of the step; 0 for none.  Raises DataError for a corpus without any.
     """
