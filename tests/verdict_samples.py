@@ -252,7 +252,7 @@ def all_inputs(root: Path, verdict: Verdict) -> Inputs:
             "test": {"faq": 120, "refuse": 60},
         },
         "overlap": {"shared_groups": 0, "nearest_jaccard": 0.4137},
-        "intents": ["returns", "shipping", "billing"],
+        "labels": ["returns", "shipping", "billing"],
     }
     traces = {"accepted": 610, "dropped": {"no_fact": 201, "invented": 33}}
     usage = {"prompt_tokens": 481_220, "completion_tokens": 40_114, "cost_usd": 0.0}

@@ -15,7 +15,7 @@ from flows.planning.estimate import Estimate, estimate_plan
 from flows.planning.items import check_items
 from flows.planning.session import Session
 from flows.planning.status import Status, find_status
-from flows.planning.steps import Plan, Step
+from flows.planning.steps import Plan, Step, technique_name
 from tasks.shared.errors import ErrorList
 from tasks.shared.technique import Kind
 from tasks.shared.text.numbers import byte_size, duration
@@ -157,11 +157,6 @@ def mermaid(plan: Plan) -> str:
     lines += [f'  {step.name}["{step.name}<br/>{technique_name(step)}"]' for step in plan.steps]
     lines += [f"  {name.replace('.', '_')} --> {step.name}" for step in plan.steps for name in step.needs]
     return "\n".join(lines)
-
-
-def technique_name(step: Step) -> str:
-    """Stage and technique as Hydra names them, such as prune/depth."""
-    return "/".join(step.target.split(".")[1:3])
 
 
 def memory_text(item: Estimate) -> str:

@@ -7,7 +7,7 @@ follows it through the steps that change it.
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from flows.planning.steps import Source, Step
+from flows.planning.steps import Source, Step, technique_name
 from tasks.shared.errors import ConfigError
 from tasks.shared.model.families import family_config, title
 from tasks.shared.store.lineage import MAIN_PORT
@@ -28,11 +28,6 @@ def family_problems(step: Step, steps: Mapping[str, Step], sources: Mapping[str,
                 "a model that docs/families.md lists for this technique",
                 refusal.instead,
             )
-
-
-def technique_name(step: Step) -> str:
-    """Name of a step's technique as in conf/: stage and option."""
-    return "/".join(step.module.split(".")[1:])
 
 
 def planned_config(

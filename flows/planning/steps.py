@@ -179,3 +179,8 @@ def _only(settings: Mapping[str, Any], names: frozenset[str], prefix: str = "") 
         elif isinstance(value, Mapping) and (inner := _only(value, names, f"{prefix}{key}.")):
             found[key] = inner
     return found
+
+
+def technique_name(step: Step) -> str:
+    """Stage and technique as Hydra names them, such as prune/depth."""
+    return "/".join(step.module.split(".")[1:])

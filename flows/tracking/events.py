@@ -13,12 +13,11 @@ from typing import Any
 from flows.tracking.interface import StepRecord
 from tasks.shared.errors import DataError
 from tasks.shared.formats.verdict import Verdict, read_verdict
-from tasks.shared.technique import Artifact, Kind
+from tasks.shared.technique import DATA, WEIGHTS, Artifact, Kind
 
 log = logging.getLogger("stillroom")
 POINTS = 1000
 """Largest number of points of a curve; a longer one is thinned evenly."""
-DATA, WEIGHTS = {Kind.CORPUS, Kind.TRACES}, {Kind.MODEL, Kind.ENGINE}
 
 
 def step_content(record: StepRecord) -> dict[str, Any]:

@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flows.tracking.events import WEIGHTS, figures
+from flows.tracking.events import figures
 from flows.tracking.models import Models, Weights
 from flows.tracking.outbox import Event, Header
 from flows.tracking.server import Server, clean, sending_to
 from tasks.shared.store.keys import flatten
-from tasks.shared.technique import Kind
+from tasks.shared.technique import WEIGHTS, Kind
 
 RUN, EVENT = "stillroom.run", "stillroom.event"
 PARENT = "mlflow.parentRunId"

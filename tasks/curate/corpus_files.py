@@ -1,9 +1,9 @@
-"""The files of a corpus: splits, articles, tasks, card and schema."""
+"""The files of a corpus beside its splits, and of rows that are not split yet."""
 
 import json
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from tasks.shared.formats.rows import SPLITS, Row, Split, write_rows
 from tasks.shared.formats.tasks import Task, write_tasks
 
 CARD = "card.json"
+ROWS_FILE = "rows.jsonl"
 TAG_VALUES = 50
 """Most values of a tag that are counted one by one."""
 KNOWN_VALUES = 10_000
@@ -43,10 +44,24 @@ def describe_corpus(
     used = {name for found in counts.values() for name in found.tasks}
     write_tasks(out, {name: task for name, task in tasks.items() if name in used})
     labels = sorted({label for found in counts.values() for label in found.labels})
-    described = {split: found.summary() for split, found in counts.items()}
+    many = {name for found in counts.values() for name in found.tags_with_many_values()}
+    described = {split: found.summary(many) for split, found in counts.items()}
     write_json(out / CARD, {"counts": described, "labels": labels, **more})
     write_json(out / "corpus.schema.json", Row.model_json_schema())
     return {split: found.rows for split, found in counts.items()}
+
+
+def describe_rows(out: Path, tasks: Mapping[str, Task], more: Mapping[str, Any]) -> None:
+    """Write tasks.json and card.json beside rows.jsonl."""
+    write_tasks(out, tasks)
+    counts = count_file(out / ROWS_FILE)
+    write_json(out / CARD, {"counts": counts.summary(counts.tags_with_many_values()), **more})
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """Read card.json of rows; the counts are left out, since a later step has other rows."""
+    content = json.loads((folder / CARD).read_text("utf-8"))
+    return {name: value for name, value in content.items() if name != "counts"}
 
 
 class Counts:
@@ -72,10 +87,14 @@ class Counts:
             if value in known or len(known) < KNOWN_VALUES:
                 known[value] += 1
 
-    def summary(self) -> dict[str, Any]:
+    def tags_with_many_values(self) -> set[str]:
+        """Names of tags such as a ticket's number, whose values are not counted one by one."""
+        return {name for name, count in self.tags.items() if len(count) > TAG_VALUES}
+
+    def summary(self, many: Collection[str]) -> dict[str, Any]:
         """Counts for card.json.
 
-        A tag with many values, such as a customer's number, is reported by the number of its values.
+        many: tags that are reported by the number of their values.
         """
         import numpy as np
 
@@ -85,7 +104,7 @@ class Counts:
             "task": dict(sorted(self.tasks.items())),
             "target": dict(sorted(self.targets.items())),
             "label": dict(sorted(self.labels.items())),
-            "tags": {name: _values(count) for name, count in sorted(self.tags.items())},
+            "tags": {name: _values(count, name in many) for name, count in sorted(self.tags.items())},
         }
 
 
@@ -98,8 +117,8 @@ def count_file(file: Path) -> Counts:
     return found
 
 
-def _values(count: Counter[str]) -> dict[str, int] | str:
-    if len(count) <= TAG_VALUES:
+def _values(count: Counter[str], many: bool) -> dict[str, int] | str:
+    if not many:
         return dict(sorted(count.items()))
     return f"{'at least ' if len(count) == KNOWN_VALUES else ''}{len(count)} values"
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from tasks.curate.rows_files import ROWS_FILE, describe_rows, read_card
+from tasks.curate.corpus_files import ROWS_FILE, describe_rows, read_card
 from tasks.shared.forecast import Forecast, Workload, forecast_light
 from tasks.shared.formats.articles import question_of
 from tasks.shared.formats.tasks import read_tasks

@@ -24,8 +24,8 @@ from tasks.curate.reading.files import (
 from tasks.curate.reading.row_reader import RowReader
 from tasks.curate.reading.settings import ReadSettings
 from tasks.curate.references import check_articles, corpus_metrics, read_article_file
-from tasks.curate.splitting.corpus import fill_splits, keep_apart
 from tasks.curate.splitting.settings import SplitSettings
+from tasks.curate.splitting.splits import fill_splits, keep_apart
 from tasks.shared.errors import ConfigError, DataError, ErrorList, StillroomError
 from tasks.shared.forecast import Forecast, Rows, Workload, forecast_light
 from tasks.shared.formats.articles import Article

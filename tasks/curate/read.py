@@ -9,6 +9,7 @@ from typing import ClassVar
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
+from tasks.curate.corpus_files import ROWS_FILE, describe_rows
 from tasks.curate.reading.bad_rows import quarantine_in
 from tasks.curate.reading.files import (
     ROWS_PER_S,
@@ -23,7 +24,6 @@ from tasks.curate.reading.files import (
 )  # fmt: skip
 from tasks.curate.reading.row_reader import RowReader
 from tasks.curate.reading.settings import ReadSettings
-from tasks.curate.rows_files import ROWS_FILE, describe_rows
 from tasks.shared.errors import ConfigError
 from tasks.shared.forecast import Forecast, Rows, Workload, forecast_light
 from tasks.shared.technique import Inputs, Kind, Metrics, Spec, StepRun

@@ -7,11 +7,10 @@ from typing import ClassVar
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
-from tasks.curate.corpus_files import describe_corpus
+from tasks.curate.corpus_files import ROWS_FILE, describe_corpus, read_card
 from tasks.curate.references import check_articles, corpus_metrics, read_article_file
-from tasks.curate.rows_files import ROWS_FILE, read_card
-from tasks.curate.splitting.corpus import fill_splits, keep_apart
 from tasks.curate.splitting.settings import SplitSettings
+from tasks.curate.splitting.splits import fill_splits, keep_apart
 from tasks.shared.forecast import Forecast, Rows, Workload, forecast_light
 from tasks.shared.formats.tasks import read_tasks
 from tasks.shared.paths import user_path

@@ -8,8 +8,8 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from tasks.evaluate.grading.eval_rows import last_question, read_test_split
-from tasks.evaluate.likelihood.documents import answered_rows, unanswered_note
-from tasks.evaluate.likelihood.logits import dequantized_notes, in_transformers, weighted_mean
+from tasks.evaluate.likelihood.documents import answered_rows, count_answers, unanswered_note
+from tasks.evaluate.likelihood.logits import dequantized_notes, in_transformers
 from tasks.evaluate.likelihood.next_token_divergence import (
     AnswerPlan,
     DivergencePlan,
@@ -20,7 +20,8 @@ from tasks.evaluate.likelihood.next_token_divergence import (
 )
 from tasks.evaluate.models_under_test.forecast import forecast_evaluation
 from tasks.evaluate.models_under_test.isolated_runs import evaluate_each, make_summary
-from tasks.evaluate.models_under_test.model_under_test import MODEL_PORTS, ModelUnderTest, list_models
+from tasks.evaluate.models_under_test.model_under_test import MODEL_PORTS, ModelUnderTest, Prompt, list_models
+from tasks.evaluate.verdict.intervals import weighted_mean
 from tasks.shared.engines.registry import Needs
 from tasks.shared.forecast import TOKENS_PER_ROW, Forecast, Workload
 from tasks.shared.formats.rows import Row, spread
@@ -81,8 +82,9 @@ class Divergence:
         return forecast_evaluation(work, tokens, self.dtype, resident=work.size("baseline").parameters)
 
     def count_items(self, sources: ItemSources) -> dict[str, Items]:
-        """Return the items by measure: at most one per row."""
-        return dict.fromkeys(MEASURES, Items(sources.at_most(self.limit), binary=False, exact=False))
+        """Return the items by measure: at most one per row, or per answer of the test split."""
+        rows = Items(sources.at_most(self.limit), binary=False, exact=False)
+        return dict.fromkeys(MEASURES, count_answers(sources, self.limit) if self.text == "gold" else rows)
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Compare all models with the baseline; write scores.json and items.jsonl.
@@ -96,7 +98,7 @@ class Divergence:
         baseline, *others = in_transformers(list_models(inputs))
         length = self.max_new_tokens or max(split.tasks[row.task].answer_tokens for row in rows)
         texts = self._texts(baseline, rows, length, run)
-        plan = DivergencePlan([row.prompt for row in rows], texts.answers, self.dtype, baseline.cache_id, baseline)
+        plan = DivergencePlan([Prompt.of(row) for row in rows], texts.answers, self.dtype, baseline.cache_id, baseline)
         found = evaluate_each(others, {model.name: plan for model in others}, measure_divergence, Divergences, run)
         summary = make_summary(
             [baseline, *others],
@@ -113,7 +115,7 @@ class Divergence:
 
     def _texts(self, baseline: ModelUnderTest, rows: Sequence[Row], length: int, run: StepRun) -> ReferenceAnswers:
         gold = [row.answer for row in rows] if self.text == "gold" else []
-        plan = AnswerPlan([row.prompt for row in rows], gold, 0 if gold else length, self.dtype)
+        plan = AnswerPlan([Prompt.of(row) for row in rows], gold, 0 if gold else length, self.dtype)
         found = evaluate_each([baseline], {baseline.name: plan}, choose_answers, ReferenceAnswers, run)[baseline.name]
         assert not isinstance(found, Failure)  # a failing baseline raises instead
         return found

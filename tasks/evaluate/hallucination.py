@@ -25,7 +25,7 @@ from tasks.evaluate.models_under_test.model_under_test import (
     list_models,
     reference_prompts,
 )
-from tasks.shared.errors import DataError
+from tasks.shared.errors import ConfigError, DataError
 from tasks.shared.forecast import Forecast, Workload
 from tasks.shared.formats.articles import Article, question_of, read_articles, with_article
 from tasks.shared.formats.records import Figure
@@ -33,7 +33,7 @@ from tasks.shared.formats.rows import Row, read_rows, spread
 from tasks.shared.formats.scores import ItemScore, Measure, write_scores
 from tasks.shared.formats.tasks import Task, read_tasks
 from tasks.shared.items import Items, ItemSources
-from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun
+from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun, Upstream
 from tasks.shared.text.fact_matching import contains, states_fact
 
 WITH, WITHOUT = "invention", "invention_without_answer"
@@ -68,7 +68,7 @@ class Hallucination:
     (except the fact itself: `memory_counts`) and paraphrases in rare words.
     So compare the rates of two models on the same rows; a single rate is not the share of false answers.
     Measured on the built-in test split with the default support: of 800 gold answers checked against their article alone, none is
-    flagged (25 at 0.6, 119 at 0.8); of as many gold answers for another fact of the same intent, 82 % are; of refusals, none.
+    flagged (25 at 0.6, 119 at 0.8); of as many gold answers for another fact of the same label, 82 % are; of refusals, none.
     """
 
     limit: Annotated[int, Field(ge=0)] = 0
@@ -76,7 +76,7 @@ class Hallucination:
     support: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Smallest share of the answer's content words that must have a source; 0 disables this check."""
     memory_counts: bool = False
-    """Count the right fact as hallucination if the prompt lacks it: for bots that must answer from the prompt alone."""
+    """Count the right fact as hallucination if the prompt lacks it: for assistants that must answer from the prompt alone."""
     max_new_tokens: Annotated[int, Field(ge=0)] = 0
     """Length limit of an answer, tokens; of a model that reasons first, its reasoning included.  0 takes the task's."""
     batch_size: Annotated[int, Field(ge=1)] = 32
@@ -91,6 +91,16 @@ class Hallucination:
         libraries=("torch", "transformers", "tokenizers", "auto-round", "compressed-tensors", "gguf", "xllamacpp", "numpy"),
         device="accelerator",
     )  # fmt: skip
+
+    def plan_problems(
+        self, where: str, inputs: Mapping[str, tuple[str, ...]], upstream: Mapping[str, Upstream]
+    ) -> Iterator[ConfigError]:
+        """Yield an error for a corpus that is made without a file of articles."""
+        for name in inputs.get("data", ()):
+            if name in upstream and getattr(upstream[name].technique, "articles", None) == "":
+                fix = f"steps.{name}.articles=FILE with the ids in `evidence` of the rows, or leave {where} out"
+                got = f"the corpus {name} has no articles"
+                yield ConfigError(where, got, "a corpus whose rows have facts and an article that states them", fix)
 
     def forecast(self, work: Workload) -> Forecast:
         """Two prompts and two answers per test row and model."""

@@ -12,12 +12,11 @@ from typing import Annotated, ClassVar
 from pydantic import ConfigDict, Field, SecretStr
 from pydantic.dataclasses import dataclass
 
+from tasks.evaluate.grading.judgments import JUDGED, MEASURE, REFUSED, Judgments, figures_of, flat_metrics, make_items
 from tasks.evaluate.grading.measures import FULL_TEXTS
 from tasks.evaluate.grading.preference import (
     Judgment,
     Pair,
-    agreement,
-    first_position_share,
     read_opinion,
     request_of,
 )
@@ -28,12 +27,10 @@ from tasks.shared.engines.openai_endpoint import Endpoint, connect, for_each
 from tasks.shared.engines.sample_store import Sample, SampleStore, request_digest
 from tasks.shared.errors import ConfigError, DataError, EndpointError, RefusedError
 from tasks.shared.forecast import REQUEST_S, Forecast, Workload, forecast_light
-from tasks.shared.formats.records import Figure
 from tasks.shared.formats.rows import read_rows, spread
 from tasks.shared.formats.scores import (
     EvaluationSummary,
     ItemScore,
-    Measure,
     ModelSummary,
     Scores,
     current_name,
@@ -44,16 +41,9 @@ from tasks.shared.formats.tasks import read_tasks
 from tasks.shared.items import Items, ItemSources
 from tasks.shared.progress import progress_bar
 from tasks.shared.technique import WEIGHTS, Inputs, Kind, Metrics, Port, Spec, StepRun, Upstream
-from tasks.shared.text.fact_matching import normalize
 
-JUDGED = "judged"
-MEASURE = Measure(title="preference of the judge over the baseline", binary=False, against_baseline=True)
 ORDERS = (False, True)
-REFUSED = "refused"
-"""Finish reason of a request that the endpoint refused permanently."""
 log = logging.getLogger(__name__)
-Judgments = Mapping[str, Mapping[str, Judgment]]
-"""By model name, then by item id."""
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", hide_input_in_errors=True))
@@ -139,7 +129,7 @@ class Judge(EndpointSettings):
         ]
         key = read_key(self.api_key_env)
         with SampleStore(run.scratch / "opinions.jsonl") as store, self._endpoint(inputs, run) as (url, judge):
-            different = {pair.key: pair for pair in pairs if differs(pair)}
+            different = {pair.key: pair for pair in pairs if pair.differs}
             samples = asyncio.run(self._request(list(different.values()), store, url, judge, key))
         found: dict[str, dict[str, Judgment]] = {name: {} for name in rivals}
         for pair in pairs:
@@ -174,8 +164,9 @@ class Judge(EndpointSettings):
         judge = inputs.get("judge")
         if judge is None:
             raise no_judge("base_url")
-        threads = run.compute.threads
-        with serve_embedded(judge.path, self.embedded, threads=threads, parallel=self.concurrency) as found:
+        with serve_embedded(
+            judge.path, self.embedded, threads=run.compute.threads, parallel=self.concurrency, digest=judge.digest
+        ) as found:
             yield found
 
     async def _request(
@@ -291,43 +282,3 @@ def baseline_of(summary: EvaluationSummary) -> str:
             "use the scores of a step that evaluated all models",
         )
     return found[0]
-
-
-def differs(pair: Pair) -> bool:
-    """Return True if the two answers differ after normalization."""
-    answers = pair.item.answers
-    return normalize(answers[pair.baseline]) != normalize(answers[pair.rival])
-
-
-def make_items(items: Sequence[ItemScore], baseline: str, found: Judgments) -> Iterator[ItemScore]:
-    """Yield one item per question, with the compared answers."""
-    for item in items:
-        values = {baseline: 0.5} | {name: judged[item.id].value for name, judged in found.items() if item.id in judged}
-        yield ItemScore(
-            measure=JUDGED, id=item.id, cluster=item.cluster, tags=item.tags, question=item.question, wanted=item.wanted,
-            values=values, answers={name: item.answers[name] for name in values},
-        )  # fmt: skip
-
-
-def figures_of(judgments: Sequence[Judgment]) -> dict[str, Figure]:
-    """Return the judge's reliability on one model's answers: agreement and position bias."""
-    agree, first = agreement(judgments), first_position_share(judgments)
-    figures = {} if agree is None else {"judge_agreement": Figure(value=agree, unit="share", better="higher")}
-    if unread := sum("unreadable" in judgment.opinions for judgment in judgments):
-        figures["judge_unreadable"] = Figure(value=unread, unit="pairs", better="lower")
-    return figures | ({} if first is None else {"judge_prefers_first": Figure(value=first, unit="share")})
-
-
-def flat_metrics(items: Sequence[ItemScore], found: Judgments, samples: Sequence[Sample]) -> Metrics:
-    """Return table figures: preference and agreement by model, number of requests, tokens."""
-    figures: Metrics = {"items": len(items), "requests": len(samples)}
-    for name, judged in found.items():
-        values = [judgment.value for judgment in judged.values()]
-        figures |= {f"{name}.{JUDGED}": round(sum(values) / len(values), 4)} if values else {}
-        agree = agreement(list(judged.values()))
-        figures |= {} if agree is None else {f"{name}.agreement": round(agree, 4)}
-    if refused := sum(sample.finish_reason == REFUSED for sample in samples):
-        figures["refused"] = refused
-    figures["prompt_tokens"] = sum(sample.prompt_tokens for sample in samples)
-    figures["completion_tokens"] = sum(sample.completion_tokens for sample in samples)
-    return figures

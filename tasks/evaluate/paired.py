@@ -14,9 +14,10 @@ from tasks.evaluate.verdict.comparison import Rules, compare_measure, holm_corre
 from tasks.evaluate.verdict.cost import Prices
 from tasks.evaluate.verdict.decision import candidate_decision, choose_shipped, overall_decision
 from tasks.evaluate.verdict.description import describe_models, with_costs
-from tasks.evaluate.verdict.evidence import Evidence, gather_evidence
+from tasks.evaluate.verdict.evidence import Evidence, check_baseline, gather_evidence
 from tasks.evaluate.verdict.intervals import wilson
-from tasks.evaluate.verdict.power import minimum_detectable
+from tasks.evaluate.verdict.metrics import flat_metrics, nested_metrics, quality_measures
+from tasks.evaluate.verdict.power import minimum_detectable, several_notes
 from tasks.evaluate.verdict.shortages import Planned, shortages
 from tasks.evaluate.verdict.slices import Slices, compare_slice, correct_slices, slices_of
 from tasks.shared.errors import ConfigError
@@ -296,52 +297,3 @@ class Paired:
             if floors:
                 found[name] = floors
         return found
-
-
-def check_baseline(evidence: Evidence, name: str) -> None:
-    """Raise ConfigError unless every step used the verdict's baseline as its own.
-
-    KL and similar measures are relative to it.
-    """
-    for step, found in evidence.models.items():
-        roles = {model: measured.role for model, measured in found.items()}
-        if roles.get(name) != "baseline":
-            own = next((model for model, role in roles.items() if role == "baseline"), "none")
-            raise ConfigError(f"steps.{step}.inputs.baseline", own, name, f"steps.{step}.inputs.baseline={name}")
-
-
-def several_notes(candidates: Sequence[str], alpha: float, shared: bool) -> Iterator[str]:
-    """Yield a note on how several candidates raise the probability of a wrong decision."""
-    if len(candidates) > 1 and not shared:
-        yield (
-            f"Each of {len(candidates)} candidates ships with probability {alpha:.0%} if its true loss equals the margin; for any of them, it "
-            f"is up to {min(1.0, alpha * len(candidates)):.0%}; familywise: true divides {alpha:.0%} among them."
-        )
-
-
-def quality_measures(gates: Mapping[str, Gate]) -> list[str]:
-    """Return the measures averaged as quality: deciding shares where higher is better."""
-    return [
-        name
-        for name, gate in gates.items()
-        if gate.margin is not None and gate.measure.unit == "share" and gate.measure.better == "higher"
-    ]
-
-
-def nested_metrics(verdict: Verdict) -> dict[str, dict[str, float]]:
-    """Return figures by model, for metrics.json."""
-    return {
-        name: {measure: value.value for measure, value in model.scores.items()}
-        | {"size_bytes": float(model.size_bytes)}
-        | {figure: value.value for figure, value in model.figures.items()}
-        for name, model in verdict.models.items()
-    }
-
-
-def flat_metrics(verdict: Verdict) -> Metrics:
-    """Return table figures: the decision, and each model's deciding scores, size and speed."""
-    shown = {*verdict.margin, "size_bytes", "tokens_per_second"}
-    flat: Metrics = {"decision": verdict.decision, "shipped": verdict.shipped or "none"}
-    for name, figures in nested_metrics(verdict).items():
-        flat |= {f"{name}.{key}": value for key, value in figures.items() if key in shown}
-    return flat

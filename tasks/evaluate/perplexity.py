@@ -10,13 +10,13 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from tasks.evaluate.grading.eval_rows import read_test_split
-from tasks.evaluate.likelihood.documents import answer_documents, answered_rows
-from tasks.evaluate.likelihood.logits import dequantized_notes, in_transformers, weighted_mean
+from tasks.evaluate.likelihood.documents import answer_documents, answered_rows, count_answers, unanswered_note
+from tasks.evaluate.likelihood.logits import dequantized_notes, in_transformers
 from tasks.evaluate.likelihood.sliding import DocumentLoss, PerplexityPlan, PerplexityResult, score_documents
 from tasks.evaluate.models_under_test.forecast import forecast_evaluation
 from tasks.evaluate.models_under_test.isolated_runs import evaluate_each, make_summary
-from tasks.evaluate.models_under_test.model_under_test import MODEL_PORTS, list_models
-from tasks.evaluate.verdict.intervals import by_group, score_bounds
+from tasks.evaluate.models_under_test.model_under_test import MODEL_PORTS, Prompt, list_models
+from tasks.evaluate.verdict.intervals import by_group, score_bounds, weighted_mean
 from tasks.shared.engines.registry import Needs
 from tasks.shared.errors import ConfigError, DataError
 from tasks.shared.forecast import TOKENS_PER_ROW, Forecast, Workload
@@ -103,9 +103,9 @@ class Perplexity:
         return forecast_evaluation(work, tokens, self.dtype)
 
     def count_items(self, sources: ItemSources) -> dict[str, Items]:
-        """Return the items of its measure: at most one per row, or as many as the text has pieces."""
-        rows = self.limit or sys.maxsize if self.text else sources.at_most(self.limit)
-        return {f"{self.prefix}bits_per_byte": Items(rows, binary=False, exact=False)}
+        """Return the items of its measure: at most one per answer or piece of text."""
+        pieces = Items(self.limit or sys.maxsize, binary=False, exact=False)
+        return {f"{self.prefix}bits_per_byte": pieces if self.text else count_answers(sources, self.limit)}
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Score all models; write scores.json and items.jsonl.
@@ -113,9 +113,11 @@ class Perplexity:
         Raises ConfigError if there is nothing to score, DataError for a text or test split that is empty or unreadable, ModelError if the
         baseline fails.
         """
-        documents = spread(self._documents(inputs, run.step), self.limit)
+        found, left_out = self._documents(inputs, run.step)
+        documents = spread(found, self.limit)
         models = in_transformers(list_models(inputs))
-        texts, prompts = [document.text for document in documents], [document.prompt for document in documents]
+        texts = [document.text for document in documents]
+        prompts = [Prompt(document.prompt, document.tools) for document in documents]
         plan = PerplexityPlan(texts, prompts, self.context, self.stride, self.dtype)
         results = evaluate_each(models, {model.name: plan for model in models}, score_documents, PerplexityResult, run)
         sound = {name: result for name, result in results.items() if not isinstance(result, Failure)}
@@ -124,6 +126,7 @@ class Perplexity:
         measure = Measure(title=f"bits per byte of {scored}", unit="bits per byte", better="lower", binary=False)
         notes = [
             *self._notes(len(included), len(documents)),
+            *left_out,
             *dequantized_notes(models),
             *scoring_notes(sound, models[0].name),
         ]
@@ -140,14 +143,16 @@ class Perplexity:
         write_scores(out, summary.model_copy(update={"models": entries}), items)
         return flat_metrics(items, figures, self.prefix)
 
-    def _documents(self, inputs: Inputs, step: str) -> list[Document]:
+    def _documents(self, inputs: Inputs, step: str) -> tuple[list[Document], list[str]]:
+        """Return all documents, and a note on rows that are none."""
         if self.text:
-            return read_texts(user_path(self.text), self.piece_bytes)
+            return read_texts(user_path(self.text), self.piece_bytes), []
         corpus = inputs.get("data")
         if corpus is None:
             raise nothing_to_score(f"steps.{step}")
         split = read_test_split(corpus.path)
-        return answer_documents(answered_rows(split.rows, corpus.path), split.tags)
+        rows = answered_rows(split.rows, corpus.path)
+        return answer_documents(rows, split.tags), unanswered_note(len(split.rows), len(rows))
 
     def _item(self, measure: str, document: Document, losses: Mapping[str, DocumentLoss]) -> ItemScore:
         return ItemScore(

@@ -18,8 +18,8 @@ from tasks.evaluate.models_under_test.forecast import forecast_evaluation
 from tasks.evaluate.models_under_test.isolated_runs import make_summary
 from tasks.evaluate.models_under_test.model_under_test import (
     MODEL_PORTS,
-    Messages,
     ModelUnderTest,
+    Prompt,
     list_models,
     reference_prompts,
 )
@@ -170,30 +170,31 @@ class Runtime:
             run.compute.threads, run.compute.device,
         )  # fmt: skip
 
-    def _conversations(self, models: Sequence[ModelUnderTest], inputs: Inputs) -> dict[str, Messages]:
+    def _conversations(self, models: Sequence[ModelUnderTest], inputs: Inputs) -> dict[str, Prompt]:
         """Prompt of each model; a reference gets the article, without which it cannot answer."""
         data = inputs.get("data")
         if data is None:
-            return {model.name: [{"role": "user", "content": self.prompt}] for model in models}
+            return {model.name: Prompt([{"role": "user", "content": self.prompt}]) for model in models}
         row = typical_row(read_rows(data.path / "test.jsonl"))
         file = data.path / "articles.jsonl"
         articles = read_articles(file) if file.is_file() else {}
         (reference,) = reference_prompts([row], articles, read_tasks(data.path, [row.task]))
-        return {model.name: reference.answer_messages if model.role == "reference" else row.prompt for model in models}
+        with_article = Prompt(reference.answer_messages, reference.tools)
+        return {model.name: with_article if model.role == "reference" else Prompt.of(row) for model in models}
 
-    def _probes(self, model: ModelUnderTest, messages: Messages, scratch: Path) -> tuple[list[Probe], list[str]]:
+    def _probes(self, model: ModelUnderTest, prompt: Prompt, scratch: Path) -> tuple[list[Probe], list[str]]:
         """Probes of one model, its main engine first, with notes on engines that cannot run it."""
         found: dict[EngineName, Probe] = {}
         notes: list[str] = []
         for wanted in self.engines:
-            probe, note = make_probe(model, wanted, messages, scratch)
+            probe, note = make_probe(model, wanted, prompt, scratch)
             notes += [note] if note else []
             if probe is not None:
                 found.setdefault(probe.engine, replace(probe, first=not found))
         return list(found.values()), list(dict.fromkeys(notes))
 
-    def _general_notes(self, messages: Messages, no_energy: bool, device: str) -> Iterator[str]:
-        length = sum(len(message["content"]) for message in messages)
+    def _general_notes(self, prompt: Prompt, no_energy: bool, device: str) -> Iterator[str]:
+        length = sum(len(message["content"]) for message in prompt.messages) + len(prompt.tools)
         coverage = f"The range of {self.repeats} repeats contains the true median with probability {1 - 2 ** (1 - self.repeats):.0%}."
         yield (
             f"Rounds of timing over all models: {self.repeats}, each in a fresh process after {self.warm_up_tokens} warm-up tokens, "

@@ -144,12 +144,12 @@ class Gguf:
         from tasks.shared.engines.protocol import Opening
         from tasks.shared.model.prompts import render
 
-        conversations = [[{"role": "user", "content": text}] for text in parity.CONVERSATIONS[: self.prompts]]
-        answers: list[str] = []
+        asked = [[{"role": "user", "content": text}] for text in parity.CONVERSATIONS[: self.prompts]]
+        texts, answers = [render(tokenizer, conversation) for conversation in asked], list[str]()
         if corpus is not None:
             rows = calibration_rows(corpus, self.prompts)
-            conversations, answers = [row.prompt for row in rows], [row.answer for row in rows]
-        texts = [render(tokenizer, conversation) for conversation in conversations]
+            texts = [render(tokenizer, row.prompt, tools=row.tools) for row in rows]
+            answers = [row.answer for row in rows]
         context = min(CONTEXT, attended(model.config.to_dict()) or CONTEXT)
         prompts = [tokenizer(text, add_special_tokens=False)["input_ids"][-(context - self.tokens) :] for text in texts]
         with LLAMA_CPP.open(file, Opening(threads, context=CONTEXT)) as session:

@@ -36,6 +36,8 @@ Weights = Literal["same", "dense", "packed", "sparse", "factored"]
 """Storage format of a model's weights.  packed: integers with scales.  factored: products of smaller matrices."""
 WEIGHTS = (Kind.MODEL, Kind.ENGINE)
 """Kinds that hold a model's weights."""
+DATA = (Kind.ROWS, Kind.CORPUS, Kind.TRACES)
+"""Kinds that hold conversations."""
 
 
 @dataclass(frozen=True)

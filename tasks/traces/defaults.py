@@ -112,7 +112,7 @@ def requests_of(task: Task) -> Requests:
     return task.requests or (ONE_SENTENCE if is_sentence(task) else Requests())
 
 
-def instruction_of(task: Task) -> str:
+def teacher_instruction(task: Task) -> str:
     """Return the instruction for the teacher's system turn; empty if there is none to give."""
     if task.requests is not None:
         return ""

@@ -36,10 +36,7 @@ def make_jobs(
     Neighboring prompts share examples or articles, which the endpoint then finds cached.  With a budget they are in a seeded
     order instead, so that those before the cap are a fair sample.
     """
-    answerable = [
-        row for row in rows if row.evidence and row.tags.get("grounded") != "yes" and row.tags.get("kind") == "faq"
-    ]
-    answered = choose_examples(answerable, settings.examples, seed)
+    answered = choose_examples(rows, settings.examples, seed)
     refused = [row for row in rows if row.declines]
     known = {name: _with_labels(name, tasks[name], rows) for name in tasks}
     chosen = sorted(choose_rows(settings, rows, seed), key=lambda row: (row.declines, row.task, row.label))
@@ -77,7 +74,7 @@ def _make_job(
     chats = [teacher_messages(row, task, shown, settings.examples, articles, hint, reason) for hint in hinted]
     # A refusal may state any gold reason of the same policy.
     alike = [other.answer for other in shown if row.declines]
-    narrow, wide = ("\n".join([text, *alike]) for text in (narrow_sources(row), sources(row, articles)))
+    narrow, wide = ("\n".join([text, *alike]) for text in (narrow_sources(row, task), sources(row, task, articles)))
     evidence = Evidence(accept=row.facts, narrow=narrow, wide=wide, refusal=row.declines)
     rules, stop = rules_of(row, task, settings.limits), stops_of(task, settings.stop)
     return Job(row, task, chats, hinted, evidence, rules, stop, settings.sampling(task))

@@ -4,9 +4,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from tasks.shared.formats.rows import Message, Row
+from tasks.shared.formats.rows import Row
 from tasks.shared.formats.targets import Facts, Text
 from tasks.shared.formats.tasks import Task
+from tasks.shared.text.transcript import transcript, turn_text
 from tasks.traces.reply import Reply, message_of
 
 CRITERIA = (
@@ -24,8 +25,7 @@ WORD = re.compile(r"\b(yes|no)\b", re.IGNORECASE)
 
 def judge_messages(row: Row, task: Task, reply: Reply) -> list[dict[str, Any]]:
     """Build the chat that asks whether a reply may be kept."""
-    before = row.messages[:-1] if row.answered else row.messages
-    parts = ["Conversation:", *map(_line, before), "", "Answer to judge:", _body(message_of(row, task, reply))]
+    parts = ["Conversation:", transcript(row.before), "", "Answer to judge:", turn_text(message_of(row, task, reply))]
     if references := [text for target in row.key if isinstance(target, Text) for text in target.references]:
         parts += ["", "Right answers, which may be worded differently:", *references]
     if facts := [" or ".join(group) for target in row.key if isinstance(target, Facts) for group in target.groups]:
@@ -45,12 +45,3 @@ def read_decision(text: str) -> bool | None:
 def judge_sampling(extra: Mapping[str, Any]) -> dict[str, Any]:
     """Return the sampling settings of a judge's request."""
     return {"max_tokens": TOKENS, "temperature": 0.0, **extra}
-
-
-def _line(message: Message) -> str:
-    return f"{message.role}: {_body(message)}"
-
-
-def _body(message: Message) -> str:
-    calls = [f"[calls {call.name}({call.arguments})]" for call in message.tool_calls]
-    return "\n".join(filter(None, [message.content, *calls]))

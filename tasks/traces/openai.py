@@ -5,19 +5,17 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import ClassVar
 
 from pydantic import ConfigDict, SecretStr
 from pydantic.dataclasses import dataclass
 
+from tasks.shared.engines.embedded_server import serve_embedded
 from tasks.shared.engines.endpoint_settings import check_url, read_key
-from tasks.shared.engines.engine import find_weights
-from tasks.shared.engines.llama_server import serve
 from tasks.shared.engines.openai_endpoint import connect, for_each
 from tasks.shared.engines.sample_store import Sample, SampleStore, answer_file
-from tasks.shared.errors import ConfigError, DataError, ModelError
+from tasks.shared.errors import ConfigError, DataError
 from tasks.shared.forecast import REQUEST_S, Forecast, Workload, forecast_light
 from tasks.shared.formats.articles import read_articles
 from tasks.shared.formats.rows import Row, read_rows
@@ -25,13 +23,12 @@ from tasks.shared.formats.tasks import read_tasks
 from tasks.shared.progress import progress_bar
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun
 from tasks.traces.account import effort
-from tasks.traces.budget import CapReached, Prices, Purse
+from tasks.traces.budget import CapReached, Purse
 from tasks.traces.jobs import make_jobs
 from tasks.traces.outcome import Outcome
-from tasks.traces.settings import Embedded, TeacherSettings
+from tasks.traces.settings import TeacherSettings
 from tasks.traces.teacher import Job, Teacher
 
-__all__ = ["Embedded", "OpenAI", "Prices"]
 log = logging.getLogger(__name__)
 
 
@@ -149,19 +146,7 @@ class OpenAI(TeacherSettings):
         if teacher is None:
             where, got = f"{run.step}.inputs.teacher", "missing, and base_url is empty"
             raise ConfigError(where, got, "a GGUF to run, or an endpoint", "set inputs.teacher or base_url")
-        model = _gguf(teacher.path)
-        settings = self.embedded
-        with serve(
-            model, threads=run.compute.threads, parallel=self.concurrency, context=settings.context, port=settings.port
-        ) as url:
-            weights = teacher.digest or f"{model.name}:{model.stat().st_size}"
-            yield url, f"llama.cpp {version('xllamacpp')} {weights}"
-
-
-def _gguf(path: Path) -> Path:
-    """Return the GGUF file for the embedded server: `path` itself, or the only one in it."""
-    found = find_weights(path, llama=True)
-    if found.fault:
-        fix = "give a GGUF as the teacher, or serve this model elsewhere and set base_url"
-        raise ModelError(str(path), f"{found.fault} for the embedded server", "one .gguf file", fix)
-    return found.path
+        with serve_embedded(
+            teacher.path, self.embedded, threads=run.compute.threads, parallel=self.concurrency, digest=teacher.digest
+        ) as found:
+            yield found

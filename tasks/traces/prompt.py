@@ -9,9 +9,10 @@ from tasks.shared.errors import DataError
 from tasks.shared.formats.articles import Article, question_of, with_article
 from tasks.shared.formats.rows import Message, Row
 from tasks.shared.formats.tasks import Task
+from tasks.shared.grading.answer import read_answer
 from tasks.shared.text.answer_format import split_answer
 from tasks.shared.text.reasoning import join_reasoning
-from tasks.traces.defaults import instruction_of, is_sentence, requests_of
+from tasks.traces.defaults import is_sentence, requests_of, teacher_instruction
 from tasks.traces.reasoning import FORM, example_reasoning
 
 EXAMPLE_WORDS = 25
@@ -31,33 +32,37 @@ def rank_of(seed: int, row: Row) -> int:
 
     Another id of the row changes no choice, and so no request.
     """
-    before = row.messages[:-1] if row.answered else row.messages
-    return rank(seed, "\0".join([f"{message.role}\1{message.content}" for message in before]))
+    return rank(seed, "\0".join([f"{message.role}\1{message.content}" for message in row.before]))
 
 
 def can_ask(row: Row) -> bool:
     """Return True if an endpoint can answer the row's prompt: it ends with a user or a tool."""
-    before = row.messages[:-1] if row.answered else row.messages
-    return bool(before) and before[-1].role in ("user", "tool")
+    return bool(row.before) and row.before[-1].role in ("user", "tool")
 
 
 def choose_examples(rows: Sequence[Row], count: int, seed: int) -> list[Row]:
-    """Choose `count` + 1 rows with short gold answers about different articles, by seed.
+    """Choose `count` + 1 rows whose short answers state facts of different articles, by seed.
 
     The last one replaces an example that is about the article of the prompt.
     """
     found: dict[str, Row] = {}
     for row in sorted(rows, key=lambda row: rank_of(seed, row)):
-        short = len(split_answer(row.answer)[1].split()) <= EXAMPLE_WORDS
-        if len(row.messages) <= 3 and short and len(found) <= count:
+        if _is_example(row) and len(found) <= count:
             found.setdefault(row.evidence, row)
     return list(found.values())
 
 
-def choose_refusals(row: Row, refused: Sequence[Row], count: int, seed: int) -> list[Row]:
-    """Choose at most `count` refusals of the same intent in other words, by seed.
+def _is_example(row: Row) -> bool:
+    """Return True for a question without its article, and a short answer from the article."""
+    states = bool(row.evidence and row.facts and not row.declines and len(row.messages) <= 3)
+    bare = all(question_of(turn["content"]) == turn["content"] for turn in row.prompt)
+    return states and bare and len(split_answer(row.answer)[1].split()) <= EXAMPLE_WORDS
 
-    An example of another intent would lead the teacher to state that intent's reason.
+
+def choose_refusals(row: Row, refused: Sequence[Row], count: int, seed: int) -> list[Row]:
+    """Choose at most `count` refusals with the same label in other words, by seed.
+
+    An example with another label would lead the teacher to state the reason of that one.
     """
     found = [other for other in refused if other.label == row.label and other.group != row.group]
     return sorted(found, key=lambda other: rank_of(seed, other))[:count]
@@ -85,14 +90,13 @@ def teacher_messages(
     articles, so an endpoint with a prefix cache computes them once.  An article is in the last user turn, because small models
     overlook a system text; so are the task's wishes to the teacher.  Its instruction is in the system turn.
     """
-    before = row.messages[:-1] if row.answered else row.messages
-    system = [to_wire(message) for message in before if message.role in SYSTEM]
-    others = [to_wire(message) for message in before if message.role not in SYSTEM]
+    system = [to_wire(message) for message in row.before if message.role in SYSTEM]
+    others = [to_wire(message) for message in row.before if message.role not in SYSTEM]
     if not is_sentence(task):
-        turns = _instruct([to_wire(message) for message in before], instruction_of(task))
+        turns = _instruct([to_wire(message) for message in row.before], teacher_instruction(task))
     else:
         shown = [example for example in examples if row.declines or example.evidence != row.evidence][:count]
-        turns = _instruct(system, instruction_of(task))
+        turns = _instruct(system, teacher_instruction(task))
         for example in shown:
             asked = _user_turn(example, task, example.prompt[-1]["content"], articles, hint, reason)
             thought = example_reasoning(example, articles) if reason else ""
@@ -160,17 +164,18 @@ def find_article(row: Row, articles: Mapping[str, Article]) -> Article:
     return articles[row.evidence]
 
 
-def sources(row: Row, articles: Mapping[str, Article] | None) -> str:
+def sources(row: Row, task: Task, articles: Mapping[str, Article] | None) -> str:
     """Text that may support an answer: article, conversation, gold answer, the fact's strings."""
     article = articles.get(row.evidence) if articles else None
     parts = [article.title, article.text] if article else []
-    return "\n".join([*parts, narrow_sources(row)])
+    return "\n".join([*parts, narrow_sources(row, task)])
 
 
-def narrow_sources(row: Row) -> str:
+def narrow_sources(row: Row, task: Task) -> str:
     """Text that may support an answer to this very question: `sources` without the article."""
     parts = [question_of(turn["content"]) for turn in row.prompt if turn["role"] not in SYSTEM]
-    return "\n".join([*parts, split_answer(row.answer)[1], *(phrase for group in row.facts for phrase in group)])
+    gold = read_answer(row.answer, task).text
+    return "\n".join([*parts, gold, *(phrase for group in row.facts for phrase in group)])
 
 
 def tools_of(row: Row) -> list[Any]:

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tasks.shared.engines.endpoint_parameters import cut_at
 from tasks.shared.engines.sample_store import Sample
 from tasks.shared.formats.rows import Message, Row, ToolCall
 from tasks.shared.formats.tasks import Task
@@ -11,6 +10,7 @@ from tasks.shared.grading.json_values import FENCE, NO_JSON, parse_json
 from tasks.shared.grading.labels import canonical_label, same_label
 from tasks.shared.text.answer_format import join_answer
 from tasks.shared.text.reasoning import CLOSE, OPEN, split_reasoning
+from tasks.shared.text.stops import cut_at
 from tasks.traces.defaults import is_sentence
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
+from tasks.shared.engines.embedded_server import Embedded
 from tasks.shared.engines.endpoint_settings import EndpointSettings
 from tasks.shared.errors import ConfigError
 from tasks.shared.formats.tasks import Task
@@ -13,21 +14,6 @@ from tasks.traces.acceptance import Accept
 from tasks.traces.budget import Budget, Prices
 from tasks.traces.defaults import Limits, length_of, stops_of
 from tasks.traces.reasoning import Reasoning
-
-STRICT = ConfigDict(extra="forbid")
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class Embedded:
-    """Settings of llama.cpp's server, used when `base_url` is empty.
-
-    It decodes `concurrency` answers at once.
-    """
-
-    context: Annotated[int, Field(ge=256)] = 1536
-    """Context length: most tokens of one prompt and its answer."""
-    port: Annotated[int, Field(ge=0, le=65535)] = 0
-    """Loopback port; 0 takes a free one."""
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", hide_input_in_errors=True))

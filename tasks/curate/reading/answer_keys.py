@@ -10,13 +10,11 @@ from tasks.curate.reading.drafts import Draft
 from tasks.shared.formats.rows import Message
 from tasks.shared.formats.targets import Call, Choice, Facts, Json, Label, Labels, NoCall, Number, Target, Text
 from tasks.shared.formats.tasks import Task, TaskType
-from tasks.shared.text.answer_format import split_answer
+from tasks.shared.grading.answer import read_answer
+from tasks.shared.grading.numbers import last_number
 
 LONGEST_LABEL = 100
 """Characters of an answer that may be a label."""
-MARKED = re.compile(r"####\s*([^\n]+?)\s*$")
-BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
-NUMBER = re.compile(r"(?<![\w.])[-+]?\d[\d,]*(?:\.\d+)?(?:[eE][-+]?\d+)?")
 
 
 def add_label(draft: Draft, task: Task, counts: Counter[str]) -> None:
@@ -70,18 +68,9 @@ def stated_label(answer: str, task: Task, strict: bool = True) -> str:
 
     strict: raise BadRow if it states none; otherwise return an empty string.
     """
-    if task.layout == "first_line":
-        found = split_answer(answer)[0]
-    elif task.layout == "json":
-        try:
-            content = json.loads(answer)
-            found = str(content.get(task.label_field, "")) if isinstance(content, dict) else ""
-        except ValueError:
-            found = ""
-    else:
-        found = answer.strip()
-        if "\n" in found or len(found) > LONGEST_LABEL:
-            found = ""
+    found = read_answer(answer, task).label.strip()
+    if task.layout in ("none", "alone") and ("\n" in found or len(found) > LONGEST_LABEL):
+        found = ""
     if not found and strict:
         fix = "name the column of the label: map: {label: COLUMN}; or the layout: task: {layout: first_line}"
         raise BadRow(f"an answer that states no label (layout {task.layout})", answer[:60], fix)
@@ -105,19 +94,11 @@ def _has(draft: Draft, *kinds: type) -> bool:
     return any(isinstance(target, kinds) for target in draft.targets)
 
 
-def final_number(answer: str) -> float | None:
-    r"""Return the final number of a worked answer: after ####, in \boxed{}, or the last one."""
-    marked = MARKED.search(answer.strip()) or next(iter([*BOXED.finditer(answer)][-1:]), None)
-    found = NUMBER.findall(marked[1]) if marked else []
-    found = found or NUMBER.findall(answer)
-    return float(found[-1].replace(",", "")) if found else None
-
-
 def _number(draft: Draft, final: Message) -> list[Target]:
     if _has(draft, Number, Choice, Text):
         return []
-    value = final_number(final.content)
-    return [] if value is None else [Number(value=value)]
+    found = last_number(final.content)
+    return [] if found is None else [Number(value=found[0])]
 
 
 def _calls(draft: Draft, final: Message) -> list[Target]:

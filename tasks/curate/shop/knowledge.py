@@ -73,7 +73,7 @@ class Entry(Strict):
     @property
     def article(self) -> Article:
         """The article as it is written next to a corpus."""
-        return Article(id=self.id, title=self.title, intent=self.intent, text=self.text, held_out=self.held_out)
+        return Article(id=self.id, title=self.title, topic=self.intent, text=self.text, held_out=self.held_out)
 
 
 class Refusal(Strict):

@@ -30,7 +30,7 @@ class SplitSettings:
     """What happens to copies of test conversations in other splits: drop_train removes the copies, drop_test the test conversations,
     move puts these into train, stop refuses the data."""
     articles: str = ""
-    """JSON-lines file of articles ({"id", "title", "intent", "text", "held_out"}); empty: no articles."""
+    """JSON-lines file of articles ({"id", "title", "text", "topic", "held_out"}); empty: no articles."""
 
     @model_validator(mode="after")
     def _train_remains(self) -> "SplitSettings":

@@ -8,6 +8,8 @@ from typing import Literal
 from tasks.shared.formats.articles import question_of
 from tasks.shared.formats.rows import Row
 from tasks.shared.formats.scores import ItemScore
+from tasks.shared.text.fact_matching import normalize
+from tasks.shared.text.transcript import transcript, turn_text
 
 Opinion = Literal["rival", "baseline", "tie", "unreadable"]
 INSTRUCTIONS = (
@@ -41,6 +43,12 @@ class Pair:
         """Item and rival answer: rivals with the same answer share the judge's opinions."""
         return self.item.id, self.item.answers[self.rival]
 
+    @property
+    def differs(self) -> bool:
+        """True if the two answers differ after normalization."""
+        answers = self.item.answers
+        return normalize(answers[self.baseline]) != normalize(answers[self.rival])
+
     def messages(self, instructions: str, swapped: bool) -> list[dict[str, str]]:
         """Return the judge's prompt.
 
@@ -58,10 +66,12 @@ class Pair:
 
 def request_of(row: Row) -> str:
     """Return the request of a row: its question, or the conversation if there are more turns."""
-    turns = [turn for turn in row.prompt if turn["role"] not in ("system", "developer")]
-    if len(turns) < 2:
-        return "\n".join(question_of(turn["content"]) for turn in turns)
-    return "\n".join(f"{turn['role'].capitalize()}: {question_of(turn['content'])}" for turn in turns)
+    turns = [
+        turn.model_copy(update={"content": question_of(turn.content)})
+        for turn in row.before
+        if turn.role not in ("system", "developer")
+    ]
+    return transcript(turns) if len(turns) > 1 else "".join(map(turn_text, turns))
 
 
 def read_opinion(text: str, swapped: bool) -> Opinion:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from tasks.evaluate.grading.eval_rows import last_question
 from tasks.shared.errors import DataError
-from tasks.shared.formats.rows import Row
+from tasks.shared.formats.rows import Row, read_rows
+from tasks.shared.items import Items, ItemSources
 from tasks.shared.text.files import Document
 
 
@@ -21,6 +22,17 @@ def answered_rows(rows: Sequence[Row], corpus: Path) -> list[Row]:
     return found
 
 
+def count_answers(sources: ItemSources, limit: int) -> Items:
+    """Return the most items of a measure on answers, from the corpus or its forecast.
+
+    limit: of the step; 0 for none.  Raises DataError for a corpus without any.
+    """
+    if sources.corpus is None:
+        return Items(sources.at_most(limit), binary=False, exact=False)
+    found = len(answered_rows(read_rows(sources.corpus / "test.jsonl"), sources.corpus))
+    return Items(min(limit or found, found), binary=False, exact=False)
+
+
 def unanswered_note(rows: int, found: int) -> list[str]:
     """Return a note on the test rows that have no answer in words; none if there are none."""
     return [f"{rows - found} of {rows} test rows have no answer in words and are left out."] if found < rows else []
@@ -28,4 +40,6 @@ def unanswered_note(rows: int, found: int) -> list[str]:
 
 def answer_documents(rows: Sequence[Row], tags: Mapping[str, dict[str, str]]) -> list[Document]:
     """Return each row's answer as a document conditioned on its prompt.  tags: by row id."""
-    return [Document(row.id, row.answer, row.prompt, last_question(row), tags[row.id], row.group) for row in rows]
+    return [
+        Document(row.id, row.answer, row.prompt, row.tools, last_question(row), tags[row.id], row.group) for row in rows
+    ]

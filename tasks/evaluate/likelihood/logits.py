@@ -10,8 +10,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from tasks.evaluate.models_under_test.isolated_runs import Resources
-from tasks.evaluate.models_under_test.model_under_test import ModelUnderTest
+from tasks.evaluate.models_under_test.model_under_test import ModelUnderTest, Prompt
 from tasks.shared.errors import ModelError
+from tasks.shared.model.encoding import text_ids
 from tasks.shared.model.loading import Dtype, load_model, load_tokenizer
 from tasks.shared.model.prompts import render
 
@@ -63,14 +64,9 @@ def load_for_scoring(
         raise ModelError(error_name(model), error.got, error.wanted, error.fix) from error
 
 
-def prompt_ids(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[dict[str, str]]) -> list[int]:
-    """Return the token ids of a conversation in the model's chat format, up to its answer."""
-    return text_ids(tokenizer, render(tokenizer, messages))
-
-
-def text_ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
-    """Return the token ids of the text alone, without special tokens."""
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+def prompt_ids(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt) -> list[int]:
+    """Return the token ids of a prompt, rendered in the model's chat format."""
+    return text_ids(tokenizer, render(tokenizer, prompt.messages, tools=prompt.tools))
 
 
 def next_logits(model: "PreTrainedModel", ids: Sequence[int], count: int, where: str) -> "Tensor":
@@ -111,8 +107,3 @@ def token_losses(logits: "Tensor", targets: "Tensor") -> "Tensor":
     """
     scores = logits.float()
     return scores.logsumexp(-1) - scores.gather(1, targets.unsqueeze(1)).squeeze(1)
-
-
-def weighted_mean(values: Sequence[float], weights: Sequence[float]) -> float:
-    """Return sum(value x weight) / sum(weight)."""
-    return sum(value * weight for value, weight in zip(values, weights, strict=True)) / sum(weights)

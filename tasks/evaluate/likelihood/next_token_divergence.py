@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from tasks.evaluate.likelihood.logits import BROKEN, error_name, load_for_scoring, next_logits, prompt_ids, text_ids
+from tasks.evaluate.likelihood.logits import BROKEN, error_name, load_for_scoring, next_logits, prompt_ids
 from tasks.evaluate.models_under_test.isolated_runs import Resources
-from tasks.evaluate.models_under_test.model_under_test import Messages, ModelUnderTest
+from tasks.evaluate.models_under_test.model_under_test import ModelUnderTest, Prompt
 from tasks.shared.errors import ModelError
 from tasks.shared.model.agreement import token_agreement
+from tasks.shared.model.encoding import text_ids
 from tasks.shared.model.generation import write_answers
 from tasks.shared.model.loading import Dtype, load_tokenizer
 from tasks.shared.model.prompts import render
@@ -37,7 +38,7 @@ class AnswerPlan:
     answers: gold answers; if empty, the baseline generates its own greedy ones of at most max_new_tokens.
     """
 
-    prompts: Sequence[Messages]
+    prompts: Sequence[Prompt]
     answers: Sequence[str]
     max_new_tokens: int
     dtype: Dtype
@@ -58,7 +59,7 @@ class DivergencePlan:
     baseline_id: cache identity of the baseline, whose path is not part of the cache key.
     """
 
-    prompts: Sequence[Messages]
+    prompts: Sequence[Prompt]
     answers: Sequence[str]
     dtype: Dtype
     baseline_id: str
@@ -88,7 +89,7 @@ def choose_answers(model: ModelUnderTest, plan: AnswerPlan, resources: Resources
     next_logits(loaded, before[0], 1, where)
     answers = list(plan.answers)
     if not answers:
-        rendered = [render(tokenizer, prompt) for prompt in plan.prompts]
+        rendered = [render(tokenizer, prompt.messages, tools=prompt.tools) for prompt in plan.prompts]
         written = write_answers(loaded, tokenizer, rendered, plan.max_new_tokens, GENERATION_BATCH)
         answers = [answer.text for answer in written]
     return ReferenceAnswers(answers, [len(text_ids(tokenizer, answer)) + 1 for answer in answers])

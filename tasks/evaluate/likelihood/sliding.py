@@ -16,12 +16,12 @@ from tasks.evaluate.likelihood.logits import (
     load_for_scoring,
     next_logits,
     prompt_ids,
-    text_ids,
     token_losses,
 )
 from tasks.evaluate.models_under_test.isolated_runs import Resources
-from tasks.evaluate.models_under_test.model_under_test import Messages, ModelUnderTest
+from tasks.evaluate.models_under_test.model_under_test import ModelUnderTest, Prompt
 from tasks.shared.errors import ModelError
+from tasks.shared.model.encoding import text_ids
 from tasks.shared.model.loading import Dtype
 from tasks.shared.progress import track
 
@@ -39,11 +39,11 @@ REPLACEMENT = "\ufffd"
 class PerplexityPlan:
     """Documents to score.
 
-    texts: scored documents.  prompts: the conversation before each; empty for none.  context, stride: tokens (see `windows`).
+    texts: scored documents.  prompts: the conversation before each, without messages for none.  context, stride: tokens (see `windows`).
     """
 
     texts: Sequence[str]
-    prompts: Sequence[Messages]
+    prompts: Sequence[Prompt]
     context: int
     stride: int
     dtype: Dtype
@@ -142,20 +142,19 @@ def score_documents(model: ModelUnderTest, plan: PerplexityPlan, resources: Reso
     A document without a prompt starts with the tokenizer's own beginning-of-sequence tokens, if any, and so does each of its windows
     (models trained with them need them).  Without them, its first token has no context and is not scored.
     """
-    where = error_name(model)
-    loaded, tokenizer = load_for_scoring(model, plan.dtype, resources, chat=any(plan.prompts))
+    where, chats = error_name(model), [bool(prompt.messages) for prompt in plan.prompts]
+    loaded, tokenizer = load_for_scoring(model, plan.dtype, resources, chat=any(chats))
     bos, digest, losses, truncated = bos_ids(tokenizer), hashlib.sha256(), [], 0
-    for text, prompt in track(zip(plan.texts, plan.prompts, strict=True), model.name, len(plan.texts)):
-        before = prompt_ids(tokenizer, prompt) if prompt else []
+    documents = zip(plan.texts, plan.prompts, chats, strict=True)
+    for text, prompt, chat in track(documents, model.name, len(plan.texts)):
+        before = prompt_ids(tokenizer, prompt) if chat else []
         ids = text_ids(tokenizer, text)
         digest.update(f"{ids}\n".encode())
-        head = [] if prompt else bos
-        first = len(before) if prompt or head else 1
+        head = [] if chat else bos
+        first = len(before) if chat or head else 1
         spans = list(windows(len(before) + len(ids), first, plan.context - len(head), plan.stride))
         nats = document_nats(loaded, head, [*before, *ids], spans, where)
-        skipped = 0 if prompt or head else first_bytes(str(tokenizer.decode(ids[:1])), text)
+        skipped = 0 if chat or head else first_bytes(str(tokenizer.decode(ids[:1])), text)
         losses.append(DocumentLoss(nats, max(0, len(before) + len(ids) - first), skipped))
-        truncated += bool(prompt) and bool(spans) and spans[0].start > 0
-    return PerplexityResult(
-        losses, "" if all(plan.prompts) else str(tokenizer.decode(bos)), truncated, digest.hexdigest()
-    )
+        truncated += chat and bool(spans) and spans[0].start > 0
+    return PerplexityResult(losses, "" if all(chats) else str(tokenizer.decode(bos)), truncated, digest.hexdigest())

@@ -28,7 +28,7 @@ MORE_ROOM = "context: {} for a GGUF file; for a folder, a shorter prompt or a lo
 class GenerationPlan:
     """Prompts and settings of one model's generation run.
 
-    labels: intents to choose from; empty skips the label choice.  labeled: answers start with a label line.
+    labels: to choose from; empty skips the label choice.  labeled: answers start with a label line.
     max_new_tokens: length limit of an answer; 0 skips generation.
     batch_size: prompts generated together in transformers.  context: tokens of prompt and answer in llama.cpp.
     reversed_order: send prompts to llama.cpp in reverse, so that its prefix cache holds other prefixes.

@@ -12,6 +12,7 @@ from tasks.evaluate.models_under_test.model_under_test import Messages, RowPromp
 from tasks.shared.engines.labels import end_of_turn
 from tasks.shared.engines.protocol import Choices, Session
 from tasks.shared.model.generation import Written
+from tasks.shared.text.answer_format import split_answer
 from tasks.shared.text.reasoning import reasoning_prefix, split_reasoning
 
 LabelMethod = Literal["likeliest", "written"]
@@ -23,9 +24,14 @@ WRITTEN = "the label that the answer says; none where it says no known label"
 def written_choices(written: Sequence[Written], labels: Sequence[str], layout: LabelLayout) -> Choices:
     """Return the label that each answer says after its reasoning; empty for an unknown one."""
     known = frozenset(labels)
-    texts = [split_reasoning(found.text)[1].strip() for found in written]
-    said = [(text.split("\n")[0] if layout == "first_line" else text).strip() for text in texts]
+    said = [_said(found.text, layout) for found in written]
     return Choices([label if label in known else "" for label in said], None, WRITTEN)
+
+
+def _said(text: str, layout: LabelLayout) -> str:
+    """Return the first line after the reasoning, or all that follows it."""
+    label, rest = split_answer(text)
+    return label or rest if layout == "first_line" else split_reasoning(text)[1].strip()
 
 
 def likeliest_choices(session: Session, contexts: Sequence[str], labels: Sequence[str], layout: LabelLayout) -> Choices:
@@ -37,15 +43,16 @@ def likeliest_choices(session: Session, contexts: Sequence[str], labels: Sequenc
 
 
 def choice_contexts(
-    write: Callable[[Messages], str], prompts: Sequence[RowPrompts], written: Sequence[Written]
+    render: Callable[[Messages, str], str], prompts: Sequence[RowPrompts], written: Sequence[Written]
 ) -> list[str]:
     """Return the texts after which labels are scored: prompt, plus the model's own reasoning.
 
-    A model trained to reason first has never seen a label right after the prompt.  No reasoning is added where label and answer have
-    different prompts (a reference), or where no answer is generated.
+    A model trained to reason first has never seen a label right after the prompt.  No tools and no reasoning are added where label and
+    answer have different prompts (a reference), and no reasoning where no answer is generated.
     """
     return [
-        write(question.label_messages)
-        + (reasoning_prefix(found.text) if question.label_messages == question.answer_messages else "")
+        render(question.label_messages, question.tools) + reasoning_prefix(found.text)
+        if question.label_messages == question.answer_messages
+        else render(question.label_messages, "")
         for question, found in zip(prompts, written, strict=True)
     ]

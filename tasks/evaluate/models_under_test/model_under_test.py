@@ -79,6 +79,22 @@ class ModelUnderTest:
 
 
 @dataclass(frozen=True)
+class Prompt:
+    """A conversation up to an answer, which may be empty.
+
+    tools: JSON text of the list of tools that the answer may call; empty for none.
+    """
+
+    messages: Messages
+    tools: str = ""
+
+    @classmethod
+    def of(cls, row: Row) -> "Prompt":
+        """Return a row's messages before its final answer, with its tools."""
+        return cls(row.prompt, row.tools)
+
+
+@dataclass(frozen=True)
 class RowPrompts:
     """Prompts for one test row: messages before the label, and messages before the answer.
 

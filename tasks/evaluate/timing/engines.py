@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks.evaluate.models_under_test.model_under_test import Messages
+from tasks.evaluate.models_under_test.model_under_test import Prompt
 from tasks.evaluate.timing.energy import Source, open_meter
 from tasks.evaluate.timing.streams import Streamed, joint_speed, stream_answer, stream_together
 from tasks.shared.engines.engine import EngineName
@@ -30,14 +30,14 @@ class Probe:
     """A model as one engine serves it.
 
     weights: a .gguf file for llama.cpp, a folder for the others.  form: description of converted weights, such as "f16 GGUF"; else empty.
-    messages: the prompt.  first: this is the model's main engine, whose figures keep their plain names.
+    first: this is the model's main engine, whose figures keep their plain names.
     """
 
     name: str
     engine: EngineName
     weights: Path
     form: str
-    messages: Messages
+    prompt: Prompt
     first: bool = True
 
     @property
@@ -94,25 +94,25 @@ def _in_server(probe: Probe, effort: Effort) -> Sample:
 
 
 def _one(session: Session, probe: Probe, effort: Effort, load_s: float) -> Sample:
-    stream_answer(session.url, NAME, probe.messages, effort.warm_up_tokens, effort.limit_s)
+    stream_answer(session.url, NAME, probe.prompt, effort.warm_up_tokens, effort.limit_s)
     meter = open_meter(effort.energy, effort.device if ENGINES[probe.engine].capabilities.accelerator else "cpu")
     if meter is not None:
         meter.start()
-    answer = stream_answer(session.url, NAME, probe.messages, effort.tokens, effort.limit_s)
+    answer = stream_answer(session.url, NAME, probe.prompt, effort.tokens, effort.limit_s)
     joules = None if meter is None else meter.stop()
     return describe_one(answer, load_s, session.memory(), joules)
 
 
 def _several(session: Session, probe: Probe, effort: Effort, streams: int) -> Sample:
-    stream_together(session.url, NAME, probe.messages, effort.warm_up_tokens, effort.limit_s, streams)
-    answers = stream_together(session.url, NAME, probe.messages, effort.tokens, effort.limit_s, streams)
+    stream_together(session.url, NAME, probe.prompt, effort.warm_up_tokens, effort.limit_s, streams)
+    answers = stream_together(session.url, NAME, probe.prompt, effort.tokens, effort.limit_s, streams)
     return describe_several(answers, streams)
 
 
 def _in_transformers(probe: Probe, effort: Effort) -> Sample:
     """Time a child process (timing/probe.py) that reports when it is ready, then its results."""
     settings = {
-        "model": str(probe.weights), "messages": probe.messages, "tokens": effort.tokens, "warm_up": effort.warm_up_tokens,
+        "model": str(probe.weights), "messages": probe.prompt.messages, "tools": probe.prompt.tools, "tokens": effort.tokens, "warm_up": effort.warm_up_tokens,
         "batch_sizes": list(effort.batch_sizes), "threads": effort.threads,
         "device": effort.device, "energy": effort.energy,
     }  # fmt: skip

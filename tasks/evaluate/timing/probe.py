@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tasks.evaluate.models_under_test.model_under_test import Messages
+from tasks.evaluate.models_under_test.model_under_test import Prompt
 from tasks.evaluate.timing.energy import open_meter
 from tasks.evaluate.timing.streams import Streamed
 from tasks.shared.engines.memory import peak_memory
@@ -35,10 +35,10 @@ class Clock:
         """Do nothing at the end of the stream."""
 
 
-def answer(model: Any, tokenizer: Any, messages: Messages, tokens: int, streams: int = 1) -> list[Streamed]:
+def answer(model: Any, tokenizer: Any, prompt: Prompt, tokens: int, streams: int = 1) -> list[Streamed]:
     """Answer the same prompt in `streams` rows of one batch, and return their timings."""
     clock, started = Clock(), time.perf_counter()
-    prompts = [render(tokenizer, messages)] * streams
+    prompts = [render(tokenizer, prompt.messages, tools=prompt.tools)] * streams
     batch = tokenizer(prompts, return_tensors="pt", add_special_tokens=False).to(model.device)
     with plain_greedy(model):
         output = model.generate(
@@ -58,7 +58,7 @@ def main() -> None:
     import torch
 
     settings = json.loads(sys.argv[1])
-    device, messages = settings["device"], settings["messages"]
+    device, prompt = settings["device"], Prompt(settings["messages"], settings["tools"])
     torch.set_num_threads(settings["threads"])
     folder = Path(settings["model"])
     dtype: Dtype = "bfloat16" if device != "cpu" or has_cpu_bfloat16() else "float32"
@@ -66,19 +66,17 @@ def main() -> None:
     messages_out.write(json.dumps({"ready": True}) + "\n")
     messages_out.flush()
     with torch.inference_mode():
-        answer(model, tokenizer, messages, settings["warm_up"])
+        answer(model, tokenizer, prompt, settings["warm_up"])
         meter = open_meter(settings["energy"], device)
         if meter is not None:
             meter.start()
-        (one,) = answer(model, tokenizer, messages, settings["tokens"])
+        (one,) = answer(model, tokenizer, prompt, settings["tokens"])
         joules = None if meter is None else meter.stop()
         peak, device_peak = peak_memory(), torch.cuda.max_memory_reserved() if device == "cuda" else 0
         several = {}
         for streams in settings["batch_sizes"]:
-            answer(model, tokenizer, messages, settings["warm_up"], streams)
-            several[streams] = [
-                asdict(item) for item in answer(model, tokenizer, messages, settings["tokens"], streams)
-            ]
+            answer(model, tokenizer, prompt, settings["warm_up"], streams)
+            several[streams] = [asdict(item) for item in answer(model, tokenizer, prompt, settings["tokens"], streams)]
     found = {
         "one": asdict(one), "joules": joules, "peak_bytes": peak, "device_peak_bytes": device_peak, "several": several,
     }  # fmt: skip

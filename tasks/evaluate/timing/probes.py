@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from tasks.evaluate.models_under_test.model_under_test import Messages, ModelUnderTest
+from tasks.evaluate.models_under_test.model_under_test import ModelUnderTest, Prompt
 from tasks.evaluate.timing.engines import Probe
 from tasks.shared.engines.engine import weight_form
 from tasks.shared.engines.registry import ENGINES
@@ -14,7 +14,7 @@ from tasks.shared.isolation import Failure, run_isolated
 Choice = Literal["auto", "transformers", "llama.cpp", "vllm"]
 
 
-def make_probe(model: ModelUnderTest, wanted: Choice, messages: Messages, scratch: Path) -> tuple[Probe | None, str]:
+def make_probe(model: ModelUnderTest, wanted: Choice, prompt: Prompt, scratch: Path) -> tuple[Probe | None, str]:
     """Return the probe of a model in an engine, or None, with a note ("" for none).
 
     An engine gets the weights as stored; for llama.cpp, a dense folder is converted to an f16 GGUF file in scratch.
@@ -25,7 +25,7 @@ def make_probe(model: ModelUnderTest, wanted: Choice, messages: Messages, scratc
     form = weight_form(weights)
     engine = "llama.cpp" if wanted == "auto" else wanted
     if form in ENGINES[engine].capabilities.reads:
-        return Probe(name, engine, weights, "", messages), ""
+        return Probe(name, engine, weights, "", prompt), ""
     if form == "gguf":
         return None, f"{name}: not timed in {wanted}, which does not serve GGUF files."
     if form == "packed":
@@ -36,11 +36,11 @@ def make_probe(model: ModelUnderTest, wanted: Choice, messages: Messages, scratc
         if isinstance(refused, Failure):
             return None, f"{name}: not timed in llama.cpp: converting to f16 GGUF failed ({refused.reason})."
         if not refused:
-            return Probe(name, "llama.cpp", file, "f16 GGUF", messages), ""
+            return Probe(name, "llama.cpp", file, "f16 GGUF", prompt), ""
         reason = f"cannot be converted to f16 GGUF ({refused})"
     if wanted == "llama.cpp":
         return None, f"{name}: not timed in llama.cpp: {reason}."
-    return Probe(name, "transformers", weights, "", messages), f"{name}: timed in transformers: {reason}."
+    return Probe(name, "transformers", weights, "", prompt), f"{name}: timed in transformers: {reason}."
 
 
 def write_f16(folder: Path, file: Path) -> str:

@@ -1,12 +1,13 @@
 """Streamed answers from an OpenAI-compatible server, with arrival times of all pieces."""
 
+import json
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from tasks.evaluate.models_under_test.model_under_test import Messages
+from tasks.evaluate.models_under_test.model_under_test import Prompt
 from tasks.shared.engines.loopback_client import ServerClient
 from tasks.shared.errors import EndpointError
 
@@ -30,21 +31,21 @@ class Streamed:
         return (self.tokens - 1) / (self.arrivals[-1] - self.arrivals[0])
 
 
-def stream_answer(
-    url: str, model: str, messages: Messages, tokens: int, limit: float, started: float = 0.0
-) -> Streamed:
+def stream_answer(url: str, model: str, prompt: Prompt, tokens: int, limit: float, started: float = 0.0) -> Streamed:
     """Request exactly `tokens` greedy tokens, without prompt caching.
 
     The server renders the template, tokenizes and detokenizes, so the times include that.
     url: ends in /v1.  limit: longest wait for new data, seconds.  started: time.perf_counter() at time zero; 0 for now.
     Raises EndpointError for a refusal, no answer, or an answer of another length.
     """
-    body = {
-        "model": model, "messages": messages, "max_tokens": tokens, "temperature": 0.0, "stream": True,
+    body: dict[str, Any] = {
+        "model": model, "messages": prompt.messages, "max_tokens": tokens, "temperature": 0.0, "stream": True,
         "stream_options": {"include_usage": True}, "ignore_eos": True,
         "cache_prompt": False, "reasoning_format": "none",  # for llama.cpp; vLLM ignores them
         "min_tokens": tokens, "skip_special_tokens": False,  # for vLLM; llama.cpp ignores them
     }  # fmt: skip
+    if prompt.tools:  # in the prompt, but no call is parsed, which would hold pieces back
+        body |= {"tools": json.loads(prompt.tools), "tool_choice": "none"}
     started = started or time.perf_counter()
     events: list[tuple[float, dict[str, Any]]] = []
     for event in ServerClient(url).stream("/v1/chat/completions", body, limit, f"{tokens} streamed tokens"):
@@ -70,13 +71,11 @@ def arrivals_of(events: Sequence[tuple[float, dict[str, Any]]]) -> list[float]:
     return [choices[0][0], *pieces[1:-1], ends[-1]] if ends else []
 
 
-def stream_together(
-    url: str, model: str, messages: Messages, tokens: int, limit: float, streams: int
-) -> list[Streamed]:
+def stream_together(url: str, model: str, prompt: Prompt, tokens: int, limit: float, streams: int) -> list[Streamed]:
     """Send the same prompt `streams` times at once, all times from one start."""
     started = time.perf_counter()
     with ThreadPoolExecutor(streams) as pool:
-        futures = [pool.submit(stream_answer, url, model, messages, tokens, limit, started) for _ in range(streams)]
+        futures = [pool.submit(stream_answer, url, model, prompt, tokens, limit, started) for _ in range(streams)]
         return [future.result() for future in futures]
 
 

@@ -4,7 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tasks.evaluate.verdict.exact_bounds import Interval
-from tasks.evaluate.verdict.intervals import by_group, grouped_bounds, mean_bounds, retention_bounds, score_bounds
+from tasks.evaluate.verdict.intervals import (
+    by_group,
+    grouped_bounds,
+    mean_bounds,
+    retention_bounds,
+    score_bounds,
+    weighted_mean,
+)
 from tasks.evaluate.verdict.margin_rule import decide
 from tasks.evaluate.verdict.paired_tests import count_flips, effect_size, holm, mcnemar_p, sign_flip_p, weighted_spread
 from tasks.evaluate.verdict.power import detectable_mean, minimum_detectable
@@ -89,11 +96,6 @@ def pair_items(measure: Measure, items: Sequence[ItemScore], baseline: str, cand
         [item.weight for item in both],
         [item.cluster or item.id for item in both],
     )
-
-
-def weighted_mean(values: Sequence[float], weights: Sequence[float]) -> float:
-    """Return sum(weight x value) / sum(weight)."""
-    return sum(value * weight for value, weight in zip(values, weights, strict=True)) / sum(weights)
 
 
 def score(measure: Measure, values: Sequence[float], weights: Sequence[float], seed: int) -> Score:

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from tasks.shared.errors import DataError
+from tasks.shared.errors import ConfigError, DataError
 from tasks.shared.formats.records import Figure, Machine
 from tasks.shared.formats.scores import ItemScore, Measure, ModelSummary, Scores
 
@@ -136,3 +136,15 @@ def _machine_notes(machines: Mapping[str, Machine]) -> list[str]:
         for step, machine in machines.items()
     ]
     return [f"The steps did not run on the same machine: {'; '.join(machine_texts)}."]
+
+
+def check_baseline(evidence: Evidence, name: str) -> None:
+    """Raise ConfigError unless every step used the verdict's baseline as its own.
+
+    KL and similar measures are relative to it.
+    """
+    for step, found in evidence.models.items():
+        roles = {model: measured.role for model, measured in found.items()}
+        if roles.get(name) != "baseline":
+            own = next((model for model, role in roles.items() if role == "baseline"), "none")
+            raise ConfigError(f"steps.{step}.inputs.baseline", own, name, f"steps.{step}.inputs.baseline={name}")

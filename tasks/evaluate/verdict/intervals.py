@@ -224,3 +224,8 @@ def _bca_levels(rest: "np.ndarray", denominator: "np.ndarray", moved: "np.ndarra
     shifted = bias + norm.ppf([alpha, 1.0 - alpha])
     stretch = np.maximum(1.0 - acceleration * shifted, ROUNDING)
     return norm.cdf(bias + shifted / stretch)
+
+
+def weighted_mean(values: Sequence[float], weights: Sequence[float]) -> float:
+    """Return sum(weight x value) / sum(weight)."""
+    return sum(value * weight for value, weight in zip(values, weights, strict=True)) / sum(weights)

@@ -1,6 +1,7 @@
 """Power analysis: smallest detectable differences, and the decision from an interval."""
 
 import math
+from collections.abc import Iterator, Sequence
 
 from tasks.evaluate.verdict.exact_bounds import TAIL, largest_losses, lowest_difference
 from tasks.evaluate.verdict.intervals import unseen_share
@@ -106,3 +107,12 @@ def detectable_mean(deviation: float, items: float, alpha: float, power: float, 
         return min(reach, unseen_share(items, alpha) * reach)
     effect = TTestPower().solve_power(nobs=items, alpha=alpha, power=power, alternative="larger")
     return min(reach, float(effect) * deviation)
+
+
+def several_notes(candidates: Sequence[str], alpha: float, shared: bool) -> Iterator[str]:
+    """Yield a note on how several candidates raise the probability of a wrong decision."""
+    if len(candidates) > 1 and not shared:
+        yield (
+            f"Each of {len(candidates)} candidates ships with probability {alpha:.0%} if its true loss equals the margin; for any of them, it "
+            f"is up to {min(1.0, alpha * len(candidates)):.0%}; familywise: true divides {alpha:.0%} among them."
+        )

@@ -60,7 +60,7 @@ def domain(
 
 
 def conversation(tokenizer: "PreTrainedTokenizerBase", row: Row) -> Passage:
-    """Return a row in all forms that are tokenized: whole conversation, prompt, answer, intent."""
+    """Return a row in all forms that are tokenized: whole conversation, prompt, answer, label."""
     whole = render(tokenizer, row.chat, add_generation_prompt=False, tools=row.tools)
     spoken = "\n".join(message.content for message in row.messages if message.role != "system")
     return Passage(

@@ -1,7 +1,7 @@
 """Cards (JSON files of any shape in an artifact) as readable tables."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from tasks.shared.text.numbers import MISSING, count, quantity
 LONGEST_LIST = 40
 """Longest list shown in full.  Only the length is shown of longer lists and of lists of records."""
 MOST_COLUMNS = 6
+NAMING = ("task", "target", "label", "tags", "files", "formats")
+"""Keys whose inner keys are names from the data, at any depth; they are shown as they are."""
 
 
 class Block(BaseModel):
@@ -75,7 +77,8 @@ def as_blocks(card: Any, title: str = "") -> list[Block]:
     """
     if not isinstance(card, dict):
         return [Block(title=title, columns=[], rows=[["", readable(card)]])]
-    leaves = [[spaced(key), readable(value)] for key, value in card.items() if not isinstance(value, dict)]
+    word = word_of(title)
+    leaves = [[word(key), readable(value)] for key, value in card.items() if not isinstance(value, dict)]
     inner = {key: value for key, value in card.items() if isinstance(value, dict) and value}
     blocks = [Block(title=title, columns=[], rows=leaves)] if leaves else []
     if 2 <= len(inner) <= MOST_COLUMNS and set.intersection(*(set(value) for value in inner.values())):
@@ -90,14 +93,15 @@ def side_by_side(mappings: Mapping[str, Mapping[str, Any]], title: str) -> list[
 
     Their inner mappings become further tables with the same columns.
     """
+    word = word_of(title)
     keys = list(dict.fromkeys(key for mapping in mappings.values() for key in mapping))
     nested = [key for key in keys if any(isinstance(mapping.get(key), dict) for mapping in mappings.values())]
     rows = [
-        [spaced(key), *(readable(mapping[key]) if key in mapping else "" for mapping in mappings.values())]
+        [word(key), *(readable(mapping[key]) if key in mapping else "" for mapping in mappings.values())]
         for key in keys
         if key not in nested
     ]
-    blocks = [Block(title=title, columns=["", *map(spaced, mappings)], rows=rows)] if rows else []
+    blocks = [Block(title=title, columns=["", *map(word, mappings)], rows=rows)] if rows else []
     for key in nested:
         inner = {name: value for name, mapping in mappings.items() if isinstance(value := mapping.get(key), dict)}
         blocks += side_by_side(inner, join_titles(title, key))
@@ -106,4 +110,12 @@ def side_by_side(mappings: Mapping[str, Mapping[str, Any]], title: str) -> list[
 
 def join_titles(title: str, key: str) -> str:
     """Title of an inner table."""
-    return f"{title}: {spaced(key)}" if title else spaced(key).capitalize()
+    return f"{title}: {word_of(title)(key)}" if title else spaced(key).capitalize()
+
+
+def word_of(title: str) -> Callable[[str], str]:
+    """Return the function that shows the keys of a table with this title.
+
+    Names from the data are shown as they are.
+    """
+    return str if {part.lower() for part in title.split(": ")} & set(NAMING) else spaced

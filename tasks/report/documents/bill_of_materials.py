@@ -15,7 +15,7 @@ from tasks.report.content.provenance import Origin, source_of
 from tasks.report.content.report import Report
 from tasks.report.words.markdown import code, table
 from tasks.shared.store.lineage import SOURCE
-from tasks.shared.technique import WEIGHTS, Kind
+from tasks.shared.technique import DATA, WEIGHTS, Kind
 
 NOT_STATED = "not stated"
 TYPES = {"model": "machine-learning-model", "data": "data", "library": "library"}
@@ -98,9 +98,8 @@ def source_materials(report: Report) -> Iterator[Material]:
 
 def artifact_materials(report: Report) -> Iterator[Material]:
     """Yield the models and data that steps made."""
-    terms = {Kind.CORPUS: report.licenses.data, Kind.TRACES: report.licenses.teacher}
     for origin in report.origins.values():
-        if origin.kind not in (*WEIGHTS, Kind.CORPUS, Kind.TRACES):
+        if origin.kind not in (*WEIGHTS, *DATA):
             continue
         users = [other.name for other in report.origins.values() if origin.name in other.made_from]
         yield Material(
@@ -108,11 +107,17 @@ def artifact_materials(report: Report) -> Iterator[Material]:
             name=origin.name,
             version="",
             digest=origin.digest,
-            license=(model_license(report, origin.name) if origin.kind in WEIGHTS else terms[origin.kind])
-            or NOT_STATED,
+            license=artifact_license(report, origin) or NOT_STATED,
             used_by=users,
             made_from=[name.removeprefix(SOURCE) for name in origin.made_from],
         )
+
+
+def artifact_license(report: Report, origin: Origin) -> str:
+    """License of a model, or terms of data, as the recipe states them; empty if it does not."""
+    if origin.kind in WEIGHTS:
+        return model_license(report, origin.name)
+    return report.licenses.teacher if origin.kind is Kind.TRACES else report.licenses.data
 
 
 def library_materials(report: Report) -> Iterator[Material]:

@@ -8,7 +8,7 @@ from tasks.report.documents.bill_of_materials import model_license
 from tasks.report.documents.performance import Modified, limits, modified
 from tasks.report.documents.performance_page import changes_table
 from tasks.report.words.markdown import bullets, code, escape, table
-from tasks.shared.technique import Kind
+from tasks.shared.technique import DATA, Kind
 from tasks.shared.text.numbers import (
     SHARE,
     amount,
@@ -236,7 +236,7 @@ def data_line(report: Report) -> str:
     rows = [
         [origin.name, str(origin.kind), origin.technique, code(origin.digest[:16])]
         for origin in report.origins.values()
-        if origin.kind in (Kind.CORPUS, Kind.TRACES)
+        if origin.kind in DATA
     ]
     return table(["data", "kind", "made by", "digest"], rows) if rows else "Not stated."
 

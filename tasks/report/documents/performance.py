@@ -190,7 +190,10 @@ def modified(report: Report, row: ModelRow) -> Modified:
 def data_used(report: Report) -> list[Data]:
     """Corpus and traces, with their cards."""
     cards = {card.title: card.raw for card in (*report.corpus, *report.traces)}
-    roles = {Kind.CORPUS: "training, calibration and test data", Kind.TRACES: "answers that the models were trained on"}
+    roles = {
+        Kind.ROWS: "conversations before they were split", Kind.CORPUS: "training, calibration and test data",
+        Kind.TRACES: "answers that the models were trained on",
+    }  # fmt: skip
     return [
         Data(
             name=name,

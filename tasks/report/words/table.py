@@ -24,11 +24,13 @@ class Column:
     """One column: its heading and the cell of a model.
 
     text: True for text (aligned left), False for numbers (aligned right).
+    measure: True for a score.
     """
 
     heading: str
     cell: Callable[[Verdict, str], str]
     text: bool = False
+    measure: bool = False
 
 
 def _size(verdict: Verdict, name: str) -> str:
@@ -95,12 +97,12 @@ def _layouts(verdict: Verdict) -> list[tuple[int, list[Column]]]:
     more = [Column("parameters", _parameters), Column("first token", _first_token), Column("memory", _memory)]
     measures = list(verdict.margin or verdict.gates)
     names = {measure: measure.replace("_", " ") for measure in measures}
-    plain = [Column(names[measure], _score(measure)) for measure in measures]
-    bounds = [Column(f"{names[measure]} [95 %]", _score(measure, bounds=True)) for measure in measures]
+    plain = [Column(names[measure], _score(measure), measure=True) for measure in measures]
+    bounds = [Column(f"{names[measure]} [95 %]", _score(measure, bounds=True), measure=True) for measure in measures]
     kept = Column("kept", _kept)
     short_cost = [Column("size", _size), Column("x\nsmaller", _smaller)]
     short_speed = [Column("tok\n/s", _speed), Column("x\nfaster", _faster)]
-    short = [Column(measure.replace("_", "\n"), _score(measure, places=0)) for measure in measures]
+    short = [Column(measure.replace("_", "\n"), _score(measure, places=0), measure=True) for measure in measures]
     fewer = [short[:most] for most in range(len(short), 1, -1)] or [short]
     return [
         (1, [model, *cost, *more, *speed, *bounds, kept, decided]),
@@ -160,6 +162,9 @@ def _table(verdict: Verdict, columns: Sequence[Column], gap: int) -> Table:
         cells[0].stylize("bold" if name == verdict.shipped else "")
         cells[-1].stylize(_style(verdict, name))
         table.add_row(*cells)
+    left_out = len(verdict.margin or verdict.gates) - sum(column.measure for column in columns)
+    if left_out:
+        table.caption = f"{left_out} more measures in a wider terminal"
     return table
 
 
@@ -167,6 +172,6 @@ def model_table(verdict: Verdict) -> Table:
     """Table of all models with size, speed and quality; it adapts to the console's width.
 
     "x smaller" and "x faster" are relative to the baseline; "kept" is the lowest retention over the measures.  Only measures
-    that decide have a column, and a narrow console shows fewer of them.
+    that decide have a column, and a narrow console shows fewer of them and says so.
     """
     return ModelTable([_table(verdict, columns, gap) for gap, columns in _layouts(verdict)])

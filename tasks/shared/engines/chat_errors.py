@@ -1,9 +1,11 @@
-"""Errors of chat endpoints, as a status or inside a response with status 200."""
+"""Errors of chat endpoints, by status or inside a response, and the pause they ask for."""
 
 import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 RETRIED = frozenset({408, 409, 425, 429, 529})
@@ -126,3 +128,15 @@ def plain_text(content: bytes) -> str:
     if text.lstrip("\ufeff \t\r\n").startswith("<"):
         text = re.sub(r"(?is)<(script|style)\b.*?(?:</\1>|$)|<[^>]*>", " ", text)
     return re.sub(r"\s+", " ", text).strip()
+
+
+def retry_after(header: str) -> float | None:
+    """Seconds of a Retry-After header (a number or an HTTP date); None if it cannot be parsed."""
+    if re.fullmatch(r"\d+(\.\d+)?", header.strip()):
+        return float(header)
+    try:
+        when = parsedate_to_datetime(header)
+    except (ValueError, TypeError, OverflowError):
+        return None
+    when = when if when.tzinfo else when.replace(tzinfo=UTC)
+    return max(0.0, (when - datetime.now(UTC)).total_seconds())

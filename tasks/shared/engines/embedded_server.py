@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
@@ -27,11 +28,14 @@ class Embedded:
 
 
 @contextmanager
-def serve_embedded(path: Path, settings: Embedded, *, threads: int, parallel: int) -> Iterator[tuple[str, str]]:
-    """Run a GGUF in llama.cpp; yield its base URL, and a name for digests of requests.
+def serve_embedded(
+    path: Path, settings: Embedded, *, threads: int, parallel: int, digest: str = ""
+) -> Iterator[tuple[str, str]]:
+    """Run a GGUF in llama.cpp; yield its base URL and its identity in digests of requests.
 
     path: a file, or a folder with one.
     parallel: requests decoded together.
+    digest: of the weights; empty to identify them by name and size.
     Raises ModelError if there is no such file, or llama.cpp cannot load it.
     """
     found = find_weights(path, llama=True)
@@ -39,4 +43,5 @@ def serve_embedded(path: Path, settings: Embedded, *, threads: int, parallel: in
         fix = "give a GGUF, or serve this model elsewhere and set base_url"
         raise ModelError(str(path), f"{found.fault} for the embedded server", "one .gguf file", fix)
     with serve(found.path, threads=threads, parallel=parallel, context=settings.context, port=settings.port) as url:
-        yield url, f"{found.path.name}:{found.path.stat().st_size}"
+        weights = digest or f"{found.path.name}:{found.path.stat().st_size}"
+        yield url, f"llama.cpp {version('xllamacpp')} {weights}"

@@ -128,9 +128,3 @@ def _without_system(turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
         else:
             found.append(turn)
     return [*found, {"role": "user", "content": "\n\n".join(held)}] if held else found
-
-
-def cut_at(text: str, stop: list[str] | tuple[str, ...]) -> tuple[str, bool]:
-    """Cut a text before its first stop string; also return whether there was one."""
-    places = [place for string in stop if string and (place := text.find(string)) >= 0]
-    return (text[: min(places)], True) if places else (text, False)

@@ -6,8 +6,6 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -15,11 +13,12 @@ import httpx
 from pydantic import SecretStr
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-from tasks.shared.engines.chat_errors import Problem, plain_text, read_error
+from tasks.shared.engines.chat_errors import Problem, plain_text, read_error, retry_after
 from tasks.shared.engines.chat_reply import Completion, read_reply
-from tasks.shared.engines.endpoint_parameters import LENGTH, Dialect, LengthParameter, cut_at
+from tasks.shared.engines.endpoint_parameters import LENGTH, Dialect, LengthParameter
 from tasks.shared.engines.endpoint_settings import check_url, is_versioned, shown
 from tasks.shared.errors import ConfigError, EndpointError, RefusedError, StillroomError
+from tasks.shared.text.stops import cut_at
 
 MAX_WAIT_S = 60.0
 """Longest pause before another attempt, in seconds; a longer Retry-After is an error."""
@@ -215,18 +214,6 @@ class Endpoint:
 
     def _error(self, got: str, wanted: str, fix: str, retryable: bool = False) -> EndpointError:
         return EndpointError(self.where, got, wanted, fix, retryable)
-
-
-def retry_after(header: str) -> float | None:
-    """Seconds of a Retry-After header (a number or an HTTP date); None if it cannot be parsed."""
-    if re.fullmatch(r"\d+(\.\d+)?", header.strip()):
-        return float(header)
-    try:
-        when = parsedate_to_datetime(header)
-    except (ValueError, TypeError, OverflowError):
-        return None
-    when = when if when.tzinfo else when.replace(tzinfo=UTC)
-    return max(0.0, (when - datetime.now(UTC)).total_seconds())
 
 
 _backoff = wait_random_exponential(multiplier=FIRST_WAIT_S, max=MAX_WAIT_S)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tasks.shared.engines.engine import EngineName
 from tasks.shared.engines.memory import peak_memory
 from tasks.shared.engines.protocol import Capabilities, Choices, Conversation, Opening, lacking
+from tasks.shared.model.encoding import text_ids
 from tasks.shared.model.generation import Written, check_logits, write_answers
 from tasks.shared.model.loading import has_cpu_bfloat16, load_model, load_tokenizer
 from tasks.shared.model.prompts import render
@@ -43,7 +44,7 @@ class TransformersSession:
 
     def tokens(self, text: str) -> list[int]:
         """Tokenize a text, without special tokens added."""
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return text_ids(self.tokenizer, text)
 
     def check(self, prompt: str) -> None:
         """Raise ModelError for logits that are not finite."""

@@ -14,6 +14,7 @@ from tasks.shared.engines.memory import peak_memory
 from tasks.shared.engines.protocol import Capabilities, Choices, Conversation, Opening, lacking
 from tasks.shared.engines.vllm_server import NAME, serve_vllm
 from tasks.shared.errors import EndpointError, ModelError
+from tasks.shared.model.encoding import text_ids
 from tasks.shared.model.generation import Written
 from tasks.shared.model.prompts import render
 from tasks.shared.progress import track
@@ -52,7 +53,7 @@ class VllmSession:
 
     def tokens(self, text: str) -> list[int]:
         """Tokenize a text, without special tokens added."""
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return text_ids(self.tokenizer, text)
 
     def check(self, prompt: str) -> None:
         """Raise ModelError if vLLM writes nothing after a prompt."""

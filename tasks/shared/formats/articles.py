@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from tasks.shared.formats.rows import parse_lines
 
@@ -17,7 +17,8 @@ class Article(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     id: Annotated[str, Field(min_length=1)]
     title: str
-    intent: str
+    topic: str = Field(default="", validation_alias=AliasChoices("topic", "intent"))
+    """What it is about, such as the label of its questions; may be empty.  Earlier corpora call it `intent`."""
     text: str
     held_out: bool = False
     """Never in training; only test questions use it, with its text in the prompt."""

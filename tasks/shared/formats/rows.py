@@ -92,9 +92,14 @@ class Row(BaseModel):
         return self.messages[-1].role == "assistant"
 
     @property
+    def before(self) -> tuple[Message, ...]:
+        """All messages before the final answer."""
+        return self.messages[:-1] if self.answered else self.messages
+
+    @property
     def prompt(self) -> list[dict[str, Any]]:
         """All messages before the final answer, in the format of chat templates."""
-        return to_chat(self.messages[:-1] if self.answered else self.messages)
+        return to_chat(self.before)
 
     @property
     def chat(self) -> list[dict[str, Any]]:
@@ -128,8 +133,7 @@ class Row(BaseModel):
 
     def with_answer(self, message: Message, **update: Any) -> "Row":
         """Return the row with `message` as its final answer and the fields in `update` replaced."""
-        before = self.messages[:-1] if self.answered else self.messages
-        return self.model_copy(update={"messages": (*before, message), **update})
+        return self.model_copy(update={"messages": (*self.before, message), **update})
 
 
 def to_chat(messages: Iterable[Message]) -> list[dict[str, Any]]:

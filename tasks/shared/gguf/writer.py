@@ -49,7 +49,7 @@ def write_gguf(
     importance: mean squared input per column of a weight, by its name in the source; scales of q4_0 are fitted with it.
     Raises TechniqueError for quantized weights, an architecture unknown to the converter, or rows that do not fill blocks.
     """
-    config = read_config(model)
+    config = dense_config(model)
     vocabulary = scheme if embedding == "same" else embedding
     check_rows(model, {scheme, vocabulary})
     if window := attended(config):
@@ -78,7 +78,7 @@ def write_gguf(
             ) from error
 
 
-def read_config(model: Path) -> dict[str, Any]:
+def dense_config(model: Path) -> dict[str, Any]:
     """Read a model folder's configuration.
 
     Raises ModelError if it is not a model folder, TechniqueError if its weights are quantized.

@@ -64,7 +64,7 @@ def token_pieces(tokenizer: "PreTrainedTokenizerBase", pieces: Sequence[Piece]) 
     text = ""
     for piece in pieces:
         text += piece.text
-        whole = _ids(tokenizer, text)
+        whole = text_ids(tokenizer, text)
         new = whole[len(ids) :] if whole[: len(ids)] == ids else _following(tokenizer, piece.text)
         ids, learned = [*ids, *new], [*learned, *[piece.learned] * len(new)]
     return ids, learned
@@ -76,12 +76,13 @@ def _following(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
     Some tokenizers (Llama 2's) put a space before a text, but not before one that follows a special token.
     """
     end = str(tokenizer.eos_token or "")
-    mark = _ids(tokenizer, end) if end else []
-    found = _ids(tokenizer, end + text) if len(mark) == 1 else []
-    return found[1:] if found[:1] == mark and mark else _ids(tokenizer, text)
+    mark = text_ids(tokenizer, end) if end else []
+    found = text_ids(tokenizer, end + text) if len(mark) == 1 else []
+    return found[1:] if found[:1] == mark and mark else text_ids(tokenizer, text)
 
 
-def _ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+def text_ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+    """Return the token ids of the text alone; markup becomes special tokens, none is added."""
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 

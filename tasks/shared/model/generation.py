@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.shared.errors import ModelError
 from tasks.shared.progress import progress_bar
+from tasks.shared.text.stops import cut_at
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -53,15 +54,10 @@ def write_answers(
             new = output[:, batch["input_ids"].shape[1] :]
             answers = tokenizer.batch_decode(new, skip_special_tokens=True)
             for index, answer, ids in zip(chosen, answers, new.tolist(), strict=True):
-                cut = cut_at(answer, stop)
-                found[index] = Written(cut.strip(), cut != answer or not set(stops).isdisjoint(ids))
+                text, cut = cut_at(answer, stop)
+                found[index] = Written(text.strip(), cut or not set(stops).isdisjoint(ids))
             advance(len(chosen))
     return [found[index] for index in range(len(prompts))]
-
-
-def cut_at(text: str, stop: Sequence[str]) -> str:
-    """Return the text before the first of the stop strings; all of it if there is none."""
-    return text[: min((place for end in stop if (place := text.find(end)) >= 0), default=len(text))]
 
 
 def stop_tokens(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> list[int]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tasks.shared.errors import ModelError, StillroomError
 from tasks.shared.model.configuration import load_config
 from tasks.shared.model.prompts import settle_template
-from tasks.shared.model.special_tokens import drop_tokens_without_row, make_writable, settle_pad
+from tasks.shared.model.repairs import drop_tokens_without_row, make_writable, settle_pad
 from tasks.shared.model.strict import check_gguf_tensors, one_message, refuse_misfit
 from tasks.shared.model.templates import CHATML, plain_template
 from tasks.shared.model.weights import check_source, is_gguf, quick_gguf

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tasks.shared.errors import ModelError
-from tasks.shared.model.rendered_tokens import first_special, special_tokens
+from tasks.shared.model.special_tokens import first_special, special_tokens
 from tasks.shared.model.templates import DATE, FOLDED, MERGED, has_clock, merging, pinned, plain_template, with_variable
 from tasks.shared.text.reasoning import CLOSE, OPEN, split_reasoning
 

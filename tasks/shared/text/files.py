@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -18,11 +19,15 @@ LINES = ".jsonl"
 
 @dataclass(frozen=True)
 class Document:
-    """A text to score, with the conversation before it, if any, which is read but not scored."""
+    """A text to score, with what a model reads before it without a score.
+
+    prompt, tools: the conversation and JSON text of its tools; empty for none.
+    """
 
     id: str
     text: str
-    prompt: list[dict[str, str]] = field(default_factory=list)
+    prompt: list[dict[str, Any]] = field(default_factory=list)
+    tools: str = ""
     question: str = ""
     tags: dict[str, str] = field(default_factory=dict)
     cluster: str = ""

@@ -2,7 +2,7 @@
 
 An edited copy keeps most of its 5-grams, a paraphrase does not.  Two typos in 60 letters change about ten 5-grams, for a
 similarity near 0.7; a greeting in front leaves about 0.6; the same question in other words has 0.05 to 0.2, and a question in
-similar words about another matter of the same shop up to 0.3.
+similar words about another matter of the same field up to 0.3.
 Source: Broder 1997, "On the resemblance and containment of documents", section 2.
 """
 

@@ -223,6 +223,13 @@ def test_a_cached_step_that_nobody_recorded_is_recorded_now(root: Path) -> None:
     assert seen.champion() == steps[2].manifest["output"], "a verdict found in place decides as well"
 
 
+def test_rows_that_a_step_read_are_a_dataset(root: Path) -> None:
+    rows = step(root, "rows", Kind.ROWS, rows=40, read=41)
+    corpus = step(root, "corpus", Kind.CORPUS, inputs={"rows": (rows,)}, train=30, test=10)
+    (found,) = step_content(corpus)["datasets"]
+    assert (found["name"], found["port"], found["profile"]) == ("rows", "rows", {"num_rows": 40})
+
+
 def test_a_step_whose_flow_was_killed_before_it_could_tell_is_recorded_once(root: Path) -> None:
     """The killed flow's event waits in the outbox while a later flow finds the artifact, and tells of it."""
     (corpus, *_) = recipe(root)

@@ -11,7 +11,6 @@ from pydantic import TypeAdapter
 
 from tasks.evaluate.divergence import Divergence
 from tasks.evaluate.likelihood import next_token_divergence as following
-from tasks.evaluate.likelihood.logits import text_ids
 from tasks.evaluate.likelihood.next_token_divergence import (
     DivergencePlan,
     check_vocabulary,
@@ -23,6 +22,7 @@ from tasks.shared.errors import DataError, ModelError
 from tasks.shared.formats.rows import read_rows
 from tasks.shared.formats.scores import Scores, read_scores
 from tasks.shared.gguf.writer import write_gguf
+from tasks.shared.model.encoding import text_ids
 from tasks.shared.model.loading import load_model, load_tokenizer
 from tasks.shared.model.saving import save_model
 from tasks.shared.technique import Artifact, Inputs, Kind

@@ -76,7 +76,7 @@ def write_corpus(folder: Path, items: int = ITEMS) -> Path:
     write_rows(folder / "test.jsonl", [make_row(index) for index in range(items)])
     write_rows(folder / "train.jsonl", [make_row(index, "train") for index in range(6)])
     write_tasks(folder, TASKS)
-    article = Article(id="a1", title="Times", intent="returns", text="Returns within 45 days. Warranty 24 months.")
+    article = Article(id="a1", title="Times", topic="returns", text="Returns within 45 days. Warranty 24 months.")
     (folder / "articles.jsonl").write_text(article.model_dump_json() + "\n", encoding="utf-8")
     return folder
 
@@ -444,7 +444,7 @@ def test_llama_takes_chatml_for_a_file_without_a_template_and_that_is_told(tmp_p
 
 
 def test_reference_gets_the_article_and_no_label_protocol() -> None:
-    article = Article(id="a1", title="Times", intent="returns", text="Returns within 45 days.")
+    article = Article(id="a1", title="Times", topic="returns", text="Returns within 45 days.")
     asked, bare = reference_prompts([make_row(0), make_row(2)], {"a1": article}, TASKS_WITH_LABELS)
     assert "45 days" in asked.answer_messages[-1]["content"]
     assert "45 days" not in asked.label_messages[-1]["content"]

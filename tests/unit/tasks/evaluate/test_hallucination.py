@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from tasks.curate.jsonl import Jsonl
+from tasks.curate.support import Support
 from tasks.evaluate import hallucination as module
 from tasks.evaluate.grading.answers import Reply
 from tasks.evaluate.grading.eval_rows import TestSplit
@@ -22,7 +24,7 @@ from tasks.shared.formats.scores import Scores, read_scores
 from tasks.shared.formats.targets import Decline
 from tasks.shared.formats.tasks import write_tasks
 from tasks.shared.isolation import Failure
-from tasks.shared.technique import Artifact, Inputs, Kind
+from tasks.shared.technique import Artifact, Inputs, Kind, Upstream
 from tasks.shared.text.answer_format import join_answer
 from tests.settings_case import Case, Change
 from tests.support_rows import TASKS, support_row
@@ -31,11 +33,11 @@ from tests.tiny_llama import build_model, empty_run, save_tiny
 ARTICLE = Article(
     id="a1",
     title="Returns",
-    intent="returns",
+    topic="returns",
     text="Not every kettle suits. Send it back within 45 days! The refund takes 6 working days.",
 )
 HELD = Article(
-    id="a2", title="Warranty", intent="warranty", text="We mend it. The warranty lasts 24 months.", held_out=True
+    id="a2", title="Warranty", topic="warranty", text="We mend it. The warranty lasts 24 months.", held_out=True
 )
 
 
@@ -43,12 +45,12 @@ def make_row(index: int, prefix: str = "test", grounded: bool = False, question:
     article, fact = ((ARTICLE, "45 days"), (HELD, "24 months"))[index % 2]
     question = question or f"How long, number {index}?"
     return support_row(
-        id=f"{prefix}-{index}", kind="faq", intent=article.intent, article=article.id, group=f"{prefix}-g{index}", accept=((fact,),),
+        id=f"{prefix}-{index}", kind="faq", intent=article.topic, article=article.id, group=f"{prefix}-g{index}", accept=((fact,),),
         grounded=grounded,
         messages=(
             Message(role="system", content="You are the bot."),
             Message(role="user", content=with_article(question, article) if grounded else question),
-            Message(role="assistant", content=join_answer(article.intent, f"That is {fact}.")),
+            Message(role="assistant", content=join_answer(article.topic, f"That is {fact}.")),
         ),
     )  # fmt: skip
 
@@ -186,6 +188,16 @@ def test_a_corpus_without_facts_or_articles_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="and an article as evidence"):
         Hallucination()(inputs_of(corpus, model), out, run)
     assert list(out.iterdir()) == []
+
+
+def test_a_corpus_that_gets_no_articles_is_an_error_of_the_plan() -> None:
+    def problems(corpus: Any) -> list[str]:
+        upstream = {"corpus": Upstream(corpus, {})}
+        return [str(found) for found in Hallucination().plan_problems("steps.facts", {"data": ("corpus",)}, upstream)]
+
+    (found,) = problems(Jsonl(path="chats.jsonl"))
+    assert "steps.facts" in found and "no articles" in found and "steps.corpus.articles=FILE" in found
+    assert problems(Jsonl(path="chats.jsonl", articles="a.jsonl")) == problems(Support()) == []
 
 
 def test_real_models_answer_in_both_engines(tmp_path: Path) -> None:

@@ -299,7 +299,7 @@ def test_criteria_and_conversation_are_those_of_the_corpus(tmp_path: Path) -> No
     first, last = referee.seen[0]["messages"], referee.seen[-1]["messages"]
     assert "The better answer rhymes. The order" in first[0]["content"] and last[0]["content"] == "Mine."
     assert first[1]["content"].startswith(
-        "Question:\nUser: Hello.\nAssistant: Hi.\nUser: A poem, please.\n\nReference answer:\ngold 0"
+        "Question:\nuser: Hello.\nassistant: Hi.\nuser: A poem, please.\n\nReference answer:\ngold 0"
     )
 
 

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.evaluate.likelihood.logits import prompt_ids, text_ids
+from tasks.evaluate.divergence import Divergence
+from tasks.evaluate.likelihood.logits import prompt_ids
 from tasks.evaluate.likelihood.sliding import (
     DocumentLoss,
     PerplexityPlan,
@@ -24,13 +25,15 @@ from tasks.evaluate.likelihood.sliding import (
 )
 from tasks.evaluate.models_under_test import isolated_runs
 from tasks.evaluate.models_under_test.isolated_runs import Resources
-from tasks.evaluate.models_under_test.model_under_test import inspect_model
+from tasks.evaluate.models_under_test.model_under_test import Prompt, inspect_model
 from tasks.evaluate.perplexity import Perplexity, perplexity_bounds
 from tasks.shared import isolation
 from tasks.shared.errors import ConfigError, DataError, ModelError
 from tasks.shared.formats.rows import read_rows, write_rows
 from tasks.shared.formats.scores import Scores, read_scores
 from tasks.shared.gguf.writer import write_gguf
+from tasks.shared.items import ItemSources
+from tasks.shared.model.encoding import text_ids
 from tasks.shared.model.loading import load_model, load_tokenizer
 from tasks.shared.model.saving import save_model
 from tasks.shared.technique import Artifact, Inputs, Kind
@@ -138,14 +141,14 @@ def test_a_stride_of_the_context_is_disjoint_windows(loaded: tuple[Any, Any]) ->
 def test_only_the_answer_counts(folder: Path, loaded: tuple[Any, Any], tmp_path: Path) -> None:
     network, tokenizer = loaded
     row = read_rows(write_test(tmp_path / "corpus", 1) / "test.jsonl")[0]
-    before, answer = prompt_ids(tokenizer, row.prompt), text_ids(tokenizer, row.answer)
+    before, answer = prompt_ids(tokenizer, Prompt.of(row)), text_ids(tokenizer, row.answer)
     model = inspect_model(Artifact("m", Kind.MODEL, folder), "candidate")
-    found = score_documents(model, PerplexityPlan([row.answer], [row.prompt], 512, 256, "float32"), RESOURCES)
+    found = score_documents(model, PerplexityPlan([row.answer], [Prompt.of(row)], 512, 256, "float32"), RESOURCES)
     wanted = losses_in_one_pass(network, [*before, *answer])[len(before) - 1 :]
     assert found.losses[0].nats == pytest.approx(float(wanted.sum()), rel=1e-6)
     assert (found.losses[0].tokens, found.losses[0].skipped, found.truncated) == (len(answer), 0, 0)
     short = score_documents(
-        model, PerplexityPlan([row.answer], [row.prompt], len(answer), len(answer), "float32"), RESOURCES
+        model, PerplexityPlan([row.answer], [Prompt.of(row)], len(answer), len(answer), "float32"), RESOURCES
     )
     assert (short.truncated, short.losses[0].tokens) == (1, len(answer))
 
@@ -189,7 +192,7 @@ def test_the_first_token_counts_where_the_tokenizer_opens_a_text(
     opened, bare = (
         score_documents(
             inspect_model(Artifact("m", Kind.MODEL, path), "candidate"),
-            PerplexityPlan([text], [[]], 16, 16, "float32"),
+            PerplexityPlan([text], [Prompt([])], 16, 16, "float32"),
             RESOURCES,
         )
         for path in (tmp_path / "opening", folder)
@@ -208,7 +211,7 @@ def test_a_first_token_that_ends_within_a_character_leaves_bytes_to_score(folder
         for pair in (("ab", "abc"), ("\ufffd", "é"), ("a\ufffd", "a€"), ("\ufffd", "\ufffdx"), ("a", ""))
     ] == [2, 1, 2, 3, 0]
     model = inspect_model(Artifact("m", Kind.MODEL, folder), "candidate")
-    (loss,) = score_documents(model, PerplexityPlan(["é"], [[]], 16, 16, "float32"), RESOURCES).losses
+    (loss,) = score_documents(model, PerplexityPlan(["é"], [Prompt([])], 16, 16, "float32"), RESOURCES).losses
     assert (loss.tokens, loss.skipped) == (1, 1), "two tokens, of a byte each"
 
 
@@ -222,11 +225,11 @@ def test_plain_text_needs_no_chat_template_and_answers_do(folder: Path, tmp_path
         (bare / name).write_text(text, "utf-8")
     text = " ".join(sentences(4))
     model = inspect_model(Artifact("m", Kind.MODEL, bare), "candidate")
-    (own,) = score_documents(model, PerplexityPlan([text], [[]], 16, 16, "float32"), RESOURCES).losses
+    (own,) = score_documents(model, PerplexityPlan([text], [Prompt([])], 16, 16, "float32"), RESOURCES).losses
     assert own.tokens
     with pytest.raises(ModelError, match="candidate m: no chat template"):
         score_documents(
-            model, PerplexityPlan([text], [[{"role": "user", "content": "Hi"}]], 16, 16, "float32"), RESOURCES
+            model, PerplexityPlan([text], [Prompt([{"role": "user", "content": "Hi"}])], 16, 16, "float32"), RESOURCES
         )
 
 
@@ -299,6 +302,23 @@ def test_models_that_cannot_be_asked_are_refused(folder: Path, tmp_path: Path) -
     scores, _ = measure(tmp_path, models_of(folder, {"torn": tmp_path / "torn", "short": tmp_path / "short"}, corpus))
     assert "its embedding has 300 rows" in scores.summary.models["torn"].failure
     assert "at most 16" in scores.summary.models["short"].failure
+
+
+@pytest.mark.usefixtures("here")
+def test_rows_without_an_answer_are_left_out_with_a_note_and_counted_in_the_plan(folder: Path, tmp_path: Path) -> None:
+    corpus = write_test(tmp_path / "corpus", 6)
+    rows = read_rows(corpus / "test.jsonl")
+    open_ended = [row.model_copy(update={"messages": row.before}) for row in rows[:2]]
+    write_rows(corpus / "test.jsonl", [*open_ended, *rows[2:]])
+    sources = ItemSources(corpus, 6, {})
+    assert [found.count for found in Perplexity().count_items(sources).values()] == [4]
+    assert {found.count for found in Divergence().count_items(sources).values()} == {4}
+    assert {found.count for found in Divergence(text="baseline").count_items(sources).values()} == {6}
+    scores, metrics = measure(tmp_path, models_of(folder, {}, corpus))
+    assert metrics["items"] == 4 and any("2 of 6 test rows have no answer" in note for note in scores.summary.notes)
+    write_rows(corpus / "test.jsonl", open_ended)
+    with pytest.raises(DataError, match="none of 2 rows ends with an answer"):
+        Divergence().count_items(ItemSources(corpus, 2, {}))
 
 
 def test_the_interval_holds_the_value_and_knows_groups() -> None:

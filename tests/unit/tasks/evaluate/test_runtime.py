@@ -11,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from tasks.evaluate import runtime
-from tasks.evaluate.models_under_test.model_under_test import inspect_model
+from tasks.evaluate.models_under_test.model_under_test import Prompt, inspect_model
 from tasks.evaluate.runtime import Runtime, typical_row
 from tasks.evaluate.timing import probes
 from tasks.evaluate.timing.engines import Effort, Probe, Sample
@@ -208,11 +208,11 @@ def test_a_model_whose_gguf_cannot_be_written_is_timed_in_transformers_and_one_t
 ) -> None:
     model = inspect_model(models["tuned"], "candidate")
     monkeypatch.setattr(probes, "run_isolated", lambda *_: "no such architecture")
-    probe, note = make_probe(model, "auto", [], tmp_path)
+    probe, note = make_probe(model, "auto", Prompt([]), tmp_path)
     assert probe is not None and probe.engine == "transformers"
     assert note == "tuned: timed in transformers: cannot be converted to f16 GGUF (no such architecture)."
     monkeypatch.setattr(probes, "run_isolated", lambda *_: Failure("its process was killed"))
-    probe, note = make_probe(model, "auto", [], tmp_path)
+    probe, note = make_probe(model, "auto", Prompt([]), tmp_path)
     assert probe is None and "its process was killed" in note
 
 
@@ -223,7 +223,7 @@ def test_the_test_question_of_median_length_is_asked(
     asked: dict[str, Any] = {}
 
     def clock(probe: Probe, _: Effort) -> Sample:
-        asked[probe.name] = probe.messages
+        asked[probe.name] = probe.prompt.messages
         return {"tokens_per_second": 1.0}
 
     inputs = inputs_of(models, "tuned", "gguf", corpus=write_corpus(tmp_path / "corpus"), reference="slim")
@@ -266,10 +266,10 @@ def test_what_cannot_be_asked_for_is_refused(models: dict[str, Artifact], tmp_pa
 
 def test_a_probe_in_transformers_tells_why_it_failed(models: dict[str, Artifact], tmp_path: Path) -> None:
     effort = Effort(4, 2, (), 64, 60.0, "off", "", 1, "cpu")
-    empty = Probe("tuned", "transformers", tmp_path / "nowhere", "", [{"role": "user", "content": "Hello?"}])
+    empty = Probe("tuned", "transformers", tmp_path / "nowhere", "", Prompt([{"role": "user", "content": "Hello?"}]))
     with pytest.raises(ModelError, match="tuned .*cannot be timed in transformers"):
         runtime.take_sample(empty, effort)
-    hasty = Probe("tuned", "transformers", models["tuned"].path, "", [{"role": "user", "content": "Hello?"}])
+    hasty = Probe("tuned", "transformers", models["tuned"].path, "", Prompt([{"role": "user", "content": "Hello?"}]))
     with pytest.raises(ModelError, match="not done within 0 s"):
         runtime.take_sample(hasty, Effort(4, 2, (), 64, 0.2, "off", "", 1, "cpu"))
 
@@ -277,7 +277,7 @@ def test_a_probe_in_transformers_tells_why_it_failed(models: dict[str, Artifact]
 @pytest.mark.parametrize("streams", [1, 3])
 def test_in_transformers_every_token_has_its_moment(models: dict[str, Artifact], streams: int) -> None:
     folder = models["tuned"].path
-    asked = [{"role": "user", "content": "Hello?"}]
+    asked = Prompt([{"role": "user", "content": "Hello?"}])
     answers = answer(load_model(folder), load_tokenizer(folder), asked, 5, streams)
     assert len(answers) == streams
     for found in answers:
@@ -295,7 +295,7 @@ def test_the_speed_is_that_of_greedy_answers_whatever_the_generation_config_says
     seen, generate = [], model.generate
     model.generation_config.repetition_penalty = 5.0
     model.generate = lambda **told: (seen.append(model.generation_config.repetition_penalty), generate(**told))[1]
-    answer(model, tokenizer, [{"role": "user", "content": "Hello?"}], 2)
+    answer(model, tokenizer, Prompt([{"role": "user", "content": "Hello?"}]), 2)
     assert seen == [None] and model.generation_config.repetition_penalty == 5.0
 
 
@@ -333,7 +333,7 @@ def settings_case(folder: Path) -> Iterator[Case]:
 
     def clock(probe: Probe, effort: Effort) -> Sample:
         taken[probe.name] += 1
-        asked = sum(len(message["content"]) for message in probe.messages)
+        asked = sum(len(message["content"]) for message in probe.prompt.messages)
         found = {
             "load_s": effort.limit_s,
             "time_to_first_token_s": asked / effort.warm_up_tokens,

@@ -168,7 +168,7 @@ def settings_case(folder: Path) -> Iterator[Case]:
     """A tokenizer with free places and numbers, and a corpus whose article and manual use words of their own."""
     source = save_with(folder / "model", llama3_like())
     corpus = write_corpus(folder / "corpus", rows=4)
-    write_articles(corpus / "articles.jsonl", [Article(id="a", title="a", intent="returns", text="unreachable")])
+    write_articles(corpus / "articles.jsonl", [Article(id="a", title="a", topic="returns", text="unreachable")])
     text = folder / "manual.txt"
     text.write_text("kettle postage warranty lasts 24 months accepted", "utf-8")
     yield Case(folder, inputs_of(source, corpus), {"size": 0, "multiple": 1}, more={"text": str(text)})

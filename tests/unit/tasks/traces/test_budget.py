@@ -6,7 +6,8 @@ import logging
 import pytest
 
 from tasks.shared.errors import ConfigError
-from tasks.traces.openai import OpenAI, Prices
+from tasks.traces.budget import Prices
+from tasks.traces.openai import OpenAI
 from tasks.traces.settings import Budget
 from tests.fake_endpoint import Fake, says
 from tests.traced_rows import chat, trace

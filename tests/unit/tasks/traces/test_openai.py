@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from tasks.shared.engines import openai_endpoint
+from tasks.shared.engines.embedded_server import Embedded
 from tasks.shared.engines.sample_store import SampleStore, answer_file
 from tasks.shared.errors import ConfigError, DataError, EndpointError, ModelError
 from tasks.shared.formats.articles import Article, write_articles
@@ -22,9 +23,10 @@ from tasks.shared.formats.targets import Decline, Label
 from tasks.shared.formats.tasks import Task, write_tasks
 from tasks.shared.store.keys import Digests
 from tasks.shared.technique import Artifact, Compute, Inputs, Kind, StepRun
+from tasks.traces.budget import Prices
 from tasks.traces.defaults import SENTENCE
 from tasks.traces.filter import Evidence
-from tasks.traces.openai import Embedded, OpenAI, Prices
+from tasks.traces.openai import OpenAI
 from tasks.traces.prompt import choose_examples, choose_refusals, teacher_messages
 from tasks.traces.reasoning import Reasoning, judge_reasoning
 from tests.settings_case import Case, Change, untimed_traces
@@ -65,7 +67,7 @@ def write_corpus(folder: Path, more: str = "") -> Path:
     texts = {number: f"Item {number} ships in {number + 20} days.{more}" for number in range(12)}
     write_articles(
         folder / "articles.jsonl",
-        [Article(id=f"article-{n}", title=f"Item {n}", intent=f"topic{n}", text=text) for n, text in texts.items()],
+        [Article(id=f"article-{n}", title=f"Item {n}", topic=f"topic{n}", text=text) for n, text in texts.items()],
     )
     return folder
 
@@ -289,7 +291,7 @@ def test_the_key_is_sent_and_written_nowhere(corpus, tmp_path, monkeypatch, capl
 
 def test_examples_are_a_shared_prefix_and_never_about_the_same_article():
     articles = {
-        f"article-{n}": Article(id=f"article-{n}", title="T", intent="i", text=f"Item {n} ships.") for n in range(12)
+        f"article-{n}": Article(id=f"article-{n}", title="T", topic="i", text=f"Item {n} ships.") for n in range(12)
     }
     faq = [row for row in ROWS if row.tags["kind"] == "faq"]
     examples = choose_examples(faq, 2, seed=0)

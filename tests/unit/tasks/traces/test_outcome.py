@@ -6,7 +6,7 @@ from tasks.shared.engines import openai_endpoint
 from tasks.shared.errors import DataError, EndpointError
 from tasks.shared.formats.targets import Facts
 from tasks.shared.formats.tasks import Task
-from tasks.traces.openai import Prices
+from tasks.traces.budget import Prices
 from tasks.traces.settings import Limits
 from tests.fake_endpoint import Fake, reply, says
 from tests.traced_rows import asked, chat, trace

@@ -56,7 +56,7 @@ def test_an_empty_split_and_an_id_that_stands_twice_are_refused(tmp_path: Path) 
 
 def test_tags_tell_rare_intents_long_questions_and_articles_in_the_prompt() -> None:
     article = Article(
-        id="a1", title="Times", intent="returns", text="Forty-five days it is, and not a day more or less than that."
+        id="a1", title="Times", topic="returns", text="Forty-five days it is, and not a day more or less than that."
     )
     rows = [
         make_row("a"), make_row("b", "warranty", with_article("How long?", article), grounded=True),

@@ -54,7 +54,7 @@ def test_a_label_is_chosen_after_the_models_own_reasoning() -> None:
     tuned, other = tuned_prompts([row])[0], reference_prompts([row], {}, TASKS)[0]
     words = texts("i\na", "<think>\nt\n</think>\n\ni\na", "<think>\nt", "<think>\nt\n</think>\na")
 
-    def write(messages: Any) -> str:
+    def write(messages: Any, tools: str) -> str:
         return "P"
 
     told = choice_contexts(write, [tuned, tuned, tuned, other], words)

@@ -7,7 +7,7 @@ import pytest
 from tasks.evaluate.likelihood.logits import in_transformers
 from tasks.evaluate.models_under_test.answering import has_template, template_notes
 from tasks.evaluate.models_under_test.isolated_runs import Resources, evaluate_each
-from tasks.evaluate.models_under_test.model_under_test import ModelUnderTest, list_models
+from tasks.evaluate.models_under_test.model_under_test import ModelUnderTest, Prompt, list_models
 from tasks.evaluate.timing.probes import make_probe
 from tasks.evaluate.verdict.description import describe_models
 from tasks.evaluate.verdict.evidence import gather_evidence
@@ -61,7 +61,7 @@ def test_a_broken_candidate_is_its_own_failure_and_no_error_of_the_step(tmp_path
         "no readable config.json (FileNotFoundError)"
     )
     assert template_notes(models) == []
-    probe, note = make_probe(others[0], "auto", [], tmp_path)
+    probe, note = make_probe(others[0], "auto", Prompt([]), tmp_path)
     assert probe is None and note == f"short: not timed: {others[0].failure}."
     failed = {name: {"failure": "broken"} for name in broken}
     summary = write_step_scores(tmp_path / "scores", {"fact": FACT}, items_of("fact", {"tuned": [1.0, 0.0]}), **failed)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tasks.evaluate.models_under_test.model_under_test import Prompt
 from tasks.evaluate.timing.engines import Effort, EngineName, Probe, Sample
 from tasks.evaluate.timing.rounds import (
     Timed,
@@ -26,7 +27,7 @@ EFFORT = Effort(4, 2, (8,), 64, 5.0, "off", "", 1, "cpu")
 
 
 def probe(name: str, engine: EngineName = "llama.cpp", first: bool = True) -> Probe:
-    return Probe(name, engine, Path("weights"), "", [], first)
+    return Probe(name, engine, Path("weights"), "", Prompt([]), first)
 
 
 def speeds(*values: float) -> list[Sample]:

@@ -4,11 +4,12 @@ from typing import Any
 
 import pytest
 
+from tasks.evaluate.models_under_test.model_under_test import Prompt
 from tasks.evaluate.timing.streams import Streamed, arrivals_of, joint_speed, stream_answer, stream_together
 from tasks.shared.errors import EndpointError
 from tests.fake_vllm import EACH_S, FIRST_S, serving
 
-ASKED = [{"role": "user", "content": "How long?"}]
+ASKED = Prompt([{"role": "user", "content": "How long?"}])
 
 
 def test_speed_counts_the_tokens_after_the_first() -> None:
@@ -31,7 +32,20 @@ def test_an_answer_is_asked_for_in_full_and_uncached_and_timed_from_the_request(
     assert FIRST_S <= answer.arrivals[0] < answer.arrivals[-1] <= answer.end_s
     assert answer.arrivals[-1] - answer.arrivals[0] >= 4 * EACH_S
     (body,) = server.asked
-    assert body["messages"] == ASKED and body["max_tokens"] == 5 and body["ignore_eos"] and not body["cache_prompt"]
+    assert (
+        body["messages"] == ASKED.messages
+        and "tools" not in body
+        and body["max_tokens"] == 5
+        and body["ignore_eos"]
+        and not body["cache_prompt"]
+    )
+
+
+def test_tools_are_sent_and_no_call_is_parsed() -> None:
+    with serving() as server:
+        stream_answer(server.url, "model", Prompt(ASKED.messages, '[{"type": "function"}]'), 5, 5)
+    (body,) = server.asked
+    assert body["tools"] == [{"type": "function"}] and body["tool_choice"] == "none"
 
 
 def test_tokens_without_a_text_of_their_own_count_at_both_ends() -> None:

@@ -19,7 +19,7 @@ def corpus(folder: Path) -> Path:
         write_rows(
             folder / f"{split}.jsonl", [rows[0].model_copy(update={"messages": (*rows[0].messages[:-1], marked)})]
         )
-    articles = [Article(id=name, title=name, intent="returns", text="Text.", held_out=name == "secret") for name in ("open", "secret")]  # fmt: skip
+    articles = [Article(id=name, title=name, topic="returns", text="Text.", held_out=name == "secret") for name in ("open", "secret")]  # fmt: skip
     write_articles(folder / "articles.jsonl", articles)
     return folder
 

@@ -96,6 +96,7 @@ def test_many_measures_still_fit(width: int) -> None:
     console.print(model_table(a_verdict(gates=gates)))
     lines = console.export_text().rstrip().splitlines()
     assert max(map(len, lines)) <= width and any("do not ship" in line for line in lines)
+    assert "more measures in a wider terminal" in lines[-1], "it says what it leaves out"
 
 
 def test_ticks_scales_and_labels() -> None:

@@ -5,8 +5,9 @@ import time
 import pytest
 
 from tasks.shared.engines import openai_endpoint as module
+from tasks.shared.engines.chat_errors import retry_after
 from tasks.shared.engines.endpoint_settings import read_key
-from tasks.shared.engines.openai_endpoint import connect, for_each, retry_after
+from tasks.shared.engines.openai_endpoint import connect, for_each
 from tasks.shared.errors import EndpointError
 from tests.fake_endpoint import Fake, reply
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tasks.evaluate.models_under_test.model_under_test import Prompt
 from tasks.evaluate.timing.streams import stream_answer
 from tasks.shared.engines.vllm_server import NAME, find_vllm, serve_vllm, vllm_version
 from tasks.shared.errors import ConfigError, MachineError, ModelError
@@ -20,7 +21,7 @@ def test_it_answers_on_loopback_without_its_cache_and_ends_with_the_block(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     command = str(write_command(tmp_path))
     with serve_vllm(command, tmp_path / "folder", 256, 20) as server:
-        assert stream_answer(server.url, NAME, [{"role": "user", "content": "Hello?"}], 3, 5).tokens == 3
+        assert stream_answer(server.url, NAME, Prompt([{"role": "user", "content": "Hello?"}]), 3, 5).tokens == 3
     assert not psutil.pid_exists(server.pid)
     started = json.loads((tmp_path / "log").read_text("utf-8"))
     arguments = started["arguments"]

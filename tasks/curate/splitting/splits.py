@@ -1,4 +1,4 @@
-"""From rows files to a corpus, a row at a time: missing splits, and the wall."""
+"""The splits of a corpus, from rows files: missing ones filled, copies of the test kept out."""
 
 import json
 import logging
@@ -79,12 +79,9 @@ def row_label(row: Mapping[str, Any]) -> str:
 
 
 def keep_apart(parts: Parts, out: Path, settings: SplitSettings) -> dict[str, Any]:
-    """Write the splits to `out` without near-copies of the test in the others.
+    """Write the splits without near-copies of the test in the others; return the wall's figures.
 
-    Return the figures of the wall.
-
-
-    Near-copies within the test become one group, so that a verdict does not count them as independent.
+    out: their folder.  Near-copies within the test become one group, so that a verdict does not count them as independent.
     Raises DataError if copies are refused, or a split would be empty.
     """
     wall = build_wall(parts.files, settings.max_similarity)
