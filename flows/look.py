@@ -53,8 +53,8 @@ def look(options: argparse.Namespace) -> None:
         raise ConfigError(
             options.file,
             "no record can be read as a conversation",
-            "see the reasons above",
-            "--map '{user: COLUMN, assistant: COLUMN}'",
+            "a file with conversations; the reasons are above",
+            next((found.fix for found in sample.bad.classes.values() if found.fix), ""),
         )
     lengths = figures.measure_lengths(sample.rows, options.tokenizer)
     tables.show_lengths(console, lengths)
@@ -82,7 +82,7 @@ def read_settings(options: argparse.Namespace) -> dict[str, Any]:
     import yaml
 
     found: dict[str, Any] = {"encoding": options.encoding} if options.encoding else {}
-    for name in ("map", "task"):
+    for name in ("map", "task", "tasks"):
         text = getattr(options, name)
         if not text:
             continue
@@ -113,6 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tokenizer", default="", metavar="FOLDER", help="model whose tokens measure the lengths")
     parser.add_argument("--map", default="", metavar="YAML", help="which column is what")
     parser.add_argument("--task", default="", metavar="YAML", help="type of the task, or a mapping")
+    parser.add_argument("--tasks", default="", metavar="YAML", help="tasks by name; map.task says which column names them")
     parser.add_argument("--encoding", default="", metavar="NAME", help="of the file, if it is not UTF-8")
     parser.add_argument(
         "--prices",

@@ -678,6 +678,7 @@ CASES: dict[str, Case] = {
     ),
     "an empty answer": Case(lines(chat(("user", "a"), ("assistant", " "))), talk=[("user", "a")]),
     "an unknown role": Case(GOOD + lines(chat(("alien", "a"))), bad=1, reason="an unknown role"),
+    "only a system turn": Case(GOOD + lines(chat(("system", "Be kind."))), bad=1, reason="only a system turn"),
     "no messages": Case(GOOD + lines({"messages": []}), bad=1, reason="no messages"),
     "a record that is a number": Case(GOOD + b"17\n", bad=1, reason="no object"),
     "the same id twice": Case(
@@ -735,6 +736,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "most lines bad": (GOOD + b'{"messages": [\n{"a": \n{"b" 1}\n', r"(?s)3 of 4 .*not JSON"),
     "more bad lines than good": (GOOD + b"{bad\n" * 3, r"(?s)3 of 4 .*first: data.jsonl line 2"),
     "an empty file": (b"", "no rows"),
+    "texts with lists of labels": (lines({"text": "Late", "labels": ["late", "lost"]}), "user: text, labels: labels"),
     "only blank lines": (b"\n\r\n  \n", "no rows"),
     "only NUL bytes": (b"\0" * 100, "NUL bytes"),
     "a ZIP or Excel file": (b"PK\x03\x04" + b"\0" * 50, "ZIP archive, or an Excel"),
