@@ -61,7 +61,10 @@ def look(options: argparse.Namespace) -> None:
             options.file,
             "no record can be read as a conversation; the reasons are above",
             "a known format, or the columns that hold the question and the answer",
-            "--map '{user: COLUMN, assistant: COLUMN}'",
+            next(
+                (found.fix for found in sample.bad.classes.values() if found.fix),
+                "--map '{user: COLUMN, assistant: COLUMN}'",
+            ),
         )
     lengths = figures.measure_lengths(sample.rows, options.tokenizer)
     tables.show_lengths(console, lengths)
@@ -89,7 +92,7 @@ def read_settings(options: argparse.Namespace) -> dict[str, Any]:
     import yaml
 
     found: dict[str, Any] = {"encoding": options.encoding} if options.encoding else {}
-    for name in ("map", "task"):
+    for name in ("map", "task", "tasks"):
         text = getattr(options, name)
         if not text:
             continue
@@ -124,6 +127,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default="",
         metavar="YAML",
         help="type of the task (classification, reasoning, ...), or a mapping of its settings",
+    )
+    parser.add_argument(
+        "--tasks", default="", metavar="YAML", help="tasks by name; map.task says which column names them"
     )
     parser.add_argument("--encoding", default="", metavar="NAME", help="encoding of the file, if it is not UTF-8")
     parser.add_argument(

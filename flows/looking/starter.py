@@ -9,6 +9,7 @@ import yaml
 from flows.looking.sample import Sample
 from flows.planning.plan import NAME_PATTERN
 from tasks.shared.errors import ConfigError
+from tasks.shared.files import write_text
 from tasks.shared.formats.tasks import Task
 
 MARGIN = 0.05
@@ -35,8 +36,14 @@ def write_recipe(file: Path, path: str, sample: Sample, settings: dict[str, Any]
         )
     if file.exists():
         raise ConfigError("--write", f"{file} exists", "a new file", "delete it, or choose another name")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(recipe_text(name, path, sample, settings, model), encoding="utf-8")
+    text = recipe_text(name, path, sample, settings, model)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_text(file, text)
+    except OSError as error:
+        raise ConfigError(
+            "--write", f"{file} cannot be written: {error.strerror}", "a folder that you may write, with room"
+        ) from error
     return name
 
 

@@ -57,9 +57,10 @@ def build_plan(config: Mapping[str, Any]) -> Plan:
                     "rename it",
                 )
             )
+    named = {*nodes, *(f"models.{key}" for key in config.get("models") or {})}
     upstream = {key: Upstream(step.technique, step.inputs) for key, step in steps.items()}
     for step in steps.values():
-        problems.extend(_input_problems(step, steps, sources, set(nodes)))
+        problems.extend(_input_problems(step, steps, sources, named))
         problems.extend(weight_problems(step, steps, sources))
         problems.extend(engine_problems(step, steps, sources))
         problems.extend(family_problems(step, steps, sources))
@@ -224,14 +225,11 @@ def _edge_problems(
 ) -> Iterator[ConfigError]:
     producer: Step | Source | None = steps.get(name) or sources.get(name)
     if producer is None:
-        if name in named or name.startswith("models."):  # a broken step, reported where it is broken
-            if name.startswith("models.") and name not in sources:
-                yield ConfigError(
-                    where,
-                    f"no model {name!r} that can be used",
-                    ", ".join(sources) or "a model under models:",
-                    f"+model@{name}=<option>",
-                )
+        if name in named:  # a broken step or model, reported where it is broken
+            return
+        if name.startswith("models."):
+            known = ", ".join(sources) or "a model under models:"
+            yield ConfigError(where, f"no model {name!r}", known, f"+model@{name}=<option>")
             return
         near = difflib.get_close_matches(name, [*steps, *sources], 1)
         yield ConfigError(

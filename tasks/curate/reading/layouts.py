@@ -64,7 +64,9 @@ def _unknown(record: dict[str, Any]) -> BadRow:
     fix = hint or "say which column is what: map: {user: COLUMN, assistant: COLUMN}, or {user: COLUMN, label: COLUMN}"
     if isinstance(text := record.get("text"), str):
         fix = (
-            "texts without a question and an answer are no conversations; map: {user: text} lets a teacher answer them"
+            "map: {user: text, labels: labels} reads lists of labels, with task: {type: classification}"
+            if record.get("labels") is not None
+            else "texts without a question and an answer are no conversations; map: {user: text} lets a teacher answer them"
         )
         if mark := next((mark for mark in MARKS if mark in text), ""):
             return BadRow(

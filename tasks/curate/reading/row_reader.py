@@ -209,7 +209,9 @@ def _clean_end(draft: Draft, counts: Counter[str]) -> None:
         draft.messages.pop()
         counts["empty answers left out, the questions kept"] += 1
     if not any(message.content.strip() for message in draft.messages if message.role in {"user", "tool", "assistant"}):
-        raise BadRow("no text", "every message is blank", "delete these rows")
+        blank = not any(message.content.strip() for message in draft.messages)
+        got = "every message is blank" if blank else "only a system turn: nobody asks or answers"
+        raise BadRow("no text", got, "delete these rows")
 
 
 def _remark_order(messages: list[Message], counts: Counter[str]) -> None:

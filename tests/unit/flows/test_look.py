@@ -62,6 +62,9 @@ def test_the_written_recipe_is_short_and_planned(table, tmp_path: Path, capsys) 
     assert code == 2 and "exists" in shown
     code, shown = look(capsys, table, "--write", str(tmp_path / "My Recipe.yaml"))
     assert code == 2 and "lower-case" in shown
+    (tmp_path / "file").write_bytes(b"")
+    code, shown = look(capsys, table, "--write", str(tmp_path / "file" / "my.yaml"))
+    assert code == 2 and "cannot be written" in shown
 
 
 def test_columns_that_nobody_knows_are_shown_with_the_way_on(tmp_path: Path, capsys) -> None:
@@ -91,6 +94,19 @@ def test_a_list_of_questions_is_shown_as_the_conversation(tmp_path: Path, capsys
     code, shown = look(capsys, file)
     (line,) = [line for line in shown.splitlines() if "turns " in line and "Why 0?" in line]
     assert code == 0 and "conversation, 2" in line
+
+
+def test_several_tasks_are_looked_at_and_written(tmp_path: Path, capsys) -> None:
+    sort = ({"work": "sort", "text": f"Card {n} is lost", "label": "lost"} for n in range(20))
+    talk = ({"work": "talk", "question": f"Who is {n}?", "answer": "A lamp."} for n in range(20))
+    file = write(tmp_path / "two.jsonl", *sort, *talk)
+    code, shown = look(capsys, file, "--map", "{task: work}")
+    assert code == 2 and "that the setting `tasks` lacks" in shown and "fix: --map" not in shown
+    tasks = "{sort: {type: classification}, talk: {type: qa}}"
+    code, shown = look(capsys, file, "--map", "{task: work}", "--tasks", tasks, "--write", str(tmp_path / "two.yaml"))
+    assert code == 0
+    corpus = yaml.safe_load((tmp_path / "two.yaml").read_text("utf-8"))["steps"]["corpus"]
+    assert corpus["tasks"] == yaml.safe_load(tasks) and corpus["map"] == {"task": "work"}
 
 
 def test_a_large_file_is_looked_at_by_a_sample_and_says_so(tmp_path: Path, capsys, monkeypatch) -> None:

@@ -51,6 +51,13 @@ def test_a_hole_is_found_in_a_child_process_before_anything_runs(tmp_path: Path)
         check_models(planned(folder), tmp_path)
 
 
+def test_a_model_that_cannot_be_used_is_reported_once(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ErrorList) as error:
+        planned(tmp_path)
+    assert len(error.value.errors) == 1 and "inputs" not in str(error.value)
+
+
 def test_a_sound_model_is_checked_once_until_it_changes(tmp_path: Path, here: list[Path]) -> None:
     folder = save_tiny(tmp_path / "model", build_model(num_hidden_layers=2))
     for _ in range(2):

@@ -678,6 +678,7 @@ CASES: dict[str, Case] = {
     ),
     "an empty answer": Case(lines(chat(("user", "a"), ("assistant", " "))), talk=[("user", "a")]),
     "an unknown role": Case(GOOD + lines(chat(("alien", "a"))), bad=1, reason="an unknown role"),
+    "only a system turn": Case(GOOD + lines(chat(("system", "Be kind."))), bad=1, reason="only a system turn"),
     "no messages": Case(GOOD + lines({"messages": []}), bad=1, reason="no messages"),
     "a record that is a number": Case(GOOD + b"17\n", bad=1, reason="not an object"),
     "the same id twice": Case(
@@ -735,6 +736,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "most lines bad": (GOOD + b'{"messages": [\n{"a": \n{"b" 1}\n', r"(?s)3 of 4 .*not JSON"),
     "more bad lines than good": (GOOD + b"{bad\n" * 3, r"(?s)3 of 4 .*first: data.jsonl line 2"),
     "an empty file": (b"", "no rows"),
+    "texts with lists of labels": (lines({"text": "Late", "labels": ["late", "lost"]}), "user: text, labels: labels"),
     "only blank lines": (b"\n\r\n  \n", "no rows"),
     "only NUL bytes": (b"\0" * 100, "NUL bytes"),
     "a ZIP or Excel file": (b"PK\x03\x04" + b"\0" * 50, "ZIP archive, or an Excel"),
@@ -761,7 +763,10 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "texts alone": (lines({"text": "Once upon a time."}, {"text": "The end."}), "map: {user: text}"),
     "a ChatGPT export": (json.dumps([{"title": "t", "mapping": {}}]).encode(), "ChatGPT export"),
     "nested SQuAD": (json.dumps({"data": [{"title": "t", "paragraphs": []}]}).encode(), "SQuAD's nested form"),
-    "several lists": (json.dumps({"a": [chat()], "b": [chat(), chat()]}).encode(), r"(?s)several lists: a \(1\), b \(2\).*fix: .*#b"),
+    "several lists": (
+        json.dumps({"a": [chat()], "b": [chat(), chat()]}).encode(),
+        r"(?s)several lists: a \(1\), b \(2\).*fix: .*#b",
+    ),
     "unknown columns": (lines({"x": 1, "y": 2}, {"x": 2, "y": 3}), "columns x, y"),
     "only images": (lines(chat(("user", [{"type": "image_url", "image_url": {}}]))), "images in a message"),
     "too many bad lines": (
