@@ -20,6 +20,7 @@ from tasks.shared.model.families import TITLES
 from tasks.shared.store.keys import PROJECT
 from tasks.shared.technique import Kind
 from tests.families import FAMILIES
+from tests.tiny_files import write_safetensors
 
 PAGE = PROJECT / "docs" / "families.md"
 BEGIN, END = "<!-- families -->", "<!-- /families -->"
@@ -130,9 +131,9 @@ def reason(row: Row, name: str) -> str:
 
 
 def save_config(folder: Path, name: str, **changes: Any) -> Path:
-    """Write what the plan reads of a model: its configuration, and a file of weights without content."""
+    """Write what the plan reads of a model: its configuration, and a file of weights with one tensor."""
     (folder / "config.json").write_text(json.dumps(configuration(name, **changes)), "utf-8")
-    (folder / "model.safetensors").write_bytes(b"")
+    write_safetensors(folder / "model.safetensors")
     return folder
 
 

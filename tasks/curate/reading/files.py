@@ -19,6 +19,8 @@ from tasks.shared.formats.tasks import FILE as TASKS_FILE
 from tasks.shared.formats.tasks import Task, read_tasks
 from tasks.shared.paths import user_path
 
+SAMPLED_BYTES = 1 << 20
+"""Bytes at the beginning of a file whose lines are counted for a forecast."""
 BYTES_PER_ROW = 300
 """Typical size of a conversation in a file, for forecasts."""
 ROWS_PER_S = 15_000
@@ -254,11 +256,21 @@ def _is_tasks_file(file: Path) -> bool:
 
 
 def rows_in(path: str) -> int:
-    """Rows of a file or folder, guessed from its bytes."""
+    """Rows of a file or folder, by the mean length of the lines at the beginning of each file.
+
+    A file without line breaks there (Parquet, a JSON array in one line) is guessed from its bytes.
+    """
     if not path:
         return 0
     file = key_files(path)[0]
-    size = (
-        file.stat().st_size if file.is_file() else sum(one.stat().st_size for one in file.rglob("*") if one.is_file())
-    )
-    return max(1, size // BYTES_PER_ROW)
+    return max(1, sum(_rows_of(one) for one in ([file] if file.is_file() else file.rglob("*")) if one.is_file()))
+
+
+def _rows_of(file: Path) -> int:
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        head = stream.read(SAMPLED_BYTES)
+    lines = head.count(b"\n")
+    if head[:4] == b"PAR1" or lines < 2:
+        return size // BYTES_PER_ROW
+    return lines if len(head) == size else size * lines // (head.rindex(b"\n") + 1)

@@ -40,7 +40,8 @@ def test_a_table_is_named_and_counted(table, capsys) -> None:
     assert max(len(line) for line in shown.splitlines() if "python -m" not in line) <= 80
     for words in (
         "CSV in utf-8: 81 texts (text) with labels (intent)", "82, all looked at", "81 usable", "type classification, label layout alone", "assistant, label",
-        "records that cannot be read: 1", "a row with too many or too few cells", "line 83", "5 labels in 81 rows", "labels with 5 rows or fewer, 1 in all: rare label",
+        "records that cannot be read: 1", "a row with too many or too few cells", "line 83", "5 labels in 81 rows",
+        "labels with 5 rows or fewer, 1 in all: rare label",
         "8 (test_share=0.1)", "69 requests", "at 1 and 2 per million", "not detected: py3langid",
     ):  # fmt: skip
         assert words in shown, words

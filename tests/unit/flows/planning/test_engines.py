@@ -1,5 +1,6 @@
 """Models that no engine of a step can run are refused at plan time."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +10,17 @@ from flows.planning.plan import build_plan
 from tasks.shared.engines import registry
 from tasks.shared.engines.protocol import Capabilities
 from tasks.shared.errors import ErrorList
+from tests.tiny_files import bare_folder, bare_gguf
 
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> dict[str, Any]:
     dense, packed, file = tmp_path / "dense", tmp_path / "packed", tmp_path / "served.gguf"
-    for folder, config in ((dense, "{}"), (packed, '{"quantization_config": {}}')):
-        folder.mkdir()
-        (folder / "config.json").write_text(config)
-        (folder / "model.safetensors").write_bytes(b"")
-    file.write_bytes(b"GGUF")
+    bare_folder(dense)
+    config = bare_folder(packed) / "config.json"
+    quantization = {"quant_method": "compressed-tensors", "format": "pack-quantized"}
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"quantization_config": quantization}))
+    bare_gguf(file)
     models = {path.stem: {"path": str(path)} for path in (dense, packed, file)}
     corpus = {"_target_": "tasks.curate.support.Support", "train_size": 400}
     int4 = {"_target_": "tasks.quantize.rtn.RTN", "inputs": {"model": "models.dense"}}
