@@ -113,7 +113,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tokenizer", default="", metavar="FOLDER", help="model whose tokens measure the lengths")
     parser.add_argument("--map", default="", metavar="YAML", help="which column is what")
     parser.add_argument("--task", default="", metavar="YAML", help="type of the task, or a mapping")
-    parser.add_argument("--tasks", default="", metavar="YAML", help="tasks by name; map.task says which column names them")
+    parser.add_argument(
+        "--tasks", default="", metavar="YAML", help="tasks by name; map.task says which column names them"
+    )
     parser.add_argument("--encoding", default="", metavar="NAME", help="of the file, if it is not UTF-8")
     parser.add_argument(
         "--prices",

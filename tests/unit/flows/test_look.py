@@ -94,9 +94,7 @@ def test_several_tasks_are_looked_at_and_written(tmp_path: Path, capsys) -> None
     code, shown = look(capsys, file, "--map", "{task: work}")
     assert code == 2 and "that the setting `tasks` lacks" in shown and "fix: --map" not in shown
     tasks = "{sort: {type: classification}, talk: {type: qa}}"
-    code, shown = look(
-        capsys, file, "--map", "{task: work}", "--tasks", tasks, "--write", str(tmp_path / "two.yaml")
-    )
+    code, shown = look(capsys, file, "--map", "{task: work}", "--tasks", tasks, "--write", str(tmp_path / "two.yaml"))
     assert code == 0
     corpus = yaml.safe_load((tmp_path / "two.yaml").read_text("utf-8"))["steps"]["corpus"]
     assert corpus["tasks"] == yaml.safe_load(tasks) and corpus["map"] == {"task": "work"}
