@@ -107,7 +107,8 @@ class RowReader:
                 raise BadRow(
                     "a task that is not in the setting `tasks`",
                     repr(name),
-                    f"tasks: {', '.join(self.named) or 'none given'}",
+                    f"tasks by name: {{{name or 'NAME'}: {{type: ...}}}}"
+                    + (f" (given: {', '.join(self.named)})" if self.named else ""),
                 )
             return name, self.named[name]
         if self.given:

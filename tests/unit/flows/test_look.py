@@ -102,7 +102,7 @@ def test_several_tasks_are_looked_at_and_written(tmp_path: Path, capsys) -> None
     talk = ({"work": "talk", "question": f"Who is {n}?", "answer": "A lamp."} for n in range(20))
     file = write(tmp_path / "two.jsonl", *sort, *talk)
     code, shown = look(capsys, file, "--map", "{task: work}")
-    assert code == 2 and "that the setting `tasks` lacks" in shown and "fix: --map" not in shown
+    assert code == 2 and "not in the setting `tasks`" in shown and "fix: --map" not in shown
     tasks = "{sort: {type: classification}, talk: {type: qa}}"
     code, shown = look(capsys, file, "--map", "{task: work}", "--tasks", tasks, "--write", str(tmp_path / "two.yaml"))
     assert code == 0

@@ -74,5 +74,5 @@ def test_a_capability_that_is_missing_is_named(recipe: dict[str, Any], monkeypat
         in found
     )
     assert "inputs.candidates: exported" in found and "transformers lacks distribution" in found
-    assert "which needs labels" in problems(recipe, "generation.Generation", "int4")
-    assert not problems(recipe, "generation.Generation", "int4", label="written")
+    assert "which needs labels" in problems(recipe, "generation.Generation", "int4", measures=["label"])
+    assert not problems(recipe, "generation.Generation", "int4", measures=["label"], label="written")

@@ -103,3 +103,11 @@ def test_a_prompt_that_the_context_would_cut_is_refused_with_the_number_that_is_
     long = replace(PLAN, max_new_tokens=0, labels=["i", "so many words " * 12])
     with pytest.raises(ModelError, match="needs 68"):
         run(monkeypatch, tmp_path, long)
+
+
+def test_a_prompt_beyond_the_context_is_refused_before_any_pass(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(Session, "check", lambda *_: pytest.fail("a pass over a prompt that is too long"))
+    with pytest.raises(ModelError, match="the longest prompt with its answer needs"):
+        run(monkeypatch, tmp_path, replace(PLAN, max_new_tokens=60))
