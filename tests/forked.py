@@ -10,8 +10,8 @@ import tempfile
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from types import TracebackType
 
+from tasks.shared import isolation
 from tasks.shared.fork_client import ForkServer
 from tasks.shared.isolation import PRELOADED
 from tasks.shared.store.keys import PROJECT
@@ -46,19 +46,9 @@ class ForkedCode:
             "spare": True,
         }
         try:
-            self.child = server(os.getpid(), tuple(libraries)).fork(write, request)
+            self.child = server_with(libraries).fork(write, request)
         finally:
             os.close(write)
-
-    def __enter__(self) -> "ForkedCode":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stdout.close()
-        self.child.close()  # the server kills what still runs
-        self.stderr.unlink(missing_ok=True)
 
     def kill(self) -> None:
         self.child.signal(signal.SIGKILL)
@@ -67,14 +57,21 @@ class ForkedCode:
         """Wait for the end; return standard output and standard error."""
         self.returncode = self.child.wait(timeout)
         told = self.stdout.read(), self.stderr.read_text("utf-8", "replace")
-        self.__exit__(None, None, None)
+        self.stdout.close()
+        self.child.close()
+        self.stderr.unlink()
         return told
 
 
+def server_with(libraries: Sequence[str]) -> ForkServer:
+    """For models, the server that isolation uses anyway; MLflow has one of its own, since it is imported with `QUIET`."""
+    return tracking_server(os.getpid()) if libraries == TRACKING else isolation._server(os.getpid())
+
+
 @cache
-def server(pid: int, libraries: tuple[str, ...]) -> ForkServer:
-    """The server of this process with these libraries; it ends with the process."""
-    return ForkServer.start(libraries, os.environ | QUIET)
+def tracking_server(pid: int) -> ForkServer:
+    """The server of this process, with which it ends."""
+    return ForkServer.start(TRACKING, os.environ | QUIET)
 
 
 def execute(code: str, stderr: str, arguments: list[str]) -> None:
