@@ -17,9 +17,10 @@ run: setup
 	$(BIN)/python -m flows.compress +recipe=support_bot $(ARGS)
 
 # Files in their order, so that the long ones, which hold few tests, do not come last on one processor.
+# Three workers for two processors: a third of a worker's time it waits for a process, a server or a delay.
 test: setup-dev lint types
 	$(BIN)/python -m flows.sync --check
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not network and not browser"
+	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not network and not browser"
 
 test-all: setup-dev
 	$(BIN)/python -m pytest -q -m "not gpu and not network"

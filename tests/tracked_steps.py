@@ -15,6 +15,7 @@ from typing import Any
 from flows.tracking import StepRecord, Tracker
 from tasks.shared.store.keys import PROJECT
 from tasks.shared.technique import Artifact, Kind
+from tests.forked import TRACKING, ForkedCode
 from tests.verdict_samples import shipping
 
 RECIPE = "trial"
@@ -127,3 +128,8 @@ def in_process(code: str, *arguments: str, **environment: str) -> "subprocess.Po
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def with_mlflow(code: str, *arguments: str) -> ForkedCode:
+    """The same for code that imports MLflow, which is loaded once for all."""
+    return ForkedCode(code, *arguments, libraries=TRACKING)

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import sqlite3
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from flows.track import main
 from flows.tracking import MlflowTracker, NullTracker
 from flows.tracking.outbox import DAMAGED, base, list_outboxes
 from tasks.shared.store.keys import PROJECT
-from tests.tracked_steps import RECIPE, free_port, in_process, recipe, tell
+from tests.tracked_steps import RECIPE, free_port, recipe, tell, with_mlflow
 
 
 @pytest.fixture(autouse=True)
@@ -125,11 +124,11 @@ print("ready", flush=True); time.sleep(120)
 
 
 def test_a_run_whose_process_was_killed_is_closed_and_a_living_one_is_not(tmp_path: Path) -> None:
-    child = in_process(DYING, str(tmp_path))
-    assert child.stdout is not None and child.stdout.readline() == "ready\n"
+    child = with_mlflow(DYING, str(tmp_path))
+    assert child.stdout.readline() == "ready\n"
     assert main(["flush", "--root", str(tmp_path)]) == 0
     assert runs(tmp_path) == [(RECIPE, "RUNNING")] and list_outboxes(tmp_path)[0].alive()
-    os.kill(child.pid, signal.SIGKILL)
+    child.kill()
     child.communicate()
     assert main(["flush", "--root", str(tmp_path)]) == 0
     assert runs(tmp_path) == [(RECIPE, "KILLED")] and list_outboxes(tmp_path) == []

@@ -29,7 +29,7 @@ from flows.tracking.server import Server
 from tasks.shared.errors import ConfigError
 from tasks.shared.store.keys import PROJECT
 from tasks.shared.technique import Kind
-from tests.tracked_steps import RECIPE, free_port, in_process, mlflow_server, recipe, step, tell
+from tests.tracked_steps import RECIPE, free_port, mlflow_server, recipe, step, tell, with_mlflow
 from tests.verdict_samples import a_verdict
 
 
@@ -171,8 +171,8 @@ def test_an_experiment_opens_on_its_runs_unless_the_user_chose_otherwise(root: P
 
 
 def test_the_next_run_ends_one_whose_process_was_killed(root: Path, caplog: pytest.LogCaptureFixture) -> None:
-    children = [in_process(DYING, str(root)) for _ in range(2)]
-    assert [child.stdout.readline() for child in children if child.stdout] == ["ready\n"] * 2
+    children = [with_mlflow(DYING, str(root)) for _ in range(2)]
+    assert [child.stdout.readline() for child in children] == ["ready\n"] * 2
     children[0].kill()
     children[0].communicate()
     waiting, header = new_outbox(root), Header(uuid.uuid4().hex, RECIPE, "http://elsewhere:1", 1)
@@ -456,7 +456,7 @@ tracker = MlflowTracker("", Path(sys.argv[1]), "trial"); tracker.start("trial", 
 
 
 def test_four_processes_may_open_a_new_database_at_once(tmp_path: Path) -> None:
-    children = [in_process(OPENING, str(tmp_path)) for _ in range(4)]
+    children = [with_mlflow(OPENING, str(tmp_path)) for _ in range(4)]
     told = [child.communicate() for child in children]
     assert [child.returncode for child in children] == [0] * 4, told
     assert len({out for out, _ in told}) == 4
@@ -484,7 +484,7 @@ flush(Path(sys.argv[1]), f"sqlite:///{sys.argv[1]}/mlflow.db")
 def test_a_flush_killed_anywhere_leaves_nothing_out_and_nothing_twice(root: Path) -> None:
     tell(MlflowTracker(f"http://127.0.0.1:{free_port()}", root, RECIPE), steps := recipe(root))
     for moment in ("1", "sent", "4"):
-        child = in_process(KILLED, str(root), moment)
+        child = with_mlflow(KILLED, str(root), moment)
         child.communicate()
         assert child.returncode == -9, moment
     assert flush(root, f"sqlite:///{root / 'mlflow.db'}").problems == []
@@ -495,7 +495,7 @@ def test_two_flushes_at_once_share_the_work(root: Path) -> None:
     tell(MlflowTracker(f"http://127.0.0.1:{free_port()}", root, RECIPE), steps := recipe(root))
     code = "import sys; from pathlib import Path; from flows.tracking.delivery import flush\n"
     code += "print(flush(Path(sys.argv[1]), f'sqlite:///{sys.argv[1]}/mlflow.db').sent)"
-    told = [child.communicate() for child in [in_process(code, str(root)) for _ in range(2)]]
+    told = [child.communicate() for child in [with_mlflow(code, str(root)) for _ in range(2)]]
     assert all(out for out, _ in told), told
     assert sum(int(out) for out, _ in told) == 7
     check_recorded(view(root), steps)

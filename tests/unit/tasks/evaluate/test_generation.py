@@ -2,8 +2,6 @@
 
 import json
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -41,9 +39,9 @@ from tasks.shared.formats.targets import Label, Number
 from tasks.shared.formats.tasks import Task, write_tasks
 from tasks.shared.isolation import Failure
 from tasks.shared.model.saving import save_model
-from tasks.shared.store.keys import PROJECT
 from tasks.shared.technique import Artifact, Inputs, Kind
 from tasks.shared.text.answer_format import join_answer
+from tests.forked import ForkedCode
 from tests.outputs import fingerprints
 from tests.settings_case import Case, Change
 from tests.support_rows import TASKS, support_row
@@ -328,15 +326,9 @@ def test_killed_at_the_second_model_it_asks_the_first_no_more_and_ends_the_same(
     cut, stopped = empty_run(tmp_path, "cut")
     ports = {port: [(item.name, item.kind, str(item.path)) for item in found] for port, found in inputs.ports.items()}
     job = {"ports": ports, "settings": SMALL, "out": str(cut), "scratch": str(stopped.scratch), "cache": str(cache)}
-    done = subprocess.run(
-        [sys.executable, "-c", CHILD, json.dumps(job)],
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    child = ForkedCode(CHILD, json.dumps(job))
+    _, complaint = child.communicate()
+    assert child.returncode == -signal.SIGKILL, complaint
     assert len(list(cache.glob("*.json"))) == 1
     asked, genuine = [], isolated_runs.run_isolated
     monkeypatch.setattr(

@@ -3,8 +3,6 @@
 import errno
 import json
 import signal
-import subprocess
-import sys
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,9 +16,10 @@ from tasks.distill.training import checkpoints, loop
 from tasks.distill.training.checkpoints import MARK, STATE, last_checkpoint
 from tasks.shared.errors import MachineError
 from tasks.shared.formats.rows import Message, write_rows
-from tasks.shared.store.keys import PROJECT, Digests
+from tasks.shared.store.keys import Digests
 from tasks.shared.technique import Artifact, Inputs, Kind
 from tasks.shared.text.answer_format import join_answer
+from tests.forked import TRAINING, ForkedCode
 from tests.support_rows import support_row
 from tests.tiny_llama import build_model, empty_run, save_tiny, sentences, with_compute
 
@@ -107,15 +106,9 @@ def killed(inputs: Inputs, out: Path, scratch: Path, step: int = -1, write: int 
         "step": step,
         "write": write,
     }
-    done = subprocess.run(
-        [sys.executable, "-c", CHILD, json.dumps(job)],
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    child = ForkedCode(CHILD, json.dumps(job), libraries=TRAINING)
+    _, complaint = child.communicate()
+    assert child.returncode == -signal.SIGKILL, complaint
 
 
 def test_killed_within_an_epoch_and_while_writing_it_ends_the_same(
