@@ -63,7 +63,11 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = read_rows(folder / "calibration.jsonl")
     write_rows(folder / "calibration.jsonl", rows[:2])
     write_rows(
-        folder / "train.jsonl", [row.model_copy(update={"reasoning": "It is within 45 days."}) for row in rows[2:6]]
+        folder / "train.jsonl",
+        [
+            row.with_answer(row.messages[-1].model_copy(update={"reasoning": "It is within 45 days."}))
+            for row in rows[2:6]
+        ],
     )
     write_rows(folder / "test.jsonl", rows[6:])
     return folder

@@ -297,10 +297,11 @@ def test_models_that_cannot_be_asked_are_refused(folder: Path, tmp_path: Path) -
     save_model(build_model(), silent, tmp_path / "silent", "float32")
     with pytest.raises(ModelError, match="baseline tuned .*chat template: it refuses"):
         measure(tmp_path, models_of(tmp_path / "silent", {}, corpus))
-    save_model(build_model(vocab_size=300), build_tokenizer(), tmp_path / "torn", "float32")
+    save_model(build_model(), build_tokenizer(), tmp_path / "torn", "float32")
+    build_model(vocab_size=300).save_pretrained(tmp_path / "torn")
     save_model(build_model(max_position_embeddings=16), build_tokenizer(), tmp_path / "short", "float32")
     scores, _ = measure(tmp_path, models_of(folder, {"torn": tmp_path / "torn", "short": tmp_path / "short"}, corpus))
-    assert "its embedding has 300 rows" in scores.summary.models["torn"].failure
+    assert "no row in the embedding of 300 rows" in scores.summary.models["torn"].failure
     assert "at most 16" in scores.summary.models["short"].failure
 
 

@@ -10,6 +10,7 @@ from tasks.shared.model.prompts import learned_turn, render
 from tasks.shared.model.sources import ModelSource
 from tasks.shared.model.turns import examples
 from tests.chat_templates import FOLDER
+from tests.tiny_files import bare_gguf
 from tests.tiny_llama import make_row, save_tiny
 
 ASKED = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "What?"}]
@@ -86,6 +87,6 @@ def test_settings_that_change_nothing_are_refused(model: Path, name: str, settin
 
 
 def test_the_template_inside_a_gguf_is_not_changed(tmp_path: Path) -> None:
-    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    bare_gguf(tmp_path / "model.gguf")
     with pytest.raises(ConfigError, match="GGUF"):
         ModelSource(path=str(tmp_path / "model.gguf"), system="fold").locate("models.m")
