@@ -26,6 +26,10 @@ class Parts:
     notes: dict[str, Any]
 
 
+FEW = 20
+"""Fewest dropped rows at which a loss of most rows is refused."""
+
+
 def fill_splits(given: Mapping[str, Path], folder: Path, settings: SplitSettings, seed: int) -> Parts:
     """Take the splits that are not given from the rows to split, by group and label.
 
@@ -98,8 +102,22 @@ def keep_apart(parts: Parts, out: Path, settings: SplitSettings) -> dict[str, An
             f"{' and '.join(empty)} split", "no rows: all were copies of test conversations", "at least one row",
             "on_overlap=drop_test or move, or a higher max_similarity",
         )  # fmt: skip
+    for split in SPLITS:
+        check_loss(split, len(decision.dropped[split]), kept[split])
     _say(figures, len(wall.test))
     return figures
+
+
+def check_loss(split: Split, dropped: int, kept: int) -> None:
+    """Raise DataError if most rows of a split are dropped as copies: then the rows share a template, and are no leak."""
+    if dropped < FEW or dropped <= kept:
+        return
+    raise DataError(
+        f"{split} split",
+        f"{dropped} of {dropped + kept} rows are near-copies across the splits",
+        "most rows to remain; so many copies usually mean that all questions follow one template",
+        "max_similarity=1 keeps rows that differ; map.group keeps related rows in one split; on_overlap names the side to drop",
+    )
 
 
 def _copy(source: Path, target: Path, split: Split, decision: Decision, test_groups: Mapping[int, str]) -> int:

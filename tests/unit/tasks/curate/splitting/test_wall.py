@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tasks.curate.splitting.settings import SplitSettings
+from tasks.curate.splitting.splits import check_loss
 from tasks.curate.splitting.wall import build_wall, decide
 from tasks.shared.errors import DataError
 from tests.chat_files import question
@@ -93,3 +94,10 @@ def test_moved_rows_take_their_near_copies_along(tmp_path: Path) -> None:
         files(tmp_path, [question(5), long.format("March") + " Please", *map(question, range(10, 40))], test), 0.5
     )
     assert decide(wall, SplitSettings(on_overlap="move")).moved == {0, 1, 2}
+
+
+def test_a_wall_that_takes_most_rows_is_refused_with_the_way_out() -> None:
+    check_loss("train", 19, 0)
+    check_loss("train", 500, 500)
+    with pytest.raises(DataError, match=r"(?s)train split: 1140 of 1188 rows .*one template.*max_similarity=1"):
+        check_loss("train", 1140, 48)
