@@ -109,7 +109,10 @@ def keep_apart(parts: Parts, out: Path, settings: SplitSettings) -> dict[str, An
 
 
 def check_loss(split: Split, dropped: int, kept: int) -> None:
-    """Raise DataError if most rows of a split are dropped as copies: then the rows share a template, and are no leak."""
+    """Raise DataError if most rows of a split are dropped as copies.
+
+    Such rows usually follow one template and leak nothing.
+    """
     if dropped < FEW or dropped <= kept:
         return
     raise DataError(
