@@ -189,8 +189,8 @@ def test_tokens_that_the_teacher_lacks_are_neither_scored_nor_asked_for(tmp_path
 
 
 def test_a_trimmed_student_is_scored_by_a_whole_teacher(tmp_path: Path) -> None:
-    inputs = make_inputs(tmp_path, teacher=build_model(seed=1), vocab_size=300)
-    save_model(load_model(inputs.one("model").path), build_tokenizer(300), inputs.one("model").path)
+    inputs = make_inputs(tmp_path, teacher=build_model(seed=1))
+    save_model(build_model(vocab_size=300), build_tokenizer(300), inputs.one("model").path)
     out, run = empty_run(tmp_path)
     OnPolicy(**QUICK | {"lmbda": 1.0})(inputs, out, run)
     assert load_model(out).config.vocab_size == 300

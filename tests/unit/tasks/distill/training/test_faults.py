@@ -166,7 +166,7 @@ def test_a_training_that_learns_by_heart_says_so(model: Path, tmp_path: Path, ca
 
 def test_rows_without_an_answer_are_named() -> None:
     good, bad = chats(2)
-    bad = bad.model_copy(update={"messages": (*bad.messages, Message(role="user", content="And then?"))})
+    bad = bad.model_copy(update={"messages": (Message(role="user", content="And then?"),)})
     with pytest.raises(DataError, match="1 conversations have no answer: r1"):
         encode([good, bad], build_tokenizer(), 512)
 
