@@ -1,5 +1,6 @@
 """Rows without exact and near-copies of earlier ones; every near-copy is verified."""
 
+import hashlib
 import json
 import logging
 from array import array
@@ -99,7 +100,7 @@ class Finder:
         self.file, self.threshold, self.compare = file, threshold, compare
         self.offsets, self.sizes = array("q"), array("q")
         self.kept = lru_cache(maxsize=CACHED)(self._kept)
-        self.exact: dict[int, int] = {}
+        self.exact: dict[bytes, int] = {}
         self.places: dict[int, list[int]] = {}
         self.affixes = Affixes()
         self.counters = np.zeros(BUCKETS, dtype=np.uint32)
@@ -116,7 +117,8 @@ class Finder:
         offset: of the row in the file.
         """
         whole = self._text(row)
-        digest = hash(plain_text(whole) or whole)
+        text = plain_text(whole) or whole
+        digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
         if (place := self.exact.get(digest)) is not None:
             return self.kept(place)[0], 1.0
         text = self.affixes.cut(whole)
@@ -147,7 +149,7 @@ class Finder:
     def _rare(self, grams: "np.ndarray") -> list[int]:
         """The rarest shingles, as many as a pair above the threshold cannot all miss.
 
-        None for exact copies only.
+        Empty for exact copies only.
         """
         import numpy as np
 

@@ -24,8 +24,6 @@ class Split(SplitSettings):
     """Train, calibration and test from rows.
 
     Groups stay whole, labels keep their shares, copies stay out of training.
-
-
     A group's split follows from a digest of its name and the seed, so rows that are added later move none of the others.
     """
 

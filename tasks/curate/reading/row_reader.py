@@ -11,14 +11,12 @@ from pydantic import ValidationError
 from tasks.curate.reading.answer_keys import add_label, add_targets
 from tasks.curate.reading.bad_rows import BadRow, Record
 from tasks.curate.reading.drafts import Columns, Draft, as_text
-from tasks.curate.reading.layouts import EARLIER
 from tasks.curate.reading.mapping import lookup, read_mapped, to_number
 from tasks.curate.reading.settings import ReadSettings
 from tasks.curate.reading.table_layouts import LABELS
-from tasks.shared.formats.earlier_rows import EARLIER_TASK
 from tasks.shared.formats.rows import Message, Row, Source
 from tasks.shared.formats.targets import Choice
-from tasks.shared.formats.tasks import DEFAULT_TASK, Task
+from tasks.shared.formats.tasks import DEFAULT_TASK, Task, default_task
 from tasks.shared.text.fact_matching import normalize
 from tasks.shared.text.overlap import user_text
 
@@ -91,10 +89,7 @@ class RowReader:
             update["task"] = self.given.type
             self.tasks[self.given.type] = self.given
         else:
-            fallback = (
-                Task(type="qa", layout="first_line") if draft.layout == EARLIER or row.task == EARLIER_TASK else Task()
-            )
-            self.tasks[row.task] = self.known.get(row.task, fallback)
+            self.tasks[row.task] = self.known.get(row.task, default_task(row.task))
         if "group" in self.settings.map:
             update["group"] = as_text(lookup(record, self.settings.map["group"])) or row.group
         return row.model_copy(update=update) if update else row

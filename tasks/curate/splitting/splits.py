@@ -15,6 +15,8 @@ from tasks.curate.splitting.wall import Decision, build_wall, decide, linked_row
 from tasks.shared.errors import DataError
 from tasks.shared.formats.rows import SPLITS, Split
 
+FEW = 20
+"""Fewest dropped rows at which a loss of most rows is refused."""
 log = logging.getLogger(__name__)
 
 
@@ -24,10 +26,6 @@ class Parts:
 
     files: dict[Split, Path]
     notes: dict[str, Any]
-
-
-FEW = 20
-"""Fewest dropped rows at which a loss of most rows is refused."""
 
 
 def fill_splits(given: Mapping[str, Path], folder: Path, settings: SplitSettings, seed: int) -> Parts:
@@ -97,13 +95,13 @@ def keep_apart(parts: Parts, out: Path, settings: SplitSettings) -> dict[str, An
     kept = {split: _copy(parts.files[split], out / f"{split}.jsonl", split, decision, test_groups) for split in SPLITS}
     _append_moved(parts.files["test"], out / "train.jsonl", decision.moved)
     kept["train"] += len(decision.moved)
+    for split in SPLITS:
+        check_loss(split, len(decision.dropped[split]), kept[split])
     if empty := [split for split in SPLITS if not kept[split]]:
         raise DataError(
             f"{' and '.join(empty)} split", "no rows: all were copies of test conversations", "at least one row",
             "on_overlap=drop_test or move, or a higher max_similarity",
         )  # fmt: skip
-    for split in SPLITS:
-        check_loss(split, len(decision.dropped[split]), kept[split])
     _say(figures, len(wall.test))
     return figures
 

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from tasks.shared.errors import DataError
+from tasks.shared.formats.earlier_rows import EARLIER_TASK
 
 TaskType = Literal["chat", "classification", "extraction", "qa", "summarization", "reasoning", "tools"]
 Layout = Literal["none", "first_line", "alone", "json"]
@@ -82,6 +83,11 @@ ANSWER_TOKENS: Mapping[TaskType, int] = {
 """Default length limit of an answer, tokens, by type."""
 
 
+def default_task(name: str) -> Task:
+    """Return the task for a name without a description: a plain chat, or that of earlier rows."""
+    return Task(type="qa", layout="first_line") if name == EARLIER_TASK else Task()
+
+
 def write_tasks(corpus: Path, tasks: Mapping[str, Task]) -> None:
     """Write the tasks of a corpus, by name, to tasks.json."""
     content = {name: task.model_dump(mode="json") for name, task in sorted(tasks.items())}
@@ -89,7 +95,7 @@ def write_tasks(corpus: Path, tasks: Mapping[str, Task]) -> None:
 
 
 def read_tasks(corpus: Path, names: Iterable[str] = ()) -> dict[str, Task]:
-    """Read the tasks of a corpus by name, with a plain chat for each of `names` that it lacks.
+    """Read the tasks of a corpus by name, with a default for each of `names` that it lacks.
 
     Raises DataError for a file that is not a valid tasks.json.
     """
@@ -102,4 +108,4 @@ def read_tasks(corpus: Path, names: Iterable[str] = ()) -> dict[str, Task]:
         except (ValueError, AttributeError, ValidationError) as error:
             reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
             raise DataError(str(file), reason, "tasks by name, as a curation step writes them") from error
-    return {name: Task() for name in (*names, DEFAULT_TASK)} | found
+    return {name: default_task(name) for name in (*names, DEFAULT_TASK)} | found

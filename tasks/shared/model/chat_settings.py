@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from contextlib import suppress
 from datetime import date
 from pathlib import Path
 from typing import Literal
@@ -108,9 +109,8 @@ def _linked(model: Path, template: str) -> Path:
     folder = cache / hashlib.sha256(content.encode()).hexdigest()[:16] / model.name
     folder.mkdir(parents=True, exist_ok=True)
     for file in files:
-        link = folder / file.name
-        if not link.is_symlink():
-            link.symlink_to(file.resolve())
+        with suppress(FileExistsError):  # an earlier run, or another one at the same time
+            (folder / file.name).symlink_to(file.resolve())
     if not (folder / TEMPLATE_FILE).is_file():
         write_text(folder / TEMPLATE_FILE, template)
     return folder

@@ -38,22 +38,13 @@ def load_model(path: Path, dtype: Dtype = "float32", device: str = "cpu") -> "Pr
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
-    try:
-        with no_foreign_bars(), one_message(path):
-            model = _fill(path, {"dtype": getattr(torch, dtype)})
-            place(model, device)
-            if getattr(model, "hf_quantizer", None) is not None:
-                _cast_dense(model, getattr(torch, dtype))
-                model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device))  # unpacks the weights, once
-                _keep_unpacked(model)
-    except (StillroomError, MemoryError):
-        raise
-    except Exception as error:  # a configuration of another kind can raise anything
-        raise ModelError(
-            str(path),
-            f"cannot be loaded: {error or type(error).__name__}",
-            "a causal language model that transformers knows",
-        ) from error
+    with no_foreign_bars(), one_message(path):
+        model = _fill(path, {"dtype": getattr(torch, dtype)})
+        place(model, device)
+        if getattr(model, "hf_quantizer", None) is not None:
+            _cast_dense(model, getattr(torch, dtype))
+            model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device))  # unpacks the weights, once
+            _keep_unpacked(model)
     make_writable(model, str(path))
     return model
 

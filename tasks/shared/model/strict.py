@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.shared.errors import ModelError
+from tasks.shared.errors import ModelError, StillroomError
 from tasks.shared.model.gguf_files import read_gguf_header
 from tasks.shared.model.weight_files import shown
 
@@ -155,10 +155,11 @@ def _gguf_misfit(file: Path, model: "PreTrainedModel") -> dict[str, Any]:
 
 @contextmanager
 def one_message(where: Path) -> Iterator[None]:
-    """Suppress transformers' table of tensors that do not fit, and say it in one message.
+    """Say in one message what transformers cannot load, without its table of misfits.
 
-    Raises ModelError for tensors that transformers cannot merge or split into those of the model, such as the experts of a mixture with
-    one missing; all other misfits are left to `refuse_misfit`.
+    Raises ModelError for whatever the block raises: a configuration of another kind can raise anything.  It names the tensors that
+    transformers cannot merge or split into those of the model, such as the experts of a mixture with one missing; all other misfits are
+    left to `refuse_misfit`.
     """
     logger, tables = logging.getLogger("transformers.modeling_utils"), list[str]()
 
@@ -171,14 +172,13 @@ def one_message(where: Path) -> Iterator[None]:
     logger.addFilter(is_other)
     try:
         yield
-    except RuntimeError as error:
-        if found := sorted(set(TARGET.findall("".join(tables)))):
-            raise ModelError(
-                str(where),
-                f"tensors are missing or misshapen: the files do not make up {shown(found)}",
-                WANTED,
-                SAVE_AGAIN,
-            ) from error
+    except (StillroomError, MemoryError):
         raise
+    except Exception as error:
+        if isinstance(error, RuntimeError) and (found := sorted(set(TARGET.findall("".join(tables))))):
+            got = f"tensors are missing or misshapen: the files do not make up {shown(found)}"
+            raise ModelError(str(where), got, WANTED, SAVE_AGAIN) from error
+        got = f"cannot be loaded: {error or type(error).__name__}"
+        raise ModelError(str(where), got, "a causal language model that transformers knows") from error
     finally:
         logger.removeFilter(is_other)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tasks.curate.jsonl import Jsonl, read_split
+from tasks.curate.reading.files import rows_in
 from tasks.curate.support import Support
 from tasks.shared.errors import ConfigError, DataError, ErrorList
 from tasks.shared.formats.rows import Row, read_rows
@@ -97,7 +98,7 @@ def test_missing_paths_and_wrong_settings(files, tmp_path: Path) -> None:
         ({"map": {"messages": [{"alien": "q"}]}}, "messages is a column"),
         ({"task": {"type": "sorting"}}, "type: Input should be"),
         ({"tasks": {"a": {}}}, "map: {task: COLUMN}"),
-        ({"encoding": "klingon"}, "no encoding"),
+        ({"encoding": "klingon"}, "not an encoding"),
         ({"test_share": 0.7, "calibration_share": 0.4}, "leave nothing for train"),
     ):
         with pytest.raises(ValueError, match=words):
@@ -154,6 +155,22 @@ def test_copies_of_the_test_leave_training_and_are_counted(files, tmp_path: Path
     assert [row.id for row in moved["train"]][-1] == "test-00001" and len(moved["test"]) == 1
     with pytest.raises(DataError, match=r"(?s)1 of 2 conversations copy.*test-00001 \(0.9.*on_overlap=drop_train"):
         call(tmp_path / "stop", **files, on_overlap="stop")
+
+
+def test_questions_of_one_template_are_no_copies_to_drop(tmp_path: Path) -> None:
+    asked = "I buy {} kettles at {} euros and {} lamps at {} euros in the shop today. Delivery is {} euros. What do I pay in all?"
+    rows = [chat(asked.format(n, n * 7 % 90, n * 3 % 80, n * 11 % 70, n * 5 % 60), f"{n} euros.") for n in range(80)]
+    path = write(tmp_path / "rows.jsonl", *rows)
+    with pytest.raises(DataError, match=r"(?s)train split: \d+ of \d+ rows .*one template.*max_similarity=1"):
+        call(tmp_path / "out", path=path)
+    call(tmp_path / "whole", path=path, max_similarity=1)
+    assert sum(map(len, corpus(tmp_path / "whole").values())) == 80
+
+
+def test_the_forecast_counts_lines_of_a_large_file_by_its_beginning(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", *(chat(question(n), "x" * 900) for n in range(2500)))
+    assert Path(path).stat().st_size > 2 << 20
+    assert rows_in(path) == pytest.approx(2500, rel=0.02)
 
 
 def test_unknown_articles_and_repeated_ids(files, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tasks.shared.errors import ModelError, TechniqueError
-from tasks.shared.gguf.vocabulary import byte_level_splits
+from tasks.shared.gguf.vocabulary import byte_level_splits, sentence_pieces
 from tasks.shared.gguf.writer import tensor_bytes, write_gguf
 from tasks.shared.model.sizes import parameter_count
 from tasks.shared.model.weights import read_gguf
@@ -94,3 +94,14 @@ def test_pre_tokenizers_by_structure(tmp_path: Path) -> None:
     core.pre_tokenizer = pre_tokenizers.Metaspace()
     core.save(str(tmp_path / "tokenizer.json"))
     assert byte_level_splits(tmp_path) is None
+
+
+def test_a_byte_level_tokenizer_marked_with_byte_fallback_stays_byte_level(tmp_path: Path) -> None:
+    """Transformers marks a byte-level tokenizer so if it read it from a GGUF file."""
+    source = save_tiny(tmp_path / "source")
+    content = json.loads((source / "tokenizer.json").read_text("utf-8"))
+    content["model"]["byte_fallback"] = True
+    (source / "tokenizer.json").write_text(json.dumps(content), "utf-8")
+    assert sentence_pieces(source, 400) is None
+    write_gguf(source, tmp_path / "model.gguf", "f16", "f16", name="tiny")
+    assert read_gguf(tmp_path / "model.gguf").get_field("tokenizer.ggml.model").contents() == "gpt2"
