@@ -1,12 +1,12 @@
 """Families of models by their configuration, before anything is loaded."""
 
 import json
-import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from tasks.shared.errors import TechniqueError
+from tasks.shared.errors import ModelError, TechniqueError
+from tasks.shared.model.gguf_files import read_gguf_header
 from tasks.shared.model.layout import layer_count
 from tasks.shared.technique import ChecksFamily
 
@@ -22,9 +22,6 @@ FUSED = frozenset({"phi3", "phi", "gpt_neox", "gpt_neox_japanese", "falcon", "bl
 """Families with query, key and value in one projection."""
 GGUF_TYPES = {"gemma3": "gemma3_text", "gptneox": "gpt_neox", "qwen3moe": "qwen3_moe"}
 """llama.cpp's name of an architecture -> `model_type`, where they differ."""
-NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-WORDS, ARRAY = 8, 9
-"""GGUF's types of values."""
 
 
 def title(config: Mapping[str, Any]) -> str:
@@ -59,40 +56,13 @@ def family_config(path: Path) -> dict[str, Any]:
 
 def _gguf_config(file: Path) -> dict[str, Any]:
     try:
-        with file.open("rb") as stream:
-            header = dict(gguf_settings(stream))
-    except (OSError, ValueError, struct.error, KeyError):
+        header = read_gguf_header(file)
+    except (OSError, ModelError):
         return {}
-    kind = str(header.get("general.architecture", "unknown"))
+    kind = header.architecture or "unknown"
     names = {"num_hidden_layers": f"{kind}.block_count", "num_experts": f"{kind}.expert_count"}
-    found = {name: header[key] for name, key in names.items() if key in header}
+    found = {name: header.fields[key] for name, key in names.items() if key in header.fields}
     return {"model_type": GGUF_TYPES.get(kind, kind), **found}
-
-
-def gguf_settings(stream: BinaryIO) -> Iterator[tuple[str, Any]]:
-    """Yield the numbers and words at the start of a GGUF file, before its tokenizer.
-
-    Reading the whole file's index takes a second, and a plan needs it for every command.
-    Raises ValueError, KeyError or struct.error for any other file.
-    """
-
-    def number(form: str) -> Any:
-        return struct.unpack(f"<{form}", stream.read(struct.calcsize(form)))[0]
-
-    def value(kind: int) -> Any:
-        if kind == ARRAY:
-            item, count = number("I"), number("Q")
-            return [value(item) for _ in range(count)]
-        return stream.read(number("Q")).decode() if kind == WORDS else number(NUMBERS[kind])
-
-    if stream.read(4) != b"GGUF":
-        raise ValueError("not a GGUF file")
-    _, _, count = number("I"), number("Q"), number("Q")
-    for _ in range(count):
-        key = value(WORDS)
-        if key.startswith("tokenizer."):
-            return
-        yield key, value(number("I"))
 
 
 def with_layer_lists(config: Mapping[str, Any]) -> dict[str, Any]:
