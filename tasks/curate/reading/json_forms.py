@@ -48,9 +48,14 @@ def json_form(text: str, whole_file: bool) -> str:
 
 
 def holds_records(lines: Sequence[str]) -> bool:
-    """Return True if half of the lines are records by themselves."""
-    bare = [line.removesuffix(",") for line in lines] if lines and _is_value(lines[0].removesuffix(",")) else lines
-    return 2 * sum(map(_is_record, bare)) >= len(lines)
+    """Return True if the lines are records by themselves.
+
+    Half of them are, or the first is and no line begins or ends a part of a record.
+    """
+    whole = bool(lines) and _is_value(lines[0].removesuffix(","))
+    bare = [line.removesuffix(",") for line in lines] if whole else lines
+    parts = any(line in {"{", "["} or line.endswith(("{", "[", "}", "]")) and not _is_value(line) for line in bare)
+    return 2 * sum(map(_is_record, bare)) >= len(lines) or (whole and _is_record(bare[0]) and not parts)
 
 
 def _is_record(line: str) -> bool:

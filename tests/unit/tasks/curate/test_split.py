@@ -67,5 +67,5 @@ CHANGES = {
 def settings_case(folder: Path) -> Iterator[Case]:
     write(folder / "articles.jsonl", {"id": "known", "title": "T", "intent": "return", "text": "t"})
     rows = [chat(question(number), "x", n=number) for number in range(40)]
-    copies = [chat(question(number) + "!!", "y", n=number) for number in range(40)]
+    copies = [chat(question(number) + "!!", "y", n=number) for number in range(16)]
     yield Case(folder, rows_of(folder, *rows, *copies))

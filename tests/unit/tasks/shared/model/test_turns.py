@@ -150,6 +150,7 @@ def test_turns_are_joined_only_where_the_template_demands_it(caplog: pytest.LogC
         [("assistant", "Hello!"), ("user", "a?"), ("user", "And b?"), ("assistant", "One."), ("assistant", "Two.")]
     )
     free, strict = of("chatml"), of("gemma")
+    caplog.clear()  # what loading said of the templates, if an earlier test left the level at INFO
     with caplog.at_level("INFO"):
         assert texts(free, examples([row], free, "all")) == ["One.<|im_end|>", "Two.<|im_end|>"]
         assert "joined" not in caplog.text
