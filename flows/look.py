@@ -40,6 +40,7 @@ def look(options: argparse.Namespace) -> None:
     from flows.looking import figures, tables
     from flows.looking.sample import take_sample
     from flows.looking.starter import write_recipe
+    from tasks.curate.reading.files import split_files
     from tasks.curate.reading.settings import ReadSettings
     from tasks.curate.splitting.settings import SplitSettings
 
@@ -51,14 +52,18 @@ def look(options: argparse.Namespace) -> None:
         name = str(first["loc"][0]) if first["loc"] else "map"
         got = f"{getattr(options, name)}: {first['msg'].removeprefix('Value error, ')}"
         raise ConfigError(f"--{name}", got, WANTED[name], "see docs/data.md") from error
-    sample = take_sample(options.file, settings)
+    files = split_files(options.file) or {"path": options.file}
+    path = next(iter(files.values()))
+    sample = take_sample(path, settings)
+    test = take_sample(files["test"], settings).expected_rows if "test" in files else 0
     console, split = Console(), SplitSettings()
-    tables.show_file(console, options.file, sample)
+    tables.show_splits(console, files)
+    tables.show_file(console, path, sample)
     tables.show_columns(console, sample)
     tables.show_errors(console, sample)
     if not sample.rows:
         raise ConfigError(
-            options.file,
+            path,
             "no record can be read as a conversation; the reasons are above",
             "a known format, or the columns that hold the question and the answer",
             next(
@@ -71,14 +76,15 @@ def look(options: argparse.Namespace) -> None:
     tables.show_labels(console, figures.count_labels(sample.rows), len(sample.rows))
     tables.show_copies(console, figures.count_copies(sample.rows, split.max_similarity))
     tables.show_languages(console, sample)
-    tables.show_test(console, sample, split)
-    share = 1 - split.test_share - split.calibration_share
+    tables.show_test(console, sample, split, test)
+    taken = {"test": split.test_share, "calibration": split.calibration_share}
+    share = 1 - sum(part for name, part in taken.items() if name not in files)
     prices = (options.prices[0], options.prices[1])
     tables.show_cost(console, figures.teacher_cost(sample, lengths, share, prices), prices)
     name = ""
     if options.write:
         weights = options.tokenizer if any(Path(options.tokenizer or "/nowhere").glob("*.safetensors")) else ""
-        name = write_recipe(options.write, options.file, sample, given, weights)
+        name = write_recipe(options.write, files, sample, given, weights)
         tables.line(console, "written", str(options.write))
     for step in tables.next_steps(options.file, options.write, name):
         tables.line(console, "next", step, whole=True)
@@ -116,7 +122,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m flows.look", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "file", metavar="FILE", help="file or folder of conversations, packed or not; FILE.json#LIST for a list of it"
+        "file",
+        metavar="FILE",
+        help="file or folder of conversations, or folder of train and test; packed or not; FILE.json#LIST for a list of it",
     )
     parser.add_argument("--tokenizer", default="", metavar="FOLDER", help="model whose tokenizer measures the lengths")
     parser.add_argument(

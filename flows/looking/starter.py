@@ -20,10 +20,11 @@ MEASURES = {
 """Measures that decide, by type of target."""
 
 
-def write_recipe(file: Path, path: str, sample: Sample, settings: dict[str, Any], model: str) -> str:
+def write_recipe(file: Path, files: dict[str, str], sample: Sample, settings: dict[str, Any], model: str) -> str:
     """Write a recipe of at most 16 lines and return its name.
 
-    path: of the data.  settings: of the reader, as given on the command line.  model: folder of a model with weights, or empty.
+    files: paths of the data by setting of `curate/jsonl`.  settings: of the reader, as given on the command line.
+    model: folder of a model with weights, or empty.
     Raises ConfigError if the file exists, or its name cannot be a recipe's.
     """
     name = file.stem
@@ -36,7 +37,7 @@ def write_recipe(file: Path, path: str, sample: Sample, settings: dict[str, Any]
         )
     if file.exists():
         raise ConfigError("--write", f"{file} exists", "a new file", "delete it, or choose another name")
-    text = recipe_text(name, path, sample, settings, model)
+    text = recipe_text(name, files, sample, settings, model)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_text(file, text)
@@ -47,16 +48,17 @@ def write_recipe(file: Path, path: str, sample: Sample, settings: dict[str, Any]
     return name
 
 
-def recipe_text(name: str, path: str, sample: Sample, settings: dict[str, Any], model: str) -> str:
+def recipe_text(name: str, files: dict[str, str], sample: Sample, settings: dict[str, Any], model: str) -> str:
     """Text of the recipe: data, fine-tuning, int4, GGUF, answers and a verdict."""
-    corpus = {"path": _absolute(path), **settings, **_task(sample, settings)}
+    corpus = {**{split: _absolute(path) for split, path in files.items()}, **settings, **_task(sample, settings)}
     source = "path" if model else "smollm2_135m"
     models = [f"models: {{base: {_flow({'path': str(Path(model).resolve())})}}}"] if model else []
     measures = [measure for kind, measure in MEASURES.items() if _has(sample, kind)] or ["rouge_l"]
     margins = ", ".join(f"{measure}: {MARGIN}" for measure in measures)
+    names = ", ".join(Path(path.partition("#")[0]).name for path in files.values())
     lines = [
         "# @package _global_",
-        f"# Written by flows.look for {Path(path.partition('#')[0]).name}: a start for your own recipe.",
+        f"# Written by flows.look for {names}: a start for your own recipe.",
         "defaults: [",
         f"  /model@models.base: {source}, /curate@steps.corpus: jsonl, /distill@steps.tuned: sft, /quantize@steps.int4: gptq,",
         "  /export@steps.gguf: gguf, /evaluate@steps.answers: generation, /evaluate@steps.verdict: paired, _self_]",

@@ -1,7 +1,7 @@
 """The output of a first look, as tables that fit 80 columns."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from rich.console import Console
@@ -34,6 +34,13 @@ EXAMPLE = 32
 """Columns of the terminal for an example of a column."""
 MOST = 8
 """Rows of a table that could be long."""
+
+
+def show_splits(console: Console, files: Mapping[str, str]) -> None:
+    """Print which files of a folder are which split; nothing for a single file."""
+    if "path" not in files:
+        names = ", ".join(f"{Path(path).name} ({name})" for name, path in files.items())
+        line(console, "splits", f"{names}; all below is about the first, but for the test items")
 
 
 def show_file(console: Console, path: str, sample: Sample) -> None:
@@ -145,14 +152,18 @@ def show_errors(console: Console, sample: Sample) -> None:
     console.print(table)
 
 
-def show_test(console: Console, sample: Sample, settings: SplitSettings) -> None:
-    """Print the smallest margins that test splits of several sizes could decide."""
-    test = min(settings.max_test, round(sample.expected_rows * settings.test_share))
+def show_test(console: Console, sample: Sample, settings: SplitSettings, given: int = 0) -> None:
+    """Print the smallest margins that test splits of several sizes could decide.
+
+    given: rows of a test file; 0 if test rows are taken from the sample's file.
+    """
+    test = given or min(settings.max_test, round(sample.expected_rows * settings.test_share))
     table = Table(title="what the test items could decide")
     for name in ("test items", "smallest decidable margin"):
         table.add_column(name, justify="right")
     for items in sorted({test, 100, 300, 1000, 3000}):
-        mark = f" (test_share={settings.test_share:g})" if items == test else ""
+        source = "the test file" if given else f"test_share={settings.test_share:g}"
+        mark = f" ({source})" if items == test else ""
         loss = detectable(items)
         table.add_row(f"{items}{mark}", "none: too few" if loss >= 1 else f"{100 * loss:.1f} points")
     console.print(table)

@@ -27,7 +27,11 @@ ROWS_PER_S = 15_000
 """Rows read in a second."""
 SKIPPED = (".md", ".txt", ".py", ".yaml", ".yml", ".lock", ".html")
 """Files of a folder that hold no data; a single file may have any name."""
-SPLIT_NAMES = frozenset({"train", "training", "test", "validation", "valid", "val", "dev", "calibration"})
+SPLIT_NAMES = {
+    "train": "train", "training": "train", "test": "test", "validation": "calibration", "valid": "calibration", "val": "calibration",
+    "dev": "calibration", "calibration": "calibration",
+}  # fmt: skip
+"""Names of files in a folder of splits, and the setting that takes each."""
 log = logging.getLogger(__name__)
 
 
@@ -47,7 +51,7 @@ def data_files(where: str, path: str) -> list[tuple[Path, str]]:
             "check the path; a relative path starts at the current folder or at the project",
         )  # fmt: skip
     files = sorted(found for found in file.iterdir() if _is_data(found))
-    splits = [found.name for found in files if found.name.partition(".")[0].lower() in SPLIT_NAMES]
+    splits = [found.name for found in files if _split_of(found)]
     if not files or splits:
         got = f"a folder with splits: {', '.join(splits)}" if splits else "a folder without data files"
         raise DataError(
@@ -57,6 +61,24 @@ def data_files(where: str, path: str) -> list[tuple[Path, str]]:
             "name the files: train=..., test=...",
         )
     return [(found, part) for found in files]
+
+
+def split_files(path: str) -> dict[str, str]:
+    """Return the files of a folder with splits by the setting that takes each; empty for anything else.
+
+    Of several files for one split, the first by name.
+    """
+    folder = user_path(path)
+    if not folder.is_dir():
+        return {}
+    files = [file for file in sorted(folder.iterdir()) if _is_data(file)]
+    found = {_split_of(file): str(file) for file in reversed(files) if _split_of(file)}
+    return {name: found[name] for name in ("train", "calibration", "test") if name in found} if "train" in found else {}
+
+
+def _split_of(file: Path) -> str:
+    """Setting that takes a file by its name; empty if the name is no split's."""
+    return SPLIT_NAMES.get(file.name.partition(".")[0].lower(), "")
 
 
 def _is_data(file: Path) -> bool:

@@ -110,6 +110,20 @@ def test_several_tasks_are_looked_at_and_written(tmp_path: Path, capsys) -> None
     assert corpus["tasks"] == yaml.safe_load(tasks) and corpus["map"] == {"task": "work"}
 
 
+def test_a_folder_with_splits_is_looked_at_and_written_split_by_split(tmp_path: Path, capsys) -> None:
+    for name, start, rows in (("train", 0, 20), ("test", 40, 30), ("validation", 80, 10)):
+        write(tmp_path / f"{name}.jsonl", *[chat(question(start + number), "x") for number in range(rows)])
+    (tmp_path / "README.md").write_text("About this data.")
+    recipe = tmp_path / "conf" / "recipe" / "mine.yaml"
+    code, shown = look(capsys, str(tmp_path), "--write", str(recipe))
+    assert code == 0 and "30 (the test file)" in shown and "would be 20 requests" in shown
+    corpus = yaml.safe_load(recipe.read_text())["steps"]["corpus"]
+    found = {name: Path(path).name for name, path in corpus.items() if name != "task"}
+    assert found == {"train": "train.jsonl", "calibration": "validation.jsonl", "test": "test.jsonl"}
+    words = " ".join(shown.split())
+    assert all(f"{file} ({split})" in words for split, file in found.items())
+
+
 def test_a_large_file_is_looked_at_by_a_sample_and_says_so(tmp_path: Path, capsys, monkeypatch) -> None:
     monkeypatch.setattr("flows.looking.sample.FIRST", 50)
     monkeypatch.setattr("flows.looking.sample.DRAWN", 30)
