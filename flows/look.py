@@ -84,7 +84,7 @@ def look(options: argparse.Namespace) -> None:
     name = ""
     if options.write:
         weights = options.tokenizer if any(Path(options.tokenizer or "/nowhere").glob("*.safetensors")) else ""
-        name = write_recipe(options.write, files, sample, given, weights)
+        name = write_recipe(options.write, files, sample, lengths, given, weights)
         tables.line(console, "written", str(options.write))
     for step in tables.next_steps(options.file, options.write, name):
         tables.line(console, "next", step, whole=True)

@@ -12,6 +12,7 @@ TRAINING_CHANGES: dict[str, Change] = {
     "batch_size": Change(3),
     "accumulation": Change(2),
     "max_tokens": Change(16, refused="too long"),
+    "too_long": Change("stop", {"max_tokens": 72, "too_long": "drop"}, refused="too long"),
     "turns": Change("last"),
     "validation": Change(0.4),
     "patience": Change(

@@ -1,11 +1,13 @@
 """A recipe to start from, for a file that was looked at."""
 
 import re
+from math import ceil
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from flows.looking.figures import Lengths
 from flows.looking.sample import Sample
 from flows.planning.plan import NAME_PATTERN
 from tasks.shared.errors import ConfigError
@@ -13,6 +15,10 @@ from tasks.shared.files import write_text
 from tasks.shared.formats.tasks import Task
 
 MARGIN = 0.05
+TOKENS_PER_WORD = 1.6
+"""Generous for English, so that a limit from counted words holds in tokens, chat markup included."""
+USUAL, MOST, STEP = 512, 2048, 256
+"""Default limit of a conversation's tokens in training, the highest that a written recipe sets, and its multiples."""
 MEASURES = {
     "label": "label", "labels": "labels", "facts": "fact", "number": "value", "choice": "choice", "json": "json_exact", "call": "call_arguments",
     "text": "rouge_l",
@@ -20,7 +26,9 @@ MEASURES = {
 """Measures that decide, by type of target."""
 
 
-def write_recipe(file: Path, files: dict[str, str], sample: Sample, settings: dict[str, Any], model: str) -> str:
+def write_recipe(
+    file: Path, files: dict[str, str], sample: Sample, lengths: Lengths, settings: dict[str, Any], model: str
+) -> str:
     """Write a recipe of at most 16 lines and return its name.
 
     files: paths of the data by setting of `curate/jsonl`.  settings: of the reader, as given on the command line.
@@ -37,7 +45,7 @@ def write_recipe(file: Path, files: dict[str, str], sample: Sample, settings: di
         )
     if file.exists():
         raise ConfigError("--write", f"{file} exists", "a new file", "delete it, or choose another name")
-    text = recipe_text(name, files, sample, settings, model)
+    text = recipe_text(name, files, sample, lengths, settings, model)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_text(file, text)
@@ -48,7 +56,9 @@ def write_recipe(file: Path, files: dict[str, str], sample: Sample, settings: di
     return name
 
 
-def recipe_text(name: str, files: dict[str, str], sample: Sample, settings: dict[str, Any], model: str) -> str:
+def recipe_text(
+    name: str, files: dict[str, str], sample: Sample, lengths: Lengths, settings: dict[str, Any], model: str
+) -> str:
     """Text of the recipe: data, fine-tuning, int4, GGUF, answers and a verdict."""
     corpus = {**{split: _absolute(path) for split, path in files.items()}, **settings, **_task(sample, settings)}
     source = "path" if model else "smollm2_135m"
@@ -66,13 +76,22 @@ def recipe_text(name: str, files: dict[str, str], sample: Sample, settings: dict
         *models,
         "steps:",
         f"  corpus: {_flow(corpus)}",
-        "  tuned: {epochs: 3}",
+        f"  tuned: {_flow({'epochs': 3, **_limit(lengths)})}",
         "  int4: {inputs: {model: tuned}, group_size: 32}",
         "  gguf: {inputs: {model: int4}}",
         "  answers: {limit: 0}",
         f"  verdict: {{inputs: {{baseline: tuned, candidates: [int4, gguf]}}, margins: {{{margins}}}}}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _limit(lengths: Lengths) -> dict[str, Any]:
+    """Limit of a conversation's tokens in training, where the default is too low for the longest; longer than MOST are left out."""
+    longest = max(lengths.whole, default=0) * (1 if lengths.unit == "tokens" else TOKENS_PER_WORD)
+    if longest <= USUAL:
+        return {}
+    needed = STEP * ceil(longest / STEP)
+    return {"max_tokens": min(needed, MOST)} | ({"too_long": "drop"} if needed > MOST else {})
 
 
 def _task(sample: Sample, settings: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ samples instead).
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -27,7 +28,7 @@ from tasks.shared.formats.soft_targets import (
     tail_shares,
     write_index,
 )
-from tasks.shared.model.encoding import Encoded, collate, counted, encode
+from tasks.shared.model.encoding import Encoded, TooLong, collate, counted, encode, encode_fitting
 from tasks.shared.model.head import CHUNK_ELEMENTS, check_head, output_head
 from tasks.shared.model.loading import Dtype, load_model, training_tokenizer
 from tasks.shared.model.turns import Turns, examples
@@ -68,7 +69,9 @@ class TopK:
     )
     """Temperatures at which students can be trained from these targets."""
     max_tokens: Annotated[int, Field(gt=8)] = 512
-    """Longer conversations are refused, as in training."""
+    """Most tokens of a conversation; longer ones are never truncated, as in training."""
+    too_long: TooLong = "stop"
+    """What to do about longer conversations: stop, or drop them; as in the step that trains on these targets."""
     turns: Turns = "all"
     """Turns of the assistant with targets: all, or the last only; as in the step that trains on them."""
     batch_size: Annotated[int, Field(gt=0)] = 16
@@ -105,7 +108,8 @@ class TopK:
         source = inputs.one("teacher").path
         tokenizer = training_tokenizer(source)
         given = examples(read_rows(inputs.one("data").path / "train.jsonl"), tokenizer, self.turns)
-        rows = encode(given, tokenizer, self.max_tokens)
+        encoder = partial(encode, tokenizer=tokenizer, max_tokens=self.max_tokens)
+        _, rows = encode_fitting(encoder, given, self.too_long)
         unique = {row_key(row["input_ids"], row["labels"]): row for row in rows}
         order = sorted(unique, key=lambda key: (len(unique[key]["input_ids"]), key))
         parts = [order[start : start + PART_ROWS] for start in range(0, len(order), PART_ROWS)]

@@ -5,6 +5,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from tasks.distill.training.watch import overfits, runs_away, watcher
 from tasks.distill.training.weights import weigh
 from tasks.shared.errors import TechniqueError
 from tasks.shared.formats.rows import Row
-from tasks.shared.model.encoding import Encoded, collate
+from tasks.shared.model.encoding import Encoded, collate, encode_fitting
 from tasks.shared.model.head import check_head, core_of
 from tasks.shared.model.layout import decoder_layers
 from tasks.shared.model.loading import load_model, training_tokenizer
@@ -79,8 +80,11 @@ def _train(
 
     tokenizer = training_tokenizer(source)
     sequences = examples(rows, tokenizer, settings.turns, objective.one_turn)
+    encoder = partial(objective.encode, tokenizer=tokenizer, max_tokens=settings.max_tokens)
+    sequences, encoded = encode_fitting(encoder, sequences, settings.too_long)
+    found = {id(row): one for row, one in zip(sequences, encoded, strict=True)}
     training, validation = (
-        weigh(objective.encode(part, tokenizer, settings.max_tokens), part, settings)
+        weigh([found[id(row)] for row in part], part, settings)
         for part in split_groups(sequences, settings.validation, run.seed)
     )
     counts: Metrics = {"rows": len(training)}

@@ -8,6 +8,7 @@ from pydantic.dataclasses import dataclass
 
 from tasks.distill.training.forecast import forecast_training
 from tasks.shared.forecast import Forecast, Workload
+from tasks.shared.model.encoding import TooLong
 from tasks.shared.model.turns import Turns
 from tasks.shared.technique import Kind, Plot, Port, Spec
 
@@ -63,7 +64,9 @@ class Training:
     accumulation: Annotated[int, Field(gt=0)] = 1
     """Forward passes per optimizer step."""
     max_tokens: Annotated[int, Field(gt=8)] = 512
-    """Most tokens of a conversation; longer ones are refused, not truncated, since truncated answers would be learned."""
+    """Most tokens of a conversation; longer ones are never truncated, since truncated answers would be learned."""
+    too_long: TooLong = "stop"
+    """What to do about longer conversations: stop, or drop them with a warning that counts them."""
     turns: Turns = "all"
     """Turns of the assistant to learn in a conversation: all, or the last only.  A message's own `learn: true` or `learn: false` takes
     precedence.  A template that rewrites earlier turns (Qwen3 drops their thoughts) makes each learned turn a sequence of its own."""

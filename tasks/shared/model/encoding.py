@@ -1,7 +1,8 @@
 """Conversion of conversations to token ids, labels and batches."""
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 from tasks.shared.errors import DataError
 from tasks.shared.formats.rows import Row
@@ -11,9 +12,28 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
+TooLong = Literal["stop", "drop"]
+log = logging.getLogger(__name__)
 Encoded = dict[str, Any]
 """A conversation: `input_ids`, `labels` (IGNORED except in learned turns), and numbers or lists of numbers by which an objective
 finds its own targets."""
+
+
+class LongRowsError(DataError):
+    """Conversations are longer than the limit.
+
+    rows: ids of all of them.
+    """
+
+    def __init__(self, lengths: Mapping[str, int], most: int) -> None:
+        self.rows = frozenset(lengths)
+        shown = ", ".join(f"{name} ({length})" for name, length in list(lengths.items())[:5])
+        super().__init__(
+            "traces/train.jsonl",
+            f"{len(lengths)} conversations are too long: {shown}",
+            f"at most {most} tokens",
+            f"raise max_tokens (the longest has {max(lengths.values())}), or leave them out with too_long=drop",
+        )
 
 
 def encode(rows: Sequence[Row], tokenizer: "PreTrainedTokenizerBase", max_tokens: int) -> list[Encoded]:
@@ -21,11 +41,11 @@ def encode(rows: Sequence[Row], tokenizer: "PreTrainedTokenizerBase", max_tokens
 
     rows: as `turns.examples` returns them; in a row without marks, all of the assistant's turns are learned.
     A learned turn is labeled from the end of its prompt to the token that ends it.
-    Raises DataError that lists rows without an answer or longer than `max_tokens`.
+    Raises DataError that lists rows without an answer, LongRowsError for rows longer than `max_tokens`.
     """
     encoded = []
     silent: list[str] = []
-    long: list[str] = []
+    long: dict[str, int] = {}
     for row in rows:
         pieces = learned_pieces(tokenizer, row)
         if not pieces:
@@ -33,7 +53,7 @@ def encode(rows: Sequence[Row], tokenizer: "PreTrainedTokenizerBase", max_tokens
             continue
         ids, learned = token_pieces(tokenizer, pieces)
         if len(ids) > max_tokens:
-            long.append(f"{row.id} ({len(ids)})")
+            long[row.id] = len(ids)
         labels = [token if mine else IGNORED for token, mine in zip(ids, learned, strict=True)]
         encoded.append({"input_ids": ids, "labels": labels})
     if silent:
@@ -44,13 +64,26 @@ def encode(rows: Sequence[Row], tokenizer: "PreTrainedTokenizerBase", max_tokens
             "remove these rows, or generate answers (a traces step)",
         )
     if long:
-        raise DataError(
-            "traces/train.jsonl",
-            f"{len(long)} conversations are too long: {', '.join(long[:5])}",
-            f"at most {max_tokens} tokens",
-            "raise max_tokens or shorten them",
-        )
+        raise LongRowsError(long, max_tokens)
     return encoded
+
+
+def encode_fitting(
+    encoder: Callable[[Sequence[Row]], list[Encoded]], rows: Sequence[Row], too_long: TooLong
+) -> tuple[list[Row], list[Encoded]]:
+    """Return the rows that fit and their encodings; log how many were left out.
+
+    encoder: raises LongRowsError for rows that do not fit.  too_long: "stop" lets the error pass.
+    Raises LongRowsError if most rows do not fit.
+    """
+    try:
+        return list(rows), encoder(rows)
+    except LongRowsError as error:
+        fitting = [row for row in rows if row.id not in error.rows]
+        if too_long == "stop" or 2 * len(fitting) < len(rows):
+            raise
+    log.warning("%d of %d conversations are longer than max_tokens and left out", len(rows) - len(fitting), len(rows))
+    return fitting, encoder(fitting)
 
 
 def token_pieces(tokenizer: "PreTrainedTokenizerBase", pieces: Sequence[Piece]) -> tuple[list[int], list[bool]]:

@@ -9,8 +9,10 @@ import pytest
 import yaml
 
 from flows.look import main
+from flows.looking.starter import USUAL
 from flows.planning.config import compose_recipe
 from flows.planning.plan import find_technique
+from tasks.distill.sft import SFT
 from tests.chat_files import chat, question, write
 from tests.tiny_tokenizers import llama3_like
 
@@ -122,6 +124,18 @@ def test_a_folder_with_splits_is_looked_at_and_written_split_by_split(tmp_path: 
     assert found == {"train": "train.jsonl", "calibration": "validation.jsonl", "test": "test.jsonl"}
     words = " ".join(shown.split())
     assert all(f"{file} ({split})" in words for split, file in found.items())
+
+
+def test_long_conversations_get_a_limit_that_holds_them(tmp_path: Path, capsys) -> None:
+    for name, words, expected in (
+        ("short", 20, {}),
+        ("long", 600, {"max_tokens": 1024}),
+        ("huge", 5000, {"max_tokens": 2048, "too_long": "drop"}),
+    ):
+        file = write(tmp_path / f"{name}.jsonl", *[chat(question(number), "word " * words) for number in range(4)])
+        recipe = tmp_path / "recipe" / f"{name}.yaml"
+        assert look(capsys, str(file), "--write", str(recipe))[0] == 0
+        assert yaml.safe_load(recipe.read_text())["steps"]["tuned"] == {"epochs": 3, **expected}
 
 
 def test_a_large_file_is_looked_at_by_a_sample_and_says_so(tmp_path: Path, capsys, monkeypatch) -> None:

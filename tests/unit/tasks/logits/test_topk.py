@@ -143,6 +143,7 @@ CHANGES = {
     "k": Change(9),
     "temperatures": Change((1.0, 2.0)),
     "max_tokens": Change(16, refused="too long"),
+    "too_long": Change("stop", {"max_tokens": 72, "too_long": "drop"}, refused="too long"),
     "turns": Change("last"),
     "batch_size": Change(3),
     "dtype": Change("bfloat16"),
