@@ -127,6 +127,7 @@ def test_a_folder_with_splits_is_looked_at_and_written_split_by_split(tmp_path: 
 
 
 def test_long_conversations_get_a_limit_that_holds_them(tmp_path: Path, capsys) -> None:
+    assert SFT().max_tokens == USUAL
     for name, words, expected in (
         ("short", 20, {}),
         ("long", 600, {"max_tokens": 1024}),
