@@ -136,9 +136,13 @@ def _step(name: str, node: Any, wiring: Wiring, problems: list[StillroomError]) 
         return None
     try:
         cls = find_technique(where, str(target))
-        technique = cls(**settings)
     except StillroomError as error:
         problems.append(error)
+        return None
+    try:
+        technique = cls(**settings)
+    except StillroomError as error:  # a technique knows its settings, not the step that gives them
+        problems.append(error.within(where))
         return None
     except ValidationError as error:
         problems.extend(_setting_problems(where, error, cls))

@@ -20,6 +20,10 @@ class StillroomError(Exception):
             parts.append(f"  fix: {fix}")
         super().__init__("\n".join(parts))
 
+    def within(self, place: str) -> "StillroomError":
+        """Return the error with `where` inside a place: `vote` within `steps.traces` is `steps.traces.vote`."""
+        return type(self)(f"{place}.{self.where}", self.got, self.wanted, self.fix, self.retryable)
+
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the error with its fields; Exception would call `__init__` with the message only."""
         return _rebuild, (type(self), self.args, self.__dict__)
@@ -64,6 +68,10 @@ class ErrorList(StillroomError):
         self.errors = list(errors)
         self.retryable = False
         Exception.__init__(self, "\n".join(str(error) for error in errors))
+
+    def within(self, place: str) -> "ErrorList":
+        """Return the errors, each with `where` inside a place."""
+        return ErrorList([error.within(place) for error in self.errors])
 
 
 def _rebuild(kind: type[StillroomError], message: tuple[str, ...], state: dict[str, Any]) -> StillroomError:

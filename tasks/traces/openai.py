@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
@@ -21,7 +21,7 @@ from tasks.shared.formats.articles import read_articles
 from tasks.shared.formats.rows import Row, read_rows
 from tasks.shared.formats.tasks import read_tasks
 from tasks.shared.progress import progress_bar
-from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun
+from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun, Upstream
 from tasks.traces.account import effort
 from tasks.traces.budget import CapReached, Purse
 from tasks.traces.jobs import make_jobs
@@ -62,6 +62,13 @@ class OpenAI(TeacherSettings):
     Seeds belong to prompt and sample, so it changes no distribution.  And who lowers it because the endpoint answered 429
     must not pay for every answer again.
     """
+
+    def plan_problems(
+        self, where: str, inputs: Mapping[str, tuple[str, ...]], upstream: Mapping[str, Upstream]
+    ) -> Iterator[ConfigError]:
+        """Yield an error if there is no teacher."""
+        if not self.base_url and not inputs.get("teacher"):
+            yield no_teacher(where)
 
     def forecast(self, work: Workload) -> Forecast:
         """Seconds per request; the embedded server holds the teacher as it is on disk."""
@@ -144,9 +151,14 @@ class OpenAI(TeacherSettings):
             return
         teacher = inputs.get("teacher")
         if teacher is None:
-            where, got = f"{run.step}.inputs.teacher", "missing, and base_url is empty"
-            raise ConfigError(where, got, "a GGUF to run, or an endpoint", "set inputs.teacher or base_url")
+            raise no_teacher(f"steps.{run.step}")
         with serve_embedded(
             teacher.path, self.embedded, threads=run.compute.threads, parallel=self.concurrency, digest=teacher.digest
         ) as found:
             yield found
+
+
+def no_teacher(where: str) -> ConfigError:
+    """Return the error for a missing teacher.  where: place of the step in the recipe."""
+    got, fix = "missing, and base_url is empty", "set inputs.teacher, or base_url and model"
+    return ConfigError(f"{where}.inputs.teacher", got, "a GGUF to run here, or an endpoint", fix)

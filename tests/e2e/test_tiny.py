@@ -150,7 +150,8 @@ def test_ctrl_c_ends_everything_and_says_so(
     Mute.asked.clear()
     threading.Thread(target=server.serve_forever, daemon=True).start()
     url = f"http://127.0.0.1:{server.server_port}/v1"
-    arguments = ["tracking=none", f"runtime.orchestrator={orchestrator}", f"steps.traces.base_url={url}", "seed=7"]
+    teacher = [f"steps.traces.base_url={url}", "steps.traces.model=mute"]
+    arguments = ["tracking=none", f"runtime.orchestrator={orchestrator}", *teacher, "seed=7"]
     before = {name: stored(home, name) for name in ("corpus", "traces")}
     command, environment = command_of(home, *arguments)
     child = subprocess.Popen(command, cwd=PROJECT, env=environment, stderr=subprocess.PIPE, text=True)

@@ -30,7 +30,7 @@ class EndpointSettings:
     base_url: str = ""
     """Endpoint URL up to and including /v1."""
     model: str = ""
-    """Model name at the endpoint."""
+    """Model name at the endpoint; required with `base_url`."""
     api_key_env: str = ""
     """Environment variable with the endpoint's API key; empty for none.  The key itself is never stored."""
     concurrency: Annotated[int, Field(ge=1)] = 8
@@ -45,9 +45,15 @@ class EndpointSettings:
     """More fields of each request, such as {reasoning_effort: low} or {chat_template_kwargs: {enable_thinking: false}}."""
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for an invalid URL, or for keys and other settings in `extra_body`."""
+        """Raise ConfigError for a wrong URL, a URL and a model without the other, or a wrong `extra_body`."""
         if self.base_url:
             check_url(self.base_url)
+        if self.base_url and not self.model:
+            fix = "model: NAME, as GET /models of the endpoint lists it; llama.cpp's server takes any name"
+            raise ConfigError("model", "empty, but base_url is set", "the model's name at the endpoint", fix)
+        if self.model and not self.base_url:
+            got = f"{self.model!r}, but base_url is empty, so no endpoint serves it"
+            raise ConfigError("model", got, "the endpoint too, or neither", "set base_url, or leave model empty")
         if any(CREDENTIALS.fullmatch(name) for name in self.extra_body):
             wanted = "fields without credentials: settings are written into manifests"
             raise ConfigError(

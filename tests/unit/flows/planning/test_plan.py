@@ -95,6 +95,25 @@ def test_misspelled_setting_names_the_nearest(recipe: dict[str, Any]) -> None:
     assert "did you mean steps.slim.ratio?" in refused(recipe)
 
 
+@pytest.mark.parametrize(
+    ("settings", "where", "fix"),
+    [
+        ({"budget": {"money": 5}}, "budget.money: no prices", "prices: {input"),
+        ({"vote": True}, "vote: 2 samples", "samples: 5"),
+        ({"base_url": "localhost:80/v1", "model": "m"}, "base_url: 'localhost:80/v1' is not a URL", "http://localhost:80/v1"),
+        ({"base_url": "http://localhost:80/v1"}, "model: empty, but base_url is set", "GET /models"),
+        ({"model": "gpt"}, "model: 'gpt', but base_url is empty", "set base_url"),
+        ({}, "inputs.teacher: missing, and base_url is empty", "inputs.teacher, or base_url"),
+    ],
+)  # fmt: skip
+def test_settings_that_contradict_each_other_name_their_step(
+    recipe: dict[str, Any], settings: dict[str, Any], where: str, fix: str
+) -> None:
+    recipe["steps"]["asked"] = {"_target_": "tasks.traces.openai.OpenAI", "inputs": {"prompts": "corpus"}, **settings}
+    message = refused(recipe)
+    assert message.startswith(f"steps.asked.{where}") and fix in message
+
+
 CLASS_VARIABLES = {"spec", *(field.name for field in fields(Spec))}
 
 

@@ -143,7 +143,8 @@ def inputs_of(folder: Path) -> Inputs:
 def judge(tmp_path: Path, url: str, run: StepRun | None = None, **settings: Any) -> tuple[Scores, Path, dict[str, Any]]:
     folder = tmp_path / "answers"
     out, own = empty_run(tmp_path, f"judge{len(list(tmp_path.iterdir()))}")
-    technique = Judge(base_url=url, **{"concurrency": 2, "limit": 0} | settings)
+    named = {"model": "judge"} if url else {}
+    technique = Judge(base_url=url, **named | {"concurrency": 2, "limit": 0} | settings)
     figures = technique(
         inputs_of(folder if folder.is_dir() else write_answers(folder)), out, replace(run or own, step="judge")
     )
@@ -266,7 +267,7 @@ def test_wrong_inputs_are_refused(tmp_path: Path) -> None:
     (problem,) = Judge().plan_problems("steps.judge", {}, {})
     assert "steps.judge.base_url" in str(problem) and "a GGUF to run here" in str(problem)
     assert list(Judge().plan_problems("steps.judge", {"judge": ("models.judge",)}, {})) == []
-    assert list(Judge(base_url="http://127.0.0.1:1/v1").plan_problems("steps.judge", {}, {})) == []
+    assert list(Judge(base_url="http://127.0.0.1:1/v1", model="judge").plan_problems("steps.judge", {}, {})) == []
     with pytest.raises(ConfigError, match="not a URL"):
         Judge(base_url="localhost")
     with pytest.raises(DataError, match=r"no answers under 'nonsense'\n  wanted: one of fact, intent, rouge_l"):
@@ -293,9 +294,9 @@ def test_criteria_and_conversation_are_those_of_the_corpus(tmp_path: Path) -> No
         "data": (Artifact("corpus", Kind.CORPUS, write_chats(tmp_path / "corpus")),),
     }
     with Referee(fair) as referee:
-        Judge(base_url=referee.url, limit=1, measure="rouge_l")(Inputs(ports), out, run)
+        Judge(base_url=referee.url, model="judge", limit=1, measure="rouge_l")(Inputs(ports), out, run)
         own, run = empty_run(tmp_path, "own")
-        Judge(base_url=referee.url, limit=1, instructions="Mine.")(Inputs(ports), own, run)
+        Judge(base_url=referee.url, model="judge", limit=1, instructions="Mine.")(Inputs(ports), own, run)
     first, last = referee.seen[0]["messages"], referee.seen[-1]["messages"]
     assert "The better answer rhymes. The order" in first[0]["content"] and last[0]["content"] == "Mine."
     assert first[1]["content"].startswith(
@@ -351,8 +352,8 @@ CHANGES = {
     "measure": Change("fact"),
     "limit": Change(3),
     "instructions": Change("Say Verdict: A."),
-    "embedded.context": Change(512, {"base_url": ""}, inputs="embedded"),
-    "embedded.port": Change(8099, {"base_url": ""}, inputs="embedded"),
+    "embedded.context": Change(512, {"base_url": "", "model": ""}, inputs="embedded"),
+    "embedded.port": Change(8099, {"base_url": "", "model": ""}, inputs="embedded"),
 }
 
 

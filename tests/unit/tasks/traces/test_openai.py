@@ -128,7 +128,7 @@ def trace(corpus: Path, url: str, tmp_path: Path, name: str = "out", **settings)
     out.mkdir()
     inputs = Inputs({"prompts": (Artifact("corpus", Kind.CORPUS, corpus),)})
     run = StepRun(step="traces", seed=3, scratch=tmp_path / "scratch")
-    metrics = OpenAI(base_url=url, concurrency=2, **settings)(inputs, out, run)
+    metrics = OpenAI(base_url=url, model="teacher", concurrency=2, **settings)(inputs, out, run)
     return (
         metrics,
         read_rows(out / "train.jsonl"),
@@ -451,7 +451,7 @@ def test_the_yaml_holds_the_defaults():
     assert told == json.loads(json.dumps(asdict(OpenAI())))
 
 
-LOCAL = {"base_url": "", "max_prompts": 1, "samples": 1, "max_tokens": 4, "min_acceptance": 0}
+LOCAL = {"base_url": "", "model": "", "max_prompts": 1, "samples": 1, "max_tokens": 4, "min_acceptance": 0}
 """llama.cpp on this machine, asked once."""
 CHANGES = {
     "base_url": Change(lambda case: case.more["other_url"]),
