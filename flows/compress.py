@@ -83,7 +83,7 @@ def compress(config: DictConfig, job: "Job", servers: Servers, sweep: str) -> No
     variant = is_variant(job.overrides)
     if settings.dry_run:
         plan = build_plan(settings.recipe)
-        check_models(plan, settings.runtime.folder)
+        check_models(plan, settings.runtime.folder, quiet=True)
         show_plan(plan, settings.runtime, variant, graph=settings.dry_run == "graph")
         return
     execution = execute(settings, servers, job.overrides, variant=variant, tags={TAG: sweep} if sweep else None)

@@ -38,11 +38,12 @@ def look(options: argparse.Namespace) -> None:
     from rich.console import Console
 
     from flows.looking import figures, tables
-    from flows.looking.sample import take_sample
+    from flows.looking.proposal import propose_task
+    from flows.looking.sample import read_again, take_sample
     from flows.looking.starter import write_recipe
+    from tasks.curate.jsonl import Jsonl
     from tasks.curate.reading.files import split_files
     from tasks.curate.reading.settings import ReadSettings
-    from tasks.curate.splitting.settings import SplitSettings
 
     given = read_settings(options)
     try:
@@ -55,10 +56,14 @@ def look(options: argparse.Namespace) -> None:
     files = split_files(options.file) or {"path": options.file}
     path = next(iter(files.values()))
     sample = take_sample(path, settings)
-    test = take_sample(files["test"], settings).expected_rows if "test" in files else 0
-    console, split = Console(), SplitSettings()
+    if (proposal := propose_task(sample)) is not None:
+        given["task"] = {"type": proposal.type}
+        read_again(sample, ReadSettings(**given))
+    console, split = Console(), Jsonl(**files, **given)
     tables.show_splits(console, files)
     tables.show_file(console, path, sample)
+    if proposal is not None:
+        tables.show_proposal(console, proposal)
     tables.show_columns(console, sample)
     tables.show_errors(console, sample)
     if not sample.rows:
@@ -76,11 +81,10 @@ def look(options: argparse.Namespace) -> None:
     tables.show_labels(console, figures.count_labels(sample.rows), len(sample.rows))
     tables.show_copies(console, figures.count_copies(sample.rows, split.max_similarity))
     tables.show_languages(console, sample)
-    tables.show_test(console, sample, split, test)
-    taken = {"test": split.test_share, "calibration": split.calibration_share}
-    share = 1 - sum(part for name, part in taken.items() if name not in files)
+    expected = split.expected_rows()
+    tables.show_test(console, expected.test, "the test file" if "test" in files else f"test_share={split.test_share:g}")
     prices = (options.prices[0], options.prices[1])
-    tables.show_cost(console, figures.teacher_cost(sample, lengths, share, prices), prices)
+    tables.show_cost(console, figures.teacher_cost(sample, lengths, expected.train, prices), prices)
     name = ""
     if options.write:
         weights = options.tokenizer if any(Path(options.tokenizer or "/nowhere").glob("*.safetensors")) else ""

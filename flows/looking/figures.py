@@ -225,14 +225,13 @@ class Cost:
     money: float
 
 
-def teacher_cost(sample: Sample, lengths: Lengths, share: float, prices: tuple[float, float]) -> Cost:
+def teacher_cost(sample: Sample, lengths: Lengths, requests: int, prices: tuple[float, float]) -> Cost:
     """Estimate a teacher's cost.
 
-    share: part of the rows that is used for training.  prices: per million tokens in and out.
+    requests: one for each training row.  prices: per million tokens in and out.
     Words count as four thirds of a token.  Missing answers count at the task's length limit.
     """
     per_unit = 1.0 if lengths.unit == "tokens" else 4 / 3
-    requests = round(sample.expected_rows * share)
     mean_in = sum(lengths.prompt) / max(1, len(lengths.prompt)) * per_unit
     tasks = list(sample.reader.tasks.values())
     limit = max((task.answer_tokens for task in tasks), default=0)

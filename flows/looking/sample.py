@@ -22,6 +22,7 @@ class Sample:
     """Records and rows that a look found.
 
     containers: of the files.  bytes: of all files.  records: number in the files.  rows: of the records looked at.
+    held: the records of these rows, by file name.
     first, other: first record with a row, and first record of any kind, as they are in the file.  bad: records that cannot be read.
     unparsed: of them, those that are not even records: these were counted in the whole file.
     """
@@ -32,6 +33,7 @@ class Sample:
     records: int = 0
     looked: int = 0
     rows: list[Row] = field(default_factory=list)
+    held: list[tuple[str, Record]] = field(default_factory=list)
     first: Any = None
     other: Any = None
     bad: Quarantine = field(default_factory=Quarantine)
@@ -78,6 +80,12 @@ def take_sample(path: str, settings: ReadSettings, seed: int = 0) -> Sample:
     return found
 
 
+def read_again(found: Sample, settings: ReadSettings) -> None:
+    """Read the rows of a sample with other settings, which make no record unreadable."""
+    found.reader = RowReader(settings, found.reader.known)
+    found.rows = [found.reader.read(record, Path(name).name, "row") for name, record in found.held]
+
+
 def _records(containers: list[Container], settings: ReadSettings) -> Iterator[tuple[str, Record]]:
     for container in containers:
         for record in read_records(container, settings.max_bytes):
@@ -92,5 +100,6 @@ def _look(found: Sample, name: str, record: Record) -> None:
     except BadRow as error:
         found.bad.add(name, record, error)
     else:
+        found.held.append((name, record))
         if found.first is None:
             found.first = record.value

@@ -101,7 +101,7 @@ def _task(sample: Sample, settings: dict[str, Any]) -> dict[str, Any]:
     task = next(iter(sample.reader.tasks.values()))
     if any(row.source.line == 0 for row in sample.rows[:1]):  # rows of the corpus' schema name their own
         return {}
-    given = task.model_dump(include={"type", "layout"})
+    given = task.model_dump(include={"type", "layout"}, exclude_defaults=True)
     return {"task": given} if task != Task() else {}
 
 

@@ -24,10 +24,10 @@ from flows.looking.figures import (
     detectable,
     quantile,
 )  # fmt: skip
+from flows.looking.proposal import Proposal
 from flows.looking.sample import DRAWN, FIRST, Sample
 from tasks.curate.reading.bad_rows import show_counts
 from tasks.curate.reading.layouts import EARLIER, OWN
-from tasks.curate.splitting.settings import SplitSettings
 from tasks.shared.text.numbers import byte_size
 
 EXAMPLE = 32
@@ -65,6 +65,11 @@ def show_file(console: Console, path: str, sample: Sample) -> None:
             "note",
             f"left out of the tags where too long or nested: {', '.join(sorted(sample.reader.left_out))}",
         )
+
+
+def show_proposal(console: Console, proposal: Proposal) -> None:
+    """Print why the file is read as another task than a chat."""
+    line(console, "note", f"task {proposal.type}, since {proposal.reason}; --task chat reads them as free answers")
 
 
 def show_columns(console: Console, sample: Sample) -> None:
@@ -152,17 +157,15 @@ def show_errors(console: Console, sample: Sample) -> None:
     console.print(table)
 
 
-def show_test(console: Console, sample: Sample, settings: SplitSettings, given: int = 0) -> None:
+def show_test(console: Console, test: int, source: str) -> None:
     """Print the smallest margins that test splits of several sizes could decide.
 
-    given: rows of a test file; 0 if test rows are taken from the sample's file.
+    test: rows that the plan expects.  source: where they come from.
     """
-    test = given or min(settings.max_test, round(sample.expected_rows * settings.test_share))
     table = Table(title="what the test items could decide")
     for name in ("test items", "smallest decidable margin"):
         table.add_column(name, justify="right")
     for items in sorted({test, 100, 300, 1000, 3000}):
-        source = "the test file" if given else f"test_share={settings.test_share:g}"
         mark = f" ({source})" if items == test else ""
         loss = detectable(items)
         table.add_row(f"{items}{mark}", "none: too few" if loss >= 1 else f"{100 * loss:.1f} points")

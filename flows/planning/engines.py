@@ -17,7 +17,7 @@ def engine_problems(step: Step, steps: Mapping[str, Step], sources: Mapping[str,
     needs = step.technique.engine_needs()
     for port in needs.ports:
         for name in step.inputs.get(port, ()):
-            form = _form(name, steps, sources)
+            form = _form(name, steps, sources, needs.engines == ("llama.cpp",))
             if form and not engines_for(form, needs):
                 reasons = "; ".join(refusal(engine, form, needs) for engine in ENGINES.values())
                 what = f", which needs {' and '.join(needs.capabilities)}" if needs.capabilities else ""
@@ -29,15 +29,22 @@ def engine_problems(step: Step, steps: Mapping[str, Step], sources: Mapping[str,
                 )
 
 
-def _form(name: str, steps: Mapping[str, Step], sources: Mapping[str, Source]) -> WeightForm | None:
-    """Form of a model's weights; None if it is not known before the run."""
+def _form(name: str, steps: Mapping[str, Step], sources: Mapping[str, Source], llama: bool) -> WeightForm | None:
+    """Form of a model's weights; None if it is not known before the run.
+
+    llama: only llama.cpp will read them, so that a folder with a GGUF file beside other weights counts as that file.
+    """
     if name in steps:
         if steps[name].kind is Kind.ENGINE:
             return "gguf"
         if steps[name].kind not in WEIGHTS:
             return None
         return "packed" if weight_format(name, steps, sources) == "packed" else "dense"
-    if name not in sources or (found := find_weights(sources[name].path)).fault:
+    if name not in sources:
+        return None
+    if llama and not find_weights(sources[name].path, llama=True).fault:
+        return "gguf"
+    if (found := find_weights(sources[name].path)).fault:
         return None
     if found.engine == "llama.cpp":
         return "gguf"

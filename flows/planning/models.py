@@ -29,17 +29,18 @@ READS_WITH_TRANSFORMERS = frozenset({Kind.MODEL, Kind.ENGINE, Kind.LOGITS})
 """Kinds whose makers load their models with transformers; the others run a GGUF file in llama.cpp."""
 
 
-def check_models(plan: Plan, root: Path) -> None:
+def check_models(plan: Plan, root: Path, quiet: bool = False) -> None:
     """Raise ErrorList for source models that cannot be loaded in full; log unused files.
 
-    root: the run's folder, in whose store the models that passed are noted.
+    root: the run's folder, in whose store the models that passed are noted.  quiet: log nothing, as for a plan that is only shown.
     """
+    level = logging.DEBUG if quiet else logging.INFO
     home, problems = Store(root, shared_root(root)).home, []
     for source in plan.sources.values():
         if source.path.is_dir():
             for note in config_notes(source.path, read_config(source.path)):
-                log.info("%s", note)
-        if (source.path.is_dir() or _loaded(plan, source)) and (fault := _fault(source, home)) is not None:
+                log.log(level, "%s", note)
+        if (source.path.is_dir() or _loaded(plan, source)) and (fault := _fault(source, home, level)) is not None:
             problems.append(fault)
     if problems:
         raise ErrorList(problems)
@@ -50,12 +51,12 @@ def _loaded(plan: Plan, source: Source) -> bool:
     return any(source.name in step.needs and step.kind in READS_WITH_TRANSFORMERS for step in plan.steps)
 
 
-def _fault(source: Source, home: Path) -> ModelError | None:
+def _fault(source: Source, home: Path, level: int) -> ModelError | None:
     """Return the model's fault; skip the search if the same model has passed before."""
     note = home / ".checked" / digest_json(_identity(source.path))
     if note.exists():
         return None
-    log.info("%s: comparing its tensors with its configuration", source.name)
+    log.log(level, "%s: comparing its tensors with its configuration", source.name)
     found = run_isolated(find_fault, source.path)
     if isinstance(found, Failure):
         return ModelError(str(source.path), f"it cannot be checked: {found.reason}", "a model that loads")

@@ -55,7 +55,11 @@ def make(session: Session, step: Step, key: str) -> bool:
         predictions = session.store.prediction_cache(step.target, account["code"], account["versions"], device)
         run = StepRun(step.name, session.plan.seed_of(step), scratch, predictions, compute)
         started = time.monotonic()
-        metrics = step.technique(session.inputs(step), out, run)
+        try:
+            metrics = step.technique(session.inputs(step), out, run)
+        except OSError:  # on a full disk, what is half written only takes room
+            shutil.rmtree(out, ignore_errors=True)
+            raise
         check_unchanged(session, step, account)
         manifest = account | {
             "output": session.store.digests.tree(out),

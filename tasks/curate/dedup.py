@@ -16,6 +16,7 @@ from tasks.curate.corpus_files import ROWS_FILE, describe_rows, read_card
 from tasks.shared.forecast import Forecast, Workload, forecast_light
 from tasks.shared.formats.articles import question_of
 from tasks.shared.formats.tasks import read_tasks
+from tasks.shared.items import RowSample
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun
 from tasks.shared.text.affixes import Affixes, ends_of, find_affixes
 from tasks.shared.text.near_copies import is_copy
@@ -59,6 +60,10 @@ class Dedup:
     def forecast(self, work: Workload) -> Forecast:
         """Time by the number of rows."""
         return forecast_light(2 + work.rows.train / ROWS_PER_S, work.rows)
+
+    def preview_rows(self, source: RowSample | None) -> RowSample | None:
+        """Return the rows of the input: those that remain are among them."""
+        return source
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Write rows.jsonl, dropped.jsonl, tasks.json and card.json.

@@ -1,6 +1,7 @@
 """A corpus from your own conversations in any common format, in one file or three."""
 
 import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import ClassVar
 
@@ -18,9 +19,9 @@ from tasks.curate.reading.files import (
     log_reading,
     make_unique,
     reading_card,
-    rows_in,
     write_file_rows,
 )  # fmt: skip
+from tasks.curate.reading.preview import preview_rows, rows_in
 from tasks.curate.reading.row_reader import RowReader
 from tasks.curate.reading.settings import ReadSettings
 from tasks.curate.references import check_articles, corpus_metrics, read_article_file
@@ -31,8 +32,9 @@ from tasks.shared.forecast import Forecast, Rows, Workload, forecast_light
 from tasks.shared.formats.articles import Article
 from tasks.shared.formats.rows import Row, Split
 from tasks.shared.formats.tasks import DEFAULT_TASK
+from tasks.shared.items import RowSample
 from tasks.shared.paths import user_path
-from tasks.shared.technique import Inputs, Kind, Metrics, Spec, StepRun
+from tasks.shared.technique import Inputs, Kind, Metrics, Spec, StepRun, Upstream
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -71,19 +73,36 @@ class Jsonl(ReadSettings, SplitSettings):
 
     def forecast(self, work: Workload) -> Forecast:
         """Time and rows by the sizes of the files."""
-        rows = {name: rows_in(path) for name, path in self.given.items()}
-        train = rows.get("path", 0) + rows.get("train", 0)
-        test = rows.get("test", min(self.max_test, int(train * self.test_share)))
-        return forecast_light(5 + sum(rows.values()) / ROWS_PER_S * 3, Rows(max(1, train), max(1, test)))
+        rows = sum(rows_in(path, self.encoding) for path in self.given.values())
+        return forecast_light(5 + rows / ROWS_PER_S * 3, self.expected_rows())
+
+    def expected_rows(self) -> Rows:
+        """Return the expected number of rows by split."""
+        rows = {name: rows_in(path, self.encoding) for name, path in self.given.items()}
+        missing: list[Split] = [split for split in ("test", "calibration") if split not in rows]
+        taken = self.expect(rows.get("path" if self.path else "train", 0), missing)
+        train = taken["train"] + (rows.get("train", 0) if self.path else 0)
+        return Rows(max(1, train), max(1, taken.get("test", rows.get("test", 0))))
+
+    def plan_problems(
+        self, where: str, inputs: Mapping[str, tuple[str, ...]], upstream: Mapping[str, Upstream]
+    ) -> Iterator[ConfigError]:
+        """Yield an error if no file is given."""
+        if not (self.path or self.train):
+            yield no_file(where)
+
+    def preview_rows(self, source: RowSample | None) -> RowSample | None:
+        """Return the rows at the beginning of the file that the test is taken from."""
+        path = self.test or self.path or self.train
+        return preview_rows(path, self) if path else None
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Write the files of a corpus, and quarantine.jsonl if there are bad records.
 
         Raises ErrorList with the problems of all files at once.
         """
-        if not {"path", "train"} & self.given.keys():
-            wanted = "a file of conversations: path=..., or train=... with test=..."
-            raise ConfigError("curate.path", "no file given", wanted, "path=path/to/data.jsonl")
+        if not (self.path or self.train):
+            raise no_file(f"steps.{run.step}")
         reader, ids = RowReader(self, known_tasks(*self.given.values())), Ids()
         with tempfile.TemporaryDirectory(dir=run.scratch, prefix="rows-") as name:
             folder = Path(name)
@@ -125,6 +144,12 @@ class Jsonl(ReadSettings, SplitSettings):
         if errors:
             raise errors[0] if len(errors) == 1 else ErrorList(errors)
         return accounts, files, articles
+
+
+def no_file(where: str) -> ConfigError:
+    """Return the error for a step without a file.  where: place of the step in the recipe."""
+    wanted = "a file of conversations: path=..., or train=... with test=..."
+    return ConfigError(f"{where}.path", "no file given", wanted, f"{where}.path=path/to/data.jsonl")
 
 
 def read_split(split: Split, path: str, task: str = DEFAULT_TASK) -> list[Row]:

@@ -3,6 +3,7 @@
 Unsplit, for filters and `curate/split`.
 """
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import ClassVar
 
@@ -19,14 +20,15 @@ from tasks.curate.reading.files import (
     log_reading,
     make_unique,
     reading_card,
-    rows_in,
     write_file_rows,
 )  # fmt: skip
+from tasks.curate.reading.preview import preview_rows, rows_in
 from tasks.curate.reading.row_reader import RowReader
 from tasks.curate.reading.settings import ReadSettings
 from tasks.shared.errors import ConfigError
 from tasks.shared.forecast import Forecast, Rows, Workload, forecast_light
-from tasks.shared.technique import Inputs, Kind, Metrics, Spec, StepRun
+from tasks.shared.items import RowSample
+from tasks.shared.technique import Inputs, Kind, Metrics, Spec, StepRun, Upstream
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -54,13 +56,24 @@ class Read(ReadSettings):
 
     def forecast(self, work: Workload) -> Forecast:
         """Time and rows by the size of the file."""
-        rows = rows_in(self.path)
+        rows = rows_in(self.path, self.encoding)
         return forecast_light(2 + rows / ROWS_PER_S, Rows(rows, rows))
+
+    def plan_problems(
+        self, where: str, inputs: Mapping[str, tuple[str, ...]], upstream: Mapping[str, Upstream]
+    ) -> Iterator[ConfigError]:
+        """Yield an error if no file is given."""
+        if not self.path:
+            yield no_file(where)
+
+    def preview_rows(self, source: RowSample | None) -> RowSample | None:
+        """Return the rows at the beginning of the file."""
+        return preview_rows(self.path, self) if self.path else None
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Write rows.jsonl, tasks.json, card.json, and quarantine.jsonl if there are bad records."""
         if not self.path:
-            raise ConfigError("curate.path", "no file given", "a file of conversations", "path=path/to/data.jsonl")
+            raise no_file(f"steps.{run.step}")
         reader, ids = RowReader(self, known_tasks(self.path)), Ids()
         with quarantine_in(out) as quarantine:
             account = write_file_rows("path", self.path, out / ROWS_FILE, reader, quarantine, ids)
@@ -69,3 +82,8 @@ class Read(ReadSettings):
         describe_rows(out, reader.tasks, reading_card(reader, accounts, quarantine, renamed))
         log_reading(reader, accounts, quarantine, renamed)
         return {"read": account.read, "rows": account.kept, "quarantined": quarantine.count}
+
+
+def no_file(where: str) -> ConfigError:
+    """Return the error for a step without a file.  where: place of the step in the recipe."""
+    return ConfigError(f"{where}.path", "no file given", "a file of conversations", f"{where}.path=path/to/data.jsonl")

@@ -13,6 +13,7 @@ from tasks.curate.splitting.settings import SplitSettings
 from tasks.curate.splitting.splits import fill_splits, keep_apart
 from tasks.shared.forecast import Forecast, Rows, Workload, forecast_light
 from tasks.shared.formats.tasks import read_tasks
+from tasks.shared.items import RowSample
 from tasks.shared.paths import user_path
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun
 
@@ -40,9 +41,12 @@ class Split(SplitSettings):
 
     def forecast(self, work: Workload) -> Forecast:
         """Time by the number of rows."""
-        rows = work.rows.train
-        test = min(self.max_test, int(rows * self.test_share))
-        return forecast_light(2 + rows / ROWS_PER_S, Rows(rows - test, test))
+        expected = self.expect(work.rows.train)
+        return forecast_light(2 + work.rows.train / ROWS_PER_S, Rows(expected["train"], expected["test"]))
+
+    def preview_rows(self, source: RowSample | None) -> RowSample | None:
+        """Return the rows to split: all of them may be in the test."""
+        return source
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Write the files of a corpus.

@@ -93,7 +93,7 @@ class Divergence:
         """
         corpus = inputs.one("data").path
         split = read_test_split(corpus)
-        fit = answered_rows(split.rows, corpus) if self.text == "gold" else split.rows
+        fit = answered_rows(split.rows, str(corpus / "test.jsonl")) if self.text == "gold" else split.rows
         rows = spread(fit, self.limit)
         baseline, *others = in_transformers(list_models(inputs))
         length = self.max_new_tokens or max(split.tasks[row.task].answer_tokens for row in rows)

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from tasks.evaluate.grading.answers import read_reply
-from tasks.evaluate.grading.eval_rows import TestSplit, last_question, read_test_items, read_test_split
+from tasks.evaluate.grading.eval_rows import TestSplit, last_question, read_test_items, read_test_split, sample_items
 from tasks.evaluate.grading.measures import (
     FROM_LABELS,
     MEASURES,
@@ -114,15 +114,21 @@ class Generation:
         return forecast_evaluation(work, work.test_rows(self.limit) * ANSWERED_TOKENS)
 
     def count_items(self, sources: ItemSources) -> dict[str, Items]:
-        """Return the items by measure: counted in the corpus, or at most one per row.
+        """Return the items by measure: counted in the corpus, else at most one per row that it may hold.
 
         Raises DataError for a measure that no test row can have.
         """
+        rows = sources.at_most(self.limit)
+        if sources.corpus is None and (sample := sources.all_rows):
+            found = self._measured(sample_items(sample), sample.where)
+            return {
+                name: Items(min(rows, len(own)), MEASURES[name].measure.binary, exact=False)
+                for name, own in found.items()
+            }
         if sources.corpus is None:
-            rows = sources.at_most(self.limit)
             return {name: Items(rows, MEASURES[name].measure.binary, exact=False) for name in self._named or MEASURES}
         items = read_test_items(sources.corpus, self.limit)
-        measured = self._measured(items, sources.corpus)
+        measured = self._measured(items, str(sources.corpus / "test.jsonl"))
         return {name: Items(len(found), MEASURES[name].measure.binary) for name, found in measured.items()}
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
@@ -134,7 +140,7 @@ class Generation:
         corpus = inputs.one("data").path
         split = read_test_split(corpus)
         rows = spread(split.rows, self.limit)
-        measured = self._measured(split.items(rows), corpus)
+        measured = self._measured(split.items(rows), str(corpus / "test.jsonl"))
         file = corpus / "articles.jsonl"
         articles = read_articles(file) if file.is_file() else {}
         prompts = {model.name: self._prompts(model, rows, split, articles) for model in models}
@@ -157,10 +163,10 @@ class Generation:
         """Measures to take, by their names of today; empty for those of the corpus' tasks."""
         return tuple(dict.fromkeys(map(current_name, self.measures)))
 
-    def _measured(self, items: Sequence[TestItem], corpus: Path) -> Measured:
+    def _measured(self, items: Sequence[TestItem], where: str) -> Measured:
         measured = items_by_measure(items, self._named)
         if missing := [name for name in self._named if name not in measured]:
-            raise missing_measures(missing, items, str(corpus / "test.jsonl"))
+            raise missing_measures(missing, items, where)
         return measured
 
     def _prompts(

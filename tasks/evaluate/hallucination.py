@@ -107,8 +107,13 @@ class Hallucination:
         return forecast_evaluation(work, 2 * work.test_rows(self.limit) * ANSWERED_TOKENS)
 
     def count_items(self, sources: ItemSources) -> dict[str, Items]:
-        """Return the items by measure: counted in the corpus, or at most one per row."""
+        """Return the items by measure: counted in the corpus, or at most one per row.
+
+        Raises DataError if no row can be one.
+        """
         if sources.corpus is None:
+            if (sample := sources.all_rows) and not any(row.facts and row.evidence for row in sample.rows):
+                raise no_case(len(sample.rows), sample.where)
             return dict.fromkeys(MEASURES, Items(sources.at_most(self.limit), exact=False))
         rows = read_rows(sources.corpus / "test.jsonl")
         cases = self._cases(TestSplit(rows, read_tasks(sources.corpus, {row.task for row in rows}), {}), sources.corpus)
@@ -147,8 +152,7 @@ class Hallucination:
         articles = read_articles(file) if file.is_file() else {}
         fit = [row for row in split.rows if row.facts and row.evidence in articles]
         if not fit:
-            got = f"none of {len(split.rows)} rows has facts in its key and an article as evidence"
-            raise DataError(str(corpus / "test.jsonl"), got, "at least one", "leave this step out for such a corpus")
+            raise no_case(len(split.rows), str(corpus / "test.jsonl"))
         rows = spread(fit, self.limit)
         cases = [Case(row, split.tasks[row.task], articles[row.evidence], WITH) for row in rows]
         return cases + [
@@ -252,3 +256,9 @@ def count_findings(findings: Sequence[Finding]) -> dict[str, Figure]:
         f"findings_{name}": Figure(value=counts[name], unit="answers", better=None if name == "remembered" else "lower")
         for name in FINDINGS
     }
+
+
+def no_case(rows: int, where: str) -> DataError:
+    """Return the error for rows that cannot show a hallucination.  where: their file."""
+    got = f"none of {rows} rows has facts in its key and an article as evidence"
+    return DataError(where, got, "at least one", "leave this step out for such a corpus")

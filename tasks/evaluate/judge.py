@@ -24,6 +24,7 @@ from tasks.evaluate.models_under_test.machine import describe_machine
 from tasks.shared.engines.embedded_server import Embedded, serve_embedded
 from tasks.shared.engines.endpoint_settings import EndpointSettings, read_key
 from tasks.shared.engines.openai_endpoint import Endpoint, connect, for_each
+from tasks.shared.engines.registry import Needs
 from tasks.shared.engines.sample_store import Sample, SampleStore, request_digest
 from tasks.shared.errors import ConfigError, DataError, EndpointError, RefusedError
 from tasks.shared.forecast import REQUEST_S, Forecast, Workload, forecast_light
@@ -91,6 +92,10 @@ class Judge(EndpointSettings):
         """Yield an error if there is no judge."""
         if not self.base_url and not inputs.get("judge"):
             yield no_judge(f"{where}.base_url")
+
+    def engine_needs(self) -> Needs:
+        """llama.cpp for a judge on this machine; nothing of one behind an endpoint."""
+        return Needs(engines=("llama.cpp",), ports=() if self.base_url else ("judge",))
 
     def forecast(self, work: Workload) -> Forecast:
         """Two requests per item, several in flight; an embedded judge is held as it is on disk."""

@@ -22,6 +22,7 @@ from tasks.evaluate.models_under_test.forecast import forecast_evaluation
 from tasks.evaluate.models_under_test.isolated_runs import evaluate_each, make_summary, repeat_batch_size
 from tasks.evaluate.models_under_test.means import mean_values
 from tasks.evaluate.models_under_test.model_under_test import MODEL_PORTS, ModelUnderTest, list_models
+from tasks.shared.engines.registry import Needs
 from tasks.shared.errors import ConfigError, DataError, ErrorList, TechniqueError
 from tasks.shared.forecast import Forecast, Workload
 from tasks.shared.formats.records import Better, Figure
@@ -99,6 +100,10 @@ class LmEval:
                 f"{where}.metrics", f"no task {', '.join(strange)} here", ", ".join(self.tasks) or "a task"
             )
         yield from self._places.problems(self.tasks, self.include_code, where)
+
+    def engine_needs(self) -> Needs:
+        """Probabilities of the tokens of a given text, which the harness sums over each choice."""
+        return Needs(("distribution",))
 
     def forecast(self, work: Workload) -> Forecast:
         """All items of all tasks, read once per choice."""

@@ -151,7 +151,7 @@ class Perplexity:
         if corpus is None:
             raise nothing_to_score(f"steps.{step}")
         split = read_test_split(corpus.path)
-        rows = answered_rows(split.rows, corpus.path)
+        rows = answered_rows(split.rows, str(corpus.path / "test.jsonl"))
         return answer_documents(rows, split.tags), unanswered_note(len(split.rows), len(rows))
 
     def _item(self, measure: str, document: Document, losses: Mapping[str, DocumentLoss]) -> ItemScore:

@@ -4,12 +4,14 @@ A step that measures counts them (`CountsItems`), in the corpus if it exists, el
 decides says what so many items cannot show (`NeedsItems`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from tasks.shared.errors import StillroomError
+from tasks.shared.formats.rows import Row
+from tasks.shared.formats.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -29,17 +31,49 @@ class Items:
 
 
 @dataclass(frozen=True)
+class RowSample:
+    """Rows that a corpus which does not exist yet will be made of.
+
+    where: file that they are in.  tasks: by name.  whole: no other row can be in the corpus.
+    """
+
+    where: str
+    rows: Sequence[Row]
+    tasks: Mapping[str, Task]
+    whole: bool
+
+
+@runtime_checkable
+class PreviewsRows(Protocol):
+    """A technique that can tell before it runs which rows it will write."""
+
+    def preview_rows(self, source: RowSample | None) -> RowSample | None:
+        """Return rows that the test split will be taken from; None if it cannot tell.
+
+        source: rows of the step's input.  Raises StillroomError for files that the step would refuse.
+        """
+        ...
+
+
+@dataclass(frozen=True)
 class ItemSources:
     """Data that a step measures on.
 
     corpus: the one that it reads; None before it exists, or if it reads none.
     rows: test rows of the corpus, by forecast.
     items: of the scores that it reads, by measure.
+    sample: rows of a corpus that does not exist yet, if they are known.
     """
 
     corpus: Path | None
     rows: int
     items: Mapping[str, Items]
+    sample: RowSample | None = None
+
+    @property
+    def all_rows(self) -> RowSample | None:
+        """The sample, if it holds every row of the coming corpus."""
+        return self.sample if self.sample and self.sample.whole else None
 
     def at_most(self, limit: int) -> int:
         """Return the number of rows that a step with this limit uses at most; 0 means no limit."""

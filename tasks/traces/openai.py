@@ -14,6 +14,7 @@ from pydantic.dataclasses import dataclass
 from tasks.shared.engines.embedded_server import serve_embedded
 from tasks.shared.engines.endpoint_settings import check_url, read_key
 from tasks.shared.engines.openai_endpoint import connect, for_each
+from tasks.shared.engines.registry import Needs
 from tasks.shared.engines.sample_store import Sample, SampleStore, answer_file
 from tasks.shared.errors import ConfigError, DataError
 from tasks.shared.forecast import REQUEST_S, Forecast, Workload, forecast_light
@@ -21,7 +22,7 @@ from tasks.shared.formats.articles import read_articles
 from tasks.shared.formats.rows import Row, read_rows
 from tasks.shared.formats.tasks import read_tasks
 from tasks.shared.progress import progress_bar
-from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun, Upstream
+from tasks.shared.technique import WEIGHTS, Inputs, Kind, Metrics, Port, Spec, StepRun, Upstream
 from tasks.traces.account import effort
 from tasks.traces.budget import CapReached, Purse
 from tasks.traces.jobs import make_jobs
@@ -48,7 +49,7 @@ class OpenAI(TeacherSettings):
 
     spec: ClassVar[Spec] = Spec(
         summary="Answers of a teacher behind an OpenAI-compatible endpoint or in llama.cpp; keeps those that its answer key, form or a judge accepts",
-        ports={"teacher": Port((Kind.MODEL,), optional=True), "prompts": Port((Kind.CORPUS,))},
+        ports={"teacher": Port(WEIGHTS, optional=True), "prompts": Port((Kind.CORPUS,))},
         produces=Kind.TRACES,
         libraries=("xllamacpp", "httpx", "tenacity"),
         unkeyed=frozenset({"api_key_env", "concurrency", "timeout_s", "max_attempts", "embedded.port"}),
@@ -69,6 +70,10 @@ class OpenAI(TeacherSettings):
         """Yield an error if there is no teacher."""
         if not self.base_url and not inputs.get("teacher"):
             yield no_teacher(where)
+
+    def engine_needs(self) -> Needs:
+        """llama.cpp for a teacher on this machine; nothing of one behind an endpoint."""
+        return Needs(engines=("llama.cpp",), ports=() if self.base_url else ("teacher",))
 
     def forecast(self, work: Workload) -> Forecast:
         """Seconds per request; the embedded server holds the teacher as it is on disk."""

@@ -13,6 +13,8 @@ from tasks.shared.formats.tasks import Task, TaskType
 from tasks.shared.grading.answer import read_answer
 from tasks.shared.grading.numbers import last_number
 
+STATED = "answers that state their label"
+UNSTATED = "answers that do not state their label in the task's layout"
 LONGEST_LABEL = 100
 """Characters of an answer that may be a label."""
 
@@ -38,8 +40,8 @@ def add_label(draft: Draft, task: Task, counts: Counter[str]) -> None:
         raise BadRow(
             "a label that the task does not list", repr(draft.label[:60]), "add it to task.labels, or correct the row"
         )
-    if answered and stated_label(final.content, task, strict=False) != draft.label:
-        counts["answers that do not state their label in the task's layout"] += 1
+    if answered:
+        counts[STATED if stated_label(final.content, task, strict=False) == draft.label else UNSTATED] += 1
     if not answered and task.type == "classification":
         _answer(draft, draft.label, task)
     draft.targets.append(Label(label=draft.label))

@@ -14,7 +14,7 @@ from typing import IO, Any
 from tasks.curate.reading.bad_rows import BadRow, Record
 from tasks.curate.reading.json_forms import LINES, has_rows, holds_records, is_one_object, json_form
 from tasks.curate.reading.json_records import parse_json, read_lines, read_values
-from tasks.curate.reading.tables import SAMPLE, Dialect, find_dialect, find_encoding, read_table
+from tasks.curate.reading.tables import SAMPLE, Dialect, cell_counts, find_dialect, find_encoding, read_table
 from tasks.shared.errors import DataError
 
 PACKED = {b"\x1f\x8b": ("gzip", gzip.open), b"BZh": ("bzip2", bz2.open), b"\xfd7zXZ": ("xz", lzma.open)}
@@ -22,6 +22,8 @@ STRANGE = (
     (b"PK\x03\x04", "a ZIP archive, or an Excel or Word file", "unpack it; save a sheet of Excel as CSV UTF-8"),
     (b"\x28\xb5\x2f\xfd", "packed with zstd", "unpack it: zstd -d FILE"),
     (b"version https://git-lfs", "a git-lfs pointer, not the file itself", "git lfs pull"),
+    (codecs.BOM_UTF32_LE, "text in UTF-32", "save it as UTF-8: iconv -f utf-32 -t utf-8 FILE"),
+    (codecs.BOM_UTF32_BE, "text in UTF-32", "save it as UTF-8: iconv -f utf-32 -t utf-8 FILE"),
     (b"%PDF", "a PDF file", "extract conversations from it first"),
     (b"SQLite format 3", "an SQLite database", "export a table as CSV or JSON lines"),
     (b"ARROW1", "an Arrow file", "save it as Parquet: dataset.to_parquet('data.parquet')"),
@@ -116,6 +118,10 @@ def _text(whole: Container, head: bytes, part: str, encoding: str) -> Container:
     if not encoding:
         with whole.open() as stream:
             encoding = wide or find_encoding(stream)
+        if not encoding:
+            got = f"text that is neither UTF-8 nor in a Western encoding: {head.splitlines()[-1][:40]!r}"
+            fix = "name its encoding, such as encoding=shift_jis, gb18030, big5, euc-kr, cp1251 (Cyrillic) or cp1253 (Greek)"
+            raise DataError(str(whole.path), got, WANTED, fix)
     lines = [line.strip() for line in text.splitlines()[:LINES] if line.strip()]
     if holds_records(lines):
         return as_json  # bad lines before the first good one
@@ -123,6 +129,12 @@ def _text(whole: Container, head: bytes, part: str, encoding: str) -> Container:
     if dialect is None and b"\r" in head and b"\n" not in head:
         got = "lines that end with carriage returns alone, as on old Macs"
         raise DataError(str(whole.path), got, WANTED, f"tr '\\r' '\\n' < {whole.path.name} > new{whole.path.suffix}")
+    if dialect is None and (cells := cell_counts(head, encoding))[0]:
+        widths = ", ".join(f"{count} with {width}" for width, count in list(cells[1].items())[:6])
+        got = f"text whose lines, split at {cells[0]!r}, have different numbers of cells: {widths}"
+        raise DataError(
+            str(whole.path), got, WANTED, "quote cells that hold the delimiter, and give every line the header's cells"
+        )
     if dialect is None:
         got = f"text without columns: {text.splitlines()[0][:80]!r}"
         raise DataError(str(whole.path), got, WANTED, "name its columns, or write one JSON object per line")

@@ -19,10 +19,6 @@ from tasks.shared.formats.tasks import FILE as TASKS_FILE
 from tasks.shared.formats.tasks import Task, read_tasks
 from tasks.shared.paths import user_path
 
-SAMPLED_BYTES = 1 << 20
-"""Bytes at the beginning of a file whose lines are counted for a forecast."""
-BYTES_PER_ROW = 300
-"""Typical size of a conversation in a file, for forecasts."""
 ROWS_PER_S = 15_000
 """Rows read in a second."""
 SKIPPED = (".md", ".txt", ".py", ".yaml", ".yml", ".lock", ".html")
@@ -152,6 +148,7 @@ def write_file_rows(
         raise AssertionError(
             f"{path}: {account.read} records, {account.kept} rows, {quarantine.count - before} quarantined"
         )
+    reader.check(path)
     if not account.kept:
         raise DataError(path, "no rows", "at least one conversation", f"python -m flows.look {path}")
     return account
@@ -275,24 +272,3 @@ def _is_tasks_file(file: Path) -> bool:
         return False
     entries = content.values() if isinstance(content, dict) else [None]
     return all(isinstance(entry, dict) and {"type", "layout"} <= entry.keys() for entry in entries)
-
-
-def rows_in(path: str) -> int:
-    """Rows of a file or folder, by the mean length of the lines at the beginning of each file.
-
-    A file without line breaks there (Parquet, a JSON array in one line) is guessed from its bytes.
-    """
-    if not path:
-        return 0
-    file = key_files(path)[0]
-    return max(1, sum(_rows_of(one) for one in ([file] if file.is_file() else file.rglob("*")) if one.is_file()))
-
-
-def _rows_of(file: Path) -> int:
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        head = stream.read(SAMPLED_BYTES)
-    lines = head.count(b"\n")
-    if head[:4] == b"PAR1" or lines < 2:
-        return size // BYTES_PER_ROW
-    return lines if len(head) == size else size * lines // (head.rindex(b"\n") + 1)

@@ -2,18 +2,20 @@
 
 import hashlib
 import itertools
+import json
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ValidationError
 
-from tasks.curate.reading.answer_keys import add_label, add_targets
+from tasks.curate.reading.answer_keys import STATED, UNSTATED, add_label, add_targets
 from tasks.curate.reading.bad_rows import BadRow, Record
 from tasks.curate.reading.drafts import Columns, Draft, as_text
 from tasks.curate.reading.mapping import lookup, read_mapped, to_number
 from tasks.curate.reading.settings import ReadSettings
 from tasks.curate.reading.table_layouts import LABELS
+from tasks.shared.errors import DataError
 from tasks.shared.formats.rows import Message, Row, Source
 from tasks.shared.formats.targets import Choice
 from tasks.shared.formats.tasks import DEFAULT_TASK, Task, default_task
@@ -32,6 +34,7 @@ class RowReader:
 
     settings: of the step.  known: tasks by name of rows that name their own.
     formats: records by format.  remarks: rows by what was taken for something.  tasks: by name, of the rows so far.
+    stated: number of answers that state their label.  unstated: first row whose answer does not.
     """
 
     def __init__(self, settings: ReadSettings, known: Mapping[str, Task] | None = None) -> None:
@@ -43,6 +46,8 @@ class RowReader:
         self.remarks: Counter[str] = Counter()
         self.left_out: Counter[str] = Counter()
         self.tasks: dict[str, Task] = {}
+        self.stated = 0
+        self.unstated: Row | None = None
 
     def _with_layout(self, entry: Mapping[str, Any]) -> Task:
         task = Task.model_validate(entry)
@@ -77,8 +82,31 @@ class RowReader:
                 raise BadRow("half of a surrogate pair in a text", "", "repair the escape sequence \\ud8xx") from error
             raise
         self.formats[draft.layout] += 1
-        self.remarks.update(counts)
+        self.stated += counts.pop(STATED, 0)
+        if counts[UNSTATED] and self.unstated is None:
+            self.unstated = row
+        self.remarks.update(+counts)
         return row
+
+    def check(self, where: str) -> None:
+        """Raise DataError if rows have labels and no answer states its own: they would be trained to give none.
+
+        where: file of the rows.
+        """
+        row = self.unstated
+        if row is None or self.stated:
+            return
+        task = self.tasks[row.task]
+        got = (
+            f"none of {self.remarks[UNSTATED]} answers states its label; first: line {row.source.line}, label {row.label[:60]!r}, "
+            f"answer {row.answer[:60]!r}"
+        )
+        wanted = f"answers that state their label in the layout {task.layout} of the task (type {task.type})"
+        fix = (
+            "leave the answer out of map, so that the label is the answer; or name another column as label; or task: {type: chat}, which "
+            "keeps the answers and makes the label a tag"
+        )
+        raise DataError(where, got, wanted, fix)
 
     def _own(self, draft: Draft, record: Any) -> Row:
         """A row in the schema of the corpus as it is, unless settings give another task or group."""
@@ -124,7 +152,9 @@ class RowReader:
         key = as_text(lookup(value, own) if isinstance(value, dict) and own else None).strip()
         draft.used.add(own)
         tags = self._tags(draft, columns)
-        if draft.label and name == DEFAULT_TASK and not self.given:  # nothing says how an answer would state it
+        if (
+            draft.label and task.layout == "none" and task.type != "classification"
+        ):  # nothing says how an answer would state it
             tags["label"], draft.label = draft.label, None
             counts["labels beside free answers became tags; a task with a layout grades them"] += 1
         if task.type == "classification" and draft.label is None:
@@ -210,6 +240,14 @@ def _clean_end(draft: Draft, counts: Counter[str]) -> None:
         raise BadRow("no text", got, "delete these rows")
 
 
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
 def _remark_order(messages: list[Message], counts: Counter[str]) -> None:
     """Count what chat templates may not expect; the messages stay as they are."""
     talk = [message.role for message in messages if message.role not in {"system", "developer"}]
@@ -222,6 +260,9 @@ def _remark_order(messages: list[Message], counts: Counter[str]) -> None:
         "the last turn is not the assistant's": bool(talk) and talk[-1] != "assistant",
         "several system turns": len(system) > 1,
         "a system turn after the first turn": bool(system) and system[-1] >= len(system),
+        "tool calls whose arguments are not JSON": not all(
+            _is_json(call.arguments) for message in messages for call in message.tool_calls
+        ),
         "NUL characters": any("\0" in message.content for message in messages),
         "empty messages": any(not (message.content.strip() or message.tool_calls) for message in messages),
     }

@@ -14,6 +14,8 @@ from tasks.curate.reading.bad_rows import BadRow, Record
 DELIMITERS = (",", "\t", ";", "|")
 NAMES = {",": "CSV", "\t": "TSV", ";": "CSV with semicolons", "|": "text separated by |"}
 SAMPLE = 1 << 18
+RUNS = 0.5
+"""Largest share of a Western text's letters beyond ASCII that stand in runs of three or more."""
 KNOWN = frozenset({
     "text", "utterance", "label", "intent", "category", "class", "question", "answer", "prompt", "completion",
     "response", "instruction", "input", "output", "query", "context", "id", "user", "assistant", "system", "messages",
@@ -42,14 +44,14 @@ class Dialect:
 
 
 def find_encoding(stream: IO[bytes]) -> str:
-    """Find the encoding of a text.
+    """Find the encoding of a text; "" for text that is neither UTF-8 nor in a Western alphabet.
 
     By its byte order mark, UTF-8 if it is valid, else cp1252 or latin-1.
-
-
     Text that holds valid UTF-8 beyond ASCII and faults besides is UTF-8 with bad lines.
+    In Western text, letters beyond ASCII stand alone or in pairs; in Shift-JIS, GB 18030 or Cyrillic code pages they stand in runs.
     """
     good, bad, undefined = 0, 0, False
+    beyond, in_runs = 0, 0
     for number, raw in enumerate(iter(lambda: stream.readline(SAMPLE), b"")):
         if number == 0 and raw.startswith(codecs.BOM_UTF8):
             return "utf-8-sig"
@@ -63,8 +65,12 @@ def find_encoding(stream: IO[bytes]) -> str:
         except UnicodeDecodeError:
             bad += 1
             undefined = undefined or bool(re.search(rb"[\x81\x8d\x8f\x90\x9d]", raw))
+            runs = [len(run) for run in re.findall(rb"[\x80-\xff]+", raw)]
+            beyond, in_runs = beyond + sum(runs), in_runs + sum(run for run in runs if run > 2)
     if good or not bad:
         return "utf-8"
+    if in_runs > RUNS * beyond:
+        return ""
     return "latin-1" if undefined else "cp1252"
 
 
@@ -101,6 +107,15 @@ def find_dialect(head: bytes, encoding: str) -> Dialect | None:
     )
     numbered = tuple(f"column{place}" for place in range(1, len(first) + 1))
     return Dialect(encoding, best[2], names if header else numbered, header, skip)
+
+
+def cell_counts(head: bytes, encoding: str) -> tuple[str, dict[int, int]]:
+    """Return the delimiter that splits most lines of a text, and the number of lines by their cells; "" if none does."""
+    text = head.decode(encoding, "replace")
+    found = {delimiter: Counter(len(row) for row in _rows(text, delimiter)) for delimiter in DELIMITERS}
+    best = max(DELIMITERS, key=lambda delimiter: sum(found[delimiter].values()) - found[delimiter][1])
+    split = sum(count for width, count in found[best].items() if width > 1)
+    return (best, dict(sorted(found[best].items()))) if 2 * split > sum(found[best].values()) else ("", {})
 
 
 def _rows(text: str, delimiter: str) -> list[list[str]]:

@@ -1,5 +1,6 @@
 """Settings that say how rows are split, and what happens to copies across the splits."""
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, model_validator
@@ -42,6 +43,11 @@ class SplitSettings:
     def shares(self) -> dict[Split, float]:
         """Shares of the splits that may be taken from the rows."""
         return {"test": self.test_share, "calibration": self.calibration_share}
+
+    def expect(self, rows: int, missing: Sequence[Split] = ("test", "calibration")) -> dict[Split, int]:
+        """Return the expected number of rows by split, if the missing splits are taken from so many rows."""
+        taken = {split: min(self.most[split], int(rows * self.shares[split])) for split in missing}
+        return {"train": rows - sum(taken.values()), **taken}
 
     @property
     def most(self) -> dict[Split, int]:

@@ -12,6 +12,7 @@ from tasks.shared.formats.articles import question_of
 from tasks.shared.formats.rows import Row, read_rows, spread
 from tasks.shared.formats.targets import Labels
 from tasks.shared.formats.tasks import Task, read_tasks
+from tasks.shared.items import RowSample
 
 SHOWN = 5
 
@@ -56,6 +57,11 @@ def read_test_items(corpus: Path, limit: int) -> list[TestItem]:
     """
     rows = read_rows(corpus / "test.jsonl")
     return TestSplit(rows, read_tasks(corpus, {row.task for row in rows}), {}).items(spread(rows, limit))
+
+
+def sample_items(sample: RowSample) -> list[TestItem]:
+    """Return rows of a corpus that does not exist yet, with their tasks and without labels."""
+    return TestSplit(sample.rows, sample.tasks, {}).items(sample.rows)
 
 
 def read_test_rows(corpus: Path) -> list[Row]:

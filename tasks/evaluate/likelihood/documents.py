@@ -1,7 +1,6 @@
 """Documents that perplexity scores from a corpus."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from tasks.evaluate.grading.eval_rows import last_question
 from tasks.shared.errors import DataError
@@ -10,15 +9,15 @@ from tasks.shared.items import Items, ItemSources
 from tasks.shared.text.files import Document
 
 
-def answered_rows(rows: Sequence[Row], corpus: Path) -> list[Row]:
+def answered_rows(rows: Sequence[Row], where: str) -> list[Row]:
     """Return the rows with an answer in words, which can be read token by token.
 
-    Raises DataError if there is none.
+    where: their file.  Raises DataError if there is none.
     """
     found = [row for row in rows if row.answer.strip()]
     if not found:
         got = f"none of {len(rows)} rows ends with an answer in words"
-        raise DataError(str(corpus / "test.jsonl"), got, "at least one", "leave this step out for such a corpus")
+        raise DataError(where, got, "at least one", "leave this step out for such a corpus")
     return found
 
 
@@ -27,10 +26,14 @@ def count_answers(sources: ItemSources, limit: int) -> Items:
 
     limit: of the step; 0 for none.  Raises DataError for a corpus without any.
     """
-    if sources.corpus is None:
-        return Items(sources.at_most(limit), binary=False, exact=False)
-    found = len(answered_rows(read_rows(sources.corpus / "test.jsonl"), sources.corpus))
-    return Items(min(limit or found, found), binary=False, exact=False)
+    if sources.corpus is not None:
+        file = sources.corpus / "test.jsonl"
+        found = len(answered_rows(read_rows(file), str(file)))
+        return Items(min(limit or found, found), binary=False, exact=False)
+    most = sources.at_most(limit)
+    if sample := sources.all_rows:
+        most = min(most, len(answered_rows(sample.rows, sample.where)))
+    return Items(most, binary=False, exact=False)
 
 
 def unanswered_note(rows: int, found: int) -> list[str]:

@@ -3,6 +3,7 @@
 The plan runs it in a child process, since it needs torch.  An edit here re-keys no training.
 """
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,16 @@ def find_fault(path: Path) -> ModelError | None:
     """Return the error that loading the model and its tokenizer would raise, or None.
 
     Tensors are compared by name and shape: transformers itself loads the files onto the meta device, which holds no data.
+    Logs nothing below an error: what loading chooses, such as a pad token, is logged by the steps that load the model.
     """
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
         _check(path)
     except ModelError as error:
         return error
+    finally:
+        logging.disable(before)
     return None
 
 

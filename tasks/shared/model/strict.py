@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.shared.errors import ModelError, StillroomError
-from tasks.shared.model.gguf_files import read_gguf_header
+from tasks.shared.model.gguf_files import GgufHeader, read_gguf_header
 from tasks.shared.model.weight_files import shown
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ LEFT_OVERS = {
 }
 ROPE_FACTORS = re.compile(r"^rope_(freqs|factors_\w+)\.weight$")
 """Scaling of rotary frequencies in GGUF files, which transformers drops: the model would be another one."""
+SCALING_TYPES = ("linear", "yarn", "longrope")
 WANTED = "files that fill every tensor of the model once; transformers would fill holes with random numbers"
 SAVE_AGAIN = "use the config.json and weights of one save; save again with save_pretrained"
 TARGET = re.compile(r"tensors destined for ([\w.]+?)\.? ")
@@ -116,7 +117,7 @@ def check_gguf_tensors(file: Path, config: "PretrainedConfig") -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    if found := [name for name in read_gguf_header(file).tensors if ROPE_FACTORS.search(name)]:
+    if found := _rope_scaling(read_gguf_header(file)):
         raise ModelError(
             str(file),
             f"scaled rotary frequencies ({shown(found)}), which transformers drops on reading a GGUF",
@@ -126,6 +127,18 @@ def check_gguf_tensors(file: Path, config: "PretrainedConfig") -> None:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     refuse_misfit(file, _gguf_misfit(file, model))
+
+
+def _rope_scaling(header: GgufHeader) -> list[str]:
+    """Return the tensors and fields that scale rotary frequencies; transformers reads those of gpt-oss only."""
+    found = [name for name in header.tensors if ROPE_FACTORS.search(name)]
+    prefix = f"{header.architecture}.rope."
+    kind, factor = header.fields.get(f"{prefix}scaling.type"), header.fields.get(f"{prefix}scaling.factor", 1.0)
+    if kind in SCALING_TYPES and factor != 1.0 and header.architecture != "gpt-oss":
+        found.append(f"rope.scaling: {kind} by {factor:g}")
+    if (earlier := header.fields.get(f"{prefix}scale_linear", 1.0)) != 1.0:
+        found.append(f"rope.scale_linear: {earlier:g}")
+    return found
 
 
 def _gguf_misfit(file: Path, model: "PreTrainedModel") -> dict[str, Any]:

@@ -12,6 +12,7 @@ from flows.look import main
 from flows.looking.starter import USUAL
 from flows.planning.config import compose_recipe
 from flows.planning.plan import find_technique
+from tasks.curate.jsonl import Jsonl
 from tasks.distill.sft import SFT
 from tests.chat_files import chat, question, write
 from tests.tiny_tokenizers import llama3_like
@@ -44,7 +45,7 @@ def test_a_table_is_named_and_counted(table, capsys) -> None:
         "CSV in utf-8: 81 texts (text) with labels (intent)", "82, all looked at", "81 usable", "type classification, label layout alone", "assistant, label",
         "records that cannot be read: 1", "a row with too many or too few cells", "line 83", "5 labels in 81 rows",
         "labels with 5 rows or fewer, 1 in all: rare label",
-        "8 (test_share=0.1)", "69 requests", "at 1 and 2 per million", "not detected: py3langid",
+        "8 (test_share=0.1)", "70 requests", "at 1 and 2 per million", "not detected: py3langid",
     ):  # fmt: skip
         assert words in shown, words
 
@@ -176,3 +177,40 @@ def test_a_file_that_is_no_data_ends_with_a_message(tmp_path: Path, capsys) -> N
     code, shown = look(capsys, str(file))
     assert code == 2 and "ZIP" in shown and "Traceback" not in shown
     assert look(capsys, str(tmp_path / "nowhere"))[0] == 2
+
+
+def sums(number: int, answer: str) -> dict[str, str]:
+    return {"question": question(number), "answer": answer.format(number)}
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "measure"),
+    [
+        ("She has {0} of them.\n#### {0}", "reasoning", "value"),
+        ("So it is \\boxed{{{0}}} in all.", "reasoning", "value"),
+        ('{{"count": {0}, "item": "kettle"}}', "extraction", "json_exact"),
+        ("#### {0} reasons\nThe first is the price.", "chat", "rouge_l"),
+        ("It is {0}.", "chat", "rouge_l"),
+    ],
+)
+def test_answers_suggest_the_task_and_its_measure(tmp_path: Path, capsys, answer: str, kind: str, measure: str) -> None:
+    path = write(tmp_path / "rows.jsonl", *(sums(number, answer) for number in range(40)))
+    recipe = tmp_path / "conf" / "recipe" / "my.yaml"
+    code, shown = look(capsys, path, "--write", str(recipe))
+    corpus = yaml.safe_load(recipe.read_text("utf-8").partition("steps:\n")[2])["corpus"]
+    assert code == 0 and f"type {kind}" in shown and f"margins: {{{measure}: 0.05}}" in recipe.read_text("utf-8")
+    assert corpus.get("task", {"type": "chat"}) == {"type": kind}
+    assert ("40 of 40 answers" in " ".join(shown.split())) == (kind != "chat")
+    code, shown = look(capsys, path, "--task", "chat")
+    assert code == 0 and "type chat" in shown and "40 of 40" not in shown, "the user's word counts"
+
+
+def test_the_test_rows_are_those_of_the_plan(table, capsys) -> None:
+    expected = Jsonl(path=table).expected_rows()
+    assert expected == Jsonl(path=table).forecast(None).rows  # type: ignore[arg-type]
+    code, shown = look(capsys, table)
+    assert (
+        code == 0
+        and f"{expected.test} (test_share=0.1)" in shown
+        and f"be {expected.train} requests" in " ".join(shown.split())
+    )

@@ -76,3 +76,28 @@ def test_a_capability_that_is_missing_is_named(recipe: dict[str, Any], monkeypat
     assert "inputs.candidates: exported" in found and "transformers lacks distribution" in found
     assert "which needs labels" in problems(recipe, "generation.Generation", "int4", measures=["label"])
     assert not problems(recipe, "generation.Generation", "int4", measures=["label"], label="written")
+
+
+@pytest.mark.parametrize(("target", "port"), [("traces.openai.OpenAI", "teacher"), ("evaluate.judge.Judge", "judge")])
+def test_a_teacher_or_judge_on_this_machine_is_a_gguf(recipe: dict[str, Any], target: str, port: str) -> None:
+    answers = {"_target_": "tasks.evaluate.generation.Generation", "inputs": {"baseline": "models.dense"}}
+    read = {"prompts": "corpus"} if port == "teacher" else {"answers": "answers"}
+
+    def refused(name: str, **settings: str) -> str:
+        step = {"_target_": f"tasks.{target}", "inputs": {**read, port: name}, **settings}
+        try:
+            build_plan({**recipe, "steps": {**recipe["steps"], "answers": answers, "asking": step}})
+        except ErrorList as error:
+            return str(error)
+        return ""
+
+    assert f"steps.asking.inputs.{port}: models.dense, whose weights are dense: no engine runs them" in refused(
+        "models.dense"
+    )
+    assert "llama.cpp does not run packed weights" in refused("int4")
+    assert not refused("models.served") and not refused("exported")
+    assert not refused("models.dense", base_url="http://localhost:80/v1", model="m"), "the endpoint answers instead"
+    served = Path(recipe["models"]["served"]["path"])
+    served.rename(Path(recipe["models"]["dense"]["path"]) / served.name)
+    del recipe["models"]["served"]
+    assert not refused("models.dense"), "a GGUF beside other weights"

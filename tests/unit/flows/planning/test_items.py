@@ -14,12 +14,14 @@ from flows.planning.estimate import estimate_plan
 from flows.planning.plan import build_plan
 from flows.planning.session import Session
 from flows.planning.status import Status
+from tasks.curate.reading import preview
 from tasks.evaluate.generation import Generation
 from tasks.shared.errors import ErrorList
 from tasks.shared.formats.rows import Message, Row, write_rows
 from tasks.shared.formats.targets import Facts, Number
 from tasks.shared.formats.tasks import Task, write_tasks
 from tasks.shared.items import ItemFindings
+from tests.chat_files import chat, question, write
 from tests.tiny_llama import save_tiny
 
 
@@ -119,3 +121,40 @@ def test_the_plan_shows_them_and_ends_in_the_error(tmp_path: Path) -> None:
     console.file.close()
     assert "label: up to 40 test items; only enough to decide a margin of" in text and "(yours: 5 points)" in text
     assert text.index("models.teacher") < text.index("only enough") < text.index("warning steps.verdict: label")
+
+
+def on_file(tmp_path: Path, path: str, margins: dict[str, float], steps: dict[str, Any] | None = None) -> ItemFindings:
+    """Check a plan whose corpus is not made of this file yet."""
+    own = recipe(save_tiny(tmp_path / "model"), margins)
+    del own["steps"]["corpus"]
+    own["steps"] |= steps or {
+        "corpus": {"_target_": "tasks.curate.jsonl.Jsonl", "path": path, "task": {"type": "reasoning"}}
+    }
+    plan, runtime = build_plan(own), Runtime(root=str(tmp_path))
+    status = {step.name: Status(False) for step in plan.steps}
+    return module.check_items(Session(plan, runtime), status, estimate_plan(plan, runtime))
+
+
+def test_a_measure_that_no_row_of_the_file_can_have_is_an_error_before_the_corpus_exists(tmp_path: Path) -> None:
+    rows = [chat(question(number), f"It is #### {number}" if number < 9 else "No idea.") for number in range(200)]
+    path = write(tmp_path / "rows.jsonl", *rows)
+    found = on_file(tmp_path, path, {"value": 0.1, "label": 0.1})
+    assert [str(error).split(":")[0] for error in found.errors] == ["steps.verdict.margins.label"]
+    assert [(one.measure, str(one.items)) for one in found.decidable] == [("value", "up to 9")]
+    steps = {
+        "rows": {"_target_": "tasks.curate.read.Read", "path": path},
+        "corpus": {"_target_": "tasks.curate.split.Split"},
+    }
+    (error,) = on_file(tmp_path, path, {"value": 0.1}, steps).errors
+    assert "margins.value: no test item has this measure" in str(error) and "rouge_l" in str(error)
+
+
+def test_a_file_that_the_step_would_refuse_is_an_error_of_the_plan(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", *(chat(question(number), "Yes.") for number in range(9)), {"a": 1}, {"b": 2})
+    assert "2 of 11 records cannot be read" in str(on_file(tmp_path, path, {"value": 0.1}).errors[0])
+
+
+def test_the_beginning_of_a_larger_file_proves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preview, "PREVIEWED", 10)
+    path = write(tmp_path / "rows.jsonl", *(chat(question(number), "Yes.") for number in range(11)))
+    assert not on_file(tmp_path, path, {"value": 0.1}).errors

@@ -1,5 +1,6 @@
 """Source models are checked in full before anything runs, once for the same content."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,20 @@ def test_a_sound_model_is_checked_once_until_it_changes(tmp_path: Path, here: li
     with pytest.raises(ErrorList, match="its tokenizer cannot be loaded"):
         check_models(planned(folder), tmp_path)
     assert here == [folder] * 3, "a fault is not remembered"
+
+
+def test_a_plan_that_is_only_shown_is_checked_in_silence(
+    tmp_path: Path, here: list[Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = save_tiny(tmp_path / "model", build_model(num_hidden_layers=1))
+    settings = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
+    settings.pop("pad_token", None)
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), "utf-8")
+    caplog.set_level("INFO")
+    check_models(planned(folder), tmp_path / "shown", quiet=True)
+    assert here == [folder] and not caplog.messages
+    check_models(planned(folder), tmp_path / "run")
+    assert caplog.messages == ["models.mine: comparing its tensors with its configuration"]
 
 
 def test_the_note_is_in_the_store(tmp_path: Path, here: list[Path]) -> None:

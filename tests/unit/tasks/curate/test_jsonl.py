@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tasks.curate.jsonl import Jsonl, read_split
-from tasks.curate.reading.files import rows_in
+from tasks.curate.reading.preview import rows_in
 from tasks.curate.support import Support
 from tasks.shared.errors import ConfigError, DataError, ErrorList
 from tasks.shared.formats.rows import Row, read_rows
@@ -171,6 +171,47 @@ def test_the_forecast_counts_lines_of_a_large_file_by_its_beginning(tmp_path: Pa
     path = write(tmp_path / "rows.jsonl", *(chat(question(n), "x" * 900) for n in range(2500)))
     assert Path(path).stat().st_size > 2 << 20
     assert rows_in(path) == pytest.approx(2500, rel=0.02)
+
+
+def test_the_forecast_counts_records_of_other_formats(tmp_path: Path) -> None:
+    import gzip
+
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    lines = ["text,label", *(f'"{question(n)}\nPlease.",label {n % 3}' for n in range(90))]
+    (tmp_path / "rows.csv").write_text("\n".join(lines), "utf-8")
+    parquet.write_table(pa.table({"text": [question(n) for n in range(70)]}), tmp_path / "rows.parquet")
+    rows = "".join(json.dumps(chat(question(n), "word " * 300)) + "\n" for n in range(2500))
+    (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(rows.encode()))
+    (tmp_path / "torn.jsonl.gz").write_bytes(gzip.compress(rows.encode())[:2000])
+    counted = {name: rows_in(str(tmp_path / name)) for name in ("rows.csv", "rows.parquet", "torn.jsonl.gz")}
+    assert counted == {"rows.csv": 90, "rows.parquet": 70, "torn.jsonl.gz": 1}
+    assert rows_in(str(tmp_path / "rows.jsonl.gz")) == pytest.approx(2500, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "stated"),
+    [
+        ({"task": {"type": "classification"}}, False),
+        ({"task": {"type": "qa", "layout": "first_line"}}, False),
+        ({"task": {"type": "chat"}}, True),
+        ({"task": {"type": "classification"}, "map": {"user": "q", "label": "topic"}}, True),
+    ],
+)
+def test_labels_that_no_answer_states_are_refused_once(
+    tmp_path: Path, settings: dict[str, object], stated: bool
+) -> None:
+    rows = ({"q": question(n), "a": f"Answer {n}", "topic": f"label {n % 3}"} for n in range(60))
+    path, columns = write(tmp_path / "rows.jsonl", *rows), {"user": "q", "assistant": "a", "label": "topic"}
+    settings = {"map": columns, **settings}
+    if stated:
+        call(tmp_path / "out", path=path, **settings)
+        return
+    with pytest.raises(
+        DataError, match=r"none of 60 answers states its label; first: line 1, label 'label 0', answer 'Answer 0'"
+    ):
+        call(tmp_path / "out", path=path, **settings)
 
 
 def test_unknown_articles_and_repeated_ids(files, tmp_path: Path) -> None:

@@ -447,6 +447,12 @@ CASES: dict[str, Case] = {
         talk=[("system", "S"), ("user", "Where?"), ("assistant", "find")],
         fields={"label": "find", "tags": {"lang": "en"}},
     ),
+    "Japanese in the encoding that is named": Case(
+        "question,answer\n荷物は,明日\n".encode("shift_jis"),
+        settings={"encoding": "shift_jis"},
+        talk=[("user", "荷物は"), ("assistant", "明日")],
+        name="x.csv",
+    ),
     "customer and agent": Case(
         table(["Customer", "Agent", "source"], ["Where is it?", "On the way.", "web"]),
         talk=TALK,
@@ -754,6 +760,16 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     ),
     "a table of an old Mac": (b"question,answer\ra?,b\rc?,d\r", "carriage returns alone"),
     "Python's dictionaries": ((str(chat()) + "\n").encode() * 3, r"json.dumps\(row\)"),
+    "lines of different width": (
+        b"question,answer\n" + b"a?,b\nc?,d,e\n" * 20,
+        r"(?s)split at ',', have different numbers of cells: 21 with 2, 20 with 3.*quote cells",
+    ),
+    "Japanese in Shift-JIS": (
+        "質問,答え\n荷物はどこですか,明日届きます\n".encode("shift_jis"),
+        r"neither UTF-8 nor in a Western.*encoding=shift_jis",
+    ),
+    "Russian in cp1251": ("вопрос,ответ\nгде посылка,завтра\n".encode("cp1251"), r"neither UTF-8 nor in a Western"),
+    "UTF-32": ("question,answer\na?,b\n".encode("utf-32"), "text in UTF-32"),
     "running text": (b"Dear diary,\nit was a dark and stormy night.\n", "text without columns"),
     "templated texts": (
         lines({"text": "<|im_start|>user\nHi<|im_end|>"}),

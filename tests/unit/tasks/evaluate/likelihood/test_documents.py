@@ -98,9 +98,9 @@ def test_only_answers_in_words_are_read(tmp_path: Path) -> None:
         support_row(id="b", group="g", messages=(ask,)),
         support_row(id="c", group="g", messages=(ask, Message(role="assistant", tool_calls=({"name": "look_up"},)))),
     ]
-    assert [row.id for row in answered_rows(rows, tmp_path)] == ["a"]
+    assert [row.id for row in answered_rows(rows, "rows")] == ["a"]
     assert unanswered_note(3, 1) == [
         "2 of 3 test rows have no answer in words and are left out."
     ] and not unanswered_note(3, 3)
     with pytest.raises(DataError, match="none of 2 rows ends with an answer in words"):
-        answered_rows(rows[1:], tmp_path)
+        answered_rows(rows[1:], "rows")

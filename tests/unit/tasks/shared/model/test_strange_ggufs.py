@@ -48,9 +48,8 @@ def rewritten(
         else:
             writer.add_key_value(key, field.contents(), kind)
     for key, value in (fields or {}).items():
-        writer.add_key_value(
-            key, value, gguf.GGUFValueType.STRING if isinstance(value, str) else gguf.GGUFValueType.UINT16
-        )
+        kinds = {str: gguf.GGUFValueType.STRING, float: gguf.GGUFValueType.FLOAT32}
+        writer.add_key_value(key, value, kinds.get(type(value), gguf.GGUFValueType.UINT16))
     for tensor in source.tensors:
         if drop not in tensor.name and tensor.name not in more:
             writer.add_tensor(tensor.name, numpy.array(tensor.data))
@@ -80,6 +79,7 @@ MISFITS = {
     "a bias": ({"tensors": {"blk.0.attn_q.bias": (64,)}}, r"not in the model \(blk\.0\.attn_q\.bias\)"),
     "another shape": ({"tensors": {"blk.0.ffn_up.weight": (100, 64)}}, r"up_proj\.weight is 100x64, not 128x64"),
     "scaled rotary frequencies": ({"tensors": {"rope_freqs.weight": (8,)}}, r"scaled rotary frequencies.*original Hugging Face folder"),
+    "yarn": ({"fields": {"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0}}, r"scaled rotary frequencies \(rope.scaling: yarn by 4\)"),
 }  # fmt: skip
 
 
