@@ -13,7 +13,7 @@ from tasks.shared.model.configuration import load_config
 from tasks.shared.model.prompts import settle_template
 from tasks.shared.model.repairs import drop_tokens_without_row, make_writable, settle_pad
 from tasks.shared.model.strict import check_gguf_tensors, one_message, refuse_misfit
-from tasks.shared.model.templates import CHATML, plain_template
+from tasks.shared.model.templates import CHATML, PROGRAM_ERRORS, plain_template
 from tasks.shared.model.weights import check_source, is_gguf, quick_gguf
 from tasks.shared.progress import no_foreign_bars
 
@@ -214,6 +214,6 @@ def _writes_chatml(tokenizer: "PreTrainedTokenizerBase") -> bool:
             [tokenizer.apply_chat_template(talk, chat_template=template, tokenize=False, add_generation_prompt=asked) for asked in (True, False)]
             for template in (tokenizer.chat_template, CHATML)
         )  # fmt: skip
-    except TemplateError:  # it takes no system message
+    except (TemplateError, *PROGRAM_ERRORS):  # it takes no system message, or fails
         return False
     return own == plain

@@ -15,7 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.shared.errors import ModelError
 from tasks.shared.model.special_tokens import first_special, special_tokens
-from tasks.shared.model.templates import DATE, FOLDED, MERGED, has_clock, merging, pinned, plain_template, with_variable
+from tasks.shared.model.templates import (
+    DATE,
+    FOLDED,
+    MERGED,
+    PROGRAM_ERRORS,
+    has_clock,
+    merging,
+    pinned,
+    plain_template,
+    with_variable,
+)
 from tasks.shared.text.reasoning import CLOSE, OPEN, split_reasoning
 
 if TYPE_CHECKING:
@@ -278,7 +288,7 @@ def _written(
                 tokenize=False, add_generation_prompt=add_generation_prompt,
             )
         )  # fmt: skip
-    except (TemplateError, TypeError, AttributeError, LookupError, ValueError) as error:
+    except (TemplateError, *PROGRAM_ERRORS) as error:
         roles = ", ".join(str(turn["role"]) for turn in turns)
         system = any(turn["role"] == "system" for turn in turns)
         raise ModelError(

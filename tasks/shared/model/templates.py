@@ -15,6 +15,8 @@ DATE = date(2024, 7, 26)
 """Date that templates with a clock write; it is also the one that Llama 3's template falls back to."""
 CLOCKS = ("strftime_now", "date_string")
 """Function and variable from which templates take today's date."""
+PROGRAM_ERRORS = (TypeError, AttributeError, LookupError, ValueError, ArithmeticError, RecursionError)
+"""Exceptions of a template's program, besides jinja2's TemplateError: it divides by zero, or loops beyond the sandbox's limit."""
 HELD = "{#- The date is held still -#}"
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"

@@ -766,7 +766,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     ),
     "Japanese in Shift-JIS": (
         "質問,答え\n荷物はどこですか,明日届きます\n".encode("shift_jis"),
-        r"neither UTF-8 nor in a Western.*encoding=shift_jis",
+        r"(?s)neither UTF-8 nor in a Western.*encoding=shift_jis",
     ),
     "Russian in cp1251": ("вопрос,ответ\nгде посылка,завтра\n".encode("cp1251"), r"neither UTF-8 nor in a Western"),
     "UTF-32": ("question,answer\na?,b\n".encode("utf-32"), "text in UTF-32"),
