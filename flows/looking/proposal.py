@@ -22,7 +22,7 @@ class Proposal:
 
 
 def propose_task(sample: Sample) -> Proposal | None:
-    """Return the task that nearly all answers suggest; None for free answers, or where a task is known.
+    """Return the task that nearly all answers suggest; None for free answers or a known task.
 
     GSM8K's `#### 18` and a boxed number suggest reasoning, JSON an extraction, tool calls a task of tools.
     """
@@ -43,7 +43,10 @@ def _is_json(row: Row) -> bool:
 
 
 def _ends_with_number(row: Row) -> bool:
-    """Return True if the last line is `#### 18`, or a number stands in a box; a heading has other lines below it."""
+    """Return True if the last line is `#### 18`, or a number stands in a box.
+
+    A heading has other lines below it.
+    """
     text = row.answer.rstrip()
     marks = [match.end() for match in MARKED.finditer(text)]
     return last_number(text) is not None and ((bool(marks) and marks[-1] == len(text)) or bool(boxed_text(text)))

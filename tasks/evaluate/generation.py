@@ -114,7 +114,7 @@ class Generation:
         return forecast_evaluation(work, work.test_rows(self.limit) * ANSWERED_TOKENS)
 
     def count_items(self, sources: ItemSources) -> dict[str, Items]:
-        """Return the items by measure: counted in the corpus, else at most one per row that it may hold.
+        """Return the items by measure: counted in the corpus, else at most one per possible row.
 
         Raises DataError for a measure that no test row can have.
         """

@@ -21,7 +21,7 @@ class StillroomError(Exception):
         super().__init__("\n".join(parts))
 
     def within(self, place: str) -> "StillroomError":
-        """Return the error with `where` inside a place: `vote` within `steps.traces` is `steps.traces.vote`."""
+        """Return the error inside a place: `vote` within `steps.traces` is `steps.traces.vote`."""
         return type(self)(f"{place}.{self.where}", self.got, self.wanted, self.fix, self.retryable)
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -60,7 +60,7 @@ def data_files(where: str, path: str) -> list[tuple[Path, str]]:
 
 
 def split_files(path: str) -> dict[str, str]:
-    """Return the files of a folder with splits by the setting that takes each; empty for anything else.
+    """Return the files of a folder with splits, by setting; empty for anything else.
 
     Of several files for one split, the first by name.
     """

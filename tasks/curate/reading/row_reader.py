@@ -89,9 +89,9 @@ class RowReader:
         return row
 
     def check(self, where: str) -> None:
-        """Raise DataError if rows have labels and no answer states its own: they would be trained to give none.
+        """Raise DataError if rows have labels and no answer states its own.
 
-        where: file of the rows.
+        A model would learn to give none.  where: file of the rows.
         """
         row = self.unstated
         if row is None or self.stated:

@@ -110,7 +110,10 @@ def find_dialect(head: bytes, encoding: str) -> Dialect | None:
 
 
 def cell_counts(head: bytes, encoding: str) -> tuple[str, dict[int, int]]:
-    """Return the delimiter that splits most lines of a text, and the number of lines by their cells; "" if none does."""
+    """Return the delimiter that splits most lines of a text, and the lines by number of cells.
+
+    "" if none splits most lines.
+    """
     text = head.decode(encoding, "replace")
     found = {delimiter: Counter(len(row) for row in _rows(text, delimiter)) for delimiter in DELIMITERS}
     best = max(DELIMITERS, key=lambda delimiter: sum(found[delimiter].values()) - found[delimiter][1])

@@ -45,7 +45,7 @@ class SplitSettings:
         return {"test": self.test_share, "calibration": self.calibration_share}
 
     def expect(self, rows: int, missing: Sequence[Split] = ("test", "calibration")) -> dict[Split, int]:
-        """Return the expected number of rows by split, if the missing splits are taken from so many rows."""
+        """Return the expected rows by split, if the missing splits are taken from so many rows."""
         taken = {split: min(self.most[split], int(rows * self.shares[split])) for split in missing}
         return {"train": rows - sum(taken.values()), **taken}
 

@@ -45,7 +45,7 @@ class EndpointSettings:
     """More fields of each request, such as {reasoning_effort: low} or {chat_template_kwargs: {enable_thinking: false}}."""
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for a wrong URL, a URL and a model without the other, or a wrong `extra_body`."""
+        """Raise ConfigError for a wrong URL, a URL or model alone, or a wrong `extra_body`."""
         if self.base_url:
             check_url(self.base_url)
         if self.base_url and not self.model:

@@ -130,7 +130,10 @@ def check_gguf_tensors(file: Path, config: "PretrainedConfig") -> None:
 
 
 def _rope_scaling(header: GgufHeader) -> list[str]:
-    """Return the tensors and fields that scale rotary frequencies; transformers reads those of gpt-oss only."""
+    """Return the tensors and fields that scale rotary frequencies and that transformers drops.
+
+    It reads the fields of gpt-oss only.
+    """
     found = [name for name in header.tensors if ROPE_FACTORS.search(name)]
     prefix = f"{header.architecture}.rope."
     kind, factor = header.fields.get(f"{prefix}scaling.type"), header.fields.get(f"{prefix}scaling.factor", 1.0)
