@@ -7,11 +7,9 @@ decides says what so many items cannot show (`NeedsItems`).
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from tasks.shared.errors import StillroomError
-from tasks.shared.formats.rows import Row
-from tasks.shared.formats.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -34,12 +32,12 @@ class Items:
 class RowSample:
     """Rows that a corpus which does not exist yet will be made of.
 
-    where: file that they are in.  tasks: by name.  whole: no other row can be in the corpus.
+    where: file that they are in.  rows, tasks: as in `tasks/shared/formats`, tasks by name.  whole: no other row can be in the corpus.
     """
 
     where: str
-    rows: Sequence[Row]
-    tasks: Mapping[str, Task]
+    rows: Sequence[Any]
+    tasks: Mapping[str, Any]
     whole: bool
 
 
