@@ -41,9 +41,10 @@ def look(options: argparse.Namespace) -> None:
     from flows.looking.proposal import propose_task
     from flows.looking.sample import read_again, take_sample
     from flows.looking.starter import write_recipe
-    from tasks.curate.jsonl import Jsonl
     from tasks.curate.reading.files import split_files
     from tasks.curate.reading.settings import ReadSettings
+    from tasks.curate.splitting.settings import SplitSettings
+    from tasks.curate.splitting.splits import expected_rows
 
     given = read_settings(options)
     try:
@@ -59,7 +60,7 @@ def look(options: argparse.Namespace) -> None:
     if (proposal := propose_task(sample)) is not None:
         given["task"] = {"type": proposal.type}
         read_again(sample, ReadSettings(**given))
-    console, split = Console(), Jsonl(**files, **given)
+    console, split = Console(), SplitSettings()
     tables.show_splits(console, files)
     tables.show_file(console, path, sample)
     if proposal is not None:
@@ -81,7 +82,7 @@ def look(options: argparse.Namespace) -> None:
     tables.show_labels(console, figures.count_labels(sample.rows), len(sample.rows))
     tables.show_copies(console, figures.count_copies(sample.rows, split.max_similarity))
     tables.show_languages(console, sample)
-    expected = split.expected_rows()
+    expected = expected_rows(files, split, options.encoding)
     tables.show_test(console, expected.test, "the test file" if "test" in files else f"test_share={split.test_share:g}")
     prices = (options.prices[0], options.prices[1])
     tables.show_cost(console, figures.teacher_cost(sample, lengths, expected.train, prices), prices)

@@ -86,7 +86,10 @@ def recipe_text(
 
 
 def _limit(lengths: Lengths) -> dict[str, Any]:
-    """Limit of a conversation's tokens in training, where the default is too low for the longest; longer than MOST are left out."""
+    """Return settings for conversations longer than training takes by default.
+
+    Those longer than MOST are left out.
+    """
     longest = max(lengths.whole, default=0) * (1 if lengths.unit == "tokens" else TOKENS_PER_WORD)
     if longest <= USUAL:
         return {}

@@ -26,9 +26,9 @@ from tasks.curate.reading.row_reader import RowReader
 from tasks.curate.reading.settings import ReadSettings
 from tasks.curate.references import check_articles, corpus_metrics, read_article_file
 from tasks.curate.splitting.settings import SplitSettings
-from tasks.curate.splitting.splits import fill_splits, keep_apart
+from tasks.curate.splitting.splits import expected_rows, fill_splits, keep_apart
 from tasks.shared.errors import ConfigError, DataError, ErrorList, StillroomError
-from tasks.shared.forecast import Forecast, Rows, Workload, forecast_light
+from tasks.shared.forecast import Forecast, Workload, forecast_light
 from tasks.shared.formats.articles import Article
 from tasks.shared.formats.rows import Row, Split
 from tasks.shared.formats.tasks import DEFAULT_TASK
@@ -74,15 +74,7 @@ class Jsonl(ReadSettings, SplitSettings):
     def forecast(self, work: Workload) -> Forecast:
         """Time and rows by the sizes of the files."""
         rows = sum(rows_in(path, self.encoding) for path in self.given.values())
-        return forecast_light(5 + rows / ROWS_PER_S * 3, self.expected_rows())
-
-    def expected_rows(self) -> Rows:
-        """Return the expected number of rows by split."""
-        rows = {name: rows_in(path, self.encoding) for name, path in self.given.items()}
-        missing: list[Split] = [split for split in ("test", "calibration") if split not in rows]
-        taken = self.expect(rows.get("path" if self.path else "train", 0), missing)
-        train = taken["train"] + (rows.get("train", 0) if self.path else 0)
-        return Rows(max(1, train), max(1, taken.get("test", rows.get("test", 0))))
+        return forecast_light(5 + rows / ROWS_PER_S * 3, expected_rows(self.given, self, self.encoding))
 
     def plan_problems(
         self, where: str, inputs: Mapping[str, tuple[str, ...]], upstream: Mapping[str, Upstream]

@@ -39,9 +39,7 @@ def step(folder: Path, name: str, technique: Technique, **ports: tuple[Artifact,
     return Artifact(name, technique.spec.produces, out)
 
 
-def test_json_answers_are_found_trained_on_and_graded_as_json(
-    tmp_path: Path, models: dict[str, tuple[Artifact, ...]]
-) -> None:
+def test_json_answers_are_found_and_graded_as_json(tmp_path: Path, models: dict[str, tuple[Artifact, ...]]) -> None:
     rows = [chat(question(n), json.dumps({"item": question(n)[:4], "count": n})) for n in range(60)]
     path, recipe = write(tmp_path / "orders.jsonl", *rows), tmp_path / "recipe" / "orders.yaml"
     assert look([path, "--write", str(recipe)]) == 0

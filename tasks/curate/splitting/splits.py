@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tasks.curate.reading.preview import rows_in
 from tasks.curate.splitting.assign import Groups, assign
 from tasks.curate.splitting.settings import SplitSettings
 from tasks.curate.splitting.wall import Decision, build_wall, decide, linked_rows
 from tasks.shared.errors import DataError
+from tasks.shared.forecast import Rows
 from tasks.shared.formats.rows import SPLITS, Split
 
 FEW = 20
@@ -73,6 +75,18 @@ def _joined(files: Sequence[Path], target: Path) -> Path:
             with file.open("rb") as stream:
                 shutil.copyfileobj(stream, written)
     return target
+
+
+def expected_rows(given: Mapping[str, str], settings: SplitSettings, encoding: str) -> Rows:
+    """Return the expected number of rows by split.
+
+    given: paths by name: `path` to be split, or `train`, `calibration`, `test`.
+    """
+    rows = {name: rows_in(path, encoding) for name, path in given.items()}
+    missing: list[Split] = [split for split in ("test", "calibration") if split not in rows]
+    taken = settings.expect(rows.get("path" if "path" in rows else "train", 0), missing)
+    train = taken["train"] + (rows.get("train", 0) if "path" in rows else 0)
+    return Rows(max(1, train), max(1, taken.get("test", rows.get("test", 0))))
 
 
 def row_label(row: Mapping[str, Any]) -> str:
