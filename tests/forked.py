@@ -28,7 +28,7 @@ COMMANDS = (
     "omegaconf", "pydantic.dataclasses", "pydantic:BaseModel", "pydantic:TypeAdapter", "pydantic.json_schema", "numpy", "threadpoolctl",
     "yaml", "filelock", "psutil", "httpx", "tenacity", "rich.console", "rich.table", "rich.progress", "rich.logging", "asyncio",
     "dvc.cli", "dvc.cli.parser", "dvc.repo", "dvc.fs", "dvc.commands.repro", "dvc.commands.status", "dvc.repo.reproduce", "dvc.repo.status",
-    "dvc.repo.plots", "dvc.scm", "ruamel.yaml", "dvc_data.index", "dvc_data.hashfile.build",
+    "dvc.repo.plots", "dvc.scm", "ruamel.yaml", "dvc_data.index", "dvc_data.hashfile.build", "scipy.stats", "scipy.optimize", "gguf.constants",
 )  # fmt: skip
 """What the commands of flows/ and DVC import, apart from Prefect and MLflow, whose settings are read as they are imported."""
 
@@ -87,8 +87,14 @@ def tracking_server(pid: int) -> ForkServer:
 
 @cache
 def command_server(pid: int) -> ForkServer:
-    """The server of this process for commands; it knows no path of the project's."""
-    return ForkServer.start(COMMANDS, {name: value for name, value in os.environ.items() if name != "PYTHONPATH"})
+    """The server of this process for commands."""
+    return ForkServer.start(COMMANDS)
+
+
+def bare_path() -> list[str]:
+    """sys.path without the project and what PYTHONPATH adds: what a new interpreter has."""
+    ours = {"", str(PROJECT), str(PROJECT / "tests"), *os.environ.get("PYTHONPATH", "").split(os.pathsep)}
+    return [entry for entry in sys.path if entry not in ours]
 
 
 AS_MODULE = """
@@ -102,9 +108,12 @@ runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 def run_module(
-    module: str, words: Sequence[str], directory: Path, environment: Mapping[str, str], timeout: float = 240
+    module: str, words: Sequence[str], directory: Path, environment: Mapping[str, str], *, models: bool = False
 ) -> "subprocess.CompletedProcess[str]":
-    """`python -m module words`, with what it prints; nothing may signal it or look for it by its command line."""
+    """`python -m module words`, with what it prints; nothing may signal it or look for it by its command line.
+
+    models: from the server for models, and with a spare one, for commands that load models in a process of their own.
+    """
     with tempfile.TemporaryDirectory(prefix="command-") as folder, Path(os.devnull).open("wb") as nothing:
         files = [Path(folder) / name for name in ("stdout", "stderr")]
         for file in files:
@@ -115,11 +124,15 @@ def run_module(
             "arguments": [AS_MODULE, {"module": module, "words": words, "files": list(map(str, files)), "paths": paths}],
             "environment": dict(environment),
             "directory": str(directory),
+            "path": bare_path(),
+            "modules": COMMANDS,
             "own_group": True,
+            "spare": models,
         }
-        child = command_server(os.getpid()).fork(nothing.fileno(), request)
+        server = isolation._server(os.getpid()) if models else command_server(os.getpid())
+        child = server.fork(nothing.fileno(), request)
         try:
-            code = child.wait(timeout)
+            code = child.wait(timeout=240)
         finally:
             child.close()
         said = [file.read_text("utf-8", "replace") for file in files]
