@@ -121,7 +121,10 @@ def run_module(
         paths = [str(directory), *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
         request = {
             "entry": "builtins:exec",
-            "arguments": [AS_MODULE, {"module": module, "words": words, "files": list(map(str, files)), "paths": paths}],
+            "arguments": [
+                AS_MODULE,
+                {"module": module, "words": words, "files": list(map(str, files)), "paths": paths},
+            ],
             "environment": dict(environment),
             "directory": str(directory),
             "path": bare_path(),

@@ -237,7 +237,11 @@ def built_workshop() -> Path:
         if (PROJECT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(PROJECT / name, folder / name)
-    for compiled in (place / "__pycache__" for part in ("flows", "tasks") for place in {PROJECT / part, *(PROJECT / part).rglob("*/")}):
+    for compiled in (
+        place / "__pycache__"
+        for part in ("flows", "tasks")
+        for place in {PROJECT / part, *(PROJECT / part).rglob("*/")}
+    ):
         if compiled.is_dir() and (target := folder / compiled.relative_to(PROJECT)).parent.is_dir():
             shutil.copytree(compiled, target)  # valid for the copied files, which have kept their times
     for stage in PORTS:
