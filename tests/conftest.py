@@ -1,6 +1,24 @@
 """What holds for every test."""
 
+import gc
 import signal
+import sys
+
+import pytest
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
 # A run of the tests that was begun by `nohup` or `&` ignores Ctrl-C, and so would every program that a test interrupts.
+
+MANY_MODULES = 100
+loaded = 0
+"""Modules that were imported when the collector last set aside what exists."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Keep the garbage collector off the libraries: a training ends with a full collection, which takes half a second over them."""
+    global loaded
+    if len(sys.modules) >= loaded + MANY_MODULES:
+        gc.collect()
+        gc.freeze()
+        loaded = len(sys.modules)

@@ -1,8 +1,12 @@
 """A Llama of 0.2M random weights, a byte-level tokenizer trained in code, and a small corpus: models for tests."""
 
+import atexit
 import random
+import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +30,24 @@ def sentences(count: int, seed: int = 0) -> list[str]:
 
 def build_tokenizer(vocabulary: int = 512) -> Any:
     """Byte-level BPE with ChatML markup; ids 0 to 2 are special."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(trained_core(vocabulary)),
+        bos_token=SPECIAL[1],
+        eos_token=SPECIAL[2],
+        pad_token=SPECIAL[0],
+        unk_token=SPECIAL[0],
+    )
+    tokenizer.chat_template = CHATML
+    return tokenizer
+
+
+@cache
+def trained_core(vocabulary: int) -> str:
+    """The tokenizer as JSON, trained once."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     core = Tokenizer(models.BPE(unk_token=None))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -39,11 +59,7 @@ def build_tokenizer(vocabulary: int = 512) -> Any:
         show_progress=False,
     )
     core.train_from_iterator([*sentences(400, seed=1), "system user assistant"], trainer)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, bos_token=SPECIAL[1], eos_token=SPECIAL[2], pad_token=SPECIAL[0], unk_token=SPECIAL[0]
-    )
-    tokenizer.chat_template = CHATML
-    return tokenizer
+    return str(core.to_str())
 
 
 def build_model(seed: int = 0, **overrides: Any) -> Any:
@@ -60,9 +76,29 @@ def build_model(seed: int = 0, **overrides: Any) -> Any:
 
 
 def save_tiny(folder: Path, model: Any = None) -> Path:
-    """A tiny model folder in float32, tokenizer included."""
-    save_model(build_model() if model is None else model, build_tokenizer(), folder, dtype="float32")
+    """A tiny model folder in float32, tokenizer included; the one of `build_model()` is made once and copied."""
+    import torch
+
+    if model is not None:
+        save_model(model, build_tokenizer(), folder, dtype="float32")
+        return folder
+    saved, state = saved_tiny()
+    shutil.copytree(saved, folder, copy_function=shutil.copyfile, dirs_exist_ok=True)
+    torch.set_rng_state(state)
     return folder
+
+
+@cache
+def saved_tiny() -> tuple[Path, Any]:
+    """The folder to copy, and the state in which building its model leaves the random numbers."""
+    import torch
+
+    base = tempfile.mkdtemp(prefix="tiny-")
+    atexit.register(shutil.rmtree, base, ignore_errors=True)
+    model = build_model()
+    state = torch.get_rng_state()
+    save_model(model, build_tokenizer(), Path(base) / "model", dtype="float32")
+    return Path(base) / "model", state
 
 
 def chats(count: int) -> list[Row]:

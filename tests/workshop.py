@@ -3,16 +3,20 @@
 Every toy step writes a text made of its settings and inputs, and a line into the file that $TOY_LOG names: who ran, when.
 """
 
+import atexit
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from textwrap import dedent
 
 from tasks.shared.store.keys import PROJECT
+from tests.forked import run_module
 from tests.verdict_samples import a_verdict
 
 PORTS = {
@@ -167,12 +171,12 @@ class Workshop:
         return [line.split()[1] for line in lines if line.startswith("end ")]
 
     def command(
-        self, *arguments: str, env: dict[str, str] | None = None, cwd: Path | None = None, timeout: int = 240
+        self, *arguments: str, env: dict[str, str] | None = None, timeout: int = 240
     ) -> "subprocess.CompletedProcess[str]":
         """Any command in the copy."""
         return subprocess.run(
             arguments,
-            cwd=cwd or self.folder,
+            cwd=self.folder,
             env=self.environment | (env or {}),
             capture_output=True,
             text=True,
@@ -181,9 +185,11 @@ class Workshop:
             stdin=subprocess.DEVNULL,
         )
 
-    def python(self, *arguments: str, **options: object) -> "subprocess.CompletedProcess[str]":
-        """python -m ..."""
-        return self.command(sys.executable, "-m", *arguments, **options)  # type: ignore[arg-type]
+    def python(
+        self, module: str, *arguments: str, env: dict[str, str] | None = None, cwd: Path | None = None
+    ) -> "subprocess.CompletedProcess[str]":
+        """`python -m ...`, forked: for a process that a test looks at, kills or runs beside another one, use subprocess."""
+        return run_module(module, arguments, cwd or self.folder, self.environment | (env or {}))
 
     def compress(self, *arguments: str, **options: object) -> "subprocess.CompletedProcess[str]":
         """A flow without Prefect and MLflow unless the arguments say otherwise."""
@@ -204,6 +210,22 @@ class Workshop:
 
 def build_workshop(folder: Path) -> Workshop:
     """Copy the tracked files into `folder`, add the toys, track two recipes, `toy` and `toy_too`, commit."""
+    return copy_workshop(Workshop(built_workshop()), folder)
+
+
+def copy_workshop(shop: Workshop, folder: Path) -> Workshop:
+    """A copy of a workshop as it is; hard links stay such."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["cp", "-a", str(shop.folder), str(folder)], check=True)
+    return Workshop(folder)
+
+
+@cache
+def built_workshop() -> Path:
+    """The workshop that all others of this process are copies of."""
+    base = tempfile.mkdtemp(prefix="workshop-")
+    atexit.register(shutil.rmtree, base, ignore_errors=True)
+    folder = Path(base) / "shop"
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
         cwd=PROJECT,
@@ -215,6 +237,13 @@ def build_workshop(folder: Path) -> Workshop:
         if (PROJECT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(PROJECT / name, folder / name)
+    for compiled in (
+        place / "__pycache__"
+        for part in ("flows", "tasks")
+        for place in {PROJECT / part, *(PROJECT / part).rglob("*/")}
+    ):
+        if compiled.is_dir() and (target := folder / compiled.relative_to(PROJECT)).parent.is_dir():
+            shutil.copytree(compiled, target)  # valid for the copied files, which have kept their times
     for stage in PORTS:
         add_toy(folder, stage)
     (folder / "tasks/evaluate/toy_verdict.json").write_text(toy_verdict())
@@ -228,7 +257,7 @@ def build_workshop(folder: Path) -> Workshop:
     assert done.returncode == 0, done.stderr
     shop.git("add", "-A")
     shop.git("commit", "-qm", "workshop")
-    return shop
+    return folder
 
 
 def add_toy(folder: Path, stage: str, name: str = "toy", retries: int = 0) -> None:

@@ -192,7 +192,7 @@ def teacher() -> Iterator[str]:
         yield url
 
 
-@pytest.mark.parametrize("kills", [5, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_kills_of_the_trial_recipe(tmp_path: Path, teacher: str, seed: int, kills: int) -> None:
     conf = write_recipe(tmp_path, teacher)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.project_files import matching
-from tests.workshop import STEPS, Workshop, build_workshop
+from tests.workshop import STEPS, Workshop, build_workshop, copy_workshop
 
 BELOW_SLIM = ["slim", "student", "verdict"]
 """What a changed setting of slim makes run again."""
@@ -44,12 +44,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
 
 @pytest.fixture
 def shop(finished: Workshop, tmp_path: Path) -> Workshop:
-    return copy_of(finished, tmp_path / "shop")
-
-
-def copy_of(shop: Workshop, folder: Path) -> Workshop:
-    subprocess.run(["cp", "-a", str(shop.folder), str(folder)], check=True)
-    return Workshop(folder)
+    return copy_workshop(finished, tmp_path / "shop")
 
 
 def done(result: "subprocess.CompletedProcess[str]") -> "subprocess.CompletedProcess[str]":
@@ -355,7 +350,7 @@ def test_only_what_a_step_was_made_from_is_recorded_with_it(shop: Workshop, case
 
 
 def test_a_users_own_file_runs_its_step_again_in_both(finished: Workshop, tmp_path: Path) -> None:
-    shop = copy_of(finished, tmp_path / "shop")
+    shop = copy_workshop(finished, tmp_path / "shop")
     shutil.copytree(shop.folder / "tasks/curate/shop/knowledge", shop.folder / "my_knowledge")
     shutil.copytree(shop.folder / "tasks/curate/shop/knowledge", tmp_path / "far_knowledge")
     for name, folder in (("near", "my_knowledge"), ("far", tmp_path / "far_knowledge")):

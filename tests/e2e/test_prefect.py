@@ -383,9 +383,14 @@ def test_a_deployment_runs_the_same_flow(shop: Workshop, server: Server) -> None
     base = ("tracking=none", "runtime.dvc=false")
 
     def start(*overrides: str) -> None:
+        """As the button on the deployment's page does."""
+        path = f"/deployments/{deployment['id']}/create_flow_run"
+        server.post(path, parameters={"overrides": [*overrides, *base]}, state={"type": "SCHEDULED"})
+
+    def type_start(*overrides: str) -> None:
         listed = ", ".join(f'"{item}"' for item in (*overrides, *base))
-        shop_cli = ("prefect", "deployment", "run", "compress/toy", "-p", f"overrides=[{listed}]")
-        done = shop.command(*shop_cli, env=server.environment)
+        words = ("prefect", "deployment", "run", "compress/toy", "-p", f"overrides=[{listed}]")
+        done = shop.command(*words, env=server.environment)
         assert done.returncode == 0, done.stdout + done.stderr
 
     serving = ("flows.deploy", "toy", "--cron", "0 3 * * *", "--override", "seed=1")
@@ -394,7 +399,7 @@ def test_a_deployment_runs_the_same_flow(shop: Workshop, server: Server) -> None
         deployment = server.post("/deployments/filter")[0]
         assert deployment["parameters"] == {"recipe": "toy", "overrides": ["seed=1"]}
         assert deployment["tags"] == ["recipe:toy"] and deployment["schedules"][0]["schedule"]["cron"] == "0 3 * * *"
-        start("seed=1", "steps.slim.ratio=0.1")
+        type_start("seed=1", "steps.slim.ratio=0.1")
         run = "toy seed=1 steps.slim.ratio=0.1"
         wait_until(lambda: server.state(run) in FINAL, 120)
         assert server.state(run) == "COMPLETED" and server.edges(run) == EDGES

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.workshop import STEPS, Workshop, build_workshop
+from tests.workshop import STEPS, Workshop, build_workshop, copy_workshop
 
 
 @pytest.fixture(scope="module")
@@ -19,8 +19,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
 
 @pytest.fixture
 def shop(built: Workshop, tmp_path: Path) -> Workshop:
-    subprocess.run(["cp", "-a", str(built.folder), str(tmp_path / "shop")], check=True)
-    return Workshop(tmp_path / "shop")
+    return copy_workshop(built, tmp_path / "shop")
 
 
 def start(shop: Workshop, *arguments: str) -> "subprocess.Popen[str]":

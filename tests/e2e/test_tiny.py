@@ -200,7 +200,7 @@ def test_a_refused_key_is_one_message_and_keeps_finished_steps(
     home: Path, first: "subprocess.CompletedProcess[str]"
 ) -> None:
     had = {name: stored(home, name) for name in ("corpus", "traces")}
-    done = run(home, "runtime.orchestrator=none", "tracking=none", "seed=1", key="wrong")
+    done = run(home, "runtime.orchestrator=none", "tracking=none", "runtime.template=false", "seed=1", key="wrong")
     assert done.returncode == 2
     assert "401" in done.stderr and "step traces" in done.stderr and "Traceback" not in done.stderr
     assert len(stored(home, "corpus") - had["corpus"]) == 1, "the finished corpus stays"

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 from tasks.evaluate.verdict.exact_bounds import TAIL, largest_losses, lowest_difference
 from tasks.evaluate.verdict.intervals import unseen_share
@@ -17,6 +18,7 @@ MOST_ITEMS = 1_000_000
 """Largest number of items that `items_needed` looks at."""
 
 
+@lru_cache(maxsize=8192)
 def minimum_detectable(items: int, discordance: float, alpha: float, power: float) -> float:
     """Smallest margin that an equally good candidate passes with probability `power`.
 
@@ -63,6 +65,7 @@ def _at_least(order: float, items: int, alpha: float, chance: float) -> float:
     return float((binom.pmf(gained, items, chance) * binom.cdf(limits, items - gained, chance / (1.0 - chance))).sum())
 
 
+@lru_cache(maxsize=8192)
 def detectable_loss(items: int, discordance: float, alpha: float, power: float) -> float:
     """Smallest true loss that the one-sided exact McNemar test detects with probability `power`.
 
