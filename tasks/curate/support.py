@@ -15,13 +15,14 @@ from pydantic.dataclasses import dataclass
 
 from tasks.curate.corpus_files import write_corpus
 from tasks.curate.shop import wording
-from tasks.curate.shop.knowledge import BUILT_IN, Knowledge, load_knowledge
+from tasks.curate.shop.knowledge import BUILT_IN, Company, Knowledge, load_knowledge
+from tasks.curate.shop.passages import choose_passages
 from tasks.curate.shop.phrasings import Phrasing, Topic, share_out, topics_of
 from tasks.curate.shop.rationales import derive_reasoning
 from tasks.curate.shop.task import SUPPORT, TASK
 from tasks.shared.errors import DataError
 from tasks.shared.forecast import Forecast, Rows, Workload, forecast_light
-from tasks.shared.formats.articles import with_article
+from tasks.shared.formats.articles import Article, with_article
 from tasks.shared.formats.rows import SPLITS, Message, Row, Split
 from tasks.shared.formats.targets import Decline, Facts, Label, Target
 from tasks.shared.paths import user_path
@@ -69,6 +70,13 @@ class Support:
     """Fraction of test conversations about articles absent from training, with the article in the prompt."""
     grounded_rate: Fraction = 0.08
     """Fraction of training and calibration conversations about an article with that article in the prompt."""
+    test_grounded_rate: Fraction = 0.0
+    """The same fraction of test conversations; those about articles absent from training always have theirs."""
+    passages: Annotated[int, Field(ge=1)] = 1
+    """Number of articles in a prompt that has any: the right one and distractors, half of them with the same label."""
+    uncovered_rate: Fraction = 0.0
+    """Fraction of those prompts whose articles do not cover the question, so that the answer must decline.  Above 0, requests to refuse
+    come with articles as well, or a model would learn to refuse whenever there is none."""
     first_turn_rate: Fraction = 0.25
     """Fraction of troubleshooting conversations that end with the first step instead of the second."""
     typo_rate: Fraction = 0.3
@@ -108,10 +116,12 @@ class Support:
         parts = {split: [cut[split] for cut in shared if split in cut] for split in SPLITS}
         known: list[Row] = []
         rows: dict[Split, list[Row]] = {}
+        shown = articles_of(topics)
         for split in ("train", "calibration"):
-            rows[split] = _Writer(self, knowledge.company.system, split, run.seed).rows(parts[split])
+            writer = _Writer(self, knowledge.company, shown, split, run.seed)
+            rows[split] = writer.rows(parts[split])
             known += rows[split]
-        writer = _Writer(self, knowledge.company.system, "test", run.seed, TextIndex(user_text(row) for row in known))
+        writer = _Writer(self, knowledge.company, shown, "test", run.seed, TextIndex(user_text(row) for row in known))
         rows["test"] = writer.rows(parts["test"])
         overlap = {**asdict(check_overlap(rows["test"], known, self.max_similarity)), "dropped": writer.dropped}
         _save(out, rows, knowledge, topics, overlap)
@@ -151,10 +161,17 @@ class _Writer:
     """
 
     def __init__(
-        self, settings: Support, system: str, split: Split, seed: int, others: TextIndex | None = None
+        self,
+        settings: Support,
+        company: Company,
+        articles: Sequence[Article],
+        split: Split,
+        seed: int,
+        others: TextIndex | None = None,
     ) -> None:
-        self.settings, self.split, self.others = settings, split, others
-        self.system = Message(role="system", content=system)
+        self.settings, self.company, self.split, self.others = settings, company, split, others
+        self.articles = [article for article in articles if split == "test" or not article.held_out]
+        self.system = Message(role="system", content=company.system)
         self.rng = Random(f"{seed}/{split}")
         self.seen: set[str] = set()
         self.dropped = 0
@@ -204,12 +221,13 @@ class _Writer:
             test = self.split == "test"
             openings = wording.TEST_OPENINGS if test else wording.TRAIN_OPENINGS
             question = wording.dress(question, openings, wording.TEST_CLOSINGS if test else wording.TRAIN_CLOSINGS, rng)
-        grounded_rate = settings.grounded_rate if self.split != "test" else float(topic.held_out)
-        grounded = topic.article is not None and rng.random() < grounded_rate
-        turns = [with_article(question, topic.article) if grounded and topic.article else question]
+        shown, covered = self._passages(topic)
+        turns = [with_article(question, *shown) if shown else question]
         answers, accept = topic.answers, topic.accept
         first = bool(topic.first_answers) and rng.random() < settings.first_turn_rate
-        if first:
+        if not covered:
+            answers, accept, first = self.company.not_covered, (), True
+        elif first:
             answers, accept = topic.first_answers, topic.first_accept
         elif topic.first_answers:
             turns += [rng.choice(topic.first_answers), self._with_typos(rng.choice(topic.followups))]
@@ -220,16 +238,30 @@ class _Writer:
             else Message(role="user", content=text)
             for number, text in enumerate(turns)
         ]
-        talk[-1] = talk[-1].model_copy(update={"reasoning": derive_reasoning(topic, first)})
+        talk[-1] = talk[-1].model_copy(update={"reasoning": derive_reasoning(topic, first) if covered else ""})
+        grounded = "yes" if shown and covered and topic.article else "uncovered" if shown else "no"
         return Row(
             id="new",
             task=TASK,
             messages=(self.system, *talk),
-            key=answer_key(topic, accept),
-            tags={"kind": topic.kind, "intent": topic.intent.lower(), "grounded": "yes" if grounded else "no"},
+            key=answer_key(topic, accept, covered),
+            tags={"kind": topic.kind, "intent": topic.intent.lower(), "grounded": grounded},
             group=phrasing.group,
-            evidence=topic.article.id if topic.article else "",
+            evidence=topic.article.id if topic.article and covered else "",
         )
+
+    def _passages(self, topic: Topic) -> tuple[list[Article], bool]:
+        """Articles for the prompt, and False if they should cover the question and do not."""
+        rng, settings = self.rng, self.settings
+        if topic.article is None and not settings.uncovered_rate:
+            return [], True
+        rate = settings.grounded_rate if self.split != "test" else settings.test_grounded_rate
+        if rng.random() >= (1.0 if topic.held_out else rate):
+            return [], True
+        if topic.article is None:
+            return choose_passages(topic, False, settings.passages, self.articles, rng), True
+        covered = not settings.uncovered_rate or rng.random() >= settings.uncovered_rate
+        return choose_passages(topic, covered, settings.passages, self.articles, rng), covered
 
     def _with_typos(self, text: str) -> str:
         return wording.mistype(text, self.rng) if self.rng.random() < self.settings.typo_rate else text
@@ -252,10 +284,19 @@ def quotas(topics: Sequence[Topic], size: int, shares: tuple[float, float], rng:
     return found
 
 
-def answer_key(topic: Topic, accept: tuple[tuple[str, ...], ...]) -> tuple[Target, ...]:
-    """Return the label, and the facts to state or the duty to decline."""
+def answer_key(topic: Topic, accept: tuple[tuple[str, ...], ...], covered: bool = True) -> tuple[Target, ...]:
+    """Return the label, and the facts to state or the duty to decline.
+
+    covered: False for a question that the passages in the prompt do not cover.
+    """
     facts = (Facts(groups=accept),) if accept else ()
-    return (Label(label=topic.intent), *facts, *((Decline(),) if topic.kind == "refuse" else ()))
+    declines = topic.kind == "refuse" or not covered
+    return (Label(label=topic.intent), *facts, *((Decline(),) if declines else ()))
+
+
+def articles_of(topics: Sequence[Topic]) -> list[Article]:
+    """Return the articles of the topics, each once, in their order."""
+    return list(dict.fromkeys(topic.article for topic in topics if topic.article))
 
 
 def _save(

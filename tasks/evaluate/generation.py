@@ -174,9 +174,8 @@ class Generation:
     ) -> list[RowPrompts]:
         if model.role != "reference":
             return tuned_prompts(rows)
-        return reference_prompts(
-            spread(rows, self.reference_limit), articles if model.sees_article else {}, split.tasks
-        )
+        shown = articles if model.sees_article else {}
+        return reference_prompts(spread(rows, self.reference_limit), shown, split.tasks, model.closed_book)
 
     def _requests(self, measured: Measured, split: TestSplit) -> dict[str, Request]:
         """Return what models are asked for, by task."""

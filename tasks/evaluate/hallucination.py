@@ -214,8 +214,11 @@ def prompt_for(case: Case, model: ModelUnderTest) -> RowPrompts:
     """Return the row's prompt for a model, with this article in its last user turn."""
     row = case.row
     if model.role == "reference":
-        (prompts,) = reference_prompts([row], {row.evidence: case.article}, {row.task: case.task})
-        return replace(prompts, label_messages=[])
+        bare = tuple(turn.model_copy(update={"content": question_of(turn.content)}) for turn in row.messages)
+        (prompts,) = reference_prompts(
+            [row.model_copy(update={"messages": bare})], {row.evidence: case.article}, {row.task: case.task}
+        )
+        return replace(prompts, row=row, label_messages=[])
     turns = [dict(turn) for turn in row.prompt]
     asked = next((turn for turn in reversed(turns) if turn["role"] == "user"), None)
     if asked:

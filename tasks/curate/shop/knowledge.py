@@ -23,6 +23,10 @@ Label = Annotated[str, Field(pattern=r"^[a-z]+$")]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")]
 Accept = Annotated[tuple[Annotated[tuple[Words, ...], Field(min_length=1)], ...], Field(min_length=1)]
 Texts = Annotated[tuple[Words, ...], Field(min_length=1)]
+NOT_COVERED = (
+    "I'm sorry, I can't help with that from what I have here; please ask our team.",
+    "I can't help with this one; our team can look it up for you.",
+)
 
 
 class Strict(BaseModel):
@@ -91,6 +95,8 @@ class Company(Strict):
     name: Words
     system: Words
     """The system message of every conversation."""
+    not_covered: Texts = NOT_COVERED
+    """Answers to a question that the passages in the prompt do not cover; each reads as a refusal."""
 
 
 class _File(Strict):
@@ -135,6 +141,12 @@ def load_knowledge(folder: Path = BUILT_IN) -> Knowledge:
     if not problems and not articles:
         problems.append("no articles")
     problems.extend(_contradictions(articles, refusals))
+    problems.extend(
+        f"company: not_covered does not refuse: {text!r}"
+        for company in companies
+        for text in company.not_covered
+        if not refuses(text)
+    )
     if problems:
         raise DataError(
             str(folder),

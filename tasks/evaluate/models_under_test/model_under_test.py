@@ -62,6 +62,11 @@ class ModelUnderTest:
     """`weights` is one file inside the artifact's folder, so `digest`, which covers the folder, is not the digest of the weights."""
 
     @property
+    def closed_book(self) -> bool:
+        """True for the reference that is asked without any article."""
+        return self.name.endswith(CLOSED_BOOK)
+
+    @property
     def is_gguf(self) -> bool:
         """True for weights in a GGUF file, whatever engine runs them."""
         return is_gguf(self.weights)
@@ -223,18 +228,20 @@ def tuned_prompts(rows: Sequence[Row]) -> list[RowPrompts]:
 
 
 def reference_prompts(
-    rows: Sequence[Row], articles: Mapping[str, Article], tasks: Mapping[str, Task]
+    rows: Sequence[Row], articles: Mapping[str, Article], tasks: Mapping[str, Task], closed_book: bool = False
 ) -> list[RowPrompts]:
     """Return prompts for an untrained reference model.
 
     The task's instruction replaces the row's system turn; without one, the row's own system turn stays, or else the task's type gives a
-    general instruction.  The article goes into the last user turn.  A separate prompt with the list of labels asks for the label.
+    general instruction.  The article goes into the last user turn, unless the row has passages of its own there.  A separate prompt with
+    the list of labels asks for the label.
     A row whose article is missing from `articles` gets no article.
+    closed_book: True to take the row's own passages out as well.
     """
-    return [_reference_prompt(row, articles.get(row.evidence), tasks[row.task]) for row in rows]
+    return [_reference_prompt(row, articles.get(row.evidence), tasks[row.task], closed_book) for row in rows]
 
 
-def _reference_prompt(row: Row, article: Article | None, task: Task) -> RowPrompts:
+def _reference_prompt(row: Row, article: Article | None, task: Task, closed_book: bool) -> RowPrompts:
     system = [turn for turn in row.prompt if turn["role"] in SYSTEM]
     turns = [dict(turn) for turn in row.prompt if turn["role"] not in SYSTEM]
     if task.instruction or not system:
@@ -242,7 +249,9 @@ def _reference_prompt(row: Row, article: Article | None, task: Task) -> RowPromp
         system = [{"role": "system", "content": instruction}] if instruction else []
     asked = next((turn for turn in reversed(turns) if turn["role"] == "user"), None)
     question = question_of(asked["content"]) if asked else ""
-    if asked and article:
+    if asked and closed_book:
+        asked["content"] = question
+    elif asked and article and asked["content"] == question:
         asked["content"] = with_article(question, article)
     label = [
         {"role": "system", "content": CLASSIFY.format(labels=", ".join(task.labels))},

@@ -38,9 +38,10 @@ def read_articles(path: Path) -> dict[str, Article]:
     return {article.id: article for article in articles}
 
 
-def with_article(question: str, article: Article) -> str:
-    """Format a user turn with its article: title, text, then the question."""
-    return f"{_HEAD}{article.title}\n{article.text}{_ASK}{question}"
+def with_article(question: str, *articles: Article) -> str:
+    """Format a user turn with its articles: title and text of each, then the question."""
+    shown = "\n\n".join(f"{_HEAD}{article.title}\n{article.text}" for article in articles)
+    return f"{shown}{_ASK}{question}"
 
 
 def question_of(content: str) -> str:

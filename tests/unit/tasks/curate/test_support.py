@@ -108,6 +108,28 @@ def test_held_out_articles_only_in_the_test_and_grounded(small) -> None:
     assert any((row.tags["grounded"] == "yes") for row in rows["train"])
 
 
+def test_passages_hold_the_answer_among_others_or_the_answer_declines(tmp_path: Path) -> None:
+    grounded = {"grounded_rate": 1.0, "test_grounded_rate": 1.0, "passages": 2, "uncovered_rate": 0.2}
+    rows = build(tmp_path, **grounded)
+    articles = read_articles(tmp_path / "articles.jsonl")
+    places: Counter[int] = Counter()
+    for split in SPLITS:
+        asked = [row for row in rows[split] if row.tags["kind"] != "refuse"]
+        missing = sum(row.declines for row in asked)
+        assert 0.1 * len(asked) < missing < 0.3 * len(asked)
+        for row in rows[split]:
+            text = row.messages[1].content
+            shown = [name for name, article in articles.items() if article.text in text]
+            assert len(shown) == 2 and text.count("Article: ") == 2 and "Article: " not in question_of(text)
+            assert split == "test" or not any(articles[name].held_out for name in shown)
+            assert row.declines == (row.evidence not in shown) == refuses(split_answer(row.answer)[1])
+            if row.evidence:
+                others = "".join(articles[name].text for name in shown if name != row.evidence)
+                assert states_fact(articles[row.evidence].text, row.facts) and not states_fact(others, row.facts)
+                places[text.index(articles[row.evidence].text) < text.index(others)] += 1
+    assert min(places.values()) > 0.4 * places.total(), "the right one comes first as often as last"
+
+
 def test_troubleshooting_takes_turns(small) -> None:
     _, rows = small
     turns = Counter(len(row.messages) for row in rows["train"] if row.tags["kind"] == "troubleshoot")
@@ -265,6 +287,9 @@ CHANGES = {
     "refusal_share": Change(0.5),
     "held_out_share": Change(0.4),
     "grounded_rate": Change(1.0),
+    "test_grounded_rate": Change(1.0),
+    "passages": Change(2),
+    "uncovered_rate": Change(0.9),
     "first_turn_rate": Change(1.0),
     "typo_rate": Change(0.9),
     "tone_rate": Change(0.9),

@@ -32,7 +32,7 @@ from tasks.evaluate.models_under_test.model_under_test import (
 )
 from tasks.quantize.rtn import RTN
 from tasks.shared.errors import ConfigError, DataError, ModelError
-from tasks.shared.formats.articles import Article
+from tasks.shared.formats.articles import Article, with_article
 from tasks.shared.formats.rows import Message, Row, ToolCall, write_rows
 from tasks.shared.formats.scores import Scores, read_scores
 from tasks.shared.formats.targets import Label, Number
@@ -443,6 +443,16 @@ def test_reference_gets_the_article_and_no_label_protocol() -> None:
     assert "warranty" in asked.label_messages[0]["content"]
     assert bare.answer_messages[-1]["content"] == "Question 2?"
     assert bare.answer_messages[0]["content"] == "Answer from the article.", "instead of the row's own"
+    row = make_row(0)
+    passages = with_article(row.prompt[-1]["content"], article.model_copy(update={"text": "No returns."}), article)
+    shown = row.model_copy(
+        update={"messages": (*row.messages[:-2], Message(role="user", content=passages), row.messages[-1])}
+    )
+    (kept,), (closed,) = (
+        reference_prompts([shown], {"a1": article}, TASKS_WITH_LABELS, closed) for closed in (False, True)
+    )
+    assert kept.answer_messages[-1]["content"] == passages, "the row's own, distractors and all"
+    assert closed.answer_messages[-1]["content"] == row.prompt[-1]["content"] == kept.label_messages[-1]["content"]
     (own,) = reference_prompts([make_row(0)], {}, TASKS)
     assert own.answer_messages[0]["content"] == "You are the bot.", "without an instruction, the row's own stays"
 
