@@ -75,6 +75,34 @@ def build_model(seed: int = 0, **overrides: Any) -> Any:
     return LlamaForCausalLM(LlamaConfig(**(settings | overrides))).eval()
 
 
+@cache
+def trained_state(steps: int = 60) -> dict[str, Any]:
+    """Weights of `build_model` trained on conversations like the corpus': columns of its inputs differ in size, as in a real model."""
+    import torch
+
+    from tasks.shared.model.calibration import calibration_ids
+
+    torch.set_num_threads(1)  # two wait for each other on a busy machine
+    model, tokenizer = build_model(initializer_range=0.02).train(), build_tokenizer()
+    ids = calibration_ids(tokenizer, chats(160), 48)
+    batch = torch.tensor([(row + [0] * 48)[:48] for row in ids])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(steps):
+        rows = batch[torch.randint(len(batch), (16,), generator=generator)]
+        model(rows, labels=torch.where(rows == 0, -100, rows)).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return dict(model.state_dict())
+
+
+def trained_model() -> Any:
+    """A trained tiny model; training takes seconds, once per process."""
+    model = build_model()
+    model.load_state_dict(trained_state())
+    return model
+
+
 def save_tiny(folder: Path, model: Any = None) -> Path:
     """A tiny model folder in float32, tokenizer included; the one of `build_model()` is made once and copied."""
     import torch

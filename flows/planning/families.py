@@ -4,7 +4,8 @@ The technique itself says what it refuses (`ChecksFamily`); the plan reads the c
 follows it through the steps that change it.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from flows.planning.steps import Source, Step, technique_name
@@ -31,19 +32,24 @@ def family_problems(step: Step, steps: Mapping[str, Step], sources: Mapping[str,
 
 
 def planned_config(
-    name: str, steps: Mapping[str, Step], sources: Mapping[str, Source], seen: frozenset[str] = frozenset()
+    name: str,
+    steps: Mapping[str, Step],
+    sources: Mapping[str, Source],
+    seen: frozenset[str] = frozenset(),
+    read: Callable[[Path], Mapping[str, Any]] = family_config,
 ) -> Mapping[str, Any]:
     """Return the configuration that a model will have; empty if it is unknown.
 
     Settings that only a run decides are left as they were, or marked as unknown by the technique.
 
     name: a source model or a step.
+    read: reads the configuration of a source model.
     """
     if name in sources:
-        return family_config(sources[name].path)
+        return read(sources[name].path)
     step = steps.get(name)
     above = step.inputs.get(MAIN_PORT) if step is not None else None
     if step is None or not above or name in seen:
         return {}
-    config = planned_config(above[0], steps, sources, seen | {name})
+    config = planned_config(above[0], steps, sources, seen | {name}, read)
     return step.technique.changed_config(config) if config and isinstance(step.technique, ChangesConfig) else config

@@ -16,6 +16,7 @@ from flows.planning.engines import engine_problems
 from flows.planning.families import family_problems
 from flows.planning.steps import Plan, Source, Step
 from flows.planning.weights import weight_problems
+from flows.planning.widths import width_problems
 from flows.planning.wiring import Node, Wiring, wire
 from tasks.shared.errors import ConfigError, ErrorList, StillroomError
 from tasks.shared.model.sources import ModelSource
@@ -64,6 +65,7 @@ def build_plan(config: Mapping[str, Any]) -> Plan:
         problems.extend(weight_problems(step, steps, sources))
         problems.extend(engine_problems(step, steps, sources))
         problems.extend(family_problems(step, steps, sources))
+        problems.extend(width_problems(step, steps, sources))
         problems.extend(wiring.problems.get(step.name, ()))
         whole = wiring.problems.keys().isdisjoint({step.name, *step.needs})
         if isinstance(step.technique, ChecksPlan) and whole:

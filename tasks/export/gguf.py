@@ -2,7 +2,8 @@
 
 import json
 import logging
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -12,38 +13,59 @@ from pydantic.dataclasses import dataclass
 
 from tasks.export import parity
 from tasks.export.importance import input_energy
+from tasks.shared.errors import ConfigError, ParityError, StillroomError
 from tasks.shared.forecast import Forecast, Workload, forecast_reading
+from tasks.shared.gguf.blocks import EXACT
 from tasks.shared.gguf.support import attended, unsupported
-from tasks.shared.gguf.writer import EmbeddingScheme, Scheme, write_gguf
+from tasks.shared.gguf.types import (
+    FLOATS,
+    NEEDS_IMPORTANCE,
+    EmbeddingScheme,
+    PlannedTensor,
+    Scheme,
+    bits,
+    check_plan,
+    describe_fallbacks,
+    fitting_type,
+    plan_tensor,
+)
+from tasks.shared.gguf.writer import plan_tensors, write_gguf
 from tasks.shared.model.calibration import calibration_ids, calibration_rows
 from tasks.shared.model.families import check_family, family_config
-from tasks.shared.technique import Inputs, Kind, Metrics, Port, Refusal, Spec, StepRun
+from tasks.shared.technique import Inputs, Kind, Metrics, Port, Refusal, Spec, StepRun, Upstream
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 CONTEXT = 2048
-BITS = {"q4_0": 4.5, "q4_1": 5.0, "q5_0": 5.5, "q5_1": 6.0, "q8_0": 8.5, "f16": 16.0, "bf16": 16.0, "f32": 32.0}
-"""Bits per weight by GGUF type, scales included."""
 SECONDS_PER_WEIGHT = 1e-7
 """Time to convert and compare, by measurement on two CPU cores."""
+TOKEN_BYTES = 36
+"""Bytes of a token in the file's header: its text, type and merges (SmolLM2's)."""
+UNWEIGHTED = FLOATS | {"q8_0", "nvfp4", "mxfp4", "tq2_0", "tq1_0"}
+"""Types that are rounded without importance."""
+MAX_MISS = 0.01
+"""Largest difference of a file's size from the plan's, as a share."""
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Gguf:
     """One .gguf file with tokenizer and chat template, refused if it deviates from its source.
 
-    A source of 4-bit groups of 32 (GPTQ) is copied to q4_0 with unchanged integers and so keeps its calibration, in contrast to a dense
-    source that is rounded to q4_0.
+    A source of 4-bit groups of 32, 64 or 128 is copied to q4_0 (symmetric) or q4_1 (either kind) with unchanged integers and so keeps
+    its calibration, in contrast to a dense source, which is rounded.
     """
 
     scheme: Scheme = "q4_0"
-    """Type of the layers' matrices.  q4_0: 4.5 bits per weight, q4_1: 5, q5_0: 5.5, q5_1: 6, q8_0: 8.5; blocks of 32 weights."""
+    """Type of the layers' matrices.  q4_0 (4.5 bits per weight) is read everywhere; iq4_nl (4.5) is closer to the source, in llama.cpp
+    only.  Types in blocks of 256 weights (k, iq and tq types) need rows that are multiples of 256."""
     embedding: EmbeddingScheme = "q8_0"
     """Type of the token embedding and the head, which in a small model are half of the file and most sensitive to rounding."""
+    fallback: bool = True
+    """Round matrices whose rows the scheme's blocks do not fill to another type (iq4_nl, or the next larger one); false refuses them."""
     importance_rows: Annotated[int, Field(ge=0)] = 32
-    """Calibration conversations for the column importance that q4_0 scales are fitted to; 0, or no corpus: plain rounding."""
+    """Calibration conversations for the column importance that rounding is fitted to; 0, or no corpus: plain rounding."""
     prompts: Annotated[int, Field(ge=1, le=256)] = 16
     """Conversations to compare on."""
     tokens: Annotated[int, Field(ge=1, le=128)] = 8
@@ -59,20 +81,61 @@ class Gguf:
     """Maximum mean KL divergence from the source, nats per position."""
 
     spec: ClassVar[Spec] = Spec(
-        summary="A llama.cpp file that must tokenize and answer like its source; copies 4-bit GPTQ integers unchanged",
+        summary="A llama.cpp file of any type that must tokenize and answer like its source; copies 4-bit integers unchanged",
         ports={"model": Port((Kind.MODEL,)), "calibration": Port((Kind.CORPUS,), optional=True)},
         produces=Kind.ENGINE,
         libraries=("torch", "transformers", "tokenizers", "auto-round", "gguf", "xllamacpp"),
         gives="packed",
     )
 
+    @property
+    def vocabulary(self) -> str:
+        """Type of embedding and head."""
+        return self.scheme if self.embedding == "same" else self.embedding
+
     def forecast(self, work: Workload) -> Forecast:
-        """Seconds by the number of weights; bytes by the types of layers and embedding."""
+        """Seconds by the number of weights; bytes by the types that matrices of these widths get."""
         size = work.size()
-        embedding = self.scheme if self.embedding == "same" else self.embedding
-        layers = BITS[self.scheme] / 8 * (size.parameters - size.outer)
-        file = replace(size, bytes=layers + BITS[embedding] / 8 * size.outer)
-        return forecast_reading(work, SECONDS_PER_WEIGHT * size.parameters, size.parameters, file)
+        shape = size.shape
+        norms = shape.width * (2 * shape.layers + 1)
+        rows = {shape.width: shape.width * (shape.query + 2 * shape.value + 2 * shape.feed_forward)}
+        for row in (shape.query, shape.feed_forward):
+            rows[row] = rows.get(row, 0) + row * shape.width
+        mean = sum(count * bits(fitting_type(self.scheme, row) or "f16") for row, count in rows.items()) / max(1, sum(rows.values()))  # fmt: skip
+        outer = bits(fitting_type(self.vocabulary, shape.width) or "f16")
+        matrices = max(0.0, size.parameters - size.outer - norms) * (mean or bits(self.scheme))
+        total = (matrices + outer * size.outer) / 8 + 4 * norms + TOKEN_BYTES * shape.vocabulary
+        return forecast_reading(work, SECONDS_PER_WEIGHT * size.parameters, size.parameters, replace(size, bytes=total))
+
+    def check_widths(self, widths: Mapping[str, int]) -> None:
+        """Refuse widths that no block of the scheme, or of its fallback, fills."""
+        check_plan(plan_tensor(name, width, width, self.scheme, self.fallback) for name, width in widths.items())
+        if "hidden_size" in widths:
+            check_plan(
+                [plan_tensor("embedding", widths["hidden_size"], widths["hidden_size"], self.vocabulary, self.fallback)]
+            )
+
+    def plan_problems(
+        self, where: str, inputs: Mapping[str, tuple[str, ...]], upstream: Mapping[str, Upstream]
+    ) -> Iterator[StillroomError]:
+        """Yield an error for a type that needs importance without a corpus to measure it on."""
+        if self.scheme in NEEDS_IMPORTANCE and not (inputs.get("calibration") and self.importance_rows):
+            yield self._needs_importance(f"{where}.scheme")
+        if self.vocabulary in NEEDS_IMPORTANCE:
+            yield ConfigError(
+                f"{where}.embedding",
+                f"{self.vocabulary}, which needs the importance of every row",
+                "a larger type",
+                "embedding=iq4_nl or q8_0",
+            )
+
+    def _needs_importance(self, where: str) -> ConfigError:
+        return ConfigError(
+            where,
+            f"{self.scheme} is rounded by importance only, and there is none",
+            "a corpus at the port `calibration`, and importance_rows above 0",
+            "inputs.calibration=corpus importance_rows=32, or scheme=iq2_s",
+        )
 
     def refuses(self, config: Mapping[str, Any]) -> Refusal | None:
         """Refuse models that llama.cpp computes otherwise than transformers."""
@@ -81,7 +144,8 @@ class Gguf:
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Write model.gguf and parity.json to `out`; on ParityError, `out` stays empty.
 
-        Returns scheme, size_bytes, source_bytes, top1_agreement (0..1), kl_to_source (nats per position) and positions.
+        Returns scheme, size_bytes, tensor_bytes (of the matrices, as planned), fallback_matrices, source_bytes, top1_agreement (0..1),
+        kl_to_source (nats per position) and positions.
         """
         import torch
 
@@ -92,14 +156,20 @@ class Gguf:
         given, corpus = inputs.one("model").path, inputs.get("calibration")
         source = dense_folder(given, run.scratch)
         check_family(self, family_config(source), str(given))
+        planned = sum(tensor.bytes for tensor in self.planned(source))
+        warn_of_zero_points(given, self.scheme)
         model, tokenizer = load_model(source), load_tokenizer(source, chat=False)
         importance = None
-        if corpus is not None and source == given and self.importance_rows and "q4_0" in (self.scheme, self.embedding):
+        if corpus is not None and self.importance_rows and self.uses_importance(packed=source != given):
             rows = calibration_rows(corpus.path, self.importance_rows)
             importance = input_energy(model, calibration_ids(tokenizer, rows, CONTEXT))
+        elif self.scheme in NEEDS_IMPORTANCE:
+            raise self._needs_importance("scheme")
         file = out / "model.gguf"
         try:
-            write_gguf(source, file, self.scheme, self.embedding, inputs.one("model").name, importance)
+            name = inputs.one("model").name
+            written = write_gguf(source, file, self.scheme, self.embedding, name, importance, self.fallback)
+            check_size(file, written, planned)
             found = self.compare(model, tokenizer, file, None if corpus is None else corpus.path, run.compute.threads)
             parity.check_floor(found, self.min_top1, self.max_kl, f"{file.name} ({self.scheme})")
         except BaseException:
@@ -117,16 +187,33 @@ class Gguf:
             "min_top1": self.min_top1,
             "max_kl": self.max_kl,
             "tokenizer": "same",
+            "types": dict(Counter(tensor.type for tensor in written)),
         }
         (out / "parity.json").write_text(json.dumps(settings | found.as_dict(), indent=1), encoding="utf-8")
         return {
             "scheme": self.scheme,
             "size_bytes": file.stat().st_size,
+            "tensor_bytes": planned,
+            "fallback_matrices": sum(tensor.type != tensor.wanted for tensor in written),
             "source_bytes": weight_bytes(given),
             "top1_agreement": found.top1,
             "kl_to_source": found.divergence,
             "positions": len(found.positions),
         }
+
+    def planned(self, source: Path) -> list[PlannedTensor]:
+        """Return the file's matrices with their types, and log their size and every fallback."""
+        tensors = plan_tensors(source, self.scheme, self.embedding, self.fallback)
+        check_plan(tensors)
+        total, weights = sum(tensor.bytes for tensor in tensors), sum(tensor.weights for tensor in tensors)
+        log.info("%d matrices in %.1f MB, %.2f bits per weight", len(tensors), total / 1e6, total * 8 / max(1, weights))
+        for line in describe_fallbacks(tensors):
+            log.warning("%s", line)
+        return tensors
+
+    def uses_importance(self, packed: bool) -> bool:
+        """Return True if a type is rounded by importance; not those that take the integers of packed weights unchanged."""
+        return not {self.scheme, self.vocabulary} <= UNWEIGHTED | (set(EXACT) if packed else set())
 
     def compare(
         self,
@@ -155,6 +242,26 @@ class Gguf:
         with LLAMA_CPP.open(file, Opening(threads, context=CONTEXT)) as session:
             parity.check_tokenizer(session, tokenizer, [*texts, *answers], str(file))
             return parity.measure_parity(model, tokenizer, prompts, session, self.tokens, self.top)
+
+
+def check_size(file: Path, written: Sequence[PlannedTensor], planned: int) -> None:
+    """Raise ParityError if the file's matrices take other bytes than planned before the work."""
+    made = sum(tensor.bytes for tensor in written)
+    if abs(made - planned) > MAX_MISS * planned:
+        got = f"its matrices take {made:,} bytes; {planned:,} were planned"
+        raise ParityError(
+            file.name, got, "the planned size", "report this: the plan does not know a matrix of this family"
+        )
+
+
+def warn_of_zero_points(source: Path, scheme: str) -> None:
+    """Log a warning if a folder's integers have zero points, which q4_0 lacks, so that they are rounded a second time."""
+    from tasks.shared.model.weight_files import read_json
+
+    settings = read_json(source / "config.json").get("quantization_config") or {} if source.is_dir() else {}
+    groups = [group.get("weights") or {} for group in (settings.get("config_groups") or {}).values()]
+    if scheme == "q4_0" and any(weights.get("symmetric") is False for weights in groups):
+        log.warning("the integers of %s have zero points: q4_0 rounds them again, scheme=q4_1 takes them over", source.name)
 
 
 def dense_folder(source: Path, scratch: Path) -> Path:

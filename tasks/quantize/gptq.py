@@ -3,14 +3,14 @@
 Source: Frantar et al. 2023, arXiv 2210.17323.
 """
 
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from tasks.quantize.llm_compressor import WeightOnly, packing_spec, quantize, quiet_import
+from tasks.quantize.llm_compressor import Recipe, WeightOnly, packing_spec, quantize, quiet_import
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun
 
 
@@ -40,5 +40,8 @@ class GPTQ(WeightOnly):
         from llmcompressor.modifiers.gptq import GPTQModifier
 
         actorder = None if self.actorder == "none" else self.actorder
-        modifier = partial(GPTQModifier, dampening_frac=self.damping, actorder=actorder)
-        return quantize(self, inputs, out, run, modifier, self.calibration_rows)
+
+        def build(_: Any, arguments: Mapping[str, Any]) -> Recipe:
+            return Recipe([GPTQModifier(**arguments, dampening_frac=self.damping, actorder=actorder)])
+
+        return quantize(self, inputs, out, run, build, self.calibration_rows)

@@ -1,20 +1,18 @@
 """Groups of weights that share a scale: their layers, their size, and the forecast."""
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tasks.shared.errors import TechniqueError
 from tasks.shared.forecast import SAVED_BYTES, Forecast, Workload, forecast_reading
+from tasks.shared.model.widths import GROUP_SIZES, shortened
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-GROUP_SIZES = (128, 64, 32)
 SCALE_BITS = 16
 SECONDS_PER_WEIGHT = 5e-7
 """Time to quantize, by measurement on two CPU cores."""
-SHOWN = 12
 
 
 def head_names(model: "PreTrainedModel") -> list[str]:
@@ -42,48 +40,6 @@ def input_sizes(model: "PreTrainedModel") -> dict[str, int]:
         )
     heads = head_names(model)
     return {name: module.in_features for name, module in linear.items() if name not in heads}
-
-
-def shortened(names: list[str]) -> str:
-    """Join names; only the first dozen of many."""
-    return ", ".join(names[:SHOWN]) + (
-        f" and {len(names) - SHOWN} more of the same kinds" if len(names) > SHOWN else ""
-    )
-
-
-def choose_group_size(sizes: Mapping[str, int], wanted: int = 0) -> int:
-    """Return the number of weights that share one scale.
-
-    wanted: as set; 0 takes the largest of 128, 64 and 32 that divides every layer's input size.
-    Raises TechniqueError that lists every layer whose input size is not a multiple.
-    """
-    if not sizes:
-        raise TechniqueError(
-            "model", "no linear layer besides the head", "a transformer whose layers are torch.nn.Linear"
-        )
-    fitting = [group for group in GROUP_SIZES if all(size % group == 0 for size in sizes.values())]
-    if wanted == 0 and fitting:
-        return fitting[0]
-    group = wanted or GROUP_SIZES[-1]
-    bad = [f"{name} (in={size})" for name, size in sizes.items() if size % group]
-    if not bad:
-        return group
-    widths = ", ".join(str(size) for size in sorted({size for size in sizes.values() if size % group}))
-    other = f"group_size={fitting[0]} (or 0, which chooses it)" if fitting else f"a group_size that divides {widths}"
-    raise TechniqueError(
-        "group_size",
-        f"{group} does not divide {len(bad)} layers: {shortened(bad)}",
-        f"a divisor of every input size ({widths})",
-        f"{other}, or leave the model dense and export it to GGUF q8_0",
-    )
-
-
-def weight_recipe(bits: int, group_size: int, symmetric: bool, heads: list[str]) -> dict[str, Any]:
-    """Return llm-compressor's arguments for integer groups in all linear layers but the head."""
-    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
-
-    weights = QuantizationArgs(num_bits=bits, type="int", symmetric=symmetric, strategy="group", group_size=group_size)
-    return {"config_groups": {"group_0": QuantizationScheme(targets=["Linear"], weights=weights)}, "ignore": heads}
 
 
 def forecast_packing(work: Workload, bits: int, group_size: int, symmetric: bool) -> Forecast:

@@ -1,32 +1,28 @@
-"""Weight-only quantization to compressed-tensors through llm-compressor."""
+"""Quantization to compressed-tensors through llm-compressor."""
 
 import contextlib
+import dataclasses
 import logging
 import os
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from tasks.quantize.groups import (
-    choose_group_size,
-    forecast_packing,
-    head_names,
-    input_sizes,
-    shortened,
-    weight_recipe,
-)
+from tasks.quantize.comparison import compare_logits, compare_with_rounding, rounded
+from tasks.quantize.groups import forecast_packing, head_names, input_sizes
 from tasks.shared.errors import TechniqueError
 from tasks.shared.forecast import Forecast, Workload
-from tasks.shared.formats.rows import spread
-from tasks.shared.model.agreement import logits_of, token_agreement
-from tasks.shared.model.calibration import calibration_ids, calibration_rows
+from tasks.shared.model.agreement import logits_of
+from tasks.shared.model.calibration import calibration_ids, split_calibration
 from tasks.shared.model.dense import check_dense
 from tasks.shared.model.families import CONV1D, check_family, is_mixture
 from tasks.shared.model.saving import save_tokenizer
+from tasks.shared.model.widths import GROUP_SIZES, choose_group_size, shortened
 from tasks.shared.progress import no_foreign_bars, progress_bar
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, Refusal, Spec, StepRun
 
@@ -54,23 +50,20 @@ def packing_spec(summary: str, calibration: Port, paper: str = "") -> Spec:
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
-class WeightOnly:
-    """Settings of techniques that store groups of small integers and keep activations as floats."""
+class Packed:
+    """Settings of techniques that store small numbers with scales in all linear layers but the head."""
 
-    bits: Literal[4, 8] = 4
-    """Bits per weight; activations stay in floating point (W4A16, W8A16)."""
-    group_size: Annotated[int, Field(ge=0, multiple_of=8)] = 0
-    """Weights that share one scale; 0 takes the largest of 128, 64 and 32 that divides every layer."""
-    symmetric: bool = True
-    """Scales only; false adds a zero point per group."""
     check_rows: Annotated[int, Field(ge=1)] = 8
-    """Calibration conversations on which the written model is compared with its source, if a corpus is given."""
+    """Conversations of the calibration split, held out of the calibration, on which the written model is compared with its source."""
     max_tokens: Annotated[int, Field(ge=8)] = 192
     """Most tokens per calibration conversation; longer ones are truncated."""
 
-    def forecast(self, work: Workload) -> Forecast:
-        """Forecast seconds by the number of weights, and integers and scales in every layer."""
-        return forecast_packing(work, self.bits, self.group_size, self.symmetric)
+    def scheme(self, widths: Mapping[str, int]) -> tuple[dict[str, Any], Metrics]:
+        """Return llm-compressor's arguments of weights and activations, and their figures.
+
+        widths: input sizes of the layers.
+        """
+        raise NotImplementedError
 
     def refuses(self, config: Mapping[str, Any]) -> Refusal | None:
         """Refuse families whose matrices stay dense or do not come back when reloaded."""
@@ -84,14 +77,65 @@ class WeightOnly:
         return None
 
 
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class WeightOnly(Packed):
+    """Settings of techniques that store groups of small integers and keep activations as floats."""
+
+    bits: Literal[4, 8] = 4
+    """Bits per weight; activations stay in floating point (W4A16, W8A16)."""
+    group_size: Annotated[int, Field(ge=0, multiple_of=8)] = 0
+    """Weights that share one scale; 0 takes the largest of 128, 64 and 32 that divides every layer."""
+    symmetric: bool = True
+    """Scales only; false adds a zero point per group."""
+
+    def scheme(self, widths: Mapping[str, int]) -> tuple[dict[str, Any], Metrics]:
+        """Return integer groups.  Raises TechniqueError if they do not divide the widths."""
+        group = choose_group_size(widths, self.group_size)
+        log.info("group size %d (%s)", group, "as set" if self.group_size else "the largest that divides every layer")
+        weights = {"num_bits": self.bits, "type": "int", "symmetric": self.symmetric, "strategy": "group"}
+        return {"weights": weights | {"group_size": group}}, {"bits": self.bits, "group_size": group}
+
+    def forecast(self, work: Workload) -> Forecast:
+        """Forecast seconds by the number of weights, and integers and scales in every layer."""
+        return forecast_packing(work, self.bits, self.group_size, self.symmetric)
+
+    def check_widths(self, widths: Mapping[str, int]) -> None:
+        """Refuse a group size that does not divide a known width."""
+        if widths:
+            choose_group_size(widths, self.group_size)
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class EightBit(Packed):
+    """Settings of techniques that store 8-bit weights by output channel and compute with 8-bit activations (W8A8)."""
+
+    def forecast(self, work: Workload) -> Forecast:
+        """Forecast a byte per weight; scales of output channels are negligible."""
+        return forecast_packing(work, 8, work.size().shape.width or GROUP_SIZES[0], True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Modifiers of llm-compressor in their order, and a block that asserts what they change."""
+
+    modifiers: Sequence[Any]
+    asserted: AbstractContextManager[None] = dataclasses.field(default_factory=contextlib.nullcontext)
+
+
 def quantize(
-    settings: WeightOnly, inputs: Inputs, out: Path, run: StepRun, modifier: Callable[..., Any], calibration: int = 0
+    settings: Packed,
+    inputs: Inputs,
+    out: Path,
+    run: StepRun,
+    build: Callable[["PreTrainedModel", Mapping[str, Any]], Recipe],
+    calibration: int = 0,
 ) -> Metrics:
     """Quantize a model to `out` as a compressed-tensors folder, and compare it with its source.
 
-    modifier: builds llm-compressor's modifier from the arguments of `weight_recipe`.
-    calibration: number of calibration conversations; 0 for a modifier that needs none.
-    Returns bits, group_size, size_bytes, calibration_tokens if there are any, and the figures of `check_reload`.
+    build: makes the recipe from the model and llm-compressor's arguments.
+    calibration: number of calibration conversations; 0 for a recipe that needs none.
+    Returns bits, group_size if there is one, size_bytes, calibration_tokens if there are any, and the figures of `check_reload`
+    and `compare_with_rounding`.
     Raises TechniqueError for a quantized model, a group size that does not divide a layer, or logits that are not finite.
     """
     import torch
@@ -102,24 +146,36 @@ def quantize(
     torch.set_num_threads(run.compute.threads)
     source = inputs.one("model").path
     corpus = inputs.one("calibration") if calibration else inputs.get("calibration")
-    rows = calibration_rows(corpus.path, calibration or settings.check_rows) if corpus else []
+    rows, held_out = split_calibration(corpus.path, calibration, settings.check_rows) if corpus else ([], [])
     check_dense(source)
     model, tokenizer = load_model(source), load_tokenizer(source, chat=False)
     check_family(settings, model.config.to_dict(), str(source))
     sizes = input_sizes(model)
-    group = choose_group_size(sizes, settings.group_size)
-    log.info("group size %d (%s)", group, "as set" if settings.group_size else "the largest that divides every layer")
-    ids = calibration_ids(tokenizer, rows, settings.max_tokens)
-    checks = spread(ids, settings.check_rows)
+    arguments, figures = settings.scheme(sizes)
+    ids, checks = (calibration_ids(tokenizer, part, settings.max_tokens) for part in (rows, held_out))
     source_logits = logits_of(model, checks)
-    recipe = modifier(**weight_recipe(settings.bits, group, settings.symmetric, head_names(model)))
+    with rounded(model, arguments, sizes if calibration else ()):
+        rounded_logits = logits_of(model, checks if calibration else ())
     torch.manual_seed(run.seed)
-    run_oneshot(model, tokenizer, recipe, run, len(sizes), ids if calibration else ())
+    recipe = build(
+        model, {"config_groups": {"group_0": {"targets": ["Linear"], **arguments}}, "ignore": head_names(model)}
+    )
+    with recipe.asserted:
+        run_oneshot(model, tokenizer, list(recipe.modifiers), run, len(sizes), ids)
     save_compressed(model, tokenizer, out)
     check_packed(out, sizes)
     measured = check_reload(out, checks, source_logits) if checks else {}
-    figures: Metrics = {"bits": settings.bits, "group_size": group, "size_bytes": weight_bytes(out)}
+    if rounded_logits:
+        measured |= compare_with_rounding(measured["kl_to_source"], rounded_logits, source_logits)
+    figures |= {"size_bytes": weight_bytes(out)}
     return figures | ({"calibration_tokens": sum(map(len, ids))} if calibration else {}) | measured
+
+
+def calibrated_seconds(forecast: Forecast, work: Workload, tokens: float) -> Forecast:
+    """Return a forecast with the time to run the model over that many calibration tokens, on one thread."""
+    return dataclasses.replace(
+        forecast, seconds=forecast.seconds + work.compute.threads * work.reading(work.size(), tokens)
+    )
 
 
 def quiet_import() -> None:
@@ -157,7 +213,7 @@ def forward_record(record: Mapping[str, Any], advance: Any) -> None:
 def run_oneshot(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
-    modifier: Any,
+    modifiers: list[Any],
     run: StepRun,
     layers: int,
     ids: Sequence[Sequence[int]] = (),
@@ -166,6 +222,7 @@ def run_oneshot(
 
     layers: number of linear layers, for the progress bar.
     ids: calibration rows; each is a batch of its own, so that the statistics include no padding.
+    Raises TechniqueError if GPTQ cannot factor a Hessian.
     Calibration runs on one thread: it does thousands of small operations, which are ten times slower on two threads that wait for
     each other on a busy machine.  One thread also makes the result reproducible byte by byte.
     """
@@ -184,17 +241,40 @@ def run_oneshot(
     pipeline = "sequential" if rows else "datafree"
     torch.set_num_threads(1 if rows else run.compute.threads)
     try:
-        with quiet_llmcompressor("quantize", layers):
+        with quiet_llmcompressor("quantize", layers), unpinned():
             oneshot(
                 model=model,
                 tokenizer=tokenizer,
                 dataset=loader,
-                recipe=modifier,
+                recipe=modifiers,
                 pipeline=pipeline,
                 num_calibration_samples=max(1, len(rows)),
             )
+    except torch.linalg.LinAlgError as error:
+        raise TechniqueError(
+            "calibration",
+            "the Hessian of a layer's inputs is not positive definite",
+            "inputs that vary in every direction",
+            "larger damping, or more calibration rows",
+        ) from error
     finally:
         torch.set_num_threads(run.compute.threads)
+
+
+@contextlib.contextmanager
+def unpinned() -> Iterator[None]:
+    """Keep llm-compressor from pinning memory for an accelerator where there is none, at which AWQ would fail."""
+    import torch
+    from llmcompressor.pipelines.cache import IntermediatesCache
+
+    cache: Any = IntermediatesCache
+    before = cache.pin_memory
+    if not torch.accelerator.is_available():
+        cache.pin_memory = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        cache.pin_memory = before
 
 
 def save_compressed(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", out: Path) -> None:
@@ -218,10 +298,10 @@ def save_compressed(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBas
 
 
 def check_packed(out: Path, layers: Collection[str]) -> None:
-    """Raise TechniqueError unless exactly these linear layers are packed in the written files."""
+    """Raise TechniqueError unless exactly these linear layers are packed, with scales, in the written files."""
     from safetensors import safe_open
 
-    suffix, packed = ".weight_packed", set[str]()
+    suffix, packed = ".weight_scale", set[str]()
     for file in out.glob("*.safetensors"):
         with safe_open(file, framework="numpy") as tensors:
             packed |= {name.removesuffix(suffix) for name in tensors.keys() if name.endswith(suffix)}  # noqa: SIM118 - not a mapping
@@ -235,43 +315,9 @@ def check_packed(out: Path, layers: Collection[str]) -> None:
 
 
 def check_reload(out: Path, ids: Sequence[Sequence[int]], source_logits: Sequence["Tensor"]) -> dict[str, float]:
-    """Reload the written model with plain transformers and compare it with its source.
-
-    ids: rows to compare on.  source_logits: (length, vocabulary) per row.
-    Returns kl_to_source (nats per token), same_top_token (0..1), perplexity and source_perplexity on these rows.
-    Raises TechniqueError if the written model's logits are not finite.
-    """
-    import torch
-
+    """Reload the written model with plain transformers and return how it compares with its source (`compare_logits`)."""
     from tasks.shared.model.loading import load_model
 
     with quiet_llmcompressor("reload", 1):
         logits = logits_of(load_model(out), ids)
-    ours, theirs = torch.cat(logits), torch.cat(list(source_logits))
-    if not bool(torch.isfinite(ours).all()):
-        raise TechniqueError(
-            str(out),
-            "the quantized model's logits are not finite",
-            "finite logits",
-            "larger damping, more calibration rows, or bits=8",
-        )
-    divergence, same = token_agreement(theirs, ours)
-    return {
-        "kl_to_source": float(divergence.mean()), "same_top_token": float(same.float().mean()),
-        "perplexity": perplexity(logits, ids), "source_perplexity": perplexity(source_logits, ids),
-    }  # fmt: skip
-
-
-def perplexity(logits: Sequence["Tensor"], ids: Sequence[Sequence[int]]) -> float:
-    """Exp of the mean negative log-likelihood of every token after the first of its row.
-
-    logits: (length, vocabulary) per row.
-    """
-    import torch
-    from torch.nn.functional import cross_entropy
-
-    losses = [
-        cross_entropy(row[:-1], torch.tensor(list(tokens[1:])), reduction="none")
-        for row, tokens in zip(logits, ids, strict=True)
-    ]
-    return float(torch.cat(losses).mean().exp())
+    return compare_logits(logits, source_logits, ids, str(out))

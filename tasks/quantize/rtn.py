@@ -9,7 +9,7 @@ from typing import ClassVar
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
-from tasks.quantize.llm_compressor import WeightOnly, packing_spec, quantize, quiet_import
+from tasks.quantize.llm_compressor import Recipe, WeightOnly, packing_spec, quantize, quiet_import
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun
 
 
@@ -27,4 +27,4 @@ class RTN(WeightOnly):
         quiet_import()
         from llmcompressor.modifiers.quantization import QuantizationModifier
 
-        return quantize(self, inputs, out, run, QuantizationModifier)
+        return quantize(self, inputs, out, run, lambda _, arguments: Recipe([QuantizationModifier(**arguments)]))

@@ -262,6 +262,18 @@ class ChecksFamily(Protocol):
 
 
 @runtime_checkable
+class ChecksWidths(Protocol):
+    """A technique whose format stores weights in blocks or groups, which must divide the rows of a model's matrices."""
+
+    def check_widths(self, widths: Mapping[str, int]) -> None:
+        """Raise TechniqueError, with the setting as its place, for a width that does not fit.
+
+        widths: input sizes of the matrices of the model at the port `model`, by name; empty if they are unknown.
+        """
+        ...
+
+
+@runtime_checkable
 class ChangesConfig(Protocol):
     """A technique whose model has another configuration than its port `model`."""
 

@@ -170,19 +170,29 @@ def check_selection(source: Path, out: Path, metrics: Any, inputs: Inputs) -> No
 
 def check_quantized(source: Path, out: Path, metrics: Any, inputs: Inputs) -> None:
     """Every linear layer but the head is packed, and the unpacked weights are close to the source's."""
-    import torch
-
-    before = load_model(source)
-    linear = {name for name, part in before.named_modules() if isinstance(part, torch.nn.Linear)} - {"lm_head"}
-    assert {name.removesuffix(".weight_packed") for name in stored(out) if name.endswith("_packed")} == linear
-    assert len(linear) >= 8
-    assert 0 < float(metrics["kl_to_source"]) < 0.1
-    after = load_model(out)
+    linear = check_packed(source, out, metrics, inputs)
+    before, after = load_model(source), load_model(out)
     logits_of(after, probe())
     for name in linear:
         weight, unpacked = (model.get_submodule(name).weight for model in (before, after))
         assert 1e-3 < float((weight - unpacked).detach().norm() / weight.detach().norm()) < 0.3, name
+
+
+def check_cast(source: Path, out: Path, metrics: Any, inputs: Inputs) -> None:
+    assert logits_of(reloaded(out), probe()).allclose(logits_of(rounded(load_model(source)), probe()), atol=1e-4)
+
+
+def check_packed(source: Path, out: Path, metrics: Any, inputs: Inputs) -> set[str]:
+    """Every linear layer but the head is packed, and the model is close to its source: for weights that are scaled as well."""
+    import torch
+
+    before = load_model(source)
+    linear = {name for name, part in before.named_modules() if isinstance(part, torch.nn.Linear)} - {"lm_head"}
+    assert {name.removesuffix(".weight_scale") for name in stored(out) if name.endswith(".weight_scale")} == linear
+    assert len(linear) >= 8
+    assert 0 < float(metrics["kl_to_source"]) < 0.1
     reloaded(out)
+    return linear
 
 
 def stored(folder: Path) -> list[str]:
@@ -237,9 +247,10 @@ def check_scores(source: Path, out: Path, metrics: Any, inputs: Inputs) -> None:
     assert {"student", "teacher"} <= {name.split(".")[0] for name in metrics}
 
 
-CHECKS: dict[str, Callable[..., None]] = {
+CHECKS: dict[str, Callable[..., Any]] = {
     "prune/depth": check_depth, "prune/vocabulary": check_vocabulary, "prune/weight_selection": check_selection, "quantize/rtn": check_quantized,
-    "quantize/gptq": check_quantized, "export/gguf": check_gguf, "logits/topk": check_targets, "evaluate/perplexity": check_scores,
+    "quantize/gptq": check_quantized, "quantize/fp8": check_quantized, "quantize/awq": check_packed, "quantize/smoothquant": check_packed,
+    "quantize/cast": check_cast, "export/gguf": check_gguf, "logits/topk": check_targets, "evaluate/perplexity": check_scores,
     "evaluate/generation": check_scores,
 }  # fmt: skip
 

@@ -1,66 +1,17 @@
-"""GGUF's Q4_0 blocks: least-squares scales, and exact packing of weights on a 4-bit grid."""
+"""GGUF's blocks: rounding by llama.cpp, and exact packing of weights on a grid of Q4_0 or Q4_1."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+
+from tasks.shared.gguf.ggml import quantize_rows
+from tasks.shared.gguf.types import FLOATS
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import Tensor
 
 BLOCK = 32
 LEVELS = 8
-CANDIDATES = 24
-ROWS_AT_ONCE = 1 << 16
 ON_GRID = 0.02
 """Largest distance from a level, in steps, that counts as on the grid: the rounding error of a half-precision scale."""
-
-
-def nearest_q4_0(weight: "Tensor", importance: "Tensor | None" = None) -> "Tensor":
-    """Round weights to Q4_0's grid with the scales of least importance-weighted squared error.
-
-    In Q4_0, 32 weights share a half-precision scale d, and each is d * -8 to d * 7.
-    weight: (out, in), any float dtype; `in` is a multiple of 32.
-    importance: (in,), >= 0, mean squared input of each column.
-    Returns (out, in) float32; the largest weight of each block is at -8 d, so plain Q4_0 rounding reproduces it exactly.
-
-    Plain rounding derives the scale from the block's largest weight.  This function tries 0.7 to 1.06 times that scale as well
-    as the scale itself, so its error is never larger.
-
-    Do not round a model's weights without importance: on a 135M model with layers at 4.5 bits, KL to the source was 0.345 nats
-    with plain rounding, 0.181 with fitted scales and measured importance, but 0.521 with fitted scales and equal importance.
-    """
-    import torch
-
-    blocks = weight.float().reshape(-1, BLOCK)
-    columns = torch.ones(weight.shape[-1]) if importance is None else importance.float().clamp(min=1e-12)
-    weights = columns.reshape(1, -1, BLOCK).expand(weight.shape[0], -1, -1).reshape(-1, BLOCK)
-    parts = [
-        fit_blocks(part, factor)
-        for part, factor in zip(blocks.split(ROWS_AT_ONCE), weights.split(ROWS_AT_ONCE), strict=True)
-    ]
-    return torch.cat(parts).reshape(weight.shape)
-
-
-def fit_blocks(blocks: "Tensor", weights: "Tensor") -> "Tensor":
-    """Round blocks to Q4_0's grid with the best of several scales.
-
-    blocks: (blocks, 32), float32.
-    weights: (blocks, 32), float32, weights of the squared errors.
-    Returns (blocks, 32), float32.
-    """
-    import torch
-
-    peak = blocks.gather(1, blocks.abs().argmax(1, keepdim=True))  # (blocks, 1), signed
-    best, least = torch.zeros_like(blocks), torch.full_like(peak, torch.inf)
-    for factor in [1.0, *torch.linspace(0.7, 1.06, CANDIDATES).tolist()]:
-        scale = (peak * factor / -LEVELS).half().float()
-        safe = torch.where(scale == 0, torch.ones_like(scale), scale)
-        rounded = (blocks / safe).round().clamp(-LEVELS, LEVELS - 1) * scale
-        error = (weights * (rounded - blocks) ** 2).sum(1, keepdim=True)
-        better = error < least
-        best, least = torch.where(better, rounded, best), torch.where(better, error, least)
-    return best
 
 
 def find_grid(
@@ -91,40 +42,90 @@ def find_grid(
     return found, scales, levels
 
 
-def pack_q4_0(scales: "np.ndarray[Any, Any]", levels: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
-    """Pack Q4_0 blocks: a scale, then 16 bytes of two 4-bit levels each.
+def find_offset_grid(
+    blocks: "np.ndarray[Any, Any]",
+) -> tuple["np.ndarray[Any, Any]", "np.ndarray[Any, Any]", "np.ndarray[Any, Any]", "np.ndarray[Any, Any]"]:
+    """Find blocks that need no rounding with an offset: a minimum plus 0 to 15 equal steps, as asymmetric GPTQ writes them.
 
-    Weights 0..15 are in the low halves of the bytes, 16..31 in the high halves.
-    scales: (blocks, 1), float16.
-    levels: (blocks, 32), int8, -8 to 7.
-    Returns (blocks, 18), uint8.
+    blocks: (blocks, 32), float32.
+    Returns found (blocks,), bool; scales and minima (blocks, 1), float16; levels (blocks, 32), uint8 from 0 to 15, which are
+    undefined where `found` is False.  A block's range is a whole number of steps; all fifteen are tried, most steps first.
     """
     import numpy as np
 
-    halves = (levels.astype(np.int16) + LEVELS).astype(np.uint8).reshape(len(levels), 2, BLOCK // 2)
-    return np.concatenate([scales.view(np.uint8), halves[:, 0] | halves[:, 1] << 4], axis=-1)
+    least = blocks.min(-1, keepdims=True)
+    span = blocks.max(-1, keepdims=True) - least
+    found = span[:, 0] == 0
+    scales, levels = np.zeros((len(blocks), 1), np.float16), np.zeros(blocks.shape, np.uint8)
+    for steps in range(2 * LEVELS - 1, 0, -1):
+        places = np.flatnonzero(~found)
+        scale = (span[places] / steps).astype(np.float16)
+        exact = (blocks[places] - least[places]) / np.where(scale == 0, 1, scale).astype(np.float32)
+        nearest = exact.round()
+        fits = (np.abs(exact - nearest).max(-1) < ON_GRID) & (nearest.max(-1) == steps) & (scale[:, 0] != 0)
+        scales[places[fits]], levels[places[fits]] = scale[fits], nearest[fits].astype(np.uint8)
+        found[places[fits]] = True
+    return found, scales, least.astype(np.float16), levels
 
 
-@contextmanager
-def grids_kept() -> Iterator[None]:
-    """Make the gguf package pack blocks on a 4-bit grid exactly and round all others as usual.
+def nibbles(levels: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
+    """Pack 32 levels into 16 bytes: weights 0..15 in the low halves, 16..31 in the high halves.
 
-    Its own rounding puts a block's largest weight at level -8.  GPTQ may put that weight at any level, and rounding its
-    integers to another grid would undo the gain of the calibration.
+    levels: (blocks, 32), uint8, 0 to 15.  Returns (blocks, 16), uint8.
     """
-    from gguf.quants import Q4_0
+    halves = levels.reshape(len(levels), 2, BLOCK // 2)
+    packed: np.ndarray[Any, Any] = halves[:, 0] | halves[:, 1] << 4
+    return packed
 
-    packer: Any = Q4_0
-    plain = packer.quantize_blocks
 
-    def exact(blocks: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
-        packed = plain(blocks)
-        found, scales, levels = find_grid(blocks)
-        packed[found] = pack_q4_0(scales[found], levels[found])
+def exact_q4_0(blocks: "np.ndarray[Any, Any]") -> tuple["np.ndarray[Any, Any]", "np.ndarray[Any, Any]"]:
+    """Return the places of blocks on Q4_0's grid, (blocks,) bool, and the packed ones: a scale and 32 levels, (found, 18) uint8."""
+    import numpy as np
+
+    found, scales, levels = find_grid(blocks)
+    shifted = (levels[found].astype(np.int16) + LEVELS).astype(np.uint8)
+    return found, np.concatenate([scales[found].view(np.uint8), nibbles(shifted)], axis=-1)
+
+
+def exact_q4_1(blocks: "np.ndarray[Any, Any]") -> tuple["np.ndarray[Any, Any]", "np.ndarray[Any, Any]"]:
+    """Return the places of blocks on a Q4_1 grid, (blocks,) bool, and the packed ones: scale, minimum, levels, (found, 20) uint8."""
+    import numpy as np
+
+    found, scales, least, levels = find_offset_grid(blocks)
+    head = np.concatenate([scales[found], least[found]], axis=-1)
+    return found, np.concatenate([head.view(np.uint8), nibbles(levels[found])], axis=-1)
+
+
+def as_floats(weight: "np.ndarray[Any, Any]", scheme: str) -> "np.ndarray[Any, Any]":
+    """Return the tensor as float32, float16, or the bytes of bfloat16, rounded to nearest."""
+    import numpy as np
+    from gguf.quants import BF16
+
+    if scheme == "bf16":
+        packed: np.ndarray[Any, Any] = BF16.quantize(weight.astype(np.float32, copy=False))
         return packed
+    return weight.astype(np.float16 if scheme == "f16" else np.float32, copy=False)
 
-    packer.quantize_blocks = staticmethod(exact)
-    try:
-        yield
-    finally:
-        packer.quantize_blocks = plain
+
+EXACT = {"q4_0": exact_q4_0, "q4_1": exact_q4_1}
+"""Types whose grid a calibrated quantizer may have put weights on already."""
+
+
+def pack(
+    weight: "np.ndarray[Any, Any]", scheme: str, importance: "np.ndarray[Any, Any] | None" = None
+) -> "np.ndarray[Any, Any]":
+    """Store a tensor in a GGUF type; blocks on a 4-bit grid keep their integers, all others are rounded by llama.cpp.
+
+    weight: (..., row), float32.  importance: (row,), >= 0, mean squared input of each column.
+    Returns (..., row) floats, or (..., bytes of a row) uint8.
+
+    llama.cpp's own Q4_0 puts a block's largest weight at level -8, and GPTQ may put that weight at any level; its Q4_1 puts the
+    extremes at levels 0 and 15.  Rounding GPTQ's integers to another grid would undo the gain of the calibration.
+    """
+    if scheme in FLOATS:
+        return as_floats(weight, scheme)
+    packed = quantize_rows(weight, scheme, importance)
+    if scheme in EXACT:
+        found, kept = EXACT[scheme](weight.reshape(-1, BLOCK))
+        packed.reshape(len(found), -1)[found] = kept
+    return packed

@@ -4,11 +4,12 @@ import contextlib
 import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from tasks.shared.errors import TechniqueError
-from tasks.shared.gguf.blocks import nearest_q4_0
+from tasks.shared.gguf.blocks import pack
 from tasks.shared.gguf.support import attended
+from tasks.shared.gguf.types import PlannedTensor, plan_tensor
 from tasks.shared.gguf.vocabulary import GPT2_SPLITS, SentencePieces, byte_level_splits, sentence_pieces
 from tasks.shared.progress import no_foreign_bars
 
@@ -18,17 +19,22 @@ if TYPE_CHECKING:
 
 EMBEDDING = "token_embd.weight"
 VOCABULARY_TENSORS = (EMBEDDING, "output.weight")
+FLOAT_TENSORS = ("_norm.weight", "ffn_gate_inp.weight", "position_embd.weight")
+"""Ends of the names of tensors that stay float32: norms, a mixture's router, learned positions."""
 
 
 class Ours:
     """Our tensor types and tokenizers; a mix-in before one of the converter's classes.
 
-    scheme, vocabulary_scheme: types of the layers' matrices, and of embedding and head, in capitals.
+    scheme, vocabulary_scheme: types of the layers' matrices, and of embedding and head.
     importance: mean squared input per column of a weight, by its name in the source.
+    written: the matrices so far, as they are in the file.
     """
 
-    scheme = vocabulary_scheme = "F16"
+    scheme = vocabulary_scheme = "f16"
     importance: Mapping[str, "Tensor"] = {}
+    written: list[PlannedTensor]
+    columns: "Tensor | None" = None
     model_arch: Any
     gguf_writer: Any
     hparams: dict[str, Any]
@@ -36,20 +42,39 @@ class Ours:
     rope_parameters: Mapping[str, Any]
 
     def tensor_force_quant(self, name: str, new_name: str, bid: int | None, n_dims: int) -> Any:
-        """Return the type of a tensor."""
+        """Return the type of the tensor that `modify_tensors` has just given; False leaves it to the converter."""
         from gguf import GGMLQuantizationType
 
-        return GGMLQuantizationType[self._scheme_of(new_name)]
-
-    def _scheme_of(self, new_name: str) -> str:
-        return self.vocabulary_scheme if new_name in VOCABULARY_TENSORS else self.scheme
+        if n_dims < 2 or new_name.endswith(FLOAT_TENSORS):
+            return GGMLQuantizationType.F32
+        return GGMLQuantizationType[self.written[-1].type.upper()]
 
     def modify_tensors(self, data_torch: Any, name: str, bid: int | None) -> Any:
-        """Yield the tensors of a weight; for q4_0, fitted to its importance if that is known."""
+        """Yield the tensors of a weight, and note their types and columns."""
         for new_name, tensor in super().modify_tensors(data_torch, name, bid):  # type: ignore[misc]
-            known = self.importance.get(name) if self._scheme_of(new_name) == "Q4_0" else None
             whole = data_torch if new_name == EMBEDDING else tensor  # Gemma 3's class cuts off rows without a token
-            yield new_name, whole if known is None else nearest_q4_0(whole, known)
+            if whole.dim() >= 2 and not new_name.endswith(FLOAT_TENSORS):
+                wanted = self.vocabulary_scheme if new_name in VOCABULARY_TENSORS else self.scheme
+                self.written.append(plan_tensor(new_name, whole.shape[-1], whole.numel(), wanted))
+            self.columns = self.importance.get(name) if whole.dim() == 2 else None
+            yield new_name, whole
+
+    @contextlib.contextmanager
+    def packing(self) -> Iterator[None]:
+        """Make the converter store tensors by `pack`, with the columns of the current one."""
+        import gguf
+
+        before, quants = gguf.quants.quantize, cast(Any, gguf.quants)
+
+        def quantize(data: Any, kind: Any) -> Any:
+            columns = None if self.columns is None else self.columns.numpy()
+            return pack(data, kind.name.lower(), columns)
+
+        quants.quantize = quantize
+        try:
+            yield
+        finally:
+            quants.quantize = before
 
     def set_gguf_parameters(self) -> None:
         """Write the settings, under the names that the converter reads."""

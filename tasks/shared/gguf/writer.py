@@ -2,36 +2,31 @@
 
 import json
 import logging
+import re
 import tempfile
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from tasks.shared.errors import ModelError, TechniqueError
-from tasks.shared.gguf.blocks import grids_kept
 from tasks.shared.gguf.converter import converter, quiet_converter
+from tasks.shared.gguf.ggml import library
 from tasks.shared.gguf.support import attended
+from tasks.shared.gguf.types import FLOATS, EmbeddingScheme, PlannedTensor, Scheme, check_plan, plan_tensor
+from tasks.shared.model.families import CONV1D
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 log = logging.getLogger(__name__)
-Scheme = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
-EmbeddingScheme = Literal["same", "f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
-SHOWN = 12
+VOCABULARY_NAMES = re.compile(r"(embed_tokens|lm_head|wte|embed_in|embed_out)\.weight$")
+"""Token embedding and head, as transformers names them."""
+TIED_HEAD = re.compile(r"(lm_head|embed_out)\.weight$")
+FLOAT_NAMES = re.compile(r"(norm|ln_\d|ln_f|wpe|mlp\.gate|block_sparse_moe\.gate|router)\.weight$")
+"""Matrices and vectors that stay float32."""
 STAGED = "model"
 """Folder that the converter reads.  A constant, since its name gets into the file's metadata."""
-
-
-def tensor_bytes(elements: int, scheme: str) -> int:
-    """Bytes of a tensor in a scheme.
-
-    For example, q4_0 stores 32 weights in 18 bytes: a half-precision scale and 16 bytes of nibbles.
-    """
-    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
-
-    block, size = GGML_QUANT_SIZES[GGMLQuantizationType[scheme.upper()]]
-    return elements // block * size
 
 
 def write_gguf(
@@ -41,17 +36,22 @@ def write_gguf(
     embedding: EmbeddingScheme = "same",
     name: str = "",
     importance: Mapping[str, "Tensor"] | None = None,
-) -> None:
+    fallback: bool = False,
+) -> list[PlannedTensor]:
     """Write a model folder to `out`, a .gguf file that includes tokenizer and chat template.
 
     scheme: type of every matrix in the layers.
     embedding: type of token embedding and head; norms stay float32.
-    importance: mean squared input per column of a weight, by its name in the source; scales of q4_0 are fitted with it.
+    importance: mean squared input per column of a weight, by its name in the source; block types are fitted with it.
+    fallback: give matrices whose rows the type's blocks do not fill the type that `fitting_type` names.
+    Returns the matrices with their types, as they are in the file.
     Raises TechniqueError for quantized weights, an architecture unknown to the converter, or rows that do not fill blocks.
     """
     config = dense_config(model)
     vocabulary = scheme if embedding == "same" else embedding
-    check_rows(model, {scheme, vocabulary})
+    check_plan(plan_tensors(model, scheme, embedding, fallback))
+    if not {scheme, vocabulary} <= FLOATS:
+        library()
     if window := attended(config):
         log.warning(
             "the file's context is %d tokens, since llama.cpp ignores the sliding window of this family", window
@@ -60,15 +60,13 @@ def write_gguf(
         folder = Path(staging) / STAGED
         stage_folder(model, folder)
         try:
-            with quiet_converter(), grids_kept():
+            with quiet_converter():
                 writer = converter(config, str(model))
-                from gguf import LlamaFileType
-
-                kind = LlamaFileType["ALL_F32" if scheme == "f32" else f"MOSTLY_{scheme.upper()}"]
-                instance = writer(folder, kind, out, model_name=name or model.name, eager=True)
-                instance.scheme, instance.vocabulary_scheme = scheme.upper(), vocabulary.upper()
+                instance = writer(folder, file_type(scheme), out, model_name=name or model.name, eager=True)
+                instance.scheme, instance.vocabulary_scheme, instance.written = scheme, vocabulary, []
                 instance.importance = importance or {}
-                instance.write()
+                with instance.packing():
+                    instance.write()
         except (AssertionError, KeyError, NotImplementedError, ValueError) as error:
             raise TechniqueError(
                 str(model),
@@ -76,6 +74,40 @@ def write_gguf(
                 "a family that docs/families.md lists",
                 "quantize/gptq",
             ) from error
+    written: list[PlannedTensor] = instance.written
+    return written
+
+
+def file_type(scheme: str) -> Any:
+    """Return the number that names a file's main type, which readers show and OpenVINO needs."""
+    from gguf import LlamaFileType
+
+    names = {"F32": "ALL_F32", "Q3_K": "MOSTLY_Q3_K_S", "Q4_K": "MOSTLY_Q4_K_S", "Q5_K": "MOSTLY_Q5_K_S", "MXFP4": "MOSTLY_MXFP4_MOE"}  # fmt: skip
+    return LlamaFileType[names.get(scheme.upper(), f"MOSTLY_{scheme.upper()}")]
+
+
+def plan_tensors(model: Path, scheme: str, embedding: str = "same", fallback: bool = True) -> list[PlannedTensor]:
+    """Plan the types of a folder's matrices from the headers of its files, by their names there."""
+    from safetensors import safe_open
+
+    vocabulary = scheme if embedding == "same" else embedding
+    config = dense_config(model)
+    rotated = config.get("model_type") in CONV1D
+    planned: list[PlannedTensor] = []
+    for file in sorted(model.glob("*.safetensors")):
+        with safe_open(file, framework="numpy") as tensors:
+            shapes = {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118 - not a mapping
+        for name, shape in shapes.items():
+            if (
+                len(shape) < 2
+                or FLOAT_NAMES.search(name)
+                or (TIED_HEAD.search(name) and config.get("tie_word_embeddings"))
+            ):
+                continue
+            outer = bool(VOCABULARY_NAMES.search(name))
+            row = shape[0] if rotated and not outer and len(shape) == 2 else shape[-1]
+            planned.append(plan_tensor(name, row, prod(shape), vocabulary if outer else scheme, fallback))
+    return planned
 
 
 def dense_config(model: Path) -> dict[str, Any]:
@@ -96,27 +128,6 @@ def dense_config(model: Path) -> dict[str, Any]:
             "make it dense first (tasks.shared.model.saving.dense_copy)",
         )
     return config
-
-
-def check_rows(model: Path, schemes: set[str]) -> None:
-    """Raise TechniqueError if rows of any matrix are not a multiple of the schemes' block size."""
-    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
-    from safetensors import safe_open
-
-    block = max(GGML_QUANT_SIZES[GGMLQuantizationType[scheme.upper()]][0] for scheme in schemes)
-    bad: list[str] = []
-    for file in sorted(model.glob("*.safetensors")):
-        with safe_open(file, framework="numpy") as tensors:
-            shapes = {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118 - not a mapping
-        bad += [f"{name} (row={shape[-1]})" for name, shape in shapes.items() if len(shape) > 1 and shape[-1] % block]
-    if bad:
-        shown = ", ".join(bad[:SHOWN]) + (f" and {len(bad) - SHOWN} more" if len(bad) > SHOWN else "")
-        raise TechniqueError(
-            "scheme",
-            f"blocks of {block} weights do not fill the rows of {shown}",
-            f"rows that are multiples of {block}",
-            "scheme=f16 and embedding=same",
-        )
 
 
 def stage_folder(model: Path, staging: Path) -> None:

@@ -1,5 +1,6 @@
 """Calibration batches: rendered and tokenized conversations of the calibration split."""
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
+log = logging.getLogger(__name__)
 CALIBRATION_FILE = "calibration.jsonl"
 
 
@@ -19,6 +21,27 @@ def calibration_rows(corpus: Path, count: int) -> list[Row]:
     Raises DataError if the file is missing or has bad lines.
     """
     return spread(read_rows(corpus / CALIBRATION_FILE), count)
+
+
+def split_calibration(corpus: Path, count: int, checks: int) -> tuple[list[Row], list[Row]]:
+    """Choose evenly spaced calibration rows, and rows of the same split to check the result on.
+
+    count: rows to calibrate on; 0 means none.
+    checks: rows to check on.  They are held out of the calibration; in a split too small for both, they take at most a quarter.
+    Only a split of a single row serves both.  A warning tells if rows are fewer than wanted, or shared.
+    """
+    rows = read_rows(corpus / CALIBRATION_FILE)
+    if count == 0:
+        return [], spread(rows, checks)
+    reserved = min(checks, max(1, len(rows) // 4))
+    taken = min(count, max(1, len(rows) - reserved))
+    places = spread(range(len(rows)), taken)
+    held = [row for index, row in enumerate(rows) if index not in set(places)]
+    if taken < count:
+        kept = f"and holds {len(held)} of them out" if held else "and checks the result on the same row"
+        log.warning("calibrates on %d rows instead of %d: the split has %d, %s", taken, count, len(rows), kept)
+    used = [rows[index] for index in places]
+    return used, spread(held, checks) or used
 
 
 def calibration_ids(tokenizer: "PreTrainedTokenizerBase", rows: list[Row], max_tokens: int) -> list[list[int]]:

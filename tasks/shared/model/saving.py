@@ -1,7 +1,7 @@
 """Saving of models and tokenizers, so that plain transformers can load them."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from tasks.shared.errors import ModelError
 from tasks.shared.model.loading import Dtype, load_model, load_tokenizer
@@ -44,7 +44,10 @@ def align_special_tokens(model: "PreTrainedModel", tokenizer: "PreTrainedTokeniz
 
 
 def save_model(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", out: Path, dtype: Dtype = "bfloat16"
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    out: Path,
+    dtype: Dtype | Literal["float16"] = "bfloat16",
 ) -> None:
     """Write a model folder: safetensors in `dtype`, config, generation config, tokenizer.
 

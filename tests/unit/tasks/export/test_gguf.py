@@ -9,17 +9,21 @@ from typing import Any
 import pytest
 import torch
 
+from flows.planning.sizes import size_of
 from tasks.export import gguf as export
 from tasks.export import parity
 from tasks.export.gguf import Gguf
 from tasks.quantize.rtn import RTN
 from tasks.shared.engines.llama_engine import LlamaSession
-from tasks.shared.errors import ParityError, TechniqueError
+from tasks.shared.errors import ConfigError, ParityError, TechniqueError
+from tasks.shared.forecast import Rows, Workload
+from tasks.shared.gguf.types import Scheme
 from tasks.shared.gguf.writer import write_gguf
 from tasks.shared.model.agreement import truncated_divergence
-from tasks.shared.model.loading import CHATML
+from tasks.shared.model.loading import CHATML, load_model
 from tasks.shared.model.saving import save_model
 from tasks.shared.model.weights import read_gguf
+from tasks.shared.technique import Compute, Inputs
 from tests.families import FAMILIES, save_family
 from tests.settings_case import Case, Change
 from tests.tiny_llama import (
@@ -130,16 +134,66 @@ def test_the_same_weights_are_the_same_file(tmp_path: Path) -> None:
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
-def test_four_bit_integers_go_over_as_they_are(tmp_path: Path) -> None:
-    corpus = write_corpus(tmp_path / "corpus")
+@pytest.mark.parametrize(("scheme", "symmetric"), [("q4_0", True), ("q4_1", False), ("q4_1", True)])
+def test_four_bit_integers_go_over_as_they_are(tmp_path: Path, scheme: Scheme, symmetric: bool) -> None:
+    """The file's weights are those of the folder; a minimum in half precision may be off by 2**-12 of it."""
+    from gguf.quants import dequantize
+
     packed, run = empty_run(tmp_path, "int4")
-    RTN(group_size=32)(inputs_of(save_tiny(tmp_path / "source")), packed, run)
-    settings = {"scheme": "q4_0", "embedding": "f16", "prompts": 4, "tokens": 4, "min_top1": 0.0, "max_kl": 99.0}
+    RTN(group_size=32, symmetric=symmetric)(inputs_of(save_tiny(tmp_path / "source")), packed, run)
+    out, run = empty_run(tmp_path)
+    exported = Gguf(scheme=scheme, embedding="f16", prompts=4, tokens=4, min_top1=0.9, max_kl=1e-3)
+    exported(inputs_of(packed, write_corpus(tmp_path / "corpus")), out, run)
+    model = load_model(packed)
+    file = {
+        tensor.name: dequantize(tensor.data, tensor.tensor_type) for tensor in read_gguf(out / "model.gguf").tensors
+    }
+    for name, place in (("ffn_down", "mlp.down_proj"), ("attn_v", "self_attn.v_proj")):
+        wanted = model.get_submodule(f"model.layers.1.{place}").weight.detach()
+        limit = 2.0**-11 * wanted.abs().amax() if scheme == "q4_1" else 0.0
+        assert (torch.from_numpy(file[f"blk.1.{name}.weight"].copy()) - wanted).abs().max() <= limit
+
+
+@pytest.mark.parametrize("scheme", ["iq4_nl", "q4_k", "iq2_xxs"])
+def test_types_of_llama_cpp_are_served_and_their_size_is_foretold(tmp_path: Path, scheme: Scheme) -> None:
+    """llama.cpp itself reads the file; iq2_xxs is rounded by importance only."""
+    model = build_model(hidden_size=256, intermediate_size=256, num_hidden_layers=2)
+    inputs = inputs_of(save_tiny(tmp_path / "source", model), write_corpus(tmp_path / "corpus", 4))
+    out, run = empty_run(tmp_path)
+    technique = Gguf(scheme=scheme, embedding="q6_k", prompts=2, tokens=2, min_top1=0.0, max_kl=99.0)
+    metrics = technique(inputs, out, run)
+    work = Workload({"model": (size_of(tmp_path / "source"),)}, Rows(), Compute(), 1e11)
+    forecast = technique.forecast(work).size
+    tensors = read_gguf(out / "model.gguf").tensors
+    assert forecast is not None
+    tokens = export.TOKEN_BYTES * 512
+    assert forecast.bytes - tokens == pytest.approx(sum(int(tensor.n_bytes) for tensor in tensors), rel=0.01)
+    assert metrics["fallback_matrices"] == 0 and metrics["tensor_bytes"] == sum(int(tensor.n_bytes) for tensor in tensors if len(tensor.shape) > 1)  # fmt: skip
+    if scheme == "iq2_xxs":
+        other, other_run = empty_run(tmp_path, "plain")
+        with pytest.raises(ConfigError, match="is rounded by importance only"):
+            technique(inputs_of(tmp_path / "source"), other, other_run)
+
+
+def test_importance_brings_a_file_closer_and_fallbacks_are_told(
+    trained: Inputs, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     divergences = []
-    for name, model in (("exact", packed), ("rounded", tmp_path / "source")):
-        out, run = empty_run(tmp_path, name)
-        divergences.append(Gguf(**settings)(inputs_of(model, corpus), out, run)["kl_to_source"])
-    assert divergences[0] < 0.01 * divergences[1]
+    for rows in (0, 16):
+        out, run = empty_run(tmp_path, f"rows{rows}")
+        technique = Gguf(scheme="iq4_xs", importance_rows=rows, prompts=16, tokens=8, min_top1=0.0, max_kl=99.0)
+        divergences.append(technique(trained, out, run)["kl_to_source"])
+    assert 0 < float(divergences[1]) < float(divergences[0])
+    assert "iq4_xs becomes iq4_nl in 28 of 28 matrices" in caplog.text
+
+
+def test_zero_points_that_q4_0_rounds_again_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    weights = {"config_groups": {"group_0": {"weights": {"num_bits": 4, "symmetric": False}}}}
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": weights}))
+    export.warn_of_zero_points(tmp_path, "q4_1")
+    assert not caplog.text
+    export.warn_of_zero_points(tmp_path, "q4_0")
+    assert "scheme=q4_1 takes them over" in caplog.text
 
 
 def test_another_model_s_weights_are_refused_and_nothing_is_left(
@@ -213,6 +267,7 @@ def test_a_server_that_does_not_answer_is_a_parity_error() -> None:
 CHANGES = {
     "scheme": Change("q8_0"),
     "embedding": Change("f16"),
+    "fallback": Change(False, {"scheme": "q4_k"}, refused="fallback=true"),
     "importance_rows": Change(0),
     "prompts": Change(3),
     "tokens": Change(3),

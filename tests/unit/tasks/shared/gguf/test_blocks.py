@@ -1,68 +1,87 @@
-"""Fitted 4-bit scales: on the grid, never worse than plain rounding, and led by importance."""
+"""Blocks: weights on a 4-bit grid keep their integers, all others are rounded by llama.cpp, led by importance."""
+
+from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
-from tasks.shared.gguf.blocks import find_grid, grids_kept, nearest_q4_0
+from tasks.shared.gguf.blocks import find_grid, find_offset_grid, pack
+from tasks.shared.gguf.ggml import quantize_rows
 
 
-def plain(weight: torch.Tensor) -> torch.Tensor:
-    """What plain Q4_0 rounding makes of a weight."""
+def unpacked(packed: np.ndarray[Any, Any], scheme: str) -> np.ndarray[Any, Any]:
+    """The weights of packed rows, by the gguf package."""
     from gguf import GGMLQuantizationType
-    from gguf.quants import dequantize, quantize
+    from gguf.quants import dequantize
 
-    kind = GGMLQuantizationType.Q4_0
-    return torch.from_numpy(np.array(dequantize(quantize(weight.numpy(), kind), kind)))
+    return np.array(dequantize(packed, GGMLQuantizationType[scheme.upper()]))
 
 
-def on_grid(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def half(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Values that bfloat16 holds: eight significant bits."""
+    return (values.astype(np.float32).view(np.uint32) & 0xFFFF0000).view(np.float32)
+
+
+def on_grid() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Levels and weights of 40 blocks, as GPTQ writes them: the largest weight at any level, scales in bfloat16."""
-    generator = torch.Generator().manual_seed(seed)
-    levels = torch.randint(-8, 8, (40, 32), generator=generator).clamp(-7, 6)
-    scales = (torch.rand(40, 1, generator=generator) * 0.01 + 1e-4).bfloat16().float()
-    return levels, levels * scales
+    draw = np.random.default_rng(0)
+    levels = draw.integers(-8, 8, (40, 32)).clip(-7, 6)
+    return levels, (levels * half(draw.random((40, 1)) * 0.01 + 1e-4)).astype(np.float32)
 
 
 def test_weights_on_a_grid_keep_their_levels_exactly() -> None:
     levels, weight = on_grid()
-    found, scales, kept = find_grid(weight.numpy())
-    assert found.all()
-    assert np.array_equal(kept, levels.numpy())
-    with grids_kept():
-        packed = plain(weight)
-    assert torch.allclose(packed, weight, rtol=1e-3, atol=0)
-    assert not torch.allclose(plain(weight), weight, rtol=0.05), "plain rounding moves them"
+    found, _, kept = find_grid(weight)
+    assert found.all() and np.array_equal(kept, levels)
+    np.testing.assert_allclose(unpacked(pack(weight, "q4_0"), "q4_0"), weight, rtol=1e-3)
+    rounded = unpacked(quantize_rows(weight, "q4_0"), "q4_0")
+    assert not np.allclose(rounded, weight, rtol=0.05), "plain rounding moves them"
 
 
-def test_other_weights_are_rounded_as_ever(weight: torch.Tensor) -> None:
-    assert not find_grid(weight.reshape(-1, 32).numpy())[0].any()
-    with grids_kept():
-        kept = plain(weight)
-    assert torch.equal(kept, plain(weight))
+def test_weights_on_a_grid_with_zero_points_keep_their_levels_in_q4_1() -> None:
+    """The minimum is a product of a bfloat16 scale and a small integer, to which half precision adds at most 2**-11 of it."""
+    draw = np.random.default_rng(1)
+    levels, zeros = draw.integers(0, 16, (40, 32)), draw.integers(0, 16, (40, 1))
+    levels[0], levels[1] = 7, levels[1] % 3  # a single level; three of the sixteen
+    scales = half(draw.random((40, 1)) * 0.01 + 1e-3)
+    weight = ((levels - zeros) * scales).astype(np.float32)
+    found, steps, least, kept = find_offset_grid(weight)
+    assert found.all() and np.array_equal(least, weight.min(-1, keepdims=True).astype(np.float16))
+    assert np.array_equal(steps[2:], scales[2:].astype(np.float16)), "the scale itself"
+    assert np.array_equal(kept[2:], (levels - levels.min(-1, keepdims=True))[2:])
+    limit = 2.0**-11 * np.abs(weight).max(-1, keepdims=True)
+    assert (np.abs(unpacked(pack(weight, "q4_1"), "q4_1") - weight) <= limit).all()
+    moved = np.abs(unpacked(quantize_rows(weight, "q4_1"), "q4_1") - weight)
+    assert (moved > 0.1 * scales).any(), "plain rounding moves them"
 
 
 @pytest.fixture
-def weight() -> torch.Tensor:
-    torch.manual_seed(0)
-    return torch.randn(64, 256) * torch.rand(64, 1)
+def weight() -> np.ndarray[Any, Any]:
+    draw = np.random.default_rng(0)
+    return (draw.standard_normal((64, 256)) * draw.random((64, 1))).astype(np.float32)
 
 
-def test_the_result_lies_on_the_grid(weight: torch.Tensor) -> None:
-    fitted = nearest_q4_0(weight)
-    assert torch.equal(plain(fitted), fitted)
+def test_other_weights_are_rounded_as_ever(weight: np.ndarray[Any, Any]) -> None:
+    blocks = weight.reshape(-1, 32)
+    assert not find_grid(blocks)[0].any() and not find_offset_grid(blocks)[0].any()
+    assert all(np.array_equal(pack(weight, scheme), quantize_rows(weight, scheme)) for scheme in ("q4_0", "q4_1"))
+    for scheme, kind in (("f32", np.float32), ("f16", np.float16), ("bf16", np.uint8)):
+        assert pack(weight, scheme).dtype == kind
+    np.testing.assert_allclose(unpacked(pack(weight, "bf16"), "bf16"), weight, rtol=2**-8)
 
 
-def test_error_is_smaller_than_plain_rounding_s(weight: torch.Tensor) -> None:
-    assert ((nearest_q4_0(weight) - weight) ** 2).mean() < 0.95 * ((plain(weight) - weight) ** 2).mean()
-
-
-def test_important_columns_come_out_closer(weight: torch.Tensor) -> None:
-    importance = torch.ones(256)
+@pytest.mark.parametrize("scheme", ["q4_0", "iq4_nl", "q4_k", "q2_k"])
+def test_important_columns_come_out_closer(weight: np.ndarray[Any, Any], scheme: str) -> None:
+    importance = np.ones(256, np.float32)
     importance[::8] = 100.0
-    even, led = (((nearest_q4_0(weight, values) - weight) ** 2)[:, ::8].mean() for values in (None, importance))
+    even, led = (
+        ((unpacked(pack(weight, scheme, columns), scheme) - weight) ** 2)[:, ::8].mean()
+        for columns in (np.ones(256, np.float32), importance)
+    )
     assert led < 0.8 * even
 
 
-def test_zeros_stay_zero() -> None:
-    assert torch.equal(nearest_q4_0(torch.zeros(2, 64)), torch.zeros(2, 64))
+def test_zeros_stay_zero_and_unimportant_columns_are_finite() -> None:
+    zeros = np.zeros((2, 64), np.float32)
+    assert not unpacked(pack(zeros, "q4_0", zeros[0]), "q4_0").any()
+    assert np.isfinite(unpacked(pack(zeros + 0.5, "iq4_nl", zeros[0]), "iq4_nl")).all()

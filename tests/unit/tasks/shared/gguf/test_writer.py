@@ -7,25 +7,18 @@ import pytest
 
 from tasks.shared.errors import ModelError, TechniqueError
 from tasks.shared.gguf.vocabulary import byte_level_splits, sentence_pieces
-from tasks.shared.gguf.writer import tensor_bytes, write_gguf
+from tasks.shared.gguf.writer import plan_tensors, write_gguf
 from tasks.shared.model.sizes import parameter_count
 from tasks.shared.model.weights import read_gguf
+from tests.families import save_family
 from tests.tiny_llama import build_model, build_tokenizer, save_tiny
-
-
-@pytest.mark.parametrize(
-    ("scheme", "bits"),
-    [("f32", 32), ("f16", 16), ("bf16", 16), ("q8_0", 8.5), ("q5_1", 6), ("q5_0", 5.5), ("q4_1", 5), ("q4_0", 4.5)],
-)
-def test_bits_per_weight(scheme: str, bits: float) -> None:
-    assert tensor_bytes(4096, scheme) * 8 / 4096 == bits
 
 
 def test_file_holds_the_declared_types_tokenizer_and_template(tmp_path: Path) -> None:
     from gguf import GGUFReader
 
     source, file = save_tiny(tmp_path / "source"), tmp_path / "model.gguf"
-    write_gguf(source, file, "q4_0", "q8_0", name="tiny")
+    written = write_gguf(source, file, "q4_0", "q8_0", name="tiny")
     reader = GGUFReader(file)
     types = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
     assert (
@@ -40,7 +33,9 @@ def test_file_holds_the_declared_types_tokenizer_and_template(tmp_path: Path) ->
     assert "<|im_start|>" in fields["tokenizer.chat_template"] and fields["general.name"] == "tiny"
     assert fields["llama.block_count"] == 4 and fields["llama.attention.head_count_kv"] == 2
     weights = sum(int(tensor.n_bytes) for tensor in reader.tensors)
-    assert weights == sum(tensor_bytes(int(tensor.n_elements), tensor.tensor_type.name) for tensor in reader.tensors)
+    vectors = sum(int(tensor.n_bytes) for tensor in reader.tensors if len(tensor.shape) == 1)
+    planned = plan_tensors(source, "q4_0", "q8_0")
+    assert weights - vectors == sum(tensor.bytes for tensor in planned) == sum(tensor.bytes for tensor in written)
     assert parameter_count(file) == build_model().num_parameters()
     quick = read_gguf(file)
     assert {key: field.contents() for key, field in quick.fields.items()} == fields
@@ -72,6 +67,27 @@ def test_rows_that_do_not_fill_blocks_are_refused(tmp_path: Path) -> None:
     with pytest.raises(TechniqueError, match=r"down_proj.weight \(row=80\)"):
         write_gguf(source, tmp_path / "model.gguf", "q4_0")
     write_gguf(source, tmp_path / "model.gguf", "f16")
+
+
+@pytest.mark.parametrize("name", ["phi3", "gpt2", "gemma3_text", "gpt_neox", "qwen3"])
+def test_the_plan_is_that_of_the_file_in_other_families(name: str, tmp_path: Path) -> None:
+    """Fused projections, matrices with their axes the other way round, tied and untied heads."""
+    source = save_family(tmp_path / "source", name)
+    written = write_gguf(source, tmp_path / "model.gguf", "iq4_nl", "q8_0")
+    planned = plan_tensors(source, "iq4_nl", "q8_0")
+    kinds = [sorted((tensor.row, tensor.weights, tensor.type) for tensor in tensors) for tensors in (written, planned)]
+    assert kinds[0] == kinds[1]
+    types = {tensor.name: tensor.tensor_type.name.lower() for tensor in read_gguf(tmp_path / "model.gguf").tensors}
+    assert {tensor.name: tensor.type for tensor in written}.items() <= types.items()
+
+
+def test_types_in_blocks_of_256_fall_back_where_rows_are_shorter(tmp_path: Path) -> None:
+    source = save_tiny(tmp_path / "source", build_model(intermediate_size=256, num_hidden_layers=1))
+    with pytest.raises(TechniqueError, match="fallback=true"):
+        write_gguf(source, tmp_path / "model.gguf", "q4_k", "q8_0")
+    write_gguf(source, tmp_path / "model.gguf", "q4_k", "q8_0", fallback=True)
+    types = {tensor.name: tensor.tensor_type.name for tensor in read_gguf(tmp_path / "model.gguf").tensors}
+    assert types["blk.0.ffn_down.weight"] == "Q4_K" and types["blk.0.ffn_up.weight"] == "IQ4_NL"
 
 
 def test_folder_without_config_is_refused(tmp_path: Path) -> None:

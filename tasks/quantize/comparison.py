@@ -1,0 +1,118 @@
+"""Comparison of a quantized model with its source, and with the same grid by plain rounding."""
+
+import logging
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from tasks.shared.errors import TechniqueError
+from tasks.shared.model.agreement import token_agreement
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def rounded(model: "PreTrainedModel", arguments: Mapping[str, Any], layers: Collection[str]) -> Iterator[None]:
+    """Round the weights of these layers, and their inputs, to the nearest value of a scheme while the block lasts.
+
+    arguments: llm-compressor's arguments of weights by group or output channel, and of activations by token.  Activations with
+    fixed scales stay as they are.
+    Scales and all other weights are in bfloat16, as `save_compressed` stores them.  Needs memory for one more copy of the model.
+    """
+    from compressed_tensors.quantization import QuantizationArgs
+    from compressed_tensors.quantization.lifecycle.forward import dequantize, fake_quantize
+    from compressed_tensors.quantization.lifecycle.forward import quantize as to_levels
+    from compressed_tensors.quantization.utils import calculate_qparams, compute_dynamic_scales_and_zp
+
+    weights, inputs = (QuantizationArgs(**given) if given else None for given in (arguments["weights"], arguments.get("input_activations")))  # fmt: skip
+    assert weights is not None
+    parts = [model.get_submodule(name) for name in layers]
+    before = [(parameter, parameter.data) for parameter in model.parameters()] if parts else []
+
+    def round_inputs(part: Any, given: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (fake_quantize(given[0], *compute_dynamic_scales_and_zp(given[0], inputs, part), inputs), *given[1:])
+
+    hooks = [part.register_forward_pre_hook(round_inputs) for part in parts if inputs is not None and inputs.dynamic]
+    own = {id(part.weight) for part in parts}
+    try:
+        for parameter, weight in before:
+            if id(parameter) not in own:
+                parameter.data = weight.bfloat16().to(weight.dtype)
+                continue
+            groups = weight.unflatten(-1, (-1, weights.group_size or weight.shape[-1]))  # (out, groups, size)
+            scale, zero = calculate_qparams(groups.amin(-1), groups.amax(-1), weights)
+            levels = to_levels(weight, scale, zero, weights)
+            parameter.data = dequantize(levels, scale.bfloat16().to(weight.dtype), zero, weights)
+        yield
+    finally:
+        for parameter, weight in before:
+            parameter.data = weight
+        for hook in hooks:
+            hook.remove()
+
+
+def compare_with_rounding(
+    divergence: float, rounded_logits: Sequence["Tensor"], source_logits: Sequence["Tensor"]
+) -> dict[str, float]:
+    """Return rounding_kl, the KL to the source (nats per token) of the same grid by plain rounding, without calibration.
+
+    divergence: KL of the calibrated model on the same rows.  A warning tells if it is the larger one.
+    rounded_logits, source_logits: (length, vocabulary) per row.
+    """
+    import torch
+
+    kl, _ = token_agreement(torch.cat(list(source_logits)), torch.cat(list(rounded_logits)))
+    rounding = float(kl.mean())
+    if divergence > rounding:
+        log.warning(
+            "worse than plain rounding on held-out rows: KL to the source %.3f nats per token, rounding %.3f; "
+            "symmetric=false, larger damping, more calibration rows or quantize/rtn may be better",
+            divergence,
+            rounding,
+        )
+    return {"rounding_kl": rounding}
+
+
+def compare_logits(
+    logits: Sequence["Tensor"], source_logits: Sequence["Tensor"], ids: Sequence[Sequence[int]], where: str
+) -> dict[str, float]:
+    """Compare a model's logits with its source's.
+
+    logits, source_logits: (length, vocabulary) per row of `ids`.
+    Returns kl_to_source (nats per token), same_top_token (0..1), perplexity and source_perplexity on these rows.
+    Raises TechniqueError if the model's logits are not finite.
+    """
+    import torch
+
+    ours, theirs = torch.cat(list(logits)), torch.cat(list(source_logits))
+    if not bool(torch.isfinite(ours).all()):
+        raise TechniqueError(
+            where,
+            "the quantized model's logits are not finite",
+            "finite logits",
+            "larger damping, more calibration rows, or bits=8",
+        )
+    divergence, same = token_agreement(theirs, ours)
+    return {
+        "kl_to_source": float(divergence.mean()), "same_top_token": float(same.float().mean()),
+        "perplexity": perplexity(logits, ids), "source_perplexity": perplexity(source_logits, ids),
+    }  # fmt: skip
+
+
+def perplexity(logits: Sequence["Tensor"], ids: Sequence[Sequence[int]]) -> float:
+    """Exp of the mean negative log-likelihood of every token after the first of its row.
+
+    logits: (length, vocabulary) per row.
+    """
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    losses = [
+        cross_entropy(row[:-1], torch.tensor(list(tokens[1:])), reduction="none")
+        for row, tokens in zip(logits, ids, strict=True)
+    ]
+    return float(torch.cat(losses).mean().exp())
