@@ -80,7 +80,7 @@ ROWS = (
     Row("prune/weight_selection", {"hidden_size": 32, "intermediate_size": 64, "heads": 2, "kv_heads": 1, **SHORT}, "width"),
     Row("quantize/rtn", {"check_rows": 2, "max_tokens": 48}),
     Row("quantize/gptq", {"check_rows": 2, **SHORT}),
-    Row("quantize/awq", {"check_rows": 2, "grid": 2, **SHORT}),
+    Row("quantize/awq", {"check_rows": 2, "grid": 3, **SHORT}),
     Row("quantize/smoothquant", {"check_rows": 2, **SHORT}),
     Row("quantize/fp8", {"check_rows": 2, **SHORT}),
     Row("quantize/cast", {"check_rows": 2}),

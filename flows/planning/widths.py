@@ -1,4 +1,4 @@
-"""Check of widths: a technique gets no model whose matrices its blocks or groups do not divide."""
+"""Check of widths: a step's groups or blocks must divide the rows of its model's matrices."""
 
 from collections.abc import Iterator, Mapping
 

@@ -212,7 +212,10 @@ class Gguf:
         return tensors
 
     def uses_importance(self, packed: bool) -> bool:
-        """Return True if a type is rounded by importance; not those that take the integers of packed weights unchanged."""
+        """Return True if a type is rounded by importance.
+
+        packed: the source's weights are integers, which q4_0 and q4_1 take over unchanged.
+        """
         return not {self.scheme, self.vocabulary} <= UNWEIGHTED | (set(EXACT) if packed else set())
 
     def compare(
@@ -255,13 +258,15 @@ def check_size(file: Path, written: Sequence[PlannedTensor], planned: int) -> No
 
 
 def warn_of_zero_points(source: Path, scheme: str) -> None:
-    """Log a warning if a folder's integers have zero points, which q4_0 lacks, so that they are rounded a second time."""
+    """Warn if integers with zero points are rounded again, since q4_0 has none."""
     from tasks.shared.model.weight_files import read_json
 
     settings = read_json(source / "config.json").get("quantization_config") or {} if source.is_dir() else {}
     groups = [group.get("weights") or {} for group in (settings.get("config_groups") or {}).values()]
     if scheme == "q4_0" and any(weights.get("symmetric") is False for weights in groups):
-        log.warning("the integers of %s have zero points: q4_0 rounds them again, scheme=q4_1 takes them over", source.name)
+        log.warning(
+            "the integers of %s have zero points: q4_0 rounds them again, scheme=q4_1 takes them over", source.name
+        )
 
 
 def dense_folder(source: Path, scratch: Path) -> Path:

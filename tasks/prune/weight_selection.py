@@ -99,13 +99,23 @@ class WeightSelection:
         return None
 
     def changed_config(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return the configuration with the student's layers."""
+        """Return the configuration with the student's layers and, if known, its widths."""
         total = layer_count(config)
         if not total:
             return config
         count = len(self.take) or self.layers or total
         taken = sorted(self.take) or layers_by_rule(self.rule, count, total)
-        return {**config, **kept_layers_config(config, origins_of(taken, count, total))}
+        changed = {**config, **kept_layers_config(config, origins_of(taken, count, total))}
+        return changed | (self._widths(config) if self.narrower and config.get("hidden_size") else {})
+
+    def _widths(self, config: Mapping[str, Any]) -> dict[str, int]:
+        """Return the student's widths under the names of a configuration."""
+        teacher = Dimensions.from_config(config)
+        student, head = self._shape(teacher), teacher.query // teacher.heads
+        return {
+            "hidden_size": student.width, "intermediate_size": student.feed_forward, "num_attention_heads": student.heads,
+            "num_key_value_heads": student.value // head, "head_dim": head,
+        }  # fmt: skip
 
     def plan_problems(
         self, where: str, inputs: Mapping[str, tuple[str, ...]], upstream: Mapping[str, Upstream]

@@ -1,4 +1,4 @@
-"""AWQ through llm-compressor: channels that carry large activations are scaled up before rounding, so that they round finer.
+"""AWQ through llm-compressor: channels with large activations are scaled to round finer.
 
 Source: Lin et al. 2024, arXiv 2306.00978.
 """
@@ -18,14 +18,14 @@ from tasks.shared.technique import Inputs, Kind, Metrics, Port, Refusal, Spec, S
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class AWQ(WeightOnly):
-    """Scale channels by their activations, then round all linear layers but the head to integer groups."""
+    """Scale channels by their activations, then round all linear layers but the head."""
 
     symmetric: bool = False
     """Scales only; false adds a zero point per group."""
     calibration_rows: Annotated[int, Field(ge=1)] = 32
     """Conversations of the calibration split, answers included."""
-    grid: Annotated[int, Field(ge=2, le=40)] = 10
-    """Strengths of the scaling to try for each norm and projection; time grows with it."""
+    grid: Annotated[int, Field(ge=3, le=40)] = 10
+    """Strengths of the scaling to try for each norm and projection, no scaling among them; time grows with it."""
 
     spec: ClassVar[Spec] = packing_spec(
         summary="4- or 8-bit weights whose channels are scaled by their activations first (AWQ), by llm-compressor",
@@ -38,7 +38,7 @@ class AWQ(WeightOnly):
         return super().refuses(config) or unknown_norms(config)
 
     def forecast(self, work: Workload) -> Forecast:
-        """Forecast a forward pass of every block per strength, and integers and scales in every layer."""
+        """Forecast a pass of every block per strength, and integers and scales in every layer."""
         passes = 2 * self.grid * self.calibration_rows * self.max_tokens
         return calibrated_seconds(super().forecast(work), work, passes)
 

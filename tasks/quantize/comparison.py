@@ -17,15 +17,14 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def rounded(model: "PreTrainedModel", arguments: Mapping[str, Any], layers: Collection[str]) -> Iterator[None]:
-    """Round the weights of these layers, and their inputs, to the nearest value of a scheme while the block lasts.
+    """Round weights and inputs of these layers to a scheme's nearest values within a block.
 
     arguments: llm-compressor's arguments of weights by group or output channel, and of activations by token.  Activations with
     fixed scales stay as they are.
     Scales and all other weights are in bfloat16, as `save_compressed` stores them.  Needs memory for one more copy of the model.
     """
     from compressed_tensors.quantization import QuantizationArgs
-    from compressed_tensors.quantization.lifecycle.forward import dequantize, fake_quantize
-    from compressed_tensors.quantization.lifecycle.forward import quantize as to_levels
+    from compressed_tensors.quantization.lifecycle.forward import fake_quantize
     from compressed_tensors.quantization.utils import calculate_qparams, compute_dynamic_scales_and_zp
 
     weights, inputs = (QuantizationArgs(**given) if given else None for given in (arguments["weights"], arguments.get("input_activations")))  # fmt: skip
@@ -45,8 +44,7 @@ def rounded(model: "PreTrainedModel", arguments: Mapping[str, Any], layers: Coll
                 continue
             groups = weight.unflatten(-1, (-1, weights.group_size or weight.shape[-1]))  # (out, groups, size)
             scale, zero = calculate_qparams(groups.amin(-1), groups.amax(-1), weights)
-            levels = to_levels(weight, scale, zero, weights)
-            parameter.data = dequantize(levels, scale.bfloat16().to(weight.dtype), zero, weights)
+            parameter.data = fake_quantize(weight, scale.bfloat16().to(weight.dtype), zero, weights)
         yield
     finally:
         for parameter, weight in before:
@@ -58,7 +56,7 @@ def rounded(model: "PreTrainedModel", arguments: Mapping[str, Any], layers: Coll
 def compare_with_rounding(
     divergence: float, rounded_logits: Sequence["Tensor"], source_logits: Sequence["Tensor"]
 ) -> dict[str, float]:
-    """Return rounding_kl, the KL to the source (nats per token) of the same grid by plain rounding, without calibration.
+    """Return rounding_kl: KL to the source, in nats per token, of the same grid by rounding.
 
     divergence: KL of the calibrated model on the same rows.  A warning tells if it is the larger one.
     rounded_logits, source_logits: (length, vocabulary) per row.

@@ -1,4 +1,4 @@
-"""FP8 through llm-compressor: weights and activations as 8-bit floating point numbers (E4M3).
+"""FP8 through llm-compressor: weights and activations as 8-bit floats (E4M3).
 
 Source: Micikevicius et al. 2022, arXiv 2209.05433.
 """
@@ -17,7 +17,7 @@ from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class FP8(EightBit):
-    """Store 8-bit floats with a scale per output; activations get scales as they are computed, or fixed ones."""
+    """Store 8-bit floats with a scale per output; activations get dynamic or fixed scales."""
 
     activations: Literal["dynamic", "static"] = "dynamic"
     """Scales of the activations: "dynamic" one per token as it is computed, "static" one per layer from calibration, for faster kernels."""
@@ -31,7 +31,7 @@ class FP8(EightBit):
     )
 
     def scheme(self, widths: Mapping[str, int]) -> tuple[dict[str, Any], Metrics]:
-        """Return E4M3 floats: weights by output channel, activations by token, or by layer if static."""
+        """Return E4M3 floats: weights by output channel, activations by token or layer."""
         weights = {"num_bits": 8, "type": "float", "symmetric": True, "strategy": "channel"}
         static = self.activations == "static"
         inputs = {"strategy": "tensor", "dynamic": False} if static else {"strategy": "token", "dynamic": True}

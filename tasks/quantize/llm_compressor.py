@@ -51,7 +51,7 @@ def packing_spec(summary: str, calibration: Port, paper: str = "") -> Spec:
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Packed:
-    """Settings of techniques that store small numbers with scales in all linear layers but the head."""
+    """Settings of techniques that pack all linear layers but the head."""
 
     check_rows: Annotated[int, Field(ge=1)] = 8
     """Conversations of the calibration split, held out of the calibration, on which the written model is compared with its source."""
@@ -107,7 +107,7 @@ class WeightOnly(Packed):
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class EightBit(Packed):
-    """Settings of techniques that store 8-bit weights by output channel and compute with 8-bit activations (W8A8)."""
+    """Settings of techniques with 8-bit weights by output channel and 8-bit activations."""
 
     def forecast(self, work: Workload) -> Forecast:
         """Forecast a byte per weight; scales of output channels are negligible."""
@@ -172,7 +172,10 @@ def quantize(
 
 
 def calibrated_seconds(forecast: Forecast, work: Workload, tokens: float) -> Forecast:
-    """Return a forecast with the time to run the model over that many calibration tokens, on one thread."""
+    """Add the time of a calibration on one thread to a forecast.
+
+    tokens: tokens that the model is run over.
+    """
     return dataclasses.replace(
         forecast, seconds=forecast.seconds + work.compute.threads * work.reading(work.size(), tokens)
     )
@@ -263,7 +266,7 @@ def run_oneshot(
 
 @contextlib.contextmanager
 def unpinned() -> Iterator[None]:
-    """Keep llm-compressor from pinning memory for an accelerator where there is none, at which AWQ would fail."""
+    """Keep llm-compressor from pinning memory where no accelerator is: AWQ would fail."""
     import torch
     from llmcompressor.pipelines.cache import IntermediatesCache
 
@@ -298,7 +301,7 @@ def save_compressed(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBas
 
 
 def check_packed(out: Path, layers: Collection[str]) -> None:
-    """Raise TechniqueError unless exactly these linear layers are packed, with scales, in the written files."""
+    """Raise TechniqueError unless exactly these linear layers have scales in the files."""
     from safetensors import safe_open
 
     suffix, packed = ".weight_scale", set[str]()
@@ -315,7 +318,10 @@ def check_packed(out: Path, layers: Collection[str]) -> None:
 
 
 def check_reload(out: Path, ids: Sequence[Sequence[int]], source_logits: Sequence["Tensor"]) -> dict[str, float]:
-    """Reload the written model with plain transformers and return how it compares with its source (`compare_logits`)."""
+    """Reload the written model with plain transformers and compare it with its source.
+
+    ids: rows to compare on.  source_logits: (length, vocabulary) per row.  Returns the figures of `compare_logits`.
+    """
     from tasks.shared.model.loading import load_model
 
     with quiet_llmcompressor("reload", 1):

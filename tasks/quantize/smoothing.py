@@ -1,8 +1,9 @@
-"""Smoothing: pairs of a part whose output is scaled down by channel and the layers that take it in, scaled up.
+"""Smoothing: channels of a part are scaled down, and the layers that read them scaled up.
 
 The model computes the same before and after; what changes is how well its weights and activations round.
 """
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,10 +17,12 @@ from tasks.shared.technique import Refusal
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Pair:
-    """Names within a decoder layer: the part that is scaled down, and all layers that read its output."""
+    """Names within a decoder layer: the part scaled down, and all layers that read it."""
 
     smoothed: str
     readers: tuple[str, ...]
@@ -80,20 +83,27 @@ def _matches(layer: Any, pair: Pair) -> bool:
 
 @contextmanager
 def smoothing_asserted(model: "PreTrainedModel", pairs: Sequence[Pair]) -> Iterator[None]:
-    """Raise TechniqueError unless the block scales a part of every pair's kind, in at least one layer, by finite factors.
+    """Raise TechniqueError unless the block scales parts of the pairs, by finite factors.
 
-    llm-compressor skips a part with a log line at most: one that no token reached, or whose outputs are not finite.
+    A warning names kinds of parts that it leaves as they are in every layer: no scaling may have been best, but llm-compressor also
+    skips, with a log line at most, a part that no token reached or whose outputs are not finite.
     """
     layers = decoder_layers(model)
 
-    def weights() -> list[list[Any]]:
-        return [[part_of(layer, pair.smoothed).weight.detach().clone() for layer in layers] for pair in pairs]
+    def weights(pair: Pair) -> list[Any]:
+        return [part_of(layer, pair.smoothed).weight.detach().clone() for layer in layers]
 
-    before = weights()
+    before = {pair: weights(pair) for pair in pairs}
     yield
-    for pair, olds, news in zip(pairs, before, weights(), strict=True):
+    left: list[str] = []
+    for pair, olds in before.items():
+        news = weights(pair)
         if not all(bool(new.isfinite().all()) for new in news):
             raise TechniqueError(pair.smoothed, "its scales are not finite", "finite inputs", "more calibration rows")
         if all(bool((old == new).all()) for old, new in zip(olds, news, strict=True)):
-            got = "llm-compressor left it as it was in every layer"
-            raise TechniqueError(pair.smoothed, got, "channels scaled by the calibration", "quantize/gptq")
+            left.append(pair.smoothed)
+    if len(left) == len(before):
+        got = "llm-compressor scaled none of them"
+        raise TechniqueError(", ".join(left), got, "channels scaled by the calibration", "quantize/gptq")
+    if left:
+        log.warning("%s: not scaled in any layer", ", ".join(left))

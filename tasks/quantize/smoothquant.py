@@ -1,4 +1,4 @@
-"""SmoothQuant through llm-compressor: 8-bit weights and activations, outliers of the activations moved into the weights.
+"""SmoothQuant through llm-compressor: outliers of activations move into 8-bit weights.
 
 Source: Xiao et al. 2023, arXiv 2211.10438.
 """
@@ -17,7 +17,10 @@ from tasks.shared.technique import Inputs, Kind, Metrics, Port, Refusal, Spec, S
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class SmoothQuant(EightBit):
-    """Smooth activations, then store 8-bit integers with a scale per output; activations get one per token as they are computed."""
+    """Smooth activations, then store 8-bit weights with a scale per output.
+
+    Activations are rounded to 8 bits as they are computed, with a scale per token.
+    """
 
     calibration_rows: Annotated[int, Field(ge=1)] = 64
     """Conversations of the calibration split, answers included."""

@@ -263,7 +263,7 @@ class ChecksFamily(Protocol):
 
 @runtime_checkable
 class ChecksWidths(Protocol):
-    """A technique whose format stores weights in blocks or groups, which must divide the rows of a model's matrices."""
+    """A technique whose groups or blocks must divide the rows of a model's matrices."""
 
     def check_widths(self, widths: Mapping[str, int]) -> None:
         """Raise TechniqueError, with the setting as its place, for a width that does not fit.

@@ -1,4 +1,4 @@
-"""GGUF's blocks: rounding by llama.cpp, and exact packing of weights on a grid of Q4_0 or Q4_1."""
+"""GGUF's blocks: rounding by llama.cpp, and exact packing on a grid of Q4_0 or Q4_1."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +45,7 @@ def find_grid(
 def find_offset_grid(
     blocks: "np.ndarray[Any, Any]",
 ) -> tuple["np.ndarray[Any, Any]", "np.ndarray[Any, Any]", "np.ndarray[Any, Any]", "np.ndarray[Any, Any]"]:
-    """Find blocks that need no rounding with an offset: a minimum plus 0 to 15 equal steps, as asymmetric GPTQ writes them.
+    """Find blocks of a minimum plus 0 to 15 equal steps, as written by asymmetric GPTQ.
 
     blocks: (blocks, 32), float32.
     Returns found (blocks,), bool; scales and minima (blocks, 1), float16; levels (blocks, 32), uint8 from 0 to 15, which are
@@ -79,7 +79,10 @@ def nibbles(levels: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
 
 
 def exact_q4_0(blocks: "np.ndarray[Any, Any]") -> tuple["np.ndarray[Any, Any]", "np.ndarray[Any, Any]"]:
-    """Return the places of blocks on Q4_0's grid, (blocks,) bool, and the packed ones: a scale and 32 levels, (found, 18) uint8."""
+    """Pack blocks on Q4_0's grid: a scale and 32 levels.
+
+    blocks: (blocks, 32), float32.  Returns found (blocks,), bool, and their bytes (found, 18), uint8.
+    """
     import numpy as np
 
     found, scales, levels = find_grid(blocks)
@@ -88,7 +91,10 @@ def exact_q4_0(blocks: "np.ndarray[Any, Any]") -> tuple["np.ndarray[Any, Any]", 
 
 
 def exact_q4_1(blocks: "np.ndarray[Any, Any]") -> tuple["np.ndarray[Any, Any]", "np.ndarray[Any, Any]"]:
-    """Return the places of blocks on a Q4_1 grid, (blocks,) bool, and the packed ones: scale, minimum, levels, (found, 20) uint8."""
+    """Pack blocks on a Q4_1 grid: a scale, a minimum and 32 levels.
+
+    blocks: (blocks, 32), float32.  Returns found (blocks,), bool, and their bytes (found, 20), uint8.
+    """
     import numpy as np
 
     found, scales, least, levels = find_offset_grid(blocks)
@@ -114,7 +120,9 @@ EXACT = {"q4_0": exact_q4_0, "q4_1": exact_q4_1}
 def pack(
     weight: "np.ndarray[Any, Any]", scheme: str, importance: "np.ndarray[Any, Any] | None" = None
 ) -> "np.ndarray[Any, Any]":
-    """Store a tensor in a GGUF type; blocks on a 4-bit grid keep their integers, all others are rounded by llama.cpp.
+    """Store a tensor in a GGUF type; blocks on a 4-bit grid keep their integers.
+
+    All others are rounded by llama.cpp.
 
     weight: (..., row), float32.  importance: (row,), >= 0, mean squared input of each column.
     Returns (..., row) floats, or (..., bytes of a row) uint8.

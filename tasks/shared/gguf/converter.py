@@ -42,7 +42,7 @@ class Ours:
     rope_parameters: Mapping[str, Any]
 
     def tensor_force_quant(self, name: str, new_name: str, bid: int | None, n_dims: int) -> Any:
-        """Return the type of the tensor that `modify_tensors` has just given; False leaves it to the converter."""
+        """Return the type of the tensor that `modify_tensors` has just given."""
         from gguf import GGMLQuantizationType
 
         if n_dims < 2 or new_name.endswith(FLOAT_TENSORS):

@@ -1,4 +1,4 @@
-"""GGUF's types: bytes of their blocks, what replaces one whose blocks do not fill a row, and the plan of a file's tensors."""
+"""GGUF's types: bytes of their blocks, fallbacks, and the plan of a file's tensors."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -36,7 +36,10 @@ def bits(scheme: str) -> float:
 
 
 def fitting_type(scheme: str, row: int) -> str:
-    """Return the scheme, or its fallback if its blocks do not fill a row of that many weights; empty if none does."""
+    """Return the scheme, its fallback if its blocks do not fill a row, or an empty string.
+
+    row: weights of a row.
+    """
     for name in (scheme, FALLBACKS.get(scheme, SMALLEST_FALLBACK)):
         if row % DIVISORS[name] == 0:
             return name
@@ -63,7 +66,7 @@ class PlannedTensor:
 
 
 def plan_tensor(name: str, row: int, weights: int, wanted: str, fallback: bool = True) -> PlannedTensor:
-    """Choose a matrix's type.  Its type is empty if no type fits, or a fallback would but is not allowed."""
+    """Choose a matrix's type; it is empty if none fits, or only a refused fallback."""
     found = fitting_type(wanted, row)
     return PlannedTensor(name, row, weights, wanted, found if fallback or found == wanted else "")
 

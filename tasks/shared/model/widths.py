@@ -1,4 +1,4 @@
-"""Widths of a model's matrices, and the divisors that formats of quantized weights ask of them."""
+"""Widths of a model's matrices, and the divisors that formats ask of them."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +22,7 @@ SHOWN = 12
 
 
 def model_widths(config: Mapping[str, Any]) -> dict[str, int]:
-    """Input sizes of a model's matrices, by the settings of its configuration that decide them; unknown ones are left out.
+    """Input sizes of a model's matrices, by name; unknown ones are left out.
 
     config: a transformers configuration as a dictionary.
     """
@@ -37,7 +37,7 @@ def model_widths(config: Mapping[str, Any]) -> dict[str, int]:
 
 
 def shaped_config(path: Path) -> dict[str, Any]:
-    """Return `family_config` of a source model; for a GGUF file, with the sizes that its header tells."""
+    """Return a source model's `family_config`; a GGUF file's has the sizes of its header."""
     config = family_config(path)
     if not path.is_file():
         return config
