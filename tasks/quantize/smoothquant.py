@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from tasks.quantize.llm_compressor import EightBit, Recipe, packing_spec, quantize, quiet_import
-from tasks.quantize.smoothing import smoothing_asserted, smoothing_pairs, unknown_norms
+from tasks.quantize.smoothing import Pair, smoothing_asserted, smoothing_pairs, unknown_norms
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, Refusal, Spec, StepRun
 
 
@@ -53,7 +53,7 @@ class SmoothQuant(EightBit):
 
         def build(model: Any, arguments: Mapping[str, Any]) -> Recipe:
             pairs = smoothing_pairs(model, inner=False)
-            mappings = [(readers, smoothed) for smoothed, readers in map(lambda pair: pair.patterns(), pairs)]
+            mappings: list[Any] = [(readers, smoothed) for smoothed, readers in map(Pair.patterns, pairs)]
             smooth = SmoothQuantModifier(smoothing_strength=self.strength, mappings=mappings)
             rounding = GPTQModifier if self.rounding == "gptq" else QuantizationModifier
             return Recipe([smooth, rounding(**arguments)], smoothing_asserted(model, pairs))
