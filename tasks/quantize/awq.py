@@ -52,6 +52,6 @@ class AWQ(WeightOnly):
             pairs = smoothing_pairs(model, inner=True)
             mappings = [AWQMapping(*pair.patterns()) for pair in pairs]
             modifiers = [AWQModifier(mappings=mappings, n_grid=self.grid), QuantizationModifier(**arguments)]
-            return Recipe(modifiers, smoothing_asserted(model, pairs))
+            return Recipe(modifiers, smoothing_asserted(model, pairs, always=False))
 
         return quantize(self, inputs, out, run, build, self.calibration_rows)

@@ -82,11 +82,12 @@ def _matches(layer: Any, pair: Pair) -> bool:
 
 
 @contextmanager
-def smoothing_asserted(model: "PreTrainedModel", pairs: Sequence[Pair]) -> Iterator[None]:
+def smoothing_asserted(model: "PreTrainedModel", pairs: Sequence[Pair], always: bool) -> Iterator[None]:
     """Raise TechniqueError unless the block scales parts of the pairs, by finite factors.
 
-    A warning names kinds of parts that it leaves as they are in every layer: no scaling may have been best, but llm-compressor also
-    skips, with a log line at most, a part that no token reached or whose outputs are not finite.
+    always: the method scales always; False if no scaling may be best, as AWQ finds for 8 bits: then a warning says so.
+    A warning also names kinds of parts that are left as they are in every layer: llm-compressor skips, with a log line at most, a
+    part that no token reached or whose outputs are not finite.
     """
     layers = decoder_layers(model)
 
@@ -102,7 +103,7 @@ def smoothing_asserted(model: "PreTrainedModel", pairs: Sequence[Pair]) -> Itera
             raise TechniqueError(pair.smoothed, "its scales are not finite", "finite inputs", "more calibration rows")
         if all(bool((old == new).all()) for old, new in zip(olds, news, strict=True)):
             left.append(pair.smoothed)
-    if len(left) == len(before):
+    if always and len(left) == len(before):
         got = "llm-compressor scaled none of them"
         raise TechniqueError(", ".join(left), got, "channels scaled by the calibration", "quantize/gptq")
     if left:

@@ -56,6 +56,6 @@ class SmoothQuant(EightBit):
             mappings: list[Any] = [(readers, smoothed) for smoothed, readers in map(Pair.patterns, pairs)]
             smooth = SmoothQuantModifier(smoothing_strength=self.strength, mappings=mappings)
             rounding = GPTQModifier if self.rounding == "gptq" else QuantizationModifier
-            return Recipe([smooth, rounding(**arguments)], smoothing_asserted(model, pairs))
+            return Recipe([smooth, rounding(**arguments)], smoothing_asserted(model, pairs, always=True))
 
         return quantize(self, inputs, out, run, build, self.calibration_rows)

@@ -42,12 +42,16 @@ def test_pairs_are_those_of_the_family() -> None:
 def test_parts_that_the_library_skips_are_noticed(caplog: pytest.LogCaptureFixture) -> None:
     model = build_model()
     pairs = smoothing_pairs(model, inner=False)
-    with torch.no_grad(), smoothing_asserted(model, pairs):
+    with torch.no_grad(), smoothing_asserted(model, pairs, always=True):
         model.model.layers[1].input_layernorm.weight *= 2
     assert "post_attention_layernorm: not scaled in any layer" in caplog.text
-    with pytest.raises(TechniqueError, match="scaled none of them"), smoothing_asserted(model, pairs):
+    with pytest.raises(TechniqueError, match="scaled none of them"), smoothing_asserted(model, pairs, always=True):
         pass
-    with pytest.raises(TechniqueError, match="not finite"), torch.no_grad(), smoothing_asserted(model, pairs):
+    with (
+        pytest.raises(TechniqueError, match="not finite"),
+        torch.no_grad(),
+        smoothing_asserted(model, pairs, always=True),
+    ):
         model.model.layers[0].input_layernorm.weight[0] = torch.nan
 
 
