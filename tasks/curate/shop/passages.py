@@ -1,4 +1,4 @@
-"""Passages in a prompt, as a shop's search returns them: the right article among others, or others alone."""
+"""Passages in a prompt, as a search returns them: the right article among others, or none."""
 
 from collections.abc import Sequence
 from random import Random
