@@ -108,11 +108,11 @@ runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 def run_module(
-    module: str, words: Sequence[str], directory: Path, environment: Mapping[str, str], *, models: bool = False
+    module: str, words: Sequence[str], directory: Path, environment: Mapping[str, str]
 ) -> "subprocess.CompletedProcess[str]":
     """`python -m module words`, with what it prints; nothing may signal it or look for it by its command line.
 
-    models: from the server for models, and with a spare one, for commands that load models in a process of their own.
+    Not for commands that load models: they isolate that in a process of their own.
     """
     with tempfile.TemporaryDirectory(prefix="command-") as folder, Path(os.devnull).open("wb") as nothing:
         files = [Path(folder) / name for name in ("stdout", "stderr")]
@@ -130,10 +130,8 @@ def run_module(
             "path": bare_path(),
             "modules": COMMANDS,
             "own_group": True,
-            "spare": models,
         }
-        server = isolation._server(os.getpid()) if models else command_server(os.getpid())
-        child = server.fork(nothing.fileno(), request)
+        child = command_server(os.getpid()).fork(nothing.fileno(), request)
         try:
             code = child.wait(timeout=240)
         finally:

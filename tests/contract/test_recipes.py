@@ -1,9 +1,9 @@
 """Every shipped recipe composes and plans; the generated files match; the commands and recipes of README and docs are real."""
 
-import os
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,6 @@ from flows.versioning.pipeline import dvc_yaml
 from tasks.shared.errors import ErrorList
 from tasks.shared.store.keys import PROJECT
 from tests.benchmark_data import write_benchmark_data
-from tests.forked import run_module
 from tests.project_files import matching
 from tests.tiny_llama import save_tiny
 
@@ -93,7 +92,8 @@ def test_params_hold_no_machine_paths_or_secrets() -> None:
 
 
 def dry_run(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    return run_module("flows.compress", [*arguments, "dry_run=true"], PROJECT, os.environ, models=True)
+    command = [sys.executable, "-m", "flows.compress", *arguments, "dry_run=true"]
+    return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=120, check=False)
 
 
 def pages() -> list[str]:
@@ -180,7 +180,9 @@ def test_readmes_way_to_own_data_looks_writes_and_plans(tmp_path: Path) -> None:
             re.sub("^(data|my_conf|/models/my-8b)(?=/|$)", lambda found: places[found[0]], word) for word in words[1:]
         ]
         last = ["dry_run=true"] if "flows.compress" in typed else []
-        done = run_module(typed[1], [*typed[2:], *last], PROJECT, os.environ, models=True)
+        done = subprocess.run(
+            [sys.executable, *typed, *last], cwd=PROJECT, capture_output=True, text=True, timeout=120, check=False
+        )
         assert done.returncode == 0, done.stderr
     assert "plan of my_recipe: 6 steps" in done.stdout
 
