@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
@@ -12,12 +12,12 @@ from pydantic.dataclasses import dataclass
 from tasks.evaluate.models_under_test.model_under_test import MODEL_PORTS, ModelUnderTest, list_models
 from tasks.evaluate.verdict.comparison import Rules, compare_measure, holm_correct, list_flips, noise_floor, pair_items
 from tasks.evaluate.verdict.cost import Prices
-from tasks.evaluate.verdict.decision import candidate_decision, choose_shipped, overall_decision
+from tasks.evaluate.verdict.decision import candidate_decision, choose_shipped, confirm_together, overall_decision
 from tasks.evaluate.verdict.description import describe_models, with_costs
 from tasks.evaluate.verdict.evidence import Evidence, check_baseline, gather_evidence
 from tasks.evaluate.verdict.intervals import wilson
 from tasks.evaluate.verdict.metrics import flat_metrics, nested_metrics, quality_measures
-from tasks.evaluate.verdict.power import minimum_detectable, several_notes
+from tasks.evaluate.verdict.power import several_notes
 from tasks.evaluate.verdict.shortages import Planned, shortages
 from tasks.evaluate.verdict.slices import Slices, compare_slice, correct_slices, slices_of
 from tasks.shared.errors import ConfigError
@@ -26,6 +26,7 @@ from tasks.shared.formats.verdict import (
     Comparison,
     Gate,
     MeasureComparison,
+    Mode,
     NoiseFloor,
     SliceComparison,
     TestSplit,
@@ -64,20 +65,25 @@ class Paired:
     Each of several candidates has this error probability of its own, unless `familywise` divides alpha among them (Bonferroni).
     """
 
+    mode: Mode = "fixed"
+    """fixed: one test, at the number of items that there are; looking again after adding items raises its error above alpha.  adaptive:
+    evidence that holds at any number of looks, for about 1.5 times the items at one look, and far fewer for clear cases."""
     margins: Margins = Field(default_factory=dict)
     """Allowed loss by measure, in its own unit (0.05 of a share is five points); other measures are reported and decide nothing."""
     relative_margins: Margins = Field(default_factory=dict)
     """Allowed loss as a share of the baseline's value (0.05: five percent more bits per byte)."""
     alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
     """Probability, per measure, of shipping a candidate whose true loss equals the margin."""
-    familywise: bool = False
-    """Divide alpha among the candidates, so that the probability of shipping any of them wrongly is at most alpha."""
+    familywise: bool | Literal["fdr"] = False
+    """Divide alpha among the candidates, so that the probability of shipping any of them wrongly is at most alpha.  fdr (adaptive only):
+    ship as many as have evidence together (e-BH), so that at most a share of alpha of those that ship is wrong on average."""
     power: Annotated[float, Field(gt=0.5, lt=1)] = 0.8
     """Probability of passing an equal candidate that the data must offer before a failure to pass counts against a candidate."""
     resamples: Annotated[int, Field(ge=100)] = 5000
     """Bootstrap resamples and sign flips, for measures that are amounts."""
     discordance: Share = 0.06
-    """For planning: share of items expected to flip between equally good models, half of them each way."""
+    """For planning: share of items expected to flip between equally good models, half of them each way.  In adaptive mode the bets expect
+    it too, so take it from earlier runs."""
     max_flips: Share = 0.4
     """Share of a deciding measure's answers that may flip between right and wrong, in either direction.  A candidate proven to flip more is
     a different model with the same average."""
@@ -97,6 +103,12 @@ class Paired:
         self, where: str, inputs: Mapping[str, tuple[str, ...]], upstream: Mapping[str, Upstream]
     ) -> Iterator[ConfigError]:
         """Yield mistakes in the recipe, before anything runs."""
+        if self.familywise == "fdr" and self.mode != "adaptive":
+            wanted, fix = (
+                "true or false in fixed mode, whose p-values are not evidence that adds up",
+                f"{where}.mode=adaptive",
+            )
+            yield ConfigError(f"{where}.familywise", "fdr", wanted, fix)
         if both := sorted(by_current_name(self.margins).keys() & by_current_name(self.relative_margins).keys()):
             got = f"{', '.join(both)} also in relative_margins"
             yield ConfigError(f"{where}.margins", got, "one margin per measure", "remove one of them")
@@ -127,7 +139,7 @@ class Paired:
         """Return what these items can decide, with an error or a warning where they cannot."""
         alpha = self._alpha(len(inputs.get("candidates", ())))
         relative = by_current_name(self.relative_margins)
-        planned = Planned(self.discordance, alpha, self.power, frozenset(relative))
+        planned = Planned(self.discordance, alpha, self.power, frozenset(relative), self.mode)
         found = shortages(where, relative | by_current_name(self.margins), items, complete, planned)
         found.notes.extend(f"{where}: {note}" for note in self._renamed())
         return found
@@ -142,7 +154,7 @@ class Paired:
 
     def _alpha(self, candidates: int) -> float:
         """Error probability of one candidate."""
-        return self.alpha / candidates if self.familywise and candidates else self.alpha
+        return self.alpha / candidates if self.familywise is True and candidates else self.alpha
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Compare all candidates; write verdict.json, items.jsonl and metrics.json.
@@ -186,33 +198,54 @@ class Paired:
         baseline = models[0].name
         candidates = [model.name for model in models if model.role == "candidate"]
         alpha = self._alpha(len(candidates))
-        rules = Rules(alpha, self.power, self.resamples, run.seed)
+        planned = self.discordance if self.mode == "adaptive" else None
+        rules = Rules(alpha, self.power, self.resamples, run.seed, planned)
         gated = frozenset(name for name, gate in gates.items() if gate.margin is not None)
         described = describe_models(models, inputs, evidence, self.slices.by, gated, run.seed)
         entries = with_costs(described, baseline, quality_measures(gates), self.prices)
         comparisons = {name: self._compare(baseline, name, evidence, gates, rules) for name in candidates}
+        if self.familywise == "fdr":
+            comparisons = confirm_together(comparisons, self.alpha)
         shipped = choose_shipped(comparisons, {name: entries[name].size_bytes for name in comparisons})
         counts = {name: len(evidence.items_of(name)) for name in gates}
         detectable = self._detectable(counts, gates, alpha)
         return Verdict(
             baseline=baseline, reference=next((model.name for model in models if model.role == "reference"), None),
-            decision=overall_decision(comparisons), shipped=shipped, gates=dict(gates), alpha=alpha, power=self.power,
+            decision=overall_decision(comparisons), shipped=shipped, gates=dict(gates), mode=self.mode, alpha=alpha, power=self.power,
             test=TestSplit(items=counts, minimum_detectable=detectable), models=entries, comparisons=comparisons,
             noise=self._noise(baseline, evidence, gates),
             flips=[flip for name in candidates for measure, gate in gates.items() if gate.margin is not None
                    for flip in list_flips(gate.measure, evidence.items_of(measure), baseline, name)],
             machine=evidence.machine(), versions={**evidence.versions, **{name: version(name) for name in self.spec.libraries}},
             notes=[*self._renamed(), *self._power_notes(counts, gates, detectable), *self._slice_notes(evidence, gates),
-                   *several_notes(candidates, alpha, self.familywise), *evidence.notes],
+                   *several_notes(candidates, alpha, bool(self.familywise)),
+                   *self._mode_notes(comparisons), *evidence.notes],
         )  # fmt: skip
 
     def _detectable(self, counts: Mapping[str, int], gates: Mapping[str, Gate], alpha: float) -> dict[str, float]:
         """Smallest margin that an equal candidate passes with the planned power, per measure."""
         return {
-            name: minimum_detectable(n, self.discordance, alpha, self.power)
+            name: Planned(self.discordance, alpha, self.power, mode=self.mode).smallest(n)
             for name, n in counts.items()
             if n and gates[name].margin is not None and gates[name].measure.binary
         }
+
+    def _mode_notes(self, comparisons: Mapping[str, Comparison]) -> Iterator[str]:
+        """Yield what the bounds of an adaptive verdict are, and which measures it cannot take."""
+        if self.mode == "fixed":
+            return
+        yield (
+            "Adaptive verdict: bounds and decisions hold at any number of looks; a decision stands once its evidence reached "
+            f"{1.0 / self.alpha:g}. Estimates that stopped a test early lie somewhat too far from the margin."
+        )
+        unbounded = {
+            name
+            for comparison in comparisons.values()
+            for name, found in comparison.measures.items()
+            if found.margin is not None and found.wealth is None
+        }
+        for name in sorted(unbounded):
+            yield f"{name}: the range of its values is not known, so it is decided by the fixed test; a second look on more items would raise its error."
 
     def _power_notes(
         self, counts: Mapping[str, int], gates: Mapping[str, Gate], detectable: Mapping[str, float]

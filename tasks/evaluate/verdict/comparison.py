@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from tasks.evaluate.verdict.adaptive import Assessment, Test, assess
+from tasks.evaluate.verdict.courses import smallest_margin
 from tasks.evaluate.verdict.exact_bounds import Interval
 from tasks.evaluate.verdict.intervals import (
     by_group,
@@ -26,12 +28,14 @@ class Rules:
 
     alpha: probability of shipping a candidate whose true loss equals the margin.  power: probability of passing an equal candidate
     that the data must offer before a failure counts against it.  seed: of the bootstrap.
+    planned: share of flips that the bets of an adaptive test expect; None for the fixed test.
     """
 
     alpha: float
     power: float
     resamples: int
     seed: int
+    planned: float | None = None
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,11 @@ class Pairs:
     def clustered(self) -> bool:
         """True if items share clusters, so that there are fewer independent items than items."""
         return len(set(self.clusters)) < len(self.clusters)
+
+    @property
+    def bounded(self) -> bool:
+        """True if all values are known to lie between 0 and 1."""
+        return self.measure.unit == "share" and all(0.0 <= value <= 1.0 for value in (*self.baseline, *self.candidate))
 
     @property
     def reach(self) -> float:
@@ -112,22 +121,53 @@ def compare_measure(pairs: Pairs, gate: Gate, rules: Rules) -> MeasureComparison
             "relative_margins", "the baseline's value is 0", "an absolute margin", "move the measure to margins"
         )
     margin = None if gate.margin is None else gate.margin * (abs(baseline) if gate.relative else 1.0)
-    bounds, detectable = change_bounds(pairs, rules), passing_margin(pairs, rules)
-    retention = (
-        retention_bounds(pairs.baseline, pairs.candidate, pairs.weights, rules.alpha, rules.resamples, rules.seed)
-        if pairs.measure.better == "higher"
-        else None
-    )
+    detectable = passing_margin(pairs, rules)
+    if found := assess_pairs(pairs, rules, margin, gate.margin if gate.relative else None):
+        bounds, answer, p = found.bounds, found.answer, found.p
+    else:
+        bounds = change_bounds(pairs, rules)
+        answer, p = _answer(pairs, gate, margin, bounds, detectable, rules), difference_p(pairs, rules)
+    retention = _retention(pairs, rules, found.bounds if found else None)
     return MeasureComparison(
         n=len(pairs.baseline), baseline=baseline, candidate=weighted_mean(pairs.candidate, pairs.weights),
-        difference=bounds.value, low=bounds.low, high=bounds.high, p=(p := difference_p(pairs, rules)), p_holm=p,
+        difference=bounds.value, low=bounds.low, high=bounds.high, p=p, p_holm=p,
         effect=effect_size(pairs.gains, pairs.weights, pairs.measure.binary),
         to_wrong=sum(gain < 0 for gain in pairs.gains), to_right=sum(gain > 0 for gain in pairs.gains),
         flip_rate=sum(gain != 0 for gain in pairs.gains) / len(pairs.gains),
         retention=retention.value if retention else None,
         retention_low=retention.low if retention else None, retention_high=retention.high if retention else None,
-        margin=margin, detectable=detectable, answer=_answer(pairs, gate, margin, bounds, detectable, rules),
+        margin=margin, detectable=detectable, answer=answer,
+        wealth=found.wealth if found else None,
     )  # fmt: skip
+
+
+def assess_pairs(pairs: Pairs, rules: Rules, margin: float | None, share: float | None = None) -> Assessment | None:
+    """Return the adaptive test of these items; None for the fixed test, and for amounts whose range is not known.
+
+    margin: in the measure's unit.  share: of the baseline's value, if the margin is relative.
+    """
+    if rules.planned is None or not pairs.bounded:
+        return None
+    gains, weights = pairs.grouped(pairs.gains)
+    baseline, _ = pairs.grouped(pairs.baseline)
+    return assess(gains, baseline, weights, Test(rules.alpha, margin, rules.planned, share or 0.0))
+
+
+def _retention(pairs: Pairs, rules: Rules, bounds: Interval | None) -> Interval | None:
+    """Ratio candidate / baseline with its bounds; of an adaptive test, from the bounds of the difference.
+
+    None if lower values are better, or unless the baseline's mean is above zero.
+    """
+    if pairs.measure.better != "higher":
+        return None
+    if bounds is None:
+        return retention_bounds(
+            pairs.baseline, pairs.candidate, pairs.weights, rules.alpha, rules.resamples, rules.seed
+        )
+    baseline = weighted_mean(pairs.baseline, pairs.weights)
+    if baseline <= 0.0:
+        return None
+    return Interval(*(max(0.0, 1.0 + part / baseline) for part in (bounds.value, bounds.low, bounds.high)))
 
 
 def _answer(
@@ -170,6 +210,8 @@ def passing_margin(pairs: Pairs, rules: Rules) -> float:
     """Smallest margin that an equal candidate would pass on items like these."""
     if pairs.measure.binary and not pairs.clustered:
         flips = count_flips(*pairs.correctness)
+        if rules.planned is not None:
+            return smallest_margin(flips.items, round(flips.rate, 2), rules.planned, rules.alpha, rules.power)
         return minimum_detectable(flips.items, flips.rate, rules.alpha, rules.power)
     spread = weighted_spread(*pairs.grouped(pairs.gains))
     return detectable_mean(spread.deviation, spread.items, rules.alpha, rules.power, pairs.reach)

@@ -122,13 +122,17 @@ def items_needed(rules: Rules, power: float, flips: float | None = None) -> int:
     return MOST_ITEMS
 
 
-def smallest_margin(items: int, planned: float, alpha: float, power: float) -> float:
-    """Smallest margin that an equally good candidate passes with probability `power` on at most so many items; at most 1.0."""
+@lru_cache(maxsize=1024)
+def smallest_margin(items: int, flips: float, planned: float, alpha: float, power: float) -> float:
+    """Smallest margin that an equally good candidate passes with probability `power` on at most so many items; at most 1.0.
+
+    flips: its share of flips, half of them each way.  planned: the share that the bets expect.
+    """
     batch, low, high = BATCH * max(1, math.ceil(items / BATCH / MOST_LOOKS)), 0.0, 1.0
     while high - low > 0.03 * high:
         middle = (low + high) / 2.0
         passed = 0.0
-        for look in follow(Rules(middle, planned, alpha), planned / 2.0, planned / 2.0, items, batch):
+        for look in follow(Rules(middle, planned, alpha), flips / 2.0, flips / 2.0, items, batch):
             passed = look.yes
         low, high = (low, middle) if passed >= power else (middle, high)
     return high

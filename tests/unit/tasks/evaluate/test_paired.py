@@ -350,7 +350,67 @@ def test_scores_are_checked_when_written_and_when_read(tmp_path: Path) -> None:
         read_scores(summary.path)
 
 
+def test_an_adaptive_verdict_decides_once_its_evidence_suffices_and_stays(tmp_path: Path) -> None:
+    right = some_right(200, 0.8)
+    late = [*right[:160], *(0.0 for _ in right[160:])]
+    judged = judge_facts(tmp_path / "1", {"tuned": right, "same": right, "late": late}, mode="adaptive")
+    same, later = (judged.comparisons[name].measures["fact"] for name in ("same", "late"))
+    assert judged.mode == "adaptive" and (same.answer, later.answer) == ("yes", "yes")
+    assert same.wealth is not None and same.wealth.decided_at == 96 and same.wealth.now == same.wealth.most > 20
+    assert later.wealth is not None and later.wealth.now < 1 < 20 <= later.wealth.most, (
+        "shown after 96 items, lost since"
+    )
+    assert later.low == -0.05 and later.difference < -0.1
+    assert judge_facts(tmp_path / "2", {"tuned": right, "late": late}).comparisons["late"].decision == "do not ship"
+
+
+def test_an_adaptive_verdict_says_how_much_evidence_is_missing(tmp_path: Path) -> None:
+    right = some_right(80, 0.8)
+    found = judge_facts(tmp_path, {"tuned": right, "same": right, "bad": flipped(right, 20, 0)}, mode="adaptive")
+    assert "too few items to tell (evidence 1" in found.comparisons["same"].reasons[0]
+    assert "of 20 after 80 items" in found.comparisons["same"].reasons[0]
+    bad = found.comparisons["bad"]
+    assert bad.decision == "do not ship" and bad.measures["fact"].high < 0 and bad.measures["fact"].p < 0.05
+    assert any("80 items are too few" in note for note in found.notes)
+    assert any("any number of looks" in note for note in found.notes)
+
+
+def test_adaptive_amounts_groups_and_relative_margins(tmp_path: Path) -> None:
+    near, draw = Measure(title="ROUGE-L", binary=False), random.Random(0)
+    before = [draw.uniform(0.2, 0.8) for _ in range(400)]
+    after = [value + draw.uniform(-0.1, 0.1) for value in before]
+    together = [
+        item.model_copy(update={"cluster": str(index // 4)})
+        for index, item in enumerate(items_of("fact", {"tuned": [1.0] * 400, "a": [1.0] * 400}))
+    ]
+    measures = {"rouge_l": near, "fact": FACT, "bits": BITS}
+    items = items_of("rouge_l", {"tuned": before, "a": after}) + together
+    items += items_of("bits", {"tuned": before, "a": before})
+    scores = write_step_scores(tmp_path / "answers", measures, items)
+    margins = {"rouge_l": 0.05, "fact": 0.05, "bits": 0.5}
+    verdict = judge(tmp_path / "1", [scores], ["a"], margins, mode="adaptive")
+    found = verdict.comparisons["a"].measures
+    amount, grouped, bits = (found[name].wealth for name in margins)
+    assert amount is not None and amount.units == 400 and found["rouge_l"].answer == "yes"
+    assert grouped is not None and grouped.units == 100 and found["fact"].n == 400
+    assert bits is None and any(note.startswith("bits: the range of its values is not known") for note in verdict.notes)
+    relative = judge(tmp_path / "2", [scores], ["a"], {}, mode="adaptive", relative_margins={"rouge_l": 0.3})
+    assert relative.decision == "ship"
+
+
+def test_several_candidates_need_more_evidence_together(tmp_path: Path) -> None:
+    right = some_right(96, 0.8)
+    models = {"tuned": right, "a": right, **{name: flipped(right, 30, 0) for name in "bcdef"}}
+    alone = judge_facts(tmp_path / "1", models, mode="adaptive")
+    together = judge_facts(tmp_path / "2", models, mode="adaptive", familywise="fdr")
+    assert (alone.decision, together.decision) == ("ship", "not enough data")
+    assert "too little among 6 candidates" in together.comparisons["a"].reasons[0]
+    problems = Paired(margins=MARGINS, familywise="fdr").plan_problems("steps.verdict", {"candidates": ("a",)}, {})
+    assert "steps.verdict.mode=adaptive" in str(next(iter(problems)))
+
+
 CHANGES = {
+    "mode": Change("adaptive"),
     "margins": Change({"fact": 0.3, "loop": 0.2}),
     "relative_margins": Change({"bits_per_byte": 0.5}),
     "alpha": Change(0.2),

@@ -39,7 +39,7 @@ def test_an_equal_candidate_passes_sooner_and_is_hardly_ever_refused() -> None:
     passed = next(look.items for look in course if look.yes >= 0.8)
     assert passed == 304 and course[-1].no <= 0.02
     assert items_needed(RULES, 0.8) == pytest.approx(passed, rel=0.15), "planned with fewer looks"
-    assert smallest_margin(304, 0.06, 0.05, 0.8) == pytest.approx(0.05, rel=0.1)
+    assert smallest_margin(304, 0.06, 0.06, 0.05, 0.8) == pytest.approx(0.05, rel=0.1)
 
 
 def test_a_bad_candidate_is_refused_after_few_items() -> None:
