@@ -1,6 +1,6 @@
 """Graded answers on the test split, by the answer key of each row and its task."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -32,12 +32,16 @@ from tasks.evaluate.models_under_test.model_under_test import (
     reference_prompts,
     tuned_prompts,
 )
+from tasks.evaluate.verdict.stopping import Rounds, count_slices, round_ends, row_order, settled
 from tasks.shared.engines.registry import Needs
+from tasks.shared.errors import ConfigError, DataError
 from tasks.shared.forecast import Forecast, Workload
 from tasks.shared.formats.articles import Article, read_articles
 from tasks.shared.formats.rows import Row, spread
-from tasks.shared.formats.scores import RENAMED, ItemScore, current_name, write_scores
+from tasks.shared.formats.scores import RENAMED, Asking, ItemScore, current_name, read_scores, row_digest, write_scores
+from tasks.shared.isolation import Failure
 from tasks.shared.items import Items, ItemSources
+from tasks.shared.paths import user_path
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun
 
 Measured = Mapping[str, Sequence[TestItem]]
@@ -91,6 +95,8 @@ class Generation:
     """Tokens that prompt and answer may take together in llama.cpp."""
     again: Annotated[int, Field(ge=0)] = 0
     """Times to evaluate the baseline again, in other batch sizes (llama.cpp: in reverse order), for the noise floor."""
+    rounds: Rounds = Field(default_factory=Rounds)
+    """Ask in rounds, for an adaptive verdict."""
 
     spec: ClassVar[Spec] = Spec(
         summary="One answer per test row, graded by its answer key: labels, facts, refusals, numbers, JSON, tool calls, ROUGE-L, format, loops",
@@ -103,6 +109,14 @@ class Generation:
         libraries=("torch", "transformers", "tokenizers", "auto-round", "compressed-tensors", "gguf", "xllamacpp", "numpy", "rouge-score", "jsonschema"),
         device="accelerator",
     )  # fmt: skip
+
+    def measurable(self) -> frozenset[str]:
+        """Return the names of the measures that it can take."""
+        return frozenset(self._named or MEASURES)
+
+    def sources(self) -> tuple[Path, ...]:
+        """Return the user's earlier scores."""
+        return (user_path(self.rounds.after),) if self.rounds.after else ()
 
     def engine_needs(self) -> Needs:
         """Engines that compute with the weights as stored, and choose labels if a measure needs it."""
@@ -143,20 +157,118 @@ class Generation:
         measured = self._measured(split.items(rows), str(corpus / "test.jsonl"))
         file = corpus / "articles.jsonl"
         articles = read_articles(file) if file.is_file() else {}
-        prompts = {model.name: self._prompts(model, rows, split, articles) for model in models}
         asked = self._requests(measured, split)
-        replies = reply_to_all(
-            models,
-            prompts,
-            lambda row: asked[row.task],
-            lambda model, found: self._plan(model, found, asked[found[0].row.task]),
-            run,
-        )
-        items = list(self._items(measured, split, prompts, replies))
+        weights = balanced_weights(measured["label_balanced"]) if "label_balanced" in measured else {}
+
+        def ask(open_models: Sequence[ModelUnderTest], prompts: Mapping[str, Sequence[RowPrompts]]) -> Replies:
+            return reply_to_all(
+                open_models,
+                prompts,
+                lambda row: asked[row.task],
+                lambda model, found: self._plan(model, found, asked[found[0].row.task]),
+                run,
+            )
+
+        def grade(prompts: Mapping[str, Sequence[RowPrompts]], replies: Replies) -> list[ItemScore]:
+            return list(self._items(measured, split, weights, prompts, replies))
+
+        if self.rounds.margins:
+            rows = self._order(rows, run.seed)
+        prompts = {model.name: self._prompts(model, rows, split, articles) for model in models}
+        if self.rounds.margins:
+            prompts, replies = self._ask_in_rounds(models, rows, prompts, measured, split, ask, grade)
+        else:
+            replies = ask(models, prompts)
+        items = grade(prompts, replies)
         measures = {name: MEASURES[name].measure for name in measured}
         notes = [*self._notes(models), *repeat_notes(models, replies.plans), *template_notes(models), *replies.notes]
-        write_scores(out, make_summary(models, replies.found, measures, run, self.spec.libraries, notes), items)
+        summary = make_summary(models, replies.found, measures, run, self.spec.libraries, notes)
+        if self.rounds.margins:
+            counts = {name: len(found) for name, found in prompts.items()}
+            asking = Asking(
+                rows={row.id: row_digest(row) for row in rows[: max(counts.values())]},
+                counts=counts,
+                available=len(rows),
+            )
+            summary = summary.model_copy(update={"asking": asking})
+        write_scores(out, summary, items)
         return {"items": len(rows), **mean_values(items, models)}
+
+    def _order(self, rows: Sequence[Row], seed: int) -> list[Row]:
+        """Return the rows in the order in which they are asked: those of earlier scores, then the others at random.
+
+        Raises DataError if a row of the earlier scores is missing or was changed, ConfigError for scores that were not asked in rounds.
+        """
+        known = {row.id: row for row in rows}
+        first: list[str] = []
+        if self.rounds.after:
+            where = str(user_path(self.rounds.after))
+            earlier = read_scores(user_path(self.rounds.after)).summary.asking
+            if earlier is None:
+                raise ConfigError(
+                    "rounds.after",
+                    f"{where}: scores that were not asked in rounds",
+                    "scores of a step with rounds.margins",
+                    "rounds.after=''",
+                )
+            changed = [
+                key for key, digest in earlier.rows.items() if key not in known or row_digest(known[key]) != digest
+            ]
+            if changed:
+                got = f"{len(changed)} of its {len(earlier.rows)} rows are missing from the test split or were changed"
+                wanted, fix = (
+                    "a test split that has them all, unchanged, and more",
+                    "restore the rows, or start anew (rounds.after='')",
+                )
+                raise DataError(f"rounds.after: {where}", f"{got}: {', '.join(changed[:3])}", wanted, fix)
+            first = list(earlier.rows)
+        rest = row_order({row.id: row.group for row in rows if row.id not in set(first)}, seed)
+        return [known[key] for key in (*first, *rest)]
+
+    def _ask_in_rounds(
+        self, models: Sequence[ModelUnderTest], rows: Sequence[Row], prompts: Mapping[str, Sequence[RowPrompts]], measured: Measured, split: TestSplit,
+        ask: Callable[[Sequence[ModelUnderTest], Mapping[str, Sequence[RowPrompts]]], Replies],
+        grade: Callable[[Mapping[str, Sequence[RowPrompts]], Replies], list[ItemScore]],
+    ) -> tuple[dict[str, list[RowPrompts]], Replies]:  # fmt: skip
+        """Ask round after round until no candidate is open; return what each model was asked, and its replies.
+
+        The baseline, its repeats and the reference take part as long as a candidate does.
+        """
+        baseline, candidates = models[0], [model.name for model in models if model.role == "candidate"]
+        alpha, open_ = self.rounds.threshold(len(candidates)), set(candidates)
+        available = count_slices(
+            [self._empty(name, item, split) for name, items in measured.items() for item in items],
+            self.rounds.slice_tags,
+        )
+        given: dict[str, list[RowPrompts]] = {model.name: [] for model in models}
+        so_far = Replies({model.name: [] for model in models}, {})
+        start = 0
+        for end in round_ends(len(rows), self.rounds.size, [row.group for row in rows]):
+            failed = {name for name, found in so_far.found.items() if isinstance(found, Failure)}
+            asked = [
+                model
+                for model in models
+                if model.name not in failed and (model.role != "candidate" or model.name in open_)
+            ]
+            new = {model.name: list(prompts[model.name][start:end]) for model in asked}
+            so_far = so_far.extended(ask([model for model in asked if new[model.name]], new))
+            for name, found in new.items():
+                given[name] += found
+            start = end
+            failed = {name for name, found in so_far.found.items() if isinstance(found, Failure)}
+            items = grade(given, so_far)
+            measures = {name: MEASURES[name].measure for name in measured}
+            open_ = {
+                name for name in open_ - failed
+                if not settled(items, measures, available, baseline.name, name, self.rounds, alpha)
+            }  # fmt: skip
+            if candidates and not open_:
+                break
+        return given, so_far
+
+    def _empty(self, name: str, item: TestItem, split: TestSplit) -> ItemScore:
+        """Item of a row that nobody was asked yet."""
+        return ItemScore(measure=name, id=item.row.id, tags=split.tags[item.row.id], values={})
 
     @property
     def _named(self) -> tuple[str, ...]:
@@ -174,8 +286,9 @@ class Generation:
     ) -> list[RowPrompts]:
         if model.role != "reference":
             return tuned_prompts(rows)
+        chosen = rows[: self.reference_limit or None] if self.rounds.margins else spread(rows, self.reference_limit)
         shown = articles if model.sees_article else {}
-        return reference_prompts(spread(rows, self.reference_limit), shown, split.tasks, model.closed_book)
+        return reference_prompts(chosen, shown, split.tasks, model.closed_book)
 
     def _requests(self, measured: Measured, split: TestSplit) -> dict[str, Request]:
         """Return what models are asked for, by task."""
@@ -200,16 +313,22 @@ class Generation:
         )  # fmt: skip
 
     def _items(
-        self, measured: Measured, split: TestSplit, prompts: Mapping[str, Sequence[RowPrompts]], replies: Replies
+        self,
+        measured: Measured,
+        split: TestSplit,
+        weights: Mapping[str, float],
+        prompts: Mapping[str, Sequence[RowPrompts]],
+        replies: Replies,
     ) -> Iterator[ItemScore]:
+        """Yield the items of rows that were asked, measure by measure, in the order of asking."""
         own = {
             name: {prompt.row.id: reply for prompt, reply in zip(prompts[name], found, strict=True)}
             for name, found in replies.sound.items()
         }
+        asked = {prompt.row.id: place for place, prompt in enumerate(max(prompts.values(), key=len))}
         for name, items in measured.items():
-            entry = MEASURES[name]
-            weights = balanced_weights(items) if name == "label_balanced" else {}
-            for item in items:
+            entry, own_weights = MEASURES[name], weights if name == "label_balanced" else {}
+            for item in sorted((one for one in items if one.row.id in asked), key=lambda one: asked[one.row.id]):
                 known = {model: found[item.row.id] for model, found in own.items() if item.row.id in found}
                 graded = {
                     model: read_reply(reply, item.task)
@@ -217,7 +336,7 @@ class Generation:
                     if reply.labeled or name != "format" or item.task.layout == "none"
                 }
                 yield ItemScore(
-                    measure=name, id=item.row.id, cluster=item.row.group, tags=split.tags[item.row.id], weight=weights.get(item.row.id, 1.0),
+                    measure=name, id=item.row.id, cluster=item.row.group, tags=split.tags[item.row.id], weight=own_weights.get(item.row.id, 1.0),
                     question=last_question(item.row), wanted=entry.wanted(item),
                     values={model: float(entry.value(item, answer)) for model, answer in graded.items()},
                     answers={model: entry.shown(answer) for model, answer in graded.items()},

@@ -4,22 +4,24 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from tasks.evaluate.models_under_test.model_under_test import MODEL_PORTS, ModelUnderTest, list_models
-from tasks.evaluate.verdict.comparison import Rules, compare_measure, holm_correct, list_flips, noise_floor, pair_items
+from tasks.evaluate.verdict.comparison import Rules, compare_measure, holm_correct, list_flips, noise_floor
 from tasks.evaluate.verdict.cost import Prices
 from tasks.evaluate.verdict.decision import candidate_decision, choose_shipped, confirm_together, overall_decision
 from tasks.evaluate.verdict.description import describe_models, with_costs
 from tasks.evaluate.verdict.evidence import Evidence, check_baseline, gather_evidence
 from tasks.evaluate.verdict.intervals import wilson
 from tasks.evaluate.verdict.metrics import flat_metrics, nested_metrics, quality_measures
+from tasks.evaluate.verdict.pairs import pair_items
 from tasks.evaluate.verdict.power import several_notes
 from tasks.evaluate.verdict.shortages import Planned, shortages
 from tasks.evaluate.verdict.slices import Slices, compare_slice, correct_slices, slices_of
+from tasks.evaluate.verdict.stopping import AsksInRounds
 from tasks.shared.errors import ConfigError
 from tasks.shared.formats.scores import RENAMED, current_name, read_scores
 from tasks.shared.formats.verdict import (
@@ -36,6 +38,10 @@ from tasks.shared.items import ItemFindings, Items
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun, Upstream
 
 SHOWN = 6
+SECOND_LOOK = (
+    "More test items may decide, but each further look at a grown test set raises the error of the fixed test: from 5 % to 8 % with a second one, and to 13 % "
+    "with a fourth (docs/decisions/0021-evidence-that-may-be-looked-at.md). mode: adaptive may be looked at any number of times."
+)
 Share = Annotated[float, Field(gt=0, lt=1)]
 Allowed = Annotated[float, Field(gt=0)]
 
@@ -120,6 +126,7 @@ class Paired:
         if not inputs.get("candidates"):
             wanted, fix = "at least one model to compare with the baseline", f"{where}.inputs.candidates=[<step>]"
             yield ConfigError(f"{where}.inputs.candidates", "none", wanted, fix)
+        yield from self._round_problems(where, inputs.get("scores", ()), upstream)
         compared = [name for port in ("baseline", "candidates") for name in inputs.get(port, ())]
         for step in inputs.get("scores", ()):
             if step not in upstream or "candidates" not in upstream[step].technique.spec.ports:
@@ -144,6 +151,22 @@ class Paired:
         found.notes.extend(f"{where}: {note}" for note in self._renamed())
         return found
 
+    def _round_problems(
+        self, where: str, steps: Sequence[str], upstream: Mapping[str, Upstream]
+    ) -> Iterator[ConfigError]:
+        """Yield differences from steps that ask in rounds for this verdict."""
+        for step in steps:
+            technique = upstream[step].technique if step in upstream else None
+            if isinstance(technique, AsksInRounds):
+                yield from technique.rounds.problems(where, step, self._rates(), self.mode, technique.measurable())
+
+    def _rates(self) -> dict[str, Any]:
+        """Settings that a step which asks in rounds repeats."""
+        return {
+            "margins": by_current_name(self.margins), "relative_margins": by_current_name(self.relative_margins), "alpha": self.alpha,
+            "discordance": self.discordance, "familywise": self.familywise,
+        }  # fmt: skip
+
     def _renamed(self) -> list[str]:
         """Return a note for each margin under an earlier name of its measure."""
         return [
@@ -162,7 +185,12 @@ class Paired:
         Raises ConfigError for a margin on a measure that no step took, DataError for inconsistent scores.
         """
         models = list_models(inputs)
-        evidence = gather_evidence([(artifact.name, read_scores(artifact.path)) for artifact in inputs.many("scores")])
+        scores = [(artifact.name, read_scores(artifact.path)) for artifact in inputs.many("scores")]
+        for step, found in scores:
+            if self.mode == "fixed" and found.summary.asking:
+                got = f"fixed, but step {step} stopped asking when its evidence sufficed"
+                raise ConfigError("mode", got, "adaptive for scores that were asked in rounds", "mode: adaptive")
+        evidence = gather_evidence(scores)
         gates = self._gates(evidence)
         check_baseline(evidence, models[0].name)
         verdict = self._decide(models, inputs, evidence, gates, run)
@@ -233,6 +261,8 @@ class Paired:
     def _mode_notes(self, comparisons: Mapping[str, Comparison]) -> Iterator[str]:
         """Yield what the bounds of an adaptive verdict are, and which measures it cannot take."""
         if self.mode == "fixed":
+            if any(found.decision == "not enough data" for found in comparisons.values()):
+                yield SECOND_LOOK
             return
         yield (
             "Adaptive verdict: bounds and decisions hold at any number of looks; a decision stands once its evidence reached "
@@ -268,7 +298,7 @@ class Paired:
         for measure, gate in gates.items():
             if gate.step in failures or candidate not in evidence.models[gate.step]:
                 continue
-            pairs = pair_items(gate.measure, evidence.items_of(measure), baseline, candidate)
+            pairs = pair_items(gate.measure, evidence.items_of(measure), baseline, candidate, self.mode == "adaptive")
             if pairs.baseline:
                 found[measure] = compare_measure(pairs, gate, rules)
         measures = holm_correct(found)
@@ -295,7 +325,8 @@ class Paired:
             for name, gate in gates.items()
             if gate.margin is not None
             for dimension, value, members in slices_of(evidence.items_of(name), self.slices.by)
-            if len((pairs := pair_items(gate.measure, members, baseline, candidate)).baseline) >= self.slices.min_items
+            if len((pairs := pair_items(gate.measure, members, baseline, candidate, self.mode == "adaptive")).baseline)
+            >= self.slices.min_items
         ]
         found = [compare_slice(*one, self.slices.margin, rules, len(large)) for one in large]
         return correct_slices(found, self.alpha)

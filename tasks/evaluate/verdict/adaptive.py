@@ -1,4 +1,4 @@
-"""The adaptive test of one measure: paired items in order, evidence at every look, and a decision that stands."""
+"""The adaptive test of one measure: paired items in order, evidence after each of them, and a decision that stands."""
 
 import math
 from collections.abc import Sequence
@@ -11,13 +11,12 @@ from tasks.evaluate.verdict.betting import (
     capped,
     log_evidence_of,
     log_mixture,
-    looks,
     lowest_mean,
     margin_bets,
 )
-from tasks.evaluate.verdict.courses import BATCH
 from tasks.evaluate.verdict.exact_bounds import Interval
 from tasks.evaluate.verdict.margin_rule import Answer
+from tasks.evaluate.verdict.pairs import Pairs
 from tasks.shared.formats.verdict import Wealth
 
 if TYPE_CHECKING:
@@ -46,7 +45,7 @@ class Test:
 class Assessment:
     """Result of an adaptive test.
 
-    bounds: valid at any number of looks.  answer: of the first look that decides.  p: two-sided, of "no difference", valid likewise.
+    bounds: valid at any number of looks.  answer: of the first unit that decides.  p: two-sided, of "no difference", valid likewise.
     loss_p: one-sided, of "not worse".
     """
 
@@ -57,8 +56,19 @@ class Assessment:
     loss_p: float
 
 
+def assess_pairs(pairs: Pairs, test: Test | None) -> Assessment | None:
+    """Return the adaptive test of these items; None without a test, and for amounts whose range is not known."""
+    if test is None or not pairs.bounded:
+        return None
+    gains, weights = pairs.grouped(pairs.gains)
+    baseline, _ = pairs.grouped(pairs.baseline)
+    return assess(gains, baseline, weights, test)
+
+
 def assess(gains: Sequence[float], baseline: Sequence[float], weights: Sequence[float], test: Test) -> Assessment:
-    """Return the assessment of units in the order in which they were asked.
+    """Return the assessment of units in the order in which they were asked, with a look after each.
+
+    The looks do not depend on the number of units, so a decision stands however many follow.
 
     gains: (n,) between -1 and 1, positive in favor of the candidate.  baseline: (n,) the baseline's values, for a relative margin.
     weights: (n,) above 0, known before the answers.
@@ -66,12 +76,11 @@ def assess(gains: Sequence[float], baseline: Sequence[float], weights: Sequence[
     import numpy as np
 
     gain, weight = np.asarray(gains, dtype=float), np.asarray(weights, dtype=float) / max(weights)
-    at = np.array(list(looks(len(gain), BATCH))) - 1
-    goal, loss = -math.log(test.alpha), log_evidence_of(-gain, weight, 0.0, EQUAL_LOSS_BETS)[at]
-    gained = log_evidence_of(gain, weight, 0.0, EQUAL_LOSS_BETS)[at]
-    means = (np.cumsum(weight * gain) / np.cumsum(weight))[at]
+    goal, loss = -math.log(test.alpha), log_evidence_of(-gain, weight, 0.0, EQUAL_LOSS_BETS)
+    gained = log_evidence_of(gain, weight, 0.0, EQUAL_LOSS_BETS)
+    means = np.cumsum(weight * gain) / np.cumsum(weight)
     bets = _bets(test)
-    kept = _kept(gain, np.asarray(baseline, dtype=float), weight, test, bets)[at]
+    kept = _kept(gain, np.asarray(baseline, dtype=float), weight, test, bets)
     margin = test.margin or 0.0
     yes, no = kept >= goal, (loss >= goal) & (means <= -margin + 1e-12)
     decided = np.flatnonzero(yes | no) if test.margin is not None else np.array([], dtype=int)
@@ -85,7 +94,7 @@ def assess(gains: Sequence[float], baseline: Sequence[float], weights: Sequence[
         high = min(high, 0.0)
     wealth = Wealth(
         now=_wealth(kept[-1]), most=_wealth(kept.max()), needed=1.0 / test.alpha, loss=_wealth(loss.max()), units=len(gain),
-        decided_at=int(at[decided[0]]) + 1 if len(decided) else None,
+        decided_at=int(decided[0]) + 1 if len(decided) else None,
     )  # fmt: skip
     either = np.logaddexp(loss, gained) - math.log(2.0)
     return Assessment(

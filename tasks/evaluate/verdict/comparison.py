@@ -3,11 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from tasks.evaluate.verdict.adaptive import Assessment, Test, assess
+from tasks.evaluate.verdict.adaptive import Test, assess_pairs
 from tasks.evaluate.verdict.courses import smallest_margin
 from tasks.evaluate.verdict.exact_bounds import Interval
 from tasks.evaluate.verdict.intervals import (
-    by_group,
     grouped_bounds,
     mean_bounds,
     retention_bounds,
@@ -16,8 +15,9 @@ from tasks.evaluate.verdict.intervals import (
 )
 from tasks.evaluate.verdict.margin_rule import decide
 from tasks.evaluate.verdict.paired_tests import count_flips, effect_size, holm, mcnemar_p, sign_flip_p, weighted_spread
+from tasks.evaluate.verdict.pairs import Pairs
 from tasks.evaluate.verdict.power import detectable_mean, minimum_detectable
-from tasks.shared.errors import ConfigError, TechniqueError
+from tasks.shared.errors import ConfigError
 from tasks.shared.formats.scores import ItemScore, Measure
 from tasks.shared.formats.verdict import Answer, Flip, Gate, MeasureComparison, NoiseFloor, Score
 
@@ -38,75 +38,6 @@ class Rules:
     planned: float | None = None
 
 
-@dataclass(frozen=True)
-class Pairs:
-    """Paired values of baseline and candidate, (n,) each, with the items' weights and clusters."""
-
-    measure: Measure
-    baseline: Sequence[float]
-    candidate: Sequence[float]
-    weights: Sequence[float]
-    clusters: Sequence[str]
-
-    @property
-    def sign(self) -> float:
-        """+1 where higher is better, -1 where lower is better."""
-        return 1.0 if self.measure.better == "higher" else -1.0
-
-    @property
-    def correctness(self) -> tuple[list[bool], list[bool]]:
-        """Binary values as right or wrong; where lower is better, 1 is wrong."""
-        good = 1.0 if self.measure.better == "higher" else 0.0
-        return [value == good for value in self.baseline], [value == good for value in self.candidate]
-
-    @property
-    def gains(self) -> list[float]:
-        """Difference per item, (n,); positive in favor of the candidate."""
-        return [self.sign * (after - before) for before, after in zip(self.baseline, self.candidate, strict=True)]
-
-    @property
-    def clustered(self) -> bool:
-        """True if items share clusters, so that there are fewer independent items than items."""
-        return len(set(self.clusters)) < len(self.clusters)
-
-    @property
-    def bounded(self) -> bool:
-        """True if all values are known to lie between 0 and 1."""
-        return self.measure.unit == "share" and all(0.0 <= value <= 1.0 for value in (*self.baseline, *self.candidate))
-
-    @property
-    def reach(self) -> float:
-        """Largest change one item can make: 1 for a share, or the observed range if that is larger."""
-        seen = [*self.baseline, *self.candidate]
-        return max(max(seen) - min(seen), 1.0 if self.measure.unit == "share" else 0.0)
-
-    def grouped(self, changes: Sequence[float]) -> tuple[list[float], list[float]]:
-        """Cluster means and cluster weights of one value per item: the units of resampling."""
-        return by_group(changes, self.weights, self.clusters)
-
-
-def pair_items(measure: Measure, items: Sequence[ItemScore], baseline: str, candidate: str) -> Pairs:
-    """Return the items of one measure that both models have.
-
-    Raises TechniqueError if one model has items that the other lacks.
-    """
-    odd = [item.id for item in items if (baseline in item.values) != (candidate in item.values)]
-    if odd:
-        raise TechniqueError(
-            f"comparison of {candidate} with {baseline}",
-            f"{len(odd)} items answered by one model only ({', '.join(odd[:3])})",
-            "the same items for both",
-        )
-    both = [item for item in items if baseline in item.values]
-    return Pairs(
-        measure,
-        [item.values[baseline] for item in both],
-        [item.values[candidate] for item in both],
-        [item.weight for item in both],
-        [item.cluster or item.id for item in both],
-    )
-
-
 def score(measure: Measure, values: Sequence[float], weights: Sequence[float], seed: int) -> Score:
     """Return a model's mean with its 95 % interval."""
     found = score_bounds(values, weights, measure.binary, seed=seed)
@@ -122,7 +53,7 @@ def compare_measure(pairs: Pairs, gate: Gate, rules: Rules) -> MeasureComparison
         )
     margin = None if gate.margin is None else gate.margin * (abs(baseline) if gate.relative else 1.0)
     detectable = passing_margin(pairs, rules)
-    if found := assess_pairs(pairs, rules, margin, gate.margin if gate.relative else None):
+    if found := assess_pairs(pairs, adaptive_test(rules, margin, gate)):
         bounds, answer, p = found.bounds, found.answer, found.p
     else:
         bounds = change_bounds(pairs, rules)
@@ -141,16 +72,14 @@ def compare_measure(pairs: Pairs, gate: Gate, rules: Rules) -> MeasureComparison
     )  # fmt: skip
 
 
-def assess_pairs(pairs: Pairs, rules: Rules, margin: float | None, share: float | None = None) -> Assessment | None:
-    """Return the adaptive test of these items; None for the fixed test, and for amounts whose range is not known.
+def adaptive_test(rules: Rules, margin: float | None = None, gate: Gate | None = None) -> Test | None:
+    """Return the adaptive test of a measure; None in fixed mode.
 
-    margin: in the measure's unit.  share: of the baseline's value, if the margin is relative.
+    margin: in the measure's unit; None if it does not decide.
     """
-    if rules.planned is None or not pairs.bounded:
+    if rules.planned is None:
         return None
-    gains, weights = pairs.grouped(pairs.gains)
-    baseline, _ = pairs.grouped(pairs.baseline)
-    return assess(gains, baseline, weights, Test(rules.alpha, margin, rules.planned, share or 0.0))
+    return Test(rules.alpha, margin, rules.planned, gate.margin or 0.0 if gate and gate.relative else 0.0)
 
 
 def _retention(pairs: Pairs, rules: Rules, bounds: Interval | None) -> Interval | None:

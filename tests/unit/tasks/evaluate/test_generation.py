@@ -30,6 +30,7 @@ from tasks.evaluate.models_under_test.model_under_test import (
     reference_prompts,
     tuned_prompts,
 )
+from tasks.evaluate.verdict.stopping import round_ends, row_order
 from tasks.quantize.rtn import RTN
 from tasks.shared.errors import ConfigError, DataError, ModelError
 from tasks.shared.formats.articles import Article, with_article
@@ -117,6 +118,7 @@ def measure(
     **settings: Any,
 ) -> Scores:
     """Run with given replies by model; a model without a maker fails."""
+    tmp_path.mkdir(exist_ok=True)
     folder = save_tiny(tmp_path / "model")
 
     def pretend(models: Any, plans: Any, *_: Any) -> dict[str, Any]:
@@ -193,6 +195,68 @@ def test_a_measure_that_no_row_can_have_is_refused_before_a_model_is_loaded(
     ):
         Generation(measures=("fact", "refusal"))(inputs, out, run)
     assert "refusal" not in items_by_measure(read_test_split(corpus).items(read_test_rows(corpus)), ())
+
+
+ROUNDS = {"margins": {"label": 0.2, "fact": 0.2}, "size": 8, "slice_tags": ("kind",), "slice_items": 5}
+
+
+def test_models_are_asked_in_rounds_until_they_are_decided(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, corpus: Path
+) -> None:
+    makers = {"tuned": gold, "equal": gold, "broken": broken, "teacher": plain, "teacher without article": plain}
+    scores = measure(monkeypatch, tmp_path, corpus, makers, rounds=ROUNDS, reference_limit=4)
+    asking = scores.summary.asking
+    assert asking is not None and asking.available == ITEMS
+    assert asking.counts["broken"] == 8 < asking.counts["equal"] == asking.counts["tuned"] < ITEMS
+    assert asking.counts["teacher"] == 4 and scores.summary.models["dead"].failure == "it broke"
+    assert len(asking.rows) == asking.counts["tuned"]
+    labels = [item for item in scores.items if item.measure == "label"]
+    assert [item.id for item in labels] == list(asking.rows), "items are in the order of asking"
+    assert list(asking.rows)[:8] != [f"test-{index}" for index in range(8)]
+    assert [item.id for item in labels if "broken" in item.values] == list(asking.rows)[:8]
+    kinds = [item.tags["kind"] for item in scores.items if item.measure == "label" and "equal" in item.values]
+    assert kinds.count("refuse") >= 5
+
+
+def test_rounds_end_with_the_rows_and_keep_groups_whole(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, corpus: Path
+) -> None:
+    hard = measure(monkeypatch, tmp_path, corpus, {"tuned": gold, "equal": gold}, rounds={"margins": {"fact": 0.001}})
+    assert hard.summary.asking is not None and set(hard.summary.asking.counts.values()) >= {ITEMS}
+    assert list(round_ends(9, 2, ["a", "b", "b", "c", "d", "e", "f", "f", "f"])) == [3, 5, 9]
+    order = row_order({"1": "a", "2": "b", "3": "a", "4": ""}, seed=0)
+    assert abs(order.index("1") - order.index("3")) == 1 and order != row_order({"1": "", "2": "", "3": "", "4": ""}, 1)
+
+
+def test_a_grown_test_split_goes_on_where_it_stopped(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, corpus: Path
+) -> None:
+    makers = {"tuned": gold, "equal": gold}
+    rows = [make_row(index) for index in range(ITEMS)]
+    write_rows(corpus / "test.jsonl", rows[20:40])
+    small = measure(monkeypatch, tmp_path / "1", corpus, makers, rounds={"margins": {"fact": 0.05}})
+    assert small.summary.asking is not None
+    earlier = tmp_path / "1" / "step-out"
+    write_rows(corpus / "test.jsonl", rows)
+    more: dict[str, Any] = {"rounds": {"margins": {"fact": 0.05}, "after": str(earlier)}}
+    grown = measure(monkeypatch, tmp_path / "2", corpus, makers, **more)
+    assert grown.summary.asking is not None and len(grown.summary.asking.rows) == ITEMS
+    assert list(grown.summary.asking.rows)[:20] == list(small.summary.asking.rows)
+    assert Generation(**more).sources() == (earlier,)
+    for name, other in (
+        ("3", rows[21:]),
+        ("4", [*rows[:30], rows[30].model_copy(update={"task": "else"}), *rows[31:]]),
+    ):
+        write_rows(corpus / "test.jsonl", other)
+        write_tasks(corpus, TASKS | {"else": next(iter(TASKS.values()))})
+        with pytest.raises(DataError, match="1 of its 20 rows are missing from the test split or were changed: test-"):
+            measure(monkeypatch, tmp_path / name, corpus, makers, **more)
+    whole = measure(monkeypatch, tmp_path / "5", corpus, makers)
+    assert whole.summary.asking is None
+    with pytest.raises(ConfigError, match="not asked in rounds"):
+        measure(
+            monkeypatch, tmp_path / "6", corpus, makers, rounds=more["rounds"] | {"after": str(tmp_path / "5/step-out")}
+        )
 
 
 @pytest.mark.parametrize("name", ["facts", "nonsense"])
@@ -478,6 +542,9 @@ def test_wrong_inputs_are_refused(tmp_path: Path, corpus: Path) -> None:
     assert list(out.iterdir()) == []
 
 
+EARLY = {"rounds.margins": {"format": 0.5}, "rounds.size": 1, "rounds.slice_items": 0}
+"""Both models are never well-formed: without a flip, the evidence doubles with every row."""
+
 CHANGES = {
     "measures": Change(("label", "loop")),
     "limit": Change(6),
@@ -490,6 +557,14 @@ CHANGES = {
     ),  # other sums: an answer or a choice may differ; here the note on repeats does
     "context": Change(64, inputs="engine", refused="baseline tuned"),
     "again": Change(1),
+    "rounds.margins": Change({"format": 0.5}),
+    "rounds.alpha": Change(0.4, EARLY),
+    "rounds.discordance": Change(0.9, EARLY | {"rounds.alpha": 1 / 12}),
+    "rounds.familywise": Change(True, EARLY | {"rounds.alpha": 0.4}, inputs="two"),
+    "rounds.size": Change(5, EARLY),
+    "rounds.slice_tags": Change((), EARLY | {"rounds.slice_items": 6}),
+    "rounds.slice_items": Change(6, EARLY),
+    "rounds.after": Change("no-earlier-scores", EARLY, refused="no-earlier-scores.*no such file"),
 }
 
 
@@ -515,4 +590,5 @@ def settings_case(folder: Path) -> Iterator[Case]:
     settings = {"limit": 9, "reference_limit": 2, "max_new_tokens": 2, "batch_size": 4, "context": 512}
     inputs, more = (inputs_of(first, {"other": second}, corpus, reference) for reference in (None, second))
     engine = inputs_of(folder / "first.gguf", {}, corpus)
-    yield Case(folder, inputs, settings, more={"with_reference": more, "engine": engine})
+    two = inputs_of(first, {"other": second, "same": first}, corpus)
+    yield Case(folder, inputs, settings, more={"with_reference": more, "engine": engine, "two": two})
