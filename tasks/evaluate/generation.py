@@ -1,6 +1,6 @@
 """Graded answers on the test split, by the answer key of each row and its task."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -32,14 +32,13 @@ from tasks.evaluate.models_under_test.model_under_test import (
     reference_prompts,
     tuned_prompts,
 )
-from tasks.evaluate.verdict.stopping import Rounds, count_slices, round_ends, row_order, settled
+from tasks.evaluate.verdict.asking import ask_in_rounds, order_rows
+from tasks.evaluate.verdict.stopping import Rounds, count_slices
 from tasks.shared.engines.registry import Needs
-from tasks.shared.errors import ConfigError, DataError
 from tasks.shared.forecast import Forecast, Workload
 from tasks.shared.formats.articles import Article, read_articles
 from tasks.shared.formats.rows import Row, spread
-from tasks.shared.formats.scores import RENAMED, Asking, ItemScore, current_name, read_scores, row_digest, write_scores
-from tasks.shared.isolation import Failure
+from tasks.shared.formats.scores import RENAMED, ItemScore, current_name, write_scores
 from tasks.shared.items import Items, ItemSources
 from tasks.shared.paths import user_path
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun
@@ -172,103 +171,24 @@ class Generation:
         def grade(prompts: Mapping[str, Sequence[RowPrompts]], replies: Replies) -> list[ItemScore]:
             return list(self._items(measured, split, weights, prompts, replies))
 
+        measures = {name: MEASURES[name].measure for name in measured}
+        asking = None
         if self.rounds.margins:
-            rows = self._order(rows, run.seed)
+            rows = order_rows(rows, self.rounds, run.seed)
         prompts = {model.name: self._prompts(model, rows, split, articles) for model in models}
         if self.rounds.margins:
-            prompts, replies = self._ask_in_rounds(models, rows, prompts, measured, split, ask, grade)
+            tags = [(name, split.tags[item.row.id]) for name, own in measured.items() for item in own]
+            available = count_slices(tags, self.rounds.slice_tags)
+            found = ask_in_rounds(models, rows, prompts, ask, grade, measures, available, self.rounds)
+            prompts, replies, asking = found.prompts, found.replies, found.summary(rows)
         else:
             replies = ask(models, prompts)
         items = grade(prompts, replies)
-        measures = {name: MEASURES[name].measure for name in measured}
         notes = [*self._notes(models), *repeat_notes(models, replies.plans), *template_notes(models), *replies.notes]
         summary = make_summary(models, replies.found, measures, run, self.spec.libraries, notes)
-        if self.rounds.margins:
-            counts = {name: len(found) for name, found in prompts.items()}
-            asking = Asking(
-                rows={row.id: row_digest(row) for row in rows[: max(counts.values())]},
-                counts=counts,
-                available=len(rows),
-            )
-            summary = summary.model_copy(update={"asking": asking})
+        summary = summary.model_copy(update={"asking": asking})
         write_scores(out, summary, items)
         return {"items": len(rows), **mean_values(items, models)}
-
-    def _order(self, rows: Sequence[Row], seed: int) -> list[Row]:
-        """Return the rows in the order in which they are asked: those of earlier scores, then the others at random.
-
-        Raises DataError if a row of the earlier scores is missing or was changed, ConfigError for scores that were not asked in rounds.
-        """
-        known = {row.id: row for row in rows}
-        first: list[str] = []
-        if self.rounds.after:
-            where = str(user_path(self.rounds.after))
-            earlier = read_scores(user_path(self.rounds.after)).summary.asking
-            if earlier is None:
-                raise ConfigError(
-                    "rounds.after",
-                    f"{where}: scores that were not asked in rounds",
-                    "scores of a step with rounds.margins",
-                    "rounds.after=''",
-                )
-            changed = [
-                key for key, digest in earlier.rows.items() if key not in known or row_digest(known[key]) != digest
-            ]
-            if changed:
-                got = f"{len(changed)} of its {len(earlier.rows)} rows are missing from the test split or were changed"
-                wanted, fix = (
-                    "a test split that has them all, unchanged, and more",
-                    "restore the rows, or start anew (rounds.after='')",
-                )
-                raise DataError(f"rounds.after: {where}", f"{got}: {', '.join(changed[:3])}", wanted, fix)
-            first = list(earlier.rows)
-        rest = row_order({row.id: row.group for row in rows if row.id not in set(first)}, seed)
-        return [known[key] for key in (*first, *rest)]
-
-    def _ask_in_rounds(
-        self, models: Sequence[ModelUnderTest], rows: Sequence[Row], prompts: Mapping[str, Sequence[RowPrompts]], measured: Measured, split: TestSplit,
-        ask: Callable[[Sequence[ModelUnderTest], Mapping[str, Sequence[RowPrompts]]], Replies],
-        grade: Callable[[Mapping[str, Sequence[RowPrompts]], Replies], list[ItemScore]],
-    ) -> tuple[dict[str, list[RowPrompts]], Replies]:  # fmt: skip
-        """Ask round after round until no candidate is open; return what each model was asked, and its replies.
-
-        The baseline, its repeats and the reference take part as long as a candidate does.
-        """
-        baseline, candidates = models[0], [model.name for model in models if model.role == "candidate"]
-        alpha, open_ = self.rounds.threshold(len(candidates)), set(candidates)
-        available = count_slices(
-            [self._empty(name, item, split) for name, items in measured.items() for item in items],
-            self.rounds.slice_tags,
-        )
-        given: dict[str, list[RowPrompts]] = {model.name: [] for model in models}
-        so_far = Replies({model.name: [] for model in models}, {})
-        start = 0
-        for end in round_ends(len(rows), self.rounds.size, [row.group for row in rows]):
-            failed = {name for name, found in so_far.found.items() if isinstance(found, Failure)}
-            asked = [
-                model
-                for model in models
-                if model.name not in failed and (model.role != "candidate" or model.name in open_)
-            ]
-            new = {model.name: list(prompts[model.name][start:end]) for model in asked}
-            so_far = so_far.extended(ask([model for model in asked if new[model.name]], new))
-            for name, found in new.items():
-                given[name] += found
-            start = end
-            failed = {name for name, found in so_far.found.items() if isinstance(found, Failure)}
-            items = grade(given, so_far)
-            measures = {name: MEASURES[name].measure for name in measured}
-            open_ = {
-                name for name in open_ - failed
-                if not settled(items, measures, available, baseline.name, name, self.rounds, alpha)
-            }  # fmt: skip
-            if candidates and not open_:
-                break
-        return given, so_far
-
-    def _empty(self, name: str, item: TestItem, split: TestSplit) -> ItemScore:
-        """Item of a row that nobody was asked yet."""
-        return ItemScore(measure=name, id=item.row.id, tags=split.tags[item.row.id], values={})
 
     @property
     def _named(self) -> tuple[str, ...]:

@@ -1,7 +1,8 @@
 """When a measuring step may stop asking a model: every measure that decides is decided, or one is lost."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Literal, Protocol, runtime_checkable
 
 from pydantic import ConfigDict, Field
@@ -13,6 +14,8 @@ from tasks.shared.errors import ConfigError
 from tasks.shared.formats.scores import ItemScore, Measure, current_name
 
 Share = Annotated[float, Field(gt=0, lt=1)]
+Slice = tuple[str, str, str]
+"""Measure, tag and value."""
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -120,7 +123,7 @@ def round_ends(rows: int, size: int, units: Sequence[str]) -> Iterator[int]:
 
 
 def settled(
-    items: Sequence[ItemScore], measures: Mapping[str, Measure], available: Mapping[tuple[str, str, str], int],
+    items: Sequence[ItemScore], measures: Mapping[str, Measure], available: Mapping[Slice, int],
     baseline: str, candidate: str, rounds: Rounds, alpha: float,
 ) -> bool:  # fmt: skip
     """Return True if more items cannot change the verdict on this candidate.
@@ -134,17 +137,20 @@ def settled(
         own = [item for item in items if item.measure == name]
         pairs = pair_items(measures[name], own, baseline, candidate)
         found = assess_pairs(pairs, Test(alpha, margin, rounds.discordance)) if pairs.baseline else None
-        answers.append(found.answer if found else "unknown")
+        answer = found.answer if found else "unknown"
+        if found and rounds.familywise == "fdr" and found.wealth.now < found.wealth.needed:
+            answer = "unknown" if answer == "yes" else answer  # e-BH counts the evidence as it stands
+        answers.append(answer)
     if "no" in answers:
         return True
     return bool(answers) and "unknown" not in answers and not thin_slices(items, deciding, available, rounds)
 
 
 def thin_slices(
-    items: Sequence[ItemScore], measures: Mapping[str, object], available: Mapping[tuple[str, str, str], int], rounds: Rounds
-) -> list[tuple[str, str, str]]:  # fmt: skip
+    own: Sequence[ItemScore], measures: Mapping[str, object], available: Mapping[Slice, int], rounds: Rounds
+) -> list[Slice]:  # fmt: skip
     """Return the protected slices (measure, tag, value) with too few items so far."""
-    have = count_slices(items, rounds.slice_tags)
+    have = count_slices(((item.measure, item.tags) for item in own), rounds.slice_tags)
     return [
         key
         for key, total in available.items()
@@ -152,12 +158,6 @@ def thin_slices(
     ]
 
 
-def count_slices(items: Sequence[ItemScore], tags: Sequence[str]) -> dict[tuple[str, str, str], int]:
-    """Return the number of items by measure, tag and value."""
-    found: dict[tuple[str, str, str], int] = {}
-    for item in items:
-        for tag in tags:
-            if tag in item.tags:
-                key = (item.measure, tag, item.tags[tag])
-                found[key] = found.get(key, 0) + 1
-    return found
+def count_slices(items: Iterable[tuple[str, Mapping[str, str]]], tags: Sequence[str]) -> dict[Slice, int]:
+    """Return the number of items by slice.  items: measure and tags of each."""
+    return Counter((measure, tag, own[tag]) for measure, own in items for tag in tags if tag in own)

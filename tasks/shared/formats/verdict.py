@@ -16,6 +16,11 @@ Answer = Literal["yes", "no", "unknown"]
 """Answer to "is the candidate non-inferior?".  yes: shown.  no: refuted, or not shown by data with enough power.  unknown: too few items."""
 
 
+def interval_name(alpha: float, mode: Mode, word: str = "intervals") -> str:
+    """Return the name of the intervals of a verdict, such as "90 % intervals"; "90 % anytime intervals" if adaptive."""
+    return f"{100 * (1 - 2 * alpha):.3g} % {'anytime ' if mode == 'adaptive' else ''}{word}"
+
+
 class Score(Record):
     """Mean over n items with its 95 % interval: Wilson for proportions, bootstrap for amounts."""
 
