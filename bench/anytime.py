@@ -7,6 +7,7 @@ python -m bench.anytime errors --items 3000 error rates of so many items
 errors      right/wrong answers, counted exactly: ships at a loss of the margin, and refusals of equal candidates, by number of items
 answers     right/wrong answers, counted exactly: items asked against the fixed test with the same power
 amounts     simulated: ships at a loss of the margin and items asked, for amounts and for groups that flip together
+fixed       ships at a loss of the margin when the fixed test is looked at again on a doubled test set, counted exactly; slow
 candidates  simulated: false discoveries among 20 candidates, and the share of answers asked
 """
 
@@ -14,10 +15,12 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from scipy.signal import convolve
 
 from bench.tables import run, show
+from bench.verdict import limits_of
 from tasks.evaluate.verdict.betting import EQUAL_LOSS_BETS, Bets, confirmed, log_evidence_of, looks, margin_bets
-from tasks.evaluate.verdict.courses import BATCH, Rules, follow
+from tasks.evaluate.verdict.courses import BATCH, Rules, follow, outcomes
 from tasks.evaluate.verdict.power import minimum_detectable
 
 ALPHA, PLANNED = 0.05, 0.06
@@ -192,7 +195,25 @@ def candidates(_: Sequence[int]) -> None:
     show(f"20 candidates, {trials} simulated sweeps", columns, rows)
 
 
-TABLES = {"errors": errors, "answers": answers, "amounts": amounts, "candidates": candidates}
+def fixed(_: Sequence[int]) -> None:
+    """The fixed test at 192 items, and again after each doubling."""
+    margin, rows = 0.05, []
+    for flips in (0.07, 0.11):
+        p_lost, p_gained = (flips + margin) / 2, (flips - margin) / 2
+        chances, shipped, before, row = np.ones((1, 1)), 0.0, 0, []
+        for items in (192, 384, 768):
+            kernel = outcomes(items - before, p_lost, p_gained)
+            chances, before = convolve(chances, kernel), items
+            limits = limits_of("exact", items, margin, flips)
+            lost, gained = np.indices(chances.shape)
+            passed = lost <= np.append(limits, -1)[np.minimum(lost + gained, len(limits))]
+            shipped, chances = shipped + float(chances[passed].sum()), np.where(passed, 0.0, chances)
+            row.append(f"{shipped:.4f}")
+        rows.append([f"{margin:g}", f"{flips:g}", *row])
+    show("fixed test, looked at again", ("margin", "flips", "192 items", "and 384", "and 768"), rows)
+
+
+TABLES = {"fixed": fixed, "errors": errors, "answers": answers, "amounts": amounts, "candidates": candidates}
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from tasks.evaluate.verdict.description import describe_models, with_costs
 from tasks.evaluate.verdict.evidence import Evidence, check_baseline, gather_evidence
 from tasks.evaluate.verdict.intervals import wilson
 from tasks.evaluate.verdict.metrics import flat_metrics, nested_metrics, quality_measures
+from tasks.evaluate.verdict.notes import is_open, mode_notes, power_notes, slice_notes
 from tasks.evaluate.verdict.pairs import pair_items
 from tasks.evaluate.verdict.power import several_notes
 from tasks.evaluate.verdict.shortages import Planned, shortages
@@ -37,11 +38,6 @@ from tasks.shared.formats.verdict import (
 from tasks.shared.items import ItemFindings, Items
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun, Upstream
 
-SHOWN = 6
-SECOND_LOOK = (
-    "More test items may decide, but each further look at a grown test set raises the error of the fixed test: from 5 % to 8 % with a second one, and to 13 % "
-    "with a fourth (docs/decisions/0021-evidence-that-may-be-looked-at.md). mode: adaptive may be looked at any number of times."
-)
 Share = Annotated[float, Field(gt=0, lt=1)]
 Allowed = Annotated[float, Field(gt=0)]
 
@@ -236,7 +232,7 @@ class Paired:
             comparisons = confirm_together(comparisons, self.alpha)
         shipped = choose_shipped(comparisons, {name: entries[name].size_bytes for name in comparisons})
         counts = {name: len(evidence.items_of(name)) for name in gates}
-        detectable = self._detectable(counts, gates, alpha)
+        detectable = self._detectable(counts, gates, alpha, comparisons)
         return Verdict(
             baseline=baseline, reference=next((model.name for model in models if model.role == "reference"), None),
             decision=overall_decision(comparisons), shipped=shipped, gates=dict(gates), mode=self.mode, alpha=alpha, power=self.power,
@@ -245,51 +241,25 @@ class Paired:
             flips=[flip for name in candidates for measure, gate in gates.items() if gate.margin is not None
                    for flip in list_flips(gate.measure, evidence.items_of(measure), baseline, name)],
             machine=evidence.machine(), versions={**evidence.versions, **{name: version(name) for name in self.spec.libraries}},
-            notes=[*self._renamed(), *self._power_notes(counts, gates, detectable), *self._slice_notes(evidence, gates),
-                   *several_notes(candidates, alpha, bool(self.familywise)),
-                   *self._mode_notes(comparisons), *evidence.notes],
+            notes=[*self._renamed(), *power_notes(counts, gates, detectable, self.discordance, self.power),
+                   *slice_notes(self.slices, evidence, gates), *several_notes(candidates, alpha, bool(self.familywise)),
+                   *mode_notes(self.mode, alpha, comparisons), *evidence.notes],
         )  # fmt: skip
 
-    def _detectable(self, counts: Mapping[str, int], gates: Mapping[str, Gate], alpha: float) -> dict[str, float]:
-        """Smallest margin that an equal candidate passes with the planned power, per measure."""
+    def _detectable(
+        self, counts: Mapping[str, int], gates: Mapping[str, Gate], alpha: float, comparisons: Mapping[str, Comparison]
+    ) -> dict[str, float]:
+        """Smallest margin that an equal candidate passes with the planned power, per measure.
+
+        An adaptive verdict has none of measures that are decided for every candidate: their items sufficed.
+        """
+        planned = Planned(self.discordance, alpha, self.power, mode=self.mode)
         return {
-            name: Planned(self.discordance, alpha, self.power, mode=self.mode).smallest(n)
+            name: planned.smallest(n)
             for name, n in counts.items()
             if n and gates[name].margin is not None and gates[name].measure.binary
+            if self.mode == "fixed" or is_open(name, comparisons)
         }
-
-    def _mode_notes(self, comparisons: Mapping[str, Comparison]) -> Iterator[str]:
-        """Yield what the bounds of an adaptive verdict are, and which measures it cannot take."""
-        if self.mode == "fixed":
-            if any(found.decision == "not enough data" for found in comparisons.values()):
-                yield SECOND_LOOK
-            return
-        yield (
-            "Adaptive verdict: bounds and decisions hold at any number of looks; a decision stands once its evidence reached "
-            f"{1.0 / self.alpha:g}. Estimates that stopped a test early lie somewhat too far from the margin."
-        )
-        unbounded = {
-            name
-            for comparison in comparisons.values()
-            for name, found in comparison.measures.items()
-            if found.margin is not None and found.wealth is None
-        }
-        for name in sorted(unbounded):
-            yield f"{name}: the range of its values is not known, so it is decided by the fixed test; a second look on more items would raise its error."
-
-    def _power_notes(
-        self, counts: Mapping[str, int], gates: Mapping[str, Gate], detectable: Mapping[str, float]
-    ) -> Iterator[str]:
-        for name, gate in gates.items():
-            if gate.margin is not None and not counts[name]:
-                yield f"{name}: no items, so no decision is possible."
-        for name, smallest in detectable.items():
-            margin = gates[name].margin
-            if margin is not None and not gates[name].relative and smallest > margin:
-                yield (
-                    f"{name}: {counts[name]} items are too few for a margin of {margin:.3g}; with {self.discordance:.0%} of them flipping, "
-                    f"an equal candidate passes with {self.power:.0%} probability only at a margin of at least {smallest:.3g}."
-                )
 
     def _compare(
         self, baseline: str, candidate: str, evidence: Evidence, gates: Mapping[str, Gate], rules: Rules
@@ -330,20 +300,6 @@ class Paired:
         ]
         found = [compare_slice(*one, self.slices.margin, rules, len(large)) for one in large]
         return correct_slices(found, self.alpha)
-
-    def _slice_notes(self, evidence: Evidence, gates: Mapping[str, Gate]) -> Iterator[str]:
-        """Yield notes on slices too small to test."""
-        for dimension in self.slices.by:
-            small = sorted({
-                value
-                for name, gate in gates.items()
-                if gate.margin is not None
-                for found, value, members in slices_of(evidence.items_of(name), [dimension])
-                if len(members) < self.slices.min_items
-            })  # fmt: skip
-            if small:
-                shown = ", ".join(small[:SHOWN]) + (f" and {len(small) - SHOWN} more" if len(small) > SHOWN else "")
-                yield f"Slices by {dimension} with fewer than {self.slices.min_items} items, not tested: {shown}."
 
     def _noise(self, baseline: str, evidence: Evidence, gates: Mapping[str, Gate]) -> dict[str, list[NoiseFloor]]:
         found: dict[str, list[NoiseFloor]] = {}

@@ -55,7 +55,7 @@ def follow(rules: Rules, p_lost: float, p_gained: float, most: int, batch: int =
     yes = no = 0.0
     before = 0
     for items in looks(most, batch):
-        chances = np.maximum(convolve(chances, _step(items - before, p_lost, p_gained)), 0.0)
+        chances = np.maximum(convolve(chances, outcomes(items - before, p_lost, p_gained)), 0.0)
         chances, start = _crop(chances, start)
         before = items
         lost = np.arange(chances.shape[0])[:, None] + start[0]
@@ -85,7 +85,7 @@ def decided(lost: "np.ndarray", gained: "np.ndarray", items: int, rules: Rules) 
 
 
 @lru_cache(maxsize=64)
-def _step(items: int, p_lost: float, p_gained: float) -> "np.ndarray":
+def outcomes(items: int, p_lost: float, p_gained: float) -> "np.ndarray":
     """Probabilities of (lost, gained) among so many items, cut where they are negligible."""
     import numpy as np
     from scipy.stats import binom

@@ -30,7 +30,6 @@ from tasks.evaluate.models_under_test.model_under_test import (
     reference_prompts,
     tuned_prompts,
 )
-from tasks.evaluate.verdict.stopping import round_ends, row_order
 from tasks.quantize.rtn import RTN
 from tasks.shared.errors import ConfigError, DataError, ModelError
 from tasks.shared.formats.articles import Article, with_article
@@ -118,7 +117,6 @@ def measure(
     **settings: Any,
 ) -> Scores:
     """Run with given replies by model; a model without a maker fails."""
-    tmp_path.mkdir(exist_ok=True)
     folder = save_tiny(tmp_path / "model")
 
     def pretend(models: Any, plans: Any, *_: Any) -> dict[str, Any]:
@@ -216,47 +214,6 @@ def test_models_are_asked_in_rounds_until_they_are_decided(
     assert [item.id for item in labels if "broken" in item.values] == list(asking.rows)[:8]
     kinds = [item.tags["kind"] for item in scores.items if item.measure == "label" and "equal" in item.values]
     assert kinds.count("refuse") >= 5
-
-
-def test_rounds_end_with_the_rows_and_keep_groups_whole(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, corpus: Path
-) -> None:
-    hard = measure(monkeypatch, tmp_path, corpus, {"tuned": gold, "equal": gold}, rounds={"margins": {"fact": 0.001}})
-    assert hard.summary.asking is not None and set(hard.summary.asking.counts.values()) >= {ITEMS}
-    assert list(round_ends(9, 2, ["a", "b", "b", "c", "d", "e", "f", "f", "f"])) == [3, 5, 9]
-    order = row_order({"1": "a", "2": "b", "3": "a", "4": ""}, seed=0)
-    assert abs(order.index("1") - order.index("3")) == 1 and order != row_order({"1": "", "2": "", "3": "", "4": ""}, 1)
-
-
-def test_a_grown_test_split_goes_on_where_it_stopped(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, corpus: Path
-) -> None:
-    makers = {"tuned": gold, "equal": gold}
-    rows = [make_row(index) for index in range(ITEMS)]
-    write_rows(corpus / "test.jsonl", rows[20:40])
-    small = measure(monkeypatch, tmp_path / "1", corpus, makers, rounds={"margins": {"fact": 0.05}})
-    assert small.summary.asking is not None
-    earlier = tmp_path / "1" / "step-out"
-    write_rows(corpus / "test.jsonl", rows)
-    more: dict[str, Any] = {"rounds": {"margins": {"fact": 0.05}, "after": str(earlier)}}
-    grown = measure(monkeypatch, tmp_path / "2", corpus, makers, **more)
-    assert grown.summary.asking is not None and len(grown.summary.asking.rows) == ITEMS
-    assert list(grown.summary.asking.rows)[:20] == list(small.summary.asking.rows)
-    assert Generation(**more).sources() == (earlier,)
-    for name, other in (
-        ("3", rows[21:]),
-        ("4", [*rows[:30], rows[30].model_copy(update={"task": "else"}), *rows[31:]]),
-    ):
-        write_rows(corpus / "test.jsonl", other)
-        write_tasks(corpus, TASKS | {"else": next(iter(TASKS.values()))})
-        with pytest.raises(DataError, match="1 of its 20 rows are missing from the test split or were changed: test-"):
-            measure(monkeypatch, tmp_path / name, corpus, makers, **more)
-    whole = measure(monkeypatch, tmp_path / "5", corpus, makers)
-    assert whole.summary.asking is None
-    with pytest.raises(ConfigError, match="not asked in rounds"):
-        measure(
-            monkeypatch, tmp_path / "6", corpus, makers, rounds=more["rounds"] | {"after": str(tmp_path / "5/step-out")}
-        )
 
 
 @pytest.mark.parametrize("name", ["facts", "nonsense"])
