@@ -90,7 +90,7 @@ def test_protected_slices_and_several_candidates_keep_a_model_longer() -> None:
         assert ask_models(both, familywise=familywise)[0].summary(ROWS).counts["equal"] == 160
     late: dict[str, Answers] = {"tuned": lambda place: True, "late": lambda place: place < 83}
     assert ask_models(late)[0].summary(ROWS).counts["late"] == 96, "what 83 items showed stands"
-    hard: dict[str, Answers] = {"tuned": lambda place: True, "odd": lambda place: place % 20 > 0}
+    hard: dict[str, Answers] = {"tuned": lambda place: True, "odd": lambda place: place % 25 > 0}
     assert ask_models(hard)[0].summary(ROWS).counts == {"tuned": 200, "odd": 200}
     assert ask_models({"tuned": lambda place: True})[0].summary(ROWS).counts == {"tuned": 200}, "nobody to decide on"
 
