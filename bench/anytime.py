@@ -40,7 +40,7 @@ Draw = Callable[[np.random.Generator, float, int], np.ndarray]
 
 
 def split(flips: float, gain: float) -> tuple[float, float]:
-    """Probabilities of a loss and of a gain with this mean gain, above the flips of an equal candidate."""
+    """Probabilities of a loss and of a gain, for this mean gain and an equal candidate's flips."""
     return flips / 2 + max(0.0, -gain), flips / 2 + max(0.0, gain)
 
 

@@ -1,4 +1,4 @@
-"""The adaptive test of one measure: paired items in order, evidence after each of them, and a decision that stands."""
+"""Adaptive test of one measure: evidence after every item, and a decision that stands."""
 
 import math
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ MOST_WEALTH = 1e12
 
 @dataclass(frozen=True)
 class Test:
-    """What is tested.
+    """Margin and error rate of an adaptive test.
 
     margin: allowed loss; None for a measure that decides nothing.  planned: share of flips that the bets expect.
     share: of the baseline's value, for a relative margin; 0 for an absolute one.
@@ -57,7 +57,10 @@ class Assessment:
 
 
 def assess_pairs(pairs: Pairs, test: Test | None) -> Assessment | None:
-    """Return the adaptive test of these items; None without a test, and for amounts whose range is not known."""
+    """Return the assessment of these items.
+
+    None without a test, and for amounts whose range is not known.
+    """
     if test is None or not pairs.bounded:
         return None
     gains, weights = pairs.grouped(pairs.gains)
@@ -66,7 +69,7 @@ def assess_pairs(pairs: Pairs, test: Test | None) -> Assessment | None:
 
 
 def assess(gains: Sequence[float], baseline: Sequence[float], weights: Sequence[float], test: Test) -> Assessment:
-    """Return the assessment of units in the order in which they were asked, with a look after each.
+    """Return the assessment of units in the order of asking, with a look after each.
 
     The looks do not depend on the number of units, so a decision stands however many follow.
 
@@ -103,7 +106,7 @@ def assess(gains: Sequence[float], baseline: Sequence[float], weights: Sequence[
 
 
 def _bets(test: Test) -> Bets:
-    """Bets against the margin; those of any size where the margin is relative, so not known in advance, or absent."""
+    """Bets against the margin; bets of any size if it is absent or relative."""
     if test.margin is None or test.share:
         return EQUAL_LOSS_BETS
     return margin_bets(min(test.margin, 0.999), test.planned)

@@ -1,4 +1,4 @@
-"""Ask models in rounds, in one random order of rows, until the verdict on each candidate is certain."""
+"""Questions to models in rounds, until the verdict on each candidate is certain."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,10 @@ Prompts = Mapping[str, Sequence[RowPrompts]]
 
 @dataclass(frozen=True)
 class Asked:
-    """What every model was asked, and its replies.  prompts: by model, a prefix of the order."""
+    """Prompts and replies of every model.
+
+    prompts: by model, a prefix of the order.
+    """
 
     prompts: dict[str, list[RowPrompts]]
     replies: Replies
@@ -73,7 +76,7 @@ def ask_in_rounds(
 
 
 def order_rows(rows: Sequence[Row], rounds: Rounds, seed: int) -> list[Row]:
-    """Return the rows in the order in which they are asked: those of earlier scores, then the others at random.
+    """Return the rows in the order of asking: those of earlier scores, then the others at random.
 
     Raises DataError if a row of the earlier scores is missing or was changed, or a new row belongs to one of their groups; ConfigError
     for scores that were not asked in rounds.

@@ -42,7 +42,9 @@ EQUAL_LOSS_BETS = Bets(LOSS_BETS, (1.0 / len(LOSS_BETS),) * len(LOSS_BETS))
 
 @lru_cache(maxsize=256)
 def margin_bets(margin: float, planned: float) -> Bets:
-    """Return the bets against a loss of `margin`: half for the planned share of flips, half spread over `SPREAD`.
+    """Return the bets against a loss of `margin`.
+
+    Half of the wealth is for the planned share of flips, half is spread over `SPREAD`.
 
     margin, planned: between 0 and 1, as shares of the range of gains.  Each bet is growth-optimal for an equal candidate with its share of flips.
     """
@@ -51,7 +53,7 @@ def margin_bets(margin: float, planned: float) -> Bets:
 
 
 def growth_optimal(margin: float, flips: float) -> float:
-    """Bet with the largest mean log growth if nothing is lost and a share of `flips` changes, half of it each way."""
+    """Bet with the largest mean log growth if a share of `flips` changes, half of it each way."""
     from scipy.optimize import brentq
 
     most = LIMIT / (1.0 - margin)
@@ -143,7 +145,9 @@ def lowest_mean(gains: "npt.ArrayLike", weights: "npt.ArrayLike", bets: Bets, al
 
 
 def confirmed(log_evidences: Sequence[float], alpha: float) -> list[bool]:
-    """Which of several candidates to ship, with a false discovery rate of alpha at most under any dependence (e-BH).
+    """Return which candidates ship at a false discovery rate of at most alpha (e-BH).
+
+    Holds under any dependence between the candidates.
 
     log_evidences: of every candidate, the smallest over its deciding measures, as it stands now; a past maximum is no e-value.
     The k candidates with the most evidence ship, for the largest k with which each has evidence of K / (k alpha) (Wang and Ramdas 2022,
@@ -161,6 +165,6 @@ def confirmed(log_evidences: Sequence[float], alpha: float) -> list[bool]:
 
 
 def looks(units: int, batch: int) -> Iterator[int]:
-    """Yield the numbers of units at which a run looks: after every full batch, and after the last one."""
+    """Yield the numbers of units at each look: after every full batch, and after the last one."""
     yield from range(batch, units, batch)
     yield units

@@ -83,7 +83,9 @@ def adaptive_test(rules: Rules, margin: float | None = None, gate: Gate | None =
 
 
 def _retention(pairs: Pairs, rules: Rules, bounds: Interval | None) -> Interval | None:
-    """Ratio candidate / baseline with its bounds; of an adaptive test, from the bounds of the difference.
+    """Ratio candidate / baseline with its bounds.
+
+    Those of an adaptive test follow from the bounds of the difference.
 
     None if lower values are better, or unless the baseline's mean is above zero.
     """

@@ -1,4 +1,4 @@
-"""Courses of an adaptive test on right/wrong answers: how likely each answer is at each look, counted exactly."""
+"""Exact probabilities of the answers of an adaptive test, look by look."""
 
 import math
 from collections.abc import Iterator
@@ -109,7 +109,7 @@ def _crop(chances: "np.ndarray", start: tuple[int, int]) -> tuple["np.ndarray", 
 
 
 def items_needed(rules: Rules, power: float, flips: float | None = None) -> int:
-    """Fewest items with which an equally good candidate passes with probability `power`, in whole batches.
+    """Fewest items, in whole batches, with which an equal candidate passes at this power.
 
     flips: its share of flips, half of them each way; by default the planned one.  At most `MOST_ITEMS`.
     """
@@ -124,7 +124,7 @@ def items_needed(rules: Rules, power: float, flips: float | None = None) -> int:
 
 @lru_cache(maxsize=1024)
 def smallest_margin(items: int, flips: float, planned: float, alpha: float, power: float) -> float:
-    """Smallest margin that an equally good candidate passes with probability `power` on at most so many items; at most 1.0.
+    """Smallest margin, at most 1.0, that an equal candidate passes on so many items at this power.
 
     flips: its share of flips, half of them each way.  planned: the share that the bets expect.
     """

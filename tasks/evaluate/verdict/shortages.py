@@ -31,7 +31,7 @@ class Planned:
         return minimum_detectable(count, self.discordance, self.alpha, self.power)
 
     def needed(self, margin: float) -> int:
-        """Number of items with which an equally good candidate passes this margin with probability `power`."""
+        """Number of items with which an equal candidate passes this margin at the planned power."""
         if self.mode == "adaptive":
             return courses.items_needed(courses.Rules(margin, self.discordance, self.alpha), self.power)
         return items_needed(margin, self.discordance, self.alpha, self.power)

@@ -1,4 +1,4 @@
-"""When a measuring step may stop asking a model: every measure that decides is decided, or one is lost."""
+"""Rule for the end of asking: every measure that decides is decided, or one is lost."""
 
 import hashlib
 from collections import Counter

@@ -73,7 +73,7 @@ def _score(measure: str, places: int = 1, bounds: bool = False) -> Callable[[Ver
 
 
 def _items(verdict: Verdict, name: str) -> str:
-    """Items of the measures that decide, from the fewest to the most; each model of an adaptive verdict has its own."""
+    """Items of the measures that decide, from the fewest to the most."""
     scores = verdict.models[name].scores
     numbers = sorted({scores[measure].n for measure in verdict.margin or verdict.gates if measure in scores})
     return ABSENT if not numbers else "-".join(map(str, dict.fromkeys((numbers[0], numbers[-1]))))

@@ -17,7 +17,7 @@ Answer = Literal["yes", "no", "unknown"]
 
 
 def interval_name(alpha: float, mode: Mode, word: str = "intervals") -> str:
-    """Return the name of the intervals of a verdict, such as "90 % intervals"; "90 % anytime intervals" if adaptive."""
+    """Return the name of a verdict's intervals, "90 % intervals" or "90 % anytime intervals"."""
     return f"{100 * (1 - 2 * alpha):.3g} % {'anytime ' if mode == 'adaptive' else ''}{word}"
 
 
