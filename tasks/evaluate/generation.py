@@ -245,7 +245,8 @@ class Generation:
             name: {prompt.row.id: reply for prompt, reply in zip(prompts[name], found, strict=True)}
             for name, found in replies.sound.items()
         }
-        asked = {prompt.row.id: place for place, prompt in enumerate(max(prompts.values(), key=len))}
+        longest = max(prompts.values(), key=len)
+        asked = {prompt.row.id: place for place, prompt in enumerate(longest)}
         for name, items in measured.items():
             entry, own_weights = MEASURES[name], weights if name == "label_balanced" else {}
             for item in sorted((one for one in items if one.row.id in asked), key=lambda one: asked[one.row.id]):

@@ -76,7 +76,7 @@ def ask_in_rounds(
 
 
 def order_rows(rows: Sequence[Row], rounds: Rounds, seed: int) -> list[Row]:
-    """Return the rows in the order of asking: those of earlier scores, then the others at random.
+    """Return the rows in the order of asking: those of earlier scores, then others at random.
 
     Raises DataError if a row of the earlier scores is missing or was changed, or a new row belongs to one of their groups; ConfigError
     for scores that were not asked in rounds.

@@ -124,7 +124,7 @@ def items_needed(rules: Rules, power: float, flips: float | None = None) -> int:
 
 @lru_cache(maxsize=1024)
 def smallest_margin(items: int, flips: float, planned: float, alpha: float, power: float) -> float:
-    """Smallest margin, at most 1.0, that an equal candidate passes on so many items at this power.
+    """Smallest margin, at most 1.0, that an equal candidate passes on these items.
 
     flips: its share of flips, half of them each way.  planned: the share that the bets expect.
     """

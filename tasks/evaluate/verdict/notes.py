@@ -58,7 +58,7 @@ def slice_notes(slices: Slices, evidence: Evidence, gates: Mapping[str, Gate]) -
 
 
 def mode_notes(mode: Mode, alpha: float, comparisons: Mapping[str, Comparison]) -> Iterator[str]:
-    """Yield notes on further looks: their cost to a fixed verdict, the limits of an adaptive one."""
+    """Yield notes on further looks: their cost if fixed, the limits of an adaptive verdict."""
     if mode == "fixed":
         if any(found.decision == "not enough data" for found in comparisons.values()):
             yield SECOND_LOOK
