@@ -5,6 +5,7 @@ from math import floor
 
 from flows.sweeps.results import Entry, Sweep, baseline_of
 from tasks.report.words.wording import candidate_line
+from tasks.shared.formats.verdict import interval_name
 from tasks.shared.text.numbers import gap_unit, margin
 
 SHOWN = 6
@@ -21,7 +22,7 @@ def reading(sweep: Sweep) -> str:
     )
     units = ", ".join(dict.fromkeys(gap_unit(verdict.gates[name].measure.unit) for name in verdict.margin))
     return (
-        f"Differences from {verdict.baseline} in the candidate's favor, in {units}, with {100 * (1 - 2 * verdict.alpha):.3g} % bounds; "
+        f"Differences from {verdict.baseline} in the candidate's favor, in {units}, with {interval_name(verdict.alpha, verdict.mode, 'bounds')}; "
         f"margins: {margins}. Headroom: the smallest distance from a lower bound to its margin, in margins; negative: outside the margin."
     )
 
@@ -47,7 +48,7 @@ def _shown(sweep: Sweep, best: Entry) -> str:
     """Name the candidates that the best one is not shown to be better than."""
     others = [one for one in sweep.entries if one is not best and not (one.digest and one.digest == best.digest)]
     beaten = [one for one in others if one not in sweep.rivals]
-    bounds = f"{_percent(1 - 2 * best.verdict.alpha)} bounds"
+    bounds = interval_name(best.verdict.alpha, best.verdict.mode, "bounds")
     if not others:
         return ""
     if not sweep.rivals:

@@ -32,12 +32,15 @@ from tasks.evaluate.models_under_test.model_under_test import (
     reference_prompts,
     tuned_prompts,
 )
+from tasks.evaluate.verdict.asking import ask_in_rounds, order_rows
+from tasks.evaluate.verdict.stopping import Rounds, count_slices
 from tasks.shared.engines.registry import Needs
 from tasks.shared.forecast import Forecast, Workload
 from tasks.shared.formats.articles import Article, read_articles
 from tasks.shared.formats.rows import Row, spread
 from tasks.shared.formats.scores import RENAMED, ItemScore, current_name, write_scores
 from tasks.shared.items import Items, ItemSources
+from tasks.shared.paths import user_path
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun
 
 Measured = Mapping[str, Sequence[TestItem]]
@@ -91,6 +94,8 @@ class Generation:
     """Tokens that prompt and answer may take together in llama.cpp."""
     again: Annotated[int, Field(ge=0)] = 0
     """Times to evaluate the baseline again, in other batch sizes (llama.cpp: in reverse order), for the noise floor."""
+    rounds: Rounds = Field(default_factory=Rounds)
+    """Ask in rounds, for an adaptive verdict."""
 
     spec: ClassVar[Spec] = Spec(
         summary="One answer per test row, graded by its answer key: labels, facts, refusals, numbers, JSON, tool calls, ROUGE-L, format, loops",
@@ -103,6 +108,14 @@ class Generation:
         libraries=("torch", "transformers", "tokenizers", "auto-round", "compressed-tensors", "gguf", "xllamacpp", "numpy", "rouge-score", "jsonschema"),
         device="accelerator",
     )  # fmt: skip
+
+    def measurable(self) -> frozenset[str]:
+        """Return the names of the measures that it can take."""
+        return frozenset(self._named or MEASURES)
+
+    def sources(self) -> tuple[Path, ...]:
+        """Return the user's earlier scores."""
+        return (user_path(self.rounds.after),) if self.rounds.after else ()
 
     def engine_needs(self) -> Needs:
         """Engines that compute with the weights as stored, and choose labels if a measure needs it."""
@@ -143,19 +156,38 @@ class Generation:
         measured = self._measured(split.items(rows), str(corpus / "test.jsonl"))
         file = corpus / "articles.jsonl"
         articles = read_articles(file) if file.is_file() else {}
-        prompts = {model.name: self._prompts(model, rows, split, articles) for model in models}
         asked = self._requests(measured, split)
-        replies = reply_to_all(
-            models,
-            prompts,
-            lambda row: asked[row.task],
-            lambda model, found: self._plan(model, found, asked[found[0].row.task]),
-            run,
-        )
-        items = list(self._items(measured, split, prompts, replies))
+        weights = balanced_weights(measured["label_balanced"]) if "label_balanced" in measured else {}
+
+        def ask(open_models: Sequence[ModelUnderTest], prompts: Mapping[str, Sequence[RowPrompts]]) -> Replies:
+            return reply_to_all(
+                open_models,
+                prompts,
+                lambda row: asked[row.task],
+                lambda model, found: self._plan(model, found, asked[found[0].row.task]),
+                run,
+            )
+
+        def grade(prompts: Mapping[str, Sequence[RowPrompts]], replies: Replies) -> list[ItemScore]:
+            return list(self._items(measured, split, weights, prompts, replies))
+
         measures = {name: MEASURES[name].measure for name in measured}
+        asking = None
+        if self.rounds.margins:
+            rows = order_rows(rows, self.rounds, run.seed)
+        prompts = {model.name: self._prompts(model, rows, split, articles) for model in models}
+        if self.rounds.margins:
+            tags = [(name, split.tags[item.row.id]) for name, own in measured.items() for item in own]
+            available = count_slices(tags, self.rounds.slice_tags)
+            found = ask_in_rounds(models, rows, prompts, ask, grade, measures, available, self.rounds)
+            prompts, replies, asking = found.prompts, found.replies, found.summary(rows)
+        else:
+            replies = ask(models, prompts)
+        items = grade(prompts, replies)
         notes = [*self._notes(models), *repeat_notes(models, replies.plans), *template_notes(models), *replies.notes]
-        write_scores(out, make_summary(models, replies.found, measures, run, self.spec.libraries, notes), items)
+        summary = make_summary(models, replies.found, measures, run, self.spec.libraries, notes)
+        summary = summary.model_copy(update={"asking": asking})
+        write_scores(out, summary, items)
         return {"items": len(rows), **mean_values(items, models)}
 
     @property
@@ -174,8 +206,9 @@ class Generation:
     ) -> list[RowPrompts]:
         if model.role != "reference":
             return tuned_prompts(rows)
+        chosen = rows[: self.reference_limit or None] if self.rounds.margins else spread(rows, self.reference_limit)
         shown = articles if model.sees_article else {}
-        return reference_prompts(spread(rows, self.reference_limit), shown, split.tasks, model.closed_book)
+        return reference_prompts(chosen, shown, split.tasks, model.closed_book)
 
     def _requests(self, measured: Measured, split: TestSplit) -> dict[str, Request]:
         """Return what models are asked for, by task."""
@@ -200,16 +233,23 @@ class Generation:
         )  # fmt: skip
 
     def _items(
-        self, measured: Measured, split: TestSplit, prompts: Mapping[str, Sequence[RowPrompts]], replies: Replies
+        self,
+        measured: Measured,
+        split: TestSplit,
+        weights: Mapping[str, float],
+        prompts: Mapping[str, Sequence[RowPrompts]],
+        replies: Replies,
     ) -> Iterator[ItemScore]:
+        """Yield the items of rows that were asked, measure by measure, in the order of asking."""
         own = {
             name: {prompt.row.id: reply for prompt, reply in zip(prompts[name], found, strict=True)}
             for name, found in replies.sound.items()
         }
+        longest = max(prompts.values(), key=len)
+        asked = {prompt.row.id: place for place, prompt in enumerate(longest)}
         for name, items in measured.items():
-            entry = MEASURES[name]
-            weights = balanced_weights(items) if name == "label_balanced" else {}
-            for item in items:
+            entry, own_weights = MEASURES[name], weights if name == "label_balanced" else {}
+            for item in sorted((one for one in items if one.row.id in asked), key=lambda one: asked[one.row.id]):
                 known = {model: found[item.row.id] for model, found in own.items() if item.row.id in found}
                 graded = {
                     model: read_reply(reply, item.task)
@@ -217,7 +257,7 @@ class Generation:
                     if reply.labeled or name != "format" or item.task.layout == "none"
                 }
                 yield ItemScore(
-                    measure=name, id=item.row.id, cluster=item.row.group, tags=split.tags[item.row.id], weight=weights.get(item.row.id, 1.0),
+                    measure=name, id=item.row.id, cluster=item.row.group, tags=split.tags[item.row.id], weight=own_weights.get(item.row.id, 1.0),
                     question=last_question(item.row), wanted=entry.wanted(item),
                     values={model: float(entry.value(item, answer)) for model, answer in graded.items()},
                     answers={model: entry.shown(answer) for model, answer in graded.items()},

@@ -4,28 +4,32 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from tasks.evaluate.models_under_test.model_under_test import MODEL_PORTS, ModelUnderTest, list_models
-from tasks.evaluate.verdict.comparison import Rules, compare_measure, holm_correct, list_flips, noise_floor, pair_items
+from tasks.evaluate.verdict.comparison import Rules, compare_measure, holm_correct, list_flips, noise_floor
 from tasks.evaluate.verdict.cost import Prices
-from tasks.evaluate.verdict.decision import candidate_decision, choose_shipped, overall_decision
+from tasks.evaluate.verdict.decision import candidate_decision, choose_shipped, confirm_together, overall_decision
 from tasks.evaluate.verdict.description import describe_models, with_costs
 from tasks.evaluate.verdict.evidence import Evidence, check_baseline, gather_evidence
 from tasks.evaluate.verdict.intervals import wilson
 from tasks.evaluate.verdict.metrics import flat_metrics, nested_metrics, quality_measures
-from tasks.evaluate.verdict.power import minimum_detectable, several_notes
+from tasks.evaluate.verdict.notes import is_open, mode_notes, power_notes, slice_notes
+from tasks.evaluate.verdict.pairs import pair_items
+from tasks.evaluate.verdict.power import several_notes
 from tasks.evaluate.verdict.shortages import Planned, shortages
 from tasks.evaluate.verdict.slices import Slices, compare_slice, correct_slices, slices_of
+from tasks.evaluate.verdict.stopping import AsksInRounds
 from tasks.shared.errors import ConfigError
 from tasks.shared.formats.scores import RENAMED, current_name, read_scores
 from tasks.shared.formats.verdict import (
     Comparison,
     Gate,
     MeasureComparison,
+    Mode,
     NoiseFloor,
     SliceComparison,
     TestSplit,
@@ -34,7 +38,6 @@ from tasks.shared.formats.verdict import (
 from tasks.shared.items import ItemFindings, Items
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun, Upstream
 
-SHOWN = 6
 Share = Annotated[float, Field(gt=0, lt=1)]
 Allowed = Annotated[float, Field(gt=0)]
 
@@ -64,20 +67,25 @@ class Paired:
     Each of several candidates has this error probability of its own, unless `familywise` divides alpha among them (Bonferroni).
     """
 
+    mode: Mode = "fixed"
+    """fixed: one test, at the number of items that there are; looking again after adding items raises its error above alpha.  adaptive:
+    evidence that holds at any number of looks, for about 1.5 times the items at one look, and far fewer for clear cases."""
     margins: Margins = Field(default_factory=dict)
     """Allowed loss by measure, in its own unit (0.05 of a share is five points); other measures are reported and decide nothing."""
     relative_margins: Margins = Field(default_factory=dict)
     """Allowed loss as a share of the baseline's value (0.05: five percent more bits per byte)."""
     alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
     """Probability, per measure, of shipping a candidate whose true loss equals the margin."""
-    familywise: bool = False
-    """Divide alpha among the candidates, so that the probability of shipping any of them wrongly is at most alpha."""
+    familywise: bool | Literal["fdr"] = False
+    """Divide alpha among the candidates, so that the probability of shipping any of them wrongly is at most alpha.  fdr (adaptive only):
+    ship as many as have evidence together (e-BH), so that at most a share of alpha of those that ship is wrong on average."""
     power: Annotated[float, Field(gt=0.5, lt=1)] = 0.8
     """Probability of passing an equal candidate that the data must offer before a failure to pass counts against a candidate."""
     resamples: Annotated[int, Field(ge=100)] = 5000
     """Bootstrap resamples and sign flips, for measures that are amounts."""
     discordance: Share = 0.06
-    """For planning: share of items expected to flip between equally good models, half of them each way."""
+    """For planning: share of items expected to flip between equally good models, half of them each way.  In adaptive mode the bets expect
+    it too, so take it from earlier runs."""
     max_flips: Share = 0.4
     """Share of a deciding measure's answers that may flip between right and wrong, in either direction.  A candidate proven to flip more is
     a different model with the same average."""
@@ -97,6 +105,12 @@ class Paired:
         self, where: str, inputs: Mapping[str, tuple[str, ...]], upstream: Mapping[str, Upstream]
     ) -> Iterator[ConfigError]:
         """Yield mistakes in the recipe, before anything runs."""
+        if self.familywise == "fdr" and self.mode != "adaptive":
+            wanted, fix = (
+                "true or false in fixed mode, whose p-values are not evidence that adds up",
+                f"{where}.mode=adaptive",
+            )
+            yield ConfigError(f"{where}.familywise", "fdr", wanted, fix)
         if both := sorted(by_current_name(self.margins).keys() & by_current_name(self.relative_margins).keys()):
             got = f"{', '.join(both)} also in relative_margins"
             yield ConfigError(f"{where}.margins", got, "one margin per measure", "remove one of them")
@@ -108,6 +122,7 @@ class Paired:
         if not inputs.get("candidates"):
             wanted, fix = "at least one model to compare with the baseline", f"{where}.inputs.candidates=[<step>]"
             yield ConfigError(f"{where}.inputs.candidates", "none", wanted, fix)
+        yield from self._round_problems(where, inputs.get("scores", ()), upstream)
         compared = [name for port in ("baseline", "candidates") for name in inputs.get(port, ())]
         for step in inputs.get("scores", ()):
             if step not in upstream or "candidates" not in upstream[step].technique.spec.ports:
@@ -127,10 +142,26 @@ class Paired:
         """Return what these items can decide, with an error or a warning where they cannot."""
         alpha = self._alpha(len(inputs.get("candidates", ())))
         relative = by_current_name(self.relative_margins)
-        planned = Planned(self.discordance, alpha, self.power, frozenset(relative))
+        planned = Planned(self.discordance, alpha, self.power, frozenset(relative), self.mode)
         found = shortages(where, relative | by_current_name(self.margins), items, complete, planned)
         found.notes.extend(f"{where}: {note}" for note in self._renamed())
         return found
+
+    def _round_problems(
+        self, where: str, steps: Sequence[str], upstream: Mapping[str, Upstream]
+    ) -> Iterator[ConfigError]:
+        """Yield differences from steps that ask in rounds for this verdict."""
+        for step in steps:
+            technique = upstream[step].technique if step in upstream else None
+            if isinstance(technique, AsksInRounds):
+                yield from technique.rounds.problems(where, step, self._rates(), self.mode, technique.measurable())
+
+    def _rates(self) -> dict[str, Any]:
+        """Settings that a step which asks in rounds repeats."""
+        return {
+            "margins": by_current_name(self.margins), "relative_margins": by_current_name(self.relative_margins), "alpha": self.alpha,
+            "discordance": self.discordance, "familywise": self.familywise,
+        }  # fmt: skip
 
     def _renamed(self) -> list[str]:
         """Return a note for each margin under an earlier name of its measure."""
@@ -142,7 +173,7 @@ class Paired:
 
     def _alpha(self, candidates: int) -> float:
         """Error probability of one candidate."""
-        return self.alpha / candidates if self.familywise and candidates else self.alpha
+        return self.alpha / candidates if self.familywise is True and candidates else self.alpha
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Compare all candidates; write verdict.json, items.jsonl and metrics.json.
@@ -150,7 +181,12 @@ class Paired:
         Raises ConfigError for a margin on a measure that no step took, DataError for inconsistent scores.
         """
         models = list_models(inputs)
-        evidence = gather_evidence([(artifact.name, read_scores(artifact.path)) for artifact in inputs.many("scores")])
+        scores = [(artifact.name, read_scores(artifact.path)) for artifact in inputs.many("scores")]
+        for step, found in scores:
+            if self.mode == "fixed" and found.summary.asking:
+                got = f"fixed, but step {step} stopped asking when its evidence sufficed"
+                raise ConfigError("mode", got, "adaptive for scores that were asked in rounds", "mode: adaptive")
+        evidence = gather_evidence(scores)
         gates = self._gates(evidence)
         check_baseline(evidence, models[0].name)
         verdict = self._decide(models, inputs, evidence, gates, run)
@@ -186,47 +222,44 @@ class Paired:
         baseline = models[0].name
         candidates = [model.name for model in models if model.role == "candidate"]
         alpha = self._alpha(len(candidates))
-        rules = Rules(alpha, self.power, self.resamples, run.seed)
+        planned = self.discordance if self.mode == "adaptive" else None
+        rules = Rules(alpha, self.power, self.resamples, run.seed, planned)
         gated = frozenset(name for name, gate in gates.items() if gate.margin is not None)
         described = describe_models(models, inputs, evidence, self.slices.by, gated, run.seed)
         entries = with_costs(described, baseline, quality_measures(gates), self.prices)
         comparisons = {name: self._compare(baseline, name, evidence, gates, rules) for name in candidates}
+        if self.familywise == "fdr":
+            comparisons = confirm_together(comparisons, self.alpha)
         shipped = choose_shipped(comparisons, {name: entries[name].size_bytes for name in comparisons})
         counts = {name: len(evidence.items_of(name)) for name in gates}
-        detectable = self._detectable(counts, gates, alpha)
+        detectable = self._detectable(counts, gates, alpha, comparisons)
         return Verdict(
             baseline=baseline, reference=next((model.name for model in models if model.role == "reference"), None),
-            decision=overall_decision(comparisons), shipped=shipped, gates=dict(gates), alpha=alpha, power=self.power,
+            decision=overall_decision(comparisons), shipped=shipped, gates=dict(gates), mode=self.mode, alpha=alpha, power=self.power,
             test=TestSplit(items=counts, minimum_detectable=detectable), models=entries, comparisons=comparisons,
             noise=self._noise(baseline, evidence, gates),
             flips=[flip for name in candidates for measure, gate in gates.items() if gate.margin is not None
                    for flip in list_flips(gate.measure, evidence.items_of(measure), baseline, name)],
             machine=evidence.machine(), versions={**evidence.versions, **{name: version(name) for name in self.spec.libraries}},
-            notes=[*self._renamed(), *self._power_notes(counts, gates, detectable), *self._slice_notes(evidence, gates),
-                   *several_notes(candidates, alpha, self.familywise), *evidence.notes],
+            notes=[*self._renamed(), *power_notes(counts, gates, detectable, self.discordance, self.power),
+                   *slice_notes(self.slices, evidence, gates), *several_notes(candidates, alpha, bool(self.familywise)),
+                   *mode_notes(self.mode, alpha, comparisons), *evidence.notes],
         )  # fmt: skip
 
-    def _detectable(self, counts: Mapping[str, int], gates: Mapping[str, Gate], alpha: float) -> dict[str, float]:
-        """Smallest margin that an equal candidate passes with the planned power, per measure."""
+    def _detectable(
+        self, counts: Mapping[str, int], gates: Mapping[str, Gate], alpha: float, comparisons: Mapping[str, Comparison]
+    ) -> dict[str, float]:
+        """Smallest margin that an equal candidate passes with the planned power, per measure.
+
+        An adaptive verdict has none of measures that are decided for every candidate: their items sufficed.
+        """
+        planned = Planned(self.discordance, alpha, self.power, mode=self.mode)
         return {
-            name: minimum_detectable(n, self.discordance, alpha, self.power)
+            name: planned.smallest(n)
             for name, n in counts.items()
             if n and gates[name].margin is not None and gates[name].measure.binary
+            if self.mode == "fixed" or is_open(name, comparisons)
         }
-
-    def _power_notes(
-        self, counts: Mapping[str, int], gates: Mapping[str, Gate], detectable: Mapping[str, float]
-    ) -> Iterator[str]:
-        for name, gate in gates.items():
-            if gate.margin is not None and not counts[name]:
-                yield f"{name}: no items, so no decision is possible."
-        for name, smallest in detectable.items():
-            margin = gates[name].margin
-            if margin is not None and not gates[name].relative and smallest > margin:
-                yield (
-                    f"{name}: {counts[name]} items are too few for a margin of {margin:.3g}; with {self.discordance:.0%} of them flipping, "
-                    f"an equal candidate passes with {self.power:.0%} probability only at a margin of at least {smallest:.3g}."
-                )
 
     def _compare(
         self, baseline: str, candidate: str, evidence: Evidence, gates: Mapping[str, Gate], rules: Rules
@@ -235,7 +268,7 @@ class Paired:
         for measure, gate in gates.items():
             if gate.step in failures or candidate not in evidence.models[gate.step]:
                 continue
-            pairs = pair_items(gate.measure, evidence.items_of(measure), baseline, candidate)
+            pairs = pair_items(gate.measure, evidence.items_of(measure), baseline, candidate, self.mode == "adaptive")
             if pairs.baseline:
                 found[measure] = compare_measure(pairs, gate, rules)
         measures = holm_correct(found)
@@ -262,24 +295,11 @@ class Paired:
             for name, gate in gates.items()
             if gate.margin is not None
             for dimension, value, members in slices_of(evidence.items_of(name), self.slices.by)
-            if len((pairs := pair_items(gate.measure, members, baseline, candidate)).baseline) >= self.slices.min_items
+            if len((pairs := pair_items(gate.measure, members, baseline, candidate, self.mode == "adaptive")).baseline)
+            >= self.slices.min_items
         ]
         found = [compare_slice(*one, self.slices.margin, rules, len(large)) for one in large]
         return correct_slices(found, self.alpha)
-
-    def _slice_notes(self, evidence: Evidence, gates: Mapping[str, Gate]) -> Iterator[str]:
-        """Yield notes on slices too small to test."""
-        for dimension in self.slices.by:
-            small = sorted({
-                value
-                for name, gate in gates.items()
-                if gate.margin is not None
-                for found, value, members in slices_of(evidence.items_of(name), [dimension])
-                if len(members) < self.slices.min_items
-            })  # fmt: skip
-            if small:
-                shown = ", ".join(small[:SHOWN]) + (f" and {len(small) - SHOWN} more" if len(small) > SHOWN else "")
-                yield f"Slices by {dimension} with fewer than {self.slices.min_items} items, not tested: {shown}."
 
     def _noise(self, baseline: str, evidence: Evidence, gates: Mapping[str, Gate]) -> dict[str, list[NoiseFloor]]:
         found: dict[str, list[NoiseFloor]] = {}

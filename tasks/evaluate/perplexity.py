@@ -16,7 +16,8 @@ from tasks.evaluate.likelihood.sliding import DocumentLoss, PerplexityPlan, Perp
 from tasks.evaluate.models_under_test.forecast import forecast_evaluation
 from tasks.evaluate.models_under_test.isolated_runs import evaluate_each, make_summary
 from tasks.evaluate.models_under_test.model_under_test import MODEL_PORTS, Prompt, list_models
-from tasks.evaluate.verdict.intervals import by_group, score_bounds, weighted_mean
+from tasks.evaluate.verdict.intervals import score_bounds, weighted_mean
+from tasks.evaluate.verdict.pairs import by_group
 from tasks.shared.engines.registry import Needs
 from tasks.shared.errors import ConfigError, DataError
 from tasks.shared.forecast import TOKENS_PER_ROW, Forecast, Workload

@@ -29,6 +29,18 @@ class Replies:
         """Replies of the models that did not fail."""
         return {name: replies for name, replies in self.found.items() if not isinstance(replies, Failure)}
 
+    def extended(self, later: "Replies") -> "Replies":
+        """Return these replies and those of a later round.
+
+        A model without replies in the later round keeps its own; one that failed in any round failed.
+        """
+        found: dict[str, list[Reply] | Failure] = dict(self.found)
+        for name, replies in later.found.items():
+            before = found.get(name, [])
+            if not isinstance(before, Failure):
+                found[name] = replies if isinstance(replies, Failure) else [*before, *replies]
+        return Replies(found, self.plans or later.plans, list(dict.fromkeys([*self.notes, *later.notes])))
+
 
 def reply_to_all(
     models: Sequence[ModelUnderTest],

@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from tasks.evaluate.verdict.adaptive import Test, assess_pairs
+from tasks.evaluate.verdict.courses import smallest_margin
 from tasks.evaluate.verdict.exact_bounds import Interval
 from tasks.evaluate.verdict.intervals import (
-    by_group,
     grouped_bounds,
     mean_bounds,
     retention_bounds,
@@ -14,8 +15,9 @@ from tasks.evaluate.verdict.intervals import (
 )
 from tasks.evaluate.verdict.margin_rule import decide
 from tasks.evaluate.verdict.paired_tests import count_flips, effect_size, holm, mcnemar_p, sign_flip_p, weighted_spread
+from tasks.evaluate.verdict.pairs import Pairs
 from tasks.evaluate.verdict.power import detectable_mean, minimum_detectable
-from tasks.shared.errors import ConfigError, TechniqueError
+from tasks.shared.errors import ConfigError
 from tasks.shared.formats.scores import ItemScore, Measure
 from tasks.shared.formats.verdict import Answer, Flip, Gate, MeasureComparison, NoiseFloor, Score
 
@@ -26,76 +28,14 @@ class Rules:
 
     alpha: probability of shipping a candidate whose true loss equals the margin.  power: probability of passing an equal candidate
     that the data must offer before a failure counts against it.  seed: of the bootstrap.
+    planned: share of flips that the bets of an adaptive test expect; None for the fixed test.
     """
 
     alpha: float
     power: float
     resamples: int
     seed: int
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Paired values of baseline and candidate, (n,) each, with the items' weights and clusters."""
-
-    measure: Measure
-    baseline: Sequence[float]
-    candidate: Sequence[float]
-    weights: Sequence[float]
-    clusters: Sequence[str]
-
-    @property
-    def sign(self) -> float:
-        """+1 where higher is better, -1 where lower is better."""
-        return 1.0 if self.measure.better == "higher" else -1.0
-
-    @property
-    def correctness(self) -> tuple[list[bool], list[bool]]:
-        """Binary values as right or wrong; where lower is better, 1 is wrong."""
-        good = 1.0 if self.measure.better == "higher" else 0.0
-        return [value == good for value in self.baseline], [value == good for value in self.candidate]
-
-    @property
-    def gains(self) -> list[float]:
-        """Difference per item, (n,); positive in favor of the candidate."""
-        return [self.sign * (after - before) for before, after in zip(self.baseline, self.candidate, strict=True)]
-
-    @property
-    def clustered(self) -> bool:
-        """True if items share clusters, so that there are fewer independent items than items."""
-        return len(set(self.clusters)) < len(self.clusters)
-
-    @property
-    def reach(self) -> float:
-        """Largest change one item can make: 1 for a share, or the observed range if that is larger."""
-        seen = [*self.baseline, *self.candidate]
-        return max(max(seen) - min(seen), 1.0 if self.measure.unit == "share" else 0.0)
-
-    def grouped(self, changes: Sequence[float]) -> tuple[list[float], list[float]]:
-        """Cluster means and cluster weights of one value per item: the units of resampling."""
-        return by_group(changes, self.weights, self.clusters)
-
-
-def pair_items(measure: Measure, items: Sequence[ItemScore], baseline: str, candidate: str) -> Pairs:
-    """Return the items of one measure that both models have.
-
-    Raises TechniqueError if one model has items that the other lacks.
-    """
-    odd = [item.id for item in items if (baseline in item.values) != (candidate in item.values)]
-    if odd:
-        raise TechniqueError(
-            f"comparison of {candidate} with {baseline}",
-            f"{len(odd)} items answered by one model only ({', '.join(odd[:3])})",
-            "the same items for both",
-        )
-    both = [item for item in items if baseline in item.values]
-    return Pairs(
-        measure,
-        [item.values[baseline] for item in both],
-        [item.values[candidate] for item in both],
-        [item.weight for item in both],
-        [item.cluster or item.id for item in both],
-    )
+    planned: float | None = None
 
 
 def score(measure: Measure, values: Sequence[float], weights: Sequence[float], seed: int) -> Score:
@@ -112,22 +52,53 @@ def compare_measure(pairs: Pairs, gate: Gate, rules: Rules) -> MeasureComparison
             "relative_margins", "the baseline's value is 0", "an absolute margin", "move the measure to margins"
         )
     margin = None if gate.margin is None else gate.margin * (abs(baseline) if gate.relative else 1.0)
-    bounds, detectable = change_bounds(pairs, rules), passing_margin(pairs, rules)
-    retention = (
-        retention_bounds(pairs.baseline, pairs.candidate, pairs.weights, rules.alpha, rules.resamples, rules.seed)
-        if pairs.measure.better == "higher"
-        else None
-    )
+    detectable = passing_margin(pairs, rules)
+    if found := assess_pairs(pairs, adaptive_test(rules, margin, gate)):
+        bounds, answer, p = found.bounds, found.answer, found.p
+    else:
+        bounds = change_bounds(pairs, rules)
+        answer, p = _answer(pairs, gate, margin, bounds, detectable, rules), difference_p(pairs, rules)
+    retention = _retention(pairs, rules, found.bounds if found else None)
     return MeasureComparison(
         n=len(pairs.baseline), baseline=baseline, candidate=weighted_mean(pairs.candidate, pairs.weights),
-        difference=bounds.value, low=bounds.low, high=bounds.high, p=(p := difference_p(pairs, rules)), p_holm=p,
+        difference=bounds.value, low=bounds.low, high=bounds.high, p=p, p_holm=p,
         effect=effect_size(pairs.gains, pairs.weights, pairs.measure.binary),
         to_wrong=sum(gain < 0 for gain in pairs.gains), to_right=sum(gain > 0 for gain in pairs.gains),
         flip_rate=sum(gain != 0 for gain in pairs.gains) / len(pairs.gains),
         retention=retention.value if retention else None,
         retention_low=retention.low if retention else None, retention_high=retention.high if retention else None,
-        margin=margin, detectable=detectable, answer=_answer(pairs, gate, margin, bounds, detectable, rules),
+        margin=margin, detectable=detectable, answer=answer,
+        wealth=found.wealth if found else None,
     )  # fmt: skip
+
+
+def adaptive_test(rules: Rules, margin: float | None = None, gate: Gate | None = None) -> Test | None:
+    """Return the adaptive test of a measure; None in fixed mode.
+
+    margin: in the measure's unit; None if it does not decide.
+    """
+    if rules.planned is None:
+        return None
+    return Test(rules.alpha, margin, rules.planned, gate.margin or 0.0 if gate and gate.relative else 0.0)
+
+
+def _retention(pairs: Pairs, rules: Rules, bounds: Interval | None) -> Interval | None:
+    """Ratio candidate / baseline with its bounds.
+
+    Those of an adaptive test follow from the bounds of the difference.
+
+    None if lower values are better, or unless the baseline's mean is above zero.
+    """
+    if pairs.measure.better != "higher":
+        return None
+    if bounds is None:
+        return retention_bounds(
+            pairs.baseline, pairs.candidate, pairs.weights, rules.alpha, rules.resamples, rules.seed
+        )
+    baseline = weighted_mean(pairs.baseline, pairs.weights)
+    if baseline <= 0.0:
+        return None
+    return Interval(*(max(0.0, 1.0 + part / baseline) for part in (bounds.value, bounds.low, bounds.high)))
 
 
 def _answer(
@@ -170,6 +141,8 @@ def passing_margin(pairs: Pairs, rules: Rules) -> float:
     """Smallest margin that an equal candidate would pass on items like these."""
     if pairs.measure.binary and not pairs.clustered:
         flips = count_flips(*pairs.correctness)
+        if rules.planned is not None:
+            return smallest_margin(flips.items, round(flips.rate, 2), rules.planned, rules.alpha, rules.power)
         return minimum_detectable(flips.items, flips.rate, rules.alpha, rules.power)
     spread = weighted_spread(*pairs.grouped(pairs.gains))
     return detectable_mean(spread.deviation, spread.items, rules.alpha, rules.power, pairs.reach)

@@ -1,7 +1,9 @@
 """Decisions from comparisons: ship, do not ship, or not enough data."""
 
+import math
 from collections.abc import Mapping, Sequence
 
+from tasks.evaluate.verdict.betting import confirmed
 from tasks.shared.formats.verdict import Comparison, Decision, Gate, MeasureComparison, SliceComparison
 
 
@@ -29,7 +31,7 @@ def candidate_decision(
         for name, rate in changed.items()
     ]
     open_ = [
-        f"{name}: {_change(found, gates[name])}: too few items to tell"
+        f"{name}: {_change(found, gates[name])}: too few items to tell{_evidence(found)}"
         for name, found in measures.items()
         if found.answer == "unknown"
     ]
@@ -46,11 +48,45 @@ def _change(found: MeasureComparison, gate: Gate) -> str:
     return f"{_amount(found.difference, gate)} {bounds}, allowed {_amount(found.margin or 0.0, gate, signed=False)}"
 
 
+def _evidence(found: MeasureComparison) -> str:
+    """Say how much evidence an adaptive test has, of how much it needs."""
+    wealth = found.wealth
+    return f" (evidence {wealth.now:.3g} of {wealth.needed:g} after {found.n} items)" if wealth else ""
+
+
 def _amount(value: float, gate: Gate, signed: bool = True) -> str:
     """Format a difference: in points for shares, else in the measure's unit."""
     share = gate.measure.unit == "share"
     number = f"{100 * value:+.1f}" if share else f"{value:+.3g}"
     return f"{number if signed else number.lstrip('+')} {'points' if share else gate.measure.unit}"
+
+
+def confirm_together(comparisons: Mapping[str, Comparison], alpha: float) -> dict[str, Comparison]:
+    """Return the comparisons of several candidates, of which only those ship that e-BH confirms.
+
+    The evidence of a candidate is the smallest of its deciding measures, as it stands after the last item.  A measure without evidence
+    (an amount of unknown range) confirms nothing.
+    """
+    evidence = {name: min(_deciding(found), default=0.0) for name, found in comparisons.items()}
+    logs = [math.log(value) if value > 0.0 else -math.inf for value in evidence.values()]
+    kept = dict(zip(evidence, confirmed(logs, alpha), strict=True))
+    return {
+        name: found
+        if found.decision != "ship" or kept[name]
+        else found.model_copy(update={
+            "decision": "not enough data",
+            "reasons": [f"evidence {evidence[name]:.3g} is too little among {len(comparisons)} candidates (e-BH at {alpha:g})"],
+        })
+        for name, found in comparisons.items()
+    }  # fmt: skip
+
+
+def _deciding(found: Comparison) -> list[float]:
+    return [
+        measure.wealth.now if measure.wealth else 0.0
+        for measure in found.measures.values()
+        if measure.margin is not None
+    ]
 
 
 def overall_decision(comparisons: Mapping[str, Comparison]) -> Decision:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from tasks.evaluate.verdict.exact_bounds import Interval, difference_bounds
 from tasks.evaluate.verdict.paired_tests import weighted_spread
+from tasks.evaluate.verdict.pairs import by_group
 
 if TYPE_CHECKING:
     import numpy as np
@@ -88,15 +89,6 @@ def grouped_bounds(
     means, weights = by_group(changes, [1.0] * len(changes), groups)
     found = mean_bounds(means, weights, alpha, resamples, seed, reach=1.0)
     return Interval(exact.value, min(exact.low, found.low), max(exact.high, found.high))
-
-
-def by_group(values: Values, weights: Values, groups: Sequence[str]) -> tuple[list[float], list[float]]:
-    """Return weighted means and total weights of groups, in order of appearance."""
-    totals: dict[str, tuple[float, float]] = {}
-    for value, weight, group in zip(values, weights, groups, strict=True):
-        before, so_far = totals.get(group, (0.0, 0.0))
-        totals[group] = before + weight * value, so_far + weight
-    return [total / weight for total, weight in totals.values()], [weight for _, weight in totals.values()]
 
 
 def retention_bounds(

@@ -6,7 +6,8 @@ Each has a verdict of its own; they are compared on the items that the two verdi
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks.evaluate.verdict.comparison import Rules, compare_measure, pair_items
+from tasks.evaluate.verdict.comparison import Rules, compare_measure
+from tasks.evaluate.verdict.pairs import pair_items
 from tasks.shared.errors import StillroomError
 from tasks.shared.formats.rows import parse_lines
 from tasks.shared.formats.scores import ITEMS, ItemScore, current_name

@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from tasks.evaluate.verdict import courses
 from tasks.evaluate.verdict.power import items_needed, minimum_detectable
 from tasks.shared.errors import ConfigError
+from tasks.shared.formats.verdict import Mode
 from tasks.shared.items import Decidable, ItemFindings, Items
 
 
@@ -13,17 +15,26 @@ class Planned:
     """Assumptions of the plan.
 
     discordance: share of items expected to flip between equally good models.  relative: measures whose margin is a share of the
-    baseline's value, which is not known yet.
+    baseline's value, which is not known yet.  mode: of the verdict.
     """
 
     discordance: float
     alpha: float
     power: float
     relative: frozenset[str] = frozenset()
+    mode: Mode = "fixed"
 
     def smallest(self, count: int) -> float:
         """Smallest margin that an equally good candidate passes with probability `power`."""
+        if self.mode == "adaptive":
+            return courses.smallest_margin(count, self.discordance, self.discordance, self.alpha, self.power)
         return minimum_detectable(count, self.discordance, self.alpha, self.power)
+
+    def needed(self, margin: float) -> int:
+        """Number of items with which an equal candidate passes this margin at the planned power."""
+        if self.mode == "adaptive":
+            return courses.items_needed(courses.Rules(margin, self.discordance, self.alpha), self.power)
+        return items_needed(margin, self.discordance, self.alpha, self.power)
 
 
 def shortages(
@@ -52,7 +63,7 @@ def shortages(
 
 
 def _too_few(where: str, names: list[str], count: str, margin: float, planned: Planned) -> str:
-    needed = items_needed(margin, planned.discordance, planned.alpha, planned.power)
+    needed = planned.needed(margin)
     return (
         f"{where}: {' and '.join(names)}: {count} test items are too few for a margin of {100 * margin:.3g} points: even a candidate as "
         f"good as the baseline passes with less than {planned.power:.0%} probability. Use about {needed} test items, or a larger margin"

@@ -11,8 +11,10 @@ from typing import Annotated
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from tasks.evaluate.verdict.comparison import Pairs, Rules, change_bounds, weighted_mean
+from tasks.evaluate.verdict.adaptive import assess_pairs
+from tasks.evaluate.verdict.comparison import Rules, adaptive_test, change_bounds, weighted_mean
 from tasks.evaluate.verdict.paired_tests import count_flips, holm, mcnemar_loss_p, sign_flip_loss_p, weighted_spread
+from tasks.evaluate.verdict.pairs import Pairs
 from tasks.evaluate.verdict.power import detectable_loss, detectable_mean
 from tasks.shared.formats.scores import ItemScore
 from tasks.shared.formats.verdict import SliceComparison
@@ -61,7 +63,8 @@ def compare_slice(
     slice_count: number of slices tested; more slices mean less power in each.  `correct_slices` sets `p_holm` and `harmed` once all
     slices are compared.
     """
-    bounds = change_bounds(pairs, rules)
+    found = assess_pairs(pairs, adaptive_test(rules))
+    bounds = found.bounds if found else change_bounds(pairs, rules)
     if pairs.measure.binary and not pairs.clustered:
         flips, p = count_flips(*pairs.correctness), mcnemar_loss_p(*pairs.correctness)
         detectable = detectable_loss(flips.items, flips.rate, rules.alpha / slice_count, rules.power)
@@ -71,6 +74,7 @@ def compare_slice(
         detectable = detectable_mean(
             spread.deviation, spread.items, rules.alpha / slice_count, rules.power, pairs.reach
         )
+    p = found.loss_p if found else p
     return SliceComparison(
         dimension=dimension, value=value, measure=measure, n=len(pairs.baseline),
         baseline=weighted_mean(pairs.baseline, pairs.weights), candidate=weighted_mean(pairs.candidate, pairs.weights),

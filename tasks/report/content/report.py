@@ -25,10 +25,12 @@ from tasks.shared.formats.verdict import (
     Flip,
     Gate,
     MeasureComparison,
+    Mode,
     ModelMeasures,
     NoiseFloor,
     SliceComparison,
     Verdict,
+    interval_name,
 )
 from tasks.shared.formats.verdict import TestSplit as Split
 
@@ -149,6 +151,7 @@ class Report(Part):
     baseline: str
     reference: str | None
     gates: dict[str, Gate]
+    mode: Mode = "fixed"
     alpha: float
     power: float
     test: Split
@@ -173,6 +176,11 @@ class Report(Part):
     packed: str
     """Folder next to the page with the shipped model; empty if no model is packed."""
     reproduce: Reproduce
+
+    @property
+    def intervals(self) -> str:
+        """Name of the intervals of differences, such as "90 % intervals"."""
+        return interval_name(self.alpha, self.mode)
 
     @property
     def deciding(self) -> list[tuple[str, Gate]]:
@@ -269,6 +277,7 @@ def from_verdict(
         baseline=verdict.baseline,
         reference=verdict.reference,
         gates=verdict.gates,
+        mode=verdict.mode,
         alpha=verdict.alpha,
         power=verdict.power,
         test=verdict.test,

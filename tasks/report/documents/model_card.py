@@ -115,7 +115,7 @@ def card_parts(report: Report, row: ModelRow) -> list[str]:
         "## How it was made",
         making(report, found),
         "## Quality",
-        f"Compared with {escape(report.baseline)} on the same items; positive differences favor this model, with {100 * (1 - 2 * report.alpha):g} % intervals.",
+        f"Compared with {escape(report.baseline)} on the same items; positive differences favor this model, with {report.intervals}.",
         table(["measure", "items", "this model", "difference", "margin", "non-inferior"], quality_rows(report, found)),
         harm(report, found),
         "## Speed and memory",

@@ -10,7 +10,7 @@ from tasks.report.content.provenance import changes_since
 from tasks.report.content.report import Licenses, ModelRow, Part, Report
 from tasks.shared.formats.records import Figure, Machine
 from tasks.shared.formats.scores import Measure
-from tasks.shared.formats.verdict import Decision, MeasureComparison, NoiseFloor, SliceComparison
+from tasks.shared.formats.verdict import Decision, MeasureComparison, Mode, NoiseFloor, SliceComparison
 from tasks.shared.formats.verdict import TestSplit as Split
 from tasks.shared.store.keys import flatten
 from tasks.shared.store.lineage import SOURCE
@@ -97,6 +97,8 @@ class PerformanceLog(Part):
     margins: dict[str, float | None]
     """Margins by measure; a share of the baseline's value for measures in `relative`."""
     relative: list[str]
+    mode: Mode
+    """adaptive: intervals and p-values are valid at any number of looks, and each measure has its evidence (`wealth`)."""
     confidence: float
     power: float
     test: Split
@@ -134,6 +136,7 @@ def performance_log(report: Report) -> PerformanceLog:
         measures={name: gate.measure for name, gate in report.gates.items()},
         margins={name: gate.margin for name, gate in report.gates.items()},
         relative=[name for name, gate in report.gates.items() if gate.relative],
+        mode=report.mode,
         confidence=round(1 - 2 * report.alpha, 6),
         power=report.power,
         test=report.test,

@@ -60,7 +60,7 @@ def candidate_parts(report: Report, log: PerformanceLog, found: Modified) -> lis
         "### Modifications",
         changes_table(found.changes),
         "" if found.traced else "The changes could not be traced back to the baseline: a manifest is missing.",
-        f"### Change per measure ({100 * log.confidence:g} % intervals)",
+        f"### Change per measure ({report.intervals})",
         table(
             [
                 "measure",

@@ -72,6 +72,13 @@ def _score(measure: str, places: int = 1, bounds: bool = False) -> Callable[[Ver
     return cell
 
 
+def _items(verdict: Verdict, name: str) -> str:
+    """Items of the measures that decide, from the fewest to the most."""
+    scores = verdict.models[name].scores
+    numbers = sorted({scores[measure].n for measure in verdict.margin or verdict.gates if measure in scores})
+    return ABSENT if not numbers else "-".join(map(str, dict.fromkeys((numbers[0], numbers[-1]))))
+
+
 def _kept(verdict: Verdict, name: str) -> str:
     lowest = lowest_retention(verdict.comparisons.get(name))
     return ABSENT if lowest is None else percent(lowest[1], 0)
@@ -99,19 +106,22 @@ def _layouts(verdict: Verdict) -> list[tuple[int, list[Column]]]:
     names = {measure: measure.replace("_", " ") for measure in measures}
     plain = [Column(names[measure], _score(measure), measure=True) for measure in measures]
     bounds = [Column(f"{names[measure]} [95 %]", _score(measure, bounds=True), measure=True) for measure in measures]
-    kept = Column("kept", _kept)
+    kept = [Column("kept", _kept)]
+    if verdict.mode == "adaptive":
+        kept = [Column("items", _items), *kept]
     short_cost = [Column("size", _size), Column("x\nsmaller", _smaller)]
     short_speed = [Column("tok\n/s", _speed), Column("x\nfaster", _faster)]
     short = [Column(measure.replace("_", "\n"), _score(measure, places=0), measure=True) for measure in measures]
+    items = kept[:-1]
     fewer = [short[:most] for most in range(len(short), 1, -1)] or [short]
     return [
-        (1, [model, *cost, *more, *speed, *bounds, kept, decided]),
-        (1, [model, *cost, *speed, *bounds, kept, decided]),
-        (1, [model, *cost, *more, *speed, *plain, kept, decided]),
-        (1, [model, *cost, *speed, *plain, kept, decided]),
-        (0, [model, *short_cost, *short_speed, *short, kept, decided]),
-        *((0, [model, *short_cost, short_speed[1], *some, decided]) for some in fewer),
-        (0, [model, short_cost[0], *short[:2], decided]),
+        (1, [model, *cost, *more, *speed, *bounds, *kept, decided]),
+        (1, [model, *cost, *speed, *bounds, *kept, decided]),
+        (1, [model, *cost, *more, *speed, *plain, *kept, decided]),
+        (1, [model, *cost, *speed, *plain, *kept, decided]),
+        (0, [model, *short_cost, *short_speed, *short, *kept, decided]),
+        *((0, [model, *short_cost, short_speed[1], *some, *items, decided]) for some in fewer),
+        (0, [model, short_cost[0], *short[:2], *items, decided]),
     ]
 
 

@@ -4,6 +4,7 @@ scores.json   the measures, every model's engine and format, and figures about w
 items.jsonl   one line per measure and item, with the value (and the answer) of every model
 """
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from pydantic import Field, ValidationError
 
 from tasks.shared.errors import DataError
 from tasks.shared.formats.records import Better, Figure, Machine, Record
-from tasks.shared.formats.rows import parse_lines
+from tasks.shared.formats.rows import Row, parse_lines
 
 RENAMED = {"intent": "label"}
 """Earlier names of measures, which recipes and stored verdicts may still use."""
@@ -77,6 +78,23 @@ class ItemScore(Record):
     answers: dict[str, str] = Field(default_factory=dict)
 
 
+class Asking(Record):
+    """Order in which a step asked rows, and how far each model got.
+
+    rows: digest by id, in the order of asking, up to the row that the last model was asked.  counts: rows asked by model.
+    available: rows of the test split.
+    """
+
+    rows: dict[str, str]
+    counts: dict[str, int]
+    available: int
+
+
+def row_digest(row: Row) -> str:
+    """Return a short digest of a row's content, which binds evidence to it."""
+    return hashlib.sha256(row.model_dump_json().encode()).hexdigest()[:16]
+
+
 class EvaluationSummary(Record):
     """Content of scores.json."""
 
@@ -86,6 +104,8 @@ class EvaluationSummary(Record):
     machine: Machine
     versions: dict[str, str]
     notes: list[str] = Field(default_factory=list)
+    asking: Asking | None = None
+    """Of a step that asked in rounds; null if every model was asked all rows."""
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,15 @@ from tasks.shared.formats.records import Figure, Machine, Record, Share
 from tasks.shared.formats.scores import Measure, Role
 
 Decision = Literal["ship", "do not ship", "not enough data"]
+Mode = Literal["fixed", "adaptive"]
+"""fixed: one test at one number of items.  adaptive: evidence that may be looked at after every batch."""
 Answer = Literal["yes", "no", "unknown"]
 """Answer to "is the candidate non-inferior?".  yes: shown.  no: refuted, or not shown by data with enough power.  unknown: too few items."""
+
+
+def interval_name(alpha: float, mode: Mode, word: str = "intervals") -> str:
+    """Return the name of a verdict's intervals, "90 % intervals" or "90 % anytime intervals"."""
+    return f"{100 * (1 - 2 * alpha):.3g} % {'anytime ' if mode == 'adaptive' else ''}{word}"
 
 
 class Score(Record):
@@ -138,6 +145,23 @@ class Gate(Record):
     relative: bool = False
 
 
+class Wealth(Record):
+    """Evidence of an adaptive comparison: the wealth of bets that started with 1, at most 1e12.
+
+    now, most: evidence that less than the margin is lost, after the last item and at its largest.  loss: the largest evidence that
+    something is lost.  needed: evidence that decides.
+    """
+
+    now: float
+    most: float
+    needed: float
+    loss: float
+    units: Annotated[int, Field(gt=0)]
+    """Items, or groups of dependent items, in the order in which they were asked."""
+    decided_at: int | None = None
+    """Units after which it was decided; null if it was not, or if the measure decides nothing."""
+
+
 class MeasureComparison(Record):
     """A candidate against the baseline by one measure on the same n items.
 
@@ -172,6 +196,8 @@ class MeasureComparison(Record):
     """Smallest margin at which an equal candidate passes with the planned power, at the observed rate of flips."""
     answer: Answer
     """Yes also for measures that do not decide."""
+    wealth: Wealth | None = None
+    """Of an adaptive comparison, whose bounds and p-value are valid at any number of looks; null for the fixed test."""
 
     @property
     def non_inferior(self) -> bool:
@@ -257,6 +283,7 @@ class Verdict(Record):
     """Smallest candidate that may ship; null if none may."""
     gates: dict[str, Gate]
     """By measure."""
+    mode: Mode = "fixed"
     alpha: float
     power: float
     test: TestSplit

@@ -195,6 +195,27 @@ def test_a_measure_that_no_row_can_have_is_refused_before_a_model_is_loaded(
     assert "refusal" not in items_by_measure(read_test_split(corpus).items(read_test_rows(corpus)), ())
 
 
+ROUNDS = {"margins": {"label": 0.2, "fact": 0.2}, "size": 8, "slice_tags": ("kind",), "slice_items": 5}
+
+
+def test_models_are_asked_in_rounds_until_they_are_decided(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, corpus: Path
+) -> None:
+    makers = {"tuned": gold, "equal": gold, "broken": broken, "teacher": plain, "teacher without article": plain}
+    scores = measure(monkeypatch, tmp_path, corpus, makers, rounds=ROUNDS, reference_limit=4)
+    asking = scores.summary.asking
+    assert asking is not None and asking.available == ITEMS
+    assert asking.counts["broken"] == 8 < asking.counts["equal"] == asking.counts["tuned"] < ITEMS
+    assert asking.counts["teacher"] == 4 and scores.summary.models["dead"].failure == "it broke"
+    assert len(asking.rows) == asking.counts["tuned"]
+    labels = [item for item in scores.items if item.measure == "label"]
+    assert [item.id for item in labels] == list(asking.rows), "items are in the order of asking"
+    assert list(asking.rows)[:8] != [f"test-{index}" for index in range(8)]
+    assert [item.id for item in labels if "broken" in item.values] == list(asking.rows)[:8]
+    kinds = [item.tags["kind"] for item in scores.items if item.measure == "label" and "equal" in item.values]
+    assert kinds.count("refuse") >= 5
+
+
 @pytest.mark.parametrize("name", ["facts", "nonsense"])
 def test_an_unknown_measure_is_refused_by_name(name: str) -> None:
     with pytest.raises(ValidationError, match=f"no measure '{name}'; there are label"):
@@ -478,6 +499,9 @@ def test_wrong_inputs_are_refused(tmp_path: Path, corpus: Path) -> None:
     assert list(out.iterdir()) == []
 
 
+EARLY = {"rounds.margins": {"format": 0.5}, "rounds.size": 1, "rounds.slice_items": 0}
+"""Both models are never well-formed: without a flip, the evidence doubles with every row."""
+
 CHANGES = {
     "measures": Change(("label", "loop")),
     "limit": Change(6),
@@ -490,6 +514,14 @@ CHANGES = {
     ),  # other sums: an answer or a choice may differ; here the note on repeats does
     "context": Change(64, inputs="engine", refused="baseline tuned"),
     "again": Change(1),
+    "rounds.margins": Change({"format": 0.5}),
+    "rounds.alpha": Change(0.4, EARLY),
+    "rounds.discordance": Change(0.9, EARLY | {"rounds.alpha": 1 / 12}),
+    "rounds.familywise": Change(True, EARLY | {"rounds.alpha": 0.4}, inputs="two"),
+    "rounds.size": Change(5, EARLY),
+    "rounds.slice_tags": Change((), EARLY | {"rounds.slice_items": 6}),
+    "rounds.slice_items": Change(6, EARLY),
+    "rounds.after": Change("no-earlier-scores", EARLY, refused="no-earlier-scores.*no such file"),
 }
 
 
@@ -515,4 +547,5 @@ def settings_case(folder: Path) -> Iterator[Case]:
     settings = {"limit": 9, "reference_limit": 2, "max_new_tokens": 2, "batch_size": 4, "context": 512}
     inputs, more = (inputs_of(first, {"other": second}, corpus, reference) for reference in (None, second))
     engine = inputs_of(folder / "first.gguf", {}, corpus)
-    yield Case(folder, inputs, settings, more={"with_reference": more, "engine": engine})
+    two = inputs_of(first, {"other": second, "same": first}, corpus)
+    yield Case(folder, inputs, settings, more={"with_reference": more, "engine": engine, "two": two})

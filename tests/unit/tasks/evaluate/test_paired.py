@@ -10,13 +10,15 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from tasks.evaluate.generation import Generation
 from tasks.evaluate.paired import Paired
-from tasks.evaluate.verdict.comparison import Pairs, Rules, compare_measure, pair_items, weighted_mean
+from tasks.evaluate.verdict.comparison import Rules, compare_measure, weighted_mean
 from tasks.evaluate.verdict.decision import choose_shipped, overall_decision
+from tasks.evaluate.verdict.pairs import Pairs, pair_items
 from tasks.evaluate.verdict.power import minimum_detectable
 from tasks.shared.errors import ConfigError, DataError, TechniqueError
 from tasks.shared.formats.records import Figure
-from tasks.shared.formats.scores import ItemScore, Measure, read_scores
+from tasks.shared.formats.scores import Asking, ItemScore, Measure, read_scores, write_scores
 from tasks.shared.formats.verdict import Comparison, Gate, Verdict, read_verdict
 from tasks.shared.items import Items
 from tasks.shared.technique import Artifact, Upstream
@@ -350,7 +352,115 @@ def test_scores_are_checked_when_written_and_when_read(tmp_path: Path) -> None:
         read_scores(summary.path)
 
 
+def test_an_adaptive_verdict_decides_once_its_evidence_suffices_and_stays(tmp_path: Path) -> None:
+    right = some_right(200, 0.8)
+    late = [*right[:160], *(0.0 for _ in right[160:])]
+    judged = judge_facts(tmp_path / "1", {"tuned": right, "same": right, "late": late}, mode="adaptive")
+    same, later = (judged.comparisons[name].measures["fact"] for name in ("same", "late"))
+    assert judged.mode == "adaptive" and (same.answer, later.answer) == ("yes", "yes")
+    assert same.wealth is not None and same.wealth.decided_at == 83 and same.wealth.now == same.wealth.most > 20
+    assert later.wealth is not None and later.wealth.now < 1 < 20 <= later.wealth.most, (
+        "shown after 83 items, lost since"
+    )
+    assert later.low == -0.05 and later.difference < -0.1
+    assert judge_facts(tmp_path / "2", {"tuned": right, "late": late}).comparisons["late"].decision == "do not ship"
+
+
+def test_an_adaptive_verdict_says_how_much_evidence_is_missing(tmp_path: Path) -> None:
+    right = some_right(80, 0.8)
+    found = judge_facts(tmp_path, {"tuned": right, "same": right, "bad": flipped(right, 20, 0)}, mode="adaptive")
+    assert "too few items to tell (evidence 1" in found.comparisons["same"].reasons[0]
+    assert "of 20 after 80 items" in found.comparisons["same"].reasons[0]
+    bad = found.comparisons["bad"]
+    assert bad.decision == "do not ship" and bad.measures["fact"].high < 0 and bad.measures["fact"].p < 0.05
+    assert any("80 items are too few" in note for note in found.notes)
+    assert any("any number of looks" in note for note in found.notes)
+
+
+def test_adaptive_amounts_groups_and_relative_margins(tmp_path: Path) -> None:
+    near, draw = Measure(title="ROUGE-L", binary=False), random.Random(0)
+    before = [draw.uniform(0.2, 0.8) for _ in range(400)]
+    after = [value + draw.uniform(-0.1, 0.1) for value in before]
+    together = [
+        item.model_copy(update={"cluster": str(index // 4)})
+        for index, item in enumerate(items_of("fact", {"tuned": [1.0] * 400, "a": [1.0] * 400}))
+    ]
+    measures = {"rouge_l": near, "fact": FACT, "bits": BITS}
+    items = items_of("rouge_l", {"tuned": before, "a": after}) + together
+    items += items_of("bits", {"tuned": before, "a": before})
+    scores = write_step_scores(tmp_path / "answers", measures, items)
+    margins = {"rouge_l": 0.05, "fact": 0.05, "bits": 0.5}
+    verdict = judge(tmp_path / "1", [scores], ["a"], margins, mode="adaptive")
+    found = verdict.comparisons["a"].measures
+    amount, grouped, bits = (found[name].wealth for name in margins)
+    assert amount is not None and amount.units == 400 and found["rouge_l"].answer == "yes"
+    assert grouped is not None and grouped.units == 100 and found["fact"].n == 400
+    assert bits is None and any(note.startswith("bits: the range of its values is not known") for note in verdict.notes)
+    relative = judge(tmp_path / "2", [scores], ["a"], {}, mode="adaptive", relative_margins={"rouge_l": 0.3})
+    assert relative.decision == "ship"
+
+
+def test_several_candidates_need_more_evidence_together(tmp_path: Path) -> None:
+    right = some_right(96, 0.8)
+    models = {"tuned": right, "a": right, **{name: flipped(right, 30, 0) for name in "bcdef"}}
+    alone = judge_facts(tmp_path / "1", models, mode="adaptive")
+    together = judge_facts(tmp_path / "2", models, mode="adaptive", familywise="fdr")
+    assert (alone.decision, together.decision) == ("ship", "not enough data")
+    assert "too little among 6 candidates" in together.comparisons["a"].reasons[0]
+    problems = Paired(margins=MARGINS, familywise="fdr").plan_problems("steps.verdict", {"candidates": ("a",)}, {})
+    assert "steps.verdict.mode=adaptive" in str(next(iter(problems)))
+
+
+def test_a_model_that_stopped_early_is_compared_on_the_items_it_was_asked(tmp_path: Path) -> None:
+    right = some_right(200, 0.8)
+    models = {"tuned": right, "bad": flipped(right, 20, 0), "good": right}
+    stopped = [
+        item if index < 48 else item.model_copy(update={"values": {k: v for k, v in item.values.items() if k != "bad"}})
+        for index, item in enumerate(items_of("fact", models))
+    ]
+    scores = write_step_scores(tmp_path / "answers", {"fact": FACT}, stopped)
+    verdict = judge(tmp_path / "1", [scores], ["bad", "good"], mode="adaptive")
+    bad, good = (verdict.comparisons[name].measures["fact"] for name in ("bad", "good"))
+    assert (bad.n, bad.answer, good.n, good.answer) == (48, "no", 200, "yes")
+    with pytest.raises(TechniqueError, match="152 items answered by one model only"):
+        judge(tmp_path / "2", [scores], ["bad", "good"])
+    gap = [item for index, item in enumerate(stopped) if index != 3]
+    gap.insert(3, stopped[60].model_copy(update={"id": "other"}))
+    holes = write_step_scores(tmp_path / "holes", {"fact": FACT}, gap)
+    with pytest.raises(TechniqueError, match="1 items answered by one model only"):
+        judge(tmp_path / "3", [holes], ["bad"], mode="adaptive")
+    asked = read_scores(scores.path).summary.model_copy(update={"asking": Asking(rows={}, counts={}, available=0)})
+    write_scores(scores.path, asked, items_of("fact", models))
+    with pytest.raises(ConfigError, match="stopped asking when its evidence sufficed"):
+        judge(tmp_path / "4", [scores], ["bad"])
+
+
+def test_rounds_must_be_those_of_the_verdict() -> None:
+    inputs = {"baseline": ("tuned",), "candidates": ("a",), "scores": ("answers",)}
+
+    def problems(verdict: dict[str, Any], **rounds: Any) -> list[str]:
+        asking = Generation(rounds={"margins": {"fact": 0.05}, **rounds})  # type: ignore[arg-type]
+        upstream = {"answers": Upstream(asking, {"baseline": ("tuned",), "candidates": ("a",)})}
+        technique = Paired(**{"margins": {"fact": 0.05, "bits": 0.1}, "mode": "adaptive"} | verdict)
+        return [str(problem) for problem in technique.plan_problems("steps.verdict", inputs, upstream)]
+
+    assert problems({}) == []
+    assert "steps.verdict.mode" in problems({"mode": "fixed"})[0]
+    found = problems({"margins": {"fact": 0.1}, "alpha": 0.1})
+    assert len(found) == 2 and 'steps.answers.rounds.margins: "${steps.verdict.margins}"' in found[0]
+    assert (
+        "while step answers asks in rounds"
+        in problems({"margins": {"bits": 0.1}, "relative_margins": {"fact": 0.1}})[0]
+    )
+
+
+def test_an_undecided_fixed_verdict_says_what_a_second_look_costs(tmp_path: Path) -> None:
+    right = some_right(40, 0.8)
+    assert any("8 % with a second one" in note for note in judge_facts(tmp_path, {"tuned": right, "a": right}).notes)
+
+
 CHANGES = {
+    "mode": Change("adaptive"),
     "margins": Change({"fact": 0.3, "loop": 0.2}),
     "relative_margins": Change({"bits_per_byte": 0.5}),
     "alpha": Change(0.2),

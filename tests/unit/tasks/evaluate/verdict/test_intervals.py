@@ -10,7 +10,6 @@ from scipy.stats import bootstrap, ttest_1samp
 
 from tasks.evaluate.verdict.exact_bounds import difference_bounds
 from tasks.evaluate.verdict.intervals import (
-    by_group,
     grouped_bounds,
     mean_bounds,
     ratio_bounds,
@@ -19,6 +18,7 @@ from tasks.evaluate.verdict.intervals import (
     unseen_share,
     wilson,
 )
+from tasks.evaluate.verdict.pairs import by_group
 
 ALPHA = 0.05
 DRAW = np.random.default_rng(11)

@@ -10,7 +10,7 @@ from tasks.report.figures.svg import Scale, linear_ticks, log_ticks, place_label
 from tasks.report.words.table import decision_line, model_table
 from tasks.report.words.wording import change, nearest_candidate, times_faster
 from tasks.shared.formats.records import Figure
-from tasks.shared.formats.verdict import Comparison
+from tasks.shared.formats.verdict import Comparison, Verdict
 
 
 def test_decision_in_words() -> None:
@@ -108,3 +108,16 @@ def test_ticks_scales_and_labels() -> None:
     assert scale(10) == pytest.approx(5) and scale(1000) == 10 and scale(0) == 0
     spots = place_labels([(50, 50, "same"), (50, 50, "same")], (0, 0, 200, 200))
     assert abs(spots[0][1] - spots[1][1]) >= 12 or abs(spots[0][0] - spots[1][0]) >= 20
+
+
+def test_an_adaptive_verdict_shows_items_per_model_in_eighty_columns() -> None:
+    verdict = shipping()
+    lines = shown_lines(verdict.model_copy(update={"mode": "adaptive"}), 80)
+    assert any("items" in line for line in lines) and max(map(len, lines)) <= 80
+    assert not any("items" in line for line in shown_lines(verdict, 80))
+
+
+def shown_lines(verdict: Verdict, width: int) -> list[str]:
+    console = Console(file=(stream := io.StringIO()), width=width)
+    console.print(model_table(verdict))
+    return stream.getvalue().splitlines()
