@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from textwrap import dedent
+from typing import Any
 
 from tasks.shared.store.keys import PROJECT
 from tests.forked import run_module
@@ -191,13 +192,13 @@ class Workshop:
         """`python -m ...`, forked: for a process that a test looks at, kills or runs beside another one, use subprocess."""
         return run_module(module, arguments, cwd or self.folder, self.environment | (env or {}))
 
-    def compress(self, *arguments: str, **options: object) -> "subprocess.CompletedProcess[str]":
+    def compress(self, *arguments: str, **options: Any) -> "subprocess.CompletedProcess[str]":
         """A flow without Prefect and MLflow unless the arguments say otherwise."""
         plain = {"runtime.orchestrator": "none", "tracking": "none"}
         defaults = [f"{key}={value}" for key, value in plain.items() if not any(key in item for item in arguments)]
         return self.python("flows.compress", *arguments, *defaults, **options)
 
-    def dvc(self, *arguments: str, **options: object) -> "subprocess.CompletedProcess[str]":
+    def dvc(self, *arguments: str, **options: Any) -> "subprocess.CompletedProcess[str]":
         """A DVC command."""
         return self.python("dvc", *arguments, **options)
 
