@@ -12,7 +12,7 @@ from typing import Any
 
 from tasks.shared.formats.rows import Message, Row, write_rows
 from tasks.shared.model.saving import save_model
-from tasks.shared.model.templates import CHATML
+from tasks.shared.model.template_edits import CHATML
 from tasks.shared.technique import Artifact, Compute, Inputs, Kind, StepRun
 from tasks.shared.text.answer_format import join_answer
 from tests.support_rows import support_row

@@ -197,7 +197,7 @@ def show_result(
     run: "Run", outcomes: "list[Outcome]", seconds: float, console: Console | None = None
 ) -> "Verdict | None":
     """Print a run's steps, models, verdicts and addresses; return the last verdict."""
-    from tasks.report.words.table import decision_line, model_table
+    from flows.console.model_table import decision_line, model_table
 
     console = console or Console()
     console.print(step_table(outcomes))

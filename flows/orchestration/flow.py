@@ -112,7 +112,7 @@ def drive(run: Run, servers: Servers) -> list[Outcome]:
     from prefect import runtime
     from prefect.utilities.urls import url_for
 
-    from flows.orchestration.pages import show_result
+    from flows.orchestration.pages import publish_result
     from flows.orchestration.runs import limit_gpus, present, settle, watched
 
     # `runtime.flow_run.ui_url` links to Prefect's former pages (3.8).
@@ -132,7 +132,7 @@ def drive(run: Run, servers: Servers) -> list[Outcome]:
         ids = {"prefect.flow_run_id": flow_run, "prefect.url": page}
         outcomes = run.schedule(lambda step: submit(run, step, futures, announce), ids)
         with suppress(*unreachable()):
-            show_result(run)
+            publish_result(run)
     return outcomes
 
 

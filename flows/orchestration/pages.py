@@ -17,11 +17,11 @@ from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
 
+from flows.console.model_table import ModelTable, decision_line, model_table
 from flows.orchestration.runs import UNREACHABLE
 from flows.orchestration.servers import has_server
 from flows.running.child import Progress
 from flows.running.runner import Outcome, Run
-from tasks.report.words.table import ModelTable, decision_line, model_table
 from tasks.shared.technique import Kind
 
 log = logging.getLogger("stillroom")
@@ -89,7 +89,7 @@ def show_step(run: Run, outcome: Outcome) -> None:
     )
 
 
-def show_result(run: Run) -> None:
+def publish_result(run: Run) -> None:
     """Show the result of a run as Markdown, with links to the report and the MLflow run."""
     run.recorder.settle()  # so that the MLflow run has an id
     recipe = run.session.plan.recipe

@@ -8,10 +8,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from flows.console.model_table import ABSENT, STYLES, ModelTable
 from flows.console.show import duration, first_line
 from flows.sweeps.caveats import best_line, caveats, reading
 from flows.sweeps.results import Entry, Row, Sweep, table_rows
-from tasks.report.words.table import ABSENT, STYLES, ModelTable
 from tasks.shared.text.numbers import MINUS, byte_size, gap, interval
 
 LEAST_MEASURES = 2

@@ -7,7 +7,6 @@ from typing import Annotated, ClassVar
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from tasks.evaluate.grading.answers import read_reply
 from tasks.evaluate.grading.eval_rows import TestSplit, last_question, read_test_items, read_test_split, sample_items
 from tasks.evaluate.grading.measures import (
     FROM_LABELS,
@@ -18,6 +17,7 @@ from tasks.evaluate.grading.measures import (
     known_measures,
     missing_measures,
 )
+from tasks.evaluate.grading.replies import read_reply
 from tasks.evaluate.models_under_test.answering import GenerationPlan, template_notes
 from tasks.evaluate.models_under_test.forecast import ANSWERED_TOKENS, forecast_evaluation
 from tasks.evaluate.models_under_test.groups import Replies, reply_to_all

@@ -10,8 +10,8 @@ from typing import Annotated, ClassVar
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from tasks.evaluate.grading.answers import Reply, gold_answer, read_reply
 from tasks.evaluate.grading.eval_rows import TestSplit, last_question, read_test_split
+from tasks.evaluate.grading.replies import Reply, gold_answer, read_reply
 from tasks.evaluate.grading.unsupported_claims import FINDINGS, Finding, find_unsupported_claim
 from tasks.evaluate.models_under_test.answering import GenerationPlan, template_notes
 from tasks.evaluate.models_under_test.forecast import ANSWERED_TOKENS, forecast_evaluation

@@ -23,7 +23,7 @@ from tasks.evaluate.models_under_test.model_under_test import ModelUnderTest
 from tasks.shared.errors import ConfigError, ModelError
 from tasks.shared.model.generation import check_logits
 from tasks.shared.model.loading import Dtype, has_cpu_bfloat16, load_model, load_tokenizer
-from tasks.shared.model.templates import CHATML
+from tasks.shared.model.template_edits import CHATML
 from tasks.shared.progress import track
 
 SEED = 1234

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, get_args
 
-from tasks.evaluate.grading.answers import gold_answer
+from tasks.evaluate.grading.replies import gold_answer
 from tasks.shared.errors import DataError
 from tasks.shared.formats.rows import Row
 from tasks.shared.formats.scores import Measure, current_name

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from tasks.evaluate.grading.answers import gold_answer
+from tasks.evaluate.grading.replies import gold_answer
 from tasks.shared.formats.rows import Row
 from tasks.shared.formats.tasks import Task
 from tasks.shared.text.fact_matching import declines, states_fact

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks.evaluate.grading.answers import Reply
+from tasks.evaluate.grading.replies import Reply
 from tasks.evaluate.models_under_test.isolated_runs import Resources
 from tasks.evaluate.models_under_test.label_choice import (
     LabelLayout,

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from tasks.evaluate.grading.answers import Reply, truncation_notes
+from tasks.evaluate.grading.replies import Reply, truncation_notes
 from tasks.evaluate.models_under_test.answering import GenerationPlan, Predictions, generate_replies, label_notes
 from tasks.evaluate.models_under_test.isolated_runs import evaluate_each
 from tasks.evaluate.models_under_test.model_under_test import ModelUnderTest, RowPrompts

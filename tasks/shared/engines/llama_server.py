@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from tasks.shared.errors import MachineError, ModelError
-from tasks.shared.model.templates import CLOCKS, pinned
+from tasks.shared.model.template_edits import CLOCKS, pinned
 from tasks.shared.model.weights import read_gguf
 
 CHILD = Path(__file__).with_name("llama_child.py")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.shared.model.chat_settings import own_template
-from tasks.shared.model.templates import DATE, PROGRAM_ERRORS, has_clock, pinned
+from tasks.shared.model.template_edits import DATE, PROGRAM_ERRORS, has_clock, pinned
 from tasks.shared.model.weights import is_gguf
 
 USER, ANSWER, SYSTEM = ({"role": role, "content": f"\u241e{role}\u241e"} for role in ("user", "assistant", "system"))

@@ -13,7 +13,7 @@ from pydantic.dataclasses import dataclass
 
 from tasks.shared.errors import ConfigError, ModelError
 from tasks.shared.files import write_text
-from tasks.shared.model.templates import DATE, folding, has_clock, mentions, pinned, with_variable
+from tasks.shared.model.template_edits import DATE, folding, has_clock, mentions, pinned, with_variable
 from tasks.shared.model.weights import is_gguf
 from tasks.shared.paths import user_path
 

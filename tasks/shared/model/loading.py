@@ -13,7 +13,7 @@ from tasks.shared.model.configuration import load_config
 from tasks.shared.model.prompts import settle_template
 from tasks.shared.model.repairs import drop_tokens_without_row, make_writable, settle_pad
 from tasks.shared.model.strict import check_gguf_tensors, one_message, refuse_misfit
-from tasks.shared.model.templates import CHATML, PROGRAM_ERRORS, plain_template
+from tasks.shared.model.template_edits import CHATML, PROGRAM_ERRORS, plain_template
 from tasks.shared.model.weights import check_source, is_gguf, quick_gguf
 from tasks.shared.progress import no_foreign_bars
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.shared.errors import ModelError
 from tasks.shared.model.special_tokens import first_special, special_tokens
-from tasks.shared.model.templates import (
+from tasks.shared.model.template_edits import (
     DATE,
     FOLDED,
     MERGED,

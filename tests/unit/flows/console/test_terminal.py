@@ -14,7 +14,7 @@ SAY = """
 import logging, sys
 from rich.console import Console
 from flows.console.terminal import prepare_terminal
-from tasks.report.words.table import model_table
+from flows.console.model_table import model_table
 from tests.verdict_samples import a_verdict
 
 prepare_terminal()

@@ -12,9 +12,9 @@ import pytest
 from pydantic import ValidationError
 
 from tasks.evaluate.generation import Generation
-from tasks.evaluate.grading.answers import Reply
 from tasks.evaluate.grading.eval_rows import last_question, read_test_rows, read_test_split
 from tasks.evaluate.grading.measures import items_by_measure
+from tasks.evaluate.grading.replies import Reply
 from tasks.evaluate.models_under_test import groups, isolated_runs
 from tasks.evaluate.models_under_test.answering import (
     GenerationPlan,

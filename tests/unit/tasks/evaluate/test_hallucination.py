@@ -11,8 +11,8 @@ import pytest
 from tasks.curate.jsonl import Jsonl
 from tasks.curate.support import Support
 from tasks.evaluate import hallucination as module
-from tasks.evaluate.grading.answers import Reply
 from tasks.evaluate.grading.eval_rows import TestSplit
+from tasks.evaluate.grading.replies import Reply
 from tasks.evaluate.hallucination import WITH, WITHOUT, Hallucination, without_answer
 from tasks.evaluate.models_under_test import groups
 from tasks.evaluate.models_under_test.answering import Predictions

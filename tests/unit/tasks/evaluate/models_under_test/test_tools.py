@@ -27,7 +27,7 @@ from tasks.shared.formats.rows import write_rows
 from tasks.shared.gguf.writer import write_gguf
 from tasks.shared.model.loading import load_tokenizer
 from tasks.shared.model.saving import save_model
-from tasks.shared.model.templates import CHATML
+from tasks.shared.model.template_edits import CHATML
 from tasks.shared.technique import Artifact, Kind
 from tests.tiny_llama import build_model, build_tokenizer, empty_run, inputs_of, make_row
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tasks.evaluate.grading.answers import Reply
+from tasks.evaluate.grading.replies import Reply
 from tasks.evaluate.models_under_test.groups import Replies
 from tasks.evaluate.models_under_test.model_under_test import ModelUnderTest, tuned_prompts
 from tasks.evaluate.verdict.asking import Asked, Prompts, ask_in_rounds, order_rows

@@ -11,7 +11,7 @@ from tasks.shared.model.loading import load_model, load_tokenizer
 from tasks.shared.model.prompts import render
 from tasks.shared.model.saving import save_model
 from tasks.shared.model.sizes import parameter_count, weight_bytes
-from tasks.shared.model.templates import CHATML
+from tasks.shared.model.template_edits import CHATML
 from tasks.shared.model.weights import check_source
 from tests.tiny_llama import build_model, save_tiny
 from tests.tiny_tokenizers import gemma_of_a_gguf, llama3_like, sentencepiece_like

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from tasks.evaluate.grading.answers import Reply, gold_answer, read_reply, truncation_notes
 from tasks.evaluate.grading.measures import MEASURES, TestItem, balanced_weights, items_by_measure
+from tasks.evaluate.grading.replies import Reply, gold_answer, read_reply, truncation_notes
 from tasks.shared.formats.rows import Message, Row, ToolCall
 from tasks.shared.formats.targets import Call, Choice, Json, Label, Labels, NoCall, Number, Target, Text
 from tasks.shared.formats.tasks import Layout, Task, TaskType
