@@ -44,6 +44,8 @@ from tasks.shared.progress import progress_bar
 from tasks.shared.technique import WEIGHTS, Inputs, Kind, Metrics, Port, Spec, StepRun, Upstream
 
 ORDERS = (False, True)
+SELF_CONTRADICTION, FEWEST = 0.1, 20
+"""Share of agreeing orders below which a judge is refused, and the pairs from which that is judged; random verdicts agree in a third."""
 log = logging.getLogger(__name__)
 
 
@@ -228,7 +230,15 @@ class Judge(EndpointSettings):
         if opinions and set(opinions) == {"unreadable"}:
             raise EndpointError(
                 self.model or "judge", f"none of {len(opinions)} replies ends with a verdict", 'a last line "Verdict: A", "Verdict: B" or "Verdict: tie"',
-                "use a model that follows instructions, raise max_tokens, or fix `instructions`",
+                "use a model that follows instructions, raise max_tokens, fix `instructions`, or hold the replies to this form, as llama.cpp "
+                "does with extra_body.grammar",
+            )  # fmt: skip
+        agree, pairs = agreed(found)
+        if pairs >= FEWEST and agree < SELF_CONTRADICTION * pairs:
+            raise EndpointError(
+                self.model or "judge", f"the two orders of the answers agree in {agree} of {pairs} pairs",
+                f"{SELF_CONTRADICTION:.0%} or more; a judge that contradicts itself ties everything, which hides every loss",
+                "use a stronger judge, or leave this step out",
             )  # fmt: skip
 
     def _summary(self, summary: EvaluationSummary, found: Judgments, run: StepRun) -> EvaluationSummary:
@@ -249,10 +259,22 @@ class Judge(EndpointSettings):
             if unread
             else []
         )
+        agree, pairs = agreed(found)
+        if pairs and 2 * agree < pairs:
+            notes.append(
+                f"{JUDGED}: the two orders agree in {agree} of {pairs} pairs only; the others tie, which can hide a loss."
+            )
         return EvaluationSummary(
             step=run.step, measures={JUDGED: MEASURE}, models=models, machine=describe_machine(),
             versions={name: version(name) for name in self.spec.libraries}, notes=notes,
         )  # fmt: skip
+
+
+def agreed(found: Judgments) -> tuple[int, int]:
+    """Return the number of pairs with the same opinion in both orders, and of all readable pairs, over all models."""
+    judged = [judgment for of_model in found.values() for judgment in of_model.values()]
+    read = [pair.opinions for pair in judged if pair.opinions and "unreadable" not in pair.opinions]
+    return sum(first == second for first, second in read), len(read)
 
 
 def no_judge(where: str) -> ConfigError:

@@ -183,12 +183,17 @@ def test_better_answers_win_worse_lose_and_equal_ones_tie_unasked(tmp_path: Path
     assert {body["temperature"] for body in referee.seen} == {0.0}
 
 
-def test_a_judge_that_always_takes_the_first_ties_everything_and_is_told(tmp_path: Path) -> None:
+def test_a_judge_that_always_takes_the_first_ties_everything_and_is_refused(tmp_path: Path) -> None:
+    with (
+        Referee(lambda body, _: "Verdict: A") as referee,
+        pytest.raises(EndpointError, match=r"biased(.|\n)*agree in 0 of \d+ pairs(.|\n)*hides every loss"),
+    ):
+        judge(tmp_path, referee.url, model="biased")
     with Referee(lambda body, _: "Verdict: A") as referee:
-        scores, _, figures = judge(tmp_path, referee.url, model="biased")
-    assert set(means(scores).values()) == {0.5}
+        scores, _, figures = judge(tmp_path, referee.url, model="biased", limit=4)
+    assert set(means(scores).values()) == {0.5}, "too few pairs to refuse the judge"
     assert figures["good.agreement"] == 0.0 and scores.summary.models["bad"].figures["judge_prefers_first"].value == 1.0
-    assert "biased" in scores.summary.notes[0]
+    assert "biased" in scores.summary.notes[0] and "agree in 0 of" in scores.summary.notes[1]
 
 
 def test_replies_without_a_verdict_tie_and_are_told_and_a_judge_that_never_gives_one_is_refused(tmp_path: Path) -> None:
