@@ -44,7 +44,7 @@ from tasks.shared.progress import progress_bar
 from tasks.shared.technique import WEIGHTS, Inputs, Kind, Metrics, Port, Spec, StepRun, Upstream
 
 ORDERS = (False, True)
-SELF_CONTRADICTION, FEWEST = 0.1, 20
+SELF_CONTRADICTION, FEWEST = 0.1, 16
 """Share of agreeing orders below which a judge is refused, and the pairs from which that is judged; random verdicts agree in a third."""
 log = logging.getLogger(__name__)
 
@@ -271,7 +271,7 @@ class Judge(EndpointSettings):
 
 
 def agreed(found: Judgments) -> tuple[int, int]:
-    """Return the number of pairs with the same opinion in both orders, and of all readable pairs, over all models."""
+    """Return the number of pairs with one opinion in both orders, and of all readable pairs."""
     judged = [judgment for of_model in found.values() for judgment in of_model.values()]
     read = [pair.opinions for pair in judged if pair.opinions and "unreadable" not in pair.opinions]
     return sum(first == second for first, second in read), len(read)
