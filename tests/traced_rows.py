@@ -24,7 +24,7 @@ def trace(folder, rows, url, tasks=None, name="out", **settings):
     write_tasks(corpus, tasks or {})
     run = StepRun("traces", 3, folder / f"scratch-{name}", folder / "predictions" / f"code-{name}")
     inputs = Inputs({"prompts": (Artifact("corpus", Kind.CORPUS, corpus),)})
-    metrics = OpenAI(base_url=url, model="teacher", **{"gold_ratio": 0, "samples": 1, "concurrency": 2, **settings})(
+    metrics = OpenAI(base_url=url, **{"model": "teacher", "gold_ratio": 0, "samples": 1, "concurrency": 2, **settings})(
         inputs, out, run
     )
     return metrics, read_rows(out / "train.jsonl"), json.loads((out / "card.json").read_text())

@@ -35,7 +35,7 @@ log = logging.getLogger("stillroom")
 POLL_S = 2.0
 JOIN_S = 5.0
 SLOT_S = 5.0
-SETTLE_S = 10.0
+SETTLE_S = 30.0
 UNREACHABLE = (httpx.HTTPError, PrefectException)
 
 

@@ -59,7 +59,7 @@ def test_chats_without_labels_are_decided_by_divergence_and_a_judge(
     data = step(tmp_path, "corpus", Jsonl(path=path, test_share=0.2))
     answers = step(tmp_path, "answers", Generation(max_new_tokens=6), **models, data=(data,))
     divergence = step(tmp_path, "divergence", Divergence(), **models, data=(data,))
-    with Referee(lambda body, count: "Verdict: A") as referee:  # the first answer, so that every pair ties
+    with Referee(lambda body, count: "Verdict: tie") as referee:
         technique = Judge(base_url=referee.url, model="judge", concurrency=1)
         judged = step(tmp_path, "judged", technique, answers=(answers,), data=(data,))
     assert referee.seen, "the answers differ, so the judge was asked"

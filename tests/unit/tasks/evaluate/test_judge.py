@@ -197,7 +197,7 @@ def test_a_judge_that_always_takes_the_first_ties_everything_and_is_refused(tmp_
 
 
 def test_replies_without_a_verdict_tie_and_are_told_and_a_judge_that_never_gives_one_is_refused(tmp_path: Path) -> None:
-    with Referee(lambda body, count: "Hm." if count == 1 else "Verdict: A") as referee:
+    with Referee(lambda body, count: "Hm." if count == 1 else fair(body, count)) as referee:
         scores, _, _ = judge(tmp_path, referee.url, concurrency=1)
     assert scores.summary.notes[1] == "judged: 1 pairs tie because the judge refused them or gave no readable verdict."
     with (
