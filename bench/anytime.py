@@ -7,7 +7,7 @@ python -m bench.anytime errors --items 3000 error rates of so many items
 errors      right/wrong answers, counted exactly: ships at a loss of the margin, and refusals of equal candidates, by number of items
 answers     right/wrong answers, counted exactly: items asked against the fixed test with the same power
 amounts     simulated: ships at a loss of the margin and items asked, for amounts and for groups that flip together
-fixed       ships at a loss of the margin when the fixed test is looked at again on a doubled test set, counted exactly; slow
+fixed       ships at a loss of the margin when the fixed test is looked at again on a doubled test set, counted exactly
 candidates  simulated: false discoveries among 20 candidates, and the share of answers asked
 """
 

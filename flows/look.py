@@ -14,11 +14,14 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flows.console import exit_codes
 from flows.console.terminal import prepare_terminal
 from tasks.shared.errors import ConfigError, StillroomError
+
+if TYPE_CHECKING:
+    from tasks.curate.reading.settings import ReadSettings
 
 log = logging.getLogger("stillroom")
 WANTED = {
@@ -34,7 +37,6 @@ def look(options: argparse.Namespace) -> None:
 
     Raises StillroomError.
     """
-    from pydantic import ValidationError
     from rich.console import Console
 
     from flows.looking import figures, tables
@@ -46,14 +48,8 @@ def look(options: argparse.Namespace) -> None:
     from tasks.curate.splitting.settings import SplitSettings
     from tasks.curate.splitting.splits import expected_rows
 
-    given = read_settings(options)
-    try:
-        settings = ReadSettings(**given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = str(first["loc"][0]) if first["loc"] else "map"
-        got = f"{getattr(options, name)}: {first['msg'].removeprefix('Value error, ')}"
-        raise ConfigError(f"--{name}", got, WANTED[name], "see docs/data.md") from error
+    given = given_settings(options)
+    settings = checked_settings(options, given)
     files = split_files(options.file) or {"path": options.file}
     path = next(iter(files.values()))
     sample = take_sample(path, settings)
@@ -95,7 +91,22 @@ def look(options: argparse.Namespace) -> None:
         tables.line(console, "next", step, whole=True)
 
 
-def read_settings(options: argparse.Namespace) -> dict[str, Any]:
+def checked_settings(options: argparse.Namespace, given: dict[str, Any]) -> "ReadSettings":
+    """Return the reader's settings.  Raises ConfigError that names the option of a wrong one."""
+    from pydantic import ValidationError
+
+    from tasks.curate.reading.settings import ReadSettings
+
+    try:
+        return ReadSettings(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]) if first["loc"] else "map"
+        got = f"{getattr(options, name)}: {first['msg'].removeprefix('Value error, ')}"
+        raise ConfigError(f"--{name}", got, WANTED[name], "see docs/data.md") from error
+
+
+def given_settings(options: argparse.Namespace) -> dict[str, Any]:
     """Return the settings of the reader that the command line gives.
 
     Raises ConfigError for text that is not a YAML mapping.

@@ -96,6 +96,11 @@ def trained_state(steps: int = 60) -> dict[str, Any]:
     return dict(model.state_dict())
 
 
+def one_layer_inputs(folder: Path) -> Inputs:
+    """A model of one layer and a corpus: enough for a technique that treats all layers alike."""
+    return inputs_of(save_tiny(folder / "model", build_model(num_hidden_layers=1)), write_corpus(folder / "corpus"))
+
+
 def trained_model() -> Any:
     """A trained tiny model; training takes seconds, once per process."""
     model = build_model()

@@ -9,11 +9,9 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from tasks.report.words.wording import decision_line, lowest_retention, times_faster, times_smaller
+from tasks.report.words.wording import lowest_retention, times_faster, times_smaller
 from tasks.shared.formats.verdict import Verdict
 from tasks.shared.text.numbers import MISSING, amount, byte_size, parameters, percent, score_interval, seconds, times
-
-__all__ = ["decision_line", "model_table"]
 
 ABSENT = "-"
 STYLES = {"ship": "green", "not enough data": "yellow", "do not ship": "red"}

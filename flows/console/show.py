@@ -197,7 +197,8 @@ def show_result(
     run: "Run", outcomes: "list[Outcome]", seconds: float, console: Console | None = None
 ) -> "Verdict | None":
     """Print a run's steps, models, verdicts and addresses; return the last verdict."""
-    from flows.console.model_table import decision_line, model_table
+    from flows.console.model_table import model_table
+    from tasks.report.words.wording import decision_line
 
     console = console or Console()
     console.print(step_table(outcomes))

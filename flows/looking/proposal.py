@@ -57,4 +57,4 @@ SIGNS: Mapping[TaskType, tuple[str, Callable[[Row], bool]]] = {
     "reasoning": ("end with a marked number (#### or \\boxed)", _ends_with_number),
     "extraction": ("are JSON", _is_json),
 }
-"""What an answer of each type of task looks like."""
+"""Signs of each type of task in an answer: in words, and as a test of a row."""

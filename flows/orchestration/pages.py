@@ -17,11 +17,12 @@ from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
 
-from flows.console.model_table import ModelTable, decision_line, model_table
+from flows.console.model_table import ModelTable, model_table
 from flows.orchestration.runs import UNREACHABLE
 from flows.orchestration.servers import has_server
 from flows.running.child import Progress
 from flows.running.runner import Outcome, Run
+from tasks.report.words.wording import decision_line
 from tasks.shared.technique import Kind
 
 log = logging.getLogger("stillroom")

@@ -32,8 +32,8 @@ from tasks.evaluate.models_under_test.model_under_test import (
     reference_prompts,
     tuned_prompts,
 )
-from tasks.evaluate.verdict.asking import ask_in_rounds, order_rows
-from tasks.evaluate.verdict.stopping import Rounds, count_slices
+from tasks.evaluate.verdict.asking import ask_in_rounds, kept_scale, order_rows
+from tasks.evaluate.verdict.stopping import BALANCED, Rounds, count_slices, heaviest_groups
 from tasks.shared.engines.registry import Needs
 from tasks.shared.forecast import Forecast, Workload
 from tasks.shared.formats.articles import Article, read_articles
@@ -157,7 +157,7 @@ class Generation:
         file = corpus / "articles.jsonl"
         articles = read_articles(file) if file.is_file() else {}
         asked = self._requests(measured, split)
-        weights = balanced_weights(measured["label_balanced"]) if "label_balanced" in measured else {}
+        weights = balanced_weights(measured[BALANCED]) if BALANCED in measured else {}
 
         def ask(open_models: Sequence[ModelUnderTest], prompts: Mapping[str, Sequence[RowPrompts]]) -> Replies:
             return reply_to_all(
@@ -179,8 +179,18 @@ class Generation:
         if self.rounds.margins:
             tags = [(name, split.tags[item.row.id]) for name, own in measured.items() for item in own]
             available = count_slices(tags, self.rounds.slice_tags)
-            found = ask_in_rounds(models, rows, prompts, ask, grade, measures, available, self.rounds)
-            prompts, replies, asking = found.prompts, found.replies, found.summary(rows)
+            units = (
+                (
+                    name,
+                    item.row.group or item.row.id,
+                    weights.get(item.row.id, 1.0) if name == BALANCED else 1.0,
+                )
+                for name, own in measured.items()
+                for item in own
+            )
+            largest = kept_scale(heaviest_groups(units), self.rounds)
+            found = ask_in_rounds(models, rows, prompts, ask, grade, measures, available, largest, self.rounds)
+            prompts, replies, asking = found.prompts, found.replies, found.summary(rows, largest)
         else:
             replies = ask(models, prompts)
         items = grade(prompts, replies)
@@ -248,7 +258,7 @@ class Generation:
         longest = max(prompts.values(), key=len)
         asked = {prompt.row.id: place for place, prompt in enumerate(longest)}
         for name, items in measured.items():
-            entry, own_weights = MEASURES[name], weights if name == "label_balanced" else {}
+            entry, own_weights = MEASURES[name], weights if name == BALANCED else {}
             for item in sorted((one for one in items if one.row.id in asked), key=lambda one: asked[one.row.id]):
                 known = {model: found[item.row.id] for model, found in own.items() if item.row.id in found}
                 graded = {

@@ -18,13 +18,13 @@ from tasks.evaluate.verdict.evidence import Evidence, check_baseline, gather_evi
 from tasks.evaluate.verdict.intervals import wilson
 from tasks.evaluate.verdict.metrics import flat_metrics, nested_metrics, quality_measures
 from tasks.evaluate.verdict.notes import is_open, mode_notes, power_notes, slice_notes
-from tasks.evaluate.verdict.pairs import pair_items
+from tasks.evaluate.verdict.pairs import Pairs, pair_items
 from tasks.evaluate.verdict.power import several_notes
 from tasks.evaluate.verdict.shortages import Planned, shortages
 from tasks.evaluate.verdict.slices import Slices, compare_slice, correct_slices, slices_of
 from tasks.evaluate.verdict.stopping import AsksInRounds
 from tasks.shared.errors import ConfigError
-from tasks.shared.formats.scores import RENAMED, current_name, read_scores
+from tasks.shared.formats.scores import RENAMED, ItemScore, current_name, read_scores
 from tasks.shared.formats.verdict import (
     Comparison,
     Gate,
@@ -268,7 +268,7 @@ class Paired:
         for measure, gate in gates.items():
             if gate.step in failures or candidate not in evidence.models[gate.step]:
                 continue
-            pairs = pair_items(gate.measure, evidence.items_of(measure), baseline, candidate, self.mode == "adaptive")
+            pairs = self._pairs(measure, gate, evidence.items_of(measure), evidence, (baseline, candidate))
             if pairs.baseline:
                 found[measure] = compare_measure(pairs, gate, rules)
         measures = holm_correct(found)
@@ -276,6 +276,15 @@ class Paired:
         changed = {name: found.flip_rate for name, found in measures.items() if self._changed(gates[name], found)}
         decision, reasons = candidate_decision(measures, checked, gates, failures, changed)
         return Comparison(decision=decision, reasons=reasons, measures=measures, slices=checked)
+
+    def _pairs(
+        self, measure: str, gate: Gate, items: Sequence[ItemScore], evidence: Evidence, models: tuple[str, str]
+    ) -> Pairs:
+        """Return the paired items of baseline and candidate.
+
+        In adaptive mode the candidate may have been asked fewer.
+        """
+        return pair_items(gate.measure, items, *models, self.mode == "adaptive", evidence.largest.get(measure, 0.0))
 
     def _changed(self, gate: Gate, found: MeasureComparison) -> bool:
         """Return True if the flip rate is proven to exceed `max_flips`."""
@@ -295,7 +304,7 @@ class Paired:
             for name, gate in gates.items()
             if gate.margin is not None
             for dimension, value, members in slices_of(evidence.items_of(name), self.slices.by)
-            if len((pairs := pair_items(gate.measure, members, baseline, candidate, self.mode == "adaptive")).baseline)
+            if len((pairs := self._pairs(name, gate, members, evidence, (baseline, candidate))).baseline)
             >= self.slices.min_items
         ]
         found = [compare_slice(*one, self.slices.margin, rules, len(large)) for one in large]

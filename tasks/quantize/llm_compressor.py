@@ -5,6 +5,7 @@ import dataclasses
 import logging
 import os
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -50,7 +51,7 @@ def packing_spec(summary: str, calibration: Port, paper: str = "") -> Spec:
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
-class Packed:
+class Packed(ABC):
     """Settings of techniques that pack all linear layers but the head."""
 
     check_rows: Annotated[int, Field(ge=1)] = 8
@@ -58,12 +59,12 @@ class Packed:
     max_tokens: Annotated[int, Field(ge=8)] = 192
     """Most tokens per calibration conversation; longer ones are truncated."""
 
+    @abstractmethod
     def scheme(self, widths: Mapping[str, int]) -> tuple[dict[str, Any], Metrics]:
         """Return llm-compressor's arguments of weights and activations, and their figures.
 
         widths: input sizes of the layers.
         """
-        raise NotImplementedError
 
     def refuses(self, config: Mapping[str, Any]) -> Refusal | None:
         """Refuse families whose matrices stay dense or do not come back when reloaded."""

@@ -65,20 +65,23 @@ def assess_pairs(pairs: Pairs, test: Test | None) -> Assessment | None:
         return None
     gains, weights = pairs.grouped(pairs.gains)
     baseline, _ = pairs.grouped(pairs.baseline)
-    return assess(gains, baseline, weights, test)
+    return assess(gains, baseline, weights, test, pairs.largest)
 
 
-def assess(gains: Sequence[float], baseline: Sequence[float], weights: Sequence[float], test: Test) -> Assessment:
+def assess(
+    gains: Sequence[float], baseline: Sequence[float], weights: Sequence[float], test: Test, largest: float = 0.0
+) -> Assessment:
     """Return the assessment of units in the order of asking, with a look after each.
 
-    The looks do not depend on the number of units, so a decision stands however many follow.
+    The looks depend neither on the number of units nor on the weights that follow, so a decision stands.
 
     gains: (n,) between -1 and 1, positive in favor of the candidate.  baseline: (n,) the baseline's values, for a relative margin.
-    weights: (n,) above 0, known before the answers.
+    weights: (n,) above 0, known before the answers.  largest: weight of the heaviest unit that may follow; it sets the scale of all
+    stakes, so a heavier one later would change earlier evidence.
     """
     import numpy as np
 
-    gain, weight = np.asarray(gains, dtype=float), np.asarray(weights, dtype=float) / max(weights)
+    gain, weight = np.asarray(gains, dtype=float), np.asarray(weights, dtype=float) / max(largest, *weights)
     goal, loss = -math.log(test.alpha), log_evidence_of(-gain, weight, 0.0, EQUAL_LOSS_BETS)
     gained = log_evidence_of(gain, weight, 0.0, EQUAL_LOSS_BETS)
     means = np.cumsum(weight * gain) / np.cumsum(weight)

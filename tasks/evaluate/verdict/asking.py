@@ -26,12 +26,15 @@ class Asked:
     prompts: dict[str, list[RowPrompts]]
     replies: Replies
 
-    def summary(self, rows: Sequence[Row]) -> Asking:
-        """Return the order and how far each model got.  rows: all, in the order of asking."""
+    def summary(self, rows: Sequence[Row], largest: Mapping[str, float]) -> Asking:
+        """Return the order and how far each model got.
+
+        rows: all, in the order of asking.  largest: weight of the heaviest group by measure.
+        """
         counts = {name: len(found) for name, found in self.prompts.items()}
         return Asking(
-            rows={row.id: row_digest(row) for row in rows[: max(counts.values())]}, counts=counts, available=len(rows)
-        )
+            rows={row.id: row_digest(row) for row in rows[: max(counts.values())]}, counts=counts, available=len(rows), largest=dict(largest)
+        )  # fmt: skip
 
 
 def ask_in_rounds(
@@ -42,12 +45,13 @@ def ask_in_rounds(
     grade: Callable[[Prompts, Replies], list[ItemScore]],
     measures: Mapping[str, Measure],
     available: Mapping[Slice, int],
+    largest: Mapping[str, float],
     rounds: Rounds,
 ) -> Asked:
     """Ask round after round until no candidate is open.
 
     rows: in the order of asking.  prompts: of every model, for these rows.  ask: put prompts to models.  grade: their items so far, in
-    order.  available: items of the whole split by slice.
+    order.  available, largest: items of the whole split by slice, and weight of its heaviest group by measure.
     The baseline (the first model), its repeats and the reference take part as long as a candidate does; a model that fails leaves.
     """
     candidates = [model.name for model in models if model.role == "candidate"]
@@ -68,7 +72,7 @@ def ask_in_rounds(
             name
             for name in open_
             if not isinstance(so_far.replies.found[name], Failure)
-            and not settled(items, measures, available, models[0].name, name, rounds, alpha)
+            and not settled(items, measures, available, largest, models[0].name, name, rounds, alpha)
         }
         if candidates and not open_:
             break
@@ -86,6 +90,28 @@ def order_rows(rows: Sequence[Row], rounds: Rounds, seed: int) -> list[Row]:
     before = set(first)
     rest = row_order({row.id: row.group for row in rows if row.id not in before}, seed)
     return [known[key] for key in (*first, *rest)]
+
+
+def kept_scale(largest: Mapping[str, float], rounds: Rounds) -> dict[str, float]:
+    """Return the weight of the heaviest group by measure, as earlier scores fix it.
+
+    largest: of this test split.
+    Raises DataError if a group that was added is heavier, since it would change the evidence of earlier rows.
+    """
+    asking = read_scores(user_path(rounds.after)).summary.asking if rounds.after else None
+    if asking is None:
+        return dict(largest)
+    heavier = [
+        f"{name} ({largest[name]:g}, not {most:g})"
+        for name, most in asking.largest.items()
+        if largest.get(name, 0.0) > most
+    ]
+    if heavier:
+        raise DataError(
+            f"rounds.after: {rounds.after}", f"heavier groups than in the earlier test split: {', '.join(heavier)}",
+            "new groups no larger than the largest of before", "smaller groups, or start anew (rounds.after='')",
+        )  # fmt: skip
+    return {**largest, **asking.largest}
 
 
 def _earlier(after: str, known: Mapping[str, Row]) -> list[str]:

@@ -15,6 +15,7 @@ class Evidence:
     """Scores of several steps.
 
     measures: by name, with the step that took it.  models: by step, then by name.  machines: by step.
+    largest: weight of the heaviest group that a step which asks in rounds may bring, by measure.
     """
 
     measures: Mapping[str, tuple[str, Measure]]
@@ -23,6 +24,7 @@ class Evidence:
     items: Sequence[ItemScore]
     versions: Mapping[str, str]
     notes: Sequence[str]
+    largest: Mapping[str, float]
     _by_measure: dict[str, list[ItemScore]] = field(default_factory=dict)
 
     def items_of(self, measure: str) -> Sequence[ItemScore]:
@@ -105,6 +107,12 @@ def gather_evidence(step_scores: Sequence[tuple[str, Scores]]) -> Evidence:
             *_machine_notes(machines),
             *(f"{step}: {note}" if several else note for step, scores in step_scores for note in scores.summary.notes),
         ],
+        largest={
+            name: weight
+            for _, scores in step_scores
+            if scores.summary.asking
+            for name, weight in scores.summary.asking.largest.items()
+        },
     )
 
 

@@ -9,13 +9,17 @@ from tasks.shared.formats.scores import ItemScore, Measure
 
 @dataclass(frozen=True)
 class Pairs:
-    """Paired values of baseline and candidate, (n,) each, with the items' weights and clusters."""
+    """Paired values of baseline and candidate, (n,) each, with the items' weights and clusters.
+
+    largest: weight of the heaviest cluster that more items could bring; 0 if these are all.
+    """
 
     measure: Measure
     baseline: Sequence[float]
     candidate: Sequence[float]
     weights: Sequence[float]
     clusters: Sequence[str]
+    largest: float = 0.0
 
     @property
     def sign(self) -> float:
@@ -55,11 +59,16 @@ class Pairs:
 
 
 def pair_items(
-    measure: Measure, items: Sequence[ItemScore], baseline: str, candidate: str, prefix: bool = False
+    measure: Measure,
+    items: Sequence[ItemScore],
+    baseline: str,
+    candidate: str,
+    prefix: bool = False,
+    largest: float = 0.0,
 ) -> Pairs:
     """Return the items of one measure that both models have.
 
-    prefix: the candidate may lack the last items, since it was not asked them.
+    prefix: the candidate may lack the last items, since it was not asked them.  largest: as in `Pairs`.
     Raises TechniqueError if one model has items that the other lacks.
     """
     if prefix:
@@ -78,6 +87,7 @@ def pair_items(
         [item.values[candidate] for item in both],
         [item.weight for item in both],
         [item.cluster or item.id for item in both],
+        largest,
     )
 
 

@@ -1,7 +1,7 @@
 """Rule for the end of asking: every measure that decides is decided, or one is lost."""
 
 import hashlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Literal, Protocol, runtime_checkable
 
@@ -14,6 +14,8 @@ from tasks.shared.errors import ConfigError
 from tasks.shared.formats.scores import ItemScore, Measure, current_name
 
 Share = Annotated[float, Field(gt=0, lt=1)]
+BALANCED = "label_balanced"
+"""Measure that weights an item by how often its label is in the whole test split."""
 Slice = tuple[str, str, str]
 """Measure, tag and value."""
 
@@ -58,6 +60,11 @@ class Rounds:
             )
             yield ConfigError(f"{where}.mode", f"{mode}, but step {step} asks in rounds", wanted, fix)
         own = {current_name(name): margin for name, margin in self.margins.items() if current_name(name) in measured}
+        if self.after and BALANCED in own:
+            got, wanted = f"{BALANCED} decides", "a measure whose weights do not depend on the rest of the test split"
+            yield ConfigError(
+                f"steps.{step}.rounds.after", got, wanted, "margins for label instead, or rounds.after=''"
+            )
         relative = verdict["relative_margins"]
         if isinstance(relative, dict) and (named := sorted(measured.intersection(relative))):
             fix = f"a margin in {where}.margins, or steps.{step}.rounds.margins={{}}"
@@ -124,18 +131,19 @@ def round_ends(rows: int, size: int, units: Sequence[str]) -> Iterator[int]:
 
 def settled(
     items: Sequence[ItemScore], measures: Mapping[str, Measure], available: Mapping[Slice, int],
-    baseline: str, candidate: str, rounds: Rounds, alpha: float,
+    largest: Mapping[str, float], baseline: str, candidate: str, rounds: Rounds, alpha: float,
 ) -> bool:  # fmt: skip
     """Return True if more items cannot change the verdict on this candidate.
 
-    items: so far, in order.  available: items of the whole split by measure, tag and value.  alpha: of one candidate.
+    items: so far, in order.  available: items of the whole split by measure, tag and value.  largest: weight of its heaviest group by
+    measure.  alpha: of one candidate.
     A measure of unknown range is never decided early.
     """
     deciding = {current_name(name): margin for name, margin in rounds.margins.items() if current_name(name) in measures}
     answers = []
     for name, margin in deciding.items():
         own = [item for item in items if item.measure == name]
-        pairs = pair_items(measures[name], own, baseline, candidate)
+        pairs = pair_items(measures[name], own, baseline, candidate, largest=largest[name])
         found = assess_pairs(pairs, Test(alpha, margin, rounds.discordance)) if pairs.baseline else None
         answer = found.answer if found else "unknown"
         if found and rounds.familywise == "fdr" and found.wealth.now < found.wealth.needed:
@@ -156,6 +164,20 @@ def thin_slices(
         for key, total in available.items()
         if key[0] in measures and have.get(key, 0) < min(total, rounds.slice_items)
     ]
+
+
+def heaviest_groups(items: Iterable[tuple[str, str, float]]) -> dict[str, float]:
+    """Return the weight of the heaviest group of dependent items by measure.
+
+    items: measure, group and weight of each.
+    """
+    totals: defaultdict[tuple[str, str], float] = defaultdict(float)
+    for measure, group, weight in items:
+        totals[measure, group] += weight
+    found: dict[str, float] = {}
+    for (measure, _), total in totals.items():
+        found[measure] = max(found.get(measure, 0.0), total)
+    return found
 
 
 def count_slices(items: Iterable[tuple[str, Mapping[str, str]]], tags: Sequence[str]) -> dict[Slice, int]:

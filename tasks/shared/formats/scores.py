@@ -82,12 +82,13 @@ class Asking(Record):
     """Order in which a step asked rows, and how far each model got.
 
     rows: digest by id, in the order of asking, up to the row that the last model was asked.  counts: rows asked by model.
-    available: rows of the test split.
+    available: rows of the test split.  largest: weight of its heaviest group of dependent items, by measure.
     """
 
     rows: dict[str, str]
     counts: dict[str, int]
     available: int
+    largest: dict[str, float]
 
 
 def row_digest(row: Row) -> str:

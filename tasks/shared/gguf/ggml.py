@@ -90,7 +90,7 @@ def _missing(got: str) -> TechniqueError:
         "scheme",
         f"xllamacpp ({version}): {got}",
         "a wheel with llama.cpp's quantizers, which round to block types",
-        "pip install xllamacpp==2026.10.11549, or scheme=f16 and embedding=same",
+        "install the version in requirements.lock, or scheme=f16 and embedding=same",
     )
 
 

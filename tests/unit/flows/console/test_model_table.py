@@ -6,9 +6,9 @@ import pytest
 from rich.console import Console
 from verdict_samples import CODE_LENGTH, GATES, a_verdict, compared, in_slice, measured, shipping
 
-from flows.console.model_table import decision_line, model_table
+from flows.console.model_table import model_table
 from tasks.report.figures.svg import Scale, linear_ticks, log_ticks, place_labels
-from tasks.report.words.wording import change, nearest_candidate, times_faster
+from tasks.report.words.wording import change, decision_line, nearest_candidate, times_faster
 from tasks.shared.formats.records import Figure
 from tasks.shared.formats.verdict import Comparison, Verdict
 

@@ -16,6 +16,7 @@ from tasks.evaluate.verdict.comparison import Rules, compare_measure, weighted_m
 from tasks.evaluate.verdict.decision import choose_shipped, overall_decision
 from tasks.evaluate.verdict.pairs import Pairs, pair_items
 from tasks.evaluate.verdict.power import minimum_detectable
+from tasks.evaluate.verdict.stopping import Rounds
 from tasks.shared.errors import ConfigError, DataError, TechniqueError
 from tasks.shared.formats.records import Figure
 from tasks.shared.formats.scores import Asking, ItemScore, Measure, read_scores, write_scores
@@ -429,7 +430,9 @@ def test_a_model_that_stopped_early_is_compared_on_the_items_it_was_asked(tmp_pa
     holes = write_step_scores(tmp_path / "holes", {"fact": FACT}, gap)
     with pytest.raises(TechniqueError, match="1 items answered by one model only"):
         judge(tmp_path / "3", [holes], ["bad"], mode="adaptive")
-    asked = read_scores(scores.path).summary.model_copy(update={"asking": Asking(rows={}, counts={}, available=0)})
+    asked = read_scores(scores.path).summary.model_copy(
+        update={"asking": Asking(rows={}, counts={}, available=0, largest={})}
+    )
     write_scores(scores.path, asked, items_of("fact", models))
     with pytest.raises(ConfigError, match="stopped asking when its evidence sufficed"):
         judge(tmp_path / "4", [scores], ["bad"])
@@ -439,13 +442,16 @@ def test_rounds_must_be_those_of_the_verdict() -> None:
     inputs = {"baseline": ("tuned",), "candidates": ("a",), "scores": ("answers",)}
 
     def problems(verdict: dict[str, Any], **rounds: Any) -> list[str]:
-        asking = Generation(rounds={"margins": {"fact": 0.05}, **rounds})  # type: ignore[arg-type]
+        asking = Generation(rounds=Rounds(**{"margins": {"fact": 0.05}, **rounds}))
         upstream = {"answers": Upstream(asking, {"baseline": ("tuned",), "candidates": ("a",)})}
         technique = Paired(**{"margins": {"fact": 0.05, "bits": 0.1}, "mode": "adaptive"} | verdict)
         return [str(problem) for problem in technique.plan_problems("steps.verdict", inputs, upstream)]
 
     assert problems({}) == []
     assert "steps.verdict.mode" in problems({"mode": "fixed"})[0]
+    balanced = {"label_balanced": 0.05}
+    assert problems({"margins": balanced}, margins=balanced) == []
+    assert "label_balanced decides" in problems({"margins": balanced}, margins=balanced, after="earlier")[0]
     found = problems({"margins": {"fact": 0.1}, "alpha": 0.1})
     assert len(found) == 2 and 'steps.answers.rounds.margins: "${steps.verdict.margins}"' in found[0]
     assert (
@@ -456,7 +462,10 @@ def test_rounds_must_be_those_of_the_verdict() -> None:
 
 def test_an_undecided_fixed_verdict_says_what_a_second_look_costs(tmp_path: Path) -> None:
     right = some_right(40, 0.8)
-    assert any("8 % with a second one" in note for note in judge_facts(tmp_path, {"tuned": right, "a": right}).notes)
+    assert any(
+        "8 % with a second one on twice the items" in note
+        for note in judge_facts(tmp_path, {"tuned": right, "a": right}).notes
+    )
 
 
 CHANGES = {

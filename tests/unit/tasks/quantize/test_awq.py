@@ -14,7 +14,7 @@ from tasks.shared.model.loading import load_model
 from tasks.shared.technique import Inputs
 from tests.families import FAMILIES
 from tests.settings_case import Case, Change
-from tests.tiny_llama import build_model, empty_run, inputs_of, save_tiny, write_corpus
+from tests.tiny_llama import build_model, empty_run, one_layer_inputs
 
 
 def test_outliers_round_finer_and_zero_points_survive(outlying: Inputs, tmp_path: Path) -> None:
@@ -68,9 +68,8 @@ CHANGES = {
 
 @contextmanager
 def settings_case(folder: Path) -> Iterator[Case]:
-    model = save_tiny(folder / "model", build_model(num_hidden_layers=1))
     yield Case(
         folder,
-        inputs_of(model, write_corpus(folder / "corpus")),
+        one_layer_inputs(folder),
         {"group_size": 32, "calibration_rows": 4, "max_tokens": 32, "check_rows": 2, "grid": 3},
     )

@@ -11,7 +11,7 @@ from tasks.quantize.fp8 import FP8
 from tasks.shared.errors import ConfigError
 from tasks.shared.technique import Inputs
 from tests.settings_case import Case, Change
-from tests.tiny_llama import build_model, empty_run, inputs_of, save_tiny, write_corpus
+from tests.tiny_llama import empty_run, inputs_of, one_layer_inputs
 
 
 @pytest.mark.parametrize("activations", ["dynamic", "static"])
@@ -40,9 +40,4 @@ CHANGES = {
 
 @contextmanager
 def settings_case(folder: Path) -> Iterator[Case]:
-    model = save_tiny(folder / "model", build_model(num_hidden_layers=1))
-    yield Case(
-        folder,
-        inputs_of(model, write_corpus(folder / "corpus")),
-        {"calibration_rows": 4, "max_tokens": 32, "check_rows": 2},
-    )
+    yield Case(folder, one_layer_inputs(folder), {"calibration_rows": 4, "max_tokens": 32, "check_rows": 2})

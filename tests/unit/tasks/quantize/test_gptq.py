@@ -26,6 +26,7 @@ from tests.tiny_llama import (
     build_tokenizer,
     empty_run,
     inputs_of,
+    one_layer_inputs,
     save_tiny,
     write_corpus,
 )
@@ -165,9 +166,6 @@ CHANGES = {
 
 @contextmanager
 def settings_case(folder: Path) -> Iterator[Case]:
-    model = save_tiny(folder / "model", build_model(num_hidden_layers=1))
     yield Case(
-        folder,
-        inputs_of(model, write_corpus(folder / "corpus")),
-        {"group_size": 32, "calibration_rows": 4, "max_tokens": 32, "check_rows": 2},
+        folder, one_layer_inputs(folder), {"group_size": 32, "calibration_rows": 4, "max_tokens": 32, "check_rows": 2}
     )

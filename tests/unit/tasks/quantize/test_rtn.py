@@ -17,7 +17,7 @@ from tasks.shared.model.loading import Dtype, load_model
 from tasks.shared.model.sizes import weight_bytes
 from tasks.shared.technique import Compute
 from tests.settings_case import Case, Change
-from tests.tiny_llama import build_model, empty_run, inputs_of, save_tiny, write_corpus
+from tests.tiny_llama import empty_run, inputs_of, one_layer_inputs, save_tiny, write_corpus
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -107,9 +107,4 @@ CHANGES = {
 
 @contextmanager
 def settings_case(folder: Path) -> Iterator[Case]:
-    model = save_tiny(folder / "model", build_model(num_hidden_layers=1))
-    yield Case(
-        folder,
-        inputs_of(model, write_corpus(folder / "corpus")),
-        {"group_size": 32, "check_rows": 2, "max_tokens": 32},
-    )
+    yield Case(folder, one_layer_inputs(folder), {"group_size": 32, "check_rows": 2, "max_tokens": 32})

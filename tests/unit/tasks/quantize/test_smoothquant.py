@@ -15,7 +15,7 @@ from tasks.shared.model.sizes import weight_bytes
 from tasks.shared.technique import Inputs
 from tests.families import save_family
 from tests.settings_case import Case, Change
-from tests.tiny_llama import build_model, empty_run, inputs_of, save_tiny, write_corpus
+from tests.tiny_llama import empty_run, inputs_of, one_layer_inputs, write_corpus
 
 
 def test_outliers_move_into_the_weights(outlying: Inputs, tmp_path: Path) -> None:
@@ -50,9 +50,4 @@ CHANGES = {
 
 @contextmanager
 def settings_case(folder: Path) -> Iterator[Case]:
-    model = save_tiny(folder / "model", build_model(num_hidden_layers=1))
-    yield Case(
-        folder,
-        inputs_of(model, write_corpus(folder / "corpus")),
-        {"calibration_rows": 4, "max_tokens": 32, "check_rows": 2},
-    )
+    yield Case(folder, one_layer_inputs(folder), {"calibration_rows": 4, "max_tokens": 32, "check_rows": 2})

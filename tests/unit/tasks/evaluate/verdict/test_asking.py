@@ -4,13 +4,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tasks.evaluate.grading.replies import Reply
 from tasks.evaluate.models_under_test.groups import Replies
 from tasks.evaluate.models_under_test.model_under_test import ModelUnderTest, tuned_prompts
-from tasks.evaluate.verdict.asking import Asked, Prompts, ask_in_rounds, order_rows
-from tasks.evaluate.verdict.stopping import Rounds, count_slices, round_ends, row_order
+from tasks.evaluate.verdict.adaptive import Test, assess
+from tasks.evaluate.verdict.asking import Asked, Prompts, ask_in_rounds, kept_scale, order_rows
+from tasks.evaluate.verdict.stopping import Rounds, count_slices, heaviest_groups, round_ends, row_order
 from tasks.shared.errors import ConfigError, DataError
 from tasks.shared.formats.rows import Message, Row
 from tasks.shared.formats.scores import ItemScore, read_scores, write_scores
@@ -24,6 +26,7 @@ ROWS = [
     )
     for index in range(200)
 ]  # fmt: skip
+ONE = {"fact": 1.0}
 TAGS = {row.id: row.tags for row in ROWS}
 Answers = Callable[[int], bool]
 
@@ -62,7 +65,7 @@ def ask_models(
     rounds = Rounds(**({"margins": {"fact": 0.05}, "size": 16, "slice_items": 0} | settings))
     prompts = {one.name: tuned_prompts(rows) for one in models}
     available = count_slices([("fact", row.tags) for row in rows], rounds.slice_tags)
-    return ask_in_rounds(models, rows, prompts, ask, grade, {"fact": FACT}, available, rounds), calls
+    return ask_in_rounds(models, rows, prompts, ask, grade, {"fact": FACT}, available, ONE, rounds), calls
 
 
 def test_each_candidate_is_asked_until_it_is_decided() -> None:
@@ -70,7 +73,7 @@ def test_each_candidate_is_asked_until_it_is_decided() -> None:
         "tuned": lambda place: True, "equal": lambda place: True, "bad": lambda place: False, "dies": lambda place: True,
     }  # fmt: skip
     asked, calls = ask_models(answers)
-    counts = asked.summary(ROWS).counts
+    counts = asked.summary(ROWS, ONE).counts
     assert counts["bad"] == 16 and counts["equal"] == counts["tuned"] == 96, "83 items without a flip, in rounds to 96"
     assert calls == [
         ["tuned", "equal", "bad", "dies"],
@@ -79,20 +82,43 @@ def test_each_candidate_is_asked_until_it_is_decided() -> None:
         ["tuned", "equal"],
     ]
     assert isinstance(asked.replies.found["dies"], Failure) and len(asked.replies.sound["equal"]) == 96
-    assert list(asked.summary(ROWS).rows) == [row.id for row in ROWS[:96]] and asked.summary(ROWS).available == 200
+    assert (
+        list(asked.summary(ROWS, ONE).rows) == [row.id for row in ROWS[:96]]
+        and asked.summary(ROWS, ONE).available == 200
+    )
 
 
 def test_protected_slices_and_several_candidates_keep_a_model_longer() -> None:
     equal: dict[str, Answers] = {"tuned": lambda place: True, "equal": lambda place: True}
-    assert ask_models(equal, slice_tags=("kind",), slice_items=15)[0].summary(ROWS).counts["equal"] == 160
+    assert ask_models(equal, slice_tags=("kind",), slice_items=15)[0].summary(ROWS, ONE).counts["equal"] == 160
     for familywise in (True, "fdr"):
         both = {**equal, "other": equal["equal"]}
-        assert ask_models(both, familywise=familywise)[0].summary(ROWS).counts["equal"] == 160
+        assert ask_models(both, familywise=familywise)[0].summary(ROWS, ONE).counts["equal"] == 160
     late: dict[str, Answers] = {"tuned": lambda place: True, "late": lambda place: place < 83}
-    assert ask_models(late)[0].summary(ROWS).counts["late"] == 96, "what 83 items showed stands"
+    assert ask_models(late)[0].summary(ROWS, ONE).counts["late"] == 96, "what 83 items showed stands"
     hard: dict[str, Answers] = {"tuned": lambda place: True, "odd": lambda place: place % 25 > 0}
-    assert ask_models(hard)[0].summary(ROWS).counts == {"tuned": 200, "odd": 200}
-    assert ask_models({"tuned": lambda place: True})[0].summary(ROWS).counts == {"tuned": 200}, "nobody to decide on"
+    assert ask_models(hard)[0].summary(ROWS, ONE).counts == {"tuned": 200, "odd": 200}
+    assert ask_models({"tuned": lambda place: True})[0].summary(ROWS, ONE).counts == {"tuned": 200}, (
+        "nobody to decide on"
+    )
+
+
+def test_a_decision_stands_when_heavier_groups_follow() -> None:
+    draw = np.random.default_rng(0)
+    weights = [1.0] * 150 + list(draw.integers(1, 9, 70).astype(float))
+    test, stood, moved = Test(0.05, 0.05, 0.06), 0, 0
+    for _ in range(20):
+        gains = draw.choice([-1.0, 1.0, 0.0], len(weights), p=[0.02, 0.02, 0.96])
+        for largest in (8.0, 0.0):
+            early, late = (
+                assess(gains[:end], [1.0] * end, weights[:end], test, largest).wealth.decided_at for end in (150, 220)
+            )
+            stood += bool(largest) and late is not None
+            assert not largest or early in (None, late)
+            moved += not largest and early is not None and early != late
+    assert stood and moved, "without the scale of the whole split it would not"
+    found = heaviest_groups([("fact", "a", 1.0), ("fact", "a", 1.0), ("fact", "b", 1.0), ("label", "a", 1.5)])
+    assert found == {"fact": 2.0, "label": 1.5}
 
 
 def test_rounds_double_and_keep_groups_whole() -> None:
@@ -113,12 +139,15 @@ def test_a_grown_test_split_goes_on_where_it_stopped(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="not asked in rounds"):
         order_rows(ROWS, more, seed=0)
     found = read_scores(scores.path)
-    write_scores(scores.path, found.summary.model_copy(update={"asking": asked.summary(first)}), found.items)
+    write_scores(scores.path, found.summary.model_copy(update={"asking": asked.summary(first, ONE)}), found.items)
     grown = order_rows(ROWS, more, seed=5)
     assert grown[:50] == first and len(grown) == 200
     changed = ROWS[60].model_copy(update={"weight": 2.0})
     for rows in ([row for row in ROWS if row.id != "r60"], [changed if row.id == "r60" else row for row in ROWS]):
         with pytest.raises(DataError, match="1 of its 50 rows are missing from the test split or were changed: r60"):
             order_rows(rows, more, seed=0)
+    assert kept_scale({"fact": 0.5}, more) == ONE
+    with pytest.raises(DataError, match=r"heavier groups than in the earlier test split: fact \(2, not 1\)"):
+        kept_scale({"fact": 2.0}, more)
     with pytest.raises(DataError, match="1 new rows belong to groups that were asked already: new"):
         order_rows([*ROWS, ROWS[60].model_copy(update={"id": "new"})], more, seed=0)
