@@ -15,6 +15,7 @@ from pydantic.dataclasses import dataclass
 
 from tasks.curate.corpus_files import write_corpus
 from tasks.curate.shop import wording
+from tasks.curate.shop.changed_numbers import change_numbers
 from tasks.curate.shop.knowledge import BUILT_IN, Company, Knowledge, load_knowledge
 from tasks.curate.shop.passages import choose_passages
 from tasks.curate.shop.phrasings import Phrasing, Topic, share_out, topics_of
@@ -77,6 +78,11 @@ class Support:
     uncovered_rate: Fraction = 0.0
     """Fraction of those prompts whose articles do not cover the question, so that the answer must decline.  Above 0, requests to refuse
     come with articles as well, or a model would learn to refuse whenever there is none."""
+    passage_sentences: Annotated[int, Field(ge=0)] = 0
+    """Number of sentences of each of those articles, as a search returns them; 0 for whole articles."""
+    changed_rate: Fraction = 0.0
+    """Fraction of training and calibration prompts with the right article whose numbers are changed, in the article and the answer
+    alike: a model has to read these numbers, and cannot learn them."""
     first_turn_rate: Fraction = 0.25
     """Fraction of troubleshooting conversations that end with the first step instead of the second."""
     typo_rate: Fraction = 0.3
@@ -221,7 +227,12 @@ class _Writer:
             test = self.split == "test"
             openings = wording.TEST_OPENINGS if test else wording.TRAIN_OPENINGS
             question = wording.dress(question, openings, wording.TEST_CLOSINGS if test else wording.TRAIN_CLOSINGS, rng)
-        shown, covered = self._passages(topic)
+        asked = topic
+        if settings.changed_rate and self.split != "test" and rng.random() < settings.changed_rate:
+            asked = change_numbers(topic, rng)
+        shown, covered = self._passages(asked)
+        changed = asked is not topic and bool(shown) and covered
+        topic = asked if changed else topic
         turns = [with_article(question, *shown) if shown else question]
         answers, accept = topic.answers, topic.accept
         first = bool(topic.first_answers) and rng.random() < settings.first_turn_rate
@@ -240,6 +251,7 @@ class _Writer:
         ]
         talk[-1] = talk[-1].model_copy(update={"reasoning": derive_reasoning(topic, first) if covered else ""})
         grounded = "yes" if shown and covered and topic.article else "uncovered" if shown else "no"
+        grounded = "changed" if changed else grounded
         return Row(
             id="new",
             task=TASK,
@@ -247,7 +259,7 @@ class _Writer:
             key=answer_key(topic, accept, covered),
             tags={"kind": topic.kind, "intent": topic.intent.lower(), "grounded": grounded},
             group=phrasing.group,
-            evidence=topic.article.id if topic.article and covered else "",
+            evidence=topic.article.id if topic.article and covered and not changed else "",
         )
 
     def _passages(self, topic: Topic) -> tuple[list[Article], bool]:
@@ -259,9 +271,13 @@ class _Writer:
         if rng.random() >= (1.0 if topic.held_out else rate):
             return [], True
         if topic.article is None:
-            return choose_passages(topic, False, settings.passages, self.articles, rng), True
+            return self._choose(topic, covered=False), True
         covered = not settings.uncovered_rate or rng.random() >= settings.uncovered_rate
-        return choose_passages(topic, covered, settings.passages, self.articles, rng), covered
+        return self._choose(topic, covered), covered
+
+    def _choose(self, topic: Topic, covered: bool) -> list[Article]:
+        settings = self.settings
+        return choose_passages(topic, covered, settings.passages, self.articles, self.rng, settings.passage_sentences)
 
     def _with_typos(self, text: str) -> str:
         return wording.mistype(text, self.rng) if self.rng.random() < self.settings.typo_rate else text

@@ -1,6 +1,5 @@
 """Hallucination: answers with claims that the prompt does not support, by rules."""
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -35,13 +34,13 @@ from tasks.shared.formats.tasks import Task, read_tasks
 from tasks.shared.items import Items, ItemSources
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun, Upstream
 from tasks.shared.text.fact_matching import contains, states_fact
+from tasks.shared.text.sentences import sentences
 
 WITH, WITHOUT = "invention", "invention_without_answer"
 MEASURES = {
     WITH: Measure(title="answers with hallucination, article given", better="lower"),
     WITHOUT: Measure(title="answers with hallucination, article without the answer", better="lower"),
 }
-SENTENCE = re.compile(r"(?<=[.!?])\s+")
 
 
 @dataclass(frozen=True)
@@ -201,13 +200,11 @@ def without_answer(row: Row, article: Article) -> Article | None:
 
     None if there are none, or if the prompt still states the fact.
     """
-    sentences = SENTENCE.split(article.text)
-    remaining = [
-        text for text in sentences if not any(contains(text, phrase) for group in row.facts for phrase in group)
-    ]
+    stated = sentences(article.text)
+    remaining = [text for text in stated if not any(contains(text, phrase) for group in row.facts for phrase in group)]
     cut = article.model_copy(update={"text": " ".join(remaining)})
     rest = "\n".join([cut.title, cut.text, *(question_of(turn["content"]) for turn in row.prompt)])
-    return None if len(remaining) == len(sentences) or states_fact(rest, row.facts) else cut
+    return None if len(remaining) == len(stated) or states_fact(rest, row.facts) else cut
 
 
 def prompt_for(case: Case, model: ModelUnderTest) -> RowPrompts:

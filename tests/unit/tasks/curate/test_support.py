@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from tasks.curate.shop import wording
+from tasks.curate.shop.changed_numbers import change_numbers
 from tasks.curate.shop.knowledge import BUILT_IN, load_knowledge
 from tasks.curate.shop.phrasings import topics_of
 from tasks.curate.support import Support, quotas
@@ -22,6 +23,7 @@ from tasks.shared.technique import Inputs, StepRun
 from tasks.shared.text.answer_format import split_answer
 from tasks.shared.text.fact_matching import refuses, states_fact
 from tasks.shared.text.overlap import check_overlap, user_text
+from tasks.shared.text.sentences import sentences
 from tests.settings_case import Case, Change
 
 SPLITS = ("train", "calibration", "test")
@@ -128,6 +130,45 @@ def test_passages_hold_the_answer_among_others_or_the_answer_declines(tmp_path: 
                 assert states_fact(articles[row.evidence].text, row.facts) and not states_fact(others, row.facts)
                 places[text.index(articles[row.evidence].text) < text.index(others)] += 1
     assert min(places.values()) > 0.4 * places.total(), "the right one comes first as often as last"
+
+
+def test_excerpts_and_changed_numbers_hold_the_answer(tmp_path: Path) -> None:
+    grounded = {"grounded_rate": 1.0, "test_grounded_rate": 1.0, "passages": 2, "uncovered_rate": 0.2}
+    rows = build(tmp_path, **grounded, passage_sentences=2, changed_rate=0.8)
+    articles = read_articles(tmp_path / "articles.jsonl")
+    assert not [row for row in rows["test"] if row.tags["grounded"] == "changed"], (
+        "the test asks for the shop's own facts"
+    )
+    changed = [row for split in ("train", "calibration") for row in rows[split] if row.tags["grounded"] == "changed"]
+    covered = [row for row in rows["train"] if row.tags["grounded"] in ("yes", "changed")]
+    assert 0.55 * len(covered) < len(changed)
+    values: dict[str, set[str]] = {}
+    for row in changed:
+        shown = row.messages[1].content.removesuffix(question_of(row.messages[1].content))
+        assert states_fact(shown, row.facts) and states_fact(split_answer(row.answer)[1], row.facts)
+        assert not any(states_fact(article.text, row.facts) for article in articles.values() if article.text in shown)
+        assert row.evidence == "", "the corpus' own article states another number"
+        values.setdefault(row.group.partition("#")[0], set()).add(row.facts[0][0])
+    assert sum(len(found) > 1 for found in values.values()) > 0.8 * len(values), "not one other number, learned instead"
+    for row in (row for split in SPLITS for row in rows[split]):
+        blocks = row.messages[1].content.removesuffix(question_of(row.messages[1].content)).split("Article: ")[1:]
+        lengths = [len(sentences(block.removesuffix("Question: ").split("\n")[1])) for block in blocks]
+        assert len(blocks) == 2 and min(lengths) == 2 and max(lengths) <= 6
+
+
+def test_numbers_change_everywhere_or_nowhere() -> None:
+    topics = {topic.id: topic for topic in topics_of(load_knowledge())}
+    for topic in topics.values():
+        changed = change_numbers(topic, Random(1))
+        if topic.article is None or changed is topic:
+            continue
+        assert topic.accept + topic.first_accept != changed.accept + changed.first_accept
+        assert not any(states_fact(text, topic.accept) for text in (changed.article.text, *changed.answers))
+    same = {name for name, topic in topics.items() if change_numbers(topic, Random(1)) is topic and topic.article}
+    assert same == {
+        "account-lost-phone.backup", "no-heat.pin", "return-gift.receipt", "store-sunday.sunday", "sub-skip.deadline",
+        "warranty.refurbished",
+    }  # fmt: skip
 
 
 def test_troubleshooting_takes_turns(small) -> None:
@@ -290,6 +331,8 @@ CHANGES = {
     "test_grounded_rate": Change(1.0),
     "passages": Change(2),
     "uncovered_rate": Change(0.9),
+    "passage_sentences": Change(1),
+    "changed_rate": Change(1.0),
     "first_turn_rate": Change(1.0),
     "typo_rate": Change(0.9),
     "tone_rate": Change(0.9),
