@@ -1,4 +1,4 @@
-"""A topic with other numbers, in its article and answers alike: a model has to read them, since it cannot know them.
+"""A topic with other numbers, in article and answers alike, which a model can only read.
 
 Source: Longpre et al. 2021, arXiv 2109.05052; Neeman et al. 2022, arXiv 2211.05655: training on passages whose facts were changed teaches
 a model to prefer the passage to its memory.
@@ -60,7 +60,10 @@ def _change(text: str, changes: dict[str, str]) -> str:
 
 
 def _change_groups(groups: Groups, changes: dict[str, str]) -> Groups:
-    """Groups whose first string has a changed number keep the strings that have one; others stay."""
+    """Accepted strings with the changes made.
+
+    Groups whose first string has a changed number keep only the strings that have one; others stay.
+    """
     return tuple(
         tuple(text for phrase in group if (text := _change(phrase, changes)) != phrase)
         if _change(group[0], changes) != group[0]

@@ -34,7 +34,7 @@ def choose_passages(
 
 
 def excerpt(article: Article, count: int, accept: Sequence[Sequence[str]], rng: Random) -> Article:
-    """Return the article with only some sentences in a row of its text, as a search returns them.
+    """Return the article with a few consecutive sentences of its text, as a search returns.
 
     count: their number, or more if only more state the facts; 0 for the whole article.
     accept: facts to state, as in `states_fact`; may be empty.
