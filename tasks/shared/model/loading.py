@@ -12,7 +12,7 @@ from tasks.shared.errors import ModelError, StillroomError
 from tasks.shared.model.configuration import load_config
 from tasks.shared.model.prompts import settle_template
 from tasks.shared.model.repairs import drop_tokens_without_row, make_writable, settle_pad
-from tasks.shared.model.strict import check_gguf_tensors, one_message, refuse_misfit
+from tasks.shared.model.strict import check_gguf_tensors, one_message, refuse_misfit, refuse_not_finite
 from tasks.shared.model.template_edits import CHATML, PROGRAM_ERRORS, plain_template
 from tasks.shared.model.weights import check_source, is_gguf, quick_gguf
 from tasks.shared.progress import no_foreign_bars
@@ -30,8 +30,8 @@ END_OF_TURN = "<|im_end|>"
 def load_model(path: Path, dtype: Dtype = "float32", device: str = "cpu") -> "PreTrainedModel":
     """Load a model in evaluation mode, every tensor of it filled once from its files.
 
-    Raises ModelError if `check_source` or `load_config` refuses it, a tensor is missing, left over or of another shape, or
-    transformers cannot read it.
+    Raises ModelError if `check_source` or `load_config` refuses it, a tensor is missing, left over, of another shape or not finite,
+    or transformers cannot read it.
     """
     check_source(path)
     import torch
@@ -45,6 +45,7 @@ def load_model(path: Path, dtype: Dtype = "float32", device: str = "cpu") -> "Pr
             _cast_dense(model, getattr(torch, dtype))
             model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device))  # unpacks the weights, once
             _keep_unpacked(model)
+    refuse_not_finite(path, model)
     make_writable(model, str(path))
     return model
 

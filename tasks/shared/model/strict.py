@@ -68,6 +68,27 @@ def refuse_misfit(where: Path, info: Mapping[str, Any]) -> None:
         )
 
 
+def refuse_not_finite(where: Path, model: "PreTrainedModel") -> None:
+    """Raise ModelError for weights that are NaN or infinite.
+
+    One pass over the weights: a sum is not finite if a summand is not.
+    """
+    import torch
+
+    broken = [
+        name
+        for name, weight in model.named_parameters()
+        if weight.is_floating_point() and not bool(weight.sum(dtype=torch.float32).isfinite())
+    ]
+    if broken:
+        raise ModelError(
+            str(where),
+            f"{_tensors(broken)} with NaN or infinite values ({shown(broken)})",
+            "finite weights",
+            "take an earlier checkpoint; if the file was converted to float16, which overflows at 65,504, convert it to bfloat16 again",
+        )
+
+
 def _cause(missing: list[str], extra: list[str], shapes: list[str]) -> tuple[str, str]:
     """Return the likely cause, if one is known, and what to do."""
     for prefix, (tool, fix) in WRAPPERS.items():

@@ -165,7 +165,10 @@ def test_models_that_cannot_be_compared_say_why_and_the_others_go_on(
     scores, metrics = compare(tmp_path, models_of(folder, candidates, corpus), limit=3)
     failures = {name: model.failure for name, model in scores.summary.models.items() if model.failure}
     assert failures.keys() == {"foreign", "broken"}
-    assert "KL needs the same tokens" in failures["foreign"] and "candidate broken: NaN logits" in failures["broken"]
+    assert (
+        "KL needs the same tokens" in failures["foreign"]
+        and "candidate broken: 1 tensor with NaN" in failures["broken"]
+    )
     assert all(item.values.keys() == {"tuned", "talking", "file"} for item in scores.items)
     assert 0 <= metrics["file.kl"] < 1e-4 < metrics["talking.kl"]
     notes = "\n".join(scores.summary.notes)
@@ -178,8 +181,9 @@ def test_a_broken_baseline_and_an_empty_test_split_are_refused(folder: Path, cor
     import torch
 
     broken = build_model()
-    with torch.no_grad():
-        broken.model.layers[1].mlp.down_proj.weight.fill_(float("nan"))
+    with torch.no_grad():  # finite, but their products are not
+        broken.model.embed_tokens.weight.mul_(1e4)
+        broken.model.norm.weight.fill_(3e36)
     with pytest.raises(ModelError, match="baseline tuned .*NaN logits"):
         compare(tmp_path, models_of(save_tiny(tmp_path / "broken", broken), {"copy": folder}, corpus))
     (tmp_path / "empty").mkdir()

@@ -157,8 +157,8 @@ def test_a_broken_file_is_refused_before_its_answers(tmp_path: Path) -> None:
         pytest.raises(ModelError, match="broken"),
     ):
         session.check("Hello")
-    with TRANSFORMERS.open(tmp_path / "bad", Opening(1)) as other, pytest.raises(ModelError, match="not finite"):
-        other.check("Hello")
+    with pytest.raises(ModelError, match="1 tensor with NaN"), TRANSFORMERS.open(tmp_path / "bad", Opening(1)):
+        pass
 
 
 def test_a_server_that_is_gone_is_an_error_of_the_endpoint() -> None:
