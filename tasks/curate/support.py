@@ -17,7 +17,7 @@ from tasks.curate.corpus_files import write_corpus
 from tasks.curate.shop import wording
 from tasks.curate.shop.changed_numbers import change_numbers
 from tasks.curate.shop.knowledge import BUILT_IN, Company, Knowledge, load_knowledge
-from tasks.curate.shop.passages import choose_passages
+from tasks.curate.shop.passages import choose_passages, earlier_topic
 from tasks.curate.shop.phrasings import Phrasing, Topic, share_out, topics_of
 from tasks.curate.shop.rationales import derive_reasoning
 from tasks.curate.shop.task import SUPPORT, TASK
@@ -83,6 +83,9 @@ class Support:
     changed_rate: Fraction = 0.0
     """Fraction of training and calibration prompts with the right article whose numbers are changed, in the article and the answer
     alike: a model has to read these numbers, and cannot learn them."""
+    questions: Annotated[int, Field(ge=1)] = 1
+    """Number of questions about the articles of a training or calibration prompt, each answered in a turn of its own.  A test
+    conversation asks one.  More questions cost fewer tokens per answer, since they share the articles."""
     first_turn_rate: Fraction = 0.25
     """Fraction of troubleshooting conversations that end with the first step instead of the second."""
     typo_rate: Fraction = 0.3
@@ -179,11 +182,13 @@ class _Writer:
         self.articles = [article for article in articles if split == "test" or not article.held_out]
         self.system = Message(role="system", content=company.system)
         self.rng = Random(f"{seed}/{split}")
+        self.topics: Sequence[Topic] = ()
         self.seen: set[str] = set()
         self.dropped = 0
 
     def rows(self, topics: Sequence[Topic]) -> list[Row]:
         """Rows of the split, shuffled and numbered."""
+        self.topics = topics
         wanted = quotas(topics, self.settings.size_of(self.split), self._shares(), self.rng)
         made = [row for topic in topics for row in self._topic(topic, wanted[topic.id])]
         self.rng.shuffle(made)
@@ -222,18 +227,15 @@ class _Writer:
 
     def _variant(self, topic: Topic, phrasing: Phrasing) -> Row:
         rng, settings = self.rng, self.settings
-        question = self._with_typos(phrasing.text)
-        if rng.random() < settings.tone_rate:
-            test = self.split == "test"
-            openings = wording.TEST_OPENINGS if test else wording.TRAIN_OPENINGS
-            question = wording.dress(question, openings, wording.TEST_CLOSINGS if test else wording.TRAIN_CLOSINGS, rng)
+        question = self._question(phrasing)
         asked = topic
         if settings.changed_rate and self.split != "test" and rng.random() < settings.changed_rate:
             asked = change_numbers(topic, rng)
         shown, covered = self._passages(asked)
         changed = asked is not topic and bool(shown) and covered
         topic = asked if changed else topic
-        turns = [with_article(question, *shown) if shown else question]
+        turns = [*(self._earlier(topic, shown) if shown else ()), question]
+        learned = len(turns) // 2
         answers, accept = topic.answers, topic.accept
         first = bool(topic.first_answers) and rng.random() < settings.first_turn_rate
         if not covered:
@@ -243,12 +245,13 @@ class _Writer:
         elif topic.first_answers:
             turns += [rng.choice(topic.first_answers), self._with_typos(rng.choice(topic.followups))]
         turns.append(join_answer(topic.intent, rng.choice(answers)))
+        turns[0] = with_article(turns[0], *shown) if shown else turns[0]
         talk = [
-            Message(role="assistant", content=text, learn=None if text is turns[-1] else False)  # no label before it
-            if number % 2
+            Message(role="assistant", content=text, learn=None if place < 2 * learned or text is turns[-1] else False)
+            if place % 2
             else Message(role="user", content=text)
-            for number, text in enumerate(turns)
-        ]
+            for place, text in enumerate(turns)
+        ]  # a first step has no label, so it is not learned
         talk[-1] = talk[-1].model_copy(update={"reasoning": derive_reasoning(topic, first) if covered else ""})
         grounded = "yes" if shown and covered and topic.article else "uncovered" if shown else "no"
         grounded = "changed" if changed else grounded
@@ -261,6 +264,35 @@ class _Writer:
             group=phrasing.group,
             evidence=topic.article.id if topic.article and covered and not changed else "",
         )
+
+    def _question(self, phrasing: Phrasing) -> str:
+        """Return a question with typos, and the remarks around it."""
+        question = self._with_typos(phrasing.text)
+        if self.rng.random() >= self.settings.tone_rate:
+            return question
+        if self.split == "test":
+            return wording.dress(question, wording.TEST_OPENINGS, wording.TEST_CLOSINGS, self.rng)
+        return wording.dress(question, wording.TRAIN_OPENINGS, wording.TRAIN_CLOSINGS, self.rng)
+
+    def _earlier(self, topic: Topic, shown: Sequence[Article]) -> list[str]:
+        """Return earlier questions about the same articles, each followed by its answer."""
+        turns: list[str] = []
+        used = {topic.id}
+        for _ in range(self.settings.questions - 1 if self.split != "test" else 0):
+            asked, covered = earlier_topic(
+                [other for other in self.topics if other.id not in used],
+                shown,
+                self.settings.uncovered_rate,
+                self._shares()[0],
+                self.rng,
+            )
+            used.add(asked.id)
+            answers = (asked.first_answers or asked.answers) if covered else self.company.not_covered
+            turns += [
+                self._question(self.rng.choice(asked.phrasings)),
+                join_answer(asked.intent, self.rng.choice(answers)),
+            ]
+        return turns
 
     def _passages(self, topic: Topic) -> tuple[list[Article], bool]:
         """Articles for the prompt, and False if they should cover the question and do not."""
@@ -277,7 +309,9 @@ class _Writer:
 
     def _choose(self, topic: Topic, covered: bool) -> list[Article]:
         settings = self.settings
-        return choose_passages(topic, covered, settings.passages, self.articles, self.rng, settings.passage_sentences)
+        return choose_passages(
+            topic, covered, settings.passages, self.articles, self.rng, settings.passage_sentences, self.topics
+        )
 
     def _with_typos(self, text: str) -> str:
         return wording.mistype(text, self.rng) if self.rng.random() < self.settings.typo_rate else text

@@ -13,24 +13,66 @@ NEAR_RATE = 0.5
 
 
 def choose_passages(
-    topic: Topic, covered: bool, count: int, articles: Sequence[Article], rng: Random, length: int = 0
+    topic: Topic,
+    covered: bool,
+    count: int,
+    articles: Sequence[Article],
+    rng: Random,
+    length: int = 0,
+    topics: Sequence[Topic] = (),
 ) -> list[Article]:
     """Return the articles of a prompt in random order.
 
     covered: True if the topic's own article is among them.  count: their number; fewer if there are no more articles.
     articles: those that the split may show.  None but the topic's own states one of its answers.
-    length: number of sentences of an excerpt of each; 0 for whole articles.  That of the topic's own article states its answers.
+    length: number of sentences of an excerpt of each; 0 for whole articles.  That of the topic's own article states its answers, the
+    others' state those of one of `topics` about them, if there is one.
     """
     own = topic.article
-    shown = [excerpt(own, length, (*topic.first_accept, *topic.accept), rng)] if covered and own else []
+    shown = [excerpt(own, length, _facts(topic), rng)] if covered and own else []
     others = [article for article in articles if not (own and article.id == own.id) and not _answers(article, topic)]
     while others and len(shown) < count:
         near = [article for article in others if article.topic == topic.intent]
         chosen = rng.choice(near if near and rng.random() < NEAR_RATE else others)
         others.remove(chosen)
-        shown.append(excerpt(chosen, length, (), rng))
+        told = [other for other in topics if length and other.article and other.article.id == chosen.id]
+        facts = _facts(rng.choice(told)) if told else ()
+        shown.append(excerpt(chosen, length, facts, rng))
     rng.shuffle(shown)
     return shown
+
+
+def earlier_topic(
+    topics: Sequence[Topic], shown: Sequence[Article], uncovered: float, refused: float, rng: Random
+) -> tuple[Topic, bool]:
+    """Choose a topic to ask about articles in a prompt, and tell whether it is answered.
+
+    It is answered if the articles state its answer, or if it is a request to refuse.
+    uncovered, refused: shares of topics that no article covers, and of requests to refuse; a kind without topics leaves its share to the
+    others.
+    """
+    names = {article.id for article in shown}
+    text = "\n".join(article.text for article in shown)
+    refusals = [topic for topic in topics if topic.article is None]
+    facts = [topic for topic in topics if topic.article]
+    stated = [topic for topic in facts if topic.article and topic.article.id in names and _is_stated(topic, text)]
+    absent = [
+        topic
+        for topic in facts
+        if topic.article and topic.article.id not in names and not any(_answers(article, topic) for article in shown)
+    ]
+    kinds = [(refusals, refused), (absent, (1 - refused) * uncovered), (stated, (1 - refused) * (1 - uncovered))]
+    found = [(kind, share) for kind, share in kinds if kind] or [(list(topics), 1.0)]
+    (chosen,) = rng.choices([kind for kind, _ in found], [share or 1e-9 for _, share in found])
+    return rng.choice(chosen), chosen is not absent
+
+
+def _facts(topic: Topic) -> tuple[tuple[str, ...], ...]:
+    return (*topic.first_accept, *topic.accept)
+
+
+def _is_stated(topic: Topic, text: str) -> bool:
+    return states_fact(text, topic.first_accept or topic.accept)
 
 
 def excerpt(article: Article, count: int, accept: Sequence[Sequence[str]], rng: Random) -> Article:

@@ -150,10 +150,36 @@ def test_excerpts_and_changed_numbers_hold_the_answer(tmp_path: Path) -> None:
         assert row.evidence == "", "the corpus' own article states another number"
         values.setdefault(row.group.partition("#")[0], set()).add(row.facts[0][0])
     assert sum(len(found) > 1 for found in values.values()) > 0.8 * len(values), "not one other number, learned instead"
+    lengths: Counter[int] = Counter()
     for row in (row for split in SPLITS for row in rows[split]):
         blocks = row.messages[1].content.removesuffix(question_of(row.messages[1].content)).split("Article: ")[1:]
-        lengths = [len(sentences(block.removesuffix("Question: ").split("\n")[1])) for block in blocks]
-        assert len(blocks) == 2 and min(lengths) == 2 and max(lengths) <= 6
+        assert len(blocks) == 2
+        lengths.update(len(sentences(block.split("\n")[1])) for block in blocks)
+    assert min(lengths) == 2 and max(lengths) <= 6 and lengths[2] > 0.6 * lengths.total(), "longer only for facts apart"
+
+
+def test_several_questions_share_the_articles_of_a_training_prompt(tmp_path: Path) -> None:
+    grounded = {"grounded_rate": 1.0, "test_grounded_rate": 1.0, "passages": 2, "uncovered_rate": 0.2}
+    rows = build(tmp_path, **grounded, passage_sentences=2, questions=3, first_turn_rate=1.0)
+    topics = {topic.intent: [] for topic in topics_of(load_knowledge())}
+    for topic in topics_of(load_knowledge()):
+        topics[topic.intent].append(topic.first_accept or topic.accept)
+    assert {len(row.messages) for row in rows["test"]} == {3} and {len(row.messages) for row in rows["train"]} == {7}
+    counts: Counter[str] = Counter()
+    for row in rows["train"]:
+        turns = [message.content for message in row.messages if message.role == "user"]
+        shown = turns[0].removesuffix(question_of(turns[0]))
+        assert shown.count("Article: ") == 2 and not any("Article: " in text for text in turns[1:])
+        assert all(message.learn is None for message in row.messages)
+        asked = {question_of(text) for text in turns}
+        assert len(asked) == 3
+        for message in row.messages[2:-1:2]:
+            label, text = split_answer(message.content)
+            facts = [accept for accept in topics[label] if states_fact(text, accept)]
+            counts["fact" if facts else "declined"] += 1
+            assert refuses(text) != bool(facts)
+            assert not facts or any(states_fact(shown, accept) for accept in facts), "an answer that the prompt lacks"
+    assert 0.25 < counts["declined"] / counts.total() < 0.5, dict(counts)
 
 
 def test_numbers_change_everywhere_or_nowhere() -> None:
@@ -333,6 +359,7 @@ CHANGES = {
     "uncovered_rate": Change(0.9),
     "passage_sentences": Change(1),
     "changed_rate": Change(1.0),
+    "questions": Change(2),
     "first_turn_rate": Change(1.0),
     "typo_rate": Change(0.9),
     "tone_rate": Change(0.9),
