@@ -235,6 +235,7 @@ def make_trainer(
             callbacks=callbacks,
         )
     trainer.objective = objective
+    trainer.compiled = run.compute.compile
     trainer.steps_per_epoch = steps_per_epoch
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(keeper(trainer, run.compute.checkpoint_s))
