@@ -33,7 +33,7 @@ class TwoTerms(Objective):
             raise ValueError(f"this process has {share:.0%} of the layers' weights")
         hidden = last_hidden(model, batch)
         states, tokens = counted(hidden, batch["labels"])
-        size = states[:, :8].pow(2).mean(dim=-1).sum() / divisor(tokens, count)
+        size = states[:, :8].float().pow(2).mean(dim=-1).sum() / divisor(tokens, count)
         return {"hard": 0.5 * answer_loss(hidden, output_head(model), batch["labels"], count), "size": 0.5 * size}
 
     def stumble(self) -> None:

@@ -287,7 +287,7 @@ class _Writer:
                 self.rng,
             )
             used.add(asked.id)
-            answers = (asked.first_answers or asked.answers) if covered else self.company.not_covered
+            answers = asked.answers if covered else self.company.not_covered
             turns += [
                 self._question(self.rng.choice(asked.phrasings)),
                 join_answer(asked.intent, self.rng.choice(answers)),

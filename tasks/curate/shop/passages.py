@@ -47,15 +47,18 @@ def earlier_topic(
 ) -> tuple[Topic, bool]:
     """Choose a topic to ask about articles in a prompt, and tell whether it is answered.
 
-    It is answered if the articles state its answer, or if it is a request to refuse.
+    It is answered if the articles state its answer, or if it is a request to refuse.  Troubleshooting is not chosen: its first steps would
+    outnumber the second ones.
     uncovered, refused: shares of topics that no article covers, and of requests to refuse; a kind without topics leaves its share to the
     others.
     """
     names = {article.id for article in shown}
     text = "\n".join(article.text for article in shown)
     refusals = [topic for topic in topics if topic.article is None]
-    facts = [topic for topic in topics if topic.article]
-    stated = [topic for topic in facts if topic.article and topic.article.id in names and _is_stated(topic, text)]
+    facts = [topic for topic in topics if topic.article and not topic.first_answers]
+    stated = [
+        topic for topic in facts if topic.article and topic.article.id in names and states_fact(text, topic.accept)
+    ]
     absent = [
         topic
         for topic in facts
@@ -69,10 +72,6 @@ def earlier_topic(
 
 def _facts(topic: Topic) -> tuple[tuple[str, ...], ...]:
     return (*topic.first_accept, *topic.accept)
-
-
-def _is_stated(topic: Topic, text: str) -> bool:
-    return states_fact(text, topic.first_accept or topic.accept)
 
 
 def excerpt(article: Article, count: int, accept: Sequence[Sequence[str]], rng: Random) -> Article:

@@ -47,8 +47,9 @@ def test_spread_weights_train_as_whole_ones_do(
         made.append((out, figures))
     (alone, expected), (spread, found) = made
     assert len(curve(alone)) >= 2
+    near = 1e-2 if rounded else 2e-5  # fsdp leaves the sum of the layers' outputs in float32
     for one, two in zip(curve(alone), curve(spread), strict=True):
-        assert two == pytest.approx(without_gradients(one), rel=2e-5, abs=1e-6)
+        assert two == pytest.approx(without_gradients(one), rel=near, abs=1e-6)
     assert (found["optimizer_steps"], found["epochs"]) == (expected["optimizer_steps"], expected["epochs"])
     assert sorted(file.name for file in spread.iterdir()) == sorted(file.name for file in alone.iterdir())
     source, *configs = (json.loads((folder / "config.json").read_text("utf-8")) for folder in (model, alone, spread))
