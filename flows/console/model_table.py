@@ -22,13 +22,14 @@ class Column:
     """One column: its heading and the cell of a model.
 
     text: True for text (aligned left), False for numbers (aligned right).
-    measure: True for a score.
+    measure: True for a score.  timed: True if it needs a measured speed.
     """
 
     heading: str
     cell: Callable[[Verdict, str], str]
     text: bool = False
     measure: bool = False
+    timed: bool = False
 
 
 def _size(verdict: Verdict, name: str) -> str:
@@ -83,7 +84,7 @@ def _kept(verdict: Verdict, name: str) -> str:
 
 
 def _verdict(verdict: Verdict, name: str) -> str:
-    comparison = verdict.comparisons.get(name)
+    comparison = verdict.proposed.get(name)
     return comparison.decision if comparison else verdict.models[name].role
 
 
@@ -98,8 +99,12 @@ def _layouts(verdict: Verdict) -> list[tuple[int, list[Column]]]:
     """
     model, decided = Column("model", _name, text=True), Column("verdict", _verdict, text=True)
     cost = [Column("size", _size), Column("x smaller", _smaller)]
-    speed = [Column("tokens/s", _speed), Column("x faster", _faster)]
-    more = [Column("parameters", _parameters), Column("first token", _first_token), Column("memory", _memory)]
+    speed = [Column("tokens/s", _speed, timed=True), Column("x faster", _faster, timed=True)]
+    more = [
+        Column("parameters", _parameters),
+        Column("first token", _first_token, timed=True),
+        Column("memory", _memory, timed=True),
+    ]
     measures = list(verdict.margin or verdict.gates)
     names = {measure: measure.replace("_", " ") for measure in measures}
     plain = [Column(names[measure], _score(measure), measure=True) for measure in measures]
@@ -108,11 +113,11 @@ def _layouts(verdict: Verdict) -> list[tuple[int, list[Column]]]:
     if verdict.mode == "adaptive":
         kept = [Column("items", _items), *kept]
     short_cost = [Column("size", _size), Column("x\nsmaller", _smaller)]
-    short_speed = [Column("tok\n/s", _speed), Column("x\nfaster", _faster)]
+    short_speed = [Column("tokens\n/s", _speed, timed=True), Column("x\nfaster", _faster, timed=True)]
     short = [Column(measure.replace("_", "\n"), _score(measure, places=0), measure=True) for measure in measures]
     items = kept[:-1]
     fewer = [short[:most] for most in range(len(short), 1, -1)] or [short]
-    return [
+    layouts = [
         (1, [model, *cost, *more, *speed, *bounds, *kept, decided]),
         (1, [model, *cost, *speed, *bounds, *kept, decided]),
         (1, [model, *cost, *more, *speed, *plain, *kept, decided]),
@@ -121,6 +126,8 @@ def _layouts(verdict: Verdict) -> list[tuple[int, list[Column]]]:
         *((0, [model, *short_cost, short_speed[1], *some, *items, decided]) for some in fewer),
         (0, [model, short_cost[0], *short[:2], *items, decided]),
     ]
+    timed = any(found.tokens_per_second or found.speed_ratio for found in verdict.models.values())
+    return [(gap, [one for one in columns if timed or not one.timed]) for gap, columns in layouts]
 
 
 class ModelTable(Table):
@@ -148,9 +155,9 @@ class ModelTable(Table):
 
 
 def _style(verdict: Verdict, name: str) -> str:
-    comparison = verdict.comparisons.get(name)
+    comparison = verdict.proposed.get(name)
     if comparison is None:
-        return "dim" if verdict.models[name].role in ("reference", "repeat") else ""
+        return "" if name == verdict.baseline else "dim"
     return STYLES[comparison.decision]
 
 
@@ -170,10 +177,20 @@ def _table(verdict: Verdict, columns: Sequence[Column], gap: int) -> Table:
         cells[0].stylize("bold" if name == verdict.shipped else "")
         cells[-1].stylize(_style(verdict, name))
         table.add_row(*cells)
-    left_out = len(verdict.margin or verdict.gates) - sum(column.measure for column in columns)
-    if left_out:
-        table.caption = f"{left_out} more measures in a wider terminal"
+    table.caption, table.caption_justify = legend(verdict, columns), "left"
     return table
+
+
+def legend(verdict: Verdict, columns: Sequence[Column]) -> str:
+    """Line on the columns that do not explain themselves, and on measures without one."""
+    headings = {column.heading.replace("\n", " ") for column in columns}
+    words = {
+        "x smaller": "x smaller", "x faster": "x faster", "kept": "kept (the lowest share of a score)"
+    }  # fmt: skip
+    against = [words[name] for name in words if name in headings]
+    left_out = len(verdict.margin or verdict.gates) - sum(column.measure for column in columns)
+    parts = [f"Against {verdict.baseline}: {', '.join(against)}."] if against else []
+    return " ".join([*parts, *([f"{left_out} more measures in a wider terminal."] if left_out else [])])
 
 
 def model_table(verdict: Verdict) -> Table:

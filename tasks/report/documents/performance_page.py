@@ -4,7 +4,7 @@ from tasks.report.content.report import Report
 from tasks.report.content.specification import figure_cell, figure_title
 from tasks.report.documents.performance import Change, Modified, PerformanceLog
 from tasks.report.words.markdown import Plain, bullets, code, escape, table
-from tasks.report.words.wording import reason
+from tasks.report.words.result import reason
 from tasks.shared.formats.records import Figure
 from tasks.shared.text.numbers import amount, byte_size, gap, gap_unit, interval, margin, p_value, smaller
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.report.content.cards import readable
 from tasks.report.content.report import Report
-from tasks.report.words.wording import reason
+from tasks.report.words.result import reason
 from tasks.shared.store.keys import flatten
 from tasks.shared.text import numbers
 
