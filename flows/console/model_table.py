@@ -14,6 +14,8 @@ from tasks.shared.formats.verdict import Verdict
 from tasks.shared.text.numbers import MISSING, amount, byte_size, parameters, percent, score_interval, seconds, times
 
 ABSENT = "-"
+NARROW_NAME = 12
+"""Width from which names of references and repeats wrap in a narrow console."""
 STYLES = {"ship": "green", "not enough data": "yellow", "do not ship": "red"}
 
 
@@ -163,6 +165,7 @@ def _style(verdict: Verdict, name: str) -> str:
 
 def _table(verdict: Verdict, columns: Sequence[Column], gap: int) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, gap), collapse_padding=True, header_style="bold")
+    names = max(NARROW_NAME, *(len(name) for name in (verdict.baseline, *verdict.comparisons)))
     for column in columns:
         table.add_column(
             column.heading,
@@ -170,6 +173,7 @@ def _table(verdict: Verdict, columns: Sequence[Column], gap: int) -> Table:
             vertical="bottom",
             no_wrap=column.heading != "model",
             overflow="fold",
+            max_width=names if column.heading == "model" and not gap else None,
         )
     for name in verdict.models:
         # Text, not str: a model's name may hold square brackets, which rich would read as markup.
@@ -190,7 +194,7 @@ def legend(verdict: Verdict, columns: Sequence[Column]) -> str:
     against = [words[name] for name in words if name in headings]
     left_out = len(verdict.margin or verdict.gates) - sum(column.measure for column in columns)
     parts = [f"Against {verdict.baseline}: {', '.join(against)}."] if against else []
-    return " ".join([*parts, *([f"{left_out} more measures in a wider terminal."] if left_out else [])])
+    return " ".join([*parts, *([f"{left_out} more {'measures' if left_out > 1 else 'measure'} in a wider terminal."] if left_out else [])])
 
 
 def model_table(verdict: Verdict) -> Table:

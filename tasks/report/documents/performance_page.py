@@ -51,7 +51,7 @@ def candidate_parts(report: Report, log: PerformanceLog, found: Modified) -> lis
     size = smaller(log.baseline.size_bytes / found.size_bytes if found.size_bytes else None, log.baseline.name)
     harmed = [part for part in found.slices if part.harmed]
     sections = [
-        f"## {escape(found.name)}: {escape(found.decision)}",
+        f"## {escape(found.name)}: {'parent, never shipped' if found.role == 'parent' else escape(found.decision)}",
         escape(found.statement),
         bullets(found.reasons) if found.reasons else "",
         f"{byte_size(found.size_bytes)}, {escape(size)}; {escape(found.format)}, run in {escape(found.engine)}"

@@ -124,12 +124,16 @@ def missing_items(verdict: Verdict, comparison: Comparison) -> list[str]:
     if never := [title_of(verdict, name) for name, items in needed.items() if items is None]:
         return [f"Its loss of {', '.join(never)} is so close to the margin that more items would hardly decide."]
     fixed = verdict.mode == "fixed"
-    numbers = [
-        f"{count((items or 0) - (0 if fixed else open_[name].n))} {'' if fixed or place else 'more '}items of {title_of(verdict, name)}"
-        for place, (name, items) in enumerate(needed.items())
-    ]
-    listed = ", ".join(numbers[:-1]) + (" and " if len(numbers) > 1 else "") + numbers[-1]
+    more = {name: (items or 0) - (0 if fixed else open_[name].n) for name, items in needed.items()}
+    numbers = [f"{_rounded(items)} of {title_of(verdict, name)}" for name, items in more.items()]
+    listed = numbers[0].replace(" of ", " items of " if fixed else " more items of ", 1)
+    listed += "".join(f", {one}" for one in numbers[1:-1]) + (f" and {numbers[-1]}" if numbers[1:] else "")
     return [f"A new test with about {listed} would decide." if fixed else f"About {listed} would decide."]
+
+
+def _rounded(items: int) -> str:
+    """Format a number to two digits: 1 234 as 1 200."""
+    return count(round(items, 2 - len(str(items))))
 
 
 def further_down(verdict: Verdict) -> list[str]:
