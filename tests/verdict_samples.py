@@ -242,7 +242,12 @@ def asked(n: int, fact: float, half: float, **changes: Any) -> Comparison:
     for name, difference in change.items():
         found = measured(0.92, difference, half, n=shown[name])
         won, lost = found.answer == "yes", found.answer == "no"
-        wealth = evidence(shown[name], 24.0 if won else 3.1 if not lost else 0.02, 41.0 if lost else 0.4, shown[name] if won or lost else None)
+        wealth = evidence(
+            shown[name],
+            24.0 if won else 3.1 if not lost else 0.02,
+            41.0 if lost else 0.4,
+            shown[name] if won or lost else None,
+        )
         results[name] = found.model_copy(update={"wealth": wealth, "detectable": 1.2 * half})
     return compared(fact, measures=results, decision=decision_of(results), slices=[], **changes)
 

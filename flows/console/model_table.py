@@ -94,7 +94,7 @@ def _name(_: Verdict, name: str) -> str:
     return name
 
 
-def _layouts(verdict: Verdict) -> list[tuple[int, list[Column]]]:
+def layouts(verdict: Verdict) -> list[tuple[int, list[Column]]]:
     """Padding and columns of each layout, from the widest to the narrowest.
 
     All of them have model, size, two measures and the verdict.
@@ -119,7 +119,7 @@ def _layouts(verdict: Verdict) -> list[tuple[int, list[Column]]]:
     short = [Column(measure.replace("_", "\n"), _score(measure, places=0), measure=True) for measure in measures]
     items = kept[:-1]
     fewer = [short[:most] for most in range(len(short), 1, -1)] or [short]
-    layouts = [
+    found = [
         (1, [model, *cost, *more, *speed, *bounds, *kept, decided]),
         (1, [model, *cost, *speed, *bounds, *kept, decided]),
         (1, [model, *cost, *more, *speed, *plain, *kept, decided]),
@@ -129,7 +129,7 @@ def _layouts(verdict: Verdict) -> list[tuple[int, list[Column]]]:
         (0, [model, short_cost[0], *short[:2], *items, decided]),
     ]
     timed = any(found.tokens_per_second or found.speed_ratio for found in verdict.models.values())
-    return [(gap, [one for one in columns if timed or not one.timed]) for gap, columns in layouts]
+    return [(gap, [one for one in columns if timed or not one.timed]) for gap, columns in found]
 
 
 class ModelTable(Table):
@@ -194,7 +194,16 @@ def legend(verdict: Verdict, columns: Sequence[Column]) -> str:
     against = [words[name] for name in words if name in headings]
     left_out = len(verdict.margin or verdict.gates) - sum(column.measure for column in columns)
     parts = [f"Against {verdict.baseline}: {', '.join(against)}."] if against else []
-    return " ".join([*parts, *([f"{left_out} more {'measures' if left_out > 1 else 'measure'} in a wider terminal."] if left_out else [])])
+    return " ".join(
+        [
+            *parts,
+            *(
+                [f"{left_out} more {'measures' if left_out > 1 else 'measure'} in a wider terminal."]
+                if left_out
+                else []
+            ),
+        ]
+    )
 
 
 def model_table(verdict: Verdict) -> Table:
@@ -203,4 +212,4 @@ def model_table(verdict: Verdict) -> Table:
     "x smaller" and "x faster" are relative to the baseline; "kept" is the lowest retention over the measures.  Only measures
     that decide have a column, and a narrow console shows fewer of them and says so.
     """
-    return ModelTable([_table(verdict, columns, gap) for gap, columns in _layouts(verdict)])
+    return ModelTable([_table(verdict, columns, gap) for gap, columns in layouts(verdict)])

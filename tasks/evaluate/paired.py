@@ -160,7 +160,9 @@ class Paired:
             yield ConfigError(f"{where}.explains", got, wanted, fix)
         elif candidates and set(candidates) <= set(self.explains):
             wanted = "at least one candidate that may ship"
-            yield ConfigError(f"{where}.explains", "all candidates, so nothing could ship", wanted, f"{where}.explains=[]")
+            yield ConfigError(
+                f"{where}.explains", "all candidates, so nothing could ship", wanted, f"{where}.explains=[]"
+            )
 
     def _round_problems(
         self, where: str, steps: Sequence[str], upstream: Mapping[str, Upstream]

@@ -62,7 +62,9 @@ def candidate_text(verdict: Verdict, name: str, lead: str = "") -> str:
     """
     comparison = verdict.comparisons[name]
     if comparison.decision != "ship":
-        return " ".join([f"{lead or _with_size(verdict, name)} {obstacle(verdict, name)}.", *missing_items(verdict, comparison)])
+        return " ".join(
+            [f"{lead or _with_size(verdict, name)} {obstacle(verdict, name)}.", *missing_items(verdict, comparison)]
+        )
     gained = f"{lead or name} is {byte_size(verdict.models[name].size_bytes)}, {gains(verdict, name)}."
     found, deciding = closest_measure(comparison), len(verdict.margin)
     if found is None:

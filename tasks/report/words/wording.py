@@ -109,7 +109,9 @@ def bounded(gate: Gate, result: MeasureComparison, alpha: float) -> str:
     size, most = gap(abs(result.difference), unit, signed=False), gap(abs(result.low), unit, signed=False)
     sure = f"with {100 * (1 - alpha):.3g} % confidence (margin {margin(result.margin, unit)})"
     if result.difference < 0:
-        return f"{'loses' if higher else 'is'} {size} {gap_unit(unit)}{'' if higher else ' worse'}, at most {most} {sure}"
+        return (
+            f"{'loses' if higher else 'is'} {size} {gap_unit(unit)}{'' if higher else ' worse'}, at most {most} {sure}"
+        )
     gained = f"gains {size} {gap_unit(unit)}" if higher else f"is {size} {gap_unit(unit)} better"
     if result.difference == 0:
         gained = "is unchanged"

@@ -6,9 +6,10 @@ import pytest
 from rich.console import Console
 from verdict_samples import CODE_LENGTH, GATES, a_verdict, frontier, shipping
 
-from flows.console.model_table import model_table
+from flows.console.model_table import layouts, model_table
 from tasks.report.figures.svg import Scale, linear_ticks, log_ticks, place_labels
 from tasks.shared.formats.verdict import Verdict
+from tasks.shared.store.keys import PROJECT
 
 
 @pytest.mark.parametrize("width", [60, 80, 120, 160, 220])
@@ -34,7 +35,7 @@ def test_many_measures_still_fit(width: int) -> None:
     console.print(model_table(a_verdict(gates=gates)))
     lines = console.export_text().rstrip().splitlines()
     assert max(map(len, lines)) <= width and any("do not ship" in line for line in lines)
-    assert "more measures in a wider terminal" in " ".join(lines[-2:]), "it says what it leaves out"
+    assert "more measures in a wider terminal" in " ".join(" ".join(lines[-2:]).split()), "it says what it leaves out"
 
 
 def test_ticks_scales_and_labels() -> None:
@@ -62,6 +63,14 @@ def test_speed_that_nobody_measured_has_no_column() -> None:
     for width in (80, 160):
         assert any("faster" in line for line in shown_lines(verdict, width))
         assert not any("faster" in line for line in shown_lines(verdict.model_copy(update={"models": silent}), width))
+
+
+def test_every_column_is_explained() -> None:
+    page = (PROJECT / "docs" / "compare.md").read_text("utf-8")
+    for _, columns in layouts(frontier()):
+        for column in columns:
+            heading = "tokens/s" if column.heading == "tokens\n/s" else column.heading.replace("\n", " ")
+            assert column.measure or f"| `{heading}` |" in page, heading
 
 
 def shown_lines(verdict: Verdict, width: int) -> list[str]:

@@ -286,9 +286,7 @@ def test_one_candidate_and_six_with_long_names(tmp_path: Path) -> None:
 def test_measures_of_any_unit_and_number(tmp_path: Path) -> None:
     gates = GATES | {f"extra_{i}": GATES["fact"] for i in range(4)} | {"code_length": CODE_LENGTH}
     longer = measured(1.02, -0.12, 0.03, retention=None, retention_low=None, retention_high=None)
-    comparison = compared(
-        0.0, decision="do not ship", measures={"code_length": longer, "fact": measured(0.8, 0, 0.01)}
-    )
+    comparison = compared(0.0, decision="do not ship", measures={"code_length": longer, "fact": measured(0.8, 0, 0.01)})
     scores = {name: score(0.8) for name in gates} | {"code_length": score(0.9)}
     models = {name: model.model_copy(update={"scores": scores}) for name, model in a_verdict().models.items()}
     verdict = a_verdict(gates=gates, models=models, comparisons={"gguf": comparison})

@@ -27,15 +27,22 @@ def test_what_ships_is_named_with_its_reason_its_cost_and_the_steps_below() -> N
         "fact accuracy (measured: 3.4, margin 5). About "
     )
     assert "items of fact accuracy, 340 of intent accuracy and 180 of correct refusals would decide." in small
-    assert tiny.endswith("but loses 41.0 points of fact accuracy [29.0, 53.0], margin 5; dropped after 32 of 240 items.")
+    assert tiny.endswith(
+        "but loses 41.0 points of fact accuracy [29.0, 53.0], margin 5; dropped after 32 of 240 items."
+    )
 
 
 def test_parents_are_neither_shipped_nor_nearest_nor_a_step_down() -> None:
     verdict = frontier()
     assert "int4" in verdict.comparisons and "int4" not in verdict.proposed
-    nothing = frontier(decision="do not ship", shipped=None, comparisons={**verdict.comparisons, "quick": asked(64, -0.3, 0.1)})
+    nothing = frontier(
+        decision="do not ship", shipped=None, comparisons={**verdict.comparisons, "quick": asked(64, -0.3, 0.1)}
+    )
     assert nearest_candidate(nothing) == "small", "int4 would ship, but only explains"
-    smaller = {name: model.model_copy(update={"size_bytes": 5}) if name == "int4" else model for name, model in verdict.models.items()}
+    smaller = {
+        name: model.model_copy(update={"size_bytes": 5}) if name == "int4" else model
+        for name, model in verdict.models.items()
+    }
     assert not any(line.startswith("int4") for line in result_of(frontier(models=smaller)).further)
 
 
@@ -51,12 +58,14 @@ def test_if_nothing_ships_the_nearest_candidate_and_what_fails_or_is_missing() -
     adaptive = open_only.model_copy(update={"mode": "adaptive"})
     assert result_of(adaptive).text.endswith("About 360 more items of fact accuracy would decide.")
     close = a_verdict(decision="not enough data", comparisons={"gguf": compared(-0.048, 0.03)})
-    assert result_of(close).line.endswith("Its loss of fact accuracy is so close to the margin that more items would hardly decide.")
+    assert result_of(close).line.endswith(
+        "Its loss of fact accuracy is so close to the margin that more items would hardly decide."
+    )
     nobody = a_verdict(decision="not enough data", comparisons={})
     assert result_of(nobody).line == "Not enough data: no candidate was compared with tuned."
 
 
-@pytest.mark.parametrize(("lost", "gained"), [(8, 8), (10, 6), (9, 9)])
+@pytest.mark.parametrize(("lost", "gained"), [(8, 8), (9, 7), (9, 9)])
 def test_items_to_decide_agree_with_the_exact_number_for_equal_models(lost: int, gained: int) -> None:
     right = some_right(192, 0.8)
     items = items_of("fact", {"tuned": right, "a": flipped(right, lost, gained)})
@@ -67,7 +76,9 @@ def test_items_to_decide_agree_with_the_exact_number_for_equal_models(lost: int,
     if lost == gained:
         assert needed == pytest.approx(items_needed(0.03, (lost + gained) / 192, 0.05, 0.8), rel=0.12)
     else:
-        assert needed > 2 * items_needed(0.03, (lost + gained) / 192, 0.05, 0.8), "a measured loss leaves less of the margin"
+        assert needed > 2 * items_needed(0.03, (lost + gained) / 192, 0.05, 0.8), (
+            "a measured loss leaves less of the margin"
+        )
 
 
 def test_faster_is_only_what_was_timed_in_the_same_engine() -> None:
@@ -90,10 +101,22 @@ def test_faster_is_only_what_was_timed_in_the_same_engine() -> None:
 
 def test_bounds_in_words() -> None:
     gate = GATES["fact"]
-    assert bounded(gate, measured(0.8, -0.012, 0.022), 0.05) == "loses 1.2 points, at most 3.4 with 95 % confidence (margin 5)"
-    assert bounded(gate, measured(0.8, 0.005, 0.02), 0.05) == "gains 0.5 points and loses at most 1.5 with 95 % confidence (margin 5)"
-    assert bounded(gate, measured(0.8, 0.03, 0.02), 0.025) == "gains 3.0 points, at least 1.0 with 97.5 % confidence (margin 5)"
-    assert bounded(gate, measured(0.8, 0.0, 0.02), 0.05) == "is unchanged and loses at most 2.0 with 95 % confidence (margin 5)"
+    assert (
+        bounded(gate, measured(0.8, -0.012, 0.022), 0.05)
+        == "loses 1.2 points, at most 3.4 with 95 % confidence (margin 5)"
+    )
+    assert (
+        bounded(gate, measured(0.8, 0.005, 0.02), 0.05)
+        == "gains 0.5 points and loses at most 1.5 with 95 % confidence (margin 5)"
+    )
+    assert (
+        bounded(gate, measured(0.8, 0.03, 0.02), 0.025)
+        == "gains 3.0 points, at least 1.0 with 97.5 % confidence (margin 5)"
+    )
+    assert (
+        bounded(gate, measured(0.8, 0.0, 0.02), 0.05)
+        == "is unchanged and loses at most 2.0 with 95 % confidence (margin 5)"
+    )
     worse = measured(1.02, -0.02, 0.01, retention=None, retention_low=None, retention_high=None)
     assert bounded(CODE_LENGTH, worse, 0.05) == (
         "is 0.0200 bits per byte worse, at most 0.0300 with 95 % confidence (margin 0.05)"
@@ -111,11 +134,17 @@ def test_bounds_in_words() -> None:
 def test_other_units_slices_and_failures_in_words() -> None:
     longer = measured(1.02, -0.12, 0.03, retention=None, retention_low=None, retention_high=None)
     gates = GATES | {"code_length": CODE_LENGTH}
-    verdict = a_verdict(gates=gates, comparisons={"gguf": compared(0.0, decision="do not ship", measures={"code_length": longer})})
-    assert "is 0.120 bits per byte worse in code length [0.0900, 0.150], margin 0.05." in candidate_text(verdict, "gguf")
+    verdict = a_verdict(
+        gates=gates, comparisons={"gguf": compared(0.0, decision="do not ship", measures={"code_length": longer})}
+    )
+    assert "is 0.120 bits per byte worse in code length [0.0900, 0.150], margin 0.05." in candidate_text(
+        verdict, "gguf"
+    )
     harmed = [in_slice("language", "et", "fact", -0.21, n=34), in_slice("kind", "faq", "fact", -0.01)]
     line = result_of(a_verdict(comparisons={"gguf": compared(0.0, decision="do not ship", slices=harmed)})).line
-    assert line.endswith("loses 21.0 points of fact accuracy [15.0, 27.0] where language is et (34 items), slice margin 10.")
+    assert line.endswith(
+        "loses 21.0 points of fact accuracy [15.0, 27.0] where language is et (34 items), slice margin 10."
+    )
     models = a_verdict().models
     broken = models | {
         "int4": models["int4"].model_copy(update={"scores": {}, "failures": {"speed": "out of memory."}})
@@ -123,5 +152,9 @@ def test_other_units_slices_and_failures_in_words() -> None:
     comparison = Comparison(decision="not enough data", measures={})
     line = result_of(a_verdict(models=broken, comparisons={"int4": comparison})).line
     assert "int4 (121 MB, 2.2x smaller than tuned) could not be measured in speed (out of memory)." in line
-    held = compared(0.0, decision="not enough data", reasons=["evidence 31 is too little among 3 candidates (e-BH at 0.05)"])
-    assert "was rejected by the evaluation (evidence 31 is too little" in candidate_text(a_verdict(comparisons={"gguf": held}), "gguf")
+    held = compared(
+        0.0, decision="not enough data", reasons=["evidence 31 is too little among 3 candidates (e-BH at 0.05)"]
+    )
+    assert "was rejected by the evaluation (evidence 31 is too little" in candidate_text(
+        a_verdict(comparisons={"gguf": held}), "gguf"
+    )
