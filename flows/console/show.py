@@ -210,7 +210,7 @@ def show_result(
 
 
 def show_verdict(verdict: "Verdict", console: Console) -> None:
-    """Print the models, the decision with its reason, and what each smaller model would save and lose."""
+    """Print the models, the decision with its reason, and the gain and loss of smaller models."""
     from flows.console.model_table import model_table
     from tasks.report.words.result import result_of
 

@@ -153,7 +153,7 @@ class Paired:
         return found
 
     def _explaining_problems(self, where: str, candidates: Sequence[str]) -> Iterator[ConfigError]:
-        """Yield names in `explains` that are no candidates, and a verdict in which nothing could ship."""
+        """Yield names in `explains` that are no candidates, and verdicts that could ship nothing."""
         if unknown := [name for name in self.explains if name not in candidates]:
             got, wanted = f"{', '.join(unknown)}, not in inputs.candidates", f"among {', '.join(candidates) or 'none'}"
             fix = f"{where}.explains=[], or add it to {where}.inputs.candidates"

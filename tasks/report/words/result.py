@@ -1,4 +1,4 @@
-"""Result of a run in words: the model that may ship, why, what it costs, and the smaller ones."""
+"""Result of a run in words: the model that may ship, its cost, and the smaller candidates."""
 
 from dataclasses import dataclass
 
@@ -118,19 +118,20 @@ def dropped(verdict: Verdict, name: str, measure: str) -> str:
 
 
 def missing_items(verdict: Verdict, comparison: Comparison) -> list[str]:
-    """Sentence on the items that would decide a candidate's open measures; none if no measure is open."""
+    """Sentence on the items that would decide a candidate's open measures; none if none is open."""
     open_ = {name: found for name, found in comparison.measures.items() if found.answer == "unknown"}
     if comparison.decision != "not enough data" or not open_:
         return []
     needed = {name: items_to_decide(found) for name, found in open_.items()}
     if never := [title_of(verdict, name) for name, items in needed.items() if items is None]:
         return [f"Its loss of {', '.join(never)} is so close to the margin that more items would hardly decide."]
-    fixed = verdict.mode == "fixed"
-    more = {name: (items or 0) - (0 if fixed else open_[name].n) for name, items in needed.items()}
-    numbers = [f"{_rounded(items)} of {title_of(verdict, name)}" for name, items in more.items()]
-    listed = numbers[0].replace(" of ", " items of " if fixed else " more items of ", 1)
-    listed += "".join(f", {one}" for one in numbers[1:-1]) + (f" and {numbers[-1]}" if numbers[1:] else "")
-    return [f"A new test with about {listed} would decide." if fixed else f"About {listed} would decide."]
+    # Of the fixed test, all must be new: a second look on the same items would raise its error.
+    known, kind = ({}, "new") if verdict.mode == "fixed" else ({name: found.n for name, found in open_.items()}, "more")
+    listed = [
+        f"{_rounded((items or 0) - known.get(name, 0))}{'' if place else f' {kind} test items'} for {title_of(verdict, name)}"
+        for place, (name, items) in enumerate(needed.items())
+    ]
+    return [f"About {', '.join(listed[:-1])}{' and ' if listed[1:] else ''}{listed[-1]} would decide."]
 
 
 def _rounded(items: int) -> str:

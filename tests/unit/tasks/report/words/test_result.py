@@ -26,7 +26,9 @@ def test_what_ships_is_named_with_its_reason_its_cost_and_the_steps_below() -> N
         "small (66.0 MB) would save another 25.7 MB (28 %) and run at 3.5x instead of 2.8x the speed of tuned, but may lose up to 8.4 points of "
         "fact accuracy (measured: 3.4, margin 5). About "
     )
-    assert "items of fact accuracy, 340 of intent accuracy and 180 of correct refusals would decide." in small
+    assert (
+        "more test items for fact accuracy, 340 for intent accuracy and 180 for correct refusals would decide." in small
+    )
     assert tiny.endswith(
         "but loses 41.0 points of fact accuracy [29.0, 53.0], margin 5; dropped after 32 of 240 items."
     )
@@ -53,10 +55,10 @@ def test_if_nothing_ships_the_nearest_candidate_and_what_fails_or_is_missing() -
     open_only = a_verdict(decision="not enough data", comparisons={"gguf": compared(-0.03, 0.03)})
     assert result_of(open_only).line == (
         "Not enough data: gguf (66.0 MB, 4.1x smaller than tuned) may lose up to 6.0 points of fact accuracy (measured: 3.0, margin 5). "
-        "A new test with about 550 items of fact accuracy would decide."
+        "About 550 new test items for fact accuracy would decide."
     ), "the fixed test may not be looked at twice"
     adaptive = open_only.model_copy(update={"mode": "adaptive"})
-    assert result_of(adaptive).text.endswith("About 360 more items of fact accuracy would decide.")
+    assert result_of(adaptive).text.endswith("About 360 more test items for fact accuracy would decide.")
     close = a_verdict(decision="not enough data", comparisons={"gguf": compared(-0.048, 0.03)})
     assert result_of(close).line.endswith(
         "Its loss of fact accuracy is so close to the margin that more items would hardly decide."
