@@ -143,6 +143,11 @@ class ModelTable(Table):
         """Yield the layout for this width."""
         yield self.layout(console, options)
 
+    @property
+    def spaced(self) -> Table:
+        """Narrowest layout whose headings and names stay in one line, as Markdown needs."""
+        return [table for table in self.layouts if table.padding[1]][-1]
+
     def layout(self, console: Console, options: ConsoleOptions) -> Table:
         """Return the first layout whose full width fits, or the narrowest."""
         free = options.update(max_width=10_000)

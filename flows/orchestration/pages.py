@@ -132,10 +132,10 @@ def result_markdown(run: Run) -> str:
 def markdown(table: Table) -> str:
     """Render a table of the command line as Markdown."""
     with StringIO() as text:
-        console = Console(file=text, width=110, force_terminal=False)
+        console = Console(file=text, width=1000, force_terminal=False)  # no line may wrap
         if isinstance(table, ModelTable):
-            table = table.layout(console, console.options)
+            table = table.spaced
+        caption, table.caption = table.caption, None  # a line directly below would be one more row
         table.title, table.box, table.padding, table.pad_edge = None, MARKDOWN, (0, 1), True
-        console.width = 1000  # no line may wrap
         console.print(table)
-        return text.getvalue().strip()
+        return "\n\n".join([text.getvalue().strip(), *([str(caption)] if caption else [])])

@@ -7,6 +7,7 @@ from rich.console import Console
 from verdict_samples import CODE_LENGTH, GATES, a_verdict, frontier, shipping
 
 from flows.console.model_table import layouts, model_table
+from flows.orchestration.pages import markdown
 from tasks.report.figures.svg import Scale, linear_ticks, log_ticks, place_labels
 from tasks.shared.formats.verdict import Verdict
 from tasks.shared.store.keys import PROJECT
@@ -63,6 +64,14 @@ def test_speed_that_nobody_measured_has_no_column() -> None:
     for width in (80, 160):
         assert any("faster" in line for line in shown_lines(verdict, width))
         assert not any("faster" in line for line in shown_lines(verdict.model_copy(update={"models": silent}), width))
+
+
+def test_markdown_has_one_line_per_model() -> None:
+    lines = markdown(model_table(frontier())).splitlines()
+    head, rows, rest = lines[0], [line for line in lines[2:] if line.startswith("|")], lines[-1]
+    assert {"x smaller", "refusal", "items", "verdict"} <= {cell.strip() for cell in head.split("|")}
+    assert [row.split("|")[1].strip() for row in rows] == list(frontier().models)
+    assert rest.startswith("Against tuned") and lines[-2] == "", "no further row"
 
 
 def test_every_column_is_explained() -> None:
