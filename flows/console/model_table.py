@@ -125,6 +125,7 @@ def layouts(verdict: Verdict) -> list[tuple[int, list[Column]]]:
         (1, [model, *cost, *more, *speed, *plain, *kept, decided]),
         (1, [model, *cost, *speed, *plain, *kept, decided]),
         (0, [model, *short_cost, *short_speed, *short, *kept, decided]),
+        (0, [model, *short_cost, short_speed[1], *short, *kept, decided]),
         *((0, [model, *short_cost, short_speed[1], *some, *items, decided]) for some in fewer),
         (0, [model, short_cost[0], *short[:2], *items, decided]),
     ]

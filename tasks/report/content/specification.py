@@ -114,7 +114,11 @@ def score_detail(report: Report, name: str, score: Score) -> str:
     """
     usual = report.model(report.baseline).measured.scores.get(name)
     bounds = score_interval(score, report.gates[name].measure.unit)
-    return bounds if usual and usual.n == score.n and report.mode == "fixed" else f"{bounds}, n {count(score.n)}"
+    return (
+        bounds
+        if usual and usual.n == score.n and report.mode == "fixed"
+        else f"{bounds}, n\N{NO-BREAK SPACE}{count(score.n)}"
+    )
 
 
 def figure_rows(report: Report) -> Iterator[Row]:
