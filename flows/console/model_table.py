@@ -187,29 +187,18 @@ def _table(verdict: Verdict, columns: Sequence[Column], gap: int) -> Table:
         cells[0].stylize("bold" if name == verdict.shipped else "")
         cells[-1].stylize(_style(verdict, name))
         table.add_row(*cells)
-    table.caption, table.caption_justify = legend(verdict, columns), "left"
+    table.caption, table.caption_justify = Text(legend(verdict, columns)), "left"
     return table
 
 
 def legend(verdict: Verdict, columns: Sequence[Column]) -> str:
-    """Line on the columns that do not explain themselves, and on measures without one."""
-    headings = {column.heading.replace("\n", " ") for column in columns}
-    words = {
-        "x smaller": "x smaller", "x faster": "x faster", "kept": "kept (the lowest share of a score)"
-    }  # fmt: skip
-    against = [words[name] for name in words if name in headings]
+    """Line on columns that are relative to the baseline, and on measures without a column."""
+    headings = [column.heading.replace("\n", " ") for column in columns]
+    words = {"x smaller": "x smaller", "x faster": "x faster", "kept": "kept (the lowest share of a score)"}
+    against = ", ".join(words[heading] for heading in headings if heading in words)
     left_out = len(verdict.margin or verdict.gates) - sum(column.measure for column in columns)
-    parts = [f"Against {verdict.baseline}: {', '.join(against)}."] if against else []
-    return " ".join(
-        [
-            *parts,
-            *(
-                [f"{left_out} more {'measures' if left_out > 1 else 'measure'} in a wider terminal."]
-                if left_out
-                else []
-            ),
-        ]
-    )
+    more = f"{left_out} more {'measures' if left_out > 1 else 'measure'} in a wider terminal." if left_out else ""
+    return f"{f'Against {verdict.baseline}: {against}.' if against else ''} {more}".strip()
 
 
 def model_table(verdict: Verdict) -> Table:

@@ -94,6 +94,9 @@ def obstacle(verdict: Verdict, name: str) -> str:
     if harmed and (closest is None or closest[1].answer != "no"):
         worst = min(harmed, key=lambda part: part.difference / max(part.margin, 1e-9))
         return slice_change(verdict.gates[worst.measure], worst)
+    shown = closest is not None and closest[1].answer == "no"
+    if comparison.reasons and comparison.decision == "do not ship" and not shown:
+        return f"was rejected ({comparison.reasons[0]})"
     if closest is not None and closest[1].answer == "unknown":
         return open_loss(verdict.gates[closest[0]], closest[1])
     if closest is not None and closest[1].answer == "no":
@@ -106,7 +109,7 @@ def obstacle(verdict: Verdict, name: str) -> str:
     absent = [title_of(verdict, measure) for measure in verdict.margin if measure not in comparison.measures]
     if absent or closest is None:
         return f"was not measured on {', '.join(absent) or 'any measure'}"
-    return f"was rejected by the evaluation ({comparison.reasons[0] if comparison.reasons else 'see the notes'})"
+    return f"may not ship ({comparison.reasons[0] if comparison.reasons else 'see the notes'})"
 
 
 def dropped(verdict: Verdict, name: str, measure: str) -> str:

@@ -154,9 +154,13 @@ def test_other_units_slices_and_failures_in_words() -> None:
     comparison = Comparison(decision="not enough data", measures={})
     line = result_of(a_verdict(models=broken, comparisons={"int4": comparison})).line
     assert "int4 (121 MB, 2.2x smaller than tuned) could not be measured in speed (out of memory)." in line
-    held = compared(
-        0.0, decision="not enough data", reasons=["evidence 31 is too little among 3 candidates (e-BH at 0.05)"]
+    held = compared(0.0, decision="not enough data", reasons=["evidence 31 is too little among 3 (e-BH at 0.05)"])
+    assert "gguf (66.0 MB, 4.1x smaller than tuned) may not ship (evidence 31" in text_of(held)
+    flipping = compared(-0.03, 0.03, decision="do not ship", reasons=["fact: 45% of the answers changed"])
+    assert text_of(flipping).endswith("was rejected (fact: 45% of the answers changed)."), (
+        "what is open is not the reason"
     )
-    assert "was rejected by the evaluation (evidence 31 is too little" in candidate_text(
-        a_verdict(comparisons={"gguf": held}), "gguf"
-    )
+
+
+def text_of(gguf: Comparison) -> str:
+    return candidate_text(a_verdict(comparisons={"gguf": gguf}), "gguf")
