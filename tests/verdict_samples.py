@@ -21,6 +21,7 @@ from tasks.shared.formats.verdict import (
     Score,
     SliceComparison,
     Verdict,
+    Wealth,
 )
 from tasks.shared.formats.verdict import TestSplit as Split
 from tasks.shared.technique import Artifact, Inputs, Kind, StepRun
@@ -159,9 +160,8 @@ def compared(fact: float, half: float = 0.022, **changes: Any) -> Comparison:
         "refusal": measured(0.93, 0.0, 0.04),
         "over_refusal": measured(0.02, 0.0, 0.01, margin=None, retention=None, retention_low=None, retention_high=None),
     }
-    answers = {result.answer for result in results.values()}
     values: dict[str, Any] = {
-        "decision": "do not ship" if "no" in answers else "not enough data" if "unknown" in answers else "ship",
+        "decision": decision_of(results),
         "reasons": [f"{name}: {result.answer}" for name, result in results.items() if result.answer != "yes"],
         "measures": results,
         "slices": some_slices(fact),
@@ -229,6 +229,61 @@ def a_verdict(**changes: Any) -> Verdict:
 
 def shipping() -> Verdict:
     return a_verdict(decision="ship", shipped="gguf", comparisons={"gguf": compared(-0.012)})
+
+
+def evidence(n: int, now: float, loss: float = 0.4, decided_at: int | None = None) -> Wealth:
+    return Wealth(now=now, most=max(now, 1.0), needed=20.0, loss=loss, units=n, decided_at=decided_at)
+
+
+def asked(n: int, fact: float, half: float, **changes: Any) -> Comparison:
+    """A candidate that was asked n items with a fact; a third of the other measures' items."""
+    change, shown = {"fact": fact, "intent": fact / 3, "refusal": fact / 2}, {"fact": n, "intent": n, "refusal": n // 3}
+    results = {}
+    for name, difference in change.items():
+        found = measured(0.92, difference, half, n=shown[name])
+        won, lost = found.answer == "yes", found.answer == "no"
+        wealth = evidence(
+            shown[name],
+            24.0 if won else 3.1 if not lost else 0.02,
+            41.0 if lost else 0.4,
+            shown[name] if won or lost else None,
+        )
+        results[name] = found.model_copy(update={"wealth": wealth, "detectable": 1.2 * half})
+    return compared(fact, measures=results, decision=decision_of(results), slices=[], **changes)
+
+
+def decision_of(results: Mapping[str, MeasureComparison]) -> str:
+    answers = {result.answer for result in results.values()}
+    return "do not ship" if "no" in answers else "not enough data" if "unknown" in answers else "ship"
+
+
+def frontier(**changes: Any) -> Verdict:
+    """An adaptive verdict: a quick way that ships, a smaller one that is open, one hopeless after 32 items, and two float parents."""
+    engine = {"kind": "engine", "format": "GGUF Q4_0", "engine": "llama.cpp", "speed_engine": "llama.cpp"}
+    rows = {
+        "tuned": ("baseline", 269, 46, 0.92, 240, {}),
+        "int4": ("parent", 116, 64, 0.91, 160, {}),
+        "quick": ("candidate", 91.7, 131, 0.915, 160, engine),
+        "student": ("parent", 184, 66, 0.89, 240, {}),
+        "small": ("candidate", 66, 160, 0.885, 240, engine),
+        "tiny": ("candidate", 31.5, 260, 0.51, 32, engine),
+        "teacher": ("reference", 98.4, 95, 0.44, 48, engine),
+        "teacher without article": ("reference", 98.4, 95, 0.12, 48, engine),
+    }
+    models = {
+        name: measures(role, size, speed, fact, scores={"intent": score(fact, n), "fact": score(fact, n), "refusal": score(fact, n // 3)}, **more)
+        for name, (role, size, speed, fact, n, more) in rows.items()
+    }  # fmt: skip
+    comparisons = {
+        "int4": asked(160, -0.008, 0.035), "quick": asked(160, -0.006, 0.04), "student": asked(240, -0.03, 0.05),
+        "small": asked(240, -0.034, 0.05), "tiny": asked(32, -0.41, 0.12),
+    }  # fmt: skip
+    flips = [flip(name, i, "to_right" if i % 5 == 0 else "to_wrong") for name in comparisons for i in range(8)]
+    values = {
+        "mode": "adaptive", "decision": "ship", "shipped": "quick", "models": models, "comparisons": comparisons, "flips": flips,
+        "test": Split(items={"intent": 240, "fact": 240, "refusal": 80}, minimum_detectable={"fact": 0.057}), "notes": [],
+    }  # fmt: skip
+    return a_verdict(**(values | changes))
 
 
 def write(folder: Path, files: dict[str, Any]) -> Path:

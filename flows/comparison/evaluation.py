@@ -16,6 +16,8 @@ REPORT = "report"
 """Name of the step that reports on a comparison."""
 MODELS = frozenset({"baseline", "candidates", "repeats", "reference"})
 """Ports of an evaluation step for models: the compared models replace the recipe's own."""
+EXPLAINS = "explains"
+"""Setting of a verdict that names some of the recipe's models, so it falls away with them."""
 
 
 def evaluation_of(recipe: Mapping[str, Any], contestants: Sequence[Contestant]) -> dict[str, Any]:
@@ -78,4 +80,4 @@ def _with_models(node: Mapping[str, Any], step: Step, contestants: Sequence[Cont
     if MODELS & step.technique.spec.ports.keys():
         names = [f"models.{one.name}" for one in contestants]
         inputs |= dict.fromkeys(MODELS) | {"baseline": names[0], "candidates": names[1:]}
-    return {**node, "inputs": inputs}
+    return {**{name: value for name, value in node.items() if name != EXPLAINS}, "inputs": inputs}

@@ -14,6 +14,8 @@ from tasks.shared.formats.verdict import Verdict
 from tasks.shared.text.numbers import MISSING, amount, byte_size, parameters, percent, score_interval, seconds, times
 
 ABSENT = "-"
+NARROW_NAME = 12
+"""Width from which names of references and repeats wrap in a narrow console."""
 STYLES = {"ship": "green", "not enough data": "yellow", "do not ship": "red"}
 
 
@@ -22,13 +24,14 @@ class Column:
     """One column: its heading and the cell of a model.
 
     text: True for text (aligned left), False for numbers (aligned right).
-    measure: True for a score.
+    measure: True for a score.  timed: True if it needs a measured speed.
     """
 
     heading: str
     cell: Callable[[Verdict, str], str]
     text: bool = False
     measure: bool = False
+    timed: bool = False
 
 
 def _size(verdict: Verdict, name: str) -> str:
@@ -83,7 +86,7 @@ def _kept(verdict: Verdict, name: str) -> str:
 
 
 def _verdict(verdict: Verdict, name: str) -> str:
-    comparison = verdict.comparisons.get(name)
+    comparison = verdict.proposed.get(name)
     return comparison.decision if comparison else verdict.models[name].role
 
 
@@ -91,15 +94,19 @@ def _name(_: Verdict, name: str) -> str:
     return name
 
 
-def _layouts(verdict: Verdict) -> list[tuple[int, list[Column]]]:
+def layouts(verdict: Verdict) -> list[tuple[int, list[Column]]]:
     """Padding and columns of each layout, from the widest to the narrowest.
 
     All of them have model, size, two measures and the verdict.
     """
     model, decided = Column("model", _name, text=True), Column("verdict", _verdict, text=True)
     cost = [Column("size", _size), Column("x smaller", _smaller)]
-    speed = [Column("tokens/s", _speed), Column("x faster", _faster)]
-    more = [Column("parameters", _parameters), Column("first token", _first_token), Column("memory", _memory)]
+    speed = [Column("tokens/s", _speed, timed=True), Column("x faster", _faster, timed=True)]
+    more = [
+        Column("parameters", _parameters),
+        Column("first token", _first_token, timed=True),
+        Column("memory", _memory, timed=True),
+    ]
     measures = list(verdict.margin or verdict.gates)
     names = {measure: measure.replace("_", " ") for measure in measures}
     plain = [Column(names[measure], _score(measure), measure=True) for measure in measures]
@@ -108,19 +115,22 @@ def _layouts(verdict: Verdict) -> list[tuple[int, list[Column]]]:
     if verdict.mode == "adaptive":
         kept = [Column("items", _items), *kept]
     short_cost = [Column("size", _size), Column("x\nsmaller", _smaller)]
-    short_speed = [Column("tok\n/s", _speed), Column("x\nfaster", _faster)]
+    short_speed = [Column("tokens\n/s", _speed, timed=True), Column("x\nfaster", _faster, timed=True)]
     short = [Column(measure.replace("_", "\n"), _score(measure, places=0), measure=True) for measure in measures]
     items = kept[:-1]
     fewer = [short[:most] for most in range(len(short), 1, -1)] or [short]
-    return [
+    found = [
         (1, [model, *cost, *more, *speed, *bounds, *kept, decided]),
         (1, [model, *cost, *speed, *bounds, *kept, decided]),
         (1, [model, *cost, *more, *speed, *plain, *kept, decided]),
         (1, [model, *cost, *speed, *plain, *kept, decided]),
         (0, [model, *short_cost, *short_speed, *short, *kept, decided]),
+        (0, [model, *short_cost, short_speed[1], *short, *kept, decided]),
         *((0, [model, *short_cost, short_speed[1], *some, *items, decided]) for some in fewer),
         (0, [model, short_cost[0], *short[:2], *items, decided]),
     ]
+    timed = any(found.tokens_per_second or found.speed_ratio for found in verdict.models.values())
+    return [(gap, [one for one in columns if timed or not one.timed]) for gap, columns in found]
 
 
 class ModelTable(Table):
@@ -133,6 +143,11 @@ class ModelTable(Table):
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Yield the layout for this width."""
         yield self.layout(console, options)
+
+    @property
+    def spaced(self) -> Table:
+        """Narrowest layout whose headings and names stay in one line, as Markdown needs."""
+        return [table for table in self.layouts if table.padding[1]][-1]
 
     def layout(self, console: Console, options: ConsoleOptions) -> Table:
         """Return the first layout whose full width fits, or the narrowest."""
@@ -148,14 +163,15 @@ class ModelTable(Table):
 
 
 def _style(verdict: Verdict, name: str) -> str:
-    comparison = verdict.comparisons.get(name)
+    comparison = verdict.proposed.get(name)
     if comparison is None:
-        return "dim" if verdict.models[name].role in ("reference", "repeat") else ""
+        return "" if name == verdict.baseline else "dim"
     return STYLES[comparison.decision]
 
 
 def _table(verdict: Verdict, columns: Sequence[Column], gap: int) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, gap), collapse_padding=True, header_style="bold")
+    names = max(NARROW_NAME, *(len(name) for name in (verdict.baseline, *verdict.comparisons)))
     for column in columns:
         table.add_column(
             column.heading,
@@ -163,6 +179,7 @@ def _table(verdict: Verdict, columns: Sequence[Column], gap: int) -> Table:
             vertical="bottom",
             no_wrap=column.heading != "model",
             overflow="fold",
+            max_width=names if column.heading == "model" and not gap else None,
         )
     for name in verdict.models:
         # Text, not str: a model's name may hold square brackets, which rich would read as markup.
@@ -170,10 +187,18 @@ def _table(verdict: Verdict, columns: Sequence[Column], gap: int) -> Table:
         cells[0].stylize("bold" if name == verdict.shipped else "")
         cells[-1].stylize(_style(verdict, name))
         table.add_row(*cells)
-    left_out = len(verdict.margin or verdict.gates) - sum(column.measure for column in columns)
-    if left_out:
-        table.caption = f"{left_out} more measures in a wider terminal"
+    table.caption, table.caption_justify = Text(legend(verdict, columns)), "left"
     return table
+
+
+def legend(verdict: Verdict, columns: Sequence[Column]) -> str:
+    """Line on columns that are relative to the baseline, and on measures without a column."""
+    headings = [column.heading.replace("\n", " ") for column in columns]
+    words = {"x smaller": "x smaller", "x faster": "x faster", "kept": "kept (the lowest share of a score)"}
+    against = ", ".join(words[heading] for heading in headings if heading in words)
+    left_out = len(verdict.margin or verdict.gates) - sum(column.measure for column in columns)
+    more = f"{left_out} more {'measures' if left_out > 1 else 'measure'} in a wider terminal." if left_out else ""
+    return f"{f'Against {verdict.baseline}: {against}.' if against else ''} {more}".strip()
 
 
 def model_table(verdict: Verdict) -> Table:
@@ -182,4 +207,4 @@ def model_table(verdict: Verdict) -> Table:
     "x smaller" and "x faster" are relative to the baseline; "kept" is the lowest retention over the measures.  Only measures
     that decide have a column, and a narrow console shows fewer of them and says so.
     """
-    return ModelTable([_table(verdict, columns, gap) for gap, columns in _layouts(verdict)])
+    return ModelTable([_table(verdict, columns, gap) for gap, columns in layouts(verdict)])

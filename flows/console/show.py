@@ -197,20 +197,28 @@ def show_result(
     run: "Run", outcomes: "list[Outcome]", seconds: float, console: Console | None = None
 ) -> "Verdict | None":
     """Print a run's steps, models, verdicts and addresses; return the last verdict."""
-    from flows.console.model_table import model_table
-    from tasks.report.words.wording import decision_line
-
     console = console or Console()
     console.print(step_table(outcomes))
     places = {outcome.step: outcome.place for outcome in outcomes}
     verdict = None
     for verdict in verdicts_of(run, places).values():
-        console.print(model_table(verdict))
-        console.print(decision_line(verdict), markup=False, highlight=False, style="bold")
+        show_verdict(verdict, console)
     for label, text in where_to_look(run, places):
         _line(console, label, text)
     _line(console, "time", duration(seconds))
     return verdict
+
+
+def show_verdict(verdict: "Verdict", console: Console) -> None:
+    """Print the models, the decision with its reason, and the gain and loss of smaller models."""
+    from flows.console.model_table import model_table
+    from tasks.report.words.result import result_of
+
+    result = result_of(verdict)
+    console.print(model_table(verdict))
+    console.print(result.line, markup=False, highlight=False, style="bold")
+    for step in result.further:
+        console.print(f"- {step}", markup=False, highlight=False)
 
 
 def verdicts_of(run: "Run", places: "Mapping[str, Place]") -> "dict[str, Verdict]":

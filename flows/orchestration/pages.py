@@ -22,7 +22,7 @@ from flows.orchestration.runs import UNREACHABLE
 from flows.orchestration.servers import has_server
 from flows.running.child import Progress
 from flows.running.runner import Outcome, Run
-from tasks.report.words.wording import decision_line
+from tasks.report.words.result import result_of
 from tasks.shared.technique import Kind
 
 log = logging.getLogger("stillroom")
@@ -120,7 +120,8 @@ def result_markdown(run: Run) -> str:
     for step in run.session.plan.steps:
         if step.kind is Kind.VERDICT:
             verdict = read_verdict(places[step.name].out / "verdict.json")
-            parts += [f"**{decision_line(verdict)}**", markdown(model_table(verdict))]
+            result = result_of(verdict)
+            parts += [f"**{result.line}**", *(f"- {step}" for step in result.further), markdown(model_table(verdict))]
     parts.append(markdown(step_table(outcomes)))
     lines = [f"- {label}: `{address}`" for label, address in where_to_look(run, places)]
     if run.recorder.tracker.run_id:
@@ -131,10 +132,10 @@ def result_markdown(run: Run) -> str:
 def markdown(table: Table) -> str:
     """Render a table of the command line as Markdown."""
     with StringIO() as text:
-        console = Console(file=text, width=110, force_terminal=False)
+        console = Console(file=text, width=1000, force_terminal=False)  # no line may wrap
         if isinstance(table, ModelTable):
-            table = table.layout(console, console.options)
+            table = table.spaced
+        caption, table.caption = table.caption, None  # a line directly below would be one more row
         table.title, table.box, table.padding, table.pad_edge = None, MARKDOWN, (0, 1), True
-        console.width = 1000  # no line may wrap
         console.print(table)
-        return text.getvalue().strip()
+        return "\n\n".join([text.getvalue().strip(), *([str(caption)] if caption else [])])

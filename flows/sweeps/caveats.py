@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from math import floor
 
 from flows.sweeps.results import Entry, Sweep, baseline_of
-from tasks.report.words.wording import candidate_line
+from tasks.report.words.result import candidate_text
 from tasks.shared.formats.verdict import interval_name
 from tasks.shared.text.numbers import gap_unit, margin
 
@@ -33,7 +33,7 @@ def best_line(sweep: Sweep) -> str:
     if best is None:
         return ""
     where = f"job {best.job} ({sweep.labels[best.job]})"
-    return f"Best by verdict: {where}, {best.comparison.decision}: {candidate_line(best.verdict, best.name)}"
+    return f"Best by verdict: {where}, {best.comparison.decision}: {candidate_text(best.verdict, best.name)}"
 
 
 def caveats(sweep: Sweep) -> list[str]:

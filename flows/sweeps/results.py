@@ -138,7 +138,7 @@ class Sweep:
     def entries(self) -> list[Entry]:
         """Every candidate of every job that has a verdict."""
         judged = [(number, job.verdict) for number, job in enumerate(self.jobs) if job.verdict is not None]
-        return [Entry(number, name, verdict) for number, verdict in judged for name in verdict.comparisons]
+        return [Entry(number, name, verdict) for number, verdict in judged for name in verdict.proposed]
 
     @cached_property
     def own(self) -> list[list[str]]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.tracking.interface import StepRecord
+from tasks.report.words.result import result_of
 from tasks.shared.errors import DataError
 from tasks.shared.formats.verdict import Verdict, read_verdict
 from tasks.shared.technique import DATA, WEIGHTS, Artifact, Kind
@@ -87,7 +88,13 @@ def _verdict(record: StepRecord) -> dict[str, Any] | None:
     except DataError as error:
         log.warning("the verdict is not recorded in the model registry: %s", error)
         return None
-    return {"decision": verdict.decision, "shipped": verdict.shipped, "figures": model_figures(verdict)}
+    result = result_of(verdict)
+    return {
+        "decision": verdict.decision,
+        "shipped": verdict.shipped,
+        "result": "\n\n".join([f"**{result.line}**", *result.further]),
+        "figures": model_figures(verdict),
+    }
 
 
 def model_figures(verdict: Verdict) -> dict[str, dict[str, float]]:

@@ -18,6 +18,8 @@ from tasks.shared.technique import WEIGHTS, Kind
 
 RUN, EVENT = "stillroom.run", "stillroom.event"
 PARENT = "mlflow.parentRunId"
+DESCRIPTION = "mlflow.note.content"
+"""MLflow's tag of a run's description, at the top of its page."""
 SKIPPED = "files.skipped"
 PAGES = (
     "report.html",
@@ -102,6 +104,8 @@ class Runs:
             self._record(event, child.info.run_id)
         if not self._files(event, child.info.run_id if child else "", parent):
             tags[f"{SKIPPED}.{content['name']}"] = "the artifact was replaced before they could be sent"
+        if content["verdict"]:
+            tags[DESCRIPTION] = content["verdict"].get("result", "")  # absent from events of earlier versions
         numbers = {f"{content['name']}.{key}": value for key, value in figures(manifest).items()}
         self.server.log(parent, points(numbers, event.at), tags=tags)
         self._show_on_parent(event, parent)

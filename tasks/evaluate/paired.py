@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -89,6 +90,9 @@ class Paired:
     max_flips: Share = 0.4
     """Share of a deciding measure's answers that may flip between right and wrong, in either direction.  A candidate proven to flip more is
     a different model with the same average."""
+    explains: tuple[str, ...] = ()
+    """Names in inputs.candidates that are compared and shown but never shipped, such as the float source of a quantized candidate: it
+    shows which step lost what.  They do not count among the candidates that share alpha."""
     slices: Slices = Field(default_factory=Slices)
     """Slices to test."""
     prices: Prices = Field(default_factory=Prices)
@@ -122,6 +126,7 @@ class Paired:
         if not inputs.get("candidates"):
             wanted, fix = "at least one model to compare with the baseline", f"{where}.inputs.candidates=[<step>]"
             yield ConfigError(f"{where}.inputs.candidates", "none", wanted, fix)
+        yield from self._explaining_problems(where, inputs.get("candidates", ()))
         yield from self._round_problems(where, inputs.get("scores", ()), upstream)
         compared = [name for port in ("baseline", "candidates") for name in inputs.get(port, ())]
         for step in inputs.get("scores", ()):
@@ -140,12 +145,24 @@ class Paired:
         self, where: str, inputs: Mapping[str, tuple[str, ...]], items: Mapping[str, Items], complete: bool
     ) -> ItemFindings:
         """Return what these items can decide, with an error or a warning where they cannot."""
-        alpha = self._alpha(len(inputs.get("candidates", ())))
+        alpha = self._alpha(len(set(inputs.get("candidates", ())).difference(self.explains)))
         relative = by_current_name(self.relative_margins)
         planned = Planned(self.discordance, alpha, self.power, frozenset(relative), self.mode)
         found = shortages(where, relative | by_current_name(self.margins), items, complete, planned)
         found.notes.extend(f"{where}: {note}" for note in self._renamed())
         return found
+
+    def _explaining_problems(self, where: str, candidates: Sequence[str]) -> Iterator[ConfigError]:
+        """Yield names in `explains` that are no candidates, and verdicts that could ship nothing."""
+        if unknown := [name for name in self.explains if name not in candidates]:
+            got, wanted = f"{', '.join(unknown)}, not in inputs.candidates", f"among {', '.join(candidates) or 'none'}"
+            fix = f"{where}.explains=[], or add it to {where}.inputs.candidates"
+            yield ConfigError(f"{where}.explains", got, wanted, fix)
+        elif candidates and set(candidates) <= set(self.explains):
+            wanted = "at least one candidate that may ship"
+            yield ConfigError(
+                f"{where}.explains", "all candidates, so nothing could ship", wanted, f"{where}.explains=[]"
+            )
 
     def _round_problems(
         self, where: str, steps: Sequence[str], upstream: Mapping[str, Upstream]
@@ -180,7 +197,8 @@ class Paired:
 
         Raises ConfigError for a margin on a measure that no step took, DataError for inconsistent scores.
         """
-        models = list_models(inputs)
+        parents = {name.removeprefix("models.") for name in self.explains}
+        models = [replace(one, role="parent") if one.name in parents else one for one in list_models(inputs)]
         scores = [(artifact.name, read_scores(artifact.path)) for artifact in inputs.many("scores")]
         for step, found in scores:
             if self.mode == "fixed" and found.summary.asking:
@@ -227,23 +245,25 @@ class Paired:
         gated = frozenset(name for name, gate in gates.items() if gate.margin is not None)
         described = describe_models(models, inputs, evidence, self.slices.by, gated, run.seed)
         entries = with_costs(described, baseline, quality_measures(gates), self.prices)
-        comparisons = {name: self._compare(baseline, name, evidence, gates, rules) for name in candidates}
+        compared = [model.name for model in models if model.role in ("candidate", "parent")]
+        comparisons = {name: self._compare(baseline, name, evidence, gates, rules) for name in compared}
+        proposed = {name: comparisons[name] for name in candidates}
         if self.familywise == "fdr":
-            comparisons = confirm_together(comparisons, self.alpha)
-        shipped = choose_shipped(comparisons, {name: entries[name].size_bytes for name in comparisons})
+            proposed = confirm_together(proposed, self.alpha)
+        shipped = choose_shipped(proposed, {name: entries[name].size_bytes for name in proposed})
         counts = {name: len(evidence.items_of(name)) for name in gates}
-        detectable = self._detectable(counts, gates, alpha, comparisons)
+        detectable = self._detectable(counts, gates, alpha, proposed)
         return Verdict(
             baseline=baseline, reference=next((model.name for model in models if model.role == "reference"), None),
-            decision=overall_decision(comparisons), shipped=shipped, gates=dict(gates), mode=self.mode, alpha=alpha, power=self.power,
-            test=TestSplit(items=counts, minimum_detectable=detectable), models=entries, comparisons=comparisons,
+            decision=overall_decision(proposed), shipped=shipped, gates=dict(gates), mode=self.mode, alpha=alpha, power=self.power,
+            test=TestSplit(items=counts, minimum_detectable=detectable), models=entries, comparisons=comparisons | proposed,
             noise=self._noise(baseline, evidence, gates),
-            flips=[flip for name in candidates for measure, gate in gates.items() if gate.margin is not None
+            flips=[flip for name in compared for measure, gate in gates.items() if gate.margin is not None
                    for flip in list_flips(gate.measure, evidence.items_of(measure), baseline, name)],
             machine=evidence.machine(), versions={**evidence.versions, **{name: version(name) for name in self.spec.libraries}},
             notes=[*self._renamed(), *power_notes(counts, gates, detectable, self.discordance, self.power),
                    *slice_notes(self.slices, evidence, gates), *several_notes(candidates, alpha, bool(self.familywise)),
-                   *mode_notes(self.mode, alpha, comparisons), *evidence.notes],
+                   *mode_notes(self.mode, alpha, proposed), *evidence.notes],
         )  # fmt: skip
 
     def _detectable(

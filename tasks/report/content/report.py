@@ -10,14 +10,8 @@ from pydantic.dataclasses import dataclass
 from tasks.report.content.cards import Block
 from tasks.report.content.curves import Curve, Layer
 from tasks.report.content.provenance import Origin, measured_parent
-from tasks.report.words.wording import (
-    candidate_line,
-    decision_line,
-    lowest_retention,
-    nearest_candidate,
-    times_faster,
-    times_smaller,
-)
+from tasks.report.words.result import candidate_text, result_of
+from tasks.report.words.wording import lowest_retention, times_faster, times_smaller
 from tasks.shared.formats.records import Machine
 from tasks.shared.formats.scores import Role
 from tasks.shared.formats.verdict import (
@@ -148,6 +142,9 @@ class Report(Part):
     shipped: str | None
     nearest: str | None
     sentence: str
+    """The decision, and one or two sentences on the model that may ship, or is nearest to it."""
+    further: list[str] = []
+    """A sentence for each candidate smaller than the shipped one."""
     baseline: str
     reference: str | None
     gates: dict[str, Gate]
@@ -189,7 +186,7 @@ class Report(Part):
 
     @property
     def candidates(self) -> list[str]:
-        """Names of the compared models, in the order of the verdict."""
+        """Names of the compared models, parents included, in the order of the verdict."""
         return [row.name for row in self.models if row.decision is not None]
 
     def model(self, name: str) -> ModelRow:
@@ -198,11 +195,11 @@ class Report(Part):
 
 
 def model_rows(verdict: Verdict, origins: Mapping[str, Origin]) -> list[ModelRow]:
-    """Rows of all models: baseline, candidates, repeats, reference.
+    """Rows of all models: baseline, candidates and parents, repeats, reference.
 
     Within each role they are in the order of the verdict.
     """
-    order = {"baseline": 0, "candidate": 1, "repeat": 2, "reference": 3}
+    order = {"baseline": 0, "candidate": 1, "parent": 1, "repeat": 2, "reference": 3}
     return [
         model_row(verdict, origins, name)
         for name, measured in sorted(verdict.models.items(), key=lambda pair: order[pair[1].role])
@@ -220,7 +217,7 @@ def model_row(verdict: Verdict, origins: Mapping[str, Origin], name: str) -> Mod
         parent=measured.made_from or measured_parent(origins, name, verdict.models),
         technique=origin.technique if origin else "",
         decision=comparison.decision if comparison else None,
-        sentence=candidate_line(verdict, name) if comparison else "",
+        sentence=candidate_text(verdict, name) if comparison else "",
         reasons=comparison.reasons if comparison else [],
         times_smaller=times_smaller(verdict, name),
         times_faster=times_faster(verdict, name),
@@ -268,12 +265,14 @@ def from_verdict(
 
     other: title, licenses, and the cards and curves that exist.
     """
+    result = result_of(verdict)
     empty: dict[str, Any] = {"training": [], "pruning": [], "parity": [], "corpus": [], "traces": []}
     return Report(
         decision=verdict.decision,
         shipped=verdict.shipped,
-        nearest=nearest_candidate(verdict),
-        sentence=decision_line(verdict),
+        nearest=result.name,
+        sentence=result.line,
+        further=result.further,
         baseline=verdict.baseline,
         reference=verdict.reference,
         gates=verdict.gates,

@@ -91,7 +91,7 @@ def weight_rows(report: Report) -> list[Row]:
 def retained(model: ModelRow) -> Cell:
     """Cell of a candidate's lowest retention."""
     if model.lowest_retention is None:
-        return Cell("" if model.role == "candidate" else "-")
+        return Cell("" if model.role in ("candidate", "parent") else "-")
     return Cell(percent(model.lowest_retention.share), model.lowest_retention.measure.replace("_", " "))
 
 
@@ -108,10 +108,17 @@ def score_row(report: Report, name: str) -> Row:
 
 
 def score_detail(report: Report, name: str, score: Score) -> str:
-    """Interval of a score, with the number of items if it differs from the baseline's."""
+    """Interval of a score, with the number of items if it differs from the baseline's, or may.
+
+    In an adaptive verdict every model may have been asked another number.
+    """
     usual = report.model(report.baseline).measured.scores.get(name)
     bounds = score_interval(score, report.gates[name].measure.unit)
-    return bounds if usual and usual.n == score.n else f"{bounds}, n {count(score.n)}"
+    return (
+        bounds
+        if usual and usual.n == score.n and report.mode == "fixed"
+        else f"{bounds}, n\N{NO-BREAK SPACE}{count(score.n)}"
+    )
 
 
 def figure_rows(report: Report) -> Iterator[Row]:

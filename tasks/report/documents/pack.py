@@ -30,9 +30,11 @@ def write_logs(report: Report, out: Path) -> None:
 
 
 def write_cards(report: Report, out: Path) -> None:
-    """Write the card of every candidate; the shipped model's is next to its weights."""
+    """Write the card of every candidate but parents; the shipped model's is next to its weights."""
     taken = set[str]()
     for name in report.candidates:
+        if report.model(name).role == "parent":
+            continue
         shipped = name == report.shipped and report.packed
         folder = out / (PACKED if shipped else f"models/{folder_name(name, taken)}")
         folder.mkdir(parents=True, exist_ok=True)

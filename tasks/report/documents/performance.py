@@ -9,7 +9,7 @@ from typing import Any
 from tasks.report.content.provenance import changes_since
 from tasks.report.content.report import Licenses, ModelRow, Part, Report
 from tasks.shared.formats.records import Figure, Machine
-from tasks.shared.formats.scores import Measure
+from tasks.shared.formats.scores import Measure, Role
 from tasks.shared.formats.verdict import Decision, MeasureComparison, Mode, NoiseFloor, SliceComparison
 from tasks.shared.formats.verdict import TestSplit as Split
 from tasks.shared.store.keys import flatten
@@ -41,6 +41,7 @@ class Modified(Part):
 
     name: str
     digest: str
+    role: Role = "candidate"
     decision: Decision
     statement: str
     reasons: list[str]
@@ -159,6 +160,7 @@ def modified(report: Report, row: ModelRow) -> Modified:
     return Modified(
         name=row.name,
         digest=row.digest,
+        role=row.role,
         decision=row.decision or "not enough data",
         statement=row.sentence,
         reasons=row.reasons,

@@ -4,7 +4,7 @@ from tasks.report.content.report import Report
 from tasks.report.content.specification import figure_cell, figure_title
 from tasks.report.documents.performance import Change, Modified, PerformanceLog
 from tasks.report.words.markdown import Plain, bullets, code, escape, table
-from tasks.report.words.wording import reason
+from tasks.report.words.result import reason
 from tasks.shared.formats.records import Figure
 from tasks.shared.text.numbers import amount, byte_size, gap, gap_unit, interval, margin, p_value, smaller
 
@@ -51,7 +51,7 @@ def candidate_parts(report: Report, log: PerformanceLog, found: Modified) -> lis
     size = smaller(log.baseline.size_bytes / found.size_bytes if found.size_bytes else None, log.baseline.name)
     harmed = [part for part in found.slices if part.harmed]
     sections = [
-        f"## {escape(found.name)}: {escape(found.decision)}",
+        f"## {escape(found.name)}: {'parent, never shipped' if found.role == 'parent' else escape(found.decision)}",
         escape(found.statement),
         bullets(found.reasons) if found.reasons else "",
         f"{byte_size(found.size_bytes)}, {escape(size)}; {escape(found.format)}, run in {escape(found.engine)}"

@@ -12,7 +12,7 @@ from tasks.report.figures.svg import Scale, element, line, text
 
 WIDTH = 440
 """Width of every drawing in figure units; the page shows it at 0.8 (phone) to 1.25 times this width."""
-SHAPES = {"baseline": "square", "candidate": "disc", "repeat": "ring", "reference": "diamond"}
+SHAPES = {"baseline": "square", "candidate": "disc", "parent": "disc", "repeat": "ring", "reference": "diamond"}
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ ROW, HEAD = 40, 6
 def stage_rows(report: Report) -> list[tuple[ModelRow, ModelRow | None]]:
     """Baseline and candidates in the recipe's order, each with the model to compare it with."""
     by_name = {row.name: row for row in report.models}
-    rows = [row for row in report.models if row.role in ("baseline", "candidate")]
+    rows = [row for row in report.models if row.role in ("baseline", "candidate", "parent")]
     baseline = by_name.get(report.baseline)
     return [(row, None if row.role == "baseline" else by_name.get(row.parent, baseline)) for row in rows]
 

@@ -3,13 +3,14 @@
 Names, questions and answers are untrusted; the templates escape all of them.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.report.content.cards import readable
 from tasks.report.content.report import Report
-from tasks.report.words.wording import reason
+from tasks.report.words.result import reason
 from tasks.shared.store.keys import flatten
 from tasks.shared.text import numbers
 
@@ -20,6 +21,9 @@ FILTERS = (
     "amount", "byte_size", "count", "duration", "gap", "gap_unit", "margin", "p_value", "parameters", "percent", "points", "quantity",
     "score_interval", "seconds", "smaller", "times",
 )  # fmt: skip
+
+
+NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
 def render(report: Report, theme: str = "auto") -> str:
@@ -62,6 +66,7 @@ def templates(*folders: Path) -> "Environment":
     environment.filters |= {name: getattr(numbers, name) for name in FILTERS} | {
         "reason": reason,
         "sentence": sentence,
+        "unbroken": unbroken,
         "flat": flat,
     }
     environment.globals |= {"interval": numbers.interval, "missing": numbers.MISSING, "word_runs": word_runs}
@@ -71,6 +76,11 @@ def templates(*folders: Path) -> "Environment":
 def sentence(words: str) -> str:
     """Return the words with a capital first letter."""
     return words[:1].upper() + words[1:]
+
+
+def unbroken(words: str) -> str:
+    """Return the words with numbers that no line break separates from their unit."""
+    return re.sub(r"(\d) (%|[kMG]?B\b|points\b)|\b(margin) (\d)", lambda found: found[0].replace(" ", NO_BREAK), words)
 
 
 def flat(settings: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -1,10 +1,14 @@
-"""Sentences of a verdict: the candidate that ships, or the reason against the nearest one."""
+"""Ratios, ranks and phrases of a verdict, which sentences, tables and figures share."""
+
+from math import ceil, inf
 
 from tasks.shared.formats.verdict import Comparison, Gate, MeasureComparison, SliceComparison, Verdict
-from tasks.shared.text.numbers import gap, gap_unit, interval, margin, times
+from tasks.shared.text.numbers import gap, gap_unit, interval, margin
 
 ANSWER_RANK = {"no": 0, "unknown": 1, "yes": 2}
 DECISION_RANK = {"ship": 2, "not enough data": 1, "do not ship": 0}
+HOPELESS = 25.0
+"""Largest growth of a test that is worth naming."""
 
 
 def times_smaller(verdict: Verdict, name: str) -> float | None:
@@ -63,12 +67,12 @@ def nearest_candidate(verdict: Verdict) -> str | None:
         return verdict.shipped
 
     def nearness(name: str) -> tuple[int, float, float]:
-        comparison = verdict.comparisons[name]
+        comparison = verdict.proposed[name]
         closest = closest_measure(comparison)
         margin_left = float("-inf") if closest is None else headroom(closest[1])
         return DECISION_RANK[comparison.decision], margin_left, times_smaller(verdict, name) or 0.0
 
-    return max(verdict.comparisons, key=nearness, default=None)
+    return max(verdict.proposed, key=nearness, default=None)
 
 
 def loss(gate: Gate, difference: float, low: float, high: float) -> str:
@@ -89,18 +93,6 @@ def unsigned(value: float, unit: str) -> str:
     return gap(value, unit, signed=value < 0)
 
 
-def change(gate: Gate, result: MeasureComparison) -> str:
-    """Phrase for a candidate's loss or gain on one measure, with interval and margin."""
-    title, unit = gate.measure.title, gate.measure.unit
-    allowed = f", margin {margin(result.margin, unit)}"
-    if result.answer == "yes":
-        return f"{title} {gap(result.difference, unit)} {gap_unit(unit)} {interval(result.low, result.high, unit)}{allowed}"
-    phrase = loss(gate, result.difference, result.low, result.high) + allowed
-    return (
-        phrase if result.difference <= -(result.margin or 0.0) < 0 else f"{phrase}: a loss beyond it is not ruled out"
-    )
-
-
 def slice_change(gate: Gate, part: SliceComparison) -> str:
     """Phrase for a candidate's loss in one slice."""
     where = f"where {part.dimension} is {part.value} ({part.n} items)"
@@ -108,67 +100,52 @@ def slice_change(gate: Gate, part: SliceComparison) -> str:
     return f"{phrase} {where}, slice margin {margin(part.margin, gate.measure.unit)}"
 
 
-def gains(verdict: Verdict, name: str) -> str:
-    """Phrase for a candidate's size and speed relative to the baseline."""
-    smaller, ratio = times_smaller(verdict, name), verdict.models[name].speed_ratio
-    parts = [] if smaller is None else [f"{times(smaller)} smaller than {verdict.baseline}"]
-    if ratio is not None and ratio.low > 1:
-        parts = [f"{times(smaller)} smaller"] if smaller is not None else []
-        parts.append(f"{times(ratio.median)} faster than {verdict.baseline}")
-    elif ratio is not None:
-        parts.append(
-            f"at {times(ratio.median)} its speed"
-            if parts
-            else f"at {times(ratio.median)} the speed of {verdict.baseline}"
-        )
-    return " and ".join(parts) if parts else "size and speed not measured"
+def bounded(gate: Gate, result: MeasureComparison, alpha: float) -> str:
+    """Phrase for a measured change and the largest loss that is not ruled out.
 
-
-def obstacle(verdict: Verdict, name: str) -> str:
-    """Phrase for the reason against a candidate, to follow its name."""
-    comparison, model = verdict.comparisons[name], verdict.models.get(name)
-    closest = closest_measure(comparison)
-    harmed = [part for part in comparison.slices if part.harmed]
-    if harmed and (closest is None or closest[1].answer != "no"):
-        worst = min(harmed, key=lambda part: part.difference / max(part.margin, 1e-9))
-        return slice_change(verdict.gates[worst.measure], worst)
-    if closest is not None and closest[1].answer != "yes":
-        return change(verdict.gates[closest[0]], closest[1])
-    if model is not None and model.failures:
-        step, why = next(iter(model.failures.items()))
-        return f"could not be measured in {step} ({why.rstrip('.')})"
-    absent = [title_of(verdict, measure) for measure in verdict.margin if measure not in comparison.measures]
-    if absent or closest is None:
-        return f"was not measured on {', '.join(absent) or 'any measure'}"
-    return "was rejected by the evaluation (see the notes)"
-
-
-def candidate_line(verdict: Verdict, name: str, lead: str = "") -> str:
-    """Sentence of a candidate's decision, with the number that decides.
-
-    lead: words for the candidate instead of its name.
+    For example "loses 1.2 points, at most 3.4 with 95 % confidence (margin 5)".
     """
-    comparison, lead = verdict.comparisons.get(name), lead or name
-    if comparison is None:
-        return f"{lead} was not compared with {verdict.baseline}."
-    if comparison.decision != "ship":
-        return f"{lead} {obstacle(verdict, name)}."
-    closest = closest_measure(comparison)
-    detail = f" (closest: {change(verdict.gates[closest[0]], closest[1])})" if closest else ""
-    return f"{lead} is {gains(verdict, name)}, and every measure is inside its margin{detail}."
+    unit, higher = gate.measure.unit, gate.measure.better == "higher"
+    size, most = gap(abs(result.difference), unit, signed=False), gap(abs(result.low), unit, signed=False)
+    sure = f"with {100 * (1 - alpha):.3g} % confidence (margin {margin(result.margin, unit)})"
+    if result.difference < 0:
+        return (
+            f"{'loses' if higher else 'is'} {size} {gap_unit(unit)}{'' if higher else ' worse'}, at most {most} {sure}"
+        )
+    gained = f"gains {size} {gap_unit(unit)}" if higher else f"is {size} {gap_unit(unit)} better"
+    if result.difference == 0:
+        gained = "is unchanged"
+    if result.low >= 0:
+        return f"{gained}, at least {most} {sure}"
+    return f"{gained} and {'loses' if higher else 'is'} at most {most}{'' if higher else ' worse'} {sure}"
 
 
-def decision_line(verdict: Verdict) -> str:
-    """Sentence of the run's decision, with the numbers that decide."""
-    name = nearest_candidate(verdict)
-    if name is None:
-        return f"{verdict.decision.capitalize()}: no candidate was compared with {verdict.baseline}."
-    role = "the smallest candidate that may ship" if verdict.decision == "ship" else "the nearest candidate"
-    lead = f"{role}, {name}," if len(verdict.comparisons) > 1 else name
-    return f"{verdict.decision.capitalize()}: {candidate_line(verdict, name, lead)}"
+def open_loss(gate: Gate, result: MeasureComparison) -> str:
+    """Phrase for a loss that is neither shown nor ruled out.
+
+    For example "may lose up to 12.6 points of fact accuracy (measured: 3.6, margin 10)".
+    """
+    title, unit, higher = gate.measure.title, gate.measure.unit, gate.measure.better == "higher"
+    most = f"{gap(max(0.0, -result.low), unit, signed=False)} {gap_unit(unit)}"
+    measured = gap(abs(result.difference), unit, signed=False)
+    if result.difference > 0:
+        measured += " gained" if higher else " better"
+    phrase = f"may lose up to {most} of {title}" if higher else f"may be up to {most} worse in {title}"
+    return f"{phrase} (measured: {measured}, margin {margin(result.margin, unit)})"
 
 
-def reason(line: str) -> str:
-    """Sentence of a decision line without the decision, for use under a heading with it."""
-    rest = line.partition(": ")[2]
-    return "T" + rest[1:] if rest.startswith("the ") else rest
+def items_to_decide(result: MeasureComparison) -> int | None:
+    """Number of items, in all, that would decide an open measure with the planned power.
+
+    Assumes that the measured difference is the true one (a gain counts as no difference), and extrapolates the interval and the smallest
+    margin that an equal candidate passes: both shrink with the square root of the items.  Below the margin they have to fit between
+    difference and margin; beyond it between the difference and zero, while the estimate stays beyond the margin.  Exact to some
+    percent for the fixed test, to about a third for an adaptive one.  None if more than `HOPELESS` times the items would be needed.
+    """
+    allowed, difference = result.margin or 0.0, min(0.0, result.difference)
+    if difference > -allowed:
+        distance, width = allowed + difference, result.difference - result.low
+    else:
+        distance, width = min(-difference, 3.0 * (-difference - allowed)), result.high - result.difference
+    ratio = (max(result.detectable, width) / distance) ** 2 if distance > 0.0 else inf
+    return None if ratio > HOPELESS else max(result.n + 1, ceil(result.n * ratio))

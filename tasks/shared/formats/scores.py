@@ -19,8 +19,9 @@ from tasks.shared.formats.rows import Row, parse_lines
 RENAMED = {"intent": "label"}
 """Earlier names of measures, which recipes and stored verdicts may still use."""
 SUMMARY, ITEMS = "scores.json", "items.jsonl"
-Role = Literal["baseline", "candidate", "repeat", "reference"]
-"""repeat: the baseline a second time (evaluated again, or trained again), which shows how much of a difference is noise.
+Role = Literal["baseline", "candidate", "parent", "repeat", "reference"]
+"""parent: a candidate that only explains (the float source of a quantized model); it is never proposed for shipping.
+repeat: the baseline a second time (evaluated again, or trained again), which shows how much of a difference is noise.
 reference: measured like the others but without effect on the decision."""
 
 

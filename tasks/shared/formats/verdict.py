@@ -301,6 +301,11 @@ class Verdict(Record):
         """Margins of the measures that decide, by measure."""
         return {name: gate.margin for name, gate in self.gates.items() if gate.margin is not None}
 
+    @property
+    def proposed(self) -> dict[str, Comparison]:
+        """Comparisons of the candidates that may be shipped, without parents, which only explain."""
+        return {name: found for name, found in self.comparisons.items() if self.models[name].role != "parent"}
+
 
 def read_verdict(path: Path) -> Verdict:
     """Read verdict.json.  Raises DataError that names the file and the first bad key."""

@@ -70,7 +70,7 @@ def test_names_fit_a_recipe_and_differ() -> None:
 
 def test_the_evaluation_of_a_recipe_is_borrowed_whole(tmp_path: Path) -> None:
     models = [Contestant(name, make_step(tmp_path, "bot", name)) for name in ("big", "small")]
-    recipe = compose_recipe("tiny", ["steps.answers.limit=5"]).recipe
+    recipe = compose_recipe("tiny", ["steps.answers.limit=5", "steps.verdict.explains=[student]"]).recipe
     found = evaluation_of(recipe, models)
     plan = build_plan(found)
     assert [step.name for step in plan.steps] == ["corpus", "answers", "speed", "verdict", "report"]

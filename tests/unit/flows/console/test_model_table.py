@@ -1,76 +1,16 @@
-"""The end of a run in the console, and how figures and sentences choose their words."""
+"""The table of models at the end of a run, and the axes of figures."""
 
 import io
 
 import pytest
 from rich.console import Console
-from verdict_samples import CODE_LENGTH, GATES, a_verdict, compared, in_slice, measured, shipping
+from verdict_samples import CODE_LENGTH, GATES, a_verdict, frontier, shipping
 
-from flows.console.model_table import model_table
+from flows.console.model_table import layouts, model_table
+from flows.orchestration.pages import markdown
 from tasks.report.figures.svg import Scale, linear_ticks, log_ticks, place_labels
-from tasks.report.words.wording import change, decision_line, nearest_candidate, times_faster
-from tasks.shared.formats.records import Figure
-from tasks.shared.formats.verdict import Comparison, Verdict
-
-
-def test_decision_in_words() -> None:
-    assert decision_line(a_verdict()) == (
-        "Do not ship: the nearest candidate, student, loses 6.1 points of fact accuracy [3.9, 8.3], margin 5."
-    )
-    line = decision_line(shipping())
-    assert line.startswith(
-        "Ship: gguf is 4.1x smaller and 2.8x faster than tuned, and every measure is inside its margin"
-    )
-
-
-def test_faster_is_only_what_was_timed_in_the_same_engine() -> None:
-    models = a_verdict().models
-    figures = {name: figure for name, figure in models["gguf"].figures.items() if name != "speed_ratio"}
-
-    def told(**changed: Figure) -> tuple[float | None, str]:
-        gguf = models["gguf"].model_copy(update={"figures": figures | changed})
-        verdict = shipping().model_copy(update={"models": models | {"gguf": gguf}})
-        return times_faster(verdict, "gguf"), decision_line(verdict)
-
-    ratio, line = told()
-    assert ratio is None and "gguf is 4.1x smaller than tuned, and" in line, (
-        "131 tokens/s against 46, in another engine"
-    )
-    ratio, line = told(speed_ratio=Figure(value=1.3, low=0.9, high=1.5))
-    assert ratio == 1.3 and "at 1.3x its speed, and" in line, "not shown to be faster"
-    assert times_faster(shipping(), "tuned") == 1.0
-
-
-def test_what_is_open_is_not_called_a_loss() -> None:
-    gate = GATES["fact"]
-    assert change(gate, measured(0.8, -0.04, 0.02)) == (
-        "loses 4.0 points of fact accuracy [2.0, 6.0], margin 5: a loss beyond it is not ruled out"
-    )
-    assert change(gate, measured(0.8, 0.01, 0.08)) == (
-        "gains 1.0 points of fact accuracy [\N{MINUS SIGN}7.0, +9.0], margin 5: a loss beyond it is not ruled out"
-    )
-    open_only = a_verdict(decision="not enough data", comparisons={"gguf": compared(-0.04)})
-    assert decision_line(open_only).startswith("Not enough data: gguf loses 4.0 points of fact accuracy")
-    both = a_verdict(comparisons={"gguf": compared(-0.055, 0.02), "student": compared(-0.2)})
-    assert nearest_candidate(both) == "gguf", "an open question is nearer to shipping than a shown loss"
-
-
-def test_other_units_slices_and_failures_in_words() -> None:
-    longer = measured(1.02, -0.12, 0.03, retention=None, retention_low=None, retention_high=None)
-    assert change(CODE_LENGTH, longer) == "is 0.120 bits per byte worse in code length [0.0900, 0.150], margin 0.05"
-    harmed = [in_slice("language", "et", "fact", -0.21, n=34), in_slice("kind", "faq", "fact", -0.01)]
-    line = decision_line(a_verdict(comparisons={"gguf": compared(0.0, decision="do not ship", slices=harmed)}))
-    assert line.endswith(
-        "gguf loses 21.0 points of fact accuracy [15.0, 27.0] where language is et (34 items), slice margin 10."
-    )
-    models = a_verdict().models
-    broken = models | {
-        "int4": models["int4"].model_copy(update={"scores": {}, "failures": {"speed": "out of memory."}})
-    }
-    comparison = Comparison(decision="not enough data", measures={})
-    assert "int4 could not be measured in speed (out of memory)." in decision_line(
-        a_verdict(models=broken, comparisons={"int4": comparison})
-    )
+from tasks.shared.formats.verdict import Verdict
+from tasks.shared.store.keys import PROJECT
 
 
 @pytest.mark.parametrize("width", [60, 80, 120, 160, 220])
@@ -96,7 +36,7 @@ def test_many_measures_still_fit(width: int) -> None:
     console.print(model_table(a_verdict(gates=gates)))
     lines = console.export_text().rstrip().splitlines()
     assert max(map(len, lines)) <= width and any("do not ship" in line for line in lines)
-    assert "more measures in a wider terminal" in lines[-1], "it says what it leaves out"
+    assert "more measures in a wider terminal" in " ".join(" ".join(lines[-2:]).split()), "it says what it leaves out"
 
 
 def test_ticks_scales_and_labels() -> None:
@@ -111,10 +51,35 @@ def test_ticks_scales_and_labels() -> None:
 
 
 def test_an_adaptive_verdict_shows_items_per_model_in_eighty_columns() -> None:
+    lines = shown_lines(frontier(), 80)
+    assert max(map(len, lines)) <= 80 and not any("wider terminal" in line for line in lines), "long names wrap instead"
+    rows = {line.split()[0]: line.split() for line in lines if line.strip()}
+    assert rows["tiny"][-4:] == ["10-32", "do", "not", "ship"] and rows["student"][-2:] == ["80-240", "parent"]
+    assert not any("items" in line for line in shown_lines(shipping(), 80))
+
+
+def test_speed_that_nobody_measured_has_no_column() -> None:
     verdict = shipping()
-    lines = shown_lines(verdict.model_copy(update={"mode": "adaptive"}), 80)
-    assert any("items" in line for line in lines) and max(map(len, lines)) <= 80
-    assert not any("items" in line for line in shown_lines(verdict, 80))
+    silent = {name: model.model_copy(update={"figures": {}}) for name, model in verdict.models.items()}
+    for width in (80, 160):
+        assert any("faster" in line for line in shown_lines(verdict, width))
+        assert not any("faster" in line for line in shown_lines(verdict.model_copy(update={"models": silent}), width))
+
+
+def test_markdown_has_one_line_per_model() -> None:
+    lines = markdown(model_table(frontier())).splitlines()
+    head, rows, rest = lines[0], [line for line in lines[2:] if line.startswith("|")], lines[-1]
+    assert {"x smaller", "refusal", "items", "verdict"} <= {cell.strip() for cell in head.split("|")}
+    assert [row.split("|")[1].strip() for row in rows] == list(frontier().models)
+    assert rest.startswith("Against tuned") and lines[-2] == "", "no further row"
+
+
+def test_every_column_is_explained() -> None:
+    page = (PROJECT / "docs" / "compare.md").read_text("utf-8")
+    for _, columns in layouts(frontier()):
+        for column in columns:
+            heading = "tokens/s" if column.heading == "tokens\n/s" else column.heading.replace("\n", " ")
+            assert column.measure or f"| `{heading}` |" in page, heading
 
 
 def shown_lines(verdict: Verdict, width: int) -> list[str]:

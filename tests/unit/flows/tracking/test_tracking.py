@@ -99,6 +99,9 @@ def check_recorded(seen: View, steps: list[StepRecord]) -> None:
     assert (
         parent.data.tags.items() >= {"git.commit": "abc", "git.dirty": "false", "prefect.flow_run_id": "flow-1"}.items()
     )
+    assert parent.data.tags["mlflow.note.content"].startswith("**Ship: gguf is 66.0 MB, 4.1x smaller"), (
+        "on top of its page"
+    )
     assert parent.data.metrics["gguf.size"] == 66
     assert [item.dataset.name for item in parent.inputs.dataset_inputs] == ["corpus"]
     assert {item.model_id for item in parent.outputs.model_outputs} == {m.model_id for m in seen.models.values()}

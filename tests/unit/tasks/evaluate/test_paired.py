@@ -300,6 +300,9 @@ def test_problems_known_from_the_recipe_alone() -> None:
         "candidates: none" in line
         for line in problems(Paired(margins=MARGINS), {"baseline": ("tuned",), "scores": ("answers",)})
     )
+    explaining = problems(Paired(margins=MARGINS, explains=("a", "floats")))
+    assert any("floats, not in inputs.candidates" in line and "among a, b" in line for line in explaining)
+    assert any("nothing could ship" in line for line in problems(Paired(margins=MARGINS, explains=("a", "b"))))
 
 
 def test_the_earlier_name_of_a_measure_is_read(tmp_path: Path) -> None:
@@ -478,6 +481,7 @@ CHANGES = {
     "resamples": Change(300),
     "discordance": Change(0.2),
     "max_flips": Change(0.01),
+    "explains": Change(("b",), inputs="two"),
     "slices.by": Change(("intent",)),
     "slices.margin": Change(0.3),
     "slices.min_items": Change(12),
@@ -583,6 +587,16 @@ def test_candidates_may_share_alpha(tmp_path: Path) -> None:
     assert any("ships with probability 5%" in note for note in judge_facts(tmp_path / "1", models).notes)
     shared = judge_facts(tmp_path / "2", models, familywise=True)
     assert shared.alpha == 0.025 and not any("ships with probability" in note for note in shared.notes)
+
+
+def test_a_parent_explains_and_is_never_shipped(tmp_path: Path) -> None:
+    right = some_right(500, 0.8)
+    models = {"tuned": right, "floats": right, "packed": flipped(right, 60, 5)}
+    found = judge_facts(tmp_path / "1", models, explains=("floats",), familywise=True)
+    assert (found.decision, found.shipped, found.alpha) == ("do not ship", None, 0.05), "it does not share alpha"
+    assert found.comparisons["floats"].decision == "ship" and found.models["floats"].role == "parent"
+    assert list(found.proposed) == ["packed"] and list(found.comparisons) == ["floats", "packed"]
+    assert judge_facts(tmp_path / "2", models).shipped == "floats"
 
 
 def test_sharing_alpha_raises_the_margin_that_the_items_can_decide(tmp_path: Path) -> None:

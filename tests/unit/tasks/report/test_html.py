@@ -26,7 +26,7 @@ from verdict_samples import (
 from tasks.report import html
 from tasks.report.content.cards import as_blocks, brief
 from tasks.report.content.report import Report, choose_flips
-from tasks.report.words.wording import decision_line
+from tasks.report.words.result import result_of
 from tasks.shared.errors import DataError, TechniqueError
 from tasks.shared.formats.verdict import Comparison, NoiseFloor
 from tasks.shared.technique import Inputs
@@ -98,7 +98,7 @@ def test_every_model_comparison_and_flip_is_there(tmp_path: Path) -> None:
     assert [row["name"] for row in data["models"]] == ["tuned", "slim", "student", "int4", "gguf", "teacher"]
     text = text.replace("\N{NARROW NO-BREAK SPACE}", " ")
     for shown in (
-        "The nearest candidate, student, loses 6.1 points of fact accuracy [3.9, 8.3], margin 5",
+        "The nearest candidate, student (184 MB, 1.5x smaller than tuned), loses 6.1 points of fact accuracy [3.9, 8.3], margin 5",
         "45 days",
         "0.971",
         "0.414",
@@ -149,7 +149,7 @@ def test_missing_parts_say_so(tmp_path: Path) -> None:
     assert "No traces were given" in text and "No answer changed" in text and "+recipe=x" in text
     assert data["corpus"] == [] and data["nearest"] == "tiny" and page.count("<svg") == 1, "sizes are known"
     assert "No slice was compared" in text and "given, not made by a step" in text
-    assert "was not measured on intent accuracy" in decision_line(verdict)
+    assert "was not measured on intent accuracy" in result_of(verdict).line
 
 
 def test_verdict_without_candidates_and_with_one_point(tmp_path: Path) -> None:
@@ -286,7 +286,7 @@ def test_one_candidate_and_six_with_long_names(tmp_path: Path) -> None:
 def test_measures_of_any_unit_and_number(tmp_path: Path) -> None:
     gates = GATES | {f"extra_{i}": GATES["fact"] for i in range(4)} | {"code_length": CODE_LENGTH}
     longer = measured(1.02, -0.12, 0.03, retention=None, retention_low=None, retention_high=None)
-    comparison = compared(0.0, measures={"code_length": longer, "fact": measured(0.8, 0, 0.01)})
+    comparison = compared(0.0, decision="do not ship", measures={"code_length": longer, "fact": measured(0.8, 0, 0.01)})
     scores = {name: score(0.8) for name in gates} | {"code_length": score(0.9)}
     models = {name: model.model_copy(update={"scores": scores}) for name, model in a_verdict().models.items()}
     verdict = a_verdict(gates=gates, models=models, comparisons={"gguf": comparison})
