@@ -180,7 +180,7 @@ def test_several_questions_share_the_articles_of_a_training_prompt(tmp_path: Pat
             counts["fact" if facts else "declined"] += 1
             assert refuses(text) != bool(facts)
             assert not facts or any(states_fact(shown, accept) for accept in facts), "an answer that the prompt lacks"
-    assert 0.25 < counts["declined"] / counts.total() < 0.5, dict(counts)
+    assert 0.4 < counts["declined"] / counts.total() < 0.65, "few facts stand in two excerpts; the rest declines"
 
 
 def test_numbers_change_everywhere_or_nowhere() -> None:
