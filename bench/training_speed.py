@@ -21,6 +21,7 @@ from flows.planning.config import compose_recipe
 from flows.planning.plan import build_plan
 from tasks.distill.losses.answers import answer_loss
 from tasks.distill.training.loop import freeze
+from tasks.distill.training.working_copy import with_cast_weights
 from tasks.evaluate.models_under_test.machine import describe_machine
 from tasks.shared.model.encoding import IGNORED
 from tasks.shared.model.loading import load_model
@@ -31,7 +32,10 @@ TOKENS, ANSWER = 72, 22
 
 @dataclass(frozen=True)
 class Case:
-    """Settings of one training."""
+    """Settings of one training.
+
+    precision: autocast casts at every use; bfloat16 casts the weights once as well, as the product does.
+    """
 
     precision: str = "bfloat16"
     head: str = "answer"
@@ -41,7 +45,8 @@ class Case:
 
 
 CASES = (
-    Case("float32", "all"), Case("bfloat16", "all"), Case(), Case(attention="sdpa"), Case(batch=8), Case(frozen=10),
+    Case("float32", "all"), Case("autocast", "all"), Case("autocast"), Case(), Case(attention="sdpa"), Case(batch=8),
+    Case(frozen=10),
 )  # fmt: skip
 
 
@@ -55,14 +60,16 @@ def make_step(path: Path, case: Case) -> Callable[[], None]:
     labels = ids.clone()
     labels[:, : TOKENS - ANSWER] = IGNORED
 
+    def loss() -> Any:
+        if case.head == "all":
+            return model(input_ids=ids, labels=labels, use_cache=False).loss
+        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        return answer_loss(hidden, model.get_output_embeddings(), labels)
+
     def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=case.precision == "bfloat16"):
-            if case.head == "all":
-                loss = model(input_ids=ids, labels=labels, use_cache=False).loss
-            else:
-                hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-                loss = answer_loss(hidden, model.get_output_embeddings(), labels)
-        loss.backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=case.precision != "float32"):
+            total = with_cast_weights(model, torch.bfloat16, loss) if case.precision == "bfloat16" else loss()
+        total.backward()
         optimizer.step()
         optimizer.zero_grad()
 
