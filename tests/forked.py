@@ -110,10 +110,7 @@ runpy.run_module(module, run_name="__main__", alter_sys=True)
 def run_module(
     module: str, words: Sequence[str], directory: Path, environment: Mapping[str, str]
 ) -> "subprocess.CompletedProcess[str]":
-    """`python -m module words`, with what it prints; nothing may signal it or look for it by its command line.
-
-    Not for commands that load models: they isolate that in a process of their own.
-    """
+    """`python -m module words`, with what it prints; nothing may signal it or look for it by its command line."""
     with tempfile.TemporaryDirectory(prefix="command-") as folder, Path(os.devnull).open("wb") as nothing:
         files = [Path(folder) / name for name in ("stdout", "stderr")]
         for file in files:
@@ -130,6 +127,7 @@ def run_module(
             "path": bare_path(),
             "modules": COMMANDS,
             "own_group": True,
+            "spare": True,
         }
         child = command_server(os.getpid()).fork(nothing.fileno(), request)
         try:
