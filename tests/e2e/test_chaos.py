@@ -157,7 +157,7 @@ def wreck(chaos: Chaos, base: Path, most_rounds: int = 6) -> None:
     expected = outputs(base / "calm", chaos.recipe)
     for number in range(most_rounds):
         root = base / f"chaos{number}"
-        root.mkdir()
+        shutil.copytree(base / "calm/artifacts/.checked", root / "artifacts/.checked")  # before the first step
         stamps: dict[str, int] = {}
         while chaos.kills < chaos.wanted and chaos.disturbed(root):
             now = finished(root, chaos.recipe)

@@ -141,17 +141,19 @@ def stored(home: Path, step: str) -> set[str]:
     return {path.name for path in home.glob(f"artifacts/.store/{step}/*")}
 
 
-@pytest.mark.parametrize("orchestrator", ["prefect", "none"])
+@pytest.mark.parametrize(("orchestrator", "template"), [("prefect", "true"), ("none", "false")])
 def test_ctrl_c_ends_everything_and_says_so(
-    home: Path, first: "subprocess.CompletedProcess[str]", orchestrator: str
+    home: Path, first: "subprocess.CompletedProcess[str]", orchestrator: str, template: str
 ) -> None:
+    """With steps that are forked, and with steps that are plain processes."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Mute)
     server.daemon_threads = True
     Mute.asked.clear()
     threading.Thread(target=server.serve_forever, daemon=True).start()
     url = f"http://127.0.0.1:{server.server_port}/v1"
     teacher = [f"steps.traces.base_url={url}", "steps.traces.model=mute"]
-    arguments = ["tracking=none", f"runtime.orchestrator={orchestrator}", *teacher, "seed=7"]
+    runtime = [f"runtime.orchestrator={orchestrator}", f"runtime.template={template}"]
+    arguments = ["tracking=none", *runtime, *teacher, "seed=7"]
     before = {name: stored(home, name) for name in ("corpus", "traces")}
     command, environment = command_of(home, *arguments)
     child = subprocess.Popen(command, cwd=PROJECT, env=environment, stderr=subprocess.PIPE, text=True)
