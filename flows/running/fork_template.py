@@ -35,6 +35,7 @@ class Template:
     """Template process of one run, started when the first step has to be made.
 
     Safe to use from several threads.
+    A run that was itself forked takes the spare server that it was given.
     wanted: False starts every step as a plain process.  So do systems other than Linux, where a fork is not safe.
     """
 
@@ -96,7 +97,7 @@ class Template:
             self.wanted = False
             self.lock.wait_for(lambda: self.steps == 0, CLOSE_S)
             server, self.server = self.server, None
-        if server is not None:
+        if server is not None and server.process is not None:  # a spare server of ours serves the next run, too
             server.close()
 
     def _server(self, session: Session) -> ForkServer | None:
@@ -104,7 +105,9 @@ class Template:
             if self.wanted and sys.platform != "linux":
                 self.give_up("a safe fork needs Linux")
             if self.wanted and self.server is None:
-                self.server = ForkServer.start(modules_of(session), template_environment(session), quiet=True)
+                self.server = ForkServer.inherited() or ForkServer.start(
+                    modules_of(session), template_environment(session), quiet=True
+                )
             return self.server if self.wanted else None
 
 
