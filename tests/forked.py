@@ -188,7 +188,6 @@ AS_MODULE = """
 import os, runpy, sys
 for number, file in enumerate([os.devnull, *files]):
     os.dup2(os.open(file, os.O_RDWR), number)
-sys.path[:0] = paths
 sys.argv = [module, *words]
 runpy.run_module(module, run_name="__main__", alter_sys=True)
 """
@@ -207,11 +206,11 @@ def run_module(
             "entry": "builtins:exec",
             "arguments": [
                 AS_MODULE,
-                {"module": module, "words": words, "files": list(map(str, files)), "paths": paths},
+                {"module": module, "words": words, "files": list(map(str, files))},
             ],
             "environment": dict(environment),
             "directory": str(directory),
-            "path": bare_path(),
+            "path": [*paths, *bare_path()],  # also of the steps that are forked from the spare server
             "modules": COMMANDS,
             "own_group": True,
             "spare": True,

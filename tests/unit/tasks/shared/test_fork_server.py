@@ -6,13 +6,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
+from tasks.shared import isolation
 from tasks.shared.fork_client import WITHOUT_THREADS, ForkServer, ServerDied
 from tasks.shared.fork_server import INHERITED
 from tasks.shared.processes import ProcessId
@@ -22,10 +22,9 @@ LIBRARIES = ["numpy", "torch", "transformers:AutoModelForCausalLM", "datasets"]
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[ForkServer]:
-    started = ForkServer.start(LIBRARIES)
-    yield started
-    started.close()
+def server() -> ForkServer:
+    """The one from which this process forks what it isolates, so that the libraries are loaded once."""
+    return isolation._server(os.getpid())
 
 
 def request(script: str, **more: Any) -> dict[str, Any]:
