@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from tasks.shared.store.keys import PROJECT
+from tests.forked import run_module
 from tests.trial_recipe import KEY, STEPS, Teacher, command_of, teacher_server, write_recipe
 
 
@@ -31,16 +32,19 @@ def home(tmp_path_factory: pytest.TempPathFactory, teacher: str) -> Path:
     return folder
 
 
-def run(home: Path, *arguments: str, key: str = KEY, timeout: int = 400) -> "subprocess.CompletedProcess[str]":
+def run(home: Path, *arguments: str, key: str = KEY) -> "subprocess.CompletedProcess[str]":
+    """A later run, forked from a process that has loaded Hydra; so are its steps."""
     command, environment = command_of(home, *arguments, key=key)
-    return subprocess.run(
-        command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=timeout, check=False
-    )
+    return run_module(command[2], command[3:], PROJECT, environment)
 
 
 @pytest.fixture(scope="module")
 def first(home: Path) -> "subprocess.CompletedProcess[str]":
-    return run(home)
+    """The first run, in a new interpreter."""
+    command, environment = command_of(home)
+    return subprocess.run(
+        command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=400, check=False
+    )
 
 
 def test_the_first_run_makes_every_step(home: Path, first: "subprocess.CompletedProcess[str]") -> None:
