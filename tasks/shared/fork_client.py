@@ -120,7 +120,10 @@ class ForkServer:
 
     @classmethod
     def inherited(cls) -> "ForkServer | None":
-        """Return the spare server that this process received when it was forked, if any; always the same object."""
+        """Return the spare server that this process received when it was forked, if any.
+
+        Always the same object.
+        """
         descriptor, _, pid = os.environ.get(INHERITED, "").partition(":")
         return _spare(int(descriptor), int(pid)) if pid == str(os.getpid()) else None
 
