@@ -8,7 +8,7 @@ PORT ?= 4200
 LOCK := requirements.lock
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: run test test-all setup setup-dev lock ui lint types clean help
+.PHONY: run test checks tests test-all setup setup-dev lock ui lint types clean help
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -16,10 +16,16 @@ help:
 run: setup
 	$(BIN)/python -m flows.compress +recipe=support_bot $(ARGS)
 
+# Two at once: mypy by itself leaves a processor idle.
+test: setup-dev
+	+$(MAKE) --no-print-directory -j 2 checks tests
+
+checks: lint types
+	$(BIN)/python -m flows.sync --check
+
 # Files in their order, so that the long ones, which hold few tests, do not come last on one processor.
 # Three workers for two processors: a third of a worker's time it waits for a process, a server or a delay.
-test: setup-dev lint types
-	$(BIN)/python -m flows.sync --check
+tests: setup-dev
 	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not network and not browser"
 
 test-all: setup-dev

@@ -59,7 +59,7 @@ class Row:
     @property
     def target(self) -> str:
         """The technique's class, as its YAML names it."""
-        return str(yaml.safe_load((PROJECT / "conf" / f"{self.option}.yaml").read_text("utf-8"))["_target_"])
+        return target_of(self.option)
 
     @property
     def technique(self) -> Any:
@@ -71,6 +71,12 @@ class Row:
         ports = self.technique.spec.ports
         named = {port: SOURCES[port] for port in ports if port in SOURCES}
         return named | {port: CORPUS for port in ports if port in ("data", "calibration")}
+
+
+@cache
+def target_of(option: str) -> str:
+    """The class that an option's YAML names."""
+    return str(yaml.safe_load((PROJECT / "conf" / f"{option}.yaml").read_text("utf-8"))["_target_"])
 
 
 ROWS = (

@@ -1,12 +1,13 @@
 """Sizes of source models, read from file headers and configurations."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 from tasks.shared.forecast import Dimensions, Size
+from tasks.shared.model.gguf_files import read_gguf_header
 from tasks.shared.model.sizes import parameter_count, weight_bytes
-from tasks.shared.model.weights import read_gguf
 
 GUESSED_LAYERS = 24
 GUESSED_OUTER = 0.2
@@ -30,18 +31,15 @@ def _folder_size(folder: Path) -> Size:
 
 
 def _gguf_size(file: Path) -> Size:
-    reader = read_gguf(file)
-    counts = {str(tensor.name): int(tensor.n_elements) for tensor in reader.tensors}
+    header = read_gguf_header(file)
+    counts = {name: math.prod(shape) for name, shape in header.tensors.items()}
     outer = counts.get("token_embd.weight", 0) + counts.get("output.weight", 0)
-    architecture = reader.get_field("general.architecture")
-    prefix = str(architecture.contents()) if architecture else ""
 
-    def value(name: str) -> Any:
-        field = reader.get_field(f"{prefix}.{name}")
-        found = field.contents() if field else 0
-        return max(found) if isinstance(found, list) else found
+    def value(name: str) -> int:
+        found = header.fields.get(f"{header.architecture}.{name}", 0)
+        return max(found, default=0) if isinstance(found, tuple) else found
 
-    width = int(value("embedding_length"))
+    width = value("embedding_length")
     config = {
         "hidden_size": width,
         "num_hidden_layers": value("block_count"),

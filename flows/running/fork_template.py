@@ -1,7 +1,8 @@
-"""Template processes of a run: they import its libraries once, then fork for each step.
+"""Template process of a run: it imports the libraries once, then forks for each step.
 
-There are two, so that a step without torch need not wait for the libraries of the others.  A forked step is a fresh process in every
-other respect: it imports our code from the files as they are then, in its own session, environment and process group.
+It imports while it has nothing else to do, and for a step what that step needs: a step without torch does not wait for torch.  A
+forked step is a fresh process in every other respect: it imports our code from the files as they are then, in its own session,
+environment and process group.
 """
 
 import ast
@@ -31,14 +32,15 @@ OURS = frozenset({"tasks", "flows", *sys.stdlib_module_names})
 
 
 class Template:
-    """Template processes of one run, started when the first step has to be made.
+    """Template process of one run, started when the first step has to be made.
 
     Safe to use from several threads.
+    A run that was itself forked takes the spare server that it was given.
     wanted: False starts every step as a plain process.  So do systems other than Linux, where a fork is not safe.
     """
 
     def __init__(self, wanted: bool = True) -> None:
-        self.servers: dict[bool, ForkServer] = {}
+        self.server: ForkServer | None = None
         self.wanted = wanted
         self.steps = 0
         self.lock = threading.Condition()
@@ -61,7 +63,7 @@ class Template:
             "spare": True,
         }
         try:
-            server = self._servers(session).get(step.accelerated)
+            server = self._server(session)
             return server.fork(output, request) if server is not None else None
         except (ServerDied, OSError) as error:
             self.give_up(str(error))
@@ -79,7 +81,7 @@ class Template:
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Keep the template processes alive while a step runs."""
+        """Keep the template process alive while a step runs."""
         with self.lock:
             self.steps += 1
         try:
@@ -90,28 +92,27 @@ class Template:
                 self.lock.notify_all()
 
     def close(self) -> None:
-        """End the template processes once the steps that are being stopped have ended."""
+        """End the template process once the steps that are being stopped have ended."""
         with self.lock:
             self.wanted = False
             self.lock.wait_for(lambda: self.steps == 0, CLOSE_S)
-            servers, self.servers = self.servers, {}
-        for server in servers.values():
+            server, self.server = self.server, None
+        if server is not None and server.process is not None:  # a spare server of ours serves the next run, too
             server.close()
 
-    def _servers(self, session: Session) -> Mapping[bool, ForkServer]:
-        """Template processes by `Step.accelerated`; empty if there are none."""
+    def _server(self, session: Session) -> ForkServer | None:
         with self.lock:
             if self.wanted and sys.platform != "linux":
                 self.give_up("a safe fork needs Linux")
-            if self.wanted and not self.servers:
-                variables = template_environment(session)
-                for accelerated, modules in modules_of(session).items():
-                    self.servers[accelerated] = ForkServer.start(modules, variables, quiet=True)
-            return self.servers if self.wanted else {}
+            if self.wanted and self.server is None:
+                self.server = ForkServer.inherited() or ForkServer.start(
+                    modules_of(session), template_environment(session), quiet=True
+                )
+            return self.server if self.wanted else None
 
 
 def template_environment(session: Session) -> dict[str, str]:
-    """Environment of the template processes: variables that libraries read on import."""
+    """Environment of the template process: variables that libraries read on import."""
     threads = max((session.threads(step) for step in session.plan.steps), default=1)
     return base_environment() | step_variables(threads, os.environ)
 
@@ -122,16 +123,10 @@ def base_environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONIOENCODING": "utf-8"}
 
 
-def modules_of(session: Session) -> dict[bool, list[str]]:
-    """Third-party modules of the unfinished steps, in the order of first use.
-
-    By `Step.accelerated`, since each value has a template process of its own.
-    """
-    found: dict[bool, list[str]] = {}
-    for step in session.plan.steps:
-        if step.name not in session.places:
-            found.setdefault(step.accelerated, list(EVERY_STEP)).extend(third_party(step.module))
-    return {accelerated: list(dict.fromkeys(modules)) for accelerated, modules in found.items()}
+def modules_of(session: Session) -> list[str]:
+    """Third-party modules of the unfinished steps, in the order of first use."""
+    steps = [step for step in session.plan.steps if step.name not in session.places]
+    return list(dict.fromkeys([*EVERY_STEP, *(name for step in steps for name in third_party(step.module))]))
 
 
 @cache

@@ -59,7 +59,7 @@ class Run:
     ended: "queue.Queue[Ended]" = field(default_factory=queue.Queue)
 
     def __post_init__(self) -> None:
-        """Prepare the template processes, which start when the first step has to be made."""
+        """Prepare the template process, which starts when the first step has to be made."""
         self.template = Template(self.session.runtime.template)
 
     def find_all(self) -> list[Outcome] | None:

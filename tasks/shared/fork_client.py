@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -119,9 +120,12 @@ class ForkServer:
 
     @classmethod
     def inherited(cls) -> "ForkServer | None":
-        """Return the spare server that this process received when it was forked, if any."""
+        """Return the spare server that this process received when it was forked, if any.
+
+        Always the same object.
+        """
         descriptor, _, pid = os.environ.get(INHERITED, "").partition(":")
-        return cls(socket.socket(fileno=int(descriptor))) if pid == str(os.getpid()) else None
+        return _spare(int(descriptor), int(pid)) if pid == str(os.getpid()) else None
 
     def fork(self, descriptor: int, request: Mapping[str, Any]) -> Forked:
         """Request a process.  Raises ServerDied.
@@ -149,6 +153,11 @@ class ForkServer:
             except subprocess.TimeoutExpired:  # it is in the middle of an import
                 self.process.kill()
                 self.process.wait()
+
+
+@cache
+def _spare(descriptor: int, pid: int) -> ForkServer:
+    return ForkServer(socket.socket(fileno=descriptor))
 
 
 def _readable(line: socket.socket, timeout: float | None) -> bool:

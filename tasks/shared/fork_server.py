@@ -210,11 +210,12 @@ def begin(descriptor: int, request: Mapping[str, Any]) -> Callable[[], Any]:
         reopen_streams(request["environment"].get("PYTHONIOENCODING", "utf-8"))
     else:
         arguments.insert(0, descriptor)
+    own = dict(os.environ)
     os.environ.clear()
     os.environ.update(request["environment"])
     os.chdir(request["directory"])
     sys.path[:] = request.get("path") or sys.path
-    if request.get("spare") and (spare := split_off()) is not None:
+    if request.get("spare") and (spare := split_off(own)) is not None:
         return spare.serve
     set_title(request.get("title", ()))
     refresh()
@@ -232,12 +233,17 @@ def reopen_streams(encoding: str) -> None:
     sys.stderr = open(2, "w", encoding=name or "utf-8", errors="backslashreplace", buffering=1, closefd=False)  # noqa: PTH123, SIM115
 
 
-def split_off() -> "Server | None":
-    """Fork a spare server while this process is clean; return it in the fork, None here."""
+def split_off(environment: Mapping[str, str]) -> "Server | None":
+    """Fork a spare server while this process is clean; return it in the fork, None here.
+
+    environment: that of the server, which keeps libraries from starting threads when the spare imports them.
+    """
     ours, theirs = socket.socketpair()
     pid = os.fork()
     if pid == 0:
         ours.close()
+        os.environ.clear()
+        os.environ.update(environment)
         return Server(theirs, ())
     theirs.close()
     os.environ[INHERITED] = f"{ours.detach()}:{os.getpid()}"

@@ -5,7 +5,7 @@ The families are in tests/families.py, the techniques in tests/family_table.py.
 
 import json
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +107,17 @@ def rounded(model: Any) -> Any:
     return model
 
 
+@lru_cache(maxsize=1)
+def source_model(source: Path) -> Any:
+    """A family's model, loaded once for all checks, which change nothing in it."""
+    return load_model(source)
+
+
+@lru_cache(maxsize=1)
+def rounded_source(source: Path) -> Any:
+    return rounded(load_model(source))
+
+
 def reloaded(folder: Path) -> Any:
     """The model as plain transformers loads it, in float32, with every weight found and none left over."""
     import torch
@@ -148,7 +159,7 @@ def check_vocabulary(source: Path, out: Path, metrics: Any, inputs: Inputs) -> N
     """The same logits for the same tokens, which have other ids; ids in both configurations name the same tokens."""
     import torch
 
-    before, after = rounded(load_model(source)), reloaded(out)
+    before, after = rounded_source(source), reloaded(out)
     old_ids = torch.tensor(json.loads((out / "vocabulary.json").read_text("utf-8"))["old_ids"])
     assert metrics["parameters"] < metrics["parameters_before"] and len(old_ids) < 512
     places = probe(len(old_ids))
@@ -171,7 +182,7 @@ def check_selection(source: Path, out: Path, metrics: Any, inputs: Inputs) -> No
 def check_quantized(source: Path, out: Path, metrics: Any, inputs: Inputs) -> None:
     """Every linear layer but the head is packed, and the unpacked weights are close to the source's."""
     linear = check_packed(source, out, metrics, inputs)
-    before, after = load_model(source), load_model(out)
+    before, after = source_model(source), load_model(out)
     logits_of(after, probe())
     for name in linear:
         weight, unpacked = (model.get_submodule(name).weight for model in (before, after))
@@ -179,14 +190,14 @@ def check_quantized(source: Path, out: Path, metrics: Any, inputs: Inputs) -> No
 
 
 def check_cast(source: Path, out: Path, metrics: Any, inputs: Inputs) -> None:
-    assert logits_of(reloaded(out), probe()).allclose(logits_of(rounded(load_model(source)), probe()), atol=1e-4)
+    assert logits_of(reloaded(out), probe()).allclose(logits_of(rounded_source(source), probe()), atol=1e-4)
 
 
 def check_packed(source: Path, out: Path, metrics: Any, inputs: Inputs) -> set[str]:
     """Every linear layer but the head is packed, and the model is close to its source: for weights that are scaled as well."""
     import torch
 
-    before = load_model(source)
+    before = source_model(source)
     linear = {name for name, part in before.named_modules() if isinstance(part, torch.nn.Linear)} - {"lm_head"}
     assert {name.removesuffix(".weight_scale") for name in stored(out) if name.endswith(".weight_scale")} == linear
     assert len(linear) >= 8
@@ -213,7 +224,7 @@ def check_gguf(source: Path, out: Path, metrics: Any, inputs: Inputs) -> None:
 def check_trained(source: Path, out: Path, metrics: Any, inputs: Inputs) -> None:
     import torch
 
-    model, before = reloaded(out), rounded(load_model(source))
+    model, before = reloaded(out), rounded_source(source)
     after, logits = logits_of(before, probe()), logits_of(model, probe())
     assert logits.isfinite().all() and not torch.allclose(logits, after, atol=1e-3), "nothing was learned"
     assert settings_of(model) == settings_of(before), "training left its own settings in the configuration"

@@ -1,9 +1,11 @@
 """Every shipped recipe composes and plans; the generated files match; the commands and recipes of README and docs are real."""
 
+import os
 import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from flows.versioning.pipeline import dvc_yaml
 from tasks.shared.errors import ErrorList
 from tasks.shared.store.keys import PROJECT
 from tests.benchmark_data import write_benchmark_data
+from tests.forked import run_module
 from tests.project_files import matching
 from tests.tiny_llama import save_tiny
 
@@ -92,8 +95,7 @@ def test_params_hold_no_machine_paths_or_secrets() -> None:
 
 
 def dry_run(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "flows.compress", *arguments, "dry_run=true"]
-    return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=120, check=False)
+    return run_module("flows.compress", [*arguments, "dry_run=true"], PROJECT, os.environ)
 
 
 def pages() -> list[str]:
@@ -137,12 +139,18 @@ def changed(text: str, page: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def plan_written(text: str, folder: Path) -> str:
+def in_new_interpreter(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    """As `dry_run`, without a fork of a process that has loaded Hydra."""
+    command = [sys.executable, "-m", "flows.compress", *arguments, "dry_run=true"]
+    return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=120, check=False)
+
+
+def plan_written(text: str, folder: Path, run: "Callable[..., subprocess.CompletedProcess[str]]" = dry_run) -> str:
     """What a dry run prints of a recipe of the user's own, less its first words."""
     name = re.findall(r"^name: (\w+)$", text, re.MULTILINE)[0]
     (folder / "conf" / "recipe").mkdir(parents=True)
     (folder / "conf" / "recipe" / f"{name}.yaml").write_text(text)
-    done = dry_run("--config-dir", str(folder / "conf"), f"+recipe={name}")
+    done = run("--config-dir", str(folder / "conf"), f"+recipe={name}")
     assert done.returncode == 0, done.stderr
     return done.stdout.partition(f"plan of {name}: ")[2]
 
@@ -156,7 +164,7 @@ def test_the_page_shows_the_recipe_and_the_plan_that_run() -> None:
 
 @pytest.mark.needs_embedded
 def test_readme_shows_a_recipe_that_plans(tmp_path: Path) -> None:
-    assert plan_written(short_recipe(), tmp_path).startswith("6 steps")
+    assert plan_written(short_recipe(), tmp_path, in_new_interpreter).startswith("6 steps")
 
 
 @pytest.mark.needs_embedded
@@ -180,9 +188,7 @@ def test_readmes_way_to_own_data_looks_writes_and_plans(tmp_path: Path) -> None:
             re.sub("^(data|my_conf|/models/my-8b)(?=/|$)", lambda found: places[found[0]], word) for word in words[1:]
         ]
         last = ["dry_run=true"] if "flows.compress" in typed else []
-        done = subprocess.run(
-            [sys.executable, *typed, *last], cwd=PROJECT, capture_output=True, text=True, timeout=120, check=False
-        )
+        done = run_module(typed[1], [*typed[2:], *last], PROJECT, os.environ)
         assert done.returncode == 0, done.stderr
     assert "plan of my_recipe: 6 steps" in done.stdout
 

@@ -41,6 +41,12 @@ def class_of(option: str) -> tuple[str, type[Any]]:
     return target, find_technique("test", target)
 
 
+@cache
+def code_of(module: str) -> str:
+    """Digest of a technique's code, read once for all its settings."""
+    return code_digest(module)
+
+
 @dataclass(frozen=True)
 class Run:
     """A run's output folder, its figures, and the settings that it read."""
@@ -73,7 +79,7 @@ class Bench:
     def key(self, settings: Mapping[str, Any]) -> str:
         target, _ = class_of(self.option)
         step = Step("step", self.option.split("/")[0], target, self.build(settings), {})
-        return step_key(step.identity(0), code_digest(step.module), {})
+        return step_key(step.identity(0), code_of(step.module), {})
 
     def run(self, settings: Mapping[str, Any], inputs: str = "", again: bool = False) -> Result:
         """What the technique gives with these settings; each run is made once."""

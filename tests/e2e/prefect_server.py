@@ -28,6 +28,10 @@ def wait_until(happened: Callable[[], Any], seconds: float = 90, every: float = 
     raise AssertionError(f"did not happen within {seconds} s")
 
 
+CLIENT = httpx.Client(timeout=60)
+"""One for all requests: a new one each time reads all certificates first."""
+
+
 @dataclass(frozen=True)
 class Server:
     """A running server."""
@@ -45,12 +49,12 @@ class Server:
         return {"PREFECT_API_URL": self.url, "PREFECT_HOME": str(self.home)}
 
     def post(self, path: str, **content: Any) -> Any:
-        answer = httpx.post(f"{self.url}{path}", json=content, timeout=60)
+        answer = CLIENT.post(f"{self.url}{path}", json=content)
         assert answer.is_success, answer.text
         return answer.json()
 
     def get(self, path: str) -> Any:
-        answer = httpx.get(f"{self.url}{path}", timeout=60)
+        answer = CLIENT.get(f"{self.url}{path}")
         assert answer.is_success, answer.text
         return answer.json()
 
@@ -127,7 +131,7 @@ def run_server(shop: Workshop, home: Path) -> Iterator[Server]:
 
 def answers(url: str) -> bool:
     try:
-        return httpx.get(f"{url}/health", timeout=5).is_success
+        return CLIENT.get(f"{url}/health", timeout=5).is_success
     except httpx.HTTPError:
         return False
 

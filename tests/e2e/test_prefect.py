@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -84,13 +84,31 @@ def database(shop: Workshop, query: str) -> list[tuple[str, str]]:
 # Without a server
 
 
-def test_two_flows_at_once_on_a_new_database_leave_states_and_no_process(shop: Workshop) -> None:
-    with started(shop, *background("seed=100")) as other:
-        done = flow(shop, "seed=101")
+@contextmanager
+def dead_server(answers: bool) -> Iterator[dict[str, str]]:
+    """The address of a server that takes requests and never answers, or takes none."""
+    with socket.socket() as mute:
+        mute.bind(("127.0.0.1", 0))
+        if answers:
+            mute.listen()
+        yield {"PREFECT_API_URL": f"http://127.0.0.1:{mute.getsockname()[1]}/api"}
+
+
+@pytest.fixture(scope="module")
+def beside_another(shop: Workshop) -> "subprocess.CompletedProcess[str]":
+    """A flow beside another on a new database; its server of the user's never answers."""
+    with dead_server(True) as address, started(shop, *background("seed=100")) as other:
+        done = flow(shop, "seed=101", env=address)
         said, _ = other.communicate(timeout=240)
-    assert done.returncode == 0, done.stderr
     assert other.returncode == 0, said
-    assert is_clean(done)
+    return done
+
+
+def test_two_flows_at_once_on_a_new_database_leave_states_and_no_process(
+    shop: Workshop, beside_another: "subprocess.CompletedProcess[str]"
+) -> None:
+    assert beside_another.returncode == 0, beside_another.stderr
+    assert is_clean(beside_another)
     assert sorted(database(shop, "select name, state_type from flow_run")) == [
         ("toy seed=100", "COMPLETED"),
         ("toy seed=101", "COMPLETED"),
@@ -147,13 +165,13 @@ def test_an_interrupted_flow_leaves_no_process(shop: Workshop, number: int, mome
 
 
 @pytest.mark.parametrize("answers", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_a_dead_server_is_one_warning(shop: Workshop, answers: bool) -> None:
-    with socket.socket() as mute:
-        mute.bind(("127.0.0.1", 0))
-        if answers:
-            mute.listen()
-        url = f"http://127.0.0.1:{mute.getsockname()[1]}/api"
-        done = flow(shop, f"seed={300 + answers}", env={"PREFECT_API_URL": url})
+def test_a_dead_server_is_one_warning(
+    shop: Workshop, beside_another: "subprocess.CompletedProcess[str]", answers: bool
+) -> None:
+    done = beside_another
+    if not answers:
+        with dead_server(False) as address:
+            done = flow(shop, "seed=300", env=address)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("does not answer") == 1 and is_clean(done), done.stderr
     assert not leftovers(shop)

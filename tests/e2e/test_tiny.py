@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from tasks.shared.store.keys import PROJECT
+from tests.forked import run_module
 from tests.trial_recipe import KEY, STEPS, Teacher, command_of, teacher_server, write_recipe
 
 
@@ -31,16 +32,19 @@ def home(tmp_path_factory: pytest.TempPathFactory, teacher: str) -> Path:
     return folder
 
 
-def run(home: Path, *arguments: str, key: str = KEY, timeout: int = 400) -> "subprocess.CompletedProcess[str]":
+def run(home: Path, *arguments: str, key: str = KEY) -> "subprocess.CompletedProcess[str]":
+    """A later run, forked from a process that has loaded Hydra; so are its steps."""
     command, environment = command_of(home, *arguments, key=key)
-    return subprocess.run(
-        command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=timeout, check=False
-    )
+    return run_module(command[2], command[3:], PROJECT, environment)
 
 
 @pytest.fixture(scope="module")
 def first(home: Path) -> "subprocess.CompletedProcess[str]":
-    return run(home)
+    """The first run, in a new interpreter."""
+    command, environment = command_of(home)
+    return subprocess.run(
+        command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=400, check=False
+    )
 
 
 def test_the_first_run_makes_every_step(home: Path, first: "subprocess.CompletedProcess[str]") -> None:
@@ -141,17 +145,19 @@ def stored(home: Path, step: str) -> set[str]:
     return {path.name for path in home.glob(f"artifacts/.store/{step}/*")}
 
 
-@pytest.mark.parametrize("orchestrator", ["prefect", "none"])
+@pytest.mark.parametrize(("orchestrator", "template"), [("prefect", "true"), ("none", "false")])
 def test_ctrl_c_ends_everything_and_says_so(
-    home: Path, first: "subprocess.CompletedProcess[str]", orchestrator: str
+    home: Path, first: "subprocess.CompletedProcess[str]", orchestrator: str, template: str
 ) -> None:
+    """With steps that are forked, and with steps that are plain processes."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Mute)
     server.daemon_threads = True
     Mute.asked.clear()
     threading.Thread(target=server.serve_forever, daemon=True).start()
     url = f"http://127.0.0.1:{server.server_port}/v1"
     teacher = [f"steps.traces.base_url={url}", "steps.traces.model=mute"]
-    arguments = ["tracking=none", f"runtime.orchestrator={orchestrator}", *teacher, "seed=7"]
+    runtime = [f"runtime.orchestrator={orchestrator}", f"runtime.template={template}"]
+    arguments = ["tracking=none", *runtime, *teacher, "seed=7"]
     before = {name: stored(home, name) for name in ("corpus", "traces")}
     command, environment = command_of(home, *arguments)
     child = subprocess.Popen(command, cwd=PROJECT, env=environment, stderr=subprocess.PIPE, text=True)

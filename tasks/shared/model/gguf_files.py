@@ -1,10 +1,11 @@
 """Header of a GGUF file: metadata and tensors, read in milliseconds, and damage."""
 
+import mmap
 import struct
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from tasks.shared.errors import ModelError
 from tasks.shared.model.weight_files import DOWNLOAD, check_content
@@ -12,6 +13,9 @@ from tasks.shared.model.weight_files import DOWNLOAD, check_content
 SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 STRING, ARRAY = 8, 9
 LONGEST = 1 << 30
+"""Bytes of the longest string that a header may hold."""
+PER_LAYER = 1024
+"""Numbers of the longest list that is kept: a setting per layer, but no vocabulary."""
 OTHER_KINDS = {
     "adapter": ("a LoRA adapter, no whole model", "merge it into its base: llama-export-lora, or PEFT's merge_and_unload()"),
     "mmproj": ("the image projector of a multimodal model, no language model", "give the language model's file"),
@@ -24,7 +28,8 @@ SPLIT_FIX = "merge the parts: llama-gguf-split --merge <part 00001-of-...> whole
 class GgufHeader:
     """Metadata and tensors of a GGUF file.
 
-    fields: by key; an array is its length.  tensors: shape by name, slowest dimension first, as in torch.
+    fields: by key; a list of at most `PER_LAYER` numbers is a tuple, any other list its length.
+    tensors: shape by name, slowest dimension first, as in torch.
     """
 
     fields: dict[str, Any]
@@ -68,7 +73,8 @@ def _read(file: Path, size: int, changed: int) -> GgufHeader:
             fix = f"path={file.parent}" if (file.parent / "config.json").is_file() else "point at the model's folder"
             raise ModelError(str(file), "not a GGUF file", "a llama.cpp .gguf file or a folder", fix)
         try:
-            return _parse(file, stream, size)
+            with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                return _parse(file, Cursor(content, 4), size)
         except (struct.error, EOFError, UnicodeDecodeError, OverflowError, MemoryError) as error:
             raise ModelError(
                 str(file),
@@ -78,10 +84,69 @@ def _read(file: Path, size: int, changed: int) -> GgufHeader:
             ) from error
 
 
-def _parse(file: Path, stream: BinaryIO, size: int) -> GgufHeader:
+@cache
+def _form(kind: str) -> struct.Struct:
+    return struct.Struct(kind)
+
+
+class Cursor:
+    """A position in a file's content, from which values are read one after the other.
+
+    The methods raise struct.error or EOFError at the end of the content.
+    """
+
+    def __init__(self, content: mmap.mmap, at: int) -> None:
+        self.content = content
+        self.at = at
+
+    def scalar(self, kind: str) -> Any:
+        """Read one number."""
+        form = _form(kind)
+        (value,) = form.unpack_from(self.content, self.at)
+        self.at += form.size
+        return value
+
+    def string(self) -> str:
+        """Read a string behind its length."""
+        length = self.scalar("<Q")
+        found = self.content[self.at : self.at + length] if length <= LONGEST else b""
+        if len(found) < length:
+            raise EOFError
+        self.at += length
+        return found.decode("utf-8", errors="replace")
+
+    def value(self, kind: int) -> Any:
+        """Read a field's value: see `GgufHeader`."""
+        if kind in SCALARS:
+            return self.scalar(SCALARS[kind])
+        if kind == STRING:
+            return self.string()
+        if kind != ARRAY:
+            raise EOFError
+        inner, count = self.scalar("<I"), self.scalar("<Q")
+        if inner in SCALARS and count <= PER_LAYER:
+            return tuple(self.scalar(SCALARS[inner]) for _ in range(count))
+        self._skip(inner, count)
+        return count
+
+    def _skip(self, inner: int, count: int) -> None:
+        """Skip a list; of strings there may be a quarter of a million."""
+        if inner in SCALARS:
+            self.at += count * _form(SCALARS[inner]).size
+        elif inner == STRING:
+            length, at = _form("<Q"), self.at
+            for _ in range(count):
+                at += length.size + length.unpack_from(self.content, at)[0]
+            self.at = at
+        else:
+            for _ in range(count):
+                self.value(inner)
+
+
+def _parse(file: Path, cursor: Cursor, size: int) -> GgufHeader:
     from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
-    version = _scalar(stream, "<I")
+    version = cursor.scalar("<I")
     if version not in (2, 3):
         raise ModelError(
             str(file),
@@ -89,14 +154,14 @@ def _parse(file: Path, stream: BinaryIO, size: int) -> GgufHeader:
             "version 2 or 3, little-endian",
             "convert it with a current llama.cpp",
         )
-    tensor_count, field_count = _scalar(stream, "<Q"), _scalar(stream, "<Q")
-    fields = {_string(stream): _value(stream, _scalar(stream, "<I")) for _ in range(field_count)}
+    tensor_count, field_count = cursor.scalar("<Q"), cursor.scalar("<Q")
+    fields = {cursor.string(): cursor.value(cursor.scalar("<I")) for _ in range(field_count)}
     tensors: dict[str, tuple[int, ...]] = {}
     end = 0
     for _ in range(tensor_count):
-        name = _string(stream)
-        shape = tuple(_scalar(stream, "<Q") for _ in range(_scalar(stream, "<I")))[::-1]
-        kind, offset = _scalar(stream, "<I"), _scalar(stream, "<Q")
+        name = cursor.string()
+        shape = tuple(cursor.scalar("<Q") for _ in range(cursor.scalar("<I")))[::-1]
+        kind, offset = cursor.scalar("<I"), cursor.scalar("<Q")
         if kind not in GGMLQuantizationType._value2member_map_:
             raise ModelError(
                 str(file),
@@ -110,38 +175,9 @@ def _parse(file: Path, stream: BinaryIO, size: int) -> GgufHeader:
             elements *= length
         tensors[name] = shape
         end = max(end, offset + elements // block * packed)
-    alignment = int(fields.get("general.alignment") or 32)
-    wanted = -(-stream.tell() // alignment) * alignment + end
+    given = fields.get("general.alignment")
+    alignment = given if isinstance(given, int) and given else 32
+    wanted = -(-cursor.at // alignment) * alignment + end
     if size < wanted:
         raise ModelError(str(file), f"truncated: {size:,} bytes", f"{wanted:,} bytes by its header", DOWNLOAD)
     return GgufHeader(fields, tensors)
-
-
-def _scalar(stream: BinaryIO, form: str) -> Any:
-    (value,) = struct.unpack(form, stream.read(struct.calcsize(form)))
-    return value
-
-
-def _string(stream: BinaryIO) -> str:
-    length = _scalar(stream, "<Q")
-    content = stream.read(length) if length <= LONGEST else b""
-    if len(content) < length:
-        raise EOFError
-    return content.decode("utf-8", errors="replace")
-
-
-def _value(stream: BinaryIO, kind: int) -> Any:
-    """Read a metadata value; of an array, skip the content and return the length."""
-    if kind in SCALARS:
-        return _scalar(stream, SCALARS[kind])
-    if kind == STRING:
-        return _string(stream)
-    if kind != ARRAY:
-        raise EOFError
-    inner, count = _scalar(stream, "<I"), _scalar(stream, "<Q")
-    if inner in SCALARS:
-        stream.seek(count * struct.calcsize(SCALARS[inner]), 1)
-    else:
-        for _ in range(count):
-            _value(stream, inner)
-    return count

@@ -111,10 +111,12 @@ def module_name(file: Path) -> str:
     return ".".join(file.relative_to(PROJECT).with_suffix("").parts)
 
 
-def _imported(source: Path) -> set[str]:
+@cache
+def _imported(source: Path, changed: int) -> frozenset[str]:
     """Names of the project's modules that a file imports anywhere or starts as a child process.
 
     A child is named by its module ("tasks.evaluate.timing.probe") or by a file in the same folder ("llama_child.py").
+    changed: the file's mtime in nanoseconds; most files belong to several techniques, and are parsed once.
     """
     names: set[str] = set()
     package = ".".join(source.relative_to(PROJECT).parts[:-1])
@@ -129,7 +131,8 @@ def _imported(source: Path) -> set[str]:
                 names.add(node.value)
             elif re.fullmatch(r"\w+\.py", node.value):
                 names.add(f"{package}.{node.value.removesuffix('.py')}")
-    return {name for name in names if name.split(".")[0] == "tasks" and "." in name}
+    ours = (name for name in names if name.split(".")[0] == "tasks" and "." in name)
+    return frozenset(name for name in ours if module_file(name) is not None)
 
 
 UNKEYED = frozenset({"tasks.shared.progress", "tasks.shared.errors"})
@@ -146,11 +149,13 @@ def code_files(module: str) -> tuple[Path, ...]:
     waiting = [module]
     while waiting:
         name = waiting.pop()
+        if name in seen or name in UNKEYED:
+            continue
         source = module_file(name)
-        if name in seen or name in UNKEYED or source is None or source.name == "__init__.py":
+        if source is None or source.name == "__init__.py":
             continue
         seen.add(name)
-        waiting.extend(_imported(source))
+        waiting.extend(_imported(source, source.stat().st_mtime_ns))
     files = {file for name in seen if (file := module_file(name)) is not None}
     own = module_file(module)
     if own is not None:

@@ -6,14 +6,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from tasks.shared.fork_client import ForkServer, ServerDied
+from tasks.shared import isolation
+from tasks.shared.fork_client import WITHOUT_THREADS, ForkServer, ServerDied
 from tasks.shared.fork_server import INHERITED
 from tasks.shared.processes import ProcessId
 from tasks.shared.store.keys import PROJECT
@@ -22,10 +22,9 @@ LIBRARIES = ["numpy", "torch", "transformers:AutoModelForCausalLM", "datasets"]
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[ForkServer]:
-    started = ForkServer.start(LIBRARIES)
-    yield started
-    started.close()
+def server() -> ForkServer:
+    """The one from which this process forks what it isolates, so that the libraries are loaded once."""
+    return isolation._server(os.getpid())
 
 
 def request(script: str, **more: Any) -> dict[str, Any]:
@@ -184,6 +183,25 @@ def test_isolated_runs_of_a_forked_process_are_forked_from_its_spare(server: For
     """In its group, so that they end with it; and from a process that has no threads, without another import of the libraries."""
     path = [str(PROJECT), *sys.path]
     assert run(server, ISOLATED, modules=LIBRARIES, spare=True, path=path) == (0, "True 1\n")
+
+
+IMPORTS_LATER = """
+import os
+from tasks.shared import isolation
+isolation.PRELOADED[:] = ["numpy"]
+print(isolation.run_isolated(os.getpgid, 0) == os.getpid())
+"""
+
+
+def test_a_spare_server_may_import_what_would_start_threads() -> None:
+    """OpenBLAS has a thread per core if nothing keeps it from that."""
+    environment = {name: value for name, value in os.environ.items() if name not in WITHOUT_THREADS}
+    plain = ForkServer.start([], environment)
+    try:
+        path = [str(PROJECT), *sys.path]
+        assert run(plain, IMPORTS_LATER, spare=True, path=path, environment=environment) == (0, "True\n")
+    finally:
+        plain.close()
 
 
 def test_only_the_process_that_was_given_a_server_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:

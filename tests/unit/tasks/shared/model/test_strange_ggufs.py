@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from flows.planning.sizes import size_of
 from tasks.shared.errors import ModelError
 from tasks.shared.gguf.writer import write_gguf
 from tasks.shared.model.gguf_files import read_gguf_header
@@ -48,6 +49,9 @@ def rewritten(
         else:
             writer.add_key_value(key, field.contents(), kind)
     for key, value in (fields or {}).items():
+        if isinstance(value, list):
+            writer.add_array(key, value)
+            continue
         kinds = {str: gguf.GGUFValueType.STRING, float: gguf.GGUFValueType.FLOAT32}
         writer.add_key_value(key, value, kinds.get(type(value), gguf.GGUFValueType.UINT16))
     for tensor in source.tensors:
@@ -70,6 +74,15 @@ def test_the_header_is_that_of_the_package(sound: Path) -> None:
     single = {key for key, field in reader.fields.items() if field.types[0] != gguf.GGUFValueType.ARRAY}
     assert all(header.fields[key] == reader.fields[key].contents() for key in single if not key.startswith("GGUF."))
     assert parameter_count(sound) == sum(math.prod(shape) for shape in header.tensors.values())
+
+
+def test_a_setting_per_layer_is_a_list_whose_largest_value_counts(sound: Path, tmp_path: Path) -> None:
+    file = rewritten(
+        sound, tmp_path / "model.gguf", fields={"llama.attention.head_count_kv": [1, 4], "llama.x": ["a", "b"]}
+    )
+    fields = read_gguf_header(file).fields
+    assert (fields["llama.attention.head_count_kv"], fields["llama.x"]) == ((1, 4), 2)
+    assert size_of(file).shape.value == 2 * size_of(sound).shape.value
 
 
 MISFITS = {
