@@ -47,7 +47,7 @@ def test_spread_weights_train_as_whole_ones_do(
         made.append((out, figures))
     (alone, expected), (spread, found) = made
     assert len(curve(alone)) >= 2
-    near = 1e-2 if rounded else 2e-5  # fsdp leaves the sum of the layers' outputs in float32
+    near = 3e-2 if rounded else 2e-5  # fsdp leaves the sum of the layers' outputs in float32
     for one, two in zip(curve(alone), curve(spread), strict=True):
         assert two == pytest.approx(without_gradients(one), rel=near, abs=1e-6)
     assert (found["optimizer_steps"], found["epochs"]) == (expected["optimizer_steps"], expected["epochs"])
