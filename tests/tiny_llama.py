@@ -75,6 +75,17 @@ def build_model(seed: int = 0, **overrides: Any) -> Any:
     return LlamaForCausalLM(LlamaConfig(**(settings | overrides))).eval()
 
 
+def overflowing_model() -> Any:
+    """`build_model` with finite weights whose logits are not."""
+    import torch
+
+    model = build_model()
+    with torch.no_grad():
+        model.model.embed_tokens.weight.mul_(1e4)
+        model.model.norm.weight.fill_(3e36)
+    return model
+
+
 @cache
 def trained_state(steps: int = 60) -> dict[str, Any]:
     """Weights of `build_model` trained on conversations like the corpus': columns of its inputs differ in size, as in a real model."""

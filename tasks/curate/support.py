@@ -79,13 +79,15 @@ class Support:
     """Fraction of those prompts whose articles do not cover the question, so that the answer must decline.  Above 0, requests to refuse
     come with articles as well, or a model would learn to refuse whenever there is none."""
     passage_sentences: Annotated[int, Field(ge=0)] = 0
-    """Number of sentences of each of those articles, as a search returns them; 0 for whole articles."""
+    """Sentences of each of those articles, as a search returns them; 0 for whole articles."""
     changed_rate: Fraction = 0.0
-    """Fraction of training and calibration prompts with the right article whose numbers are changed, in the article and the answer
-    alike: a model has to read these numbers, and cannot learn them."""
+    """Fraction of prompts with the right article whose numbers are changed, in article and answer alike.
+
+    Training and calibration only: a model has to read these numbers, and cannot learn them."""
     questions: Annotated[int, Field(ge=1)] = 1
-    """Number of questions about the articles of a training or calibration prompt, each answered in a turn of its own.  A test
-    conversation asks one.  More questions cost fewer tokens per answer, since they share the articles."""
+    """Most questions about the articles of a prompt, each answered in a turn of its own.
+
+    Training and calibration only; a test conversation asks one.  Several cost fewer tokens per answer, since they share the articles."""
     first_turn_rate: Fraction = 0.25
     """Fraction of troubleshooting conversations that end with the first step instead of the second."""
     typo_rate: Fraction = 0.3
@@ -253,8 +255,9 @@ class _Writer:
             for place, text in enumerate(turns)
         ]  # a first step has no label, so it is not learned
         talk[-1] = talk[-1].model_copy(update={"reasoning": derive_reasoning(topic, first) if covered else ""})
-        grounded = "yes" if shown and covered and topic.article else "uncovered" if shown else "no"
-        grounded = "changed" if changed else grounded
+        grounded = "uncovered" if shown else "no"
+        if shown and covered and topic.article:
+            grounded = "changed" if changed else "yes"
         return Row(
             id="new",
             task=TASK,
@@ -279,13 +282,11 @@ class _Writer:
         turns: list[str] = []
         used = {topic.id}
         for _ in range(self.settings.questions - 1 if self.split != "test" else 0):
-            asked, covered = earlier_topic(
-                [other for other in self.topics if other.id not in used],
-                shown,
-                self.settings.uncovered_rate,
-                self._shares()[0],
-                self.rng,
-            )
+            others = [other for other in self.topics if other.id not in used]
+            found = earlier_topic(others, shown, self.settings.uncovered_rate, self._shares()[0], self.rng)
+            if found is None:
+                break
+            asked, covered = found
             used.add(asked.id)
             answers = asked.answers if covered else self.company.not_covered
             turns += [

@@ -91,8 +91,10 @@ class Paired:
     """Share of a deciding measure's answers that may flip between right and wrong, in either direction.  A candidate proven to flip more is
     a different model with the same average."""
     explains: tuple[str, ...] = ()
-    """Names in inputs.candidates that are compared and shown but never shipped, such as the float source of a quantized candidate: it
-    shows which step lost what.  They do not count among the candidates that share alpha."""
+    """Candidates that are compared and shown but never shipped.
+
+    For example the float source of a quantized candidate, which shows which step lost what.  They do not count among the candidates that
+    share alpha."""
     slices: Slices = Field(default_factory=Slices)
     """Slices to test."""
     prices: Prices = Field(default_factory=Prices)

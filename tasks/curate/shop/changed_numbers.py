@@ -31,8 +31,10 @@ def change_numbers(topic: Topic, rng: Random) -> Topic:
     for group in topic.accept + topic.first_accept:
         found = _NUMBER.search(group[0])
         if found and found.group() not in {"1", *changes}:  # "1 year" has no plural
-            clock = _CLOCK.search(group[0]) is not None
-            changes[found.group()] = other = _other_number(found.group(), taken, clock, rng)
+            free = _other_numbers(found.group(), taken, _CLOCK.search(group[0]) is not None)
+            if not free:
+                return topic
+            changes[found.group()] = other = rng.choice(free)
             taken.add(other)
     changed = replace(
         topic,
@@ -47,12 +49,13 @@ def change_numbers(topic: Topic, rng: Random) -> Topic:
     return changed if changes and _is_consistent(changed) else topic
 
 
-def _other_number(number: str, taken: set[str], clock: bool, rng: Random) -> str:
+def _other_numbers(number: str, taken: set[str], clock: bool) -> list[str]:
+    """Numbers of similar size that the article does not hold; at most about a thousand."""
     whole, point, rest = number.partition(".")
     value = int(whole)
-    others = range(1, 12) if clock else range(max(2, value // 2), 2 * value + 6)
-    free = [text for other in others if other != value and (text := f"{other}{point}{rest}") not in taken]
-    return rng.choice(free)
+    low, high = (1, 12) if clock else (max(2, value // 2), 2 * value + 6)
+    others = range(low, high, max(1, (high - low) // 1000))
+    return [text for other in others if other != value and (text := f"{other}{point}{rest}") not in taken]
 
 
 def _change(text: str, changes: dict[str, str]) -> str:

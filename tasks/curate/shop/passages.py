@@ -44,13 +44,13 @@ def choose_passages(
 
 def earlier_topic(
     topics: Sequence[Topic], shown: Sequence[Article], uncovered: float, refused: float, rng: Random
-) -> tuple[Topic, bool]:
-    """Choose a topic to ask about articles in a prompt, and tell whether it is answered.
+) -> tuple[Topic, bool] | None:
+    """Choose a topic to ask about articles in a prompt; None if there is none.
 
-    It is answered if the articles state its answer, or if it is a request to refuse.  Troubleshooting is not chosen: its first steps would
-    outnumber the second ones.
     uncovered, refused: shares of topics that no article covers, and of requests to refuse; a kind without topics leaves its share to the
-    others.
+    others, and a share of 0 is never chosen.
+    Returns the topic, and False if it is one that no article covers.  Troubleshooting is not chosen: its first steps would outnumber the
+    second ones.
     """
     names = {article.id for article in shown}
     text = "\n".join(article.text for article in shown)
@@ -65,8 +65,10 @@ def earlier_topic(
         if topic.article and topic.article.id not in names and not any(_answers(article, topic) for article in shown)
     ]
     kinds = [(refusals, refused), (absent, (1 - refused) * uncovered), (stated, (1 - refused) * (1 - uncovered))]
-    found = [(kind, share) for kind, share in kinds if kind] or [(list(topics), 1.0)]
-    (chosen,) = rng.choices([kind for kind, _ in found], [share or 1e-9 for _, share in found])
+    found = [(kind, share) for kind, share in kinds if kind and share]
+    if not found:
+        return None
+    (chosen,) = rng.choices([kind for kind, _ in found], [share for _, share in found])
     return rng.choice(chosen), chosen is not absent
 
 

@@ -45,11 +45,23 @@ def training_arguments(settings: Training, steps_per_epoch: int, watched: bool, 
         **spread,
     )  # fmt: skip
     if "fsdp" in spread:
+        import torch
         from torch.distributed.fsdp import MixedPrecisionPolicy
 
-        # Use autocast, as in a single process: FSDP's own policy would compute the loss and add up gradients in bfloat16
-        arguments.fsdp_plugin_args["mixed_precision_policy"] = MixedPrecisionPolicy()
+        # As in a single process: the weights are cast, if at all, and gradients are added up in float32; autocast does the rest
+        cast = {"param_dtype": torch.bfloat16, "reduce_dtype": torch.float32} if casts_weights(settings, run) else {}
+        arguments.fsdp_plugin_args["mixed_precision_policy"] = MixedPrecisionPolicy(**cast, cast_forward_inputs=False)
     return arguments
+
+
+def casts_weights(settings: Training, run: StepRun) -> bool:
+    """Return True if passes use copies of the weights in bfloat16 (`working_copy`), not autocast alone.
+
+    Not with gradient checkpointing, which reads the weights again in the backward pass, when the copies are gone; nor with compiled
+    layers, which would be compiled anew for the copies.
+    """
+    arithmetic = precision_of(settings.precision, run.compute.device)
+    return arithmetic == "bfloat16" and not settings.gradient_checkpointing and not run.compute.compile
 
 
 def schedule_options(schedule: str, steps: int) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.distill.training.arguments import training_arguments
+from tasks.distill.training.arguments import casts_weights, training_arguments
 from tasks.distill.training.checkpoints import gathered, identity_of, keeper, last_checkpoint, resumable, train
 from tasks.distill.training.lora import adapt, merge
 from tasks.distill.training.memory import memory_errors, module_bytes, return_memory_at_once
@@ -235,7 +235,7 @@ def make_trainer(
             callbacks=callbacks,
         )
     trainer.objective = objective
-    trainer.compiled = run.compute.compile
+    trainer.cast = casts_weights(settings, run)
     trainer.steps_per_epoch = steps_per_epoch
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(keeper(trainer, run.compute.checkpoint_s))

@@ -125,25 +125,41 @@ class Telemetry:
         return {f"{name}_loss": value for name, value in means.items()} | measured
 
 
+class CastWeights:
+    """Trainer mixin that computes with copies of the weights in bfloat16, where the settings ask for them.
+
+    cast: see `casts_weights`.  FSDP casts the weights that it gathers by its own policy (`training_arguments`).
+    """
+
+    is_fsdp_enabled: bool
+    cast: bool = False
+
+    def with_weights(self, model: Any, work: Callable[[], Any]) -> Any:
+        """Return work(), with the model's weights as they are to be computed with."""
+        if not self.cast or self.is_fsdp_enabled:
+            return work()
+        import torch
+
+        from tasks.distill.training.working_copy import with_cast_weights
+
+        return with_cast_weights(model, torch.bfloat16, work)
+
+
 def objective_trainer() -> type[Any]:
     """Return TRL's SFTTrainer with an `Objective` as its loss.
 
     Batches, loss, curve and gradients do not depend on the number of processes, except for rounding.
     """
-    import torch
     from trl import SFTTrainer
     from trl.models.utils import _ForwardRedirection  # private: the range of trl is one minor version wide
 
-    from tasks.distill.training.working_copy import with_cast_weights
-
-    class ObjectiveTrainer(Shared, Telemetry, SFTTrainer):
+    class ObjectiveTrainer(Shared, Telemetry, CastWeights, SFTTrainer):
         objective: Objective
 
         def __init__(self, *more: Any, **named: Any) -> None:
             super().__init__(*more, **named)
             self.begin_telemetry()
             self.seen = Seen(0)
-            self.compiled = False
             self.through_wrapper = _ForwardRedirection()
 
         def compute_loss(
@@ -165,23 +181,12 @@ def objective_trainer() -> type[Any]:
 
             def terms() -> dict[str, Any]:
                 with self.accelerator.autocast():  # accelerate wraps model.forward only, but we call its parts
-                    found = self.cast_weights(inner, lambda: self.objective.terms(inner, inputs, count))
+                    found = self.with_weights(inner, lambda: self.objective.terms(inner, inputs, count))
                 return {name: value * 0 for name, value in found.items()} if blank else found
 
             # DDP and FSDP prepare the backward pass in their own forward
             wrapped = inner is not model or self.is_fsdp_enabled
             return self.through_wrapper(model, inner, terms) if wrapped else terms()
-
-        def cast_weights(self, inner: Any, work: Callable[[], Any]) -> Any:
-            """Return work(), with the weights in bfloat16 where that is the arithmetic.
-
-            Not with gradient checkpointing or fsdp, which read the weights again in the backward pass; nor with compiled layers,
-            which would be compiled anew for the copies.
-            """
-            plain = self.accelerator.mixed_precision != "bf16" or self.args.gradient_checkpointing
-            if plain or self.is_fsdp_enabled or self.compiled:
-                return work()
-            return with_cast_weights(inner, torch.bfloat16, work)
 
         def _issue_warnings_after_load(self, load_result: Any) -> None:
             """Warn without tied weights, which a checkpoint stores under one name only."""

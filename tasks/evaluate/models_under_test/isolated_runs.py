@@ -65,9 +65,8 @@ def evaluate_each(
         scratch.mkdir(parents=True, exist_ok=True)
         result = run_isolated(evaluate, model, plan, Resources(scratch, run.compute.threads, run.compute.device))
         if isinstance(result, Failure):
-            result = Failure(
-                result.reason.replace(str(model.weights), model.name)
-            )  # no path of this machine in artifacts
+            # no path of this machine in artifacts
+            result = Failure(result.reason.replace(str(model.weights), model.name))
             _refuse(model, result)
         else:
             _write(file, result_type, result)

@@ -27,7 +27,7 @@ from tasks.shared.model.loading import load_model, load_tokenizer
 from tasks.shared.model.saving import save_model
 from tasks.shared.technique import Artifact, Inputs, Kind
 from tests.settings_case import Case, Change
-from tests.tiny_llama import build_model, build_tokenizer, empty_run, save_tiny, sentences
+from tests.tiny_llama import build_model, build_tokenizer, empty_run, overflowing_model, save_tiny, sentences
 from tests.unit.tasks.evaluate.test_perplexity import asked_here, models_of, write_test
 
 ROWS = 8
@@ -178,14 +178,9 @@ def test_models_that_cannot_be_compared_say_why_and_the_others_go_on(
 
 @pytest.mark.usefixtures("here")
 def test_a_broken_baseline_and_an_empty_test_split_are_refused(folder: Path, corpus: Path, tmp_path: Path) -> None:
-    import torch
 
-    broken = build_model()
-    with torch.no_grad():  # finite, but their products are not
-        broken.model.embed_tokens.weight.mul_(1e4)
-        broken.model.norm.weight.fill_(3e36)
     with pytest.raises(ModelError, match="baseline tuned .*NaN logits"):
-        compare(tmp_path, models_of(save_tiny(tmp_path / "broken", broken), {"copy": folder}, corpus))
+        compare(tmp_path, models_of(save_tiny(tmp_path / "broken", overflowing_model()), {"copy": folder}, corpus))
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "test.jsonl").touch()
     with pytest.raises(DataError, match="no rows"):

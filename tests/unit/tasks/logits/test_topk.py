@@ -19,7 +19,7 @@ from tasks.shared.model.loading import load_model, load_tokenizer
 from tasks.shared.store.keys import Digests
 from tasks.shared.technique import Artifact, Inputs, Kind
 from tests.settings_case import Case, Change
-from tests.tiny_llama import build_model, empty_run, save_tiny
+from tests.tiny_llama import build_model, empty_run, overflowing_model, save_tiny
 from tests.unit.tasks.distill.test_sft import make_rows
 
 SETTINGS: dict[str, Any] = {"k": 8, "temperatures": (1.0, 4.0)}
@@ -124,9 +124,7 @@ def test_what_was_not_stored_is_refused(inputs: Inputs, tmp_path: Path) -> None:
 
 
 def test_logits_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
-    model = build_model()
-    model.model.embed_tokens.weight.data *= 1e4  # finite, but their products are not
-    model.model.norm.weight.data[:] = 3e36
+    model = overflowing_model()
     made = make_inputs(tmp_path)
     save_tiny(tmp_path / "broken", model)
     ports = {**made.ports, "teacher": (Artifact("teacher", Kind.MODEL, tmp_path / "broken"),)}

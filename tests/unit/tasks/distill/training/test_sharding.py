@@ -22,7 +22,8 @@ SHARDED = {"processes": 2, "sharding": "fsdp"}
     ("tied", "settings"),
     [
         (True, {"lora": {"rank": 4}}),
-        (False, {"precision": "bfloat16"}),
+        # At 3e-3, a weight whose last bit differs in float32 is soon rounded to another number in bfloat16
+        (False, {"precision": "bfloat16", "learning_rate": 3e-4}),
         *(
             pytest.param(tied, settings, marks=pytest.mark.slow)
             for tied in (True, False)
@@ -47,9 +48,8 @@ def test_spread_weights_train_as_whole_ones_do(
         made.append((out, figures))
     (alone, expected), (spread, found) = made
     assert len(curve(alone)) >= 2
-    near = 5e-2 if rounded else 2e-5  # fsdp leaves the sum of the layers' outputs in float32
     for one, two in zip(curve(alone), curve(spread), strict=True):
-        assert two == pytest.approx(without_gradients(one), rel=near, abs=1e-6)
+        assert two == pytest.approx(without_gradients(one), rel=2e-5, abs=1e-6)
     assert (found["optimizer_steps"], found["epochs"]) == (expected["optimizer_steps"], expected["epochs"])
     assert sorted(file.name for file in spread.iterdir()) == sorted(file.name for file in alone.iterdir())
     source, *configs = (json.loads((folder / "config.json").read_text("utf-8")) for folder in (model, alone, spread))
@@ -58,11 +58,7 @@ def test_spread_weights_train_as_whole_ones_do(
     first, second = (load_model(out).state_dict() for out in (alone, spread))
     assert first.keys() == second.keys() and any(not torch.equal(first[name], before[name]) for name in first)
     for name, weight in first.items():
-        if rounded:  # AdamW makes a whole step of a rounding error where a gradient is nearly 0
-            moved, apart = (float((weight - other[name]).norm()) for other in (before, second))
-            assert apart <= 0.3 * moved, f"{name}: moved by {moved:.3g}, {apart:.3g} apart"
-        else:
-            torch.testing.assert_close(second[name], weight, rtol=1e-2, atol=1e-4)  # saved in bfloat16
+        torch.testing.assert_close(second[name], weight, rtol=1e-2, atol=1e-4)  # saved in bfloat16
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from tasks.shared.engines.transformers_engine import TRANSFORMERS, TransformersS
 from tasks.shared.errors import EndpointError, ModelError
 from tasks.shared.gguf.writer import write_gguf
 from tasks.shared.model.loading import load_model, load_tokenizer
-from tests.tiny_llama import save_tiny
+from tests.tiny_llama import overflowing_model, save_tiny
 
 ITEMS = 16
 SINGLE = list("abcdefgh")  # one byte is one token in any byte-level vocabulary
@@ -157,8 +157,9 @@ def test_a_broken_file_is_refused_before_its_answers(tmp_path: Path) -> None:
         pytest.raises(ModelError, match="broken"),
     ):
         session.check("Hello")
-    with pytest.raises(ModelError, match="1 tensor with NaN"), TRANSFORMERS.open(tmp_path / "bad", Opening(1)):
-        pass
+    save_tiny(tmp_path / "overflows", overflowing_model())
+    with TRANSFORMERS.open(tmp_path / "overflows", Opening(1)) as other, pytest.raises(ModelError, match="not finite"):
+        other.check("Hello")
 
 
 def test_a_server_that_is_gone_is_an_error_of_the_endpoint() -> None:

@@ -47,6 +47,19 @@ def test_pickles_are_refused_with_a_way_out(tmp_path: Path, name: str) -> None:
         check_source(tmp_path)
 
 
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path) -> None:
+    import torch
+
+    model = build_model()
+    with torch.no_grad():
+        model.model.norm.weight[3] = float("nan")
+        model.model.layers[1].mlp.down_proj.weight[0, 0] = float("inf")
+    with pytest.raises(
+        ModelError, match=r"2 tensors with NaN or infinite values \(model.layers.1.mlp.down_proj.weight"
+    ):
+        load_model(save_tiny(tmp_path / "model", model))
+
+
 def test_a_saved_model_is_the_one_in_memory(tmp_path: Path) -> None:
     import torch
 
