@@ -55,7 +55,7 @@ def training_arguments(settings: Training, steps_per_epoch: int, watched: bool, 
 
 
 def casts_weights(settings: Training, run: StepRun) -> bool:
-    """Return True if passes use copies of the weights in bfloat16 (`working_copy`), not autocast alone.
+    """Return True if passes compute with bfloat16 copies of the weights (`working_copy`).
 
     Not with gradient checkpointing, which reads the weights again in the backward pass, when the copies are gone; nor with compiled
     layers, which would be compiled anew for the copies.

@@ -126,7 +126,7 @@ class Telemetry:
 
 
 class CastWeights:
-    """Trainer mixin that computes with copies of the weights in bfloat16, where the settings ask for them.
+    """Trainer mixin that computes with bfloat16 copies of the weights, where that is wanted.
 
     cast: see `casts_weights`.  FSDP casts the weights that it gathers by its own policy (`training_arguments`).
     """

@@ -139,8 +139,8 @@ def items_to_decide(result: MeasureComparison) -> int | None:
 
     Assumes that the measured difference is the true one (a gain counts as no difference), and extrapolates the interval and the smallest
     margin that an equal candidate passes: both shrink with the square root of the items.  Below the margin they have to fit between
-    difference and margin; beyond it between the difference and zero, while the estimate stays beyond the margin.  Exact to some
-    percent for the fixed test, to about a third for an adaptive one.  None if more than `HOPELESS` times the items would be needed.
+    difference and margin; beyond it between the difference and zero, while the estimate stays beyond the margin.  Near
+    the exact number for the fixed test, rough for an adaptive one.  None if more than `HOPELESS` times the items would be needed.
     """
     allowed, difference = result.margin or 0.0, min(0.0, result.difference)
     if difference > -allowed:
