@@ -182,13 +182,23 @@ def load(name: str) -> None:
         getattr(importlib.import_module(module), attribute or "__name__", None)
 
 
+def _thread_name(task: Path) -> str:
+    """Name that a library gave its thread, or the program's, which threads inherit; "ended" for one that is gone."""
+    try:
+        return (task / "comm").read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return "ended"
+
+
 def unfit() -> str:
     """Reason why this process must not fork; empty if it may, and outside Linux."""
     threads = Path("/proc/self/task")
     if not threads.is_dir():
         return ""
-    if (count := len(list(threads.iterdir()))) > 1:
-        return f"a library has started {count - 1} threads"
+    started = [task for task in threads.iterdir() if task.name != str(os.getpid())]
+    if started:
+        named = ", ".join(sorted({_thread_name(task) for task in started}))
+        return f"a library has started {len(started)} thread{'s' * (len(started) > 1)}: {named}"
     for link in Path("/proc/self/fd").iterdir():
         with suppress(OSError):
             if "nvidia-uvm" in str(link.readlink()):

@@ -145,6 +145,9 @@ def test_compiled_layers_train_the_same(model: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor:UserWarning"
+)  # the compiler's own look at its inputs
 def test_a_gpu_trains_as_a_cpu_does_in_every_precision_and_compiled(model: Path, tmp_path: Path) -> None:
     run = empty_run(tmp_path)[1]
     gpu = with_compute(run, device="cuda")
