@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
@@ -57,9 +57,10 @@ class Gguf:
     its calibration, in contrast to a dense source, which is rounded.
     """
 
-    scheme: Scheme = "q4_0"
-    """Type of the layers' matrices.  q4_0 (4.5 bits per weight) is read everywhere; iq4_nl (4.5) is closer to the source, in llama.cpp
-    only.  Types in blocks of 256 weights (k, iq and tq types) need rows that are multiples of 256."""
+    scheme: Scheme | Literal["auto"] = "auto"
+    """Type of the layers' matrices.  auto: the type that copies the source's integers (q4_1 for 4 bits with zero points, q4_0 without,
+    q8_0 for 8 bits); q4_0 for a dense source.  q4_0 (4.5 bits per weight) is read everywhere; iq4_nl (4.5) is closer to the source, in
+    llama.cpp only.  Types in blocks of 256 weights (k, iq and tq types) need rows that are multiples of 256."""
     embedding: EmbeddingScheme = "q8_0"
     """Type of the token embedding and the head, which in a small model are half of the file and most sensitive to rounding."""
     fallback: bool = True
@@ -89,9 +90,14 @@ class Gguf:
     )
 
     @property
+    def layers(self) -> Scheme:
+        """Type of the layers' matrices; for plans with `auto`, which do not know the source, q4_1."""
+        return "q4_1" if self.scheme == "auto" else self.scheme
+
+    @property
     def vocabulary(self) -> str:
         """Type of embedding and head."""
-        return self.scheme if self.embedding == "same" else self.embedding
+        return self.layers if self.embedding == "same" else self.embedding
 
     def forecast(self, work: Workload) -> Forecast:
         """Seconds by the number of weights; bytes by the types that matrices of these widths get."""
@@ -101,15 +107,15 @@ class Gguf:
         rows = {shape.width: shape.width * (shape.query + 2 * shape.value + 2 * shape.feed_forward)}
         for row in (shape.query, shape.feed_forward):
             rows[row] = rows.get(row, 0) + row * shape.width
-        mean = sum(count * bits(fitting_type(self.scheme, row) or "f16") for row, count in rows.items()) / max(1, sum(rows.values()))  # fmt: skip
+        mean = sum(count * bits(fitting_type(self.layers, row) or "f16") for row, count in rows.items()) / max(1, sum(rows.values()))  # fmt: skip
         outer = bits(fitting_type(self.vocabulary, shape.width) or "f16")
-        matrices = max(0.0, size.parameters - size.outer - norms) * (mean or bits(self.scheme))
+        matrices = max(0.0, size.parameters - size.outer - norms) * (mean or bits(self.layers))
         total = (matrices + outer * size.outer) / 8 + 4 * norms + TOKEN_BYTES * shape.vocabulary
         return forecast_reading(work, SECONDS_PER_WEIGHT * size.parameters, size.parameters, replace(size, bytes=total))
 
     def check_widths(self, widths: Mapping[str, int]) -> None:
         """Refuse widths that no block of the scheme, or of its fallback, fills."""
-        check_plan(plan_tensor(name, width, width, self.scheme, self.fallback) for name, width in widths.items())
+        check_plan(plan_tensor(name, width, width, self.layers, self.fallback) for name, width in widths.items())
         if "hidden_size" in widths:
             check_plan(
                 [plan_tensor("embedding", widths["hidden_size"], widths["hidden_size"], self.vocabulary, self.fallback)]
@@ -154,24 +160,27 @@ class Gguf:
 
         torch.set_num_threads(run.compute.threads)
         given, corpus = inputs.one("model").path, inputs.get("calibration")
+        if self.scheme == "auto":
+            return replace(self, scheme=copying_type(given))(inputs, out, run)
         source = dense_folder(given, run.scratch)
         check_family(self, family_config(source), str(given))
         planned = sum(tensor.bytes for tensor in self.planned(source))
-        warn_of_zero_points(given, self.scheme)
+        scheme = self.layers
+        warn_of_zero_points(given, scheme)
         model, tokenizer = load_model(source), load_tokenizer(source, chat=False)
         importance = None
         if corpus is not None and self.importance_rows and self.uses_importance(packed=source != given):
             rows = calibration_rows(corpus.path, self.importance_rows)
             importance = input_energy(model, calibration_ids(tokenizer, rows, CONTEXT))
-        elif self.scheme in NEEDS_IMPORTANCE:
+        elif scheme in NEEDS_IMPORTANCE:
             raise self._needs_importance("scheme")
         file = out / "model.gguf"
         try:
             name = inputs.one("model").name
-            written = write_gguf(source, file, self.scheme, self.embedding, name, importance, self.fallback)
+            written = write_gguf(source, file, scheme, self.embedding, name, importance, self.fallback)
             check_size(file, written, planned)
             found = self.compare(model, tokenizer, file, None if corpus is None else corpus.path, run.compute.threads)
-            parity.check_floor(found, self.min_top1, self.max_kl, f"{file.name} ({self.scheme})")
+            parity.check_floor(found, self.min_top1, self.max_kl, f"{file.name} ({scheme})")
         except BaseException:
             file.unlink(missing_ok=True)
             raise
@@ -182,7 +191,7 @@ class Gguf:
             found.divergence,
         )
         settings = {
-            "scheme": self.scheme,
+            "scheme": scheme,
             "embedding": self.embedding,
             "min_top1": self.min_top1,
             "max_kl": self.max_kl,
@@ -191,7 +200,7 @@ class Gguf:
         }
         (out / "parity.json").write_text(json.dumps(settings | found.as_dict(), indent=1), encoding="utf-8")
         return {
-            "scheme": self.scheme,
+            "scheme": scheme,
             "size_bytes": file.stat().st_size,
             "tensor_bytes": planned,
             "fallback_matrices": sum(tensor.type != tensor.wanted for tensor in written),
@@ -203,7 +212,7 @@ class Gguf:
 
     def planned(self, source: Path) -> list[PlannedTensor]:
         """Return the file's matrices with their types, and log their size and every fallback."""
-        tensors = plan_tensors(source, self.scheme, self.embedding, self.fallback)
+        tensors = plan_tensors(source, self.layers, self.embedding, self.fallback)
         check_plan(tensors)
         total, weights = sum(tensor.bytes for tensor in tensors), sum(tensor.weights for tensor in tensors)
         log.info("%d matrices in %.1f MB, %.2f bits per weight", len(tensors), total / 1e6, total * 8 / max(1, weights))
@@ -216,7 +225,7 @@ class Gguf:
 
         packed: the source's weights are integers, which q4_0 and q4_1 take over unchanged.
         """
-        return not {self.scheme, self.vocabulary} <= UNWEIGHTED | (set(EXACT) if packed else set())
+        return not {self.layers, self.vocabulary} <= UNWEIGHTED | (set(EXACT) if packed else set())
 
     def compare(
         self,
@@ -257,13 +266,25 @@ def check_size(file: Path, written: Sequence[PlannedTensor], planned: int) -> No
         )
 
 
-def warn_of_zero_points(source: Path, scheme: str) -> None:
-    """Warn if integers with zero points are rounded again, since q4_0 has none."""
+def packed_groups(source: Path) -> list[dict[str, Any]]:
+    """Return the settings of packed weights by group of layers; none for a dense model."""
     from tasks.shared.model.weight_files import read_json
 
     settings = read_json(source / "config.json").get("quantization_config") or {} if source.is_dir() else {}
-    groups = [group.get("weights") or {} for group in (settings.get("config_groups") or {}).values()]
-    if scheme == "q4_0" and any(weights.get("symmetric") is False for weights in groups):
+    return [group.get("weights") or {} for group in (settings.get("config_groups") or {}).values()]
+
+
+def copying_type(source: Path) -> Scheme:
+    """Return the type that copies a model's integers; q4_0 for a dense one."""
+    groups = packed_groups(source)
+    if any(weights.get("num_bits") != 4 for weights in groups):
+        return "q8_0"
+    return "q4_1" if any(weights.get("symmetric") is False for weights in groups) else "q4_0"
+
+
+def warn_of_zero_points(source: Path, scheme: str) -> None:
+    """Warn if integers with zero points are rounded again, since q4_0 has none."""
+    if scheme == "q4_0" and any(weights.get("symmetric") is False for weights in packed_groups(source)):
         log.warning(
             "the integers of %s have zero points: q4_0 rounds them again, scheme=q4_1 takes them over", source.name
         )

@@ -20,8 +20,6 @@ from tasks.shared.technique import Inputs, Kind, Metrics, Port, Refusal, Spec, S
 class AWQ(WeightOnly):
     """Scale channels by their activations, then round all linear layers but the head."""
 
-    symmetric: bool = False
-    """Scales only; false adds a zero point per group."""
     calibration_rows: Annotated[int, Field(ge=1)] = 32
     """Conversations of the calibration split, answers included."""
     grid: Annotated[int, Field(ge=3, le=40)] = 10

@@ -86,19 +86,24 @@ class WeightOnly(Packed):
     """Bits per weight; activations stay in floating point (W4A16, W8A16)."""
     group_size: Annotated[int, Field(ge=0, multiple_of=8)] = 0
     """Weights that share one scale; 0 takes the largest of 128, 64 and 32 that divides every layer."""
-    symmetric: bool = True
-    """Scales only; false adds a zero point per group."""
+    symmetric: bool | Literal["auto"] = "auto"
+    """true: scales only; false: a zero point per group too.  auto: zero points at 4 bits, where they keep much more, and none at 8."""
+
+    @property
+    def scales_only(self) -> bool:
+        """True if groups have no zero point."""
+        return self.bits == 8 if self.symmetric == "auto" else self.symmetric
 
     def scheme(self, widths: Mapping[str, int]) -> tuple[dict[str, Any], Metrics]:
         """Return integer groups.  Raises TechniqueError if they do not divide the widths."""
         group = choose_group_size(widths, self.group_size)
         log.info("group size %d (%s)", group, "as set" if self.group_size else "the largest that divides every layer")
-        weights = {"num_bits": self.bits, "type": "int", "symmetric": self.symmetric, "strategy": "group"}
+        weights = {"num_bits": self.bits, "type": "int", "symmetric": self.scales_only, "strategy": "group"}
         return {"weights": weights | {"group_size": group}}, {"bits": self.bits, "group_size": group}
 
     def forecast(self, work: Workload) -> Forecast:
         """Forecast seconds by the number of weights, and integers and scales in every layer."""
-        return forecast_packing(work, self.bits, self.group_size, self.symmetric)
+        return forecast_packing(work, self.bits, self.group_size, self.scales_only)
 
     def check_widths(self, widths: Mapping[str, int]) -> None:
         """Refuse a group size that does not divide a known width."""

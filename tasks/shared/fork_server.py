@@ -183,7 +183,7 @@ def load(name: str) -> None:
 
 
 def _thread_name(task: Path) -> str:
-    """Name that a library gave its thread, or the program's, which threads inherit; "ended" for one that is gone."""
+    """Name of a thread, which by default is that of the program; "ended" for one that is gone."""
     try:
         return (task / "comm").read_text(encoding="utf-8", errors="replace").strip()
     except OSError:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -134,16 +134,20 @@ def test_the_same_weights_are_the_same_file(tmp_path: Path) -> None:
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
-@pytest.mark.parametrize(("scheme", "symmetric"), [("q4_0", True), ("q4_1", False), ("q4_1", True)])
-def test_four_bit_integers_go_over_as_they_are(tmp_path: Path, scheme: Scheme, symmetric: bool) -> None:
+@pytest.mark.parametrize(
+    ("asked", "scheme", "symmetric"), [("auto", "q4_0", True), ("auto", "q4_1", False), ("q4_1", "q4_1", True)]
+)
+def test_four_bit_integers_go_over_as_they_are(
+    tmp_path: Path, asked: Literal["auto", "q4_1"], scheme: str, symmetric: bool
+) -> None:
     """The file's weights are those of the folder; a minimum in half precision may be off by 2**-12 of it."""
     from gguf.quants import dequantize
 
     packed, run = empty_run(tmp_path, "int4")
     RTN(group_size=32, symmetric=symmetric)(inputs_of(save_tiny(tmp_path / "source")), packed, run)
     out, run = empty_run(tmp_path)
-    exported = Gguf(scheme=scheme, embedding="f16", prompts=4, tokens=4, min_top1=0.9, max_kl=1e-3)
-    exported(inputs_of(packed, write_corpus(tmp_path / "corpus")), out, run)
+    exported = Gguf(scheme=asked, embedding="f16", prompts=4, tokens=4, min_top1=0.9, max_kl=1e-3)
+    assert exported(inputs_of(packed, write_corpus(tmp_path / "corpus")), out, run)["scheme"] == scheme
     model = load_model(packed)
     file = {
         tensor.name: dequantize(tensor.data, tensor.tensor_type) for tensor in read_gguf(out / "model.gguf").tensors
@@ -152,6 +156,21 @@ def test_four_bit_integers_go_over_as_they_are(tmp_path: Path, scheme: Scheme, s
         wanted = model.get_submodule(f"model.layers.1.{place}").weight.detach()
         limit = 2.0**-11 * wanted.abs().amax() if scheme == "q4_1" else 0.0
         assert (torch.from_numpy(file[f"blk.1.{name}.weight"].copy()) - wanted).abs().max() <= limit
+
+
+@pytest.mark.parametrize(
+    ("weights", "scheme"),
+    [
+        ([{"num_bits": 4, "symmetric": False}], "q4_1"),
+        ([{"num_bits": 4, "symmetric": True}], "q4_0"),
+        ([{"num_bits": 8, "symmetric": True}], "q8_0"),
+        ([], "q4_0"),
+    ],
+)
+def test_auto_takes_the_type_that_copies_the_source(tmp_path: Path, weights: list[dict[str, Any]], scheme: str) -> None:
+    groups = {f"group_{index}": {"weights": own} for index, own in enumerate(weights)}
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": {"config_groups": groups}}))
+    assert export.copying_type(tmp_path) == scheme
 
 
 @pytest.mark.parametrize("scheme", ["iq4_nl", "q4_k", "iq2_xxs"])

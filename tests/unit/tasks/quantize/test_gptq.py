@@ -155,7 +155,7 @@ def test_divergence_of_a_model_from_itself_is_zero() -> None:
 CHANGES = {
     "bits": Change(8),
     "group_size": Change(64),
-    "symmetric": Change(False),
+    "symmetric": Change(True),
     "calibration_rows": Change(3),
     "max_tokens": Change(16),
     "damping": Change(0.5),
