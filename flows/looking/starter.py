@@ -35,6 +35,16 @@ def write_recipe(
     model: folder of a model with weights, or empty.
     Raises ConfigError if the file exists, or its name cannot be a recipe's.
     """
+    name = new_name(file)
+    save_recipe(file, recipe_text(name, files, sample, lengths, settings, model))
+    return name
+
+
+def new_name(file: Path) -> str:
+    """Return the name of a recipe that is to be written.
+
+    Raises ConfigError if the file exists, or its name cannot be a recipe's.
+    """
     name = file.stem
     if file.suffix != ".yaml" or not re.fullmatch(NAME_PATTERN, name):
         raise ConfigError(
@@ -45,7 +55,11 @@ def write_recipe(
         )
     if file.exists():
         raise ConfigError("--write", f"{file} exists", "a new file", "delete it, or choose another name")
-    text = recipe_text(name, files, sample, lengths, settings, model)
+    return name
+
+
+def save_recipe(file: Path, text: str) -> None:
+    """Write a recipe, and its folder.  Raises ConfigError if that is not possible."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_text(file, text)
@@ -53,30 +67,26 @@ def write_recipe(
         raise ConfigError(
             "--write", f"{file} cannot be written: {error.strerror}", "a folder that you may write, with room"
         ) from error
-    return name
 
 
 def recipe_text(
     name: str, files: dict[str, str], sample: Sample, lengths: Lengths, settings: dict[str, Any], model: str
 ) -> str:
     """Text of the recipe: data, fine-tuning, int4, GGUF, answers and a verdict."""
-    corpus = {**{split: _absolute(path) for split, path in files.items()}, **settings, **_task(sample, settings)}
     source = "path" if model else "smollm2_135m"
-    models = [f"models: {{base: {_flow({'path': str(Path(model).resolve())})}}}"] if model else []
-    measures = [measure for kind, measure in MEASURES.items() if _has(sample, kind)] or ["rouge_l"]
-    margins = ", ".join(f"{measure}: {MARGIN}" for measure in measures)
-    names = ", ".join(Path(path.partition("#")[0]).name for path in files.values())
+    models = [f"models: {{base: {flow({'path': str(Path(model).resolve())})}}}"] if model else []
+    margins = ", ".join(f"{measure}: {MARGIN}" for measure in deciding_measures(sample))
     lines = [
         "# @package _global_",
-        f"# Written by flows.look for {names}: a start for your own recipe.",
+        f"# Written by flows.look for {file_names(files)}: a start for your own recipe.",
         "defaults: [",
         f"  /model@models.base: {source}, /curate@steps.corpus: jsonl, /distill@steps.tuned: sft, /quantize@steps.int4: gptq,",
         "  /export@steps.gguf: gguf, /evaluate@steps.answers: generation, /evaluate@steps.verdict: paired, _self_]",
         f"name: {name}",
         *models,
         "steps:",
-        f"  corpus: {_flow(corpus)}",
-        f"  tuned: {_flow({'epochs': 3, **_limit(lengths)})}",
+        f"  corpus: {flow(corpus_settings(files, sample, settings))}",
+        f"  tuned: {flow({'epochs': 3, **length_limit(lengths)})}",
         "  int4: {inputs: {model: tuned}, group_size: 32}",
         "  gguf: {inputs: {model: int4}}",
         "  answers: {limit: 0}",
@@ -85,8 +95,23 @@ def recipe_text(
     return "\n".join(lines) + "\n"
 
 
-def _limit(lengths: Lengths) -> dict[str, Any]:
-    """Return settings for conversations longer than training takes by default.
+def corpus_settings(files: dict[str, str], sample: Sample, settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of `curate/jsonl` for a file that was looked at.  Parameters as in `write_recipe`."""
+    return {**{split: _absolute(path) for split, path in files.items()}, **settings, **_task(sample, settings)}
+
+
+def deciding_measures(sample: Sample) -> list[str]:
+    """Measures that the answer keys allow; ROUGE-L without any."""
+    return [measure for kind, measure in MEASURES.items() if _has(sample, kind)] or ["rouge_l"]
+
+
+def file_names(files: dict[str, str]) -> str:
+    """Names of the data files, for a comment."""
+    return ", ".join(Path(path.partition("#")[0]).name for path in files.values())
+
+
+def length_limit(lengths: Lengths) -> dict[str, Any]:
+    """Return settings of a training for conversations longer than it takes by default.
 
     Those longer than MOST are left out.
     """
@@ -117,6 +142,6 @@ def _absolute(path: str) -> str:
     return f"{Path(file).expanduser().resolve()}{mark}{part}"
 
 
-def _flow(content: Any) -> str:
+def flow(content: Any) -> str:
     """A mapping as YAML on one line."""
     return yaml.safe_dump(content, default_flow_style=True, sort_keys=False, width=10_000, allow_unicode=True).strip()
