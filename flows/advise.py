@@ -27,6 +27,7 @@ from tasks.shared.errors import ConfigError, StillroomError
 if TYPE_CHECKING:
     from flows.advising.data_at_hand import Data
     from flows.advising.model_at_hand import ModelAtHand
+    from flows.advising.precisions import Hardware
     from flows.advising.rules import Rule
     from flows.advising.situation import Facts, Situation
 
@@ -114,7 +115,7 @@ def situation(options: argparse.Namespace, data: "Data") -> "Situation":
 
     here, total = may_use_gpu("auto"), float(psutil.virtual_memory().total)
     on_gpu = gpu_memory() if here else 0.0
-    hardware = options.hardware or ("gpu" if here else "cpu")
+    hardware: Hardware = options.hardware or ("gpu" if here else "cpu")
     if hardware != "cpu" and not options.memory and not on_gpu:
         raise ConfigError(
             "--memory", "not given, and this machine has no GPU to ask", "the GPU's memory, GB", "--memory 24"
@@ -131,6 +132,7 @@ def situation(options: argparse.Namespace, data: "Data") -> "Situation":
         streams=options.streams,
         size_limit=GIGA * options.size if options.size else None,
         faster=options.faster,
+        bandwidth=GIGA * options.bandwidth if options.bandwidth else None,
         margin=options.margin / 100,
         rows=data.rows,
         items=data.items,
@@ -173,6 +175,9 @@ def parser() -> Parser:
         default=2048,
         metavar="N",
         help="tokens of a stream (default: 2048)",
+    )
+    served.add_argument(
+        "--bandwidth", type=number(0.1, 1e5), metavar="GB/S", help="of the memory; shows the speed that it allows"
     )
     need = made.add_argument_group("what is needed")
     need.add_argument("--size", type=number(0.001, 1e5), metavar="GB", help="limit of the weights on disk")

@@ -1,1 +1,1 @@
-"""Advice for a model, machine, data and budget: a table of rules, sizes by precision, and a recipe."""
+"""Advice for a model, machine, data and budget: rules, sizes by precision, and a recipe."""

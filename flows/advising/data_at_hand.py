@@ -20,7 +20,7 @@ class Data:
     """Rows at hand.
 
     line: in words.  rows, items: for training, and for the test.  answered: some hold answers.  task: its type.
-    corpus: technique of stage curate and its settings.  training: settings of steps that train.
+    corpus: technique of stage curate and its settings.  training: settings of steps that read whole conversations.
     measures: that decide.  names: of the files, for a comment.
     """
 
@@ -37,6 +37,13 @@ class Data:
 
 def look_at(options: argparse.Namespace) -> Data:
     """Look at the user's file, as flows.look does.  Raises StillroomError."""
+    if options.rows is not None or options.items is not None or options.no_answers:
+        raise ConfigError(
+            "--data",
+            "given with --rows, --items or --no-answers",
+            "one or the other",
+            "leave them out: the file is counted",
+        )
     found = first_look(options.data, options)
     files, sample = found.files, found.sample
     if not sample.rows:

@@ -48,7 +48,7 @@ class ModelAtHand:
 
     @property
     def grid(self) -> str:
-        """GGUF type that its weights come from, such as q4_1; empty for a folder, a count, and 16 or 32 bits."""
+        """GGUF type that its weights come from, such as q4_1; empty without a quantized file."""
         if self.path is None or not self.path.is_file():
             return ""
         from gguf import LlamaFileType
@@ -91,7 +91,10 @@ def find_model(text: str) -> ModelAtHand:
 
 
 def text_config(path: Path) -> dict[str, Any]:
-    """Return the configuration of the language model in a folder or GGUF file; a file has the sliding window of its header."""
+    """Return the configuration of a folder's or GGUF file's language model.
+
+    A file's has the sliding window of its header.
+    """
     config = family_config(path)
     config |= config.get("text_config") or {}
     if path.is_file():
@@ -123,7 +126,7 @@ def unloaded_size(folder: Path) -> Size:
 
 
 def cache_bytes(model: ModelAtHand, context: int, streams: int) -> float | None:
-    """Bytes of keys and values: 2 x layers x width of the key heads x tokens x streams x 2 bytes.
+    """Bytes of the KV cache: 2 x layers x width of the key heads x tokens x streams x 2 bytes.
 
     context: tokens of a stream.  A layer with a sliding window keeps at most its window, except where llama.cpp ignores the window.
     Returns None if the shape is not known, or the model caches something other than keys and values.

@@ -21,10 +21,10 @@ WIDTH = 110
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """What a recipe has besides the steps of rules.
+    """Everything that a recipe has besides the steps of rules.
 
     model: option of conf/model/ and its settings.  corpus: technique of stage curate and its settings.
-    training: settings of every step that trains.  measures: that decide, each with the same margin.
+    training: settings of every step that reads whole conversations.  measures: that decide, each with the same margin.
     comment: the line that says what the recipe was written for.
     """
 
@@ -37,13 +37,14 @@ class Parts:
     margin: float
 
 
-TRAINS = "distill/"
+READS_ROWS = ("distill/", "logits/")
+"""Stages whose techniques read whole conversations, with a limit of their length."""
 
 
 def merge_steps(rules: Sequence[Rule], facts: Facts, training: Mapping[str, Any]) -> tuple[list[Step], str]:
-    """Return the rules' steps in order, with the values of facts and the steps that they read, and the baseline's name.
+    """Return the rules' steps in order, and the baseline's name.
 
-    Settings of a later rule replace those of an earlier one.  training: settings of every step that trains.
+    Facts have become values, and placeholders names of steps.  Settings of a later rule replace those of an earlier one.  training: settings of every step that reads whole conversations.
     """
     merged: dict[str, Step] = {}
     baseline = source = "models.base"
@@ -52,7 +53,7 @@ def merge_steps(rules: Sequence[Rule], facts: Facts, training: Mapping[str, Any]
             settings = {**before.settings, **_values(step.settings, facts)}
             merged[step.name] = Step(step.name, before.technique, settings, before.reads, candidate=before.candidate)
             continue
-        settings = _values(step.settings, facts) | (training if step.technique.startswith(TRAINS) else {})
+        settings = {**_values(step.settings, facts), **(training if step.technique.startswith(READS_ROWS) else {})}
         places = {BASELINE: baseline, SOURCE: source}
         reads = {
             port: [places.get(one, one) for one in names] if isinstance(names, list) else places.get(names, names)

@@ -90,7 +90,10 @@ class Rule:
 
 @dataclass(frozen=True)
 class Advice:
-    """What applies: to do, in this order; to avoid; what the project lacks; and rules that lack a fact, with the options that give it."""
+    """Rules that apply: to do, in this order; to avoid; and those that the project lacks.
+
+    open: rules that lack a fact, with the options that give it.
+    """
 
     do: tuple[Rule, ...]
     avoid: tuple[Rule, ...]
@@ -103,7 +106,10 @@ def apply(rules: Iterable[Rule], facts: Facts, techniques: Mapping[str, Entry]) 
 
     A rule to avoid what the project lacks is left out.
     """
-    do, avoid, absent, undecided = [], [], [], []
+    do: list[Rule] = []
+    avoid: list[Rule] = []
+    absent: list[Rule] = []
+    undecided: list[tuple[Rule, tuple[str, ...]]] = []
     for rule in rules:
         held = [condition.holds(facts) for condition in rule.when]
         exists = rule.exists(techniques)

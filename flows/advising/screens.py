@@ -11,10 +11,12 @@ from rich.text import Text
 from flows.advising.model_at_hand import cache_bytes
 from flows.advising.precisions import Form, Hardware
 from flows.advising.rules import NOT_MEASURED, Advice, Rule, Step, filled
-from flows.advising.situation import FILLED, Facts, Situation
+from flows.advising.situation import FILLED, Facts, Situation, most_tokens
 from flows.looking.tables import line
-from tasks.shared.text.numbers import byte_size, duration, parameters, percent
+from tasks.shared.text.numbers import byte_size, duration, parameters, percent, quantity
 
+WIDE = 90
+"""Columns of a terminal from which the table of sizes has all of its columns."""
 WIDEST = 110
 """Columns beyond which lines of text are hard to read."""
 LOG_PAGE = "docs/log/2026-11.md"
@@ -32,7 +34,7 @@ def show_situation(console: Console, known: Situation, data: str) -> None:
     line(console, "model", f"{known.model.label}: {', '.join(parts)}")
     cache = cache_bytes(known.model, known.context, known.streams)
     streams = f"{known.streams} stream{'s' * (known.streams != 1)} of {known.context:,} tokens"
-    held = "unknown: give the model's folder or file" if cache is None else byte_size(cache)
+    held = "unknown, and left out of what fits (give the model's folder or file)" if cache is None else byte_size(cache)
     line(
         console, "serving", f"{WORDS[known.hardware]}, {byte_size(known.memory)} of memory; {streams}; KV cache {held}"
     )
@@ -49,9 +51,13 @@ def show_forms(console: Console, known: Situation, found: Sequence[Form]) -> Non
     """Print weights, and weights with KV cache, by precision."""
     cache, sixteen = cache_bytes(known.model, known.context, known.streams), max(form.bytes for form in found)
     caption = f"bits: per parameter, scales and other types included.  fits: in {FILLED:.0%} of the memory, and on disk"
+    speed = ["tok/s"] if known.bandwidth else []
+    smaller = ["smaller"] if not speed or console.width >= WIDE else []
+    if speed:
+        caption += ".  tok/s: of a stream, at most what the bandwidth allows at full context"
     table = Table(title=f"the model by precision, on a {WORDS[known.hardware]}", caption=caption)
-    for name in ("precision", "made by", "bits", "weights", "with cache", "smaller", "fits"):
-        table.add_column(name, justify="left" if name in {"precision", "made by"} else "right")
+    for name in ("form", "made by", "bits", "weights", "+ cache", *smaller, *speed, "fits"):
+        table.add_column(name, justify="left" if name in {"form", "made by"} else "right")
     for form in found:
         table.add_row(
             form.precision.name,
@@ -59,14 +65,15 @@ def show_forms(console: Console, known: Situation, found: Sequence[Form]) -> Non
             f"{form.bits:.2f}",
             byte_size(form.bytes),
             "-" if cache is None else byte_size(form.bytes + cache),
-            f"{sixteen / form.bytes:.1f}x",
+            *([f"{sixteen / form.bytes:.1f}x"] if smaller else []),
+            *([quantity(most_tokens(known, form.bytes)) if most_tokens(known, form.bytes) else "-"] if speed else []),
             "yes" if form.bytes <= known.room() else "no",
         )
     console.print(table)
 
 
 def show_advice(console: Console, advice: Advice, facts: Facts) -> None:
-    """Print what to do, what to avoid, and what the project lacks, each with reason, source and figure."""
+    """Print what to do, what to avoid, and what the project lacks."""
     if advice.do:
         heading(console, "what to do, in this order")
     for number, rule in enumerate(advice.do, 1):
@@ -78,7 +85,7 @@ def show_advice(console: Console, advice: Advice, facts: Facts) -> None:
     if advice.absent:
         heading(console, "worth knowing, and not in this project")
     for rule in advice.absent:
-        show_rule(console, "-", rule, facts)
+        show_rule(console, "-", rule, facts, runs=False)
     if advice.open:
         heading(console, "not decided, because something is not known")
     for rule, options in advice.open:
@@ -91,10 +98,13 @@ def heading(console: Console, text: str) -> None:
     console.print(Text(text, style="bold"))
 
 
-def show_rule(console: Console, mark: str, rule: Rule, facts: Facts) -> None:
-    """Print a rule: advice, reason, source, and the figure measured here with its entry in the log."""
+def show_rule(console: Console, mark: str, rule: Rule, facts: Facts, runs: bool = True) -> None:
+    """Print a rule: advice, reason, source, and the figure measured here with its entry.
+
+    runs: name its technique, which the project has.
+    """
     console.print()
-    made = f"  [{rule.technique}]" if rule.technique and not (rule.absent and not rule.technique) else ""
+    made = f"  [{rule.technique}]" if rule.technique and runs else ""
     paragraph(console, mark, filled(rule.title, facts) + made, style="bold")
     paragraph(console, "", filled(rule.why, facts))
     paragraph(console, "", f"source: {rule.source}", style="dim")

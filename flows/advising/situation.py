@@ -1,8 +1,8 @@
-"""What is known before anything is compressed, and the facts that rules ask about."""
+"""Everything known before anything is compressed, and the facts that rules ask about."""
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from flows.advising.model_at_hand import ModelAtHand, cache_bytes
@@ -10,8 +10,9 @@ from flows.advising.precisions import EIGHT, FOUR, SIXTEEN, Hardware, Precision,
 from flows.looking.figures import ALPHA, FLIPS, POWER
 from flows.planning.catalog import Entry
 from tasks.evaluate.verdict.power import items_needed, minimum_detectable
-from tasks.shared.forecast import Forecasts, Rows, Size, Workload
-from tasks.shared.gguf.types import DIVISORS
+from tasks.shared.forecast import SAVED_BYTES, Forecasts, Rows, Size, Workload
+from tasks.shared.model.families import is_mixture
+from tasks.shared.model.widths import DIVISORS, GROUP_SIZES
 from tasks.shared.technique import Compute
 from tasks.shared.text.numbers import byte_size, duration, parameters, percent, points, times
 
@@ -24,6 +25,8 @@ STUDENT_FLIPS = 0.2
 """Share of answers that a student changes: 17 % of the labels and 22 % of the facts (docs/log, support_bot with articles)."""
 SPEED_IN_4_BITS: Mapping[Hardware, float] = {"cpu": 1.5, "gpu": 1.6, "fp8-gpu": 1.6}
 """Decoding speed of one stream over 16 bits: measured in llama.cpp (docs/log, support_bot with articles), and published for an H100 (rules)."""
+OUTER = 0.15
+"""Share of embedding and head from which trimming the vocabulary is advised."""
 STEP, MOST_DROPPED = 0.05, 0.6
 """Steps of the share of layers to drop, and the largest share that is advised."""
 
@@ -33,7 +36,8 @@ class Situation:
     """Model, hardware, needs, data and budget.
 
     memory: of the serving machine, bytes.  size_limit: of the weights on disk, bytes.
-    faster: wanted decoding speed over the model in 16 bits.  margin: quality that may be lost, as a share.
+    faster: wanted decoding speed over the model in 16 bits.  bandwidth: of the serving machine's memory, bytes a second.
+    margin: quality that may be lost, as a share.
     rows, items: conversations for training, and for the test.  answered: they hold answers.  task: type of the task.
     hours: that a training may take on this machine.  compute, flops, machine_memory: of this machine, which trains.
     """
@@ -48,6 +52,7 @@ class Situation:
     streams: int = 1
     size_limit: float | None = None
     faster: float = 1.0
+    bandwidth: float | None = None
     margin: float = 0.05
     rows: int = 0
     items: int = 0
@@ -56,9 +61,21 @@ class Situation:
     hours: float | None = None
 
     def room(self) -> float:
-        """Bytes that the weights may take: the limit on disk, and the memory that the KV cache leaves."""
+        """Bytes that the weights may take: on disk, and in the memory that the KV cache leaves."""
         left = FILLED * self.memory - (cache_bytes(self.model, self.context, self.streams) or 0.0)
         return max(1.0, min(left, self.size_limit or math.inf))
+
+
+def most_tokens(known: Situation, weights: float) -> float | None:
+    """Tokens a second of each stream that memory bandwidth allows; None if a size is unknown.
+
+    Every step reads all weights, and the cache of all streams.  weights: bytes.  At full context; arithmetic and everything else come on top.  None for a mixture of experts too,
+    which leaves weights unread.
+    """
+    cache = cache_bytes(known.model, known.context, known.streams)
+    if known.bandwidth is None or cache is None or is_mixture(known.model.config or {}):
+        return None
+    return known.bandwidth / (weights + cache)
 
 
 @dataclass(frozen=True)
@@ -76,6 +93,9 @@ ASKED: Mapping[str, Asked] = {
     "grid": Asked("type of the model's file", str, "MODEL"),
     "outer": Asked("share of embedding and head", lambda value: percent(value, 0), "MODEL as a folder or file"),
     "blocks": Asked("matrices whose rows are multiples of 256", str, "MODEL as a folder or file"),
+    "blocks32": Asked("rows are multiples of 32", str, "MODEL as a folder or file"),
+    "cache": Asked("KV cache", byte_size, "MODEL as a folder or file"),
+    "usable": Asked("memory for weights and KV cache", byte_size, "--memory"),
     "room": Asked("room for the weights", byte_size, "--size or --memory"),
     "bytes16": Asked("weights in 16 bits", byte_size, "MODEL"),
     "bytes8": Asked("weights in 8 bits", byte_size, "MODEL"),
@@ -85,6 +105,8 @@ ASKED: Mapping[str, Asked] = {
     "fit4": Asked("room over the weights in 4 bits", times, "--size or --memory"),
     "faster": Asked("speed wanted over 16 bits", times, "--faster"),
     "keep": Asked("share of the 4-bit weights that may remain", lambda value: percent(value, 0), "--size or --faster"),
+    "trims": Asked("tokens beyond those that prune/vocabulary keeps", str, "MODEL as a folder or file"),
+    "speed4": Asked("usual speed in 4 bits", times, "--hardware"),
     "drop": Asked("share of layers to drop", lambda value: percent(value, 0), "MODEL as a folder or file"),
     "streams": Asked("streams at once", str, "--streams"),
     "margin": Asked("loss allowed, points", lambda value: f"{points(value, signed=False)} points", "--margin"),
@@ -122,10 +144,15 @@ def find_facts(known: Situation, techniques: Mapping[str, Entry]) -> dict[str, V
         "grid": known.model.grid,
         "outer": size.outer / size.parameters if size.outer else None,
         "blocks": all(width % DIVISORS["q4_k"] == 0 for width in widths) if size.shape.width else None,
+        "blocks32": all(width % GROUP_SIZES[-1] == 0 for width in widths),
+        "cache": cache_bytes(known.model, known.context, known.streams),
+        "usable": FILLED * known.memory,
         "room": room,
         "faster": known.faster,
         "keep": keep,
-        "drop": _layers_to_drop(known, keep, weights),
+        "speed4": SPEED_IN_4_BITS[known.hardware],
+        "trims": _trims(size, techniques),
+        "drop": _layers_to_drop(known, keep, techniques),
         "streams": known.streams,
         "margin": known.margin,
         "items": known.items,
@@ -144,27 +171,47 @@ def find_facts(known: Situation, techniques: Mapping[str, Entry]) -> dict[str, V
     return found | _training(known, techniques)
 
 
-def _layers_to_drop(known: Situation, keep: float, weights: Callable[[Precision, Size], float | None]) -> float | None:
+def _trims(size: Size, techniques: Mapping[str, Entry]) -> bool | None:
+    """Return True for more tokens than `prune/vocabulary` keeps; None if they are not known."""
+    entry = techniques.get("prune/vocabulary")
+    return size.shape.vocabulary > entry.technique().size if entry and size.shape.vocabulary else None
+
+
+def trimmed(size: Size, techniques: Mapping[str, Entry]) -> Size:
+    """Return the size with the number of tokens that `prune/vocabulary` keeps by default."""
+    tokens = techniques["prune/vocabulary"].technique().size
+    outer = size.outer * tokens / size.shape.vocabulary
+    parameters = size.parameters - size.outer + outer
+    return Size(parameters, SAVED_BYTES * parameters, outer, replace(size.shape, vocabulary=tokens))
+
+
+def _layers_to_drop(known: Situation, keep: float, techniques: Mapping[str, Entry]) -> float | None:
     """Smallest share of layers without which the model in 4 bits takes `keep` of its bytes.
 
-    Returns 0.0 if all may stay; None if the shape is unknown, or more than `MOST_DROPPED` would have to go.
+    The vocabulary is trimmed first where the rules advise that.  0.0 if all layers may stay, 1.0 if more than `MOST_DROPPED` would have to
+    go; None if the shape is not known.
     """
-    size, precision = known.model.size, FOUR[known.hardware]
-    whole = weights(precision, size)
-    if keep >= 1.0:
-        return 0.0
+    size = known.model.size
+    whole = form_of(size, FOUR[known.hardware], techniques)
     if not size.shape.layers or whole is None:
         return None
-    for step in range(1, round(MOST_DROPPED / STEP) + 1):
+    if keep < 1.0 and _trims(size, techniques) and size.outer >= OUTER * size.parameters:
+        size = trimmed(size, techniques)
+    for step in range(round(MOST_DROPPED / STEP) + 1):
         share = round(step * STEP, 2)
-        left = weights(precision, size.with_layers(size.shape.layers - round(share * size.shape.layers)))
-        if left is not None and left <= keep * whole:
+        left = form_of(
+            size.with_layers(size.shape.layers - round(share * size.shape.layers)), FOUR[known.hardware], techniques
+        )
+        if left is not None and left.bytes <= keep * whole.bytes:
             return share
-    return None
+    return 1.0
 
 
 def _training(known: Situation, techniques: Mapping[str, Entry]) -> dict[str, Value | None]:
-    """Facts of a fine-tuning on this machine; epochs: as many as the budget allows, at most `EPOCHS`."""
+    """Facts of a fine-tuning on this machine.
+
+    epochs: as many as the budget allows, at most `EPOCHS`.
+    """
     facts: dict[str, Value | None] = dict.fromkeys(("training", "training_memory", "budget"))
     facts["epochs"] = None if known.hours is None else 0
     entry = techniques.get("distill/sft")

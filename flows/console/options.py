@@ -1,4 +1,4 @@
-"""Parts of a command line: a parser that names the nearest option, and numbers within a range."""
+"""Parts of a command line: a parser that names the nearest option, numbers in a range."""
 
 import argparse
 import difflib
@@ -16,7 +16,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print the message with its fix, and end."""
         known = [name for action in self._actions for name in action.option_strings]
-        wrong = next((word.partition("=")[0] for word in message.split() if word.startswith("--")), "")
+        wrong = next((word.partition("=")[0].rstrip(":") for word in message.split() if word.startswith("--")), "")
         near = difflib.get_close_matches(wrong, known, 1) if wrong not in known else []
         fix = f"did you mean {near[0]}?" if near else f"{self.prog} --help"
         log.error("%s\n  fix: %s", message, fix)

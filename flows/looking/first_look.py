@@ -1,4 +1,4 @@
-"""A file of conversations, sampled and read with the settings that the command line gives and its answers suggest."""
+"""A file of conversations, sampled, and read as the command line and its answers suggest."""
 
 import argparse
 from dataclasses import dataclass

@@ -46,11 +46,11 @@ def new_name(file: Path) -> str:
     Raises ConfigError if the file exists, or its name cannot be a recipe's.
     """
     name = file.stem
-    if file.suffix != ".yaml" or not re.fullmatch(NAME_PATTERN, name):
+    if file.suffix != ".yaml" or not re.fullmatch(NAME_PATTERN, name) or not isinstance(yaml.safe_load(name), str):
         raise ConfigError(
             "--write",
             str(file),
-            "a .yaml file named in lower-case letters, digits and underscores",
+            "a .yaml file named in lower-case letters, digits and underscores, no word that YAML reads as true, false or null",
             "--write my_conf/recipe/my.yaml",
         )
     if file.exists():
@@ -96,7 +96,7 @@ def recipe_text(
 
 
 def corpus_settings(files: dict[str, str], sample: Sample, settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings of `curate/jsonl` for a file that was looked at.  Parameters as in `write_recipe`."""
+    """Settings of `curate/jsonl` for a file that was looked at; parameters of `write_recipe`."""
     return {**{split: _absolute(path) for split, path in files.items()}, **settings, **_task(sample, settings)}
 
 

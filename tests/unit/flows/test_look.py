@@ -66,6 +66,8 @@ def test_the_written_recipe_is_short_and_planned(table, tmp_path: Path, capsys) 
     assert code == 2 and "exists" in shown
     code, shown = look(capsys, table, "--write", str(tmp_path / "My Recipe.yaml"))
     assert code == 2 and "lower-case" in shown
+    code, shown = look(capsys, table, "--write", str(tmp_path / "no.yaml"))
+    assert code == 2 and "no word that YAML reads as true, false or null" in shown
     (tmp_path / "file").write_bytes(b"")
     code, shown = look(capsys, table, "--write", str(tmp_path / "file" / "my.yaml"))
     assert code == 2 and "cannot be written" in shown
