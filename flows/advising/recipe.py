@@ -21,7 +21,7 @@ WIDTH = 110
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """Everything that a recipe has besides the steps of rules.
+    """Contents of a recipe besides the steps of rules.
 
     model: option of conf/model/ and its settings.  corpus: technique of stage curate and its settings.
     training: settings of every step that reads whole conversations.  measures: that decide, each with the same margin.
@@ -44,7 +44,8 @@ READS_ROWS = ("distill/", "logits/")
 def merge_steps(rules: Sequence[Rule], facts: Facts, training: Mapping[str, Any]) -> tuple[list[Step], str]:
     """Return the rules' steps in order, and the baseline's name.
 
-    Facts have become values, and placeholders names of steps.  Settings of a later rule replace those of an earlier one.  training: settings of every step that reads whole conversations.
+    Facts have become values, and placeholders names of steps.  Settings of a later rule replace those of an earlier one.
+    training: settings of every step that reads whole conversations.
     """
     merged: dict[str, Step] = {}
     baseline = source = "models.base"

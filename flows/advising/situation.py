@@ -69,8 +69,8 @@ class Situation:
 def most_tokens(known: Situation, weights: float) -> float | None:
     """Tokens a second of each stream that memory bandwidth allows; None if a size is unknown.
 
-    Every step reads all weights, and the cache of all streams.  weights: bytes.  At full context; arithmetic and everything else come on top.  None for a mixture of experts too,
-    which leaves weights unread.
+    weights: bytes.  Every step reads all of them and the cache of all streams, at full context; arithmetic comes on top.  None for a
+    mixture of experts too, which leaves weights unread.
     """
     cache = cache_bytes(known.model, known.context, known.streams)
     if known.bandwidth is None or cache is None or is_mixture(known.model.config or {}):
