@@ -47,7 +47,7 @@ def advise(options: argparse.Namespace, command: str) -> None:
     from flows.advising.precisions import forms
     from flows.advising.recipe import merge_steps
     from flows.advising.rule_table import RULES
-    from flows.advising.rules import apply
+    from flows.advising.rules import apply, refusals
     from flows.advising.situation import find_facts
     from flows.looking.starter import new_name, save_recipe
     from flows.looking.tables import line
@@ -58,7 +58,7 @@ def advise(options: argparse.Namespace, command: str) -> None:
     data = look_at(options) if options.data else rows_typed(options)
     known = situation(options, data)
     facts = find_facts(known, techniques)
-    advice = apply(RULES, facts, techniques)
+    advice = apply(RULES, facts, techniques, refusals(RULES, known.model.config or {}, techniques))
     console = Console()
     screens.show_situation(console, known, data.line)
     screens.show_forms(console, known, forms(known.model.size, known.hardware, techniques))

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from flows.advising.situation import ASKED, Facts, Value
 from flows.planning.catalog import Entry
+from tasks.shared.technique import ChecksFamily, Refusal
 
 NOT_MEASURED = "not measured here"
 
@@ -80,10 +81,14 @@ class Rule:
     absent: str = ""
     steps: tuple[Step, ...] = ()
 
+    @property
+    def techniques(self) -> frozenset[str]:
+        """Techniques that the rule is about, and those of its steps."""
+        return frozenset({self.technique, *(step.technique for step in self.steps)} - {""})
+
     def exists(self, techniques: Mapping[str, Entry]) -> bool:
         """Return True if the project has every technique that the rule is about."""
-        wanted = {self.technique, *(step.technique for step in self.steps)} - {""}
-        if not wanted <= set(techniques) or (self.absent and not self.technique):
+        if not self.techniques <= set(techniques) or (self.absent and not self.technique):
             return False
         return not self.setting or self.setting in techniques[self.technique].technique.__dataclass_fields__
 
@@ -92,36 +97,55 @@ class Rule:
 class Advice:
     """Rules that apply: to do, in this order; to avoid; and those that the project lacks.
 
+    refused: rules whose technique does not take this family of models, with the reason.
     open: rules that lack a fact, with the options that give it.
     """
 
     do: tuple[Rule, ...]
     avoid: tuple[Rule, ...]
     absent: tuple[Rule, ...]
+    refused: tuple[tuple[Rule, Refusal], ...]
     open: tuple[tuple[Rule, tuple[str, ...]], ...]
 
 
-def apply(rules: Iterable[Rule], facts: Facts, techniques: Mapping[str, Entry]) -> Advice:
+def refusals(rules: Iterable[Rule], config: Mapping[str, Any], techniques: Mapping[str, Entry]) -> dict[str, Refusal]:
+    """Return the techniques of rules that refuse models of this configuration, with the reason."""
+    named = {name for rule in rules for name in rule.techniques if name in techniques}
+    found: dict[str, Refusal] = {}
+    for name in sorted(named):
+        technique = techniques[name].technique()
+        if isinstance(technique, ChecksFamily) and (refusal := technique.refuses(config)) is not None:
+            found[name] = refusal
+    return found
+
+
+def apply(
+    rules: Iterable[Rule], facts: Facts, techniques: Mapping[str, Entry], refused: Mapping[str, Refusal] | None = None
+) -> Advice:
     """Sort the rules by what they say about these facts.
 
-    A rule to avoid what the project lacks is left out.
+    A rule to avoid what the project lacks, or refuses for this model, is left out.  refused: as `refusals` returns them.
     """
     do: list[Rule] = []
     avoid: list[Rule] = []
     absent: list[Rule] = []
+    unfit: list[tuple[Rule, Refusal]] = []
     undecided: list[tuple[Rule, tuple[str, ...]]] = []
     for rule in rules:
         held = [condition.holds(facts) for condition in rule.when]
         exists = rule.exists(techniques)
-        if False in held or (not exists and rule.advice == "avoid"):
+        reasons = [refused[name] for name in sorted(rule.techniques) if name in refused] if refused else []
+        if False in held or ((reasons or not exists) and rule.advice == "avoid"):
             continue
         if None in held:
             undecided.append((rule, tuple(sorted(missing_options(rule, facts)))))
         elif not exists:
             absent.append(rule)
+        elif reasons:
+            unfit.append((rule, reasons[0]))
         else:
             (do if rule.advice == "do" else avoid).append(rule)
-    return Advice(tuple(do), tuple(avoid), tuple(absent), tuple(undecided))
+    return Advice(tuple(do), tuple(avoid), tuple(absent), tuple(unfit), tuple(undecided))
 
 
 def missing_options(rule: Rule, facts: Facts) -> set[str]:

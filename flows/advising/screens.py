@@ -74,22 +74,37 @@ def show_forms(console: Console, known: Situation, found: Sequence[Form]) -> Non
 
 def show_advice(console: Console, advice: Advice, facts: Facts) -> None:
     """Print what to do, what to avoid, and what the project lacks."""
-    if advice.do:
-        heading(console, "what to do, in this order")
-    for number, rule in enumerate(advice.do, 1):
-        show_rule(console, f"{number}.", rule, facts)
-    if advice.avoid:
-        heading(console, "what to leave out")
-    for rule in advice.avoid:
-        show_rule(console, "-", rule, facts)
-    if advice.absent:
-        heading(console, "worth knowing, and not in this project")
-    for rule in advice.absent:
-        show_rule(console, "-", rule, facts, runs=False)
-    if advice.open:
-        heading(console, "not decided, because something is not known")
-    for rule, options in advice.open:
-        paragraph(console, "-", f"{filled(rule.title, facts)}: give {', '.join(options)}")
+    parts = (
+        ("what to do, in this order", advice.do, True),
+        ("what to leave out", advice.avoid, True),
+        ("worth knowing, and not in this project", advice.absent, False),
+    )
+    for title, rules, runs in parts:
+        if rules:
+            heading(console, title)
+        for number, rule in enumerate(rules, 1):
+            show_rule(console, f"{number}." if rules is advice.do else "-", rule, facts, runs)
+    show_list(
+        console,
+        "not for this family of models",
+        [
+            f"{filled(rule.title, facts)}  [{rule.technique}]: {why.reason}; instead: {why.instead}"
+            for rule, why in advice.refused
+        ],
+    )
+    show_list(
+        console,
+        "not decided, because something is not known",
+        [f"{filled(rule.title, facts)}: give {', '.join(options)}" for rule, options in advice.open],
+    )
+
+
+def show_list(console: Console, title: str, items: Sequence[str]) -> None:
+    """Print a heading and a paragraph for each item; nothing without items."""
+    if items:
+        heading(console, title)
+    for text in items:
+        paragraph(console, "-", text)
 
 
 def heading(console: Console, text: str) -> None:
@@ -98,7 +113,7 @@ def heading(console: Console, text: str) -> None:
     console.print(Text(text, style="bold"))
 
 
-def show_rule(console: Console, mark: str, rule: Rule, facts: Facts, runs: bool = True) -> None:
+def show_rule(console: Console, mark: str, rule: Rule, facts: Facts, runs: bool) -> None:
     """Print a rule: advice, reason, source, and the figure measured here with its entry.
 
     runs: name its technique, which the project has.

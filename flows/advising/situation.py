@@ -168,7 +168,7 @@ def find_facts(known: Situation, techniques: Mapping[str, Entry]) -> dict[str, V
     for bits, size_of_form in (("16", sixteen), ("8", eight), ("4", four)):
         found[f"bytes{bits}"] = size_of_form
         found[f"fit{bits}"] = room / size_of_form if size_of_form else None
-    return found | _training(known, techniques)
+    return found | _training(known, techniques, trainings=1 if keep >= 1.0 else 2)
 
 
 def _trims(size: Size, techniques: Mapping[str, Entry]) -> bool | None:
@@ -207,10 +207,10 @@ def _layers_to_drop(known: Situation, keep: float, techniques: Mapping[str, Entr
     return 1.0
 
 
-def _training(known: Situation, techniques: Mapping[str, Entry]) -> dict[str, Value | None]:
+def _training(known: Situation, techniques: Mapping[str, Entry], trainings: int) -> dict[str, Value | None]:
     """Facts of a fine-tuning on this machine.
 
-    epochs: as many as the budget allows, at most `EPOCHS`.
+    epochs: as many as the budget allows, at most `EPOCHS`.  trainings: that share the budget; a student takes as long as its teacher.
     """
     facts: dict[str, Value | None] = dict.fromkeys(("training", "training_memory", "budget"))
     facts["epochs"] = None if known.hours is None else 0
@@ -228,7 +228,9 @@ def _training(known: Situation, techniques: Mapping[str, Entry]) -> dict[str, Va
 
     whole = forecast(EPOCHS)
     fitting = [
-        count for count in range(1, EPOCHS + 1) if known.hours is None or forecast(count).seconds <= 3600 * known.hours
+        count
+        for count in range(1, EPOCHS + 1)
+        if known.hours is None or trainings * forecast(count).seconds <= 3600 * known.hours
     ]
     place = whole.gpu_memory if known.compute.device == "cuda" else whole.memory
     return facts | {"training": whole.seconds, "training_memory": place, "epochs": max(fitting, default=0)}

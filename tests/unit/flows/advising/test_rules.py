@@ -11,7 +11,7 @@ import pytest
 from flows.advising.model_at_hand import ModelAtHand, find_model
 from flows.advising.recipe import merge_steps
 from flows.advising.rule_table import RULES
-from flows.advising.rules import NOT_MEASURED, Advice, Condition, Fact, Rule, apply, filled
+from flows.advising.rules import NOT_MEASURED, Advice, Condition, Fact, Rule, apply, filled, refusals
 from flows.advising.situation import ASKED, Situation, find_facts, most_tokens
 from flows.planning.catalog import Entry, catalog
 from tasks.evaluate.verdict.power import items_needed
@@ -132,6 +132,16 @@ def test_a_setting_that_a_technique_lacks_makes_a_rule_absent() -> None:
     assert not rule.exists(TECHNIQUES) and replace(rule, setting="epochs").exists(TECHNIQUES)
 
 
+def test_a_family_that_a_technique_refuses_is_told_so() -> None:
+    """llama.cpp ignores Mistral's window, so the export refuses it, and packed layers stay the way."""
+    refused = refusals(RULES, {"model_type": "mistral", "sliding_window": 64, "num_hidden_layers": 30}, TECHNIQUES)
+    assert set(refused) == {"export/gguf"}
+    advice = apply(RULES, advised()[1], TECHNIQUES, refused)
+    assert {"8 bits on a CPU", "4 bits on a CPU"} <= {rule.name for rule, _ in advice.refused}
+    assert not any("export/gguf" in rule.techniques for rule in (*advice.do, *advice.avoid))
+    assert refusals(RULES, {"model_type": "llama"}, TECHNIQUES) == {}
+
+
 @pytest.mark.parametrize(
     ("is_", "value", "expected"),
     [("<", 3, True), (">=", 3, False), ("in", (2, 4), True), ("=", Fact("b"), False), ("<", Fact("c"), None)],
@@ -205,6 +215,9 @@ def test_epochs_and_items_follow_from_the_forecasts() -> None:
     facts = advised(hours=0.05)[1]
     assert facts["epochs"] == 1 and facts["budget"] == 180.0 and facts["training"] > 180.0
     assert advised()[1]["epochs"] == 3 and advised(hours=0.0)[1]["epochs"] == 0 and advised(rows=0)[1]["epochs"] == 0
+    assert advised(hours=0.2)[1]["epochs"] == 3 and advised(hours=0.2, size_limit=50e6)[1]["epochs"] == 2, (
+        "a student too"
+    )
     assert facts["items_4_bits"] == items_needed(0.05, 0.06, 0.05, 0.8)
     assert facts["items_cascade"] == 59, "0.95 ** 59 < 0.05"
 
