@@ -235,7 +235,7 @@ RULES: tuple[Rule, ...] = (
         "student",
         "do",
         (*SMALLER, Condition("drop", ">", 0), Condition("drop", "<=", MOST_DROPPED)),
-        "Drop {drop} of the layers, and teach the rest by stored soft targets",
+        "Drop layers ({drop}), and teach the rest by stored soft targets",
         "That much has to go for {keep} of the bytes in 4 bits. Deciding a student takes {items_student} items.",
         "Men et al. 2024, arXiv 2403.03853 (block influence); Hinton et al. 2015, arXiv 1503.02531",
         "at 76 % of the weights soft targets keep 99 % of the teacher's facts, hard labels 90 %",
