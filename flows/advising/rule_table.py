@@ -11,6 +11,9 @@ LOW_BITS = "AutoRound's table of Qwen2.5-0.5B (github.com/intel/auto-round): 71 
 INT4_SPEED = "NVIDIA Model Optimizer's benchmarks (Llama-3-8B, H100): int4 1.61x, 1.43x, 1.37x of fp16 at 2, 32, 64 streams, FP8 1.39x, 1.66x, 1.43x"
 POWER = "Tango 1998, Buehler 1957: docs/decisions/0010-the-bound-that-decides.md"
 OWN = "our own runs"
+SEEDS = "Four bits over seeds, and more rows, on a GPU"
+"""An entry of the log."""
+ZERO_POINTS = "ships on three of four seeds, symmetric on one; KL to the source 0.061 to 0.092 nats against 0.189 to 0.239; of a model from a q4_1 file"
 ANSWERED = (Condition("rows", ">", 0), Condition("answered", "=", True))
 TRAINABLE = (*ANSWERED, Condition("epochs", ">=", 1))
 SMALLER = (*TRAINABLE, Condition("keep", "<", 1))
@@ -85,6 +88,17 @@ RULES: tuple[Rule, ...] = (
         steps=(Step("tuned", "distill/sft", {"epochs": Fact("epochs")}, baseline=True, source=True),),
     ),
     Rule(
+        "more training",
+        "do",
+        (*TRAINABLE, Condition("items", "<", Fact("items_student"))),
+        "Train twice as long, or on twice the rows, before you ask for more test items",
+        "A model that knows its task changes fewer answers when it is quantized, so that fewer items decide.",
+        OWN,
+        "4 epochs instead of 2: 4.9 instead of 8.2 % of the facts flip, and the adaptive verdict asks 158 items; 600 had not decided before (one seed)",
+        SEEDS,
+        technique="distill/sft",
+    ),
+    Rule(
         "adapters",
         "do",
         (*TRAINABLE, Condition("training_memory", ">", Fact("machine_memory"))),
@@ -130,11 +144,11 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "8 bits on a CPU",
         "do",
-        (Condition("hardware", "=", "cpu"), DIVISIBLE, Condition("fit8", ">=", 1), Condition("faster", "<=", 1.8)),
+        (Condition("hardware", "=", "cpu"), DIVISIBLE, Condition("fit8", ">=", 1), Condition("faster", "<=", 1.25)),
         "Try 8 bits: the least loss ({bytes8})",
         "They fit into {room}. If they are small and fast enough, nothing else is needed.",
         "llama.cpp's table for Llama-3-8B: KL 0.0014 nats in q8_0",
-        "KL 0.001 nats, the same top token at 98.4 % of positions, 1.79x the speed of f16",
+        "KL 0.001 nats, the same top token at 98.4 % of positions; 1.79x the speed of f16, in a later run 1.25x [0.88, 1.75]",
         "GGUF types on a tuned model",
         technique="export/gguf",
         steps=(Step("q8", "export/gguf", {"scheme": "q8_0"}, {"model": BASELINE, "calibration": "corpus"}, candidate=True),),
@@ -146,8 +160,8 @@ RULES: tuple[Rule, ...] = (
         "Try 4 bits by GPTQ, its integers copied to q4_0 ({bytes4})",
         "They fit into {room}. Calibration comes from your own rows.",
         "Frantar et al. 2023, arXiv 2210.17323: docs/decisions/0006-integers-go-over-unchanged.md",
-        "40 % of the facts after GPTQ, 7 % after rounding to q4_0; later 4.5 points of facts lost [up to 9.0], 6 to 10 % of answers changed, 1.5x the speed",
-        "GGUF types on a tuned model",
+        "symmetric GPTQ ships on one of four seeds, with 0.7 to 5.4 points of facts lost; 4.0 to 12.7 % of labels and facts flip",
+        SEEDS,
         technique="quantize/gptq",
         steps=(
             Step("int4", "quantize/gptq", {"group_size": 32}, {"model": BASELINE}),
@@ -171,10 +185,10 @@ RULES: tuple[Rule, ...] = (
         "do",
         (Condition("hardware", "=", "cpu"), DIVISIBLE, Condition("fit4", ">=", 1.1), Condition("faster", "<=", 1.2)),
         "Give the 4-bit groups zero points (asymmetric, q4_1)",
-        "The file grows by 7 to 11 %, and there is room and time for it.",
+        "The file grows by 7 to 11 %, and there is room and time for it: q4_1 decodes at 1.2x the speed of f16, q4_0 at 1.5x.",
         OWN,
-        "KL to the source 0.069 nats against 0.22, 1.2x the speed of f16 against 1.5x; 6.0 points of refusals lost, facts none (two models; neither shipped)",
-        "Articles in the prompt: what helps",
+        ZERO_POINTS,
+        SEEDS,
         technique="quantize/gptq",
         steps=(Step("int4", "quantize/gptq", {"symmetric": False}), Step("q4", "export/gguf", {"scheme": "q4_1"})),
     ),
@@ -210,6 +224,18 @@ RULES: tuple[Rule, ...] = (
         technique="quantize/gptq",
         steps=(Step("int4", "quantize/gptq", {}, {"model": BASELINE}, candidate=True),),
     ),
+    Rule(
+        "zero points on a GPU",
+        "do",
+        (Condition("hardware", "in", GPUS), DIVISIBLE, Condition("fit4", ">=", 1.1), Condition("streams", "<", 8)),
+        "Give the 4-bit groups zero points (asymmetric)",
+        "They cost 4 bits per group, and there is room for that.",
+        OWN,
+        ZERO_POINTS,
+        SEEDS,
+        technique="quantize/gptq",
+        steps=(Step("int4", "quantize/gptq", {"symmetric": False}),),
+    ),
     # A student, only where size or speed still misses.
     Rule(
         "order",
@@ -238,7 +264,7 @@ RULES: tuple[Rule, ...] = (
         "Drop layers ({drop}), and teach the rest by stored soft targets",
         "That much has to go for {keep} of the bytes in 4 bits. Deciding a student takes {items_student} items.",
         "Men et al. 2024, arXiv 2403.03853 (block influence); Hinton et al. 2015, arXiv 1503.02531",
-        "at 76 % of the weights soft targets keep 99 % of the teacher's facts, hard labels 90 %",
+        "at 76 % of the weights soft targets keep 99 % of the teacher's facts, hard labels 90 %; on whole recipes no student has shipped yet",
         "Distillation objectives compared",
         technique="distill/logits",
         steps=(
@@ -254,7 +280,7 @@ RULES: tuple[Rule, ...] = (
         "Quantize what is left in the same way",
         "It is judged against the same baseline.",
         "docs/decisions/0006-integers-go-over-unchanged.md",
-        "a student of 20 % of the size in 4 bits: 2.1x the speed, 82.7 of 84.7 % of the labels, 72.5 of 78.4 % of the facts",
+        "a student of 20 % of the size in 4 bits: 2.1x the speed, 82.7 of 84.7 % of the labels, 72.5 of 78.4 % of the facts; it did not ship",
         "support_bot with articles in its prompts",
         technique="export/gguf",
         steps=(
@@ -269,6 +295,8 @@ RULES: tuple[Rule, ...] = (
         "Quantize what is left in the same way",
         "It is judged against the same baseline.",
         "Frantar et al. 2023, arXiv 2210.17323",
+        "24 of 30 layers and 8,192 tokens ship on none of five seeds: labels 3.3 to 9.2 points down, refusals 6.4 to 14.2",
+        SEEDS,
         technique="quantize/gptq",
         steps=(Step("small", "quantize/gptq", {}, {"model": SOURCE}, candidate=True),),
     ),
@@ -363,8 +391,8 @@ RULES: tuple[Rule, ...] = (
         "Rounding a tuned model to 4 bits without calibration",
         "It takes seconds, and GPTQ minutes.",
         OWN,
-        "6.2 % of right values after rounding, 17.0 % after GPTQ, 18.3 % before",
-        "Questions with a number as the answer",
+        "ships on none of four seeds: 4.4 to 21.3 points of facts lost symmetric, 5.6 to 9.5 asymmetric",
+        SEEDS,
         technique="quantize/rtn",
     ),
     Rule(

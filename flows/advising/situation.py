@@ -24,7 +24,7 @@ EPOCHS = 3
 STUDENT_FLIPS = 0.2
 """Share of answers that a student changes: 17 % of the labels and 22 % of the facts (docs/log, support_bot with articles)."""
 SPEED_IN_4_BITS: Mapping[Hardware, float] = {"cpu": 1.5, "gpu": 1.6, "fp8-gpu": 1.6}
-"""Decoding speed of one stream over 16 bits: measured in llama.cpp (docs/log, support_bot with articles), and published for an H100 (rules)."""
+"""Decoding speed of one stream over 16 bits: measured in llama.cpp (docs/log, speed of 4-bit types), and published for an H100 (rules)."""
 OUTER = 0.15
 """Share of embedding and head from which trimming the vocabulary is advised."""
 STEP, MOST_DROPPED = 0.05, 0.6
