@@ -13,7 +13,7 @@ from tasks.evaluate.verdict.power import items_needed, minimum_detectable
 from tasks.shared.forecast import SAVED_BYTES, Forecasts, Rows, Size, Workload
 from tasks.shared.model.families import is_mixture
 from tasks.shared.model.widths import DIVISORS, GROUP_SIZES
-from tasks.shared.technique import Compute
+from tasks.shared.technique import ChecksFamily, Compute
 from tasks.shared.text.numbers import byte_size, duration, parameters, percent, points, times
 
 Value = float | str | bool
@@ -96,6 +96,7 @@ ASKED: Mapping[str, Asked] = {
     "blocks32": Asked("rows are multiples of 32", str, "MODEL as a folder or file"),
     "cache": Asked("KV cache", byte_size, "MODEL as a folder or file"),
     "usable": Asked("memory for weights and KV cache", byte_size, "--memory"),
+    "packs": Asked("GPTQ takes this family", str, "MODEL as a folder or file"),
     "room": Asked("room for the weights", byte_size, "--size or --memory"),
     "bytes16": Asked("weights in 16 bits", byte_size, "MODEL"),
     "bytes8": Asked("weights in 8 bits", byte_size, "MODEL"),
@@ -147,6 +148,7 @@ def find_facts(known: Situation, techniques: Mapping[str, Entry]) -> dict[str, V
         "blocks32": all(width % GROUP_SIZES[-1] == 0 for width in widths),
         "cache": cache_bytes(known.model, known.context, known.streams),
         "usable": FILLED * known.memory,
+        "packs": _packs(known, techniques),
         "room": room,
         "faster": known.faster,
         "keep": keep,
@@ -169,6 +171,12 @@ def find_facts(known: Situation, techniques: Mapping[str, Entry]) -> dict[str, V
         found[f"bytes{bits}"] = size_of_form
         found[f"fit{bits}"] = room / size_of_form if size_of_form else None
     return found | _training(known, techniques, trainings=1 if keep >= 1.0 else 2)
+
+
+def _packs(known: Situation, techniques: Mapping[str, Entry]) -> bool:
+    """Return True if GPTQ takes the model's family; a model without a configuration is taken for one that it takes."""
+    technique = techniques["quantize/gptq"].technique() if "quantize/gptq" in techniques else None
+    return isinstance(technique, ChecksFamily) and technique.refuses(known.model.config or {}) is None
 
 
 def _trims(size: Size, techniques: Mapping[str, Entry]) -> bool | None:

@@ -51,6 +51,7 @@ SITUATIONS: dict[str, dict[str, Any]] = {
     "a GPU with FP8": {"hardware": "fp8-gpu"},
     "a GPU, three times as fast": {"hardware": "gpu", "faster": 3.0},
     "rows of 172": {"model": ODD},
+    "a family that GPTQ refuses": {"model": replace(SMOL, config={"model_type": "gpt2"})},
     "barely room": {"size_limit": 95e6},
     "a cache that fills the memory": {"memory": 1e9, "streams": 32},
 }

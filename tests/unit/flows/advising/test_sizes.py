@@ -7,9 +7,15 @@ import pytest
 
 from flows.advising.model_at_hand import ModelAtHand, cache_bytes, find_model
 from flows.advising.precisions import EIGHT, FOUR, SIXTEEN, form_of, forms
+from flows.advising.recipe import merge_steps
+from flows.advising.rule_table import RULES
+from flows.advising.rules import apply, refusals
+from flows.advising.situation import Situation, find_facts
 from flows.planning.catalog import Entry, catalog
 from tasks.shared.errors import ConfigError, ModelError
 from tasks.shared.forecast import Dimensions, Size
+from tasks.shared.technique import Compute
+from tests.families import FAMILIES
 from tests.tiny_llama import save_tiny
 
 TECHNIQUES: dict[str, Entry] = {f"{entry.stage}/{entry.name}": entry for entry in catalog()}
@@ -92,6 +98,32 @@ def test_a_configuration_alone_has_the_size_of_its_weights(tmp_path: Path) -> No
         whole.size.shape,
     )
     assert whole.grid == "" and cache_bytes(whole, 64, 1) == 2 * 4 * 32 * 64 * 2
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_is_advised_on_by_its_configuration(name: str, tmp_path: Path) -> None:
+    """Parameters as transformers builds them, a known cache, and a candidate: where GPTQ refuses the family, llama.cpp's own type."""
+    model = FAMILIES[name].build()
+    content = model.config.to_dict() | {"architectures": [type(model).__name__]}
+    (tmp_path / "config.json").write_text(json.dumps(content, default=str))
+    found = find_model(str(tmp_path))
+    assert found.size.parameters == sum(weight.numel() for weight in model.parameters())
+    assert cache_bytes(found, 100, 1)
+    known = Situation(
+        model=found,
+        hardware="cpu",
+        memory=1e9,
+        compute=Compute(2, "cpu"),
+        flops=1e11,
+        machine_memory=25e9,
+        rows=100,
+        items=600,
+    )
+    facts = find_facts(known, TECHNIQUES)
+    advice = apply(RULES, facts, TECHNIQUES, refusals(RULES, found.config or {}, TECHNIQUES))
+    steps = {step.name: step for step in merge_steps(advice.do, facts, {})[0]}
+    assert steps["q4"].settings["scheme"] == ("iq4_nl" if name in {"gpt2", "mixtral", "qwen3_moe"} else "q4_1")
+    assert ("int4" in steps) == facts["packs"]
 
 
 def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
