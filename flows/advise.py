@@ -3,7 +3,7 @@
 python -m flows.advise                         the embedded model, this machine
 python -m flows.advise models/my-1b --data data/chats.jsonl --size 0.6
 python -m flows.advise 8B --hardware gpu --memory 16 --streams 8 --context 4096
-python -m flows.advise models/my-1b --data chats.jsonl --write conf/recipe/my.yaml
+python -m flows.advise my-1b --data chats.jsonl --write my_conf/recipe/my.yaml
 
 Every rule is shown with its source and the figure measured here. Nothing is
 changed; --write writes a recipe with the techniques that are advised.

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from flows.advising.model_at_hand import ModelAtHand, cache_bytes
-from flows.advising.precisions import EIGHT, FOUR, SIXTEEN, Hardware, Precision, form_of
+from flows.advising.precisions import EIGHT, FOUR, SCALES_ONLY, SIXTEEN, Hardware, Precision, form_of
 from flows.looking.figures import ALPHA, FLIPS, POWER
 from flows.planning.catalog import Entry
 from tasks.evaluate.verdict.power import items_needed, minimum_detectable
@@ -23,8 +23,10 @@ FILLED = 0.9
 EPOCHS = 3
 STUDENT_FLIPS = 0.2
 """Share of answers that a student changes: 17 % of the labels and 22 % of the facts (docs/log, support_bot with articles)."""
-SPEED_IN_4_BITS: Mapping[Hardware, float] = {"cpu": 1.5, "gpu": 1.6, "fp8-gpu": 1.6}
+SPEED_IN_4_BITS: Mapping[Hardware, float] = {"cpu": 1.2, "gpu": 1.6, "fp8-gpu": 1.6}
 """Decoding speed of one stream over 16 bits: measured in llama.cpp (docs/log, speed of 4-bit types), and published for an H100 (rules)."""
+SPEED_SCALES_ONLY = 1.5
+"""The same for q4_0 on a CPU."""
 OUTER = 0.15
 """Share of embedding and head from which trimming the vocabulary is advised."""
 STEP, MOST_DROPPED = 0.05, 0.6
@@ -104,6 +106,9 @@ ASKED: Mapping[str, Asked] = {
     "fit16": Asked("room over the weights in 16 bits", times, "--size or --memory"),
     "fit8": Asked("room over the weights in 8 bits", times, "--size or --memory"),
     "fit4": Asked("room over the weights in 4 bits", times, "--size or --memory"),
+    "bytes4s": Asked("weights in 4 bits without zero points", byte_size, "MODEL"),
+    "fit4s": Asked("room over the weights in 4 bits without zero points", times, "--size or --memory"),
+    "enough": Asked("4 bits are small and fast enough", str, "--size or --faster"),
     "faster": Asked("speed wanted over 16 bits", times, "--faster"),
     "keep": Asked("share of the 4-bit weights that may remain", lambda value: percent(value, 0), "--size or --faster"),
     "trims": Asked("tokens beyond those that prune/vocabulary keeps", str, "MODEL as a folder or file"),
@@ -137,7 +142,9 @@ def find_facts(known: Situation, techniques: Mapping[str, Entry]) -> dict[str, V
         return form.bytes if form else None
 
     sixteen, eight, four = (weights(one) for one in (SIXTEEN, EIGHT[known.hardware], FOUR[known.hardware]))
+    scales_only = weights(SCALES_ONLY) if known.hardware == "cpu" else None
     keep = min(1.0, room / four if four else 1.0, SPEED_IN_4_BITS[known.hardware] / known.faster)
+    enough = keep >= 1.0 or bool(scales_only and room >= scales_only and known.faster <= SPEED_SCALES_ONLY)
     widths = (size.shape.width, size.shape.query, size.shape.feed_forward)
     found: dict[str, Value | None] = {
         "hardware": known.hardware,
@@ -152,9 +159,12 @@ def find_facts(known: Situation, techniques: Mapping[str, Entry]) -> dict[str, V
         "room": room,
         "faster": known.faster,
         "keep": keep,
+        "enough": enough,
+        "bytes4s": scales_only,
+        "fit4s": room / scales_only if scales_only else 0.0,
         "speed4": SPEED_IN_4_BITS[known.hardware],
         "trims": _trims(size, techniques),
-        "drop": _layers_to_drop(known, keep, techniques),
+        "drop": _layers_to_drop(known, 1.0 if enough else keep, techniques),
         "streams": known.streams,
         "margin": known.margin,
         "items": known.items,
@@ -170,7 +180,7 @@ def find_facts(known: Situation, techniques: Mapping[str, Entry]) -> dict[str, V
     for bits, size_of_form in (("16", sixteen), ("8", eight), ("4", four)):
         found[f"bytes{bits}"] = size_of_form
         found[f"fit{bits}"] = room / size_of_form if size_of_form else None
-    return found | _training(known, techniques, trainings=1 if keep >= 1.0 else 2)
+    return found | _training(known, techniques, trainings=1 if enough else 2)
 
 
 def _packs(known: Situation, techniques: Mapping[str, Entry]) -> bool:

@@ -58,7 +58,7 @@ def test_a_model_and_data_give_a_recipe_that_plans(tiny: str, tmp_path: Path, ca
 
 def test_a_tight_limit_gives_a_student_that_plans(tiny: str, tmp_path: Path, capsys) -> None:
     recipe = tmp_path / "conf" / "recipe" / "small.yaml"
-    code, shown = advise(capsys, tiny, "--faster", "2", "--margin", "8", "--write", str(recipe))
+    code, shown = advise(capsys, tiny, "--faster", "1.7", "--margin", "8", "--write", str(recipe))
     found = planned(recipe)
     assert code == 0 and found["slim"] == "prune.depth" and found["student"] == "distill.logits"
     assert "against tuned" in " ".join(shown.split())

@@ -53,6 +53,7 @@ SITUATIONS: dict[str, dict[str, Any]] = {
     "rows of 172": {"model": ODD},
     "a family that GPTQ refuses": {"model": replace(SMOL, config={"model_type": "gpt2"})},
     "barely room": {"size_limit": 95e6},
+    "somewhat faster": {"faster": 1.4},
     "a cache that fills the memory": {"memory": 1e9, "streams": 32},
 }
 
@@ -154,25 +155,31 @@ def test_conditions(is_: str, value: Any, expected: bool | None) -> None:
 @pytest.mark.parametrize(
     ("situation", "candidates", "wanted", "unwanted"),
     [
-        ("everything fits", ["q8", "q4"], {"16 bits", "zero points", "items suffice", "tune"}, {"student", "items"}),
+        ("everything fits", ["q8", "q4"], {"16 bits", "items suffice", "tune"}, {"student", "items", "no zero points"}),
         ("few items", ["q8", "q4"], {"items", "looks"}, {"items suffice"}),
         ("a file of 50 MB", ["small"], {"order", "vocabulary", "student"}, {"4 bits on a CPU", "smaller model"}),
         ("a file of 15 MB", [], {"order", "smaller model"}, {"student", "smaller on a CPU"}),
         (
             "as much again in speed",
             ["q4", "small"],
-            {"timing", "vocabulary", "smaller on a CPU"},
-            {"8 bits on a CPU", "zero points", "student"},
+            {"timing", "vocabulary", "student", "smaller on a CPU"},
+            {"8 bits on a CPU", "no zero points"},
         ),
         ("no time", ["q8", "q4"], {"untrained"}, {"tune", "frozen"}),
         ("little time", ["q8", "q4"], {"tune", "frozen"}, {"untrained"}),
         ("no answers", ["q8", "q4"], {"teacher"}, {"tune", "untrained"}),
         ("a machine too small to train", ["q8", "q4"], {"adapters"}, set()),
+        ("somewhat faster", ["q4"], {"4 bits on a CPU", "no zero points", "timing"}, {"order", "8 bits on a CPU"}),
         ("a GPU", ["int4"], {"4 bits on a GPU"}, {"W8A8", "FP8", "4 bits on a CPU"}),
         ("a GPU with many streams", ["int8"], {"W8A8"}, {"4 bits on a GPU"}),
         ("a GPU with FP8", ["fp8", "int4"], {"FP8"}, {"W8A8"}),
         ("rows of 172", ["f16"], {"odd widths"}, {"8 bits on a CPU", "4 bits on a CPU"}),
-        ("barely room", ["q4"], {"4 bits on a CPU", "quantization-aware training"}, {"zero points", "8 bits on a CPU"}),
+        (
+            "barely room",
+            ["q4"],
+            {"no zero points", "quantization-aware training"},
+            {"4 bits on a CPU", "8 bits on a CPU", "order"},
+        ),
     ],
 )
 def test_known_situations(situation: str, candidates: list[str], wanted: set[str], unwanted: set[str]) -> None:
@@ -204,12 +211,29 @@ def test_a_count_leaves_open_what_only_the_shape_says() -> None:
 
 
 def test_the_share_to_drop_is_the_smallest_that_fits() -> None:
-    """Of 135M parameters, with the vocabulary trimmed to 8,192 tokens, 22 of 30 layers fit into 50 MB in q4_0, and 24 do not."""
+    """With the vocabulary trimmed to 8,192 tokens, 20 of 30 layers fit into 50 MB in q4_1 (5 bits), and 21 do not."""
     facts = advised(size_limit=50e6)[1]
-    per_layer = (134_515_008 - 28_311_552 - 576) / 30 * 4.5 / 8
+    per_layer = (134_515_008 - 28_311_552 - 576) / 30 * 5 / 8
     outer = 8192 * 576 * 8.5 / 8 + 36 * 8192
-    assert facts["drop"] == 0.25 and round(0.25 * 30) == 8 and round(0.2 * 30) == 6
-    assert 22 * per_layer + outer < 50e6 < 24 * per_layer + outer
+    assert facts["drop"] == 0.35 and round(0.35 * 30) == 10 and round(0.3 * 30) == 9
+    assert 20 * per_layer + outer < 50e6 < 21 * per_layer + outer
+
+
+def test_zero_points_are_left_out_where_they_do_not_fit() -> None:
+    """q4_1 takes 98.3 MB and 1.2x, q4_0 91.7 MB and 1.5x; beyond that a student is made."""
+    for known, symmetric, student in (
+        ({}, False, False),
+        ({"size_limit": 95e6}, True, False),
+        ({"faster": 1.4}, True, False),
+        ({"faster": 1.6}, False, True),
+    ):
+        advice, facts = advised(**known)
+        steps = {step.name: step for step in merge_steps(advice.do, facts, {})[0]}
+        assert (steps["int4"].settings.get("symmetric") is True, "student" in steps or "words" in steps) == (
+            symmetric,
+            student,
+        )
+        assert facts["enough"] is not student
 
 
 def test_epochs_and_items_follow_from_the_forecasts() -> None:

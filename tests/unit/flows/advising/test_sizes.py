@@ -63,16 +63,16 @@ def test_a_count_has_the_bits_of_each_type() -> None:
 
 
 def test_weights_of_a_known_shape_by_hand() -> None:
-    """q4_0: layers 4.5 bits, embedding and head 8.5, norms 32, and 36 bytes of header per token.  int4: groups of 128, bf16 embedding."""
+    """q4_1: layers 5 bits, embedding and head 8.5, norms 32, and 36 bytes of header per token.  int4: groups of 128 with zero points, bf16 embedding."""
     size = SIZE_8B
     norms = 4096 * 65
     layers = size.parameters - size.outer - norms
-    by_hand = (4.5 * layers + 8.5 * size.outer) / 8 + 4 * norms + 36 * 128_256
+    by_hand = (5 * layers + 8.5 * size.outer) / 8 + 4 * norms + 36 * 128_256
     found = form_of(size, FOUR["cpu"], TECHNIQUES)
     assert found is not None and found.bytes == pytest.approx(by_hand)
     packed = form_of(size, FOUR["gpu"], TECHNIQUES)
     assert packed is not None and packed.bytes == pytest.approx(
-        (4 + 16 / 128) / 8 * (size.parameters - size.outer) + 2 * size.outer
+        (4 + (16 + 4) / 128) / 8 * (size.parameters - size.outer) + 2 * size.outer
     )
     assert [form_of(size, one, {}) for one in (SIXTEEN, EIGHT["gpu"])] == [None, None], "no technique, no row"
 
@@ -122,7 +122,7 @@ def test_every_family_is_advised_on_by_its_configuration(name: str, tmp_path: Pa
     facts = find_facts(known, TECHNIQUES)
     advice = apply(RULES, facts, TECHNIQUES, refusals(RULES, found.config or {}, TECHNIQUES))
     steps = {step.name: step for step in merge_steps(advice.do, facts, {})[0]}
-    assert steps["q4"].settings["scheme"] == ("iq4_nl" if name in {"gpt2", "mixtral", "qwen3_moe"} else "q4_1")
+    assert steps["q4"].settings.get("scheme") == ("iq4_nl" if name in {"gpt2", "mixtral", "qwen3_moe"} else None)
     assert ("int4" in steps) == facts["packs"]
 
 
