@@ -184,7 +184,10 @@ def find_facts(known: Situation, techniques: Mapping[str, Entry]) -> dict[str, V
 
 
 def _packs(known: Situation, techniques: Mapping[str, Entry]) -> bool:
-    """Return True if GPTQ takes the model's family; a model without a configuration is taken for one that it takes."""
+    """Return True if GPTQ takes the model's family.
+
+    A model without a configuration is taken for one of a family that it takes.
+    """
     technique = techniques["quantize/gptq"].technique() if "quantize/gptq" in techniques else None
     return isinstance(technique, ChecksFamily) and technique.refuses(known.model.config or {}) is None
 
