@@ -38,6 +38,7 @@ SITUATIONS: dict[str, dict[str, Any]] = {
     "everything fits": {},
     "few items": {"items": 60},
     "a file of 50 MB": {"size_limit": 50e6},
+    "a file of 40 MB": {"size_limit": 40e6},
     "a file of 15 MB": {"size_limit": 15e6},
     "as much again in speed": {"faster": 2.0},
     "no time": {"hours": 0.0},
@@ -157,7 +158,13 @@ def test_conditions(is_: str, value: Any, expected: bool | None) -> None:
     [
         ("everything fits", ["q8", "q4"], {"16 bits", "items suffice", "tune"}, {"student", "items", "no zero points"}),
         ("few items", ["q8", "q4"], {"items", "looks"}, {"items suffice"}),
-        ("a file of 50 MB", ["small"], {"order", "vocabulary", "student"}, {"4 bits on a CPU", "smaller model"}),
+        (
+            "a file of 50 MB",
+            ["small"],
+            {"order", "vocabulary", "student"},
+            {"4 bits on a CPU", "smaller model", "width"},
+        ),
+        ("a file of 40 MB", ["small"], {"student", "width"}, {"smaller model"}),
         ("a file of 15 MB", [], {"order", "smaller model"}, {"student", "smaller on a CPU"}),
         (
             "as much again in speed",
