@@ -85,13 +85,14 @@ def recipe_text(rules: Sequence[Rule], facts: Facts, parts: Parts) -> str:
             "--size or --memory higher, --hours, or a smaller model",
         )
     verdict = {
+        "mode": "adaptive",
         "inputs": {"baseline": baseline, "candidates": candidates},
         "margins": dict.fromkeys(parts.measures, parts.margin),
     }
     shown = [
         Step("corpus", parts.corpus[0], parts.corpus[1]),
         *steps,
-        Step("answers", "evaluate/generation"),
+        Step("answers", "evaluate/generation", {"rounds": {"margins": "${steps.verdict.margins}"}}),
         Step("verdict", "evaluate/paired", verdict),
     ]
     option, model = parts.model

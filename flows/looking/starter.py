@@ -89,8 +89,8 @@ def recipe_text(
         f"  tuned: {flow({'epochs': 3, **length_limit(lengths)})}",
         "  int4: {inputs: {model: tuned}, group_size: 32}",
         "  gguf: {inputs: {model: int4}}",
-        "  answers: {limit: 0}",
-        f"  verdict: {{inputs: {{baseline: tuned, candidates: [int4, gguf]}}, margins: {{{margins}}}}}",
+        '  answers: {rounds: {margins: "${steps.verdict.margins}"}}  # stops once the verdict is certain',
+        f"  verdict: {{mode: adaptive, inputs: {{baseline: tuned, candidates: [int4, gguf]}}, margins: {{{margins}}}}}",
     ]
     return "\n".join(lines) + "\n"
 
