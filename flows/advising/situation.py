@@ -9,7 +9,7 @@ from flows.advising.model_at_hand import ModelAtHand, cache_bytes
 from flows.advising.precisions import EIGHT, FOUR, SCALES_ONLY, SIXTEEN, Hardware, Precision, form_of
 from flows.looking.figures import ALPHA, FLIPS, POWER
 from flows.planning.catalog import Entry
-from tasks.evaluate.verdict.power import items_needed, minimum_detectable
+from tasks.evaluate.verdict.courses import Rules, items_needed, smallest_margin
 from tasks.shared.forecast import SAVED_BYTES, Forecasts, Rows, Size, Workload
 from tasks.shared.model.families import is_mixture
 from tasks.shared.model.widths import DIVISORS, GROUP_SIZES
@@ -168,9 +168,9 @@ def find_facts(known: Situation, techniques: Mapping[str, Entry]) -> dict[str, V
         "streams": known.streams,
         "margin": known.margin,
         "items": known.items,
-        "decidable": minimum_detectable(known.items, FLIPS, ALPHA, POWER) if known.items > 1 else 1.0,
-        "items_4_bits": items_needed(known.margin, FLIPS, ALPHA, POWER),
-        "items_student": items_needed(known.margin, STUDENT_FLIPS, ALPHA, POWER),
+        "decidable": smallest_margin(known.items, FLIPS, FLIPS, ALPHA, POWER) if known.items > 1 else 1.0,
+        "items_4_bits": items_needed(Rules(known.margin, FLIPS, ALPHA), POWER),
+        "items_student": items_needed(Rules(known.margin, FLIPS, ALPHA), POWER, STUDENT_FLIPS),
         "items_cascade": math.ceil(math.log(ALPHA) / math.log(1.0 - known.margin)),
         "rows": known.rows,
         "answered": known.answered,

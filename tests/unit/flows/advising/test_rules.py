@@ -14,7 +14,7 @@ from flows.advising.rule_table import RULES
 from flows.advising.rules import NOT_MEASURED, Advice, Condition, Fact, Rule, apply, filled, refusals
 from flows.advising.situation import ASKED, Situation, find_facts, most_tokens
 from flows.planning.catalog import Entry, catalog
-from tasks.evaluate.verdict.power import items_needed
+from tasks.evaluate.verdict.courses import Rules, items_needed
 from tasks.shared.forecast import Dimensions, Size
 from tasks.shared.store.keys import PROJECT
 from tasks.shared.technique import Compute
@@ -250,7 +250,7 @@ def test_epochs_and_items_follow_from_the_forecasts() -> None:
     assert advised(hours=0.2)[1]["epochs"] == 3 and advised(hours=0.2, size_limit=50e6)[1]["epochs"] == 2, (
         "a student too"
     )
-    assert facts["items_4_bits"] == items_needed(0.05, 0.06, 0.05, 0.8)
+    assert facts["items_4_bits"] == items_needed(Rules(0.05, 0.06, 0.05), 0.8)
     assert facts["items_cascade"] == 59, "0.95 ** 59 < 0.05"
 
 
