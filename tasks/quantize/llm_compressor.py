@@ -15,13 +15,14 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from tasks.quantize.comparison import compare_logits, compare_with_rounding, rounded
-from tasks.quantize.groups import forecast_packing, head_names, input_sizes
+from tasks.quantize.groups import forecast_packing
 from tasks.shared.errors import TechniqueError
 from tasks.shared.forecast import Forecast, Workload
 from tasks.shared.model.agreement import logits_of
 from tasks.shared.model.calibration import calibration_ids, split_calibration
 from tasks.shared.model.dense import check_dense
 from tasks.shared.model.families import CONV1D, check_family, is_mixture
+from tasks.shared.model.linear_layers import head_names, input_sizes
 from tasks.shared.model.saving import save_tokenizer
 from tasks.shared.model.widths import GROUP_SIZES, choose_group_size, shortened
 from tasks.shared.progress import no_foreign_bars, progress_bar

@@ -58,8 +58,10 @@ def casts_weights(settings: Training, run: StepRun) -> bool:
     """Return True if passes compute with bfloat16 copies of the weights (`working_copy`).
 
     Not with gradient checkpointing, which reads the weights again in the backward pass, when the copies are gone; nor with compiled
-    layers, which would be compiled anew for the copies.
+    layers, which would be compiled anew for the copies; nor with fsdp where layers round their weights, since it casts these too.
     """
+    if run.compute.sharding == "fsdp" and settings.weight_grid is not None:
+        return False
     arithmetic = precision_of(settings.precision, run.compute.device)
     return arithmetic == "bfloat16" and not settings.gradient_checkpointing and not run.compute.compile
 

@@ -26,6 +26,7 @@ from tasks.distill.training.weights import weigh
 from tasks.shared.errors import TechniqueError
 from tasks.shared.formats.rows import Row
 from tasks.shared.model.encoding import Encoded, collate, encode_fitting
+from tasks.shared.model.families import check_family
 from tasks.shared.model.head import check_head, core_of
 from tasks.shared.model.layout import decoder_layers
 from tasks.shared.model.loading import load_model, training_tokenizer
@@ -42,7 +43,7 @@ log = logging.getLogger(__name__)
 def train_model(
     settings: Training, source: Path, rows: Sequence[Row], objective: Objective, out: Path, run: StepRun
 ) -> Metrics:
-    """Train a model and write it as a Hugging Face folder in bfloat16, with loss.csv.
+    """Train a model and write it as a Hugging Face folder in bfloat16, with loss.csv; in float32 if its weights are on a grid.
 
     With `run.compute.processes` above 1, each process gets a pickled copy of the arguments (the objective as before `attach`) and
     computes its share of every batch.
@@ -112,18 +113,22 @@ def _train(
     objective.detach(model)
     check_finite(model, settings, run)
     write_curve(out / "loss.csv", history)
-    save_model(merge(model), tokenizer, out)
-    return {**counts, **_figures(trainer, settings), **objective.figures()}
+    grids = save_trained(merge(model), tokenizer, settings, out)
+    return {**counts, **_figures(trainer, settings), **objective.figures(), **grids}
 
 
 def prepared_model(settings: Training, source: Path, run: StepRun) -> "PreTrainedModel":
-    """Load the model to train, in float32 on the CPU, with adapters and frozen layers, if any."""
+    """Load the model to train, in float32 on the CPU, with adapters, frozen and rounded layers, if any."""
+    from tasks.distill.training.rounded_layers import round_layers
+
     model = load_model(source, "float32")
+    check_family(settings, model.config.to_dict(), str(source))
     check_head(model)
     if run.compute.device == "cpu":
         model.set_attn_implementation("eager")  # 15 % faster here: the fused kernel's backward pass is slow on CPUs
     model = adapt(model, settings.lora) if isinstance(settings, Adapted) else model
     freeze(core_of(model), settings.frozen_layers)
+    round_layers(core_of(model), settings.qat)
     if run.compute.compile:
         for layer in decoder_layers(core_of(model)):
             layer.compile(dynamic=True)  # batches have different lengths
@@ -168,6 +173,19 @@ def check_finite(model: "PreTrainedModel", settings: Training, run: StepRun) -> 
             "finite weights",
             f"a smaller step: steps.{run.step}.learning_rate={settings.learning_rate / 4:g}",
         )
+
+
+def save_trained(model: "PreTrainedModel", tokenizer: Any, settings: Training, out: Path) -> Metrics:
+    """Write the trained model; return the size of the groups that share a scale, if its weights are on a grid.
+
+    On a grid, a level times its scale has more digits than bfloat16: the model is written in float32.
+    """
+    from tasks.distill.training.rounded_layers import rounded_layers, settle
+
+    layers = rounded_layers(model).values()
+    settle(model)
+    save_model(model, tokenizer, out, "float32" if layers else "bfloat16")
+    return {"group_size": next(iter(layers)).grid.group} if layers else {}
 
 
 def _figures(trainer: Any, settings: Training) -> Metrics:

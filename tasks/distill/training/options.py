@@ -10,6 +10,8 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from tasks.distill.training.lora import Lora
+from tasks.shared.errors import ConfigError
+from tasks.shared.model.grids import OnGrid
 from tasks.shared.model.loading import Dtype
 
 STRICT = ConfigDict(extra="forbid")
@@ -46,6 +48,14 @@ class Adapted:
 
     lora: Lora = field(default_factory=Lora)
     """Low-rank adapters, trained instead of the weights."""
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for adapters with rounded weights: merged into them, they would leave the grid."""
+        if self.lora.rank and isinstance(self, OnGrid) and self.weight_grid is not None:
+            raise ConfigError(
+                "qat.grid", f"{self.weight_grid.name} with adapters of rank {self.lora.rank}, which would be merged into rounded weights",
+                "the weights themselves trained", "lora.rank: 0",
+            )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

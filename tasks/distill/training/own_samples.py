@@ -60,6 +60,8 @@ def sample_answers(
     import torch
     from transformers import GenerationConfig, LogitsProcessorList
 
+    from tasks.distill.training.rounded_layers import rounded_once
+
     width = max(map(len, prompts))
     device = model.device
     ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
@@ -67,7 +69,7 @@ def sample_answers(
     settings = GenerationConfig(
         max_new_tokens=draws.shape[1], do_sample=False, eos_token_id=end, pad_token_id=pad, use_cache=True
     )
-    with torch.no_grad(), evaluating(model) as speaker:
+    with torch.no_grad(), rounded_once(model), evaluating(model) as speaker:
         found = speaker.generate(
             input_ids=ids, attention_mask=mask, generation_config=settings,
             logits_processor=LogitsProcessorList([_drawing(draws.to(device), temperature, width)]),

@@ -1,16 +1,20 @@
 """Settings of all training techniques."""
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from dataclasses import field
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from tasks.distill.training.forecast import forecast_training
+from tasks.distill.training.qat import Qat
 from tasks.shared.forecast import Forecast, Workload
 from tasks.shared.model.encoding import TooLong
+from tasks.shared.model.families import CONV1D, is_mixture
+from tasks.shared.model.grids import Grid
 from tasks.shared.model.turns import Turns
-from tasks.shared.technique import Kind, Plot, Port, Spec
+from tasks.shared.technique import Kind, Plot, Port, Refusal, Spec
 
 LOSS_PLOT = Plot(
     file="loss.csv",
@@ -85,6 +89,30 @@ class Training:
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory for about 30 % more time, or up to 50 % on a CPU, where freed memory is
     returned at once (docs/LOG.md)."""
+
+    qat: Qat = field(default_factory=Qat)
+    """Quantization-aware training: the linear layers compute with weights on the grid on which they will be served.  The model is then
+    written in float32, so that weights are exactly on it."""
+
+    @property
+    def weight_grid(self) -> Grid | None:
+        """Grid of the written model's linear layers; None without quantization-aware training."""
+        return self.qat.weight_grid
+
+    def check_widths(self, widths: Mapping[str, int]) -> None:
+        """Refuse groups of quantization-aware training that do not divide a known width."""
+        if widths:
+            self.qat.fitting_grid(widths)
+
+    def refuses(self, config: Mapping[str, Any]) -> Refusal | None:
+        """Refuse families with matrices that quantization-aware training would not round."""
+        if self.weight_grid is None:
+            return None
+        if config.get("model_type") in CONV1D:
+            return Refusal("its matrices are Conv1D, which are not rounded in training", "qat.grid=none")
+        if is_mixture(config):
+            return Refusal("its experts are not linear layers of their own, and not rounded in training", "qat.grid=none")
+        return None
 
     def forecast(self, work: Workload) -> Forecast:
         """Forecast a training on all rows for the maximum number of epochs."""

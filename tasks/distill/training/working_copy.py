@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from tasks.distill.training.rounded_layers import rounded_layers
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -29,7 +31,7 @@ class _Work(torch.nn.Module):
 def with_cast_weights(model: torch.nn.Module, dtype: torch.dtype, work: Callable[[], Any]) -> Any:
     """Return work(), during which the model's float32 weights are copies in another dtype.
 
-    Gradients reach the float32 weights.  Weights that the family keeps in float32 stay.
+    Gradients reach the float32 weights.  Weights that the family keeps in float32 stay, and those that their layers round to a grid.
     """
     copies = {f"model.{name}": weight.to(dtype) for name, weight in _castable(model)}
     return torch.func.functional_call(_Work(model, work), copies, ())
@@ -40,6 +42,7 @@ def _castable(model: torch.nn.Module) -> "Iterator[tuple[str, Tensor]]":
     for part in model.modules():
         for attribute in ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict"):
             kept.update(getattr(part, attribute, None) or ())
+    rounded = {id(weight) for layer in rounded_layers(model).values() for weight in (layer.weight, layer.factor)}
     for name, weight in model.named_parameters():
-        if weight.dtype == torch.float32 and not kept.intersection(name.split(".")):
+        if weight.dtype == torch.float32 and id(weight) not in rounded and not kept.intersection(name.split(".")):
             yield name, weight

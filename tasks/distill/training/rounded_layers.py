@@ -1,0 +1,145 @@
+"""Linear layers that compute with weights on a grid, while the optimizer changes the weights themselves.
+
+The gradient of the rounded weight is taken as the weight's own: the straight-through estimator (Bengio et al. 2013, arXiv 1308.3432,
+section 4).  A learned factor of each scale gets the gradient of LSQ (Esser et al. 2020, arXiv 1902.08153, section 2.1); it is learned as
+a logarithm, so that AdamW's steps are relative, and multiplies the scale of the extremes, as learnable clipping does (Shao et al. 2024,
+arXiv 2308.13137, section 3.2).
+
+The layer rounds in its own forward pass.  So recomputed activations, compiled layers and weights gathered from several GPUs are computed
+with the same rounded weights as any others.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from tasks.distill.training.qat import Qat
+from tasks.shared.model.grids import Grid, group_scales, nearest_levels, round_to_grid
+from tasks.shared.model.linear_layers import input_sizes
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+
+class StraightThrough(torch.autograd.Function):
+    """A matrix rounded to a grid; its gradient is the matrix's."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: "Tensor", factor: "Tensor | None", grid: Grid) -> "Tensor":  # type: ignore[override]
+        """Round.  weight: (out, in), float32.  factor: (out, groups), logarithms; None for 0."""
+        ctx.grid, ctx.learned = grid, factor is not None
+        if factor is not None:
+            ctx.save_for_backward(weight, factor)
+        levels, scale = _levels(weight, factor, grid)
+        return levels.mul_(scale).flatten(-2)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: "Tensor") -> "tuple[Tensor, Tensor | None, None]":  # type: ignore[override]
+        """Return the gradient for the matrix, and LSQ's for the factors: level - steps, or level where clipped."""
+        if not ctx.learned:
+            return gradient, None, None
+        weight, factor = ctx.saved_tensors
+        levels, scale = _levels(weight, factor, ctx.grid)
+        steps = weight.unflatten(-1, (-1, ctx.grid.group)) / scale
+        inside = (levels - steps).abs() <= MOST_ROUNDING[ctx.grid.name]
+        slope = levels - torch.where(inside, steps, 0)
+        change = (gradient.unflatten(-1, (-1, ctx.grid.group)) * slope * scale).sum(-1)
+        return gradient, change, None
+
+
+MOST_ROUNDING = {"int4_symmetric": 0.5, "int4_asymmetric": 0.5, "q4_0": 0.5, "iq4_nl": 12.0}
+"""Distance, in units of the scale, by which rounding moves a weight at most; those that are clipped move farther."""
+
+
+def _levels(weight: "Tensor", factor: "Tensor | None", grid: Grid) -> "tuple[Tensor, Tensor]":
+    """Levels (out, groups, size) and scales (out, groups, 1)."""
+    groups = weight.unflatten(-1, (-1, grid.group))
+    scale, low = group_scales(groups, grid.name, None if factor is None else factor.exp()[..., None])
+    return nearest_levels(groups, scale, low, grid.name), scale
+
+
+class RoundedLinear(torch.nn.Linear):
+    """A linear layer with its weight on a grid.
+
+    factor: (out, groups), learned logarithms of the scales' factors; None if they are not learned.
+    """
+
+    factor: "Tensor | None"
+
+    def __init__(self, layer: torch.nn.Linear, grid: Grid, learned: bool) -> None:
+        torch.nn.Module.__init__(self)
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self.weight, self.bias, self.grid = layer.weight, layer.bias, grid
+        self.holding, self.held = False, None
+        shape = (layer.out_features, layer.in_features // grid.group)
+        self.register_parameter("factor", torch.nn.Parameter(torch.zeros(shape)) if learned else None)
+
+    def rounded(self) -> "Tensor":
+        """The weight on the grid: (out, in), float32."""
+        found: Tensor = StraightThrough.apply(self.weight, self.factor, self.grid)
+        return found
+
+    def forward(self, given: "Tensor") -> "Tensor":
+        """Apply the rounded weight; autocast chooses the arithmetic."""
+        if not self.holding:
+            return torch.nn.functional.linear(given, self.rounded(), self.bias)
+        if self.held is None:
+            self.held = self.rounded()
+        return torch.nn.functional.linear(given, self.held, self.bias)
+
+    def plain(self) -> torch.nn.Linear:
+        """An ordinary layer with the rounded weight."""
+        layer = torch.nn.utils.skip_init(torch.nn.Linear, self.in_features, self.out_features, self.bias is not None)
+        with torch.no_grad():
+            layer.weight, layer.bias = torch.nn.Parameter(self.rounded()), self.bias
+        return layer
+
+
+def round_layers(model: "PreTrainedModel", settings: Qat) -> "Grid | None":
+    """Let a model's linear layers, all but the head, compute with rounded weights.
+
+    Frozen ones are rounded for good: they are served rounded, and the layers above can make up for it.  Weights that are on the grid
+    already stay as they are.
+    Returns the grid; None, and an unchanged model, without one.
+    Raises TechniqueError for groups that do not divide every layer, or matrices outside of linear layers.
+    """
+    if settings.weight_grid is None:
+        return None
+    sizes = input_sizes(model)
+    grid = settings.fitting_grid(sizes)
+    assert grid is not None
+    for name in sizes:
+        layer = model.get_submodule(name)
+        assert isinstance(layer, torch.nn.Linear)
+        if layer.weight.requires_grad:
+            model.set_submodule(name, RoundedLinear(layer, grid, settings.scales == "learned"))
+        else:
+            layer.weight.data = round_to_grid(layer.weight.data, grid)
+    return grid
+
+
+def rounded_layers(model: torch.nn.Module) -> "dict[str, RoundedLinear]":
+    """Layers that compute with rounded weights, by name."""
+    return {name: part for name, part in model.named_modules() if isinstance(part, RoundedLinear)}
+
+
+def settle(model: torch.nn.Module) -> None:
+    """Replace the layers by ordinary ones with rounded weights, as they computed."""
+    for name, layer in rounded_layers(model).items():
+        model.set_submodule(name, layer.plain())
+
+
+@contextmanager
+def rounded_once(model: torch.nn.Module) -> Iterator[None]:
+    """Keep rounded weights from their first use to the end of the block, in which weights must not change."""
+    layers = rounded_layers(model).values()
+    for layer in layers:
+        layer.holding = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.holding, layer.held = False, None
