@@ -15,7 +15,6 @@ from tasks.export import parity
 from tasks.export.importance import input_energy
 from tasks.shared.errors import ConfigError, ParityError, StillroomError
 from tasks.shared.forecast import Forecast, Workload, forecast_reading
-from tasks.shared.gguf.blocks import EXACT
 from tasks.shared.gguf.support import attended, unsupported
 from tasks.shared.gguf.types import (
     FLOATS,
@@ -32,6 +31,7 @@ from tasks.shared.gguf.types import (
 from tasks.shared.gguf.writer import plan_tensors, write_gguf
 from tasks.shared.model.calibration import calibration_ids, calibration_rows
 from tasks.shared.model.families import check_family, family_config
+from tasks.shared.model.grids import BLOCK, SERVED, Grid, grid_problems
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, Refusal, Spec, StepRun, Upstream
 
 if TYPE_CHECKING:
@@ -45,6 +45,8 @@ TOKEN_BYTES = 36
 """Bytes of a token in the file's header: its text, type and merges (SmolLM2's)."""
 UNWEIGHTED = FLOATS | {"q8_0", "nvfp4", "mxfp4", "tq2_0", "tq1_0"}
 """Types that are rounded without importance."""
+FINE = 6.0
+"""Bits per weight above which rounding 4-bit weights again changes next to nothing."""
 MAX_MISS = 0.01
 """Largest difference of a file's size from the plan's, as a share."""
 
@@ -54,7 +56,7 @@ class Gguf:
     """One .gguf file with tokenizer and chat template, refused if it deviates from its source.
 
     A source of 4-bit groups of 32, 64 or 128 is copied to q4_0 (symmetric) or q4_1 (either kind) with unchanged integers and so keeps
-    its calibration, in contrast to a dense source, which is rounded.
+    its calibration, in contrast to a dense source, which is rounded.  So is one that was trained on a grid (`qat`), to q4_0, q4_1 or iq4_nl.
     """
 
     scheme: Scheme | Literal["auto"] = "auto"
@@ -124,7 +126,8 @@ class Gguf:
     def plan_problems(
         self, where: str, inputs: Mapping[str, tuple[str, ...]], upstream: Mapping[str, Upstream]
     ) -> Iterator[StillroomError]:
-        """Yield an error for a type that needs importance without a corpus to measure it on."""
+        """Yield an error for a type without the importance that it needs, or for a model trained on another grid."""
+        yield from grid_problems(where, inputs, upstream, self.keeps)
         if self.scheme in NEEDS_IMPORTANCE and not (inputs.get("calibration") and self.importance_rows):
             yield self._needs_importance(f"{where}.scheme")
         if self.vocabulary in NEEDS_IMPORTANCE:
@@ -134,6 +137,11 @@ class Gguf:
                 "a larger type",
                 "embedding=iq4_nl or q8_0",
             )
+
+    def keeps(self, grid: Grid) -> bool:
+        """Return True if the scheme holds the grid's levels and scales, or has bits to spare."""
+        scheme = "q4_0" if self.scheme == "auto" else self.scheme  # the model is dense
+        return bits(scheme) > FINE or (scheme in SERVED[grid.name] and grid.group % BLOCK == 0)
 
     def _needs_importance(self, where: str) -> ConfigError:
         return ConfigError(
@@ -225,7 +233,7 @@ class Gguf:
 
         packed: the source's weights are integers, which q4_0 and q4_1 take over unchanged.
         """
-        return not {self.layers, self.vocabulary} <= UNWEIGHTED | (set(EXACT) if packed else set())
+        return not {self.layers, self.vocabulary} <= UNWEIGHTED | (set(SERVED["int4_symmetric"]) if packed else set())
 
     def compare(
         self,

@@ -16,17 +16,18 @@ from pydantic.dataclasses import dataclass
 
 from tasks.quantize.comparison import compare_logits, compare_with_rounding, rounded
 from tasks.quantize.groups import forecast_packing
-from tasks.shared.errors import TechniqueError
+from tasks.shared.errors import StillroomError, TechniqueError
 from tasks.shared.forecast import Forecast, Workload
 from tasks.shared.model.agreement import logits_of
 from tasks.shared.model.calibration import calibration_ids, split_calibration
 from tasks.shared.model.dense import check_dense
 from tasks.shared.model.families import CONV1D, check_family, is_mixture
+from tasks.shared.model.grids import Grid, grid_problems
 from tasks.shared.model.linear_layers import head_names, input_sizes
 from tasks.shared.model.saving import save_tokenizer
 from tasks.shared.model.widths import GROUP_SIZES, choose_group_size, shortened
 from tasks.shared.progress import no_foreign_bars, progress_bar
-from tasks.shared.technique import Inputs, Kind, Metrics, Port, Refusal, Spec, StepRun
+from tasks.shared.technique import Inputs, Kind, Metrics, Port, Refusal, Spec, StepRun, Upstream
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -101,6 +102,17 @@ class WeightOnly(Packed):
         log.info("group size %d (%s)", group, "as set" if self.group_size else "the largest that divides every layer")
         weights = {"num_bits": self.bits, "type": "int", "symmetric": self.scales_only, "strategy": "group"}
         return {"weights": weights | {"group_size": group}}, {"bits": self.bits, "group_size": group}
+
+    def keeps(self, grid: Grid) -> bool:
+        """Return True for a grid on which a training may have put the weights, and which stays."""
+        return False
+
+    def plan_problems(
+        self, where: str, inputs: Mapping[str, tuple[str, ...]], upstream: Mapping[str, Upstream]
+    ) -> Iterator[StillroomError]:
+        """Yield an error for a model that was trained on another 4-bit grid."""
+        if self.bits == 4:
+            yield from grid_problems(where, inputs, upstream, self.keeps)
 
     def forecast(self, work: Workload) -> Forecast:
         """Forecast seconds by the number of weights, and integers and scales in every layer."""

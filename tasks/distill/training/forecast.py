@@ -1,6 +1,7 @@
 """Estimates of a training's time and memory, for forecasts and out-of-memory errors."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tasks.distill.training.options import Adapted, Packed, Taught
@@ -63,6 +64,14 @@ def batch_bytes(shape: Dimensions, rows: float, tokens: int, value: float, eager
     return float(rows * tokens * kept * value + logits)
 
 
+def rounded_bytes(settings: "Training", trained: float) -> float:
+    """Bytes of the rounded copies of trained weights that the backward pass reads; 0 without a grid.
+
+    trained: number of weights in linear layers.  With gradient checkpointing, copies of one layer at a time are negligible.
+    """
+    return 0.0 if settings.weight_grid is None or settings.gradient_checkpointing else WEIGHT_BYTES * trained
+
+
 def trained_parameters(settings: "Training", size: Size) -> float:
     """Number of parameters with a gradient: those of adapters, or of layers that are not frozen."""
     if isinstance(settings, Adapted) and settings.lora.rank:
@@ -80,7 +89,10 @@ def forecast_training(settings: "Training", work: Workload) -> Forecast:
     """
     size, teacher, compute = work.size(), work.size("teacher"), work.compute
     shards = compute.processes if compute.sharding == "fsdp" else 1
-    held = fixed_bytes(size.parameters, trained_parameters(settings, size), shards)
+    trained = trained_parameters(settings, size)
+    held = fixed_bytes(size.parameters, trained, shards) + rounded_bytes(
+        settings, min(trained, size.parameters - size.outer)
+    )
     if isinstance(settings, Taught):
         held += DTYPE_BYTES[settings.teacher_dtype] * teacher.parameters
     batch = _batch_bytes(settings, size.shape, compute.device)
@@ -88,12 +100,13 @@ def forecast_training(settings: "Training", work: Workload) -> Forecast:
         teacher.parameters / size.parameters if size.parameters else 0
     )  # forward, backward, teacher's forward
     seconds = START_S + passes * settings.epochs * work.reading(size, work.rows.train * TOKENS_PER_ROW)
+    saved = size.saved() if settings.weight_grid is None else replace(size, bytes=WEIGHT_BYTES * size.parameters)
     if compute.device == "cuda":
         loaded = compute.processes * (BASE_BYTES + WEIGHT_BYTES * size.parameters)
         gpu = GPU_BYTES + held + batch / compute.processes
-        return Forecast(seconds, loaded, gpu, size.saved(), savings=tuple(_savings(settings, compute)))
+        return Forecast(seconds, loaded, gpu, saved, savings=tuple(_savings(settings, compute)))
     memory = compute.processes * (BASE_BYTES + held) + batch
-    return Forecast(seconds, memory, size=size.saved(), savings=tuple(_savings(settings, compute)))
+    return Forecast(seconds, memory, size=saved, savings=tuple(_savings(settings, compute)))
 
 
 def _savings(settings: "Training", compute: Compute) -> Iterator[str]:

@@ -1,6 +1,5 @@
 """The training loop, from model folder, rows and objective to model folder and loss curve."""
 
-import csv
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.distill.training.arguments import casts_weights, training_arguments
 from tasks.distill.training.checkpoints import gathered, identity_of, keeper, last_checkpoint, resumable, train
+from tasks.distill.training.curve import write_curve
 from tasks.distill.training.lora import adapt, merge
 from tasks.distill.training.memory import memory_errors, module_bytes, return_memory_at_once
 from tasks.distill.training.objective import Objective
@@ -287,28 +287,3 @@ def freeze(model: "PreTrainedModel", layers: int) -> None:
     model.get_input_embeddings().requires_grad_(False)
     for layer in found[:layers]:
         layer.requires_grad_(False)
-
-
-CURVE = ("step", "epoch", "train_loss", "validation_loss")
-
-
-def write_curve(path: Path, history: Sequence[Mapping[str, Any]]) -> None:
-    """Write loss.csv: the columns of CURVE, then `<term>_loss` and `<term>_gradient` per term.
-
-    The terms' columns are absent for a single term.  A cell is blank if a step has no value.
-    """
-    logged = [entry for entry in history if "loss" in entry or "eval_loss" in entry]
-    terms = sorted(
-        {name for entry in logged for name in entry if name.endswith(("_loss", "_gradient"))} - {"eval_loss"}
-    )
-    with path.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow([*CURVE, *terms])
-        for entry in logged:
-            standard = [
-                entry["step"],
-                round(float(entry["epoch"]), 3),
-                entry.get("loss", ""),
-                entry.get("eval_loss", ""),
-            ]
-            writer.writerow([*standard, *(entry.get(name, "") for name in terms)])

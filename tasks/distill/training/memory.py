@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tasks.distill.training.arguments import precision_of
-from tasks.distill.training.forecast import activation_bytes, batch_bytes, fixed_bytes
+from tasks.distill.training.forecast import activation_bytes, batch_bytes, fixed_bytes, rounded_bytes
 from tasks.distill.training.options import Adapted
 from tasks.distill.training.settings import Training
 from tasks.shared.errors import MachineError
@@ -92,10 +92,13 @@ class Demand:
 
 def demand(settings: Training, model: "PreTrainedModel", run: StepRun, seen: Seen) -> Demand:
     """Estimate the demand of one process, which with fsdp has a part of the weights and moments."""
+    from tasks.distill.training.rounded_layers import rounded_layers
+
     config = model.config.get_text_config()
     weights = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     fixed = fixed_bytes(weights, trained, run.compute.processes if run.compute.sharding == "fsdp" else 1)
+    fixed += rounded_bytes(settings, sum(layer.weight.numel() for layer in rounded_layers(model).values()))
     size = activation_bytes(precision_of(settings.precision, run.compute.device))
     eager = config._attn_implementation == "eager"
     return Demand(config, fixed + seen.modules, seen.tokens or settings.max_tokens, eager, size)

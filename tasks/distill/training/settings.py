@@ -111,7 +111,9 @@ class Training:
         if config.get("model_type") in CONV1D:
             return Refusal("its matrices are Conv1D, which are not rounded in training", "qat.grid=none")
         if is_mixture(config):
-            return Refusal("its experts are not linear layers of their own, and not rounded in training", "qat.grid=none")
+            return Refusal(
+                "its experts are not linear layers of their own, and not rounded in training", "qat.grid=none"
+            )
         return None
 
     def forecast(self, work: Workload) -> Forecast:

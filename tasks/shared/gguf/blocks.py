@@ -1,14 +1,14 @@
-"""GGUF's blocks: rounding by llama.cpp, and exact packing on a grid of Q4_0 or Q4_1."""
+"""GGUF's blocks: rounding by llama.cpp, and exact packing on a grid of Q4_0, Q4_1 or IQ4_NL."""
 
 from typing import TYPE_CHECKING, Any
 
 from tasks.shared.gguf.ggml import quantize_rows
 from tasks.shared.gguf.types import FLOATS
+from tasks.shared.model.grids import BLOCK, IQ4_NL
 
 if TYPE_CHECKING:
     import numpy as np
 
-BLOCK = 32
 LEVELS = 8
 ON_GRID = 0.02
 """Largest distance from a level, in steps, that counts as on the grid: the rounding error of a half-precision scale."""
@@ -37,9 +37,22 @@ def find_grid(
         nearest = steps.round()
         fits = (np.abs(steps - nearest).max(-1) < ON_GRID) & (nearest.min(-1) >= -LEVELS) & (nearest.max(-1) < LEVELS)
         fits &= scale[:, 0] != 0
-        scales[places[fits]], levels[places[fits]] = scale[fits], nearest[fits].astype(np.int8)
+        kept = nearest[fits].astype(np.int8)
+        factor = common_factor(kept)
+        scales[places[fits]], levels[places[fits]] = (peak[fits] * factor / level).astype(np.float16), kept // factor
         found[places[fits]] = True
     return found, scales, levels
+
+
+def common_factor(levels: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
+    """Largest whole number that divides all levels of a block: (blocks, 1), at least 1.
+
+    Levels 7 and -7 of a third, or a seventh, of the true step fit as well as 1 and -1 do, but its scale is no longer exact.
+    """
+    import numpy as np
+
+    factor: np.ndarray[Any, Any] = np.gcd.reduce(np.abs(levels), axis=-1, keepdims=True)
+    return np.maximum(factor, 1)
 
 
 def find_offset_grid(
@@ -63,9 +76,40 @@ def find_offset_grid(
         exact = (blocks[places] - least[places]) / np.where(scale == 0, 1, scale).astype(np.float32)
         nearest = exact.round()
         fits = (np.abs(exact - nearest).max(-1) < ON_GRID) & (nearest.max(-1) == steps) & (scale[:, 0] != 0)
+        kept = nearest[fits].astype(np.uint8)
+        factor = common_factor(kept)
+        scales[places[fits]] = (span[places[fits]] * factor / steps).astype(np.float16)
+        levels[places[fits]], found[places[fits]] = kept // factor, True
+    return found, scales, least.astype(np.float16), levels
+
+
+def find_nonlinear_grid(
+    blocks: "np.ndarray[Any, Any]",
+) -> tuple["np.ndarray[Any, Any]", "np.ndarray[Any, Any]", "np.ndarray[Any, Any]"]:
+    """Find blocks of IQ4_NL's levels times a scale in half precision, as a training on this grid writes them.
+
+    blocks: (blocks, 32), float32.
+    Returns found (blocks,), bool; scales (blocks, 1), float16; places of the levels (blocks, 32), uint8 from 0 to 15, which are
+    undefined where `found` is False.  The block's largest weight may be any level.  No other tool writes such weights, so they must
+    be equal bit by bit.
+    """
+    import numpy as np
+
+    table = np.array(IQ4_NL, np.float32)
+    limits = (table[1:] + table[:-1]) / 2
+    found = np.zeros(len(blocks), bool)
+    scales, levels = np.zeros((len(blocks), 1), np.float16), np.zeros(blocks.shape, np.uint8)
+    for level in sorted(IQ4_NL, key=abs, reverse=True):
+        places = np.flatnonzero(~found)
+        part = blocks[places]
+        peak = np.take_along_axis(part, np.abs(part).argmax(-1, keepdims=True), -1)
+        scale = (peak / level).astype(np.float16)
+        wide = scale.astype(np.float32)
+        nearest = np.searchsorted(limits, part / np.where(wide == 0, 1, wide))
+        fits = (table[nearest] * wide == part).all(-1) & (scale[:, 0] != 0)
         scales[places[fits]], levels[places[fits]] = scale[fits], nearest[fits].astype(np.uint8)
         found[places[fits]] = True
-    return found, scales, least.astype(np.float16), levels
+    return found, scales, levels
 
 
 def nibbles(levels: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
@@ -102,6 +146,17 @@ def exact_q4_1(blocks: "np.ndarray[Any, Any]") -> tuple["np.ndarray[Any, Any]", 
     return found, np.concatenate([head.view(np.uint8), nibbles(levels[found])], axis=-1)
 
 
+def exact_iq4_nl(blocks: "np.ndarray[Any, Any]") -> tuple["np.ndarray[Any, Any]", "np.ndarray[Any, Any]"]:
+    """Pack blocks on IQ4_NL's grid: a scale and the places of 32 levels.
+
+    blocks: (blocks, 32), float32.  Returns found (blocks,), bool, and their bytes (found, 18), uint8.
+    """
+    import numpy as np
+
+    found, scales, levels = find_nonlinear_grid(blocks)
+    return found, np.concatenate([scales[found].view(np.uint8), nibbles(levels[found])], axis=-1)
+
+
 def as_floats(weight: "np.ndarray[Any, Any]", scheme: str) -> "np.ndarray[Any, Any]":
     """Return the tensor as float32, float16, or the bytes of bfloat16, rounded to nearest."""
     import numpy as np
@@ -113,8 +168,8 @@ def as_floats(weight: "np.ndarray[Any, Any]", scheme: str) -> "np.ndarray[Any, A
     return weight.astype(np.float16 if scheme == "f16" else np.float32, copy=False)
 
 
-EXACT = {"q4_0": exact_q4_0, "q4_1": exact_q4_1}
-"""Types whose grid a calibrated quantizer may have put weights on already."""
+EXACT = {"q4_0": exact_q4_0, "q4_1": exact_q4_1, "iq4_nl": exact_iq4_nl}
+"""Types whose grid a calibrated quantizer, or a training, may have put weights on already."""
 
 
 def pack(

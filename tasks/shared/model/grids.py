@@ -4,9 +4,12 @@ A group of weights in a row shares a scale; each weight is a level times it.  Sc
 compressed-tensors, half precision in GGUF), so that a level times its scale is exact in float32, and so are both formats.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+
+from tasks.shared.errors import ConfigError
+from tasks.shared.technique import Upstream
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,7 +23,7 @@ LEAST = -8
 BLOCK = 32
 """Weights of a block of llama.cpp's 4-bit types."""
 SERVED: Mapping[GridName, tuple[str, ...]] = {
-    "int4_symmetric": ("q4_0", "q4_1"), "int4_asymmetric": ("q4_1",), "q4_0": ("q4_0", "q4_1"), "iq4_nl": ("iq4_nl",),
+    "int4_symmetric": ("q4_0", "q4_1"), "int4_asymmetric": ("q4_1",), "q4_0": ("q4_0",), "iq4_nl": ("iq4_nl",),
 }  # fmt: skip
 """4-bit types of GGUF that hold a grid's weights unchanged."""
 SMALLEST = 2.0**-24
@@ -39,6 +42,10 @@ class Grid:
     name: GridName
     group: int
 
+    def __str__(self) -> str:
+        """Name and groups, in words."""
+        return f"{self.name} in groups of {self.group or '128, 64 or 32'}"
+
 
 @runtime_checkable
 class OnGrid(Protocol):
@@ -48,6 +55,28 @@ class OnGrid(Protocol):
     def weight_grid(self) -> Grid | None:
         """The grid; None if the weights are on none."""
         ...
+
+
+def grid_problems(
+    where: str, inputs: Mapping[str, tuple[str, ...]], upstream: Mapping[str, Upstream], keeps: Callable[[Grid], bool]
+) -> Iterator[ConfigError]:
+    """Yield an error for each model whose weights a step would take off the grid on which they were trained.
+
+    keeps: tells whether the step takes a grid's levels and scales over unchanged.
+    """
+    for name in inputs.get("model", ()):
+        technique = upstream[name].technique if name in upstream else None
+        grid = technique.weight_grid if isinstance(technique, OnGrid) else None
+        if grid is None or keeps(grid):
+            continue
+        fix = f"export/gguf with scheme={SERVED[grid.name][0]}"
+        if grid.name.startswith("int4"):
+            symmetric = str(grid.name == "int4_symmetric").lower()
+            fix = f"quantize/rtn with bits=4, group_size={grid.group} and symmetric={symmetric}, or {fix}"
+        yield ConfigError(
+            where, f"its rounding is not the one that {name} was trained with ({grid})", "levels and scales unchanged",
+            f"{fix}; or qat.grid=none there",
+        )  # fmt: skip
 
 
 def significant(values: "Tensor", bits: int) -> "Tensor":
@@ -109,8 +138,14 @@ def nearest_levels(groups: "Tensor", scale: "Tensor", low: "Tensor", name: GridN
     steps = groups / scale
     if name != "iq4_nl":
         return steps.round_().clamp_(low, low + (LEVELS - 1))
-    table = torch.tensor(IQ4_NL, dtype=torch.float32, device=groups.device)
-    return table[torch.bucketize(steps, (table[1:] + table[:-1]) / 2, out_int32=True)]
+    ends = (2 * IQ4_NL[0], 2 * IQ4_NL[-1])
+    halves = torch.arange(ends[0], ends[1] + 1, device=groups.device, dtype=torch.float32) / 2
+    levels = torch.tensor(IQ4_NL, device=groups.device, dtype=torch.float32)
+    table = levels[
+        torch.bucketize(halves, (levels[1:] + levels[:-1]) / 2, right=True)
+    ]  # limits are multiples of a half
+    places = steps.mul_(2).floor_().clamp_(*ends).sub_(ends[0]).int()
+    return table.index_select(0, places.flatten()).view(groups.shape)
 
 
 def round_to_grid(weight: "Tensor", grid: Grid) -> "Tensor":
