@@ -94,6 +94,7 @@ ROWS = (
     Row("distill/sft", QUICK),
     Row("distill/sft", QUICK | {"lora": {"rank": 2}, "frozen_layers": 0}, "LoRA"),
     Row("distill/sft", QUICK | {"packing": True, "frozen_layers": 1}, "packed, frozen layers"),
+    Row("distill/sft", QUICK | {"qat": {"grid": "int4_symmetric"}}, "rounded layers"),
     Row("distill/cot", QUICK),
     Row("distill/logits", QUICK),
     Row("distill/features", QUICK | {"attention_weight": 1.0}),

@@ -3,6 +3,7 @@
 from tests.settings_case import Change
 
 LORA = {"lora.rank": 4}
+ROUNDED = {"qat.grid": "int4_symmetric"}
 TRAINING_CHANGES: dict[str, Change] = {
     "epochs": Change(2),
     "learning_rate": Change(1e-3),
@@ -21,6 +22,9 @@ TRAINING_CHANGES: dict[str, Change] = {
     "precision": Change("bfloat16"),
     "frozen_layers": Change(1),
     "gradient_checkpointing": Change(True),
+    "qat.grid": Change("int4_symmetric"),
+    "qat.group_size": Change(32, ROUNDED),
+    "qat.scales": Change("learned", ROUNDED),
 }
 OPTION_CHANGES: dict[str, Change] = {
     "packing": Change(True),

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from tasks.quantize import groups, llm_compressor
+from tasks.quantize import llm_compressor
 from tasks.quantize.comparison import compare_with_rounding
 from tasks.quantize.gptq import GPTQ
 from tasks.quantize.rtn import RTN
 from tasks.shared.errors import TechniqueError
 from tasks.shared.model.agreement import logits_of, token_agreement
 from tasks.shared.model.calibration import calibration_ids, split_calibration
+from tasks.shared.model.linear_layers import input_sizes
 from tasks.shared.model.loading import load_model
 from tasks.shared.model.sizes import weight_bytes
 from tasks.shared.model.widths import choose_group_size
@@ -51,21 +52,21 @@ def test_no_size_fits() -> None:
 
 
 def test_head_is_left_dense() -> None:
-    assert not any("lm_head" in name for name in groups.input_sizes(build_model(tie_word_embeddings=False)))
+    assert not any("lm_head" in name for name in input_sizes(build_model(tie_word_embeddings=False)))
 
 
 def test_matrices_that_would_stay_dense_are_refused() -> None:
     with pytest.raises(
         TechniqueError, match=r"8 matrices outside of torch.nn.Linear: transformer.h.0.attn.c_attn.weight"
     ):
-        groups.input_sizes(FAMILIES["gpt2"].build())
+        input_sizes(FAMILIES["gpt2"].build())
 
 
 def test_a_layer_that_is_not_packed_is_noticed(tmp_path: Path) -> None:
     source = save_tiny(tmp_path / "source", build_model(num_hidden_layers=1))
     out, run = empty_run(tmp_path)
     RTN()(inputs_of(source), out, run)
-    layers = groups.input_sizes(load_model(source))
+    layers = input_sizes(load_model(source))
     llm_compressor.check_packed(out, layers)
     with pytest.raises(TechniqueError, match="7 of 8 linear layers are packed; these differ: model.more"):
         llm_compressor.check_packed(out, [*layers, "model.more"])
