@@ -9,14 +9,14 @@ The layer rounds in its own forward pass.  So recomputed activations, compiled l
 with the same rounded weights as any others.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from tasks.distill.training.qat import Qat
-from tasks.shared.model.grids import Grid, group_scales, nearest_levels, round_to_grid
+from tasks.shared.model.grids import Grid, GridName, group_scales, nearest_levels, round_to_grid
 from tasks.shared.model.linear_layers import input_sizes
 
 if TYPE_CHECKING:
@@ -24,41 +24,70 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class StraightThrough(torch.autograd.Function):
-    """A matrix rounded to a grid; its gradient is the matrix's."""
+@torch.library.custom_op("stillroom::round_through", mutates_args=())
+def round_through(weight: torch.Tensor, factor: torch.Tensor | None, name: str, group: int) -> torch.Tensor:
+    """Round a matrix to a grid.  An operator of its own, which a compiled layer calls as it is: torch 2.13 cannot trace it.
 
-    @staticmethod
-    def forward(ctx: Any, weight: "Tensor", factor: "Tensor | None", grid: Grid) -> "Tensor":  # type: ignore[override]
-        """Round.  weight: (out, in), float32.  factor: (out, groups), logarithms; None for 0."""
-        ctx.grid, ctx.learned = grid, factor is not None
-        if factor is not None:
-            ctx.save_for_backward(weight, factor)
-        levels, scale = _levels(weight, factor, grid)
-        return levels.mul_(scale).flatten(-2)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: "Tensor") -> "tuple[Tensor, Tensor | None, None]":  # type: ignore[override]
-        """Return the gradient for the matrix, and LSQ's for the factors: level - steps, or level where clipped."""
-        if not ctx.learned:
-            return gradient, None, None
-        weight, factor = ctx.saved_tensors
-        levels, scale = _levels(weight, factor, ctx.grid)
-        steps = weight.unflatten(-1, (-1, ctx.grid.group)) / scale
-        inside = (levels - steps).abs() <= MOST_ROUNDING[ctx.grid.name]
-        slope = levels - torch.where(inside, steps, 0)
-        change = (gradient.unflatten(-1, (-1, ctx.grid.group)) * slope * scale).sum(-1)
-        return gradient, change, None
+    weight: (out, in), float32.
+    factor: (out, groups), logarithms of the scales' factors; None for 0.
+    name, group: of the grid.
+    Returns (out, in), float32.
+    """
+    levels, scale = _levels(weight, factor, name, group)
+    return levels.mul_(scale).flatten(-2)
 
 
-MOST_ROUNDING = {"int4_symmetric": 0.5, "int4_asymmetric": 0.5, "q4_0": 0.5, "iq4_nl": 12.0}
+@round_through.register_fake
+def _(weight: torch.Tensor, factor: torch.Tensor | None, name: str, group: int) -> torch.Tensor:
+    return torch.empty_like(weight)
+
+
+def _keep_inputs(ctx: Any, inputs: Any, output: Any) -> None:
+    weight, factor, ctx.name, ctx.group = inputs
+    ctx.learned = factor is not None
+    if ctx.learned:
+        ctx.save_for_backward(weight, factor)
+
+
+def _gradients(ctx: Any, gradient: "Tensor") -> "tuple[Tensor, Tensor | None, None, None]":
+    """The matrix's gradient is that of its rounding."""
+    change = factor_gradient(gradient, *ctx.saved_tensors, ctx.name, ctx.group) if ctx.learned else None
+    return gradient, change, None, None
+
+
+round_through.register_autograd(_gradients, setup_context=_keep_inputs)
+
+
+@torch.library.custom_op("stillroom::factor_gradient", mutates_args=())
+def factor_gradient(
+    gradient: torch.Tensor, weight: torch.Tensor, factor: torch.Tensor, name: str, group: int
+) -> torch.Tensor:
+    """Gradient for the factors, (out, groups), by LSQ: level - steps, or the level where a weight is clipped, times the scale.
+
+    gradient: (out, in), of the rounded matrix.
+    """
+    levels, scale = _levels(weight, factor, name, group)
+    steps = weight.unflatten(-1, (-1, group)) / scale
+    inside = (levels - steps).abs() <= MOST_ROUNDING[name]
+    slope = levels - torch.where(inside, steps, 0)
+    return (gradient.unflatten(-1, (-1, group)) * slope * scale).sum(-1)
+
+
+@factor_gradient.register_fake
+def _(gradient: torch.Tensor, weight: torch.Tensor, factor: torch.Tensor, name: str, group: int) -> torch.Tensor:
+    return torch.empty_like(factor)
+
+
+MOST_ROUNDING: Mapping[str, float] = {"int4_symmetric": 0.5, "int4_asymmetric": 0.5, "q4_0": 0.5, "iq4_nl": 12.0}
 """Distance, in units of the scale, by which rounding moves a weight at most; those that are clipped move farther."""
 
 
-def _levels(weight: "Tensor", factor: "Tensor | None", grid: Grid) -> "tuple[Tensor, Tensor]":
+def _levels(weight: "Tensor", factor: "Tensor | None", name: str, group: int) -> "tuple[Tensor, Tensor]":
     """Levels (out, groups, size) and scales (out, groups, 1)."""
-    groups = weight.unflatten(-1, (-1, grid.group))
-    scale, low = group_scales(groups, grid.name, None if factor is None else factor.exp()[..., None])
-    return nearest_levels(groups, scale, low, grid.name), scale
+    groups = weight.unflatten(-1, (-1, group))
+    grid: GridName = name  # type: ignore[assignment] - operators take plain strings
+    scale, low = group_scales(groups, grid, None if factor is None else factor.exp()[..., None])
+    return nearest_levels(groups, scale, low, grid), scale
 
 
 class RoundedLinear(torch.nn.Linear):
@@ -79,7 +108,7 @@ class RoundedLinear(torch.nn.Linear):
 
     def rounded(self) -> "Tensor":
         """The weight on the grid: (out, in), float32."""
-        found: Tensor = StraightThrough.apply(self.weight, self.factor, self.grid)
+        found: Tensor = round_through(self.weight, self.factor, self.grid.name, self.grid.group)
         return found
 
     def forward(self, given: "Tensor") -> "Tensor":

@@ -97,11 +97,9 @@ def storable(scale: "Tensor", name: GridName) -> "Tensor":
     int4_symmetric: in bfloat16 and half precision.  int4_asymmetric: the same with 7 significant bits, so that a minimum, up to 15
     steps from zero, is exact in half precision too.  q4_0, iq4_nl: half precision.
     """
-    import torch
-
     kept = {"int4_symmetric": 8, "int4_asymmetric": 7}.get(name)
     rounded = (scale if kept is None else significant(scale, kept)).half().float()
-    return torch.where(rounded == 0, SMALLEST, rounded)
+    return rounded.masked_fill(rounded == 0, SMALLEST)
 
 
 def group_scales(groups: "Tensor", name: GridName, ratio: "Tensor | None" = None) -> "tuple[Tensor, Tensor]":

@@ -24,6 +24,7 @@ SHARDED = {"processes": 2, "sharding": "fsdp"}
         (True, {"lora": {"rank": 4}}),
         # At 3e-3, a weight whose last bit differs in float32 is soon rounded to another number in bfloat16
         (False, {"precision": "bfloat16", "learning_rate": 3e-4}),
+        pytest.param(True, {"qat": {"grid": "int4_symmetric", "scales": "learned"}}, marks=pytest.mark.slow),
         *(
             pytest.param(tied, settings, marks=pytest.mark.slow)
             for tied in (True, False)
