@@ -267,15 +267,23 @@ def plan_problems(model: Path, qat: dict[str, Any], target: str, **settings: Any
 def test_a_plan_that_would_round_again_is_refused(source: Path) -> None:
     rtn, gptq, gguf = "tasks.quantize.rtn.RTN", "tasks.quantize.gptq.GPTQ", "tasks.export.gguf.Gguf"
     symmetric = {"grid": "int4_symmetric", "group_size": 32}
-    assert not plan_problems(source, symmetric, rtn, group_size=32)
+    assert not plan_problems(source, symmetric, rtn, group_size=32, symmetric=True)
+    assert not plan_problems(source, {"grid": "int4_asymmetric"}, rtn)
     assert not plan_problems(source, symmetric, rtn, group_size=32, bits=8), "next to nothing is lost"
-    assert not plan_problems(source, symmetric, gguf, scheme="q4_0")
+    assert not plan_problems(source, symmetric, gguf)
+    assert not plan_problems(source, symmetric, gguf, scheme="q4_1")
     assert not plan_problems(source, symmetric, gguf, scheme="q8_0")
     assert not plan_problems(source, {}, gptq)
     for qat, target, settings, words in (
-        (symmetric, rtn, {"group_size": 64}, "quantize/rtn with bits=4, group_size=32 and symmetric=true"),
+        (
+            symmetric,
+            rtn,
+            {"group_size": 64, "symmetric": True},
+            "quantize/rtn with bits=4, group_size=32 and symmetric=true",
+        ),
         (symmetric, gptq, {"group_size": 32}, "quantize/rtn"),
         (symmetric, gguf, {"scheme": "iq4_nl"}, "scheme=q4_0"),
+        ({"grid": "int4_asymmetric", "group_size": 32}, gguf, {}, "scheme=q4_1"),
         ({"grid": "iq4_nl"}, rtn, {}, "export/gguf with scheme=iq4_nl"),
         (symmetric | {"group_size": 48}, gguf, {"scheme": "f16"}, r"steps.trained.qat.group_size"),
     ):
