@@ -126,7 +126,7 @@ class Gguf:
     def plan_problems(
         self, where: str, inputs: Mapping[str, tuple[str, ...]], upstream: Mapping[str, Upstream]
     ) -> Iterator[StillroomError]:
-        """Yield an error for a type without the importance that it needs, or for a model trained on another grid."""
+        """Yield errors: a type without the importance it needs, a model trained on another grid."""
         yield from grid_problems(where, inputs, upstream, self.keeps)
         if self.scheme in NEEDS_IMPORTANCE and not (inputs.get("calibration") and self.importance_rows):
             yield self._needs_importance(f"{where}.scheme")

@@ -1,4 +1,4 @@
-"""Weights that a training put on the quantizer's grid: their integers are taken over, not rounded again."""
+"""Weights that a training put on the quantizer's grid: their integers stay as they are."""
 
 import logging
 from collections.abc import Collection, Iterator, Mapping
@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def grid_kept(model: "PreTrainedModel", weights: Mapping[str, Any], layers: Collection[str]) -> Iterator[None]:
-    """Give layers whose weights are on the grid already, before the block, their own scales after it.
+    """Keep, over a quantization in the block, the scales of layers whose weights are on its grid.
 
     Scales from extremes, as the library takes them, would put the largest magnitude at 7.5 steps, where no weight of the grid is, and
     round all others anew.
@@ -25,12 +25,13 @@ def grid_kept(model: "PreTrainedModel", weights: Mapping[str, Any], layers: Coll
     name: GridName = "int4_symmetric" if weights["symmetric"] else "int4_asymmetric"
     found = {}
     for layer in layers if weights["num_bits"] == 4 else ():
-        groups = model.get_submodule(layer).weight.detach().float().unflatten(-1, (-1, weights["group_size"]))
+        source: Any = model.get_submodule(layer)
+        groups = source.weight.detach().float().unflatten(-1, (-1, weights["group_size"]))
         if (levels := find_levels(groups, name)) is not None:
             found[layer] = levels
     yield
     for layer, (scale, low, _) in found.items():
-        part = model.get_submodule(layer)
+        part: Any = model.get_submodule(layer)
         part.weight_scale.data = scale[..., 0].to(part.weight_scale.dtype)
         if not weights["symmetric"]:
             part.weight_zero_point.data = (LEAST - low[..., 0]).to(part.weight_zero_point.dtype)

@@ -65,7 +65,7 @@ def batch_bytes(shape: Dimensions, rows: float, tokens: int, value: float, eager
 
 
 def rounded_bytes(settings: "Training", trained: float) -> float:
-    """Bytes of the rounded copies of trained weights that the backward pass reads; 0 without a grid.
+    """Bytes of rounded copies of trained weights, for the backward pass; 0 without a grid.
 
     trained: number of weights in linear layers.  With gradient checkpointing, copies of one layer at a time are negligible.
     """

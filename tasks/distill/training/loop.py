@@ -43,8 +43,9 @@ log = logging.getLogger(__name__)
 def train_model(
     settings: Training, source: Path, rows: Sequence[Row], objective: Objective, out: Path, run: StepRun
 ) -> Metrics:
-    """Train a model and write it as a Hugging Face folder in bfloat16, with loss.csv; in float32 if its weights are on a grid.
+    """Train a model and write it as a Hugging Face folder in bfloat16, with loss.csv.
 
+    A model with weights on a grid (`qat`) is written in float32.
     With `run.compute.processes` above 1, each process gets a pickled copy of the arguments (the objective as before `attach`) and
     computes its share of every batch.
     The last checkpoint stays in scratch until the artifact is published, so that a kill before that loses no training.
@@ -118,7 +119,7 @@ def _train(
 
 
 def prepared_model(settings: Training, source: Path, run: StepRun) -> "PreTrainedModel":
-    """Load the model to train, in float32 on the CPU, with adapters, frozen and rounded layers, if any."""
+    """Load the model to train, in float32 on the CPU, with adapters and the layers as set."""
     from tasks.distill.training.rounded_layers import round_layers
 
     model = load_model(source, "float32")
@@ -176,7 +177,7 @@ def check_finite(model: "PreTrainedModel", settings: Training, run: StepRun) -> 
 
 
 def save_trained(model: "PreTrainedModel", tokenizer: Any, settings: Training, out: Path) -> Metrics:
-    """Write the trained model; return the size of the groups that share a scale, if its weights are on a grid.
+    """Write the trained model; return the size of its groups of weights, if they are on a grid.
 
     On a grid, a level times its scale has more digits than bfloat16: the model is written in float32.
     """

@@ -50,7 +50,7 @@ class Adapted:
     """Low-rank adapters, trained instead of the weights."""
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for adapters with rounded weights: merged into them, they would leave the grid."""
+        """Raise ConfigError for adapters of rounded weights, which would leave the grid."""
         if self.lora.rank and isinstance(self, OnGrid) and self.weight_grid is not None:
             raise ConfigError(
                 "qat.grid", f"{self.weight_grid.name} with adapters of rank {self.lora.rank}, which would be merged into rounded weights",

@@ -1,4 +1,4 @@
-"""Settings of quantization-aware training: train the weights through the rounding with which they will be served."""
+"""Settings of quantization-aware training: weights that are trained through their rounding."""
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -18,7 +18,7 @@ BLOCKED = ("q4_0", "iq4_nl")
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Qat:
-    """Compute with linear layers rounded to 4 bits, all but the head; gradients go straight through to the weights."""
+    """Rounding of the linear layers to 4 bits in every pass; gradients go straight through."""
 
     grid: GridName | Literal["none"] = "none"
     """Grid of the rounded weights.  int4_symmetric and int4_asymmetric: what `quantize/rtn` packs, and q4_0 and q4_1 hold, unchanged.

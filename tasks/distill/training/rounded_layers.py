@@ -1,4 +1,4 @@
-"""Linear layers that compute with weights on a grid, while the optimizer changes the weights themselves.
+"""Linear layers that compute with weights on a grid, while their own weights are trained.
 
 The gradient of the rounded weight is taken as the weight's own: the straight-through estimator (Bengio et al. 2013, arXiv 1308.3432,
 section 4).  A learned factor of each scale gets the gradient of LSQ (Esser et al. 2020, arXiv 1902.08153, section 2.1); it is learned as
@@ -11,7 +11,7 @@ with the same rounded weights as any others.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 @torch.library.custom_op("stillroom::round_through", mutates_args=())
 def round_through(weight: torch.Tensor, factor: torch.Tensor | None, name: str, group: int) -> torch.Tensor:
-    """Round a matrix to a grid.  An operator of its own, which a compiled layer calls as it is: torch 2.13 cannot trace it.
+    """Round a matrix to a grid; its gradient is the matrix's.
+
+    An operator of its own, since torch 2.13 cannot compile it as a part of a layer.
 
     weight: (out, in), float32.
     factor: (out, groups), logarithms of the scales' factors; None for 0.
@@ -62,9 +64,14 @@ round_through.register_autograd(_gradients, setup_context=_keep_inputs)
 def factor_gradient(
     gradient: torch.Tensor, weight: torch.Tensor, factor: torch.Tensor, name: str, group: int
 ) -> torch.Tensor:
-    """Gradient for the factors, (out, groups), by LSQ: level - steps, or the level where a weight is clipped, times the scale.
+    """Gradient for the logarithms of the scales' factors, by LSQ.
+
+    A weight's part is its level less its number of steps, or its level where it is clipped, times the scale.
 
     gradient: (out, in), of the rounded matrix.
+    weight: (out, in), float32.
+    factor: (out, groups).
+    Returns (out, groups).
     """
     levels, scale = _levels(weight, factor, name, group)
     steps = weight.unflatten(-1, (-1, group)) / scale
@@ -85,7 +92,7 @@ MOST_ROUNDING: Mapping[str, float] = {"int4_symmetric": 0.5, "int4_asymmetric": 
 def _levels(weight: "Tensor", factor: "Tensor | None", name: str, group: int) -> "tuple[Tensor, Tensor]":
     """Levels (out, groups, size) and scales (out, groups, 1)."""
     groups = weight.unflatten(-1, (-1, group))
-    grid: GridName = name  # type: ignore[assignment] - operators take plain strings
+    grid = cast("GridName", name)  # operators take plain strings
     scale, low = group_scales(groups, grid, None if factor is None else factor.exp()[..., None])
     return nearest_levels(groups, scale, low, grid), scale
 
@@ -97,6 +104,7 @@ class RoundedLinear(torch.nn.Linear):
     """
 
     factor: "Tensor | None"
+    held: "Tensor | None"
 
     def __init__(self, layer: torch.nn.Linear, grid: Grid, learned: bool) -> None:
         torch.nn.Module.__init__(self)
@@ -112,7 +120,10 @@ class RoundedLinear(torch.nn.Linear):
         return found
 
     def forward(self, given: "Tensor") -> "Tensor":
-        """Apply the rounded weight; autocast chooses the arithmetic."""
+        """Apply the rounded weight; autocast chooses the arithmetic.
+
+        given: (..., in).  Returns (..., out).
+        """
         if not self.holding:
             return torch.nn.functional.linear(given, self.rounded(), self.bias)
         if self.held is None:
@@ -163,7 +174,7 @@ def settle(model: torch.nn.Module) -> None:
 
 @contextmanager
 def rounded_once(model: torch.nn.Module) -> Iterator[None]:
-    """Keep rounded weights from their first use to the end of the block, in which weights must not change."""
+    """Keep rounded weights from their first use to the end of a block that changes no weight."""
     layers = rounded_layers(model).values()
     for layer in layers:
         layer.holding = True

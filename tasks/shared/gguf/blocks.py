@@ -86,7 +86,7 @@ def find_offset_grid(
 def find_nonlinear_grid(
     blocks: "np.ndarray[Any, Any]",
 ) -> tuple["np.ndarray[Any, Any]", "np.ndarray[Any, Any]", "np.ndarray[Any, Any]"]:
-    """Find blocks of IQ4_NL's levels times a scale in half precision, as a training on this grid writes them.
+    """Find blocks of IQ4_NL's levels times one scale, as a training on this grid writes them.
 
     blocks: (blocks, 32), float32.
     Returns found (blocks,), bool; scales (blocks, 1), float16; places of the levels (blocks, 32), uint8 from 0 to 15, which are

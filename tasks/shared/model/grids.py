@@ -1,4 +1,4 @@
-"""Grids of 4-bit weights: their scales and levels, and the grid on which weights are already.
+"""Grids of 4-bit weights: scales and levels, and the grid on which weights are already.
 
 A group of weights in a row shares a scale; each weight is a level times it.  Scales are rounded to what the formats store (bfloat16 in
 compressed-tensors, half precision in GGUF), so that a level times its scale is exact in float32, and so are both formats.
@@ -60,7 +60,7 @@ class OnGrid(Protocol):
 def grid_problems(
     where: str, inputs: Mapping[str, tuple[str, ...]], upstream: Mapping[str, Upstream], keeps: Callable[[Grid], bool]
 ) -> Iterator[ConfigError]:
-    """Yield an error for each model whose weights a step would take off the grid on which they were trained.
+    """Yield an error for each model that a step would take off the grid of its training.
 
     keeps: tells whether the step takes a grid's levels and scales over unchanged.
     """
@@ -82,7 +82,7 @@ def grid_problems(
 def significant(values: "Tensor", bits: int) -> "Tensor":
     """Round float32 values to so many significant bits, halves away from zero.
 
-    bits: 1 to 23.
+    values: (...).  bits: 1 to 23.
     """
     import torch
 
@@ -96,6 +96,8 @@ def storable(scale: "Tensor", name: GridName) -> "Tensor":
 
     int4_symmetric: in bfloat16 and half precision.  int4_asymmetric: the same with 7 significant bits, so that a minimum, up to 15
     steps from zero, is exact in half precision too.  q4_0, iq4_nl: half precision.
+
+    scale: (...), float32.
     """
     kept = {"int4_symmetric": 8, "int4_asymmetric": 7}.get(name)
     rounded = (scale if kept is None else significant(scale, kept)).half().float()
@@ -130,7 +132,11 @@ def group_scales(groups: "Tensor", name: GridName, ratio: "Tensor | None" = None
 
 
 def nearest_levels(groups: "Tensor", scale: "Tensor", low: "Tensor", name: GridName) -> "Tensor":
-    """Return each weight's level, of which the scale is the unit: (..., size), float32."""
+    """Return each weight's level, of which the scale is the unit: (..., size), float32.
+
+    groups: (..., size), float32.
+    scale, low: (..., 1), as `group_scales` returns them.
+    """
     import torch
 
     steps = groups / scale
@@ -159,7 +165,7 @@ def round_to_grid(weight: "Tensor", grid: Grid) -> "Tensor":
 
 
 def find_levels(groups: "Tensor", name: GridName) -> "tuple[Tensor, Tensor, Tensor] | None":
-    """Find scales with which no weight needs rounding; None unless there are such for every group.
+    """Find scales with which no weight needs rounding; None unless every group has one.
 
     A group's reach (its largest magnitude, or its range) is a whole number of steps; all are tried, most steps first, as in a group
     whose scale comes from its extremes.

@@ -145,11 +145,15 @@ def test_frozen_layers_are_rounded_and_recomputed_ones_train_the_same(tmp_path: 
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
-def test_rtn_takes_the_integers_over(source: Path, tmp_path: Path, symmetric: bool) -> None:
+def test_rtn_takes_the_integers_over(
+    source: Path, tmp_path: Path, symmetric: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     grid: GridName = "int4_symmetric" if symmetric else "int4_asymmetric"
     model, _, out = trained(tmp_path, "trained", source, qat={"grid": grid, "group_size": 32})
     packed, run = empty_run(tmp_path, "packed")
-    RTN(group_size=32, symmetric=symmetric)(inputs_of(out), packed, run)
+    with caplog.at_level("INFO"):
+        RTN(group_size=32, symmetric=symmetric)(inputs_of(out), packed, run)
+    assert "7 of 7 layers are on the grid already" in caplog.text
     unpacked = load_model(packed)
     unpacked(torch.arange(3, 9)[None])
     for name in input_sizes(model):
