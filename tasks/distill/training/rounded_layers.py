@@ -74,10 +74,9 @@ def factor_gradient(
     Returns (out, groups).
     """
     levels, scale = _levels(weight, factor, name, group)
-    steps = weight.unflatten(-1, (-1, group)) / scale
-    inside = (levels - steps).abs() <= MOST_ROUNDING[name]
-    slope = levels - torch.where(inside, steps, 0)
-    return (gradient.unflatten(-1, (-1, group)) * slope * scale).sum(-1)
+    moved = levels - weight.unflatten(-1, (-1, group)) / scale
+    slope = torch.where(moved.abs() <= MOST_ROUNDING[name], moved, levels)
+    return (gradient.unflatten(-1, (-1, group)) * slope).sum(-1) * scale[..., 0]
 
 
 @factor_gradient.register_fake

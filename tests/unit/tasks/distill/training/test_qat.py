@@ -16,13 +16,16 @@ from tasks.distill.training.qat import Qat
 from tasks.distill.training.rounded_layers import RoundedLinear, round_layers, rounded_layers, rounded_once, settle
 from tasks.quantize.rtn import RTN
 from tasks.shared.errors import ConfigError, ErrorList, TechniqueError
+from tasks.shared.formats.rows import write_rows
 from tasks.shared.gguf.types import Scheme
 from tasks.shared.gguf.writer import write_gguf
 from tasks.shared.model.encoding import collate, encode
 from tasks.shared.model.grids import SERVED, Grid, GridName, find_levels, group_scales, nearest_levels, round_to_grid
 from tasks.shared.model.linear_layers import input_sizes
 from tasks.shared.model.loading import load_model
+from tasks.shared.technique import Artifact, Inputs, Kind
 from tests.tiny_llama import build_model, build_tokenizer, chats, empty_run, inputs_of, save_tiny, trained_model
+from tests.unit.tasks.distill.training.test_checkpoints import interrupted
 
 GRIDS: tuple[GridName, ...] = tuple(SERVED)
 every_grid = pytest.mark.parametrize("grid", GRIDS)
@@ -142,6 +145,25 @@ def test_frozen_layers_are_rounded_and_recomputed_ones_train_the_same(tmp_path: 
         if "layers.0" in name or "embed" in name:
             assert torch.equal(wanted[name], weight), name
     assert not torch.equal(wanted["model.layers.1.mlp.up_proj.weight"], expected["model.layers.1.mlp.up_proj.weight"])
+
+
+def test_a_training_that_was_cut_goes_on_with_its_learned_scales(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data").mkdir()
+    write_rows(tmp_path / "data" / "train.jsonl", chats(32))
+    inputs = Inputs(
+        {
+            "model": (Artifact("model", Kind.MODEL, source),),
+            "data": (Artifact("traces", Kind.TRACES, tmp_path / "data"),),
+        }
+    )
+    technique = SFT(**QUICK, qat=Qat(grid="int4_symmetric", scales="learned"))
+    whole, run = empty_run(tmp_path, "whole")
+    technique(inputs, whole, run)
+    cut, run = interrupted(technique, inputs, tmp_path, monkeypatch, lambda trainer: trainer.state.global_step == 2)
+    technique(inputs, cut, run)
+    assert (cut / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
