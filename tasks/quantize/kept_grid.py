@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def grid_kept(model: "PreTrainedModel", weights: Mapping[str, Any], layers: Collection[str]) -> Iterator[None]:
-    """Keep, over a quantization in the block, the scales of layers whose weights are on its grid.
+    """Keep, over a quantization in the block, the scales of layers that are on its grid.
 
     Scales from extremes, as the library takes them, would put the largest magnitude at 7.5 steps, where no weight of the grid is, and
     round all others anew.

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from flows.planning.plan import build_plan
+from flows.planning.sizes import size_of
 from tasks.distill.logits import Logits
 from tasks.distill.sft import SFT
 from tasks.distill.training.loop import prepared_model, train_model
@@ -16,6 +17,7 @@ from tasks.distill.training.qat import Qat
 from tasks.distill.training.rounded_layers import RoundedLinear, round_layers, rounded_layers, rounded_once, settle
 from tasks.quantize.rtn import RTN
 from tasks.shared.errors import ConfigError, ErrorList, TechniqueError
+from tasks.shared.forecast import Rows, Workload
 from tasks.shared.formats.rows import write_rows
 from tasks.shared.gguf.types import Scheme
 from tasks.shared.gguf.writer import write_gguf
@@ -23,7 +25,8 @@ from tasks.shared.model.encoding import collate, encode
 from tasks.shared.model.grids import SERVED, Grid, GridName, find_levels, group_scales, nearest_levels, round_to_grid
 from tasks.shared.model.linear_layers import input_sizes
 from tasks.shared.model.loading import load_model
-from tasks.shared.technique import Artifact, Inputs, Kind
+from tasks.shared.model.sizes import weight_bytes
+from tasks.shared.technique import Artifact, Compute, Inputs, Kind
 from tests.tiny_llama import build_model, build_tokenizer, chats, empty_run, inputs_of, save_tiny, trained_model
 from tests.unit.tasks.distill.training.test_checkpoints import interrupted
 
@@ -110,6 +113,10 @@ def test_weights_that_a_layer_rounds_are_cast_after_it(source: Path, tmp_path: P
     """bfloat16 first would give other integers."""
     _, figures, out = trained(tmp_path, "bf16", source, precision="bfloat16", qat={"grid": "int4_symmetric"})
     model = load_model(out)
+    work = Workload({"model": (size_of(source),)}, Rows(), Compute(), 1e11)
+    plain, forecast = (SFT(qat=Qat(grid=grid)).forecast(work) for grid in ("none", "int4_symmetric"))  # type: ignore[arg-type]
+    assert forecast.size is not None and forecast.size.bytes == pytest.approx(weight_bytes(out), rel=0.05)
+    assert forecast.memory > plain.memory, "copies for the backward pass"
     assert figures["group_size"] == 64 and json.loads((out / "config.json").read_text("utf-8"))["dtype"] == "float32"
     for name in input_sizes(model):
         assert find_levels(model.get_submodule(name).weight.unflatten(-1, (-1, 64)), "int4_symmetric") is not None
