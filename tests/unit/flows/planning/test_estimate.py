@@ -93,7 +93,7 @@ def test_seconds_count_every_gpu(model: Path, device: str) -> None:
 
 @pytest.mark.usefixtures("large")
 def test_eight_bits_take_twice_the_bytes_of_four(model: Path) -> None:
-    four, eight = (forecast(model, RTN, {"bits": bits}).disk_bytes for bits in (4, 8))
+    four, eight = (forecast(model, RTN, {"bits": bits, "symmetric": True}).disk_bytes for bits in (4, 8))
     inner = LLAMA_8B.parameters - LLAMA_8B.outer
     assert eight - four == pytest.approx(inner * 4 / 8)
     assert eight == pytest.approx(inner * (8 + 16 / 128) / 8 + 2 * LLAMA_8B.outer, rel=0.01)
