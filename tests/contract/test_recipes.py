@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_benchmark_data(tmp_path_factory.mktemp("data"))
 
 
+@cache
 def plan_of(name: str, data: Path) -> Plan:
     return build_plan(compose_recipe(name, [f"{DATA[name]}={data}"] if name in DATA else []).recipe)
 
