@@ -14,7 +14,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
-# Containers set it.  Hundreds of processes would then compile the project's modules, each all of them.
+# Containers often set it: each of hundreds of processes would compile all modules that it imports.
 
 if not any(name in os.environ for name in SPIN_VARIABLES):
     os.environ["GOMP_SPINCOUNT"] = str(SPIN_COUNT)  # as in every step: there are more workers than processors
