@@ -22,8 +22,10 @@ from tasks.shared.fork_client import Forked, ForkServer, ServerDied
 from tasks.shared.store.keys import PROJECT, code_files
 
 log = logging.getLogger("stillroom")
-EVERY_STEP = ("pydantic.dataclasses", "yaml", "filelock")
-"""Third-party modules that `flows.stage` imports."""
+EVERY_STEP = (
+    "pydantic.dataclasses", "yaml", "filelock", "psutil", "importlib.metadata", "urllib.request", "concurrent.futures.thread",
+)  # fmt: skip
+"""Modules that every step imports whatever its technique is, and that take long: third-party ones, and three of Python's own."""
 ENTRY = "flows.stage:main"
 CLOSE_S = 20.0
 """Seconds to wait for steps that are being stopped; longer than their grace period."""

@@ -29,6 +29,9 @@ PRELOADED = [
     "transformers.generation.utils",
     "transformers.models.auto.modeling_auto",
     "transformers.models.auto.tokenization_auto",
+    "pydantic.dataclasses",
+    "pydantic.main",
+    "pydantic.type_adapter",
 ]
 """Modules that the server imports once; in every child they would take seconds."""
 
