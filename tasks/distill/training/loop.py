@@ -3,7 +3,7 @@
 import csv
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tasks.distill.training.arguments import casts_weights, training_arguments
 from tasks.distill.training.checkpoints import gathered, identity_of, keeper, last_checkpoint, resumable, train
 from tasks.distill.training.lora import adapt, merge
+from tasks.distill.training.masks import mask_adapters, merged, zero_keeper
 from tasks.distill.training.memory import memory_errors, module_bytes, return_memory_at_once
 from tasks.distill.training.objective import Objective
 from tasks.distill.training.options import Adapted, Packed
@@ -29,6 +30,7 @@ from tasks.shared.model.encoding import Encoded, collate, encode_fitting
 from tasks.shared.model.head import check_head, core_of
 from tasks.shared.model.layout import decoder_layers
 from tasks.shared.model.loading import load_model, training_tokenizer
+from tasks.shared.model.masks import carry_masks, read_masks
 from tasks.shared.model.saving import align_special_tokens, save_model
 from tasks.shared.model.turns import examples
 from tasks.shared.technique import Metrics, StepRun
@@ -78,6 +80,8 @@ def _train(
     import torch
     from transformers import set_seed
 
+    masks = read_masks(source)
+    masked = frozenset(masks.tensors) if masks else frozenset()
     tokenizer = training_tokenizer(source)
     sequences = examples(rows, tokenizer, settings.turns, objective.one_turn)
     encoder = partial(objective.encode, tokenizer=tokenizer, max_tokens=settings.max_tokens)
@@ -92,7 +96,7 @@ def _train(
     set_seed(run.seed)
     if settings.gradient_checkpointing and run.compute.device == "cpu":
         return_memory_at_once()
-    model = prepared_model(settings, source, run)
+    model = prepared_model(settings, source, run, masked)
     align_special_tokens(core_of(model), tokenizer)  # before the trainer does it differently
     if isinstance(settings, Packed) and settings.packing:
         training, validation = (pack(part, settings.max_tokens) for part in (training, validation))
@@ -103,7 +107,7 @@ def _train(
         objective.attach(model, run.compute.device)
         seen.modules = module_bytes(objective)
         trainer = make_trainer(settings, model, tokenizer, training, validation, objective, run)
-        trainer.seen, trainer.identity = seen, identity
+        trainer.seen, trainer.identity, trainer.masked = seen, identity, masked
         train(trainer, resume_point(trainer, run.scratch / "checkpoints"))
     history = trainer.state.log_history
     model = whole_model(trainer, lambda: prepared_model(settings, source, run))
@@ -112,17 +116,23 @@ def _train(
     objective.detach(model)
     check_finite(model, settings, run)
     write_curve(out / "loss.csv", history)
-    save_model(merge(model), tokenizer, out)
-    return {**counts, **_figures(trainer, settings), **objective.figures()}
+    save_model(merged(model, masked, merge), tokenizer, out)
+    return {**counts, **_figures(trainer, settings), **objective.figures(), **carry_masks(source, out)}
 
 
-def prepared_model(settings: Training, source: Path, run: StepRun) -> "PreTrainedModel":
-    """Load the model to train, in float32 on the CPU, with adapters and frozen layers, if any."""
+def prepared_model(
+    settings: Training, source: Path, run: StepRun, masked: Collection[str] = ()
+) -> "PreTrainedModel":
+    """Load the model to train, in float32 on the CPU, with adapters and frozen layers, if any.
+
+    masked: names of weights whose zeros adapters leave alone.
+    """
     model = load_model(source, "float32")
     check_head(model)
     if run.compute.device == "cpu":
         model.set_attn_implementation("eager")  # 15 % faster here: the fused kernel's backward pass is slow on CPUs
     model = adapt(model, settings.lora) if isinstance(settings, Adapted) else model
+    mask_adapters(model, masked)
     freeze(core_of(model), settings.frozen_layers)
     if run.compute.compile:
         for layer in decoder_layers(core_of(model)):
@@ -238,6 +248,7 @@ def make_trainer(
     trainer.cast = casts_weights(settings, run)
     trainer.steps_per_epoch = steps_per_epoch
     trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(zero_keeper(trainer))
     trainer.add_callback(keeper(trainer, run.compute.checkpoint_s))
     return trainer
 
