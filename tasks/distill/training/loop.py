@@ -120,9 +120,7 @@ def _train(
     return {**counts, **_figures(trainer, settings), **objective.figures(), **carry_masks(source, out)}
 
 
-def prepared_model(
-    settings: Training, source: Path, run: StepRun, masked: Collection[str] = ()
-) -> "PreTrainedModel":
+def prepared_model(settings: Training, source: Path, run: StepRun, masked: Collection[str] = ()) -> "PreTrainedModel":
     """Load the model to train, in float32 on the CPU, with adapters and frozen layers, if any.
 
     masked: names of weights whose zeros adapters leave alone.

@@ -82,7 +82,9 @@ def _masked_forward(part: Any) -> Any:
     def forward(states: "Tensor", *_: Any, **__: Any) -> "Tensor":
         (adapter,) = part.active_adapters
         base = part.base_layer
-        weight = base.weight + part.get_delta_weight(adapter).to(base.weight.dtype).masked_fill(zeros.to(base.weight.device), 0.0)
+        weight = base.weight + part.get_delta_weight(adapter).to(base.weight.dtype).masked_fill(
+            zeros.to(base.weight.device), 0.0
+        )
         return linear(states, weight.T if part.fan_in_fan_out else weight, base.bias)
 
     return forward

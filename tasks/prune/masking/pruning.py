@@ -96,7 +96,11 @@ def matrices_of(model: "PreTrainedModel") -> dict[str, "Module"]:
             if isinstance(part, torch.nn.Linear | Conv1D):
                 found[places[id(part)]] = part
             else:
-                loose += [f"{places[id(part)]}.{name}" for name, weight in part.named_parameters(recurse=False) if weight.dim() > 1]
+                loose += [
+                    f"{places[id(part)]}.{name}"
+                    for name, weight in part.named_parameters(recurse=False)
+                    if weight.dim() > 1
+                ]
     if loose:
         raise TechniqueError(
             type(model).__name__, f"{len(loose)} matrices that are no linear layer: {shortened(loose)}",

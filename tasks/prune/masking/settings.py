@@ -81,7 +81,9 @@ class Masking(ABC):
         if has_parts(config):
             return Refusal("several parts; its layers are those of the language model within", "a text-only model")
         if is_mixture(config):
-            return Refusal("its experts are stacked in one tensor, of which each sees a part of the tokens", "prune/depth")
+            return Refusal(
+                "its experts are stacked in one tensor, of which each sees a part of the tokens", "prune/depth"
+            )
         if self.pattern and config.get("model_type") in CONV1D:
             return Refusal(
                 "its matrices are stored inputs first (Conv1D), where no runtime looks for N:M", "sparsity without a pattern"
@@ -99,7 +101,9 @@ class Masking(ABC):
                     "a pattern N:M whose M divides every input size",
                     "pattern=2:4, or sparsity without a pattern",
                 )
-        elif self.by_rows and (empty := [name for name, width in widths.items() if round(self.sparsity * width) == width]):
+        elif self.by_rows and (
+            empty := [name for name, width in widths.items() if round(self.sparsity * width) == width]
+        ):
             least = min(widths[name] for name in empty)
             raise TechniqueError(
                 "sparsity",

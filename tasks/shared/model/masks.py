@@ -75,18 +75,14 @@ def read_masks(folder: Path) -> Masks | None:
 
     Raises ModelError if the record is damaged, or if zeros are not where it says: the model was changed since.
     """
-    if not has_masks(folder):
+    masks = recorded_masks(folder)
+    if masks is None:
         return None
-    file = folder / MASKS_FILE
-    try:
-        masks = Masks.model_validate_json(file.read_text("utf-8"))
-    except (OSError, ValidationError) as error:
-        raise ModelError(str(file), f"not a record of masks: {error}", "the file as pruning wrote it", DROP) from error
     found = {name: mask_of(weight) for name, weight in _tensors(folder, masks.tensors)}
     changed = [name for name, mask in masks.tensors.items() if found.get(name) != mask]
     if changed:
         raise ModelError(
-            str(file),
+            str(folder / MASKS_FILE),
             f"masks of another state of the model: {len(changed)} of {len(masks.tensors)} matrices are gone, have another shape or "
             f"other zeros ({shown(changed)})",
             "the weights as they were when the masks were recorded",
@@ -95,9 +91,18 @@ def read_masks(folder: Path) -> Masks | None:
     return masks
 
 
-def has_masks(path: Path) -> bool:
-    """Return True for a model folder with a record of masks."""
-    return path.is_dir() and (path / MASKS_FILE).is_file()
+def recorded_masks(path: Path) -> Masks | None:
+    """Return a model's record of masks without a look at its weights; None for a file, or a folder without one.
+
+    Raises ModelError if the record is damaged.
+    """
+    file = path / MASKS_FILE
+    if not (path.is_dir() and file.is_file()):
+        return None
+    try:
+        return Masks.model_validate_json(file.read_text("utf-8"))
+    except (OSError, ValidationError) as error:
+        raise ModelError(str(file), f"not a record of masks: {error}", "the file as pruning wrote it", DROP) from error
 
 
 def carry_masks(source: Path, out: Path, origin: Callable[[str], str | None] = lambda name: name) -> Metrics:
@@ -121,7 +126,9 @@ def carry_masks(source: Path, out: Path, origin: Callable[[str], str | None] = l
             (_, was), *_ = _tensors(source, (old,))
             refilled += [name] if bool(((was == 0) & (weight != 0)).any()) else []
         elif pattern and not follows(weight, pattern):
-            log.warning("%s no longer has the pattern %s: rows or columns were removed; its zeros are kept", name, pattern)
+            log.warning(
+                "%s no longer has the pattern %s: rows or columns were removed; its zeros are kept", name, pattern
+            )
             pattern = ""
     if refilled:
         raise TechniqueError(
