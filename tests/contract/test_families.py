@@ -188,7 +188,7 @@ def check_masks(row: Row, source: Path, out: Path, metrics: Any) -> None:
     assert masks is not None, (
         f"{row.label} drops its model's masks: call carry_masks (tasks/shared/model/masks.py) once the model is written"
     )
-    assert 0.45 < masks.sparsity and "sparsity" in " ".join(metrics)
+    assert masks.sparsity > 0.45 and "sparsity" in " ".join(metrics)
 
 
 def masks_of(folder: Path) -> Any:
@@ -319,7 +319,8 @@ def check_scores(source: Path, out: Path, metrics: Any, inputs: Inputs) -> None:
 
 
 CHECKS: dict[str, Callable[..., Any]] = {
-    "prune/magnitude": check_masked, "prune/wanda": check_masked, "prune/sparsegpt": check_masked, "prune/depth": check_depth, "prune/vocabulary": check_vocabulary, "prune/weight_selection": check_selection, "quantize/rtn": check_quantized,
+    "prune/magnitude": check_masked, "prune/wanda": check_masked, "prune/sparsegpt": check_masked,
+    "prune/depth": check_depth, "prune/vocabulary": check_vocabulary, "prune/weight_selection": check_selection, "quantize/rtn": check_quantized,
     "quantize/gptq": check_quantized, "quantize/fp8": check_quantized, "quantize/awq": check_packed, "quantize/smoothquant": check_packed,
     "quantize/cast": check_cast, "export/gguf": check_gguf, "logits/topk": check_targets, "evaluate/perplexity": check_scores,
     "evaluate/generation": check_scores,

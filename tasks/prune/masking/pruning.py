@@ -1,7 +1,7 @@
 """Pruning of a model by masks, from its folder to the folder of the pruned one with its record."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from tasks.prune.masking.archive import archived_bytes

@@ -2,7 +2,6 @@
 
 import dataclasses
 import re
-from abc import ABC
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -56,7 +55,7 @@ def masking_spec(summary: str, calibration: Port, paper: str) -> Spec:
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
-class Masking(ABC):
+class Masking:
     """Settings of techniques that set weights of all matrices in the decoder layers to zero.
 
     Embedding, head, norms and biases stay as they are.

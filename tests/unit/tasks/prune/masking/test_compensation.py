@@ -55,8 +55,10 @@ def test_compensation_beats_wanda_and_wanda_beats_magnitude(seed: int) -> None:
     """Error of the layer's outputs, for half of the weights and for 2:4."""
     weight, products = problem(seed=seed, spread=0.3)
     factor, scores = inverse_factor(products, 0.01), wanda(weight, products.diagonal())
-    half = [weight * ~lowest(weight.abs(), 16), weight * ~lowest(scores, 16), compensated(weight, factor, by_sparsity(0.5), 32, 32)]  # fmt: skip
-    groups = [weight * ~lowest_of_groups(weight.abs(), "2:4"), weight * ~lowest_of_groups(scores, "2:4"), compensated(weight, factor, by_pattern("2:4"), 32, 4)]  # fmt: skip
+    half = [weight * ~lowest(each, 16) for each in (weight.abs(), scores)]
+    half.append(compensated(weight, factor, by_sparsity(0.5), 32, 32))
+    groups = [weight * ~lowest_of_groups(each, "2:4") for each in (weight.abs(), scores)]
+    groups.append(compensated(weight, factor, by_pattern("2:4"), 32, 4))
     for made in (half, groups):
         magnitude_error, wanda_error, compensated_error = (output_error(weight, each, products) for each in made)
         assert compensated_error < 0.95 * wanda_error and wanda_error < 0.9 * magnitude_error
