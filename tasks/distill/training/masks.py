@@ -82,9 +82,9 @@ def _masked_forward(part: Any) -> Any:
     def forward(states: "Tensor", *_: Any, **__: Any) -> "Tensor":
         (adapter,) = part.active_adapters
         base = part.base_layer
-        weight = base.weight + part.get_delta_weight(adapter).to(base.weight.dtype).masked_fill(
-            zeros.to(base.weight.device), 0.0
-        )
+        product = part.lora_B[adapter].weight @ part.lora_A[adapter].weight * part.scaling[adapter]  # (out, in)
+        change = (product.T if part.fan_in_fan_out else product).masked_fill(zeros.to(product.device), 0.0)
+        weight = base.weight + change.to(base.weight.dtype)
         return linear(states, weight.T if part.fan_in_fan_out else weight, base.bias)
 
     return forward
