@@ -43,7 +43,7 @@ class SparseGPT(Calibrated):
 
     def cut(self, model: "PreTrainedModel", ids: Rows, pad_id: int) -> None:
         """Set weights to zero, and change the others, in place."""
-        prune_by_layer(model, ids, self.batch_size, pad_id, gram, self.cut_layer)
+        prune_by_layer(model, ids, pad_id, gram, self.cut_layer)
 
     def cut_layer(self, weights: "Mapping[str, Tensor]", products: "Mapping[str, Tensor]") -> None:
         """Prune one layer in place.  weights: each (out, in).  products: each (in, in), shared ones computed once.

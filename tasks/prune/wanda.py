@@ -44,7 +44,7 @@ class Wanda(Calibrated):
 
     def cut(self, model: "PreTrainedModel", ids: Rows, pad_id: int) -> None:
         """Set weights to zero in place."""
-        prune_by_layer(model, ids, self.batch_size, pad_id, column_energy, self.cut_layer)
+        prune_by_layer(model, ids, pad_id, column_energy, self.cut_layer)
 
     def cut_layer(self, weights: "Mapping[str, Tensor]", energies: "Mapping[str, Tensor]") -> None:
         """Set weights of one layer to zero in place.  weights: each (out, in).  energies: each (in,)."""

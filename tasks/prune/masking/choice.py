@@ -53,14 +53,10 @@ class Cut:
 
         scores: yields every matrix's, float32 and >= 0, the same each time.  count: number of scores below the cut, at least 1.
         """
-        import torch
-
-        upper = sum(torch.bincount(_bits(each) >> HALF, minlength=1 << HALF) for each in scores())
+        upper = _counts(_bits(each) >> HALF for each in scores())
         high, before = _place(upper, count)
-        lower = sum(
-            torch.bincount(bits[bits >> HALF == high] & ((1 << HALF) - 1), minlength=1 << HALF)
-            for bits in map(_bits, scores())
-        )
+        mask = (1 << HALF) - 1
+        lower = _counts(bits[bits >> HALF == high] & mask for bits in map(_bits, scores()))
         low, below = _place(lower, count - before)
         self.edge = (high << HALF) + low
         self.missing = count - before - below
@@ -82,6 +78,16 @@ def _bits(scores: "Tensor") -> "Tensor":
     import torch
 
     return (scores.float().flatten() + 0.0).view(torch.int32)  # -0.0 becomes 0.0
+
+
+def _counts(halves: "Iterable[Tensor]") -> "Tensor":
+    """Count how often each half occurs, (65536,), int64, on the CPU."""
+    import torch
+
+    counts = torch.zeros(1 << HALF, dtype=torch.int64)
+    for each in halves:
+        counts += torch.bincount(each, minlength=1 << HALF).cpu()
+    return counts
 
 
 def _place(counts: "Tensor", wanted: int) -> tuple[int, int]:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 log = logging.getLogger(__name__)
+BATCH = 8
+"""Conversations per forward pass.  Padding does not count, so another number moves rounding errors only."""
 Rows = list[list[int]]
 """Token ids of calibration rows."""
 Prune = Callable[["PreTrainedModel", Rows, int], Any]
@@ -118,7 +120,7 @@ def view_of(module: "Module") -> "Tensor":
 
 
 def prune_by_layer(
-    model: "PreTrainedModel", ids: Rows, batch_size: int, pad_id: int,
+    model: "PreTrainedModel", ids: Rows, pad_id: int,
     reduce: "Callable[[Tensor, Tensor], Tensor]", prune_matrices: "Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], None]",
 ) -> None:  # fmt: skip
     """Prune one decoder layer after the other; each sees what the pruned ones before it give.
@@ -127,7 +129,7 @@ def prune_by_layer(
     prune_matrices: (weights of a layer by name, each (out, in), and their statistics) -> changes the weights in place.
     """
     matrices = matrices_of(model)
-    visits = walk_layers(model, batches(ids, batch_size, pad_id))
+    visits = walk_layers(model, batches(ids, BATCH, pad_id))
     for visit in track(visits, "pruning", len(decoder_layers(model))):
         own = {id(part) for part in visit.layer.modules()}
         parts = {name: part for name, part in matrices.items() if id(part) in own}

@@ -124,8 +124,6 @@ class Calibrated(Masking):
 
     calibration_rows: Annotated[int, Field(ge=1)] = 64
     """Conversations of the calibration split, answers included."""
-    batch_size: Annotated[int, Field(ge=1)] = 8
-    """Conversations per forward pass."""
 
     def forecast(self, work: Workload) -> Forecast:
         """Add two passes over the calibration rows: one for the statistics, one for the next layer's inputs."""

@@ -59,7 +59,6 @@ CHANGES = {
     "check_rows": Change(4),
     "max_tokens": Change(16),
     "calibration_rows": Change(4),
-    "batch_size": Change(1),
     "damping": Change(0.1),
     "block_size": Change(16),
 }
