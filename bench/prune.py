@@ -1,4 +1,4 @@
-"""Perplexity, seconds and archive of a model pruned by each kind of mask, in one run on the same windows.
+"""Perplexity, seconds and archive of a model pruned by each kind of mask, in one run.
 
     python -m bench.prune --data ../shared/data/wikitext2 [--calibration 32] [--windows 16] [--model FOLDER] [--patterns 0.5 2:4]
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Magnitude(Masking):
-    """Set the weights with the smallest absolute values to zero, in every matrix or over all of them."""
+    """Set the smallest absolute weights to zero, in every matrix or over all of them."""
 
     scope: Literal["matrix", "model"] = "matrix"
     """Weights that are compared: those of one matrix, so that all matrices become equally sparse, or those of all matrices."""

@@ -1,4 +1,4 @@
-"""SparseGPT: weights become zero one column after the other, and the columns to come make up for it.
+"""SparseGPT: weights become zero column by column, and later columns make up for it.
 
 Source: Frantar and Alistarh 2023, arXiv 2301.00774.
 """
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class SparseGPT(Calibrated):
-    """Set weights to zero by the error that remains once the other weights of their row compensate for it."""
+    """Set weights to zero by the error that remains once others of their row compensate."""
 
     damping: Annotated[float, Field(gt=0, lt=1)] = 0.01
     """Damping added to the Hessian's diagonal, as a fraction of its mean."""
@@ -46,7 +46,9 @@ class SparseGPT(Calibrated):
         prune_by_layer(model, ids, pad_id, gram, self.cut_layer)
 
     def cut_layer(self, weights: "Mapping[str, Tensor]", products: "Mapping[str, Tensor]") -> None:
-        """Prune one layer in place.  weights: each (out, in).  products: each (in, in), shared ones computed once.
+        """Prune one layer in place.
+
+        weights: each (out, in).  products: each (in, in); matrices with the same inputs share one, and its factor.
 
         On one thread: it is thousands of small operations, which threads that wait for each other make slower.
         """

@@ -1,4 +1,4 @@
-"""Wanda: the weights that matter least with their inputs become zero, the others stay as they are.
+"""Wanda: weights that matter least with their inputs become zero, the others stay.
 
 Source: Sun et al. 2023, arXiv 2306.11695.
 """
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Wanda(Calibrated):
-    """Set the weights with the smallest products of absolute value and input norm to zero, in every row of a matrix."""
+    """Set the weights with the smallest product with their input's norm to zero, row by row."""
 
     spec: ClassVar[Spec] = masking_spec(
         summary="Sets the weights to zero that matter least with their inputs, by row or N:M; file and speed stay as they are",
@@ -47,7 +47,10 @@ class Wanda(Calibrated):
         prune_by_layer(model, ids, pad_id, column_energy, self.cut_layer)
 
     def cut_layer(self, weights: "Mapping[str, Tensor]", energies: "Mapping[str, Tensor]") -> None:
-        """Set weights of one layer to zero in place.  weights: each (out, in).  energies: each (in,)."""
+        """Set weights of one layer to zero in place.
+
+        weights: each (out, in).  energies: each (in,), `column_energy` of its inputs.
+        """
         for name, weight in weights.items():
             scores = wanda(weight, energies[name])
             count = round(self.sparsity * weight.shape[1])

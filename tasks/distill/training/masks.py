@@ -56,7 +56,7 @@ def zero_keeper(trainer: Any) -> "TrainerCallback":
 
 
 def mask_adapters(model: Any, masked: Collection[str]) -> None:
-    """Let adapters of masked weights add nothing where these are zero, in training as after the merge.
+    """Let adapters add nothing where masked weights are zero, in training as in the merge.
 
     model: with peft's adapters, or without any, which changes nothing.
     The product of an adapter's two matrices is computed as a whole, which takes the memory of one more copy of the adapted weights.

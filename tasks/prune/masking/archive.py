@@ -13,7 +13,7 @@ CHUNK = 1 << 22
 
 
 def archived_bytes(model: "PreTrainedModel") -> int:
-    """Return the bytes of a model's weights in bfloat16, compressed by zlib; tied weights count once."""
+    """Return the bytes of a model's weights in bfloat16, compressed by zlib, tied ones once."""
     import torch
 
     packer, total = zlib.compressobj(LEVEL), 0

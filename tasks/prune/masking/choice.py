@@ -28,7 +28,10 @@ def lowest(scores: "Tensor", count: int) -> "Tensor":
 
 
 def lowest_of_matrix(scores: "Tensor", count: int) -> "Tensor":
-    """Return where the `count` lowest scores of a whole matrix are."""
+    """Return where the `count` lowest scores of a whole matrix are.
+
+    scores: (rows, columns).  Returns the same shape, bool.
+    """
     return lowest(scores.reshape(1, -1), count).view(scores.shape)
 
 
@@ -62,8 +65,9 @@ class Cut:
         self.missing = count - before - below
 
     def take(self, scores: "Tensor") -> "Tensor":
-        """Return where a matrix's scores are below the cut; ask for the matrices in order, each once.
+        """Return where a matrix's scores are below the cut.
 
+        scores: (out, in), float32; the matrices in their order, each once.
         Of the scores on the edge, the first ones are taken, as many as the count leaves.
         """
         bits = _bits(scores)

@@ -43,7 +43,7 @@ def compensated(
 ) -> "Tensor":
     """Return a weight in which some are zero and those after them make up for it.
 
-    weight: (out, in).  factor: `inverse_factor` of its inputs.
+    weight: (out, in).  factor: (in, in), `inverse_factor` of its inputs.
     choose: (scores of a group of columns, its first column) -> where its zeros go; `by_sparsity` or `by_pattern`.
     block: columns after which the errors reach the columns beyond.  group: columns among which zeros are chosen at once; divides
     `block`.
@@ -72,7 +72,7 @@ def compensated(
 
 
 def by_sparsity(sparsity: float) -> "Callable[[Tensor, int], Tensor]":
-    """Choose the lowest scores of each group of columns, so that the whole matrix has exactly this sparsity."""
+    """Choose the lowest scores of each group of columns; the whole matrix has this sparsity."""
 
     def choose(scores: "Tensor", start: int) -> "Tensor":
         rows, end = len(scores), start + scores.shape[1]

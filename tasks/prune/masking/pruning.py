@@ -1,4 +1,4 @@
-"""Pruning of a model by masks, from its folder to the folder of the pruned one with its record."""
+"""Pruning of a model by masks, from its folder to that of the pruned one."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -82,7 +82,7 @@ def prune(settings: Masking, inputs: Inputs, out: "Path", run: StepRun, cut: Pru
 
 
 def matrices_of(model: "PreTrainedModel") -> dict[str, "Module"]:
-    """Return the modules that masks prune, by name: every linear layer inside the decoder layers.
+    """Return the pruned modules, by name: every linear layer inside the decoder layers.
 
     Embedding and head are outside of these, also where they are one tensor.
     Raises TechniqueError if the layers have matrices besides, which would stay dense unnoticed.

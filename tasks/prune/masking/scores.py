@@ -7,13 +7,17 @@ if TYPE_CHECKING:
 
 
 def magnitude(weight: "Tensor") -> "Tensor":
-    """Absolute value, float32 (Han et al. 2015, arXiv 1506.02626, section 3.1)."""
+    """Absolute value (Han et al. 2015, arXiv 1506.02626, section 3.1).
+
+    weight: (out, in).  Returns the same shape, float32.
+    """
     return weight.detach().float().abs()
 
 
 def wanda(weight: "Tensor", energy: "Tensor") -> "Tensor":
-    """Absolute value times the norm of the weight's input (Sun et al. 2023, arXiv 2306.11695, section 3).
+    """Absolute value times the norm of the weight's input.
 
+    Source: Sun et al. 2023, arXiv 2306.11695, section 3.
     weight: (out, in).  energy: (in,), sum of squares of each input over the calibration tokens.  Returns (out, in), float32.
     Comparable within a row, whose weights have the same output.
     """

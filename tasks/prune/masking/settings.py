@@ -21,7 +21,7 @@ YAML_BASE = 60
 
 
 def checked_pattern(value: Any) -> Any:
-    """Return "N:M", also of YAML's reading of it: an unquoted 2:4 is 124 there, a number to base 60.
+    """Return "N:M", also where YAML read an unquoted 2:4 as 124, a number to base 60.
 
     Raises ValueError for other text, or if not 1 <= N < M.
     """
@@ -90,7 +90,7 @@ class Masking:
         return None
 
     def check_widths(self, widths: Mapping[str, int]) -> None:
-        """Raise TechniqueError for a pattern that does not divide a width, or a sparsity that empties rows."""
+        """Refuse a pattern that does not divide a width, or a sparsity that empties rows."""
         if self.pattern:
             _, of = parse_pattern(self.pattern)
             if bad := ragged(widths, of):
@@ -112,7 +112,7 @@ class Masking:
             )
 
     def forecast(self, work: Workload) -> Forecast:
-        """Forecast the time to choose and to compress in memory; the file is as large as a dense one."""
+        """Forecast the time to choose and compress, and a file as large as a dense one."""
         size = work.size()
         seconds = SECONDS_PER_BYTE * SAVED_BYTES * size.parameters
         return forecast_reading(work, seconds, size.parameters, size.saved())
@@ -126,7 +126,7 @@ class Calibrated(Masking):
     """Conversations of the calibration split, answers included."""
 
     def forecast(self, work: Workload) -> Forecast:
-        """Add two passes over the calibration rows: one for the statistics, one for the next layer's inputs."""
+        """Add two passes over the calibration rows: statistics, and the next layer's inputs."""
         found, tokens = super().forecast(work), self.calibration_rows * self.max_tokens
         states = 4.0 * tokens * work.size().shape.width
         seconds = found.seconds + 2 * work.reading(work.size(), tokens)

@@ -1,4 +1,4 @@
-"""What a reader has to know of a model with masks."""
+"""Notes for readers on models with masks."""
 
 from collections.abc import Iterable, Iterator
 

@@ -1,6 +1,6 @@
-"""Statistics of a matrix's inputs on calibration rows (functions of tensors, summed over batches).
+"""Statistics of a matrix's inputs on calibration rows (functions of tensors).
 
-They fit `tasks.shared.model.layer_walk`, where a layer reads what the layers before it became, and, with their arguments in order,
+They are summed over batches, and fit `tasks.shared.model.layer_walk`, where a layer reads what the layers before it became, and, with their arguments in order,
 `tasks.shared.model.activations`, where all layers are those of the source.
 """
 
@@ -19,8 +19,9 @@ def column_energy(entering: "Tensor", mask: "Tensor") -> "Tensor":
 
 
 def gram(entering: "Tensor", mask: "Tensor") -> "Tensor":
-    """Sum of products of inputs over the real tokens, X^T X: GPTQ's and SparseGPT's Hessian up to a factor.
+    """Sum of products of inputs over the real tokens, X^T X.
 
+    Up to a factor, the Hessian of GPTQ and SparseGPT.
     entering: (batch, length, in).  mask: (batch, length), 1 on real tokens.  Returns (in, in), float64; the products of a batch
     are summed in float32.
     """
@@ -29,8 +30,9 @@ def gram(entering: "Tensor", mask: "Tensor") -> "Tensor":
 
 
 def output_error(weight: "Tensor", other: "Tensor", products: "Tensor") -> float:
-    """Squared error of a matrix's outputs relative to their squares, summed over calibration tokens.
+    """Squared error of a matrix's outputs, as a share of their squares.
 
+    Both are sums over the calibration tokens.
     weight, other: (out, in), before and after.  products: `gram` of the inputs, (in, in).
     """
     difference, whole = (weight - other).double(), weight.double()

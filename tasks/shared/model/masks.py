@@ -1,4 +1,4 @@
-"""Masks: weights that pruning set to zero, and a record by which later steps keep them at zero.
+"""Masks: weights that pruning set to zero, and the record by which later steps hold them.
 
 A mask is the set of zeros of a matrix, so it needs no file of its own and cannot contradict the weights.  The record beside the
 weights names the matrices and has a digest of where their zeros are: a step that holds a mask first checks that it is still the one
@@ -92,7 +92,7 @@ def read_masks(folder: Path) -> Masks | None:
 
 
 def recorded_masks(path: Path) -> Masks | None:
-    """Return a model's record of masks without a look at its weights; None for a file, or a folder without one.
+    """Return a model's record of masks without a look at its weights; None if it has none.
 
     Raises ModelError if the record is damaged.
     """
@@ -106,8 +106,9 @@ def recorded_masks(path: Path) -> Masks | None:
 
 
 def carry_masks(source: Path, out: Path, origin: Callable[[str], str | None] = lambda name: name) -> Metrics:
-    """Record the masks of a model made from another one; return their figures, none without masks.
+    """Record the masks of a model made from another one, and return their figures.
 
+    Without masks it does nothing and returns none.
     source: the model before the step.  out: the model after it.
     origin: name of the weight in `source` from which one in `out` was made; None if it is new.
     Matrices may have lost rows and columns; a pattern that this breaks is dropped, with a warning, and the zeros are kept.
@@ -143,7 +144,7 @@ def carry_masks(source: Path, out: Path, origin: Callable[[str], str | None] = l
 
 
 def zeros_of(model: "PreTrainedModel", masks: Masks | None) -> "dict[str, Tensor]":
-    """Return where the masked weights of a loaded model are zero, by name, bool; empty without masks."""
+    """Return where masked weights of a loaded model are zero, by name; empty without masks."""
     masked = masks.tensors if masks else {}
     return {name: weight.detach() == 0 for name, weight in model.named_parameters() if name in masked}
 
@@ -161,7 +162,10 @@ def hold_zeros(model: "PreTrainedModel", zeros: "Mapping[str, Tensor]") -> float
 
 
 def clear(weight: "Tensor", zeros: "Tensor") -> None:
-    """Set weights to zero in place.  zeros: bool, of the weight's shape."""
+    """Set weights to zero in place.
+
+    weight: (out, in) or any shape.  zeros: (out, in), the same shape, bool.
+    """
     import torch
 
     with torch.no_grad():
@@ -169,7 +173,10 @@ def clear(weight: "Tensor", zeros: "Tensor") -> None:
 
 
 def mask_of(weight: "Tensor") -> Mask:
-    """Describe the zeros of a weight."""
+    """Describe the zeros of a weight.
+
+    weight: (out, in), as the file has it.
+    """
     import numpy
 
     zeros = (weight == 0).cpu().numpy()
@@ -178,7 +185,10 @@ def mask_of(weight: "Tensor") -> Mask:
 
 
 def follows(weight: "Tensor", pattern: str) -> bool:
-    """Return True if a weight, (out, in), has at most N of every M inputs, and whole groups."""
+    """Return True if a weight has at most N of every M inputs, in whole groups.
+
+    weight: (out, in).
+    """
     keep, of = parse_pattern(pattern)
     if weight.shape[-1] % of:
         return False
