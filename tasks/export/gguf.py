@@ -19,6 +19,7 @@ from tasks.shared.gguf.support import attended, unsupported
 from tasks.shared.gguf.types import (
     FLOATS,
     NEEDS_IMPORTANCE,
+    WITH_ZERO,
     EmbeddingScheme,
     PlannedTensor,
     Scheme,
@@ -32,6 +33,7 @@ from tasks.shared.gguf.writer import plan_tensors, write_gguf
 from tasks.shared.model.calibration import calibration_ids, calibration_rows
 from tasks.shared.model.families import check_family, family_config
 from tasks.shared.model.grids import BLOCK, SERVED, Grid, grid_problems
+from tasks.shared.model.masks import read_masks
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, Refusal, Spec, StepRun, Upstream
 
 if TYPE_CHECKING:
@@ -172,9 +174,11 @@ class Gguf:
             return replace(self, scheme=copying_type(given))(inputs, out, run)
         source = dense_folder(given, run.scratch)
         check_family(self, family_config(source), str(given))
-        planned = sum(tensor.bytes for tensor in self.planned(source))
+        tensors = self.planned(source)
+        planned = sum(tensor.bytes for tensor in tensors)
         scheme = self.layers
         warn_of_zero_points(given, scheme)
+        warn_of_masks(given, tensors)
         model, tokenizer = load_model(source), load_tokenizer(source, chat=False)
         importance = None
         if corpus is not None and self.importance_rows and self.uses_importance(packed=source != given):
@@ -296,6 +300,17 @@ def warn_of_zero_points(source: Path, scheme: str) -> None:
         log.warning(
             "the integers of %s have zero points: q4_0 rounds them again, scheme=q4_1 takes them over", source.name
         )
+
+
+def warn_of_masks(source: Path, tensors: Sequence[PlannedTensor]) -> None:
+    """Warn if weights that pruning masked do not stay zero."""
+    masks = read_masks(source)
+    lost = sorted({tensor.type for tensor in tensors if masks and tensor.name in masks.tensors} - WITH_ZERO)
+    if lost:
+        log.warning(
+            "%s has masked weights, and %s has no exact zero: they become small numbers; scheme=q4_0, q5_0 or q8_0 keeps them zero",
+            source.name, ", ".join(lost),
+        )  # fmt: skip
 
 
 def dense_folder(source: Path, scratch: Path) -> Path:

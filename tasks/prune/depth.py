@@ -26,6 +26,7 @@ from tasks.shared.model.layout import (
     kept_layers_config,
     layer_count,
 )
+from tasks.shared.model.masks import carry_masks
 from tasks.shared.progress import track
 from tasks.shared.technique import Inputs, Kind, Metrics, Plot, Port, Refusal, Spec, StepRun
 
@@ -226,6 +227,8 @@ class Depth:
         log.info("dropping %d of %d layers: %s", len(dropped), total, ", ".join(map(str, dropped)))
         drop_layers(model, dropped)
         save_model(model, tokenizer, out)
+        kept = [index for index in range(total) if index not in set(dropped)]
+        carried = carry_masks(source, out, find_layout(model).origin(kept))
         write_influence(out / INFLUENCE_PLOT.file, influence, dropped)
         return {
             "layers_before": total,
@@ -234,6 +237,7 @@ class Depth:
             "parameters_before": before,
             "parameters": model.num_parameters(),
             "influence_dropped_max": max((influence[index] for index in dropped), default=0.0),
+            **carried,
         }
 
 

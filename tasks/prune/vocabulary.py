@@ -24,6 +24,7 @@ from tasks.shared.errors import DataError, TechniqueError
 from tasks.shared.forecast import Forecast, Workload, forecast_reading
 from tasks.shared.model.dense import check_dense
 from tasks.shared.model.families import check_family, has_parts
+from tasks.shared.model.masks import carry_masks
 from tasks.shared.paths import user_path
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, Refusal, Spec, StepRun
 
@@ -113,7 +114,7 @@ class Vocabulary:
             held_out=self.tried(tokenizer, tokens, passages, rows), old_ids=tuple(old_ids),
         )  # fmt: skip
         write_trimming(out, trimming)
-        return figures(trimming)
+        return figures(trimming) | carry_masks(source, out)
 
     def choose(self, tokens: Tokens, used: Collection[str], rows: int) -> set[str]:
         """Choose the tokens to keep, only from those with a row in the model."""

@@ -22,7 +22,8 @@ from tasks.shared.forecast import Dimensions, Forecast, Workload, forecast_readi
 from tasks.shared.model.calibration import calibration_ids, calibration_rows
 from tasks.shared.model.dense import check_dense
 from tasks.shared.model.families import CONV1D, FUSED, check_family, has_parts, is_mixture
-from tasks.shared.model.layout import decoder_layers, kept_layers_config, layer_count
+from tasks.shared.model.layout import decoder_layers, find_layout, kept_layers_config, layer_count
+from tasks.shared.model.masks import carry_masks
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, Refusal, Spec, StepRun, Upstream
 
 if TYPE_CHECKING:
@@ -179,6 +180,7 @@ class WeightSelection:
         small.generation_config = model.generation_config
         before, after = model.num_parameters(), small.num_parameters()
         save_model(small, tokenizer, out)
+        carried = carry_masks(source, out, find_layout(small).origin(layers))
         write_selection(out / "selection.json", layers, picks, scores.hidden.tolist() if self.measures else [])
         return {
             "layers_before": teacher.layers,
@@ -191,6 +193,7 @@ class WeightSelection:
             "parameters_before": before,
             "parameters": after,
             "copied": copied / after,
+            **carried,
         }
 
     def student(self, teacher: Shape) -> tuple[Shape, list[int]]:

@@ -6,12 +6,12 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from tasks.quantize.comparison import compare_logits
 from tasks.shared.errors import TechniqueError
 from tasks.shared.forecast import Forecast, Workload, forecast_reading
-from tasks.shared.model.agreement import logits_of
+from tasks.shared.model.agreement import compare_logits, logits_of
 from tasks.shared.model.calibration import calibration_ids, split_calibration
 from tasks.shared.model.dense import check_dense
+from tasks.shared.model.masks import carry_masks
 from tasks.shared.model.widths import shortened
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun
 
@@ -70,5 +70,6 @@ class Cast:
         ids = calibration_ids(tokenizer, rows, self.max_tokens)
         source_logits = logits_of(model, ids)
         save_model(model, tokenizer, out, self.dtype)
+        carried = carry_masks(source, out)
         measured = compare_logits(logits_of(load_model(out), ids), source_logits, ids, str(out)) if ids else {}
-        return {"size_bytes": weight_bytes(out), **measured}
+        return {"size_bytes": weight_bytes(out), **measured, **carried}

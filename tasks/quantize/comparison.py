@@ -5,7 +5,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from tasks.shared.errors import TechniqueError
 from tasks.shared.model.agreement import token_agreement
 
 if TYPE_CHECKING:
@@ -73,44 +72,3 @@ def compare_with_rounding(
             rounding,
         )
     return {"rounding_kl": rounding}
-
-
-def compare_logits(
-    logits: Sequence["Tensor"], source_logits: Sequence["Tensor"], ids: Sequence[Sequence[int]], where: str
-) -> dict[str, float]:
-    """Compare a model's logits with its source's.
-
-    logits, source_logits: (length, vocabulary) per row of `ids`.
-    Returns kl_to_source (nats per token), same_top_token (0..1), perplexity and source_perplexity on these rows.
-    Raises TechniqueError if the model's logits are not finite.
-    """
-    import torch
-
-    ours, theirs = torch.cat(list(logits)), torch.cat(list(source_logits))
-    if not bool(torch.isfinite(ours).all()):
-        raise TechniqueError(
-            where,
-            "the quantized model's logits are not finite",
-            "finite logits",
-            "larger damping, more calibration rows, or bits=8",
-        )
-    divergence, same = token_agreement(theirs, ours)
-    return {
-        "kl_to_source": float(divergence.mean()), "same_top_token": float(same.float().mean()),
-        "perplexity": perplexity(logits, ids), "source_perplexity": perplexity(source_logits, ids),
-    }  # fmt: skip
-
-
-def perplexity(logits: Sequence["Tensor"], ids: Sequence[Sequence[int]]) -> float:
-    """Exp of the mean negative log-likelihood of every token after the first of its row.
-
-    logits: (length, vocabulary) per row.
-    """
-    import torch
-    from torch.nn.functional import cross_entropy
-
-    losses = [
-        cross_entropy(row[:-1], torch.tensor(list(tokens[1:])), reduction="none")
-        for row, tokens in zip(logits, ids, strict=True)
-    ]
-    return float(torch.cat(losses).mean().exp())

@@ -14,16 +14,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from tasks.quantize.comparison import compare_logits, compare_with_rounding, rounded
+from tasks.quantize.comparison import compare_with_rounding, rounded
 from tasks.quantize.groups import forecast_packing
 from tasks.shared.errors import StillroomError, TechniqueError
 from tasks.shared.forecast import Forecast, Workload
-from tasks.shared.model.agreement import logits_of
+from tasks.shared.model.agreement import compare_logits, logits_of
 from tasks.shared.model.calibration import calibration_ids, split_calibration
 from tasks.shared.model.dense import check_dense
 from tasks.shared.model.families import CONV1D, check_family, is_mixture
 from tasks.shared.model.grids import Grid, grid_problems
 from tasks.shared.model.linear_layers import head_names, input_sizes
+from tasks.shared.model.masks import hold_zeros, read_masks, zeros_of
 from tasks.shared.model.saving import save_tokenizer
 from tasks.shared.model.widths import GROUP_SIZES, choose_group_size, shortened
 from tasks.shared.progress import no_foreign_bars, progress_bar
@@ -153,8 +154,11 @@ def quantize(
 
     build: makes the recipe from the model and llm-compressor's arguments.
     calibration: number of calibration conversations; 0 for a recipe that needs none.
-    Returns bits, group_size if there is one, size_bytes, calibration_tokens if there are any, and the figures of `check_reload`
-    and `compare_with_rounding`.
+    Weights that pruning masked stay zero, which these integer and float types can hold exactly; GPTQ's compensation refills some, which
+    become zero again afterwards.
+    Returns bits, group_size if there is one, size_bytes, calibration_tokens if there are any, masked_sparsity and zeros_refilled (share of
+    the masked weights that had to be set to zero again) for a model with masks, and the figures of `check_reload` and
+    `compare_with_rounding`.
     Raises TechniqueError for a quantized model, a group size that does not divide a layer, or logits that are not finite.
     """
     import torch
@@ -167,6 +171,7 @@ def quantize(
     corpus = inputs.one("calibration") if calibration else inputs.get("calibration")
     rows, held_out = split_calibration(corpus.path, calibration, settings.check_rows) if corpus else ([], [])
     check_dense(source)
+    masks = read_masks(source)
     model, tokenizer = load_model(source), load_tokenizer(source, chat=False)
     check_family(settings, model.config.to_dict(), str(source))
     sizes = input_sizes(model)
@@ -179,14 +184,18 @@ def quantize(
     recipe = build(
         model, {"config_groups": {"group_0": {"targets": ["Linear"], **arguments}}, "ignore": head_names(model)}
     )
+    zeros = zeros_of(model, masks)
     with recipe.asserted:
         run_oneshot(model, tokenizer, list(recipe.modifiers), run, len(sizes), ids)
+    refilled = hold_zeros(model, zeros)
     save_compressed(model, tokenizer, out)
     check_packed(out, sizes)
     measured = check_reload(out, checks, source_logits) if checks else {}
     if rounded_logits:
         measured |= compare_with_rounding(measured["kl_to_source"], rounded_logits, source_logits)
     figures |= {"size_bytes": weight_bytes(out)}
+    if masks:
+        figures |= {"masked_sparsity": round(masks.sparsity, 4), "zeros_refilled": round(refilled, 4)}
     return figures | ({"calibration_tokens": sum(map(len, ids))} if calibration else {}) | measured
 
 

@@ -8,6 +8,7 @@ from pydantic.dataclasses import dataclass
 
 from tasks.report.content.cards import as_blocks, brief, read_card
 from tasks.report.content.curves import read_influence, read_loss
+from tasks.report.content.masks import mask_notes
 from tasks.report.content.provenance import read_origins
 from tasks.report.content.report import Card, Licenses, Pruning, Report, Reproduce, Training, from_verdict
 from tasks.report.documents.pack import PACKED, pack_model, write_cards, write_logs
@@ -85,7 +86,7 @@ class Html:
         again = Reproduce(
             command=self.command, seed=seed, recipe=judged.recipe if judged else "", made=judged.made if judged else ""
         )
-        return from_verdict(
+        found = from_verdict(
             verdict,
             origins,
             self.max_flips,
@@ -100,6 +101,7 @@ class Html:
             corpus=cards(inputs.get("corpus"), "card.json"),
             traces=cards(inputs.get("traces"), "card.json", "usage.json"),
         )
+        return found.model_copy(update={"notes": [*found.notes, *mask_notes(models)]})
 
 
 def cards(artifact: Artifact | None, *files: str) -> list[Card]:

@@ -23,6 +23,7 @@ from tasks.shared.model.encoding import encode
 from tasks.shared.model.head import check_head, output_head
 from tasks.shared.model.layout import decoder_layers, find_layout, part_of
 from tasks.shared.model.loading import load_model, load_tokenizer
+from tasks.shared.model.masks import read_masks, write_masks
 from tasks.shared.technique import Artifact, Inputs, Kind
 from tests.families import FAMILIES, save_family
 from tests.family_table import CORPUS, PAGE, ROWS, Row, plan_answer, renewed, techniques
@@ -31,6 +32,8 @@ from tests.tiny_llama import empty_run, inputs_of, write_corpus
 LENGTH = 40
 """Tokens of a probe: more than the shortest sliding window."""
 LAST_PROJECTIONS = {"o_proj", "down_proj", "dense", "dense_4h_to_h", "c_proj"}
+MASKED = "llama"
+"""Family whose model has masks: half of the weights of its layers' matrices are zero."""
 DENSE = [name for name in FAMILIES if name not in ("mixtral", "qwen3_moe")]
 
 pytestmark = pytest.mark.filterwarnings(
@@ -51,9 +54,29 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
     @cache
     def made(name: str, seed: int = 0) -> Path:
-        return save_family(tmp_path_factory.mktemp(name) / "model", name, seed=seed)
+        folder = tmp_path_factory.mktemp(name) / "model"
+        return save_masked(folder) if (name, seed) == (MASKED, 0) else save_family(folder, name, seed=seed)
 
     return made
+
+
+def save_masked(folder: Path) -> Path:
+    """Write the family's model with half of the weights of each matrix at zero, and its record of masks."""
+    import torch
+
+    model = FAMILIES[MASKED].build()
+    names = [
+        f"{name}.weight"
+        for name, part in decoder_layers(model).named_modules(prefix="model.layers")
+        if isinstance(part, torch.nn.Linear)
+    ]
+    with torch.no_grad():
+        for name in names:
+            weight = model.get_parameter(name)
+            weight[torch.rand(weight.shape, generator=torch.Generator().manual_seed(1)) < 0.5] = 0.0
+    save_family(folder, MASKED, model)
+    write_masks(folder, names)
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -147,6 +170,43 @@ def test_a_technique_works_or_the_plan_says_why_not(
     check = CHECKS.get(row.option, check_trained if row.option.startswith("distill/") else None)
     assert check is not None, f"{row.option} is not checked"
     check(models(name), out, metrics, inputs)
+    if name == MASKED and row.technique.spec.gives is not None:
+        check_masks(row, models(name), out, metrics)
+
+
+def check_masks(row: Row, source: Path, out: Path, metrics: Any) -> None:
+    """The weights that pruning masked are still zero: in the record, or where integers were packed, in the weights."""
+    if row.option.startswith("export/"):
+        return  # a file of an engine; tests/unit/tasks/shared/gguf/test_ggml.py knows which types have a zero
+    if row.technique.spec.gives == "packed":
+        before, after = source_model(source), load_model(out)
+        logits_of(after, probe())  # unpacks
+        for name in masks_of(source).tensors:
+            assert not after.get_parameter(name)[before.get_parameter(name) == 0].any(), name
+        return
+    masks = read_masks(out)
+    assert masks is not None, (
+        f"{row.label} drops its model's masks: call carry_masks (tasks/shared/model/masks.py) once the model is written"
+    )
+    assert masks.sparsity > 0.45 and "sparsity" in " ".join(metrics)
+
+
+def masks_of(folder: Path) -> Any:
+    masks = read_masks(folder)
+    assert masks is not None
+    return masks
+
+
+def check_masked(source: Path, out: Path, metrics: Any, inputs: Inputs) -> None:
+    """Half of the weights of every matrix in the layers are zero; embedding and head are the source's."""
+    model, before = reloaded(out), rounded_source(source)
+    assert metrics["sparsity"] == masks_of(out).sparsity >= 0.5
+    assert logits_of(model, probe()).isfinite().all()
+    for name, weight in model.named_parameters():
+        if name in masks_of(out).tensors:
+            assert int((weight == 0).sum()) >= weight.numel() // 2, name
+        elif weight.dim() > 1:
+            assert weight.equal(before.get_parameter(name)), f"{name} is outside of the layers' linear ones"
 
 
 def check_depth(source: Path, out: Path, metrics: Any, inputs: Inputs) -> None:
@@ -259,6 +319,7 @@ def check_scores(source: Path, out: Path, metrics: Any, inputs: Inputs) -> None:
 
 
 CHECKS: dict[str, Callable[..., Any]] = {
+    "prune/magnitude": check_masked, "prune/wanda": check_masked, "prune/sparsegpt": check_masked,
     "prune/depth": check_depth, "prune/vocabulary": check_vocabulary, "prune/weight_selection": check_selection, "quantize/rtn": check_quantized,
     "quantize/gptq": check_quantized, "quantize/fp8": check_quantized, "quantize/awq": check_packed, "quantize/smoothquant": check_packed,
     "quantize/cast": check_cast, "export/gguf": check_gguf, "logits/topk": check_targets, "evaluate/perplexity": check_scores,

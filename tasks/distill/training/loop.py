@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ from tasks.distill.training.arguments import casts_weights, training_arguments
 from tasks.distill.training.checkpoints import gathered, identity_of, keeper, last_checkpoint, resumable, train
 from tasks.distill.training.curve import write_curve
 from tasks.distill.training.lora import adapt, merge
+from tasks.distill.training.masks import mask_adapters, merged, zero_keeper
 from tasks.distill.training.memory import memory_errors, module_bytes, return_memory_at_once
 from tasks.distill.training.objective import Objective
 from tasks.distill.training.options import Adapted, Packed
@@ -30,6 +31,7 @@ from tasks.shared.model.families import check_family
 from tasks.shared.model.head import check_head, core_of
 from tasks.shared.model.layout import decoder_layers
 from tasks.shared.model.loading import load_model, training_tokenizer
+from tasks.shared.model.masks import carry_masks, read_masks
 from tasks.shared.model.saving import align_special_tokens, save_model
 from tasks.shared.model.turns import examples
 from tasks.shared.technique import Metrics, StepRun
@@ -73,6 +75,17 @@ def check_processes(settings: Training, run: StepRun) -> None:
         )
 
 
+def check_grid_has_zero(settings: Training, masked: Collection[str], run: StepRun) -> None:
+    """Raise TechniqueError for masked weights that are to be trained on a grid without a zero."""
+    if masked and settings.qat.grid == "iq4_nl":
+        raise TechniqueError(
+            f"steps.{run.step}.qat.grid",
+            "iq4_nl, which has no zero, for a model with masks",
+            "a grid with a zero",
+            "qat.grid=q4_0",
+        )
+
+
 def _train(
     settings: Training, source: Path, rows: Sequence[Row], objective: Objective, out: Path, run: StepRun
 ) -> Metrics:
@@ -80,6 +93,9 @@ def _train(
     import torch
     from transformers import set_seed
 
+    masks = read_masks(source)
+    masked = frozenset(masks.tensors) if masks else frozenset()
+    check_grid_has_zero(settings, masked, run)
     tokenizer = training_tokenizer(source)
     sequences = examples(rows, tokenizer, settings.turns, objective.one_turn)
     encoder = partial(objective.encode, tokenizer=tokenizer, max_tokens=settings.max_tokens)
@@ -94,7 +110,7 @@ def _train(
     set_seed(run.seed)
     if settings.gradient_checkpointing and run.compute.device == "cpu":
         return_memory_at_once()
-    model = prepared_model(settings, source, run)
+    model = prepared_model(settings, source, run, masked)
     align_special_tokens(core_of(model), tokenizer)  # before the trainer does it differently
     if isinstance(settings, Packed) and settings.packing:
         training, validation = (pack(part, settings.max_tokens) for part in (training, validation))
@@ -105,7 +121,7 @@ def _train(
         objective.attach(model, run.compute.device)
         seen.modules = module_bytes(objective)
         trainer = make_trainer(settings, model, tokenizer, training, validation, objective, run)
-        trainer.seen, trainer.identity = seen, identity
+        trainer.seen, trainer.identity, trainer.masked = seen, identity, masked
         train(trainer, resume_point(trainer, run.scratch / "checkpoints"))
     history = trainer.state.log_history
     model = whole_model(trainer, lambda: prepared_model(settings, source, run))
@@ -114,12 +130,15 @@ def _train(
     objective.detach(model)
     check_finite(model, settings, run)
     write_curve(out / "loss.csv", history)
-    grids = save_trained(merge(model), tokenizer, settings, out)
-    return {**counts, **_figures(trainer, settings), **objective.figures(), **grids}
+    grids = save_trained(merged(model, masked, merge), tokenizer, settings, out)
+    return {**counts, **_figures(trainer, settings), **objective.figures(), **grids, **carry_masks(source, out)}
 
 
-def prepared_model(settings: Training, source: Path, run: StepRun) -> "PreTrainedModel":
-    """Load the model to train, in float32 on the CPU, with adapters and the layers as set."""
+def prepared_model(settings: Training, source: Path, run: StepRun, masked: Collection[str] = ()) -> "PreTrainedModel":
+    """Load the model to train, in float32 on the CPU, with adapters and the layers as set.
+
+    masked: names of weights whose zeros adapters leave alone.
+    """
     from tasks.distill.training.rounded_layers import round_layers
 
     model = load_model(source, "float32")
@@ -128,6 +147,7 @@ def prepared_model(settings: Training, source: Path, run: StepRun) -> "PreTraine
     if run.compute.device == "cpu":
         model.set_attn_implementation("eager")  # 15 % faster here: the fused kernel's backward pass is slow on CPUs
     model = adapt(model, settings.lora) if isinstance(settings, Adapted) else model
+    mask_adapters(model, masked)
     freeze(core_of(model), settings.frozen_layers)
     round_layers(core_of(model), settings.qat)
     if run.compute.compile:
@@ -257,6 +277,7 @@ def make_trainer(
     trainer.cast = casts_weights(settings, run)
     trainer.steps_per_epoch = steps_per_epoch
     trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(zero_keeper(trainer))
     trainer.add_callback(keeper(trainer, run.compute.checkpoint_s))
     return trainer
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+from tasks.distill.training.masks import HeldZeros
 from tasks.distill.training.memory import Seen
 from tasks.distill.training.objective import Objective
 from tasks.distill.training.shares import WITHHELD, Blankable, Order, Shares, collate_share
@@ -153,7 +154,7 @@ def objective_trainer() -> type[Any]:
     from trl import SFTTrainer
     from trl.models.utils import _ForwardRedirection  # private: the range of trl is one minor version wide
 
-    class ObjectiveTrainer(Shared, Telemetry, CastWeights, SFTTrainer):
+    class ObjectiveTrainer(Shared, Telemetry, CastWeights, HeldZeros, SFTTrainer):
         objective: Objective
 
         def __init__(self, *more: Any, **named: Any) -> None:

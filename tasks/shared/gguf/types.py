@@ -25,6 +25,8 @@ BLOCK_BYTES: Mapping[str, int] = {
 FLOATS = frozenset({"f32", "f16", "bf16"})
 NEEDS_IMPORTANCE = frozenset({"iq1_s", "iq1_m", "iq2_xxs", "iq2_xs"})
 """Types that llama.cpp does not round to without importance."""
+WITH_ZERO = FLOATS | {"q8_0", "q6_k", "q5_0", "q4_0", "nvfp4", "mxfp4", "q3_k", "tq2_0", "tq1_0"}
+"""Types in which a zero stays zero: their levels are multiples of the scale.  In the others they are shifted, and a zero becomes some small number."""
 FALLBACKS: Mapping[str, str] = {"q6_k": "q8_0", "q5_k": "q5_1"}
 """Type for rows that blocks of 256 or 64 do not fill; all others take iq4_nl, the best 4.5 bits in blocks of 32 (docs/log)."""
 SMALLEST_FALLBACK = "iq4_nl"

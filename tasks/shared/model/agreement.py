@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from tasks.shared.errors import TechniqueError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -45,3 +47,44 @@ def logits_of(model: Any, ids: Sequence[Sequence[int]]) -> list["Tensor"]:
             model(torch.tensor([list(row)], device=model.device), use_cache=False).logits[0].float().cpu()
             for row in ids
         ]
+
+
+def compare_logits(
+    logits: Sequence["Tensor"], source_logits: Sequence["Tensor"], ids: Sequence[Sequence[int]], where: str
+) -> dict[str, float]:
+    """Compare a model's logits with its source's.
+
+    logits, source_logits: (length, vocabulary) per row of `ids`.
+    Returns kl_to_source (nats per token), same_top_token (0..1), perplexity and source_perplexity on these rows.
+    Raises TechniqueError if the model's logits are not finite.
+    """
+    import torch
+
+    ours, theirs = torch.cat(list(logits)), torch.cat(list(source_logits))
+    if not bool(torch.isfinite(ours).all()):
+        raise TechniqueError(
+            where,
+            "the written model's logits are not finite",
+            "finite logits",
+            "milder settings: more bits or less sparsity, larger damping, more calibration rows",
+        )
+    divergence, same = token_agreement(theirs, ours)
+    return {
+        "kl_to_source": float(divergence.mean()), "same_top_token": float(same.float().mean()),
+        "perplexity": perplexity(logits, ids), "source_perplexity": perplexity(source_logits, ids),
+    }  # fmt: skip
+
+
+def perplexity(logits: Sequence["Tensor"], ids: Sequence[Sequence[int]]) -> float:
+    """Exp of the mean negative log-likelihood of every token after the first of its row.
+
+    logits: (length, vocabulary) per row.
+    """
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    losses = [
+        cross_entropy(row[:-1], torch.tensor(list(tokens[1:])), reduction="none")
+        for row, tokens in zip(logits, ids, strict=True)
+    ]
+    return float(torch.cat(losses).mean().exp())

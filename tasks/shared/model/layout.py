@@ -1,7 +1,7 @@
 """Layouts: places of decoder layers, their parts, and their per-layer settings."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,21 @@ class Layout:
     def layer_weight(self) -> re.Pattern[str]:
         """Pattern of a layer's weight names; groups: index of the layer, name within the layer."""
         return re.compile(rf"{re.escape(self.layers)}\.(\d+)\.(.+)")
+
+    def origin(self, taken: Sequence[int]) -> Callable[[str], str | None]:
+        """Return a function from a weight's name to its name before layers were removed or moved.
+
+        taken: layer that each of the layers was before; a layer beyond them is new, and its weights have no name before.
+        """
+
+        def before(name: str) -> str | None:
+            found = self.layer_weight.fullmatch(name)
+            if found is None:
+                return name
+            place = int(found[1])
+            return f"{self.layers}.{taken[place]}.{found[2]}" if place < len(taken) else None
+
+        return before
 
     def fits(self, model: "PreTrainedModel") -> bool:
         """Return True if the model keeps its layers here."""

@@ -17,10 +17,11 @@ from tasks.quantize.rtn import RTN
 from tasks.shared.engines.llama_engine import LlamaSession
 from tasks.shared.errors import ConfigError, ParityError, TechniqueError
 from tasks.shared.forecast import Rows, Workload
-from tasks.shared.gguf.types import Scheme
+from tasks.shared.gguf.types import PlannedTensor, Scheme
 from tasks.shared.gguf.writer import write_gguf
 from tasks.shared.model.agreement import truncated_divergence
 from tasks.shared.model.loading import CHATML, load_model
+from tasks.shared.model.masks import write_masks
 from tasks.shared.model.saving import save_model
 from tasks.shared.model.weights import read_gguf
 from tasks.shared.technique import Compute, Inputs
@@ -213,6 +214,19 @@ def test_zero_points_that_q4_0_rounds_again_are_told(tmp_path: Path, caplog: pyt
     assert not caplog.text
     export.warn_of_zero_points(tmp_path, "q4_0")
     assert "scheme=q4_1 takes them over" in caplog.text
+
+
+def test_masks_that_a_type_cannot_hold_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    name, other = "model.layers.0.mlp.up_proj.weight", "model.embed_tokens.weight"
+    source = save_tiny(tmp_path / "source", build_model(num_hidden_layers=1))
+    mixed = [PlannedTensor(name, 64, 8192, "q4_0", "q4_0"), PlannedTensor(other, 64, 32768, "iq4_nl", "iq4_nl")]
+    shifted = [PlannedTensor(name, 64, 8192, "iq4_nl", "iq4_nl")]
+    export.warn_of_masks(source, shifted)
+    write_masks(source, [name])
+    export.warn_of_masks(source, mixed)
+    assert not caplog.text
+    export.warn_of_masks(source, shifted)
+    assert "iq4_nl has no exact zero" in caplog.text
 
 
 def test_another_model_s_weights_are_refused_and_nothing_is_left(

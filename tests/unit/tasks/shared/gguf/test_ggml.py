@@ -9,7 +9,7 @@ import pytest
 
 from tasks.shared.errors import TechniqueError
 from tasks.shared.gguf import ggml
-from tasks.shared.gguf.types import BLOCK_BYTES, FLOATS, bits
+from tasks.shared.gguf.types import BLOCK_BYTES, FLOATS, WITH_ZERO, bits
 
 BLOCKS = sorted(BLOCK_BYTES.keys() - FLOATS)
 
@@ -27,6 +27,20 @@ def test_every_type_decodes_in_the_gguf_package(scheme: str) -> None:
     error = float(((decoded - weight) ** 2).mean())
     limit = {8: 1e-4, 6: 1.5e-3, 5: 6e-3, 4: 2e-2, 3: 6e-2, 2: 0.2, 1: 0.6}[int(bits(scheme))]
     assert 0 < error < (0.7 if scheme.startswith("tq") else limit), "ternary types scale by the block's largest weight"
+
+
+@pytest.mark.parametrize("scheme", BLOCKS)
+def test_zeros_stay_zero_in_exactly_the_types_that_have_one(scheme: str) -> None:
+    """Half of the weights are zero, as pruning leaves them."""
+    from gguf import GGMLQuantizationType
+    from gguf.quants import dequantize
+
+    draw = np.random.default_rng(0)
+    weight = (draw.standard_normal((8, 512)) * (draw.random((8, 512)) < 0.5)).astype(np.float32)
+    packed = ggml.quantize_rows(weight, scheme, np.ones(512, np.float32))
+    decoded = np.array(dequantize(packed, GGMLQuantizationType[scheme.upper()]))
+    kept = float((decoded[weight == 0] == 0).mean())
+    assert kept == 1.0 if scheme in WITH_ZERO else kept < 0.1
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""Masks: scores of weights, the choice of those to remove, and compensation for them."""
