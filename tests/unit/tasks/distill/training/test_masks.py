@@ -56,6 +56,19 @@ def test_a_trained_model_has_the_masks_of_its_source(source: Path, tmp_path: Pat
     check_held(source, out)
 
 
+def test_masked_weights_stay_zero_on_a_grid_that_has_a_zero(source: Path, tmp_path: Path) -> None:
+    """Rounding may add zeros, which are then masked as well."""
+    out, run = empty_run(tmp_path)
+    train_model(SFT(**SETTINGS | {"qat": {"grid": "q4_0"}}), source, chats(12), TwoTerms(), out, run)
+    before, after, masks = load_model(source), load_model(out), read_masks(out)
+    assert masks is not None
+    for name in NAMES:
+        zeros = before.get_parameter(name) == 0
+        assert bool((after.get_parameter(name)[zeros] == 0).all()) and masks.tensors[name].zeros >= int(zeros.sum())
+    with pytest.raises(TechniqueError, match="iq4_nl, which has no zero.*\n.*\n  fix: qat.grid=q4_0"):
+        train_model(SFT(**SETTINGS | {"qat": {"grid": "iq4_nl"}}), source, chats(12), TwoTerms(), out, run)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"lora": {"rank": 4}}], ids=["whole", "LoRA"])
 def test_masks_hold_where_processes_share_the_weights(
