@@ -3,6 +3,7 @@
 python -m bench.evaluate                        the embedded model and four candidates, 500 items, three rounds; well over an hour on two cores
 python -m bench.evaluate --tiny --rounds 1      models of random weights, to try it; a minute
 python -m bench.evaluate --data /your/benchmarks --tasks hellaswag_val1000
+python -m bench.evaluate --asking --items 48    questions of support_bot in transformers, with `reuse` and without (bench/asking.py)
 
 Both score the baseline and each candidate once, each in a fresh process, and must find the same accuracies.  Ours also keeps every
 sample, survives a failing candidate, and computes a verdict.  Without --data the items are random words, since only their length
@@ -18,19 +19,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from bench.asking import compare, spread
+
 CANDIDATES = 4
 MARGIN = 0.05
 BATCH = 16
 
 
-def make_models(folder: Path, tiny: bool) -> list[Path]:
+def make_models(folder: Path, tiny: bool, candidates: int = CANDIDATES) -> list[Path]:
     """Save the baseline, and candidates with slightly different weights, as bfloat16 folders."""
     import torch
 
@@ -41,13 +43,13 @@ def make_models(folder: Path, tiny: bool) -> list[Path]:
     from tests.tiny_llama import build_model, build_tokenizer
 
     if tiny:
-        model, tokenizer = build_model(), build_tokenizer()
+        model, tokenizer = build_model(max_position_embeddings=1024), build_tokenizer()
     else:
         source = build_plan(compose_recipe("tiny").recipe).sources["models.teacher"].path
         model, tokenizer = load_model(source), load_tokenizer(source)
     torch.manual_seed(0)
     found = []
-    for number in range(CANDIDATES + 1):
+    for number in range(candidates + 1):
         if number:
             with torch.no_grad():
                 for weight in model.parameters():
@@ -172,14 +174,12 @@ def measure(job: dict[str, Any], rounds: int, work: Path) -> dict[str, list[Took
     return seconds
 
 
-def spread(values: Sequence[float], form: str = ".1f") -> str:
-    """Median and range."""
-    return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
-
-
 def main() -> None:
     """Measure both arms and print; with --arm, run one of them."""
     options = arguments()
+    if options.asking:
+        compare(options.items, options.rounds, options.tiny, options.model, options.data)
+        return
     if options.arm:
         job = json.loads(options.job)
         found = score_alone(job) if options.arm == "alone" else score_ours(job)
@@ -216,7 +216,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--items", type=int, default=500)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tasks", default="hellaswag_val1000")
-    parser.add_argument("--data", default="", help="folder with the benchmarks' real files")
+    parser.add_argument(
+        "--data", default="", help="folder with the benchmarks' real files; with --asking, a corpus like support_bot's"
+    )
+    parser.add_argument("--asking", action="store_true", help="compare ways of asking one model, at equal answers")
+    parser.add_argument(
+        "--model", default="", help="with --asking: folder or GGUF file to ask instead of the embedded model"
+    )
     parser.add_argument("--scores-only", action="store_true", help="compute no verdict")
     parser.add_argument("--arm", choices=["alone", "ours"], help=argparse.SUPPRESS)
     parser.add_argument("--job", help=argparse.SUPPRESS)

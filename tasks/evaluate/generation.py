@@ -87,7 +87,10 @@ class Generation:
     """Strings that end an answer, besides the model's own end of turn; they are not part of it.  Empty takes the task's."""
     label: LabelMethod = "likeliest"
     """Source of the label.  likeliest: the label with the highest log-likelihood where the answer would begin, for one more pass over the
-    prompts.  written: as the answer states it; a reference, which writes none, is still scored."""
+    prompts, which `reuse` saves where the answer proves the label.  written: as the answer states it; a reference, which writes none, is still scored."""
+    reuse: bool = True
+    """Read a beginning that prompts share once, drop answers from a batch as they end, and take the likeliest label from the answer's
+    own probabilities where these prove it.  Results are equal up to rounding; false computes everything anew."""
     batch_size: Annotated[int, Field(ge=1)] = 64
     """Prompts generated together in transformers; log-likelihoods take a quarter of it."""
     context: Annotated[int, Field(ge=64)] = 1024
@@ -240,6 +243,7 @@ class Generation:
         return GenerationPlan(
             prompts, request.labels, tuned, request.length, repeat_batch_size(self.batch_size, model.repetition, len(prompts)), self.context,
             reversed_order=bool(model.repetition % 2), stop=request.stop, choice=self.label if tuned else "likeliest", layout=request.layout,
+            reuse=self.reuse,
         )  # fmt: skip
 
     def _items(

@@ -12,7 +12,10 @@ from tasks.evaluate.models_under_test.label_choice import (
     LabelLayout,
     LabelMethod,
     choice_contexts,
+    label_end,
     likeliest_choices,
+    proven_choices,
+    same_prompts,
     written_choices,
 )
 from tasks.evaluate.models_under_test.model_under_test import ModelUnderTest, RowPrompts
@@ -34,6 +37,7 @@ class GenerationPlan:
     reversed_order: send prompts to llama.cpp in reverse, so that its prefix cache holds other prefixes.
     stop: strings that end an answer.
     choice: how a label is found; see label_choice.py.  layout: the label's place in an answer.
+    reuse: read beginnings that prompts share once, and take labels from the answers' probabilities where these prove them.
     """
 
     prompts: Sequence[RowPrompts]
@@ -46,17 +50,19 @@ class GenerationPlan:
     stop: Sequence[str] = ()
     choice: LabelMethod = "likeliest"
     layout: LabelLayout = "first_line"
+    reuse: bool = False
 
 
 @dataclass(frozen=True)
 class Predictions:
     """One model's replies, one per row, in the plan's order.
 
-    label_method: how labels were chosen; empty for none.
+    label_method: how labels were chosen; empty for none.  reading: how prompts were read; empty for each as a whole.
     """
 
     replies: list[Reply]
     label_method: str = ""
+    reading: str = ""
 
 
 def generate_replies(model: ModelUnderTest, plan: GenerationPlan, resources: Resources) -> Predictions:
@@ -65,13 +71,27 @@ def generate_replies(model: ModelUnderTest, plan: GenerationPlan, resources: Res
     Raises ModelError if the model cannot be loaded or run, its logits are not finite, or a prompt and its answer exceed its context.
     """
     opening = Opening(
-        resources.threads, resources.device, plan.context, batch_size=plan.batch_size, reverse=plan.reversed_order
+        resources.threads,
+        resources.device,
+        plan.context,
+        batch_size=plan.batch_size,
+        reverse=plan.reversed_order,
+        reuse=plan.reuse,
     )
     with ENGINES[model.engine].open(model.weights, opening) as session:
-        written = _answers(session, plan)
-        chosen = _labels(session, plan, written)
+        return ask(session, plan)
+
+
+def ask(session: Session, plan: GenerationPlan) -> Predictions:
+    """Put a plan's prompts to an open model; see `generate_replies`."""
+    written = _answers(session, plan)
+    chosen = _labels(session, plan, written)
     replies = zip(chosen.labels, written, strict=True)
-    return Predictions([Reply(label, found.text, found.ended, plan.labeled) for label, found in replies], chosen.method)
+    return Predictions(
+        [Reply(label, found.text, found.ended, plan.labeled) for label, found in replies],
+        chosen.method,
+        session.reading,
+    )
 
 
 def _answers(session: Session, plan: GenerationPlan) -> list[Written]:
@@ -80,18 +100,27 @@ def _answers(session: Session, plan: GenerationPlan) -> list[Written]:
     session.check(prompts[0])  # after the lengths: a pass over a prompt of 10^6 tokens would take hours
     if not plan.max_new_tokens:
         return [Written("", True)] * len(prompts)
+    labels = known_labels(plan)
+    if plan.reuse and labels and plan.choice == "likeliest" and all(map(same_prompts, plan.prompts)):
+        end = label_end(session, plan.layout)
+        return session.answer(prompts, plan.max_new_tokens, plan.stop, labels=labels, end=end)
     return session.answer(prompts, plan.max_new_tokens, plan.stop)
 
 
+def known_labels(plan: GenerationPlan) -> list[str]:
+    """Return the plan's labels without the empty one of rows that have none."""
+    return [label for label in plan.labels if label]
+
+
 def _labels(session: Session, plan: GenerationPlan, written: Sequence[Written]) -> Choices:
-    labels = [label for label in plan.labels if label]  # rows without a label have an empty one
+    labels = known_labels(plan)
     if not labels:
         return Choices([""] * len(written), None, "")
     if plan.choice == "written":
         return written_choices(written, labels, plan.layout)
     contexts = choice_contexts(session.render, plan.prompts, written)
     check_room(session, contexts, max(len(session.tokens(label)) for label in labels), MORE_ROOM)
-    return likeliest_choices(session, contexts, labels, plan.layout)
+    return likeliest_choices(session, contexts, labels, plan.layout, proven_choices(written))
 
 
 def label_notes(results: Mapping[str, Predictions]) -> list[str]:
@@ -100,6 +129,14 @@ def label_notes(results: Mapping[str, Predictions]) -> list[str]:
     for name, found in results.items():
         names.setdefault(found.label_method, []).append(name)
     return [f"Labels of {', '.join(found)}: {method}." for method, found in names.items() if method]
+
+
+def reading_notes(results: Mapping[str, Predictions]) -> list[str]:
+    """Return a note for each way of reading prompts, with the models; none for one by one."""
+    names: dict[str, list[str]] = {}
+    for name, found in results.items():
+        names.setdefault(found.reading, []).append(name)
+    return [f"Prompts of {', '.join(found)}: {method}." for method, found in names.items() if method]
 
 
 def template_notes(models: Sequence[ModelUnderTest]) -> list[str]:

@@ -4,7 +4,13 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tasks.evaluate.grading.replies import Reply, truncation_notes
-from tasks.evaluate.models_under_test.answering import GenerationPlan, Predictions, generate_replies, label_notes
+from tasks.evaluate.models_under_test.answering import (
+    GenerationPlan,
+    Predictions,
+    generate_replies,
+    label_notes,
+    reading_notes,
+)
 from tasks.evaluate.models_under_test.isolated_runs import evaluate_each
 from tasks.evaluate.models_under_test.model_under_test import ModelUnderTest, RowPrompts
 from tasks.shared.formats.rows import Row
@@ -72,7 +78,7 @@ def reply_to_all(
                 sound[name] = result
                 replies[name].update(zip(places[name], result.replies, strict=True))
         first = first or plans
-        notes += label_notes(sound)
+        notes += [*reading_notes(sound), *label_notes(sound)]
         limits = {plan.max_new_tokens for plan in plans.values()}
         notes += truncation_notes({name: result.replies for name, result in sound.items()}, max(limits, default=0))
     found = {name: failed.get(name) or [own[place] for place in sorted(own)] for name, own in replies.items()}

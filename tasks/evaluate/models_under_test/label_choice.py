@@ -1,7 +1,8 @@
 """Label of a row: the most likely of the known ones, or the one that the answer says.
 
 likeliest: the label with the highest log-likelihood where an answer would begin (`Session.choose`).  It is the model's own choice even
-where its answer is no known label, and costs a pass over the prompts besides the answers.
+where its answer is no known label.  It costs a pass over the prompts besides the answers, except for rows whose answer proves it
+(tasks/shared/engines/label_proof.py).
 written: read from the answer, at no cost; an answer that says no known label has none.
 """
 
@@ -18,6 +19,7 @@ from tasks.shared.text.reasoning import reasoning_prefix, split_reasoning
 LabelMethod = Literal["likeliest", "written"]
 LabelLayout = Literal["first_line", "alone"]
 """Place of a label in an answer: its first line, or all of it."""
+PROVEN = "likeliest label by the probabilities of the answer itself"
 WRITTEN = "the label that the answer says; none where it says no known label"
 
 
@@ -34,12 +36,44 @@ def _said(text: str, layout: LabelLayout) -> str:
     return label or rest if layout == "first_line" else split_reasoning(text)[1].strip()
 
 
-def likeliest_choices(session: Session, contexts: Sequence[str], labels: Sequence[str], layout: LabelLayout) -> Choices:
+def likeliest_choices(
+    session: Session, contexts: Sequence[str], labels: Sequence[str], layout: LabelLayout, proven: Sequence[str] = ()
+) -> Choices:
     """Return the most likely label after each rendered context.
 
-    layout: what ends a label, a line break or the end of the turn.
+    layout: what ends a label, a line break or the end of the turn.  proven: labels known already, "" for the others; empty if none is.
     """
-    return session.choose(contexts, labels, "\n" if layout == "first_line" else end_of_turn(session.render))
+    end = label_end(session, layout)
+    if not any(proven):
+        return session.choose(contexts, labels, end)
+    open_ = [index for index, label in enumerate(proven) if not label]
+    if not open_:
+        return Choices(list(proven), None, PROVEN)
+    found = session.choose([contexts[index] for index in open_], labels, end)
+    known = dict(zip(open_, found.labels, strict=True))
+    return Choices(
+        [known.get(index, label) for index, label in enumerate(proven)],
+        None,
+        f"{PROVEN}; where these do not decide, {found.method}",
+    )
+
+
+def label_end(session: Session, layout: LabelLayout) -> str:
+    """Return what ends a label: a line break, or the end of the turn."""
+    return "\n" if layout == "first_line" else end_of_turn(session.render)
+
+
+def proven_choices(written: Sequence[Written]) -> list[str]:
+    """Return the labels that answers prove, "" for the others.
+
+    After reasoning the label stands elsewhere, so what was computed at the start of such an answer does not count.
+    """
+    return ["" if reasoning_prefix(found.text) else found.label for found in written]
+
+
+def same_prompts(question: RowPrompts) -> bool:
+    """Return True if label and answer follow the same prompt."""
+    return question.label_messages == question.answer_messages
 
 
 def choice_contexts(
@@ -52,7 +86,7 @@ def choice_contexts(
     """
     return [
         render(question.label_messages, question.tools) + reasoning_prefix(found.text)
-        if question.label_messages == question.answer_messages
+        if same_prompts(question)
         else render(question.label_messages, "")
         for question, found in zip(prompts, written, strict=True)
     ]

@@ -3,12 +3,13 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
 from tasks.shared.engines.engine import EngineName
+from tasks.shared.engines.label_proof import SLACK, Step, proven_label, remaining_labels
 from tasks.shared.engines.labels import Found, LabelPrompt, find_likeliest, label_prompts
 from tasks.shared.engines.llama_client import LlamaClient
 from tasks.shared.engines.memory import peak_memory
@@ -70,16 +71,36 @@ class LlamaSession:
                 "the model is broken: check the step that made it",
             )
 
+    @property
+    def reading(self) -> str:
+        """Empty: the server's prefix cache is always on."""
+        return ""
+
     def answer(
-        self, prompts: Sequence[str], max_new_tokens: int, stop: Sequence[str] = (), grammar: str = ""
+        self,
+        prompts: Sequence[str],
+        max_new_tokens: int,
+        stop: Sequence[str] = (),
+        grammar: str = "",
+        labels: Sequence[str] = (),
+        end: str = "\n",
     ) -> list[Written]:
         """Greedy answers, sorted so that prompts with one beginning share the prefix cache."""
         order = sorted(range(len(prompts)), key=lambda index: prompts[index], reverse=self.reverse)
         options: dict[str, Any] = ({"stop": list(stop)} if stop else {}) | ({"grammar": grammar} if grammar else {})
+        whole = partial(self.client.tokens, whole=True)
+        asked = label_prompts(whole, self.client.tokens, prompts, labels, end) if labels else []
+        if labels:
+            options["logprobs"] = SEARCH_TOP
 
         def write(index: int) -> Written:
             found = self.client.complete(prompts[index], max_new_tokens, **options)
-            return Written(str(found["text"]).strip(), found.get("finish_reason") == "stop")
+            text = str(found["text"])
+            place = None
+            if labels and (paths := remaining_labels(asked[index], whole(prompts[index]))):
+                place = proven_label(paths, answer_steps(found), SLACK)
+            name = "" if place is None else labels[place]
+            return Written(text.strip(), found.get("finish_reason") == "stop", name)
 
         found: dict[int, Written] = {}
         for index, written in zip(order, track(self.client.each(write, order), "answers", len(order)), strict=True):
@@ -145,6 +166,24 @@ class LlamaSession:
     @cached_property
     def _plain(self) -> int:
         return self.client.tokens("a")[-1]
+
+
+def answer_steps(choice: Mapping[str, Any]) -> list[Step]:
+    """Return the tokens of a completion with the log-probabilities that it reports.
+
+    Empty if tokens are missing, as those are that end inside a character.
+    """
+    entries = (choice.get("logprobs") or {}).get("content") or []
+    spelled = b"".join(bytes(entry.get("bytes") or ()) for entry in entries)
+    if not spelled.startswith(str(choice["text"]).encode()):
+        return []
+    steps = []
+    for entry in entries:
+        scores = {int(other["id"]): _number(other) for other in entry.get("top_logprobs") or ()}
+        steps.append(
+            Step(int(entry["id"]), scores | {int(entry["id"]): _number(entry)}, min(scores.values(), default=0.0))
+        )
+    return steps
 
 
 def _number(entry: Mapping[str, Any]) -> float:

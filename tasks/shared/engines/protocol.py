@@ -65,6 +65,7 @@ class Opening:
     order of arrival.
     batch_size: prompts in one pass, for engines that batch.
     reverse: send prompts to a server in reverse order, so that its prefix cache holds other prefixes.
+    reuse: read beginnings that prompts share once, for engines that batch; a server's prefix cache does so in any case.
     limit_s: seconds until the model must be loaded.
     command: executable of an engine that is installed elsewhere.
     """
@@ -75,6 +76,7 @@ class Opening:
     parallel: int = 1
     batch_size: int = 32
     reverse: bool = False
+    reuse: bool = False
     limit_s: float = 180.0
     command: str = ""
 
@@ -122,13 +124,25 @@ class Session(Protocol):
         ...
 
     def answer(
-        self, prompts: Sequence[str], max_new_tokens: int, stop: Sequence[str] = (), grammar: str = ""
+        self,
+        prompts: Sequence[str],
+        max_new_tokens: int,
+        stop: Sequence[str] = (),
+        grammar: str = "",
+        labels: Sequence[str] = (),
+        end: str = "\n",
     ) -> list[Written]:
         """Return greedy answers in the order of the prompts.
 
         stop: strings that end an answer and are not part of it.
         grammar: GBNF grammar of the answers; empty for none.
+        labels, end: as for `choose`; an answer names the label that its own probabilities prove likeliest.
         """
+        ...
+
+    @property
+    def reading(self) -> str:
+        """Way in which prompts were read so far, for notes; empty for one by one."""
         ...
 
     def choose(self, prompts: Sequence[str], labels: Sequence[str], end: str = "\n") -> Choices:

@@ -2,18 +2,21 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tasks.shared.engines.engine import EngineName
+from tasks.shared.engines.label_proof import HALF_SLACK, SLACK, Step, proven_label, remaining_labels
+from tasks.shared.engines.labels import label_prompts
 from tasks.shared.engines.memory import peak_memory
 from tasks.shared.engines.protocol import Capabilities, Choices, Conversation, Opening, lacking
 from tasks.shared.model.encoding import text_ids
 from tasks.shared.model.generation import Written, check_logits, write_answers
 from tasks.shared.model.loading import has_cpu_bfloat16, load_model, load_tokenizer
 from tasks.shared.model.prompts import render
+from tasks.shared.model.reusing import ReusingWriter, Watch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -26,11 +29,12 @@ def choose_dtype(device: str) -> Literal["float32", "bfloat16"]:
 
 @dataclass
 class TransformersSession:
-    """A model and its tokenizer in memory."""
+    """A model and its tokenizer in memory.  reuse: see `Opening`."""
 
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
     batch_size: int
+    reuse: bool = False
     url = ""
 
     @cached_property
@@ -51,17 +55,46 @@ class TransformersSession:
         check_logits(self.model, self.tokenizer, prompt)
 
     def answer(
-        self, prompts: Sequence[str], max_new_tokens: int, stop: Sequence[str] = (), grammar: str = ""
+        self,
+        prompts: Sequence[str],
+        max_new_tokens: int,
+        stop: Sequence[str] = (),
+        grammar: str = "",
+        labels: Sequence[str] = (),
+        end: str = "\n",
     ) -> list[Written]:
         """Greedy answers in batches of prompts of similar length; a grammar is refused."""
         if grammar:
             raise lacking(TRANSFORMERS.name, "grammar")
-        return write_answers(self.model, self.tokenizer, prompts, max_new_tokens, self.batch_size, stop)
+        if not self.reuse:
+            return write_answers(self.model, self.tokenizer, prompts, max_new_tokens, self.batch_size, stop)
+        if not labels:
+            return self._writer.write(prompts, max_new_tokens, stop)
+        ids = [self.tokens(prompt) for prompt in prompts]
+        asked = label_prompts(self.tokens, self.tokens, prompts, labels, end)
+        paths = [remaining_labels(prompt, own) for prompt, own in zip(asked, ids, strict=True)]
+        tokens = sorted({token for found in paths for path in found for token in path})
+        watch = Watch(tokens, max((len(path) for found in paths for path in found), default=0))
+        written = self._writer.write(prompts, max_new_tokens, stop, watch)
+        slack = SLACK if str(self.model.dtype) == "torch.float32" else HALF_SLACK
+        proven = [proven_label(found, _steps(watch, row), slack) if found else None for row, found in enumerate(paths)]
+        return [
+            answer if place is None else replace(answer, label=labels[place])
+            for answer, place in zip(written, proven, strict=True)
+        ]
+
+    @property
+    def reading(self) -> str:
+        """Way in which prompts were read so far."""
+        return self._writer.method
+
+    @cached_property
+    def _writer(self) -> ReusingWriter:
+        return ReusingWriter(self.model, self.tokenizer, self.batch_size)
 
     def choose(self, prompts: Sequence[str], labels: Sequence[str], end: str = "\n") -> Choices:
         """Most likely labels, from the log-likelihoods of all of them."""
         from tasks.shared.engines.label_scores import LabelScorer
-        from tasks.shared.engines.labels import label_prompts
 
         scorer = LabelScorer(
             self.model, max(1, self.batch_size // 4)
@@ -86,6 +119,11 @@ class TransformersSession:
         return peak_memory()
 
 
+def _steps(watch: Watch, row: int) -> list[Step]:
+    """Return the watched places of a row's answer."""
+    return [Step(token, dict(zip(watch.tokens, scores, strict=True))) for token, scores in watch.of(row)]
+
+
 class TransformersEngine:
     """Runs folders of safetensors, compressed ones too, and GGUF files after dequantizing them."""
 
@@ -102,7 +140,7 @@ class TransformersEngine:
 
         torch.set_num_threads(opening.threads)
         model = load_model(weights, choose_dtype(opening.device), opening.device)
-        yield TransformersSession(model, load_tokenizer(weights), opening.batch_size)
+        yield TransformersSession(model, load_tokenizer(weights), opening.batch_size, opening.reuse)
 
 
 TRANSFORMERS = TransformersEngine()

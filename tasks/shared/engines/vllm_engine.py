@@ -60,12 +60,25 @@ class VllmSession:
         if not self._complete(prompt, 1, ())["choices"]:
             raise ModelError(str(self.weights), "vLLM answers without a choice", "a token")
 
+    @property
+    def reading(self) -> str:
+        """Empty: prompts are read one by one."""
+        return ""
+
     def answer(
-        self, prompts: Sequence[str], max_new_tokens: int, stop: Sequence[str] = (), grammar: str = ""
+        self,
+        prompts: Sequence[str],
+        max_new_tokens: int,
+        stop: Sequence[str] = (),
+        grammar: str = "",
+        labels: Sequence[str] = (),
+        end: str = "\n",
     ) -> list[Written]:
-        """Greedy answers, `batch_size` requests at once; a grammar is refused."""
+        """Greedy answers, `batch_size` requests at once; a grammar and labels are refused."""
         if grammar:
             raise lacking(VLLM.name, "grammar")
+        if labels:
+            raise lacking(VLLM.name, "labels")
 
         def write(prompt: str) -> Written:
             choices = self._complete(prompt, max_new_tokens, stop).get("choices")

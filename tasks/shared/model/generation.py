@@ -15,10 +15,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Written:
-    """A continuation without special tokens.  ended: False if the length limit cut it off."""
+    """A continuation without special tokens.
+
+    ended: False if the length limit cut it off.  label: the likeliest of the labels asked for, where the continuation's own
+    probabilities prove it; empty otherwise.
+    """
 
     text: str
     ended: bool
+    label: str = ""
 
 
 def write_answers(

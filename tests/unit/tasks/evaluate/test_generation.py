@@ -506,6 +506,7 @@ CHANGES = {
     "max_new_tokens": Change(4),
     "stop": Change(tuple("abcdefghijklmnopqrstuvwxyz ")),
     "label": Change("written"),
+    "reuse": Change(False),  # equal answers; the notes say how prompts were read
     "batch_size": Change(
         2, {"again": 1}
     ),  # other sums: an answer or a choice may differ; here the note on repeats does

@@ -9,8 +9,15 @@ from typing import Any
 import pytest
 
 from tasks.evaluate.models_under_test import answering
-from tasks.evaluate.models_under_test.answering import GenerationPlan, Predictions, generate_replies, label_notes
+from tasks.evaluate.models_under_test.answering import (
+    GenerationPlan,
+    Predictions,
+    generate_replies,
+    label_notes,
+    reading_notes,
+)
 from tasks.evaluate.models_under_test.isolated_runs import Resources
+from tasks.evaluate.models_under_test.label_choice import PROVEN, proven_choices
 from tasks.evaluate.models_under_test.model_under_test import ModelUnderTest, tuned_prompts
 from tasks.shared.engines.protocol import Choices, Opening
 from tasks.shared.errors import ModelError
@@ -31,7 +38,7 @@ PLAN = GenerationPlan(tuned_prompts(ROWS), ["i", "j"], True, 8, 4, 64)
 class Session:
     """Session with one token per word, which writes "j" and chooses "i"."""
 
-    url, context = "", 64
+    url, context, reading = "", 64, ""
 
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
@@ -45,9 +52,12 @@ class Session:
     def check(self, prompt: str) -> None:
         self.calls.append(("check", prompt))
 
-    def answer(self, prompts: Sequence[str], *options: Any) -> list[Written]:
-        self.calls.append(("answer", *options))
-        return [Written("j\nYes.", True)] * len(prompts)
+    def answer(
+        self, prompts: Sequence[str], limit: int, stop: Sequence[str] = (), labels: Sequence[str] = (), end: str = ""
+    ) -> list[Written]:
+        self.calls.append(("answer", limit, stop, *labels))
+        proven = ["j", ""] if labels else ["", ""]
+        return [Written("j\nYes.", True, label) for label in proven]
 
     def choose(self, prompts: Sequence[str], labels: Sequence[str], end: str) -> Choices:
         self.calls.append(("choose", tuple(labels), end))
@@ -77,6 +87,27 @@ def test_a_plan_is_run_in_the_model_s_engine(monkeypatch: pytest.MonkeyPatch, tm
     assert session.calls[1:] == [("answer", 8, ("\n\n",)), ("choose", ("i", "j"), "\n")]
     assert openings == [Opening(2, "cpu", 64, batch_size=4, reverse=True)]
     assert label_notes({"m": found, "n": found, "o": Predictions([])}) == ["Labels of m, n: by toss."]
+
+
+def test_rows_whose_answer_proves_their_label_are_not_asked_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    found, session, openings = run(monkeypatch, tmp_path, replace(PLAN, reuse=True))
+    assert [reply.choice for reply in found.replies] == ["j", "i"] and openings[0].reuse
+    assert session.calls[1:] == [("answer", 8, (), "i", "j"), ("choose", ("i", "j"), "\n")]
+    assert found.label_method == f"{PROVEN}; where these do not decide, by toss"
+    monkeypatch.setattr(Session, "reading", "backwards")
+    found, session, _ = run(monkeypatch, tmp_path, replace(PLAN, reuse=True, choice="written"))
+    assert session.calls[1:] == [("answer", 8, ())] and reading_notes({"m": found}) == ["Prompts of m: backwards."]
+
+
+def test_labels_after_reasoning_and_of_other_prompts_are_not_taken_from_answers(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert proven_choices([Written("<think>a</think>j", True, "j"), Written("j", True, "j")]) == ["", "j"]
+    prompts = [replace(prompt, label_messages=[{"role": "user", "content": "?"}]) for prompt in PLAN.prompts]
+    _, session, _ = run(monkeypatch, tmp_path, replace(PLAN, reuse=True, prompts=prompts))
+    assert session.calls[1:] == [("answer", 8, ()), ("choose", ("i", "j"), "\n")]
 
 
 def test_a_written_label_takes_no_second_pass(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

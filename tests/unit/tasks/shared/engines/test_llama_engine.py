@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from tasks.shared.engines.label_proof import Step
 from tasks.shared.engines.labels import label_prompts
-from tasks.shared.engines.llama_engine import LLAMA_CPP, LlamaSession
+from tasks.shared.engines.llama_engine import LLAMA_CPP, LlamaSession, answer_steps
 from tasks.shared.engines.protocol import Opening, check_room
 from tasks.shared.engines.transformers_engine import TRANSFORMERS, TransformersSession
 from tasks.shared.errors import EndpointError, ModelError
@@ -129,6 +130,29 @@ def test_answers_end_at_stop_strings_and_follow_grammars(
     assert {found.text for found in llama.answer(prompts, 8, grammar='root ::= "yes" | "no"')} <= {"yes", "no"}
     with pytest.raises(Exception, match="lacks `grammar`"):
         torch_session.answer(prompts, 8, grammar='root ::= "yes"')
+
+
+def test_labels_that_answers_prove_are_those_of_a_search(
+    llama: LlamaSession, torch_session: TransformersSession
+) -> None:
+    prompts = prompts_of(llama)
+    for labels in (SINGLE, LABELS):
+        written = llama.answer(prompts, 4, labels=labels)
+        assert [answer.text for answer in written] == [answer.text for answer in llama.answer(prompts, 4)]
+        wanted = llama.choose(prompts, labels).labels
+        assert all(answer.label in ("", other) for answer, other in zip(written, wanted, strict=True))
+        assert any(answer.label for answer in written) or labels is LABELS
+
+
+def test_an_answer_with_a_token_that_is_not_reported_proves_nothing() -> None:
+    whole = {
+        "id": 5,
+        "bytes": [97],
+        "logprob": -0.1,
+        "top_logprobs": [{"id": 5, "logprob": -0.1}, {"id": 6, "logprob": None}],
+    }
+    assert answer_steps({"text": "a", "logprobs": {"content": [whole]}}) == [Step(5, {5: -0.1, 6: -inf}, -inf)]
+    assert answer_steps({"text": "ba", "logprobs": {"content": [whole]}}) == [] == answer_steps({"text": "a"})
 
 
 def test_a_prompt_that_leaves_no_room_is_refused_in_both_engines(
