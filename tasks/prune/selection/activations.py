@@ -7,11 +7,13 @@ of the norms.  Unlike there, tokens are aggregated as a sum of squares.
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Literal
 
+from tasks.prune.selection.losses import text_loss
 from tasks.prune.selection.picks import Scores
 from tasks.prune.selection.shape import Shape
 from tasks.shared.errors import TechniqueError
 from tasks.shared.model.activations import collect
 from tasks.shared.model.calibration import batches
+from tasks.shared.model.head import check_head
 from tasks.shared.model.layout import decoder_layers, find_layout, part_of
 from tasks.shared.progress import track
 
@@ -117,8 +119,8 @@ def measure_gates(
     Returns (units,), float64, per layer, on the CPU.
     """
     import torch
-    from torch.nn.functional import cross_entropy
 
+    check_head(model)
     lasts = last_projections(model, axis)
     sums = [torch.zeros(units, dtype=torch.float64) for _ in lasts]
     gates: list[Tensor] = []
@@ -139,14 +141,11 @@ def measure_gates(
         for layer, last in enumerate(lasts):
             stack.callback(last.register_forward_pre_hook(apply_gate(layer)).remove)
         for batch in track(batches(ids, batch_size, pad_id), "gradients", -(-len(ids) // batch_size)):
-            placed = {name: tensor.to(model.device) for name, tensor in batch.items()}
-            rows = placed["input_ids"]
+            rows = len(batch["input_ids"])
             gates[:] = [
-                torch.ones(len(rows), units, device=model.device, dtype=model.dtype, requires_grad=True) for _ in lasts
+                torch.ones(rows, units, device=model.device, dtype=model.dtype, requires_grad=True) for _ in lasts
             ]
-            logits = model(**placed, use_cache=False).logits[:, :-1].float()
-            wanted = rows[:, 1:].masked_fill(placed["attention_mask"][:, 1:] == 0, -100)
-            loss = cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=-100, reduction="sum")
+            loss = text_loss(model, batch)
             for layer, gradient in enumerate(torch.autograd.grad(loss, gates)):
                 sums[layer] += gradient.double().square().sum(0).cpu()
     return sums

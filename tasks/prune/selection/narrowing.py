@@ -108,13 +108,20 @@ class Narrowing(ABC):
         shape = planned_shape(config)
         if shape is None:
             return config
-        return {**config, **changed_sizes(shape, self.narrowed(shape, str(config.get("model_type", ""))))}
+        return {**config, **changed_sizes(shape, self._planned(shape, str(config.get("model_type", ""))))}
+
+    def _planned(self, shape: Shape, kind: str) -> Shape:
+        """Return the sizes that remain; those before if there cannot be such, for which `refuses` has the reason."""
+        try:
+            return self.narrowed(shape, kind)
+        except TechniqueError:
+            return shape
 
     def forecast(self, work: Workload) -> Forecast:
         """Forecast passes over the calibration rows as the criterion needs them, and both models in memory."""
         size = work.size()
         before = shape_from(size.shape)
-        small = size.reshaped(dimensions_of(self.narrowed(before, ""), size.shape))
+        small = size.reshaped(dimensions_of(self._planned(before, ""), size.shape))
         passes = TRAINING_COST if self.criterion in DIFFERENTIATED else int(self.criterion in MEASURED)
         seconds = passes * work.reading(size, self.calibration_rows * self.max_tokens)
         return forecast_reading(work, seconds, size.parameters + small.parameters, small)
@@ -181,7 +188,7 @@ class Narrowing(ABC):
         draws = torch.rand(len(lasts), units, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         found = []
         for layer, last in enumerate(lasts):
-            weight = last.weight.detach().cpu()
+            weight: Tensor = last.get_parameter("weight").detach().cpu()
             incoming = rows_into(decoder_layers(model)[layer], self.axis, units)
             block = Block(
                 weight.reshape(weight.shape[0], units, -1), incoming, draws[layer], moments[layer], gates[layer]
