@@ -156,11 +156,11 @@ def test_the_forecast_is_of_the_model_that_is_made(tmp_path: Path, settings: dic
 
 
 CHANGES = {
-    "ratio": Change(0.25),
-    "multiple": Change(1, {"unit": "queries", "ratio": 0.3}),
+    "ratio": Change(0.75),
+    "multiple": Change(64, {"unit": "queries", "ratio": 0.6}),
     "criterion": Change("magnitude"),
     "unit": Change("queries"),
-    "kept": Change(3),
+    "kept": Change(1),
     "calibration_rows": Change(1, {"criterion": "taylor"}),
     "max_tokens": Change(8, {"criterion": "taylor"}),
     "batch_size": Change(1, {"criterion": "taylor"}),

@@ -157,7 +157,7 @@ def test_the_forecast_is_of_the_model_that_is_made(tmp_path: Path, settings: dic
 
 CHANGES = {
     "ratio": Change(0.25),
-    "multiple": Change(64, {"ratio": 0.25}),
+    "multiple": Change(64, {"ratio": 0.3}),
     "criterion": Change("random"),
     "neurons": Change(80),
     "calibration_rows": Change(1),
