@@ -1,4 +1,4 @@
-"""Perplexity of a model without some of its layers, neurons or heads, by criterion, before any recovery.
+"""Perplexity without some layers, neurons or heads, by criterion, before any recovery.
 
     python -m bench.structure --text ../shared/data/wikitext2    the embedded model; about four minutes of a processor with bfloat16
 
@@ -77,7 +77,7 @@ def trials(given: argparse.Namespace, model: Any, ids: list[list[int]]) -> Itera
     for name, (kind, settings) in families.items():
         for criterion in UNITS:
             for seed in given.seeds if criterion == "random" else [0]:
-                technique = kind(criterion=criterion, **common, **settings)  # type: ignore[arg-type]
+                technique = kind(criterion=criterion, **common, **settings)
                 label = f"{name}, {criterion}" + (f" {seed}" if criterion == "random" else "")
                 yield label, lambda technique=technique, seed=seed: narrowed(model, technique, ids, seed)  # type: ignore[misc]
 
@@ -121,7 +121,7 @@ def main() -> None:
         for criterion in LAYERS:
             for seed in given.seeds if criterion == "random" else [0]:
                 started = time.process_time()
-                dropped, _ = choose_layers(criterion, model, reading, influence, free, count, seed)  # type: ignore[arg-type]
+                dropped, _ = choose_layers(criterion, model, reading, influence, free, count, seed)
                 with passed_over(model, dropped):
                     shown = ", ".join(map(str, dropped))
                     add(f"depth, {criterion} ({shown})", model, whole - len(dropped) * layer, started)

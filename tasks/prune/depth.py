@@ -134,7 +134,7 @@ class Depth:
         return 1 + {"angular": 1, "perplexity": sum(free - turn for turn in range(dropped))}.get(self.criterion, 0)
 
     def refuses(self, config: Mapping[str, Any]) -> Refusal | None:
-        """Refuse models of several parts, layers that compute by their own index, and layers that are not there."""
+        """Refuse models of several parts, layers that compute by their own index, and bad ratios."""
         if has_parts(config):
             return Refusal("several parts; its layers are those of the language model within", "a text-only model")
         if config.get("scale_attn_by_inverse_layer_idx"):
@@ -167,7 +167,10 @@ class Depth:
         return {**config, **changed, **{name: [UNKNOWN] * len(changed[name]) for name in mixed}}
 
     def _by_place(self, total: int) -> list[int]:
-        """Return the layers that "first" and "last" drop; none if `refuses` tells why, or for another criterion."""
+        """Return the layers that the criteria "first" and "last" drop.
+
+        None for another criterion, or if `refuses` tells why.
+        """
         if self.criterion != "first" and self.criterion != "last":
             return []
         try:
@@ -179,7 +182,7 @@ class Depth:
         return free_layers(total, self.ratio, self.protect_first, self.protect_last)
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
-        """Write the shorter model and influence.csv (layer, influence, dropped, score by the criterion) to `out`."""
+        """Write the shorter model and influence.csv (layer, influence, dropped, score) to `out`."""
         import torch
 
         from tasks.shared.model.loading import load_model, load_tokenizer

@@ -20,7 +20,7 @@ from tasks.shared.technique import Refusal, Spec
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Width(Narrowing):
-    """Remove the least important neurons of every feed-forward block, equally many in each layer.
+    """Remove the least important feed-forward neurons, equally many in each layer.
 
     The result loads in plain transformers and llama.cpp.
     """

@@ -68,7 +68,7 @@ def student_config(teacher: Any, shape: Shape, origins: Sequence[int]) -> Any:
 
 
 def changed_sizes(before: Shape, after: Shape) -> dict[str, int]:
-    """Return the settings of a configuration that change with the sizes, besides those of layers."""
+    """Return the settings of a configuration that change with the widths of a model."""
     sizes = {
         "hidden_size": (before.hidden, after.hidden), "intermediate_size": (before.intermediate, after.intermediate),
         "num_attention_heads": (before.heads, after.heads), "num_key_value_heads": (before.kv_heads, after.kv_heads),
@@ -130,7 +130,9 @@ def fill(student: "PreTrainedModel", teacher: "PreTrainedModel", layers: Sequenc
 def build_student(
     teacher: "PreTrainedModel", student: Shape, picks: Sequence[Picks], layers: Sequence[int], origins: Sequence[int]
 ) -> "tuple[PreTrainedModel, int]":
-    """Return a model of the student's sizes with the teacher's weights, and the number of weights copied.
+    """Return a model with the student's sizes and the teacher's weights.
+
+    Also returns the number of weights copied.
 
     picks: selected channels, heads and neurons, by teacher layer.
     layers: the teacher's layer for each of the student's first layers; later ones start from random numbers.

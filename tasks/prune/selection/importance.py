@@ -45,7 +45,7 @@ def activation(moments: "Tensor") -> "Tensor":
 
 
 def contribution(outgoing: "Tensor", moments: "Tensor") -> "Tensor":
-    """Energy of the contribution of each unit to its block's output: the error if it alone is removed.
+    """Energy of each unit's part in its block's output: the error if it alone is removed.
 
     outgoing: (out, units, width).  moments: (units, width, width).
     Returns (units,), float64: the squared norm of what the last projection makes of the unit, summed over tokens.

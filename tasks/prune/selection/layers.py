@@ -1,4 +1,4 @@
-"""Importance of decoder layers on calibration text, and the layers that each criterion drops."""
+"""Importance of decoder layers on calibration text, and the layers that are dropped."""
 
 import math
 import random
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Reading(NamedTuple):
-    """Calibration text: token ids of each conversation, conversations per pass, and the token of the padding."""
+    """Calibration text: token ids by conversation, conversations per pass, padding token."""
 
     ids: list[list[int]]
     batch_size: int
@@ -44,7 +44,7 @@ def block_influence(hidden_in: "Tensor", hidden_out: "Tensor", mask: "Tensor") -
 
 
 def angular_distance(hidden_in: "Tensor", hidden_out: "Tensor", mask: "Tensor") -> "Tensor":
-    """Angle between the states before and after some layers, as a share of a half turn, summed over tokens.
+    """Angle between states before and after some layers, in half turns, summed over tokens.
 
     hidden_in, hidden_out: (batch, length, hidden), any float dtype.  mask: (batch, length), 1 on real tokens.
     Returns a float64 scalar, 0 to 1 per token.
@@ -100,7 +100,7 @@ def closest_run(distances: Sequence[float], free: range, count: int) -> list[int
 def layers_by_place(
     criterion: Literal["first", "last", "random"], free: Sequence[int], count: int, seed: int
 ) -> list[int]:
-    """Choose layers without looking at them: the first or last that may go, or random ones by the seed."""
+    """Choose the first or last layers that may go, or random ones by the seed."""
     if criterion == "random":
         return sorted(random.Random(seed).sample(list(free), count))
     return list(free[:count] if criterion == "first" else free[len(free) - count :])
@@ -142,7 +142,7 @@ def measure_influence(model: "PreTrainedModel", ids: list[list[int]], batch_size
 def measure_angles(
     model: "PreTrainedModel", ids: list[list[int]], batch_size: int, pad_id: int, count: int
 ) -> list[float]:
-    """Mean angular distance across each run of `count` layers over the tokens of `ids`, by the layer at which the run starts."""
+    """Mean angular distance across each run of `count` layers, by the layer where it starts."""
     import torch
 
     entered: dict[int, Tensor] = {}

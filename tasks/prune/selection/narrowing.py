@@ -1,4 +1,4 @@
-"""Removal of heads or neurons from every layer: settings that the techniques share, and the steps from scores to a smaller model.
+"""Removal of heads or neurons from every layer: shared settings, from scores to a model.
 
 Importance (`importance.py`), number of units (`counts.py`), choice (`picks.py`) and surgery (`copying.py`) are separate.
 """
@@ -111,14 +111,14 @@ class Narrowing(ABC):
         return {**config, **changed_sizes(shape, self._planned(shape, str(config.get("model_type", ""))))}
 
     def _planned(self, shape: Shape, kind: str) -> Shape:
-        """Return the sizes that remain; those before if there cannot be such, for which `refuses` has the reason."""
+        """Return the sizes that remain; those before if `refuses` tells that there are none."""
         try:
             return self.narrowed(shape, kind)
         except TechniqueError:
             return shape
 
     def forecast(self, work: Workload) -> Forecast:
-        """Forecast passes over the calibration rows as the criterion needs them, and both models in memory."""
+        """Forecast the criterion's passes over the calibration rows, and both models in memory."""
         size = work.size()
         before = shape_from(size.shape)
         small = size.reshaped(dimensions_of(self._planned(before, ""), size.shape))
@@ -127,7 +127,7 @@ class Narrowing(ABC):
         return forecast_reading(work, seconds, size.parameters + small.parameters, small)
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
-        """Write the narrower model, selection.json (units kept of each layer) and importance.csv to `out`."""
+        """Write the narrower model, selection.json (units kept) and importance.csv to `out`."""
         import torch
 
         from tasks.shared.model.loading import load_model, load_tokenizer
@@ -220,7 +220,10 @@ def rows_into(layer: Any, axis: Axis, units: int) -> "Tensor":
 
 
 def check_finite(scores: "Sequence[Tensor]") -> None:
-    """Raise TechniqueError if a layer's scores are not all numbers."""
+    """Raise TechniqueError if a layer's scores are not all numbers.
+
+    scores: (units,) per layer.
+    """
     bad = [index for index, values in enumerate(scores) if not bool(values.isfinite().all())]
     if bad:
         raise TechniqueError(

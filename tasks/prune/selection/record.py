@@ -24,7 +24,7 @@ KEPT_PLOT = Plot(
 
 
 def write_selection(file: Path, layers: Sequence[int], picks: Sequence[Picks], energy: Sequence[float] = ()) -> None:
-    """Write the kept channels, and for each layer of the smaller model its layer before, heads and neurons.
+    """Write the kept channels, and each layer's former index, heads and neurons.
 
     energy: sum of squares of each channel, where it was measured.
     """
