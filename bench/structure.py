@@ -1,6 +1,6 @@
 """Perplexity without some layers, neurons or heads, by criterion, before any recovery.
 
-    python -m bench.structure --text ../shared/data/wikitext2    the embedded model; about four minutes of a processor with bfloat16
+    python -m bench.structure --text ../shared/data/wikitext2    the embedded model; minutes of processor time
 
 Measures importance on the beginning of valid.txt and perplexity on windows spread over test.txt, each of which is read on its own.
 Every row is printed once it is known.
@@ -86,7 +86,7 @@ def main() -> None:
     """Print a row per model."""
     import torch
 
-    from tasks.shared.model.loading import load_model, load_tokenizer
+    from tasks.shared.model.loading import has_cpu_bfloat16, load_model, load_tokenizer
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", type=Path, required=True, help="folder with valid.txt and test.txt")
@@ -102,7 +102,10 @@ def main() -> None:
 
     torch.set_num_threads(1)
     source = given.model or embedded_model()
-    model, tokenizer = load_model(source, "bfloat16"), load_tokenizer(source, chat=False)
+    model, tokenizer = (
+        load_model(source, "bfloat16" if has_cpu_bfloat16() else "float32"),
+        load_tokenizer(source, chat=False),
+    )
     ids = windows(given.text / "valid.txt", tokenizer, given.calibration, given.length, spread=False)
     held = windows(given.text / "test.txt", tokenizer, given.windows, given.length, spread=True)
     whole, rows = model.num_parameters(), []
