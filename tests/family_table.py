@@ -81,6 +81,7 @@ def target_of(option: str) -> str:
 
 ROWS = (
     Row("prune/depth", {"layers": (0,), **SHORT}),
+    Row("prune/heads", {"unit": "queries", "ratio": 0.5, **SHORT}),
     Row("prune/vocabulary", {"size": 0}),
     Row("prune/weight_selection", {"layers": 1}, "layers"),
     Row("prune/weight_selection", {"hidden_size": 32, "intermediate_size": 64, "heads": 2, "kv_heads": 1, **SHORT}, "width"),
@@ -88,6 +89,7 @@ ROWS = (
     Row("prune/magnitude", {"pattern": "2:4", "check_rows": 2, "max_tokens": 48}, "2:4"),
     Row("prune/wanda", {"check_rows": 2, **SHORT}),
     Row("prune/sparsegpt", {"pattern": "2:4", "check_rows": 2, **SHORT}, "2:4"),
+    Row("prune/width", {"ratio": 0.5, **SHORT}),
     Row("quantize/rtn", {"check_rows": 2, "max_tokens": 48}),
     Row("quantize/gptq", {"check_rows": 2, **SHORT}),
     Row("quantize/awq", {"check_rows": 2, "grid": 3, **SHORT}),

@@ -1,6 +1,6 @@
-"""Depth pruning: remove the decoder layers with the least block influence.
+"""Depth pruning: remove the least important decoder layers.
 
-Source: ShortGPT, Men et al. 2024, arXiv 2403.03853.
+Source: ShortGPT, Men et al. 2024, arXiv 2403.03853; runs of layers by angular distance, Gromov et al. 2024, arXiv 2403.17887.
 """
 
 import csv
@@ -12,10 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
+from tasks.prune.selection.layers import (
+    LayerCriterion,
+    Reading,
+    choose_layers,
+    free_layers,
+    layers_by_place,
+    measure_influence,
+)
 from tasks.shared.errors import TechniqueError
 from tasks.shared.forecast import Forecast, Workload, forecast_reading
-from tasks.shared.model.activations import collect
-from tasks.shared.model.calibration import batches, calibration_ids, calibration_rows
+from tasks.shared.model.calibration import calibration_ids, calibration_rows
 from tasks.shared.model.dense import check_dense
 from tasks.shared.model.families import check_family, has_parts
 from tasks.shared.model.layout import (
@@ -27,56 +34,14 @@ from tasks.shared.model.layout import (
     layer_count,
 )
 from tasks.shared.model.masks import carry_masks
-from tasks.shared.progress import track
 from tasks.shared.technique import Inputs, Kind, Metrics, Plot, Port, Refusal, Spec, StepRun
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from transformers import PreTrainedModel
 
 log = logging.getLogger(__name__)
 UNKNOWN = "unknown"
 """Per-layer setting of a layer that is not chosen yet."""
-
-
-def block_influence(hidden_in: "Tensor", hidden_out: "Tensor", mask: "Tensor") -> "Tensor":
-    """Block influence of a layer: 1 - cosine similarity of input and output, summed over tokens.
-
-    hidden_in, hidden_out: (batch, length, hidden), any float dtype.  mask: (batch, length), 1 on real tokens.
-    Returns a float64 scalar >= 0; divide the sum over batches by the number of real tokens for the mean of
-    Men et al. 2024, section 3.1 (equation 1).  A layer that only rescales its input has influence 0.
-    """
-    from torch.nn.functional import cosine_similarity
-
-    similarity = cosine_similarity(hidden_in.double(), hidden_out.double(), dim=-1)  # (batch, length)
-    return ((1.0 - similarity) * mask).sum().clamp(min=0.0)
-
-
-def choose_layers(influence: Sequence[float], ratio: float, protect_first: int = 0, protect_last: int = 0) -> list[int]:
-    """Choose the layers to drop: round(ratio * layers) of them, lowest influence first.
-
-    Of layers with equal influence, the later one goes first.
-
-    Raises TechniqueError if that is every layer, or more than the protected ends leave.
-    """
-    total = len(influence)
-    count = round(ratio * total)
-    if count >= total:
-        raise TechniqueError(
-            "ratio",
-            f"{ratio} would drop all {total} layers",
-            "at least one layer kept",
-            f"ratio={(total - 1) / total:.2f} or less",
-        )
-    free = range(protect_first, total - protect_last)
-    if count > len(free):
-        raise TechniqueError(
-            "ratio",
-            f"{ratio} asks for {count} of {total} layers, but the protected ends leave {len(free)}",
-            f"protect_first + protect_last <= {total - count}",
-            f"ratio={len(free) / total:.2f} or less, or protect fewer layers",
-        )
-    return sorted(sorted(free, key=lambda index: (influence[index], -index))[:count])
 
 
 def check_layers(layers: Sequence[int], total: int) -> list[int]:
@@ -108,19 +73,6 @@ def drop_layers(model: "PreTrainedModel", dropped: Sequence[int]) -> None:
     check_rebuilt(model)
 
 
-def measure_influence(model: "PreTrainedModel", ids: list[list[int]], batch_size: int, pad_id: int) -> list[float]:
-    """Mean block influence of every decoder layer over the tokens of `ids`, without padding."""
-    passes = track(batches(ids, batch_size, pad_id), "block influence", -(-len(ids) // batch_size))
-    sums = collect(
-        model,
-        passes,
-        enumerate(decoder_layers(model)),
-        lambda _, before, after, mask: block_influence(before, after, mask),
-    )
-    tokens = sum(map(len, ids))
-    return [float(sums[index] / tokens) for index in sorted(sums)]
-
-
 INFLUENCE_PLOT = Plot(
     file="influence.csv",
     title="influence",
@@ -133,15 +85,19 @@ INFLUENCE_PLOT = Plot(
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Depth:
-    """Drop the decoder layers with the least block influence, all at once.
+    """Drop decoder layers, all at once: by default those with the least block influence.
 
     The result loads in plain transformers.
     """
 
     ratio: Annotated[float, Field(ge=0, lt=1)] = 0.25
     """Fraction of decoder layers to drop, rounded to whole layers."""
+    criterion: LayerCriterion = "influence"
+    """Layers that go.  influence: each turns its input the least.  angular: the run of layers in a row that turns its input the least.
+    perplexity: one after another, each time that without which the calibration rows are likeliest; as many passes as layers for each.
+    first, last, random (by the seed): without looking at them, as controls."""
     layers: tuple[Annotated[int, Field(ge=0)], ...] = ()
-    """Layers to drop by index (0 is next to the embedding); overrides `ratio`."""
+    """Layers to drop by index (0 is next to the embedding); overrides `ratio` and `criterion`."""
     protect_first: Annotated[int, Field(ge=0)] = 1
     """Layers at the input that `ratio` never drops, since all later layers depend on the first one's features."""
     protect_last: Annotated[int, Field(ge=0)] = 1
@@ -154,7 +110,7 @@ class Depth:
     """Conversations per forward pass."""
 
     spec: ClassVar[Spec] = Spec(
-        summary="Drops the layers with the least block influence",
+        summary="Drops the layers with the least influence, by one of several criteria",
         ports={"model": Port((Kind.MODEL,)), "calibration": Port((Kind.CORPUS,))},
         produces=Kind.MODEL,
         libraries=("torch", "transformers", "tokenizers", "gguf"),
@@ -166,18 +122,32 @@ class Depth:
     )
 
     def forecast(self, work: Workload) -> Forecast:
-        """Forecast one pass over the calibration rows, and the size of the remaining layers."""
+        """Forecast the passes over the calibration rows, and the size of the remaining layers."""
         size = work.size()
         dropped = len(self.layers) or round(self.ratio * size.shape.layers)
-        seconds = work.reading(size, self.calibration_rows * self.max_tokens)
+        passes = 1 if self.layers else self._passes(size.shape.layers, dropped)
+        seconds = passes * work.reading(size, self.calibration_rows * self.max_tokens)
         return forecast_reading(work, seconds, size.parameters, size.with_layers(size.shape.layers - dropped))
 
+    def _passes(self, total: int, dropped: int) -> int:
+        """Passes over the calibration rows: one for the record, and those of the criterion."""
+        free = max(0, total - self.protect_first - self.protect_last)
+        return 1 + {"angular": 1, "perplexity": sum(free - turn for turn in range(dropped))}.get(self.criterion, 0)
+
     def refuses(self, config: Mapping[str, Any]) -> Refusal | None:
-        """Refuse models of several parts, and layers that compute by their own index."""
+        """Refuse models of several parts, layers that compute by their own index, and bad ratios."""
         if has_parts(config):
             return Refusal("several parts; its layers are those of the language model within", "a text-only model")
         if config.get("scale_attn_by_inverse_layer_idx"):
             return Refusal("each layer scales its attention by its own index", "prune/vocabulary, or quantize/gptq")
+        total = layer_count(config)
+        try:
+            if self.layers and total:
+                check_layers(self.layers, total)
+            elif total:
+                self._free(total)
+        except TechniqueError as error:
+            return Refusal(f"{error.where}: {error.got}; wanted: {error.wanted}", error.fix)
         return None
 
     def changed_config(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -188,17 +158,32 @@ class Depth:
         total = layer_count(config)
         if not total:
             return config
-        if self.layers:
-            dropped = set(self.layers)
-            return {**config, **kept_layers_config(config, [index for index in range(total) if index not in dropped])}
+        known = set(self.layers or self._by_place(total))
+        if known:
+            return {**config, **kept_layers_config(config, [index for index in range(total) if index not in known])}
         changed = kept_layers_config(config, range(total - round(self.ratio * total)))
         mixed = (
             {name for name in LAYER_LISTS if len(set(config.get(name) or ())) > 1} if round(self.ratio * total) else ()
         )
         return {**config, **changed, **{name: [UNKNOWN] * len(changed[name]) for name in mixed}}
 
+    def _by_place(self, total: int) -> list[int]:
+        """Return the layers that the criteria "first" and "last" drop.
+
+        None for another criterion, or if `refuses` tells why.
+        """
+        if self.criterion != "first" and self.criterion != "last":
+            return []
+        try:
+            return layers_by_place(self.criterion, *self._free(total), seed=0)
+        except TechniqueError:
+            return []
+
+    def _free(self, total: int) -> tuple[range, int]:
+        return free_layers(total, self.ratio, self.protect_first, self.protect_last)
+
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
-        """Write the shorter model and influence.csv (layer, influence, dropped) to `out`."""
+        """Write the shorter model and influence.csv (layer, influence, dropped, score) to `out`."""
         import torch
 
         from tasks.shared.model.loading import load_model, load_tokenizer
@@ -214,22 +199,20 @@ class Depth:
         before = model.num_parameters()
         # Refuse bad settings before the forward passes.
         explicit = check_layers(self.layers, total) if self.layers else None
-        if explicit is None:
-            choose_layers([0.0] * total, self.ratio, self.protect_first, self.protect_last)
-        influence = measure_influence(
-            model, calibration_ids(tokenizer, rows, self.max_tokens), self.batch_size, tokenizer.pad_token_id
-        )
-        dropped = (
-            choose_layers(influence, self.ratio, self.protect_first, self.protect_last)
-            if explicit is None
-            else explicit
-        )
+        free, count = (range(0), 0) if explicit else self._free(total)
+        ids = calibration_ids(tokenizer, rows, self.max_tokens)
+        reading = Reading(ids, self.batch_size, tokenizer.pad_token_id)
+        influence = measure_influence(model, *reading)
+        dropped = explicit or []
+        scores: Mapping[int, float] = {}
+        if count:
+            dropped, scores = choose_layers(self.criterion, model, reading, influence, free, count, run.seed)
         log.info("dropping %d of %d layers: %s", len(dropped), total, ", ".join(map(str, dropped)))
         drop_layers(model, dropped)
         save_model(model, tokenizer, out)
         kept = [index for index in range(total) if index not in set(dropped)]
         carried = carry_masks(source, out, find_layout(model).origin(kept))
-        write_influence(out / INFLUENCE_PLOT.file, influence, dropped)
+        write_influence(out / INFLUENCE_PLOT.file, influence, dropped, scores)
         return {
             "layers_before": total,
             "layers": total - len(dropped),
@@ -241,9 +224,17 @@ class Depth:
         }
 
 
-def write_influence(path: Path, influence: Sequence[float], dropped: Sequence[int]) -> None:
-    """Write one line per layer of the model before pruning."""
+def write_influence(
+    path: Path, influence: Sequence[float], dropped: Sequence[int], scores: Mapping[int, float] | None = None
+) -> None:
+    """Write one line per layer of the model before pruning.
+
+    scores: what the criterion compared, where it looks at layers: influence, angular distance of the run that starts at a layer, or
+    negative log-likelihood per token without it.
+    """
     with path.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream)
-        writer.writerow(["layer", "influence", "dropped"])
-        writer.writerows([index, f"{value:.6f}", int(index in dropped)] for index, value in enumerate(influence))
+        writer.writerow(["layer", "influence", "dropped", "score"])
+        for index, value in enumerate(influence):
+            score = (scores or {}).get(index)
+            writer.writerow([index, f"{value:.6f}", int(index in dropped), "" if score is None else f"{score:.6f}"])

@@ -4,7 +4,6 @@ Source: Xu et al. 2023, arXiv 2311.18823.  Layers by rule, as in DistilBERT (San
 (Muralidharan et al. 2024, arXiv 2407.14679).  Such a student is of little use before a distill step trains it.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +13,9 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from tasks.prune.selection.activations import measure
-from tasks.prune.selection.copying import fill, student_config
-from tasks.prune.selection.picks import Picks, Scores, choose, leading
+from tasks.prune.selection.copying import build_student
+from tasks.prune.selection.picks import Scores, choose, leading
+from tasks.prune.selection.record import SELECTION_FILE, write_selection
 from tasks.prune.selection.shape import Rule, Shape, check_heads, check_taken, layers_by_rule, shape_of, student_shape
 from tasks.shared.errors import ConfigError, StillroomError, TechniqueError
 from tasks.shared.forecast import Dimensions, Forecast, Workload, forecast_reading
@@ -158,7 +158,6 @@ class WeightSelection:
         Raises TechniqueError for sizes above the teacher's, or an architecture that cannot be shrunk.
         """
         import torch
-        from transformers import AutoModelForCausalLM
 
         from tasks.shared.model.loading import load_model, load_tokenizer
         from tasks.shared.model.saving import save_model
@@ -175,13 +174,11 @@ class WeightSelection:
         picks = choose(scores, teacher, student)
         origins = origins_of(layers, student.layers, teacher.layers)
         torch.manual_seed(run.seed)
-        small = AutoModelForCausalLM.from_config(student_config(model.config, student, origins), dtype=torch.float32)
-        copied = fill(small, model, layers, picks)
-        small.generation_config = model.generation_config
+        small, copied = build_student(model, student, picks, layers, origins)
         before, after = model.num_parameters(), small.num_parameters()
         save_model(small, tokenizer, out)
         carried = carry_masks(source, out, find_layout(small).origin(layers))
-        write_selection(out / "selection.json", layers, picks, scores.hidden.tolist() if self.measures else [])
+        write_selection(out / SELECTION_FILE, layers, picks, scores.hidden.tolist() if self.measures else [])
         return {
             "layers_before": teacher.layers,
             "layers": student.layers,
@@ -235,16 +232,3 @@ def no_calibration(where: str) -> ConfigError:
         "a corpus",
         f"{where}.inputs.calibration=corpus, or width: leading",
     )
-
-
-def write_selection(file: Path, layers: Sequence[int], picks: Sequence[Picks], energy: Sequence[float]) -> None:
-    """Write the kept channels, and for each student layer its teacher layer, heads and neurons.
-
-    energy: sum of squares of each of the teacher's channels, where activations were measured.
-    """
-    taken = [
-        {"layer": index, "heads": picks[index].heads.tolist(), "neurons": picks[index].neurons.tolist()}
-        for index in layers
-    ]
-    content = {"hidden": picks[0].hidden.tolist(), "hidden_energy": list(energy), "layers": taken}
-    file.write_text(json.dumps(content), encoding="utf-8")

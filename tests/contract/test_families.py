@@ -13,7 +13,9 @@ import pytest
 
 from tasks.evaluate.models_under_test import isolated_runs
 from tasks.prune.depth import Depth
+from tasks.prune.heads import Heads
 from tasks.prune.weight_selection import WeightSelection
+from tasks.prune.width import Width
 from tasks.shared import isolation
 from tasks.shared.errors import TechniqueError
 from tasks.shared.formats.rows import read_rows, write_rows
@@ -239,6 +241,24 @@ def check_selection(source: Path, out: Path, metrics: Any, inputs: Inputs) -> No
     assert logits_of(model, probe()).isfinite().all()
 
 
+def check_narrowed(source: Path, out: Path, metrics: Any, inputs: Inputs) -> None:
+    """Half of the units are gone from every layer; the rest of the weights is as it was, and the cache holds what remains."""
+    import torch
+
+    model, before = reloaded(out), rounded_source(source)
+    cut = {"heads": model.config.num_attention_heads, "neurons": model.config.intermediate_size}
+    (axis,) = cut.keys() & metrics.keys()
+    assert metrics[axis] == cut[axis] == metrics[f"{axis}_before"] / 2
+    whole = dict(before.named_parameters())
+    same = [name for name, weight in model.named_parameters() if weight.shape == whole[name].shape]
+    assert all(torch.equal(dict(model.named_parameters())[name], whole[name]) for name in same)
+    assert 0 < len(same) < len(whole)
+    ids = probe()
+    settings = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False, "attention_mask": torch.ones_like(ids)}
+    cached, plain = (model.generate(ids, use_cache=use_cache, **settings) for use_cache in (True, False))
+    assert torch.equal(cached, plain)
+
+
 def check_quantized(source: Path, out: Path, metrics: Any, inputs: Inputs) -> None:
     """Every linear layer but the head is packed, and the unpacked weights are close to the source's."""
     linear = check_packed(source, out, metrics, inputs)
@@ -320,7 +340,8 @@ def check_scores(source: Path, out: Path, metrics: Any, inputs: Inputs) -> None:
 
 CHECKS: dict[str, Callable[..., Any]] = {
     "prune/magnitude": check_masked, "prune/wanda": check_masked, "prune/sparsegpt": check_masked,
-    "prune/depth": check_depth, "prune/vocabulary": check_vocabulary, "prune/weight_selection": check_selection, "quantize/rtn": check_quantized,
+    "prune/depth": check_depth, "prune/heads": check_narrowed, "prune/width": check_narrowed,
+    "prune/vocabulary": check_vocabulary, "prune/weight_selection": check_selection, "quantize/rtn": check_quantized,
     "quantize/gptq": check_quantized, "quantize/fp8": check_quantized, "quantize/awq": check_packed, "quantize/smoothquant": check_packed,
     "quantize/cast": check_cast, "export/gguf": check_gguf, "logits/topk": check_targets, "evaluate/perplexity": check_scores,
     "evaluate/generation": check_scores,
@@ -350,6 +371,33 @@ def test_without_a_layer_that_does_nothing_the_logits_stay(
         out, run = empty_run(tmp_path, label)
         technique(inputs_of(source, corpus), out, run)
         torch.testing.assert_close(logits_of(reloaded(out), probe()), wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("varied", [False, True], ids=["ordinary", "variant"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_without_units_that_do_nothing_the_logits_stay(name: str, varied: bool, corpus: Path, tmp_path: Path) -> None:
+    """Every second neuron, then every second query head, give nothing; biases, windows and norms of heads stay as they were."""
+    import torch
+
+    family = FAMILIES[name]
+    model = family.build(**(family.variant if varied else {}))
+    layout, kept = find_layout(model), torch.tensor([1.0, 0.0])
+    with torch.no_grad():
+        for layer in decoder_layers(model):
+            attention, last = part_of(layer, layout.attention_out), part_of(layer, layout.feed_forward_out)
+            attention.weight.mul_(kept.repeat(2).repeat_interleave(attention.weight.shape[1] // 4))
+            if last is not None:
+                last.weight.mul_(kept.repeat(last.weight.shape[1] // 2))
+    wanted = logits_of(rounded(model), probe())
+    source = save_family(tmp_path / "model", name, model)
+    settings: dict[str, Any] = {"ratio": 0.5, "criterion": "contribution", "calibration_rows": 2}
+    for technique in (Width(**settings), Heads(unit="queries", **settings)):
+        if technique.refuses(model.config.to_dict()):
+            continue
+        out, run = empty_run(tmp_path, technique.axis)
+        technique(inputs_of(source, corpus), out, run)
+        torch.testing.assert_close(logits_of(reloaded(out), probe()), wanted, rtol=1e-4, atol=1e-4)
+        source = out
 
 
 @pytest.mark.parametrize("name", FAMILIES)

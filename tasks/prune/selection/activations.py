@@ -1,16 +1,19 @@
-"""Importance of channels, heads and neurons, by their activations on calibration text.
+"""Activations of channels, heads and neurons on calibration text.
 
 Source: Muralidharan et al. 2024, arXiv 2407.14679, section 2.2: heads by their outputs, neurons by theirs, channels by the outputs
 of the norms.  Unlike there, tokens are aggregated as a sum of squares.
 """
 
-from typing import TYPE_CHECKING
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, Literal
 
+from tasks.prune.selection.losses import text_loss
 from tasks.prune.selection.picks import Scores
 from tasks.prune.selection.shape import Shape
 from tasks.shared.errors import TechniqueError
 from tasks.shared.model.activations import collect
 from tasks.shared.model.calibration import batches
+from tasks.shared.model.head import check_head
 from tasks.shared.model.layout import decoder_layers, find_layout, part_of
 from tasks.shared.progress import track
 
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
     from torch.nn import Module
     from transformers import PreTrainedModel
 
+Axis = Literal["heads", "neurons"]
+"""Units that enter the last projection of a block: of attention, or of the feed-forward network."""
 NORMS = ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm")
 
 
@@ -33,6 +38,34 @@ def energy(values: "Tensor", mask: "Tensor", parts: int) -> "Tensor":
     return squares.view(-1, parts, values.shape[-1] // parts).sum((0, 2))
 
 
+def second_moments(values: "Tensor", mask: "Tensor", parts: int) -> "Tensor":
+    """Sum of outer products per part, over the tokens without padding.
+
+    values: (batch, length, parts * width).
+    mask: (batch, length), 1 on real tokens.
+    Returns (parts, width, width), float64; its trace is the part's `energy`.
+    """
+    if parts == values.shape[-1]:
+        return energy(values, mask, parts)[:, None, None]
+    states = (values.double() * mask[..., None]).view(-1, parts, values.shape[-1] // parts).transpose(0, 1)
+    return states.transpose(1, 2) @ states
+
+
+def last_projections(model: "PreTrainedModel", axis: Axis) -> "list[Module]":
+    """Return the last projection of each layer's attention or feed-forward block.
+
+    Raises TechniqueError for layers without one (mixtures of experts).
+    """
+    layout = find_layout(model)
+    place = layout.attention_out if axis == "heads" else layout.feed_forward_out
+    found = [part_of(layer, place) for layer in decoder_layers(model)]
+    if None in found:
+        raise TechniqueError(
+            type(decoder_layers(model)[0]).__name__, f"no {place}", "a dense decoder layer", "leave its width as it is"
+        )
+    return found
+
+
 def measure(model: "PreTrainedModel", shape: Shape, ids: list[list[int]], batch_size: int, pad_id: int) -> Scores:
     """Score all channels, heads and neurons on conversations, one forward pass per batch.
 
@@ -40,18 +73,11 @@ def measure(model: "PreTrainedModel", shape: Shape, ids: list[list[int]], batch_
     """
     import torch
 
-    points: list[tuple[tuple[str, int], Module]] = []
-    layout = find_layout(model)
-    for row, layer in enumerate(decoder_layers(model)):
-        last = part_of(layer, layout.attention_out), part_of(layer, layout.feed_forward_out)
-        if None in last:
-            raise TechniqueError(
-                type(layer).__name__,
-                f"no {layout.attention_out} or no {layout.feed_forward_out}",
-                "a dense decoder layer",
-                "leave its width as it is",
-            )
-        points += [(("heads", row), last[0]), (("neurons", row), last[1])]
+    points: list[tuple[tuple[str, int], Module]] = [
+        (("heads", row), last) for row, last in enumerate(last_projections(model, "heads"))
+    ]
+    points += [(("neurons", row), last) for row, last in enumerate(last_projections(model, "neurons"))]
+    for layer in decoder_layers(model):
         points += [(("hidden", 0), part_of(layer, name)) for name in NORMS if hasattr(layer, name)]
     sizes = {"hidden": shape.hidden, "heads": shape.heads, "neurons": shape.intermediate}
 
@@ -62,3 +88,64 @@ def measure(model: "PreTrainedModel", shape: Shape, ids: list[list[int]], batch_
     sums = collect(model, passes, points, reduce)
     heads, neurons = (torch.stack([sums[kind, row] for row in range(shape.layers)]) for kind in ("heads", "neurons"))
     return Scores(sums["hidden", 0], heads, neurons)
+
+
+def measure_moments(
+    model: "PreTrainedModel", axis: Axis, units: int, ids: list[list[int]], batch_size: int, pad_id: int
+) -> "list[Tensor]":
+    """Return the `second_moments` of every layer's heads or neurons on conversations.
+
+    units: heads or neurons in a layer.
+    Returns (units, width, width) per layer, on the CPU.
+    """
+    passes = track(batches(ids, batch_size, pad_id), "activations", -(-len(ids) // batch_size))
+    sums = collect(
+        model,
+        passes,
+        enumerate(last_projections(model, axis)),
+        lambda _, before, __, mask: second_moments(before, mask, units),
+    )
+    return [sums[layer] for layer in sorted(sums)]
+
+
+def measure_gates(
+    model: "PreTrainedModel", axis: Axis, units: int, ids: list[list[int]], batch_size: int, pad_id: int
+) -> "list[Tensor]":
+    """Return the squared gradient of the loss by a gate of each unit, summed over conversations.
+
+    A gate is a factor of 1 on what a unit gives: the gradient by it is the change of the loss, to first order, if the unit goes
+    (Molchanov et al. 2019, arXiv 1906.10771, section 3.1).  The loss is the negative log-likelihood of a conversation's tokens.
+
+    Returns (units,), float64, per layer, on the CPU.
+    """
+    import torch
+
+    check_head(model)
+    lasts = last_projections(model, axis)
+    sums = [torch.zeros(units, dtype=torch.float64) for _ in lasts]
+    gates: list[Tensor] = []
+
+    def apply_gate(layer: int) -> Any:
+        def hook(_: Any, args: tuple["Tensor", ...]) -> "tuple[Tensor, ...]":
+            values = args[0]
+            parts = values.view(*values.shape[:-1], units, -1) * gates[layer][:, None, :, None]
+            return (parts.flatten(-2), *args[1:])
+
+        return hook
+
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    with ExitStack() as stack:
+        for parameter in learning:
+            parameter.requires_grad_(False)
+            stack.callback(parameter.requires_grad_, True)
+        for layer, last in enumerate(lasts):
+            stack.callback(last.register_forward_pre_hook(apply_gate(layer)).remove)
+        for batch in track(batches(ids, batch_size, pad_id), "gradients", -(-len(ids) // batch_size)):
+            rows = len(batch["input_ids"])
+            gates[:] = [
+                torch.ones(rows, units, device=model.device, dtype=model.dtype, requires_grad=True) for _ in lasts
+            ]
+            loss = text_loss(model, batch)
+            for layer, gradient in enumerate(torch.autograd.grad(loss, gates)):
+                sums[layer] += gradient.double().square().sum(0).cpu()
+    return sums

@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from tasks.prune.selection.picks import Picks
@@ -32,8 +31,10 @@ AXES: Mapping[str, tuple[str, ...]] = {
     **{"q_norm.weight": ("heads",), "k_norm.weight": ("kv_heads",)},
     **{f"{name}_proj.weight": ("neurons", "hidden") for name in ("gate", "up")},
     **{f"{name}_proj.bias": ("neurons",) for name in ("gate", "up")},
-    **{"down_proj.weight": ("hidden", "neurons"), "down_proj.bias": ("hidden",)},
-}
+    **{"down_proj.weight": ("hidden", "neurons"), "down_proj.bias": ("hidden",), "gate_up_proj.weight": ("gates", "hidden")},
+    **{"dense_h_to_4h.weight": ("neurons", "hidden"), "dense_h_to_4h.bias": ("neurons",)},
+    **{"dense_4h_to_h.weight": ("hidden", "neurons"), "dense_4h_to_h.bias": ("hidden",)},
+}  # fmt: skip
 """Kinds of a weight's axes, by the end of its name; an axis without a kind is kept whole, and so is any other weight."""
 HEAD_NORMS = ("q_norm.weight", "k_norm.weight")
 """Norms over all heads at once (OLMo 2), or over each head by itself (Qwen3, Gemma 3), which is kept whole."""
@@ -47,17 +48,34 @@ def student_config(teacher: Any, shape: Shape, origins: Sequence[int]) -> Any:
     origins: for each layer of the student, the teacher layer whose type it takes (sliding or full attention).
 
     The head size stays the teacher's for any width, since rotary embeddings rotate its channels in pairs.
+    Raises TechniqueError for sizes that the configuration's class refuses on loading.
     """
-    config = copy.deepcopy(teacher)
-    changes = kept_layers_config(teacher.to_dict(), origins)
-    if replace(shape, layers=0) != replace(shape_of(teacher), layers=0):
-        changes |= {
-            "hidden_size": shape.hidden, "intermediate_size": shape.intermediate, "num_attention_heads": shape.heads,
-            "num_key_value_heads": shape.kv_heads, "head_dim": shape.head_dim,
-        }  # fmt: skip
-    for name, value in changes.items():
+    from huggingface_hub.errors import StrictDataclassError
+
+    config, changes = copy.deepcopy(teacher), kept_layers_config(teacher.to_dict(), origins)
+    for name, value in (changes | changed_sizes(shape_of(teacher), shape)).items():
         setattr(config, name, value)
+    try:
+        config.validate()
+    except StrictDataclassError as error:
+        raise TechniqueError(
+            type(teacher).__name__,
+            f"a model of these sizes would not load: {str(error).splitlines()[-1].strip()}",
+            "sizes that its configuration takes",
+            "choose other sizes",
+        ) from error
     return config
+
+
+def changed_sizes(before: Shape, after: Shape) -> dict[str, int]:
+    """Return the settings of a configuration that change with the widths of a model."""
+    sizes = {
+        "hidden_size": (before.hidden, after.hidden), "intermediate_size": (before.intermediate, after.intermediate),
+        "num_attention_heads": (before.heads, after.heads), "num_key_value_heads": (before.kv_heads, after.kv_heads),
+    }  # fmt: skip
+    changed = {name: new for name, (old, new) in sizes.items() if new != old}
+    moved = {"hidden_size", "num_attention_heads"} & changed.keys()  # what a head size left out would be computed from
+    return changed | ({"head_dim": after.head_dim} if moved else {})
 
 
 def take(weight: "Tensor", name: str, picks: Picks) -> "Tensor":
@@ -67,10 +85,10 @@ def take(weight: "Tensor", name: str, picks: Picks) -> "Tensor":
     name: of the weight, which determines the axes to cut.
     """
     along, ending = picks.along(), ".".join(name.split(".")[-2:])
-    if ending in HEAD_NORMS and weight.shape[0] == picks.head_dim:
+    if ending in HEAD_NORMS and weight.shape[0] == picks.teacher.head_dim:
         return weight
     for dimension, axis in enumerate(AXES.get(ending, ())):
-        if axis:
+        if axis in along:
             weight = weight.index_select(dimension, along[axis].to(weight.device))
     return weight
 
@@ -85,26 +103,46 @@ def fill(student: "PreTrainedModel", teacher: "PreTrainedModel", layers: Sequenc
     import torch
 
     given, wanted, layout = teacher.state_dict(), student.state_dict(), find_layout(teacher)
-    found: dict[str, Tensor] = {}
-    for name in wanted:
+    copied, odd = set(), []
+    for name, place in wanted.items():
         match = layout.layer_weight.fullmatch(name)
         if match and int(match[1]) >= len(layers):
             continue
         origin = layers[int(match[1])] if match else 0
         source = f"{layout.layers}.{origin}.{match[2]}" if match else name
-        found[name] = take(given[source], name, picks[origin])
-    odd = [name for name, weight in found.items() if weight.shape != wanted[name].shape]
+        weight = take(given[source], name, picks[origin])
+        if weight.shape != place.shape:
+            odd.append(f"{name} ({tuple(weight.shape)} for {tuple(place.shape)})")
+            continue
+        with torch.no_grad():
+            place.copy_(weight)
+        copied.add(name)
     if odd:
-        shown = ", ".join(
-            f"{name} ({tuple(found[name].shape)} for {tuple(wanted[name].shape)})" for name in odd[:SHOWN]
-        )
         raise TechniqueError(
             type(teacher).__name__,
-            f"{len(odd)} weights cannot be cut in this way: {shown}",
+            f"{len(odd)} weights cannot be cut in this way: {', '.join(odd[:SHOWN])}",
             "a dense decoder of the Llama, Mistral, Qwen or Gemma families",
             "keep the teacher's width and select layers only",
         )
-    with torch.no_grad():
-        for name, weight in found.items():
-            wanted[name].copy_(weight)
-    return sum(parameter.numel() for name, parameter in student.named_parameters() if name in found)
+    return sum(parameter.numel() for name, parameter in student.named_parameters() if name in copied)
+
+
+def build_student(
+    teacher: "PreTrainedModel", student: Shape, picks: Sequence[Picks], layers: Sequence[int], origins: Sequence[int]
+) -> "tuple[PreTrainedModel, int]":
+    """Return a model with the student's sizes and the teacher's weights.
+
+    Also returns the number of weights copied.
+
+    picks: selected channels, heads and neurons, by teacher layer.
+    layers: the teacher's layer for each of the student's first layers; later ones start from random numbers.
+    origins: for every layer of the student, the teacher layer whose type it takes.
+    Raises TechniqueError for sizes that the configuration refuses, or weights that cannot be cut.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    small = AutoModelForCausalLM.from_config(student_config(teacher.config, student, origins), dtype=torch.float32)
+    copied = fill(small, teacher, layers, picks)
+    small.generation_config = teacher.generation_config
+    return small, copied

@@ -27,22 +27,33 @@ class Picks:
     """Ascending indices of the units kept of one teacher layer.
 
     hidden: (kept,), the channels; the same in all layers.  heads, kv_heads, neurons: (kept,), of this layer.
+    teacher: sizes before the cut.
     """
 
     hidden: "Tensor"
     heads: "Tensor"
     kv_heads: "Tensor"
     neurons: "Tensor"
-    head_dim: int
+    teacher: Shape
 
     def along(self) -> Mapping[str, "Tensor"]:
-        """Return indices by kind of axis; an axis of heads has head_dim rows per head."""
-        return {
-            "hidden": self.hidden,
-            "heads": rows_of(self.heads, self.head_dim),
-            "kv_heads": rows_of(self.kv_heads, self.head_dim),
-            "neurons": self.neurons,
-        }
+        """Return indices by kind of axis, of the kinds of which something goes.
+
+        An axis of heads has head_dim rows per head; one of gates has all gates, then all neurons.
+        """
+        import torch
+
+        size, found = self.teacher.head_dim, {}
+        if len(self.hidden) < self.teacher.hidden:
+            found["hidden"] = self.hidden
+        if len(self.heads) < self.teacher.heads:
+            found["heads"] = rows_of(self.heads, size)
+        if len(self.kv_heads) < self.teacher.kv_heads:
+            found["kv_heads"] = rows_of(self.kv_heads, size)
+        if len(self.neurons) < self.teacher.intermediate:
+            found["neurons"] = self.neurons
+            found["gates"] = torch.cat([self.neurons, self.neurons + self.teacher.intermediate])
+        return found
 
 
 def rows_of(heads: "Tensor", head_dim: int) -> "Tensor":
@@ -94,5 +105,5 @@ def choose(scores: Scores, teacher: Shape, student: Shape) -> list[Picks]:
     found = []
     for heads, neurons in zip(scores.heads, scores.neurons, strict=True):
         queries, kv_heads = choose_heads(heads, teacher, student)
-        found.append(Picks(hidden, queries, kv_heads, highest(neurons, student.intermediate), teacher.head_dim))
+        found.append(Picks(hidden, queries, kv_heads, highest(neurons, student.intermediate), teacher))
     return found

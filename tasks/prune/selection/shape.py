@@ -1,10 +1,11 @@
 """Sizes of a decoder, valid sizes of its student, and the choice of layers (pure Python)."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from tasks.shared.errors import TechniqueError
+from tasks.shared.forecast import Dimensions
 
 Rule = Literal["uniform", "first", "last", "ends", "none"]
 
@@ -44,6 +45,31 @@ def shape_of(config: Any) -> Shape:
     layers, hidden, intermediate, heads = (int(size) for size in sizes if size is not None)
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     return Shape(layers, hidden, intermediate, heads, kv_heads, getattr(config, "head_dim", None) or hidden // heads)
+
+
+def planned_shape(config: Mapping[str, Any]) -> Shape | None:
+    """Read the sizes from a configuration as the plan has it; None if it does not name them.
+
+    config: a transformers configuration as a dictionary.
+    """
+    return shape_from(Dimensions.from_config(config)) if config.get("hidden_size") else None
+
+
+def shape_from(sizes: Dimensions) -> Shape:
+    """Return the sizes of a decoder from those of its matrices."""
+    head = max(1, sizes.query // sizes.heads)
+    return Shape(sizes.layers, sizes.width, sizes.feed_forward, sizes.heads, sizes.value // head, head)
+
+
+def dimensions_of(shape: Shape, before: Dimensions) -> Dimensions:
+    """Return the sizes of a decoder's matrices.
+
+    before: sizes with the same vocabulary.
+    """
+    return replace(
+        before, layers=shape.layers, width=shape.hidden, feed_forward=shape.intermediate, heads=shape.heads,
+        query=shape.heads * shape.head_dim, value=shape.kv_heads * shape.head_dim,
+    )  # fmt: skip
 
 
 def student_shape(

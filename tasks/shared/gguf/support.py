@@ -15,6 +15,8 @@ SHORTEST = 1024
 """Tokens of the shortest sliding window that is worth a file."""
 NARROW_HEADS = {"gemma2": 46, "gemma3_text": 62}
 """Number of layers at which llama.cpp takes hidden / heads instead of the head size to scale Gemma's attention (27B)."""
+EVEN_HEADS = frozenset({"qwen2", "qwen2_moe", "granite"})
+"""Families whose heads llama.cpp takes to be hidden / heads wide, whatever the configuration says."""
 REORDERED = "prune/depth with `layers` that keep the order, or quantize/gptq"
 
 
@@ -37,6 +39,12 @@ def unsupported(config: Mapping[str, Any]) -> Refusal | None:
             )
     if kind in NARROW_HEADS and not _scaled_as_expected(config, NARROW_HEADS[kind]):
         return Refusal("its attention is not scaled by the head size, as llama.cpp assumes", "quantize/gptq")
+    heads, width = int(config.get("num_attention_heads") or 0), int(config.get("hidden_size") or 0)
+    if kind in EVEN_HEADS and heads * int(config.get("head_dim") or 0) not in (0, width):
+        return Refusal(
+            f"its {heads} heads of {config['head_dim']} do not add up to the hidden size of {width}, and llama.cpp assumes so in this family",
+            "quantize/gptq, or prune/width in place of prune/heads",
+        )
     return _feed_forward(config)
 
 

@@ -20,6 +20,12 @@ CONV1D = frozenset({"gpt2", "openai-gpt"})
 """Families whose projections are transformers' Conv1D, which is no torch.nn.Linear and has its axes the other way round."""
 FUSED = frozenset({"phi3", "phi", "gpt_neox", "gpt_neox_japanese", "falcon", "bloom", "mpt", "gpt_bigcode"})
 """Families with query, key and value in one projection."""
+WHOLE_HEADS = frozenset(
+    {"llama", "gemma2", "gemma3_text", "gpt_neox", "arcee", "cwm", "hyperclovax", "jais2", "minicpm3", "vaultgemma"}
+)
+"""Families whose configuration refuses a number of query heads that does not divide the hidden size, even if the head size is given."""
+JOINT_NORMS = frozenset({"olmo2", "olmo3", "olmo_hybrid", "flex_olmo", "minimax_m2"})
+"""Families that normalize the queries, and the keys, of all heads together."""
 GGUF_TYPES = {"gemma3": "gemma3_text", "gptneox": "gpt_neox", "qwen3moe": "qwen3_moe"}
 """llama.cpp's name of an architecture -> `model_type`, where they differ."""
 

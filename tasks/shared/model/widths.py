@@ -47,7 +47,8 @@ def shaped_config(path: Path) -> dict[str, Any]:
         return config
     names = {
         "hidden_size": "embedding_length", "intermediate_size": "feed_forward_length", "num_attention_heads": "attention.head_count",
-        "head_dim": "attention.key_length", "moe_intermediate_size": "expert_feed_forward_length",
+        "num_key_value_heads": "attention.head_count_kv", "head_dim": "attention.key_length",
+        "moe_intermediate_size": "expert_feed_forward_length",
     }  # fmt: skip
     fields = {name: header.fields.get(f"{header.architecture}.{field}") for name, field in names.items()}
     return config | {name: value for name, value in fields.items() if isinstance(value, int)}

@@ -10,9 +10,23 @@ import pytest
 import torch
 
 from flows.planning.sizes import size_of
-from tasks.prune.depth import Depth, block_influence, check_layers, choose_layers, drop_layers, measure_influence
+from tasks.prune.depth import Depth, check_layers, drop_layers
+from tasks.prune.selection.layers import (
+    Reading,
+    angular_distance,
+    block_influence,
+    choose_layers,
+    closest_run,
+    free_layers,
+    greedy_layers,
+    lowest_layers,
+    measure_angles,
+    measure_influence,
+)
+from tasks.prune.selection.losses import text_loss
 from tasks.shared.errors import TechniqueError
 from tasks.shared.forecast import Rows, Workload
+from tasks.shared.model.calibration import batches
 from tasks.shared.model.loading import load_model
 from tasks.shared.technique import Compute
 from tests.settings_case import Case, Change
@@ -46,7 +60,86 @@ def test_identity_layer_has_no_influence_and_goes_first() -> None:
     influence = measure_influence(model, [list(range(3, 40))], batch_size=1, pad_id=0)
     assert influence[2] == pytest.approx(0.0, abs=1e-6)
     assert min(value for index, value in enumerate(influence) if index != 2) > 1e-4
-    assert choose_layers(influence, 0.25) == [2]
+    assert lowest_layers(influence, *free_layers(4, 0.25)) == [2]
+
+
+def test_the_angle_is_0_for_the_same_direction_half_for_a_right_one_and_1_for_the_opposite() -> None:
+    state, mask = torch.tensor([[[1.0, 0.0], [3.0, 4.0]]]), torch.tensor([[1, 1]])
+    turned = state.flip(-1) * torch.tensor([-1.0, 1.0])
+    angles = [angular_distance(state, other, mask).item() for other in (2.0 * state, turned, -state)]
+    assert angles == pytest.approx([0.0, 0.5 * 2, 1.0 * 2], abs=1e-6)
+
+
+def test_a_run_s_angle_is_that_between_its_input_and_its_output() -> None:
+    """From states taken by hand; a run whose layers undo each other is closest although each of them turns much."""
+    model, ids = build_model(), [list(range(3, 40))]
+    batch = next(batches(ids, 1, 0))
+    with torch.inference_mode():
+        states = model(**batch, output_hidden_states=True).hidden_states  # the last one is after the norm
+    by_hand = [
+        float(angular_distance(states[start], states[start + 2], batch["attention_mask"])) / 37 for start in (0, 1)
+    ]
+    found = measure_angles(model, ids, 1, 0, count=2)
+    assert len(found) == 3 and found[:2] == pytest.approx(by_hand)
+    assert closest_run([0.3, 0.1, 0.1, 0.0], range(1, 4), 2) == [2, 3], "of equal ones the later"
+    assert closest_run([0.3, 0.2, 0.1], range(0, 3), 2) == [1, 2], "a run ends within the free layers"
+
+
+def loss_without(layers: list[int]) -> float:
+    """The model's own loss on a text, with layers really removed."""
+    model, ids = build_model(), torch.arange(3, 40)[None]
+    drop_layers(model, layers)
+    with torch.inference_mode():
+        return float(model(ids, labels=ids).loss)
+
+
+def test_the_greedy_choice_is_that_of_models_whose_layers_are_really_removed() -> None:
+    dropped, losses = greedy_layers(build_model(), [list(range(3, 40))], 1, 0, free=range(1, 4), count=2)
+    by_hand = {layer: loss_without([layer]) for layer in (1, 2, 3)}
+    assert losses == pytest.approx(by_hand)
+    first = min(by_hand, key=by_hand.__getitem__)
+    second = min(by_hand.keys() - {first}, key=lambda layer: loss_without([first, layer]))
+    assert dropped == sorted([first, second])
+
+
+def test_the_loss_of_a_text_is_the_model_s_own() -> None:
+    model, ids = build_model(), torch.arange(3, 40)[None]
+    with torch.inference_mode():
+        own = model(ids, labels=ids).loss * 36
+        found = text_loss(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+    torch.testing.assert_close(found, own)
+
+
+def test_controls_take_layers_by_their_place() -> None:
+    reading = Reading([[3, 4, 5]], 1, 0)
+    chosen = {
+        name: choose_layers(name, build_model(), reading, [0.0] * 8, range(1, 7), 2, seed=4)[0]  # type: ignore[arg-type]
+        for name in ("first", "last", "random")
+    }
+    assert (chosen["first"], chosen["last"]) == ([1, 2], [5, 6])
+    assert len(set(chosen["random"])) == 2 and set(chosen["random"]) <= set(range(1, 7))
+
+
+@pytest.mark.parametrize(("criterion", "kept"), [("first", [0, 3]), ("last", [0, 3]), ("influence", None)])
+def test_the_plan_knows_the_layers_that_are_chosen_by_place(criterion: str, kept: list[int] | None) -> None:
+    config = {"num_hidden_layers": 4, "layer_types": ["a", "b", "b", "c"], "model_type": "qwen2"}
+    found = Depth(criterion=criterion, ratio=0.5).changed_config(config)  # type: ignore[arg-type]
+    assert found["layer_types"] == ([config["layer_types"][index] for index in kept] if kept else ["unknown"] * 2)  # type: ignore[index]
+
+
+def test_states_that_are_no_numbers_are_refused() -> None:
+    model = build_model()
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight.fill_(float("nan"))
+    with pytest.raises(TechniqueError, match="layer 1: its states"):
+        measure_influence(model, [[3, 4, 5]], 1, 0)
+
+
+def test_the_plan_refuses_what_leaves_no_layer() -> None:
+    refusal = Depth(ratio=0.9).refuses({"num_hidden_layers": 4, "model_type": "llama"})
+    assert refusal is not None and "would drop all 4" in refusal.reason and "ratio=0.75" in refusal.instead
+    assert Depth(layers=(9,)).refuses({"num_hidden_layers": 4}) is not None
+    assert Depth().refuses({"num_hidden_layers": 4}) is Depth().refuses({}) is None
 
 
 def test_logits_equal_those_of_layers_skipped_by_hand() -> None:
@@ -133,17 +226,17 @@ def test_the_forecast_counts_the_layers_that_are_dropped(tmp_path: Path, setting
 
 
 def test_ratio_zero_keeps_every_layer() -> None:
-    assert choose_layers([0.1, 0.2, 0.3], 0.0) == []
+    assert lowest_layers([0.1, 0.2, 0.3], *free_layers(3, 0.0)) == []
 
 
 def test_ratio_that_drops_everything_is_refused() -> None:
     with pytest.raises(TechniqueError, match="all 2 layers"):
-        choose_layers([0.1, 0.2], 0.9)
+        free_layers(2, 0.9)
 
 
 def test_protected_ends_that_leave_too_few_are_refused() -> None:
     with pytest.raises(TechniqueError, match="leave 2"):
-        choose_layers([0.1] * 4, 0.75, 1, 1)
+        free_layers(4, 0.75, 1, 1)
 
 
 @pytest.mark.parametrize(("layers", "words"), [((4,), "no layer 4"), ((1, 1), "twice"), ((0, 1, 2, 3), "all 4")])
@@ -169,6 +262,7 @@ def test_tokenizer_of_the_tests_is_byte_level() -> None:
 
 CHANGES = {
     "ratio": Change(0.5),
+    "criterion": Change("last", {"layers": [], "protect_first": 0, "ratio": 0.5}),
     "layers": Change([2, 3]),
     "protect_first": Change(0),
     "protect_last": Change(0),

@@ -1,0 +1,140 @@
+"""Perplexity without some layers, neurons or heads, by criterion, before any recovery.
+
+    python -m bench.structure --text ../shared/data/wikitext2    the embedded model; minutes of processor time
+
+Measures importance on the beginning of valid.txt and perplexity on windows spread over test.txt, each of which is read on its own.
+Every row is printed once it is known.
+"""
+
+import argparse
+import math
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from bench.tables import console, show
+from tasks.prune.heads import Heads
+from tasks.prune.selection.copying import build_student
+from tasks.prune.selection.layers import Reading, choose_layers, free_layers, measure_influence, passed_over
+from tasks.prune.selection.losses import text_loss
+from tasks.prune.selection.narrowing import Narrowing
+from tasks.prune.selection.picks import choose, leading
+from tasks.prune.selection.shape import shape_of
+from tasks.prune.width import Width
+from tasks.shared.model.calibration import batches
+from tasks.shared.model.layout import decoder_layers
+
+PAD = 0
+LAYERS = ("influence", "angular", "first", "last", "random")
+UNITS = ("activation", "contribution", "wanda", "taylor", "magnitude", "random")
+Build = Callable[[], tuple[Any, int]]
+"""Makes a model, and returns it with its number of parameters."""
+
+
+def windows(file: Path, tokenizer: Any, count: int, length: int, spread: bool) -> list[list[int]]:
+    """Windows of a text: its first ones, or evenly spread ones."""
+    ids = tokenizer(file.read_text("utf-8"), add_special_tokens=False, verbose=False)["input_ids"]
+    total = len(ids) // length
+    step = total // count if spread else 1
+    return [ids[index * step * length : (index * step + 1) * length] for index in range(count)]
+
+
+def perplexity(model: Any, held: Sequence[list[int]]) -> float:
+    """Perplexity over all windows, each read on its own."""
+    import torch
+
+    with torch.inference_mode():
+        losses = [float(text_loss(model, batch)) for batch in batches(list(held), 4, PAD)]
+    return math.exp(sum(losses) / sum(len(window) - 1 for window in held))
+
+
+def narrowed(model: Any, technique: Narrowing, ids: list[list[int]], seed: int) -> tuple[Any, int]:
+    """The model without the technique's units, in its own dtype."""
+    import torch
+
+    before = shape_of(model.config)
+    after = technique.narrowed(before, model.config.model_type)
+    scores = technique.scores(model, ids, PAD, seed)
+    picks = choose(replace(leading(before), **{technique.axis: torch.stack(scores)}), before, after)
+    layers = range(before.layers)
+    small, _ = build_student(model, after, picks, layers, layers)
+    return small.to(model.dtype).eval(), small.num_parameters()
+
+
+def trials(given: argparse.Namespace, model: Any, ids: list[list[int]]) -> Iterator[tuple[str, Build]]:
+    """Models by name, in the order of the table: narrower ones are made when they are asked for."""
+    common = {"calibration_rows": len(ids), "max_tokens": given.length, "batch_size": 4}
+    families: Mapping[str, tuple[type[Narrowing], Mapping[str, Any]]] = {
+        "width, 1152 of 1536 neurons": (Width, {"neurons": 1152}),
+        "width, 896 of 1536 neurons": (Width, {"neurons": 896}),
+        "heads, 2 of 3 groups": (Heads, {"kept": 2}),
+        "heads, 2 of 3 queries of each group": (Heads, {"unit": "queries", "kept": 2}),
+    }
+    for name, (kind, settings) in families.items():
+        for criterion in UNITS:
+            for seed in given.seeds if criterion == "random" else [0]:
+                technique = kind(criterion=criterion, **common, **settings)
+                label = f"{name}, {criterion}" + (f" {seed}" if criterion == "random" else "")
+                yield label, lambda technique=technique, seed=seed: narrowed(model, technique, ids, seed)  # type: ignore[misc]
+
+
+def main() -> None:
+    """Print a row per model."""
+    import torch
+
+    from tasks.shared.model.loading import has_cpu_bfloat16, load_model, load_tokenizer
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--text", type=Path, required=True, help="folder with valid.txt and test.txt")
+    parser.add_argument("--model", type=Path, help="a folder or GGUF file; default: the embedded model")
+    parser.add_argument("--windows", type=int, default=16)
+    parser.add_argument("--calibration", type=int, default=16, help="windows to measure importance on")
+    parser.add_argument("--length", type=int, default=256, help="tokens per window")
+    parser.add_argument("--layers", type=float, default=0.2, help="share of the layers to drop")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--only", default="", help="rows whose name contains this")
+    given = parser.parse_args()
+    from bench.distillation_study import embedded_model
+
+    torch.set_num_threads(1)
+    source = given.model or embedded_model()
+    model, tokenizer = (
+        load_model(source, "bfloat16" if has_cpu_bfloat16() else "float32"),
+        load_tokenizer(source, chat=False),
+    )
+    ids = windows(given.text / "valid.txt", tokenizer, given.calibration, given.length, spread=False)
+    held = windows(given.text / "test.txt", tokenizer, given.windows, given.length, spread=True)
+    whole, rows = model.num_parameters(), []
+
+    def add(name: str, tried: Any, parameters: int, started: float) -> None:
+        value = perplexity(tried, held)
+        rows.append([name, f"{parameters / whole:.1%}", f"{value:.1f}", f"{time.process_time() - started:.0f}"])
+        console.print(*rows[-1])
+
+    add("dense", model, whole, time.process_time())
+    reading = Reading(ids, 4, PAD)
+    layer = sum(parameter.numel() for parameter in decoder_layers(model)[0].parameters())
+    if given.only in "depth":
+        influence = measure_influence(model, *reading)
+        free, count = free_layers(len(influence), given.layers, 1, 1)
+        for criterion in LAYERS:
+            for seed in given.seeds if criterion == "random" else [0]:
+                started = time.process_time()
+                dropped, _ = choose_layers(criterion, model, reading, influence, free, count, seed)
+                with passed_over(model, dropped):
+                    shown = ", ".join(map(str, dropped))
+                    add(f"depth, {criterion} ({shown})", model, whole - len(dropped) * layer, started)
+    for name, build in trials(given, model, ids):
+        if given.only in name:
+            started = time.process_time()
+            add(name, *build(), started)
+    show("perplexity without recovery", ("model", "parameters", "perplexity", "CPU s"), rows)
+    console.print(f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,237 @@
+"""Removal of heads or neurons from every layer: shared settings, from scores to a model.
+
+Importance (`importance.py`), number of units (`counts.py`), choice (`picks.py`) and surgery (`copying.py`) are separate.
+"""
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from tasks.prune.selection.activations import Axis, last_projections, measure_gates, measure_moments
+from tasks.prune.selection.copying import AXES, build_student, changed_sizes
+from tasks.prune.selection.counts import best_multiple
+from tasks.prune.selection.importance import CRITERIA, DIFFERENTIATED, MEASURED, Block, Criterion
+from tasks.prune.selection.picks import choose, leading
+from tasks.prune.selection.record import KEPT_PLOT, SELECTION_FILE, write_kept, write_selection
+from tasks.prune.selection.shape import Shape, dimensions_of, planned_shape, shape_from, shape_of
+from tasks.shared.errors import TechniqueError
+from tasks.shared.forecast import Forecast, Workload, forecast_reading
+from tasks.shared.model.calibration import calibration_ids, calibration_rows
+from tasks.shared.model.dense import check_dense
+from tasks.shared.model.families import CONV1D, check_family, has_parts
+from tasks.shared.model.layout import decoder_layers
+from tasks.shared.model.masks import carry_masks
+from tasks.shared.technique import Inputs, Kind, Metrics, Port, Refusal, Spec, StepRun
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+log = logging.getLogger(__name__)
+TRAINING_COST = 3
+"""Cost of a forward and a backward pass relative to a forward pass."""
+
+
+def narrowing_spec(summary: str, paper: str) -> Spec:
+    """Spec of a technique that removes units from every layer."""
+    return Spec(
+        summary=summary,
+        ports={"model": Port((Kind.MODEL,)), "calibration": Port((Kind.CORPUS,))},
+        produces=Kind.MODEL,
+        libraries=("torch", "transformers", "tokenizers", "gguf"),
+        device="accelerator",
+        accepts="dense",
+        gives="dense",
+        plots=(KEPT_PLOT,),
+        paper=paper,
+    )
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class Narrowing(ABC):
+    """Settings of techniques that remove equally many units from every layer."""
+
+    ratio: Annotated[float, Field(ge=0, lt=1)] = 0.25
+    """Fraction of the units to remove from every layer, rounded as `multiple` says."""
+    multiple: Annotated[int, Field(ge=0)] = 0
+    """Divisor of the columns that remain; 0: the first of 256, 64 and 32, which file formats ask for, that moves `ratio` by at most 0.05
+    or half a unit."""
+    criterion: Criterion = "activation"
+    """Units that stay.  activation: the largest outputs on the calibration rows.  contribution: the largest share in the block's output.
+    wanda: outgoing weights times the norms of their inputs.  taylor: the loss changes most, to first order.  magnitude: the largest
+    weights.  random: by the seed.  The last two are controls."""
+    calibration_rows: Annotated[int, Field(ge=1)] = 32
+    """Conversations of the calibration split to measure on; magnitude and random read none."""
+    max_tokens: Annotated[int, Field(ge=8)] = 256
+    """Most tokens per conversation; longer ones are truncated."""
+    batch_size: Annotated[int, Field(ge=1)] = 16
+    """Conversations per pass."""
+
+    axis: ClassVar[Axis]
+    """Units that go."""
+
+    @abstractmethod
+    def narrowed(self, shape: Shape, kind: str) -> Shape:
+        """Return the sizes that the settings ask for.
+
+        shape: sizes before.
+        kind: the configuration's `model_type`; empty if it is unknown.
+        Raises TechniqueError for settings that leave nothing, remove nothing, or give sizes that the configuration does not take.
+        """
+
+    @abstractmethod
+    def unsupported(self, config: Mapping[str, Any]) -> Refusal | None:
+        """Return why the units of models with this configuration cannot be cut, or None."""
+
+    def refuses(self, config: Mapping[str, Any]) -> Refusal | None:
+        """Refuse models whose units cannot be cut, and sizes that cannot be."""
+        if has_parts(config):
+            return Refusal("several parts; its layers are those of the language model within", "a text-only model")
+        if config.get("model_type") in CONV1D:
+            return Refusal("its projections are Conv1D, and its configuration names sizes otherwise", "prune/depth")
+        refusal, shape = self.unsupported(config), planned_shape(config)
+        if refusal is not None or shape is None:
+            return refusal
+        try:
+            self.narrowed(shape, str(config.get("model_type", "")))
+        except TechniqueError as error:
+            return Refusal(f"{error.where}={error.got}; wanted: {error.wanted}", error.fix)
+        return None
+
+    def changed_config(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the configuration with the sizes that remain."""
+        shape = planned_shape(config)
+        if shape is None:
+            return config
+        return {**config, **changed_sizes(shape, self._planned(shape, str(config.get("model_type", ""))))}
+
+    def _planned(self, shape: Shape, kind: str) -> Shape:
+        """Return the sizes that remain; those before if `refuses` tells that there are none."""
+        try:
+            return self.narrowed(shape, kind)
+        except TechniqueError:
+            return shape
+
+    def forecast(self, work: Workload) -> Forecast:
+        """Forecast the criterion's passes over the calibration rows, and both models in memory."""
+        size = work.size()
+        before = shape_from(size.shape)
+        small = size.reshaped(dimensions_of(self._planned(before, ""), size.shape))
+        passes = TRAINING_COST if self.criterion in DIFFERENTIATED else int(self.criterion in MEASURED)
+        seconds = passes * work.reading(size, self.calibration_rows * self.max_tokens)
+        return forecast_reading(work, seconds, size.parameters + small.parameters, small)
+
+    def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
+        """Write the narrower model, selection.json (units kept) and importance.csv to `out`."""
+        import torch
+
+        from tasks.shared.model.loading import load_model, load_tokenizer
+        from tasks.shared.model.saving import save_model
+
+        torch.set_num_threads(run.compute.threads)
+        source = inputs.one("model").path
+        check_dense(source)
+        model, tokenizer = load_model(source, device=run.compute.device), load_tokenizer(source, chat=False)
+        check_family(self, model.config.to_dict(), str(source))
+        before = shape_of(model.config)
+        after = self.narrowed(before, model.config.model_type)
+        columns, kept = columns_of(before, self.axis), columns_of(after, self.axis)
+        log.info(
+            "keeping %d of %d %s in every layer, %.1f %% removed; the last projection has %d columns, a multiple of %d",
+            *(self.units(after), self.units(before), self.axis, 100 * (1 - kept / columns), kept, best_multiple(kept)),
+        )
+        ids: list[list[int]] = []
+        if self.criterion in MEASURED | DIFFERENTIATED:
+            rows = calibration_rows(inputs.one("calibration").path, self.calibration_rows)
+            ids = calibration_ids(tokenizer, rows, self.max_tokens)
+        scores = self.scores(model, ids, tokenizer.pad_token_id, run.seed)
+        picks = choose(replace(leading(before), **{self.axis: torch.stack(scores)}), before, after)
+        total = model.num_parameters()
+        layers = range(before.layers)
+        small, _ = build_student(model, after, picks, layers, layers)
+        save_model(small, tokenizer, out)
+        carried = carry_masks(source, out)
+        write_selection(out / SELECTION_FILE, layers, picks)
+        shares = write_kept(out / KEPT_PLOT.file, scores, [getattr(pick, self.axis) for pick in picks])
+        return {
+            f"{self.axis}_before": self.units(before),
+            self.axis: self.units(after),
+            "kv_heads": after.kv_heads,
+            "columns": kept,
+            "multiple": best_multiple(kept),
+            "parameters_before": total,
+            "parameters": small.num_parameters(),
+            "importance_kept_min": min(shares),
+            **carried,
+        }
+
+    def units(self, shape: Shape) -> int:
+        """Return the number of units in a layer."""
+        return shape.heads if self.axis == "heads" else shape.intermediate
+
+    def scores(self, model: "PreTrainedModel", ids: list[list[int]], pad_id: int, seed: int) -> "list[Tensor]":
+        """Return the importance of every layer's units by the criterion, (units,) each.
+
+        ids: token ids of the calibration conversations; empty for criteria that read none.
+        Raises TechniqueError for scores that are not finite.
+        """
+        import torch
+
+        units = self.units(shape_of(model.config))
+        lasts, empty = last_projections(model, self.axis), torch.empty(0)
+        reading = (model, self.axis, units, ids, self.batch_size, pad_id)
+        moments = measure_moments(*reading) if self.criterion in MEASURED else [empty] * len(lasts)
+        gates = measure_gates(*reading) if self.criterion in DIFFERENTIATED else [empty] * len(lasts)
+        draws = torch.rand(len(lasts), units, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        found = []
+        for layer, last in enumerate(lasts):
+            weight: Tensor = last.get_parameter("weight").detach().cpu()
+            incoming = rows_into(decoder_layers(model)[layer], self.axis, units)
+            block = Block(
+                weight.reshape(weight.shape[0], units, -1), incoming, draws[layer], moments[layer], gates[layer]
+            )
+            found.append(CRITERIA[self.criterion](block))
+        check_finite(found)
+        return found
+
+
+def columns_of(shape: Shape, axis: Axis) -> int:
+    """Return the columns of the last projection."""
+    return shape.heads * shape.head_dim if axis == "heads" else shape.intermediate
+
+
+def rows_into(layer: Any, axis: Axis, units: int) -> "Tensor":
+    """Return the weights that produce each unit of a layer, by the axes of `AXES`.
+
+    Returns (units, weights), on the CPU: of a head its queries, of a neuron its gate and its own row.
+    """
+    import torch
+
+    found = []
+    for name, weight in layer.named_parameters():
+        kind = (AXES.get(".".join(name.split(".")[-2:])) or ("",))[0]
+        if weight.dim() == 2 and kind in (axis, "gates" if axis == "neurons" else axis):
+            parts = weight.detach().cpu().chunk(2 if kind == "gates" else 1)
+            found += [part.reshape(units, -1) for part in parts]
+    return torch.cat(found, dim=1)
+
+
+def check_finite(scores: "Sequence[Tensor]") -> None:
+    """Raise TechniqueError if a layer's scores are not all numbers.
+
+    scores: (units,) per layer.
+    """
+    bad = [index for index, values in enumerate(scores) if not bool(values.isfinite().all())]
+    if bad:
+        raise TechniqueError(
+            f"layer {bad[0]}",
+            f"importance is not finite in {len(bad)} of {len(scores)} layers",
+            "finite activations on the calibration rows",
+            "check the model with evaluate/perplexity, or choose criterion=magnitude",
+        )

@@ -1,0 +1,77 @@
+"""Importance of heads and neurons: what the scores equal."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from tasks.prune.selection.activations import Axis, energy, measure_gates, measure_moments, second_moments
+from tasks.prune.selection.importance import activation, contribution, magnitude, wanda
+from tasks.prune.selection.losses import text_loss
+from tasks.shared.model.calibration import batches
+from tasks.shared.model.layout import decoder_layers
+from tests.tiny_llama import build_model
+
+IDS = [list(range(3, 20)), list(range(30, 39))]
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_contribution_is_the_error_of_the_output_without_the_unit(size: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(2, 5, 3 * size, generator=generator, dtype=torch.float64)
+    weight = torch.randn(7, 3 * size, generator=generator, dtype=torch.float64)
+    moments = second_moments(values, torch.ones(2, 5), 3)
+    found = contribution(weight.view(7, 3, size), moments)
+    for unit in range(3):
+        without = values.clone()
+        without[..., unit * size : (unit + 1) * size] = 0
+        torch.testing.assert_close(found[unit], (values @ weight.T - without @ weight.T).square().sum())
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_activation_is_the_energy_of_real_tokens(size: int) -> None:
+    values, mask = torch.randn(2, 5, 3 * size), torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])
+    moments = second_moments(values, mask, 3)
+    assert moments.shape == (3, size, size)
+    torch.testing.assert_close(activation(moments), energy(values, mask, 3))
+
+
+def test_wanda_is_weight_times_norm_and_magnitude_knows_no_norm() -> None:
+    values = torch.tensor([[[3.0, 1.0], [4.0, 0.0]]])  # norms over tokens: 5 and 1
+    outgoing = torch.tensor([[[1.0], [-2.0]], [[1.0], [4.0]]])
+    assert wanda(outgoing, second_moments(values, torch.ones(1, 2), 2)).tolist() == [2 * 5.0, 6 * 1.0]
+    incoming = torch.tensor([[1.0, 1.0], [2.0, 1.0]])
+    assert magnitude(outgoing, incoming).tolist() == [2.0, 5.0]
+
+
+@pytest.mark.parametrize("axis", ["heads", "neurons"])
+def test_the_gradient_by_a_gate_is_the_slope_of_the_loss(axis: Axis) -> None:
+    """By central differences of the loss of each conversation, with a unit's outgoing weights scaled; padding counts for nothing."""
+    model, units = build_model().double(), {"heads": 4, "neurons": 128}[axis]
+    found = measure_gates(model, axis, units, IDS, batch_size=2, pad_id=0)
+    apart = measure_gates(model, axis, units, IDS, batch_size=1, pad_id=0)
+    torch.testing.assert_close(found, apart)
+    layer: Any = decoder_layers(model)[1]
+    weight = (layer.self_attn.o_proj if axis == "heads" else layer.mlp.down_proj).weight
+    columns = slice(16, 32) if axis == "heads" else slice(1, 2)
+    slopes = torch.zeros(2, dtype=torch.float64)
+    for step in (1e-2, -1e-2):
+        with torch.no_grad():
+            before = weight[:, columns].clone()
+            weight[:, columns] *= 1 + step
+            slopes += torch.stack([text_loss(model, batch) for batch in batches(IDS, 1, 0)]) / (2 * step)
+            weight[:, columns] = before
+    torch.testing.assert_close(found[1][1], slopes.square().sum(), rtol=1e-2, atol=0)
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
+
+
+def test_moments_in_bfloat16_pick_the_same_units_by_a_margin() -> None:
+    """Of 128 neurons and of 4 heads in each layer; a unit counts if its score differs from the limit by more than 5 %."""
+    for axis, units in (("heads", 4), ("neurons", 128)):
+        exact = measure_moments(build_model(), axis, units, IDS, 2, 0)  # type: ignore[arg-type]
+        rounded = measure_moments(build_model().bfloat16(), axis, units, IDS, 2, 0)  # type: ignore[arg-type]
+        for one, other in zip(map(activation, exact), map(activation, rounded), strict=True):
+            limit = one.sort().values[units // 2 - 1 : units // 2 + 1].mean()
+            clear = (one / limit - 1).abs() > 0.05
+            assert clear.sum() >= units // 2
+            assert torch.equal((one > limit)[clear], (other > limit)[clear])
