@@ -31,9 +31,10 @@ CONTEXT = 2048
 SMALL = 1024
 """Bytes up to which a constant stays in the graph's file."""
 SCALE_BITS = 32
-TRACING_S = 20.0
-"""Time to import the exporter and trace a graph, by measurement on two CPU cores."""
+TRACING_S = 25.0
+"""Rough time to import the exporter and trace a graph."""
 SECONDS_PER_WEIGHT = 1e-7
+"""Rough time to quantize, write and compare."""
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -71,7 +72,16 @@ class Onnx:
         summary="A graph for ONNX Runtime, in float32 or with 8- or 4-bit weights, that must answer like its source (extra `onnx`)",
         ports={"model": Port((Kind.MODEL,)), "calibration": Port((Kind.CORPUS,), optional=True)},
         produces=Kind.ENGINE,
-        libraries=("torch", "transformers", "tokenizers", "compressed-tensors", "gguf", "onnx", "onnxscript", "onnxruntime"),
+        libraries=(
+            "torch",
+            "transformers",
+            "tokenizers",
+            "compressed-tensors",
+            "gguf",
+            "onnx",
+            "onnxscript",
+            "onnxruntime",
+        ),
         extra="onnx",
         gives="packed",
         files="onnx",
@@ -111,7 +121,9 @@ class Onnx:
     def refuses(self, config: Mapping[str, Any]) -> Refusal | None:
         """Refuse integer weights of experts, which are one tensor of three axes."""
         if is_mixture(config) and self.scheme != "float32":
-            return Refusal("its experts are one tensor, which MatMulNBits does not take", "scheme=float32, or export/gguf")
+            return Refusal(
+                "its experts are one tensor, which MatMulNBits does not take", "scheme=float32, or export/gguf"
+            )
         return None
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
@@ -132,8 +144,16 @@ class Onnx:
         model, tokenizer = load_model(source), load_tokenizer(source, chat=False)
         try:
             integers = self.write(model, tokenizer, out)
-            write_description(out, scheme=self.scheme, embedding=self.embedding, parameters=parameter_count(given), versions=versions())
-            found, same = self.compare(model, tokenizer, out, None if corpus is None else corpus.path, run.compute.threads)
+            write_description(
+                out,
+                scheme=self.scheme,
+                embedding=self.embedding,
+                parameters=parameter_count(given),
+                versions=versions(),
+            )
+            found, same = self.compare(
+                model, tokenizer, out, None if corpus is None else corpus.path, run.compute.threads
+            )
             parity.check_floor(found, self.min_top1, self.max_kl, f"{GRAPH} ({self.scheme})")
             self.check_text(same)
         except BaseException:
@@ -165,7 +185,9 @@ class Onnx:
 
         graph, done = trace(model), 0
         if self.quantized:
-            plan = Plan(BITS[self.scheme], BITS[self.embedding], self.group_size, self.symmetric, self.activations == "int8")
+            plan = Plan(
+                BITS[self.scheme], BITS[self.embedding], self.group_size, self.symmetric, self.activations == "int8"
+            )
             done = Quantizer(graph, plan).quantize()
         onnx.save_model(graph, out / GRAPH, save_as_external_data=True, location=WEIGHTS, size_threshold=SMALL)
         align_special_tokens(model, tokenizer)

@@ -10,7 +10,6 @@ from tasks.shared.errors import TechniqueError
 from tasks.shared.model.widths import choose_group_size
 
 if TYPE_CHECKING:
-    import numpy as np
     from onnx import ModelProto, NodeProto, TensorProto
 
 DOMAIN = "com.microsoft"
@@ -90,7 +89,8 @@ class Quantizer:
             self.model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
         left = [matrix.weight for matrix in find_matrices(self.model) if matrix.node.output[0] not in heads]
         if self.plan.layers is not None and (left or not self.packed):
-            raise TechniqueError("scheme", f"{len(left)} matrices would stay in float32", "every matrix of the layers as integers", "scheme=float32")  # fmt: skip
+            got = f"{len(left)} matrices would stay in float32"
+            raise TechniqueError("scheme", got, "every matrix of the layers as integers", "scheme=float32")
         return len(self.packed)
 
     def _product(self, matrix: Matrix, bits: Bits) -> "list[NodeProto]":
@@ -137,7 +137,7 @@ class Quantizer:
         import numpy as np
         from onnx import numpy_helper
 
-        array: np.ndarray[Any, Any] = numpy_helper.to_array(self.weights[weight])
+        array: Any = numpy_helper.to_array(self.weights[weight])
         rows = array.T if turned else array
         name = f"{weight}.q{bits}"
         if name not in self.packed:

@@ -106,7 +106,13 @@ def stripped(model: "ModelProto") -> "ModelProto":
     model.ClearField("metadata_props")
     model.graph.ClearField("metadata_props")
     model.graph.ClearField("value_info")
-    for part in [*model.graph.node, *model.graph.initializer, *model.graph.input, *model.graph.output, *model.functions]:
+    for part in [
+        *model.graph.node,
+        *model.graph.initializer,
+        *model.graph.input,
+        *model.graph.output,
+        *model.functions,
+    ]:
         part.ClearField("metadata_props")
         part.ClearField("doc_string")
     return model

@@ -98,9 +98,7 @@ def check_floor(parity: Parity, min_top1: float, max_divergence: float, where: s
     )
 
 
-def asked_texts(
-    tokenizer: "PreTrainedTokenizerBase", corpus: Path | None, count: int
-) -> tuple[list[str], list[str]]:
+def asked_texts(tokenizer: "PreTrainedTokenizerBase", corpus: Path | None, count: int) -> tuple[list[str], list[str]]:
     """Return rendered prompts to compare on, and answers whose tokens are compared too.
 
     corpus: its calibration split gives both; None takes CONVERSATIONS, without answers.  count: most prompts.

@@ -199,7 +199,9 @@ class Spec:
         if (self.produces in WEIGHTS) != (self.gives is not None):
             raise ValueError(f"produces={self.produces} and gives={self.gives}: only models and engines have weights")
         if (self.produces is Kind.ENGINE) != (self.files is not None):
-            raise ValueError(f"produces={self.produces} and files={self.files}: engines, and only they, have files of a form")
+            raise ValueError(
+                f"produces={self.produces} and files={self.files}: engines, and only they, have files of a form"
+            )
 
 
 @runtime_checkable

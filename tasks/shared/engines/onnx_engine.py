@@ -75,12 +75,12 @@ class OnnxSession:
         """Greedy answer to a prompt of these tokens; see `answer`."""
         self.graph.forget()
         new, text, cut = list[int](), "", False
-        while len(new) < max_new_tokens and not cut and (not new or new[-1] not in self.ends):
+        while len(new) < max_new_tokens and not cut and self.ends.isdisjoint(new):
             new.append(int(self.graph.logits([*ids, *new]).argmax()))
             if stop:
                 text, cut = cut_at(str(self.tokenizer.decode(new, skip_special_tokens=True)), stop)
         text = text if stop else str(self.tokenizer.decode(new, skip_special_tokens=True))
-        return Written(text.strip(), cut or new[-1] in self.ends)
+        return Written(text.strip(), cut or not self.ends.isdisjoint(new))
 
     def choose(self, prompts: Sequence[str], labels: Sequence[str], end: str = "\n") -> Choices:
         """Most likely labels, by a pass per token of the chosen one; see `label_search`."""

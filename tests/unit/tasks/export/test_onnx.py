@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from tasks.export import onnx as export
 from tasks.export import parity
 from tasks.export.onnx import Onnx
 from tasks.export.onnx_blocks import keep_integers, pack_nibbles, unpack_nibbles
+from tasks.export.onnx_tracing import rename
 from tasks.quantize.rtn import RTN
 from tasks.shared import extras
 from tasks.shared.engines.onnx_engine import ONNXRUNTIME
@@ -122,6 +124,31 @@ def test_odd_rows_of_nibbles_end_with_zero() -> None:
     assert packed.tolist() == [[0xF1, 0x07]] and unpack_nibbles(packed).tolist() == [[1, 15, 7, 0]]
 
 
+def test_a_recipe_cannot_start_from_a_graph(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.onnx").touch()
+    with pytest.raises(ModelError, match="no safetensors, but model.onnx"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize(("names", "odd"), [((), "no cache"), (("keys", "states"), "1.states")])
+def test_a_cache_of_anything_but_keys_and_values_is_refused(names: tuple[str, ...], odd: str) -> None:
+    given = [SimpleNamespace(name=f"input.past_key_values.layers.1.{name}") for name in names]
+    made = [SimpleNamespace(name=f"output.past_key_values.layers.1.{name}") for name in names]
+    graph = SimpleNamespace(
+        inputs=[SimpleNamespace(name="input_ids"), *given], outputs=[SimpleNamespace(name="logits"), *made]
+    )
+    with pytest.raises(TechniqueError, match=odd):
+        rename(graph)
+    names = ("keys", "values")
+    given = [SimpleNamespace(name=f"input.past_key_values.layers.12.{name}") for name in names]
+    made = [SimpleNamespace(name=f"output.past_key_values.layers.12.{name}") for name in names]
+    rename(SimpleNamespace(inputs=given, outputs=[SimpleNamespace(name="logits"), *made]))
+    assert [value.name for value in (*given, *made)] == [
+        "past_key_values.12.key", "past_key_values.12.value", "present.12.key", "present.12.value",
+    ]  # fmt: skip
+
+
 def onnx_packages() -> None:
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package, reason="the extra `onnx` is not installed")
@@ -200,12 +227,16 @@ def test_a_graph_of_integers_computes_with_the_weights_that_they_decode_to(
     technique = Onnx(**settings, **LOOSE)
     metrics = technique(inputs_of(source), out, run)
     decoded, model = dequantized(out / "model.onnx"), load_model(source)
-    assert metrics["integer_matrices"] == len(decoded) == 7 * 4 + 1, "seven of every layer, and embedding and head as one"
+    assert metrics["integer_matrices"] == len(decoded) == 7 * 4 + 1, (
+        "seven of every layer, and embedding and head as one"
+    )
     for name, parameter in model.named_parameters():
         if parameter.dim() == 2:
-            near = min((value for value in decoded.values() if value.shape == parameter.shape), key=lambda value: float((value - parameter.detach()).norm()))  # fmt: skip
-            assert 0 < float((near - parameter.detach()).norm() / parameter.detach().norm()) < limit, name
-            parameter.data = near
+            weight = parameter.detach()
+            alike = [value for value in decoded.values() if value.shape == weight.shape]
+            errors = [float((value - weight).norm() / weight.norm()) for value in alike]
+            assert 0 < min(errors) < limit, name
+            parameter.data = alike[errors.index(min(errors))]
     ids = [3, 40, 41, 42, 7, 99, 100, 5]
     with ONNXRUNTIME.open(out, Opening(1)) as session:
         ours = torch.from_numpy(session.graph.log_probabilities(ids)).float()
@@ -232,7 +263,9 @@ def test_four_bit_integers_go_over_as_they_are(source: Path, tmp_path: Path, sym
 
 def test_the_engine_answers_as_transformers_does(whole: Path, source: Path) -> None:
     other = TransformersSession(load_model(source), load_tokenizer(source), 4)
-    talks = [[{"role": "user", "content": text}] for text in ("Is the kettle covered?", "Can I return the 退款 grinder?")]
+    talks = [
+        [{"role": "user", "content": text}] for text in ("Is the kettle covered?", "Can I return the 退款 grinder?")
+    ]
     labels = ["returns", "refund", "refund_status", "退款", "kettle"]
     with ONNXRUNTIME.open(whole, Opening(1)) as session:
         prompts = [session.render(talk) for talk in talks]
@@ -259,7 +292,9 @@ def test_a_folder_says_what_it_holds_without_onnx(whole: Path, source: Path) -> 
     assert parameter_count(whole) == parameter_count(source)
     assert weight_bytes(whole) == sum((whole / name).stat().st_size for name in ("model.onnx", "model.onnx.data"))
     texts = [file.read_bytes() for file in whole.iterdir() if file.suffix != ".data"]
-    assert not any(b"/site-packages/" in text or str(source).encode() in text for text in texts), "a path of this machine"
+    assert not any(b"/site-packages/" in text or str(source).encode() in text for text in texts), (
+        "a path of this machine"
+    )
 
 
 def test_what_fails_the_gate_leaves_nothing(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,8 @@ def test_models_have_weights_and_nothing_else_has(produces: Kind, gives: Any) ->
 
 
 @pytest.mark.parametrize(
-    ("produces", "gives", "files"), [(Kind.ENGINE, "packed", None), (Kind.MODEL, "dense", "gguf"), (Kind.CORPUS, None, "onnx")]
+    ("produces", "gives", "files"),
+    [(Kind.ENGINE, "packed", None), (Kind.MODEL, "dense", "gguf"), (Kind.CORPUS, None, "onnx")],
 )
 def test_engines_have_files_of_a_form_and_nothing_else_has(produces: Kind, gives: Any, files: Any) -> None:
     with pytest.raises(ValueError, match="files"):

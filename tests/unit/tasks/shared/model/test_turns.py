@@ -1,7 +1,6 @@
 """What is learned of a conversation, for the chat templates of known families."""
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
