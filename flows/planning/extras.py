@@ -1,4 +1,4 @@
-"""Check of optional packages: a step whose packages an extra installs needs them before anything runs."""
+"""Check of optional packages: those that an extra installs must be there before a run."""
 
 from collections.abc import Iterator
 

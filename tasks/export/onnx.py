@@ -39,9 +39,9 @@ SECONDS_PER_WEIGHT = 1e-7
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Onnx:
-    """A folder with graph, weights and tokenizer for ONNX Runtime on the CPU, refused if it deviates from its source.
+    """A folder for ONNX Runtime on the CPU, refused if it deviates from its source.
 
-    The graph reads and extends a key-value cache.  4-bit integers of a source that a calibrated quantizer wrote are taken over
+    It holds graph, weights and tokenizer.  The graph reads and extends a key-value cache.  4-bit integers of a source that a calibrated quantizer wrote are taken over
     unchanged; a dense source is rounded.
     """
 
@@ -127,8 +127,9 @@ class Onnx:
         return None
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
-        """Write model.onnx, its weights, tokenizer, configurations and parity.json to `out`; on an error, `out` stays empty.
+        """Write model.onnx, its weights, tokenizer and parity.json to `out`.
 
+        On an error, `out` stays empty.
         Returns scheme, size_bytes, source_bytes, integer_matrices, top1_agreement (0..1), kl_to_source (nats per position), same_text
         (0..1) and positions.
         """
@@ -176,7 +177,10 @@ class Onnx:
         }  # fmt: skip
 
     def write(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", out: Path) -> int:
-        """Write graph, weights, configurations and tokenizer; return the number of matrices stored as integers."""
+        """Write graph, weights, configurations and tokenizer.
+
+        Returns the number of matrices stored as integers.
+        """
         import onnx
 
         from tasks.export.onnx_quantizing import Plan, Quantizer

@@ -1,4 +1,4 @@
-"""Matrices in blocks of small integers, as ONNX Runtime's MatMulNBits and GatherBlockQuantized read them."""
+"""Matrices in blocks of integers, for ONNX Runtime's MatMulNBits and GatherBlockQuantized."""
 
 import logging
 from collections.abc import Iterator
@@ -31,8 +31,9 @@ class Blocks:
 
 
 def pack_blocks(weight: "np.ndarray[Any, Any]", bits: Bits, group: int, symmetric: bool) -> Blocks:
-    """Round a matrix to blocks by ONNX Runtime's quantizer; blocks on a 4-bit grid keep their integers.
+    """Round a matrix to blocks by ONNX Runtime's quantizer.
 
+    Blocks on a 4-bit grid keep their integers.
     weight: (rows, columns), float32; `group` divides the columns.
     A block of a calibrated quantizer is a scale times small integers already, and rounding it again would undo the calibration.
     """
@@ -92,7 +93,10 @@ def keep_integers(
 
 
 def pack_nibbles(values: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
-    """Pack rows of numbers from 0 to 15 into bytes, the first of each pair in the low half; an odd row ends with 0."""
+    """Pack rows of numbers from 0 to 15, two in a byte, the first in the low half.
+
+    An odd row ends with 0.
+    """
     import numpy as np
 
     even = np.pad(values.astype(np.uint8), ((0, 0), (0, values.shape[1] % 2)))

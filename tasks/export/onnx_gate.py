@@ -62,7 +62,10 @@ def ask_isolated(folder: Path, threads: int, asked: Asked) -> Recorded:
 
 
 def ask(folder: Path, threads: int, asked: Asked) -> Recorded:
-    """Open a folder and answer; texts are written by cached decoding from an empty cache, as in an evaluation."""
+    """Open a folder and answer.
+
+    Texts are written by cached decoding from an empty cache, as in an evaluation.
+    """
     from tasks.shared.engines.onnx_engine import ONNXRUNTIME
     from tasks.shared.engines.protocol import Opening
 

@@ -32,7 +32,7 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Plan:
-    """How to store a graph's matrices.
+    """Formats of a graph's matrices.
 
     layers, outer: bits of the layers' matrices, and of embedding and head; None keeps float32.
     group: weights that share a scale; 0 takes the largest of 128, 64 and 32 that divides every row.  symmetric: without zero points.

@@ -23,9 +23,9 @@ NOISY = ("torch.onnx", "onnxscript", "onnx_ir", "transformers.exporters")
 
 
 def trace(model: "PreTrainedModel") -> "ModelProto":
-    """Return a model's graph in float32: one pass over new tokens that reads and extends a key-value cache.
+    """Return a model's graph in float32, with a key-value cache.
 
-    It serves prompts (an empty cache) and decoding alike, in batches too.  Names are those of tasks/shared/engines/onnx_names.py.
+    It is one pass over new tokens that reads and extends the cache.  It serves prompts (an empty cache) and decoding alike, in batches too.  Names are those of tasks/shared/engines/onnx_names.py.
     Every layer caches all tokens; layers with a sliding window mask what is out of it, so that no axis depends on the length.
     Raises TechniqueError for a model that the exporter cannot trace.
     """
@@ -48,7 +48,7 @@ def trace(model: "PreTrainedModel") -> "ModelProto":
 
 
 def sample_inputs(model: "PreTrainedModel") -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return example arguments of a forward pass with a filled cache, and which axes of them vary."""
+    """Return example arguments of a pass with a filled cache, and their axes that vary."""
     import torch
     from transformers import DynamicCache
 
@@ -102,7 +102,7 @@ def rename(graph: Any) -> None:
 
 
 def stripped(model: "ModelProto") -> "ModelProto":
-    """Return the graph without notes about the code that it came from, which name files of this machine."""
+    """Remove notes about the code of the model, which name files of this machine."""
     model.ClearField("metadata_props")
     model.graph.ClearField("metadata_props")
     model.graph.ClearField("value_info")

@@ -32,7 +32,10 @@ CONVERSATIONS = (
 
 
 class Exported(Protocol):
-    """What the gate asks an exported file: a session of its engine, or the answers that one gave in another process."""
+    """An exported file as the gate asks it.
+
+    A session of its engine, or the answers that one gave in another process.
+    """
 
     def tokens(self, text: str) -> list[int]:
         """Return the tokens of a text, none added."""
@@ -185,7 +188,10 @@ def compare_distributions(
     session: Exported,
     top: int,
 ) -> Parity:
-    """Compare next-token distributions after every prefix of the given continuations; see `measure_parity`."""
+    """Compare next-token distributions after every prefix of given continuations.
+
+    See `measure_parity`.
+    """
     positions: list[Position] = []
     for index in track(range(len(prompts)), "parity", len(prompts)):
         prompt, answer = list(prompts[index]), list(continuations[index])

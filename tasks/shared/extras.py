@@ -7,7 +7,7 @@ from tasks.shared.errors import ConfigError
 
 
 def extra_problem(where: str, extra: str, packages: Sequence[str]) -> ConfigError | None:
-    """Return an error that names the packages which are not installed, and the extra that installs them; None if all are.
+    """Return an error that names missing packages and their extra; None if all are installed.
 
     where: place in the recipe, or the engine that needs them.
     """

@@ -61,7 +61,7 @@ def find_weights(path: Path, llama: bool = False) -> Weights:
 
 
 def weight_form(path: Path) -> WeightForm:
-    """Return the form of a .gguf file, an ONNX folder, or a Hugging Face folder, from its configuration."""
+    """Return the form of a file or folder: by name, or from a Hugging Face configuration."""
     if is_gguf(path):
         return "gguf"
     if is_onnx(path):

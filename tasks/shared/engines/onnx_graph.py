@@ -1,4 +1,4 @@
-"""An ONNX graph with a key-value cache, run by ONNX Runtime on the CPU, one sequence at a time."""
+"""An ONNX graph with a key-value cache, in ONNX Runtime on the CPU, one sequence at a time."""
 
 import os.path
 from collections.abc import Sequence
@@ -41,7 +41,10 @@ class CachedGraph:
         self.cache = [_value(np.zeros(shape, np.float32)) for shape in self.shapes]
 
     def logits(self, ids: Sequence[int]) -> "np.ndarray":
-        """Return the logits after these tokens, (vocabulary,), float32; runs those of them that the cache does not hold."""
+        """Return the logits after these tokens, (vocabulary,), float32.
+
+        Runs those of them that the cache does not hold.
+        """
         import numpy as np
 
         known = min(len(os.path.commonprefix([self.ids, list(ids)])), len(ids) - 1)

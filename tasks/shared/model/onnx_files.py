@@ -24,7 +24,7 @@ def onnx_weight_files(folder: Path) -> list[Path]:
 
 
 def write_description(folder: Path, **about: Any) -> None:
-    """Write what cannot be told from the graph without onnx: its scheme, and how many parameters the source has."""
+    """Write what only onnx could read from the graph: its scheme and parameters."""
     write_text(folder / DESCRIPTION, json.dumps(about, indent=1))
 
 

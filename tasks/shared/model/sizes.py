@@ -14,7 +14,7 @@ from tasks.shared.model.weights import is_gguf
 
 
 def weight_files(path: Path) -> list[Path]:
-    """List the loaded weight files: the GGUF itself, a folder's safetensors, its GGUF files, or its ONNX graph with weights.
+    """List the loaded weight files: a GGUF, a folder's safetensors, GGUFs, or ONNX files.
 
     A second copy of the weights in the folder is not counted (`loaded_files`).
     """
