@@ -41,8 +41,8 @@ SECONDS_PER_WEIGHT = 1e-7
 class Onnx:
     """A folder for ONNX Runtime on the CPU, refused if it deviates from its source.
 
-    It holds graph, weights and tokenizer.  The graph reads and extends a key-value cache.  4-bit integers of a source that a calibrated quantizer wrote are taken over
-    unchanged; a dense source is rounded.
+    It holds graph, weights and tokenizer.  The graph reads and extends a key-value cache.  4-bit integers of a source that a calibrated
+    quantizer wrote are taken over unchanged; a dense source is rounded.
     """
 
     scheme: Form = "int4"

@@ -25,7 +25,8 @@ NOISY = ("torch.onnx", "onnxscript", "onnx_ir", "transformers.exporters")
 def trace(model: "PreTrainedModel") -> "ModelProto":
     """Return a model's graph in float32, with a key-value cache.
 
-    It is one pass over new tokens that reads and extends the cache.  It serves prompts (an empty cache) and decoding alike, in batches too.  Names are those of tasks/shared/engines/onnx_names.py.
+    It is one pass over new tokens that reads and extends the cache, and serves prompts (an empty cache) and decoding alike, in batches
+    too.  Names are those of tasks/shared/engines/onnx_names.py.
     Every layer caches all tokens; layers with a sliding window mask what is out of it, so that no axis depends on the length.
     Raises TechniqueError for a model that the exporter cannot trace.
     """
