@@ -222,7 +222,7 @@ class Onnx:
         asked = Asked(texts, answers, ids, continuations, self.tokens, self.top)
         session = ask_isolated(folder, threads, asked)
         parity.check_tokenizer(session, tokenizer, [*texts, *answers], folder.name)
-        wanted = [tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in continuations]
+        wanted = [str(tokenizer.decode(answer, skip_special_tokens=True)).strip() for answer in continuations]
         same = sum(one == other for one, other in zip(wanted, session.texts, strict=True)) / len(wanted)
         return parity.compare_distributions(model, ids, continuations, session, self.top), same
 
