@@ -36,7 +36,7 @@ def _form(name: str, steps: Mapping[str, Step], sources: Mapping[str, Source], l
     """
     if name in steps:
         if steps[name].kind is Kind.ENGINE:
-            return "gguf"
+            return steps[name].technique.spec.files
         if steps[name].kind not in WEIGHTS:
             return None
         return "packed" if weight_format(name, steps, sources) == "packed" else "dense"

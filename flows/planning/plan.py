@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from flows.planning.engines import engine_problems
+from flows.planning.extras import extra_problems
 from flows.planning.families import family_problems
 from flows.planning.steps import Plan, Source, Step
 from flows.planning.weights import weight_problems
@@ -64,6 +65,7 @@ def build_plan(config: Mapping[str, Any]) -> Plan:
         problems.extend(_input_problems(step, steps, sources, named))
         problems.extend(weight_problems(step, steps, sources))
         problems.extend(engine_problems(step, steps, sources))
+        problems.extend(extra_problems(step))
         problems.extend(family_problems(step, steps, sources))
         problems.extend(width_problems(step, steps, sources))
         problems.extend(wiring.problems.get(step.name, ()))

@@ -13,6 +13,7 @@ from pydantic.dataclasses import dataclass
 
 from tasks.export import parity
 from tasks.export.importance import input_energy
+from tasks.export.source import dense_folder
 from tasks.shared.errors import ConfigError, ParityError, StillroomError
 from tasks.shared.forecast import Forecast, Workload, forecast_reading
 from tasks.shared.gguf.support import attended, unsupported
@@ -91,6 +92,7 @@ class Gguf:
         produces=Kind.ENGINE,
         libraries=("torch", "transformers", "tokenizers", "auto-round", "gguf", "xllamacpp"),
         gives="packed",
+        files="gguf",
     )
 
     @property
@@ -253,14 +255,8 @@ class Gguf:
         """
         from tasks.shared.engines.llama_engine import LLAMA_CPP
         from tasks.shared.engines.protocol import Opening
-        from tasks.shared.model.prompts import render
 
-        asked = [[{"role": "user", "content": text}] for text in parity.CONVERSATIONS[: self.prompts]]
-        texts, answers = [render(tokenizer, conversation) for conversation in asked], list[str]()
-        if corpus is not None:
-            rows = calibration_rows(corpus, self.prompts)
-            texts = [render(tokenizer, row.prompt, tools=row.tools) for row in rows]
-            answers = [row.answer for row in rows]
+        texts, answers = parity.asked_texts(tokenizer, corpus, self.prompts)
         context = min(CONTEXT, attended(model.config.to_dict()) or CONTEXT)
         prompts = [tokenizer(text, add_special_tokens=False)["input_ids"][-(context - self.tokens) :] for text in texts]
         with LLAMA_CPP.open(file, Opening(threads, context=CONTEXT)) as session:
@@ -311,15 +307,3 @@ def warn_of_masks(source: Path, tensors: Sequence[PlannedTensor]) -> None:
             "%s has masked weights, and %s has no exact zero: they become small numbers; scheme=q4_0, q5_0 or q8_0 keeps them zero",
             source.name, ", ".join(lost),
         )  # fmt: skip
-
-
-def dense_folder(source: Path, scratch: Path) -> Path:
-    """Return the source if it is a dense folder; else a dense copy of it."""
-    from tasks.shared.model.saving import dense_copy
-    from tasks.shared.model.weights import check_source, is_gguf, is_quantized
-
-    check_source(source)
-    if not is_gguf(source) and not is_quantized(source):
-        return source
-    dense_copy(source, scratch / "dense")
-    return scratch / "dense"

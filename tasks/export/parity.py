@@ -4,12 +4,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from math import exp
-from typing import TYPE_CHECKING, Any, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from tasks.shared.engines.protocol import Session
 from tasks.shared.errors import EndpointError, ParityError
 from tasks.shared.model.agreement import logits_of, truncated_divergence
+from tasks.shared.model.calibration import calibration_rows
 from tasks.shared.model.generation import plain_greedy
+from tasks.shared.model.prompts import render
 from tasks.shared.progress import track
 
 if TYPE_CHECKING:
@@ -27,6 +29,21 @@ CONVERSATIONS = (
     "Who wrote Hamlet?",
 )
 """Prompts for an export without a corpus."""
+
+
+class Exported(Protocol):
+    """An exported file as the gate asks it.
+
+    A session of its engine, or the answers that one gave in another process.
+    """
+
+    def tokens(self, text: str) -> list[int]:
+        """Return the tokens of a text, none added."""
+        ...
+
+    def next_token(self, ids: Sequence[int], top: int) -> dict[int, float]:
+        """Return log-probabilities (nats) of the `top` most likely next tokens, descending."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -84,6 +101,18 @@ def check_floor(parity: Parity, min_top1: float, max_divergence: float, where: s
     )
 
 
+def asked_texts(tokenizer: "PreTrainedTokenizerBase", corpus: Path | None, count: int) -> tuple[list[str], list[str]]:
+    """Return rendered prompts to compare on, and answers whose tokens are compared too.
+
+    corpus: its calibration split gives both; None takes CONVERSATIONS, without answers.  count: most prompts.
+    """
+    if corpus is None:
+        talks = [[{"role": "user", "content": text}] for text in CONVERSATIONS[:count]]
+        return [render(tokenizer, talk) for talk in talks], []
+    rows = calibration_rows(corpus, count)
+    return [render(tokenizer, row.prompt, tools=row.tools) for row in rows], [row.answer for row in rows]
+
+
 def asked(where: str, question: Callable[[], Result]) -> Result:
     """Return an engine's answer.  Raises ParityError if it refuses or is too slow."""
     try:
@@ -92,7 +121,7 @@ def asked(where: str, question: Callable[[], Result]) -> Result:
         raise ParityError(where, error.got, "the exported file loads, tokenizes and answers") from error
 
 
-def check_tokenizer(session: Session, tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], where: str) -> None:
+def check_tokenizer(session: Exported, tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], where: str) -> None:
     """Raise ParityError at the first text that the exported file tokenizes differently."""
     for text in texts:
         wanted = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -140,7 +169,7 @@ def measure_parity(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
     prompts: Sequence[Sequence[int]],
-    session: Session,
+    session: Exported,
     tokens: int,
     top: int,
 ) -> Parity:
@@ -149,9 +178,23 @@ def measure_parity(
     prompts: token ids.  session: the exported file.  top: tokens compared individually.
     """
     continuations = greedy_continuations(model, prompts, tokens, tokenizer.pad_token_id)
+    return compare_distributions(model, prompts, continuations, session, top)
+
+
+def compare_distributions(
+    model: "PreTrainedModel",
+    prompts: Sequence[Sequence[int]],
+    continuations: Sequence[Sequence[int]],
+    session: Exported,
+    top: int,
+) -> Parity:
+    """Compare next-token distributions after every prefix of given continuations.
+
+    See `measure_parity`.
+    """
     positions: list[Position] = []
     for index in track(range(len(prompts)), "parity", len(prompts)):
-        prompt, answer = list(prompts[index]), continuations[index]
+        prompt, answer = list(prompts[index]), list(continuations[index])
         logits = logits_of(model, [prompt + answer[:-1]])[0][len(prompt) - 1 :]  # (len(answer), vocabulary)
         for offset, distribution in enumerate(logits.softmax(-1)):
             scores = asked("the exported file", partial(session.next_token, prompt + answer[:offset], top))

@@ -32,6 +32,8 @@ class Kind(StrEnum):
     """Pages for readers."""
 
 
+EngineFiles = Literal["gguf", "onnx"]
+"""Form of the weights of an artifact of kind `engine`."""
 Weights = Literal["same", "dense", "packed", "sparse", "factored"]
 """Storage format of a model's weights.  packed: integers with scales.  factored: products of smaller matrices."""
 WEIGHTS = (Kind.MODEL, Kind.ENGINE)
@@ -163,6 +165,7 @@ class Spec:
     ports: inputs by name.
     produces: kind of the artifact.
     libraries: packages whose versions are in the key.
+    extra: the extra of pyproject.toml that installs those of them that are not always there; empty if all are.
     unkeyed: dotted names of settings that cannot change the artifact; they are in no key.
     retries: attempts after a failure, for work that depends on a service outside this machine.
     exclusive: True if the step measures time, so that no other step may run at the same time.
@@ -170,6 +173,7 @@ class Spec:
     device: "accelerator" for steps that compute on a GPU if there is one, "cpu" for all others.
     accepts: weights that the port `model` takes: "dense" refuses packed, sparse and factored ones.
     gives: weights of the model that the step writes; "same" as its port `model`; None if it writes no model.
+    files: form of the weights of an artifact of kind `engine`; None for any other.
     plots: tables that the step writes for `dvc plots`.
     paper: source of the method; empty if there is none.
     """
@@ -178,6 +182,7 @@ class Spec:
     ports: Mapping[str, Port]
     produces: Kind
     libraries: tuple[str, ...]
+    extra: str = ""
     unkeyed: frozenset[str] = frozenset()
     retries: int = 0
     exclusive: bool = False
@@ -185,13 +190,18 @@ class Spec:
     device: Literal["cpu", "accelerator"] = "cpu"
     accepts: Literal["any", "dense"] = "any"
     gives: Weights | None = None
+    files: EngineFiles | None = None
     plots: tuple[Plot, ...] = ()
     paper: str = ""
 
     def __post_init__(self) -> None:
-        """Raise ValueError if `gives` contradicts `produces`."""
+        """Raise ValueError if `gives` or `files` contradicts `produces`."""
         if (self.produces in WEIGHTS) != (self.gives is not None):
             raise ValueError(f"produces={self.produces} and gives={self.gives}: only models and engines have weights")
+        if (self.produces is Kind.ENGINE) != (self.files is not None):
+            raise ValueError(
+                f"produces={self.produces} and files={self.files}: engines, and only they, have files of a form"
+            )
 
 
 @runtime_checkable

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tasks.evaluate.models_under_test import isolated_runs
+from tasks.export import onnx_gate
 from tasks.prune.depth import Depth
 from tasks.prune.heads import Heads
 from tasks.prune.weight_selection import WeightSelection
@@ -29,6 +30,7 @@ from tasks.shared.model.masks import read_masks, write_masks
 from tasks.shared.technique import Artifact, Inputs, Kind
 from tests.families import FAMILIES, save_family
 from tests.family_table import CORPUS, PAGE, ROWS, Row, plan_answer, renewed, techniques
+from tests.optional_packages import missing_extra
 from tests.tiny_llama import empty_run, inputs_of, write_corpus
 
 LENGTH = 40
@@ -101,7 +103,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Evaluate models here: a process each would take most of the time."""
-    monkeypatch.setattr(isolated_runs, "run_isolated", lambda work, *arguments: isolation._guarded(work, arguments))
+    for module in (isolated_runs, onnx_gate):
+        monkeypatch.setattr(module, "run_isolated", lambda work, *arguments: isolation._guarded(work, arguments))
 
 
 def inputs_at(row: Row, name: str, models: Callable[..., Path], corpus: Path) -> Inputs:
@@ -168,6 +171,8 @@ def test_a_technique_works_or_the_plan_says_why_not(
         assert why.splitlines()[0] in str(caught.value), "the technique by itself says what the plan says"
         assert not list(out.iterdir())
         return
+    if missing := missing_extra(row.technique):
+        pytest.skip(f"extra {row.technique.spec.extra}: {missing}")
     metrics = row.technique(inputs, out, run)
     check = CHECKS.get(row.option, check_trained if row.option.startswith("distill/") else None)
     assert check is not None, f"{row.option} is not checked"
@@ -301,6 +306,12 @@ def check_gguf(source: Path, out: Path, metrics: Any, inputs: Inputs) -> None:
     assert float(metrics["kl_to_source"]) < 1e-4 and int(metrics["positions"]) > 1
 
 
+def check_onnx(source: Path, out: Path, metrics: Any, inputs: Inputs) -> None:
+    """ONNX Runtime gives the source's distributions, as near as the row's settings ask; all matrices of integers are there."""
+    assert int(metrics["positions"]) > 1 and (out / "model.onnx").is_file()
+    assert (int(metrics["integer_matrices"]) >= 9) == (metrics["scheme"] == "int4")
+
+
 def check_trained(source: Path, out: Path, metrics: Any, inputs: Inputs) -> None:
     import torch
 
@@ -343,7 +354,8 @@ CHECKS: dict[str, Callable[..., Any]] = {
     "prune/depth": check_depth, "prune/heads": check_narrowed, "prune/width": check_narrowed,
     "prune/vocabulary": check_vocabulary, "prune/weight_selection": check_selection, "quantize/rtn": check_quantized,
     "quantize/gptq": check_quantized, "quantize/fp8": check_quantized, "quantize/awq": check_packed, "quantize/smoothquant": check_packed,
-    "quantize/cast": check_cast, "export/gguf": check_gguf, "logits/topk": check_targets, "evaluate/perplexity": check_scores,
+    "quantize/cast": check_cast, "export/gguf": check_gguf, "export/onnx": check_onnx,
+    "logits/topk": check_targets, "evaluate/perplexity": check_scores,
     "evaluate/generation": check_scores,
 }  # fmt: skip
 

@@ -27,6 +27,7 @@ from flows.planning.steps import Step
 from tasks.shared.errors import StillroomError
 from tasks.shared.store.keys import PROJECT, UNKEYED, code_digest, code_files, module_file, step_key
 from tasks.shared.technique import Metrics
+from tests.optional_packages import missing_extra, needs_extra
 from tests.project_files import technique_options
 from tests.settings_case import Case, Change, Result, empty_folders, nested, setting_names, watch_settings
 from tests.training_changes import OPTION_CHANGES, TRAINING_CHANGES
@@ -121,12 +122,15 @@ def bench(request: pytest.FixtureRequest, benches: Callable[[str], Bench]) -> Be
 
 
 every_technique = pytest.mark.parametrize("bench", OPTIONS, indirect=True)
+every_run = pytest.mark.parametrize(
+    "bench", [pytest.param(option, marks=needs_extra(class_of(option)[1])) for option in OPTIONS], indirect=True
+)
 
 
 def marks(option: str, name: str) -> list[pytest.MarkDecorator]:
     """One loop trains for every way of teaching: what it reads is tried for one of them each time, for all in `make test-all`."""
     repeats = option.startswith("distill/") and option != "distill/sft" and name in TRAINING_CHANGES | OPTION_CHANGES
-    return [pytest.mark.slow] if repeats else []
+    return [needs_extra(class_of(option)[1]), *([pytest.mark.slow] if repeats else [])]
 
 
 every_setting = pytest.mark.parametrize(
@@ -154,12 +158,12 @@ def test_each_setting_has_its_change_and_a_key_of_its_own(bench: Bench) -> None:
     assert len({*keyed, base}) == len(keyed) + 1, "two changes share a key"
 
 
-@every_technique
+@every_run
 def test_the_same_settings_give_the_same_result(bench: Bench) -> None:
     assert bench.run({}) == bench.run({}, again=True), "otherwise no difference below would mean anything"
 
 
-@every_technique
+@every_run
 def test_a_run_writes_the_plots_that_it_declares(bench: Bench) -> None:
     out = bench.outcome({}).out
     for plot in bench.build({}).spec.plots:
@@ -187,7 +191,8 @@ def test_a_keyed_setting_changes_the_result_and_an_unkeyed_one_never(bench: Benc
 def alone(benches: Callable[[str], Bench], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every technique's base run in a process that had loaded nothing of ours: a folder of results by technique."""
     folder = tmp_path_factory.mktemp("alone")
-    jobs = [write_job(benches(option), folder / option) for option in OPTIONS]
+    options = [option for option in OPTIONS if not missing_extra(class_of(option)[1])]
+    jobs = [write_job(benches(option), folder / option) for option in options]
     watched = {
         "PYTHONPATH": os.pathsep.join([str(PROJECT / "tests" / "opened_files"), str(PROJECT)]),
         "STILLROOM_WATCHED": f"{PROJECT / 'tasks'}{os.sep}",
@@ -211,7 +216,7 @@ def write_job(bench: Bench, folder: Path) -> Path:
     return folder
 
 
-@every_technique
+@every_run
 def test_the_key_knows_every_file_of_ours_that_a_run_opens(bench: Bench, alone: Path) -> None:
     """In a process of its own, the processes that it starts included: code, templates, the knowledge base."""
     folder = alone / bench.option

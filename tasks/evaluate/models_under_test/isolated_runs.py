@@ -99,7 +99,8 @@ def make_summary(
         )
         for model in models
     }  # fmt: skip
-    versions = {name: version(name) for name in libraries}
+    optional = ("onnxruntime",) if any(model.engine == "onnxruntime" for model in models) else ()
+    versions = {name: version(name) for name in (*libraries, *optional)}
     return EvaluationSummary(
         step=run.step, measures=dict(measures), models=entries, machine=describe_machine(run.compute.device), versions=versions, notes=list(notes)
     )  # fmt: skip

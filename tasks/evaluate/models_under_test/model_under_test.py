@@ -13,6 +13,7 @@ from tasks.shared.formats.articles import Article, question_of, with_article
 from tasks.shared.formats.rows import Row
 from tasks.shared.formats.scores import Role
 from tasks.shared.formats.tasks import Task
+from tasks.shared.model.onnx_files import read_description
 from tasks.shared.model.weights import is_gguf, read_gguf
 from tasks.shared.paths import sha256_file
 from tasks.shared.technique import WEIGHTS, Artifact, Inputs, Kind, Port
@@ -156,7 +157,7 @@ def try_inspect_model(artifact: Artifact, role: Role) -> ModelUnderTest:
         if not artifact.path.exists():
             raise
         reason = error.got if isinstance(error, StillroomError) else f"{type(error).__name__}: {error}"
-        engine = find_weights(artifact.path, llama=artifact.kind is Kind.ENGINE).engine
+        engine = find_weights(artifact.path).engine
         return ModelUnderTest(
             artifact.name, role, "engine" if artifact.kind is Kind.ENGINE else "model", artifact.path, engine, "unreadable",
             artifact.digest, failure=" ".join(reason.replace(str(artifact.path), artifact.name).split()) or "unreadable",
@@ -168,13 +169,19 @@ def inspect_model(artifact: Artifact, role: Role) -> ModelUnderTest:
 
     Raises ModelError if it has no weights or no readable configuration.
     """
-    weights = find_weights(artifact.path, llama=artifact.kind is Kind.ENGINE)
+    weights = find_weights(artifact.path)
     if weights.fault:
         where = f"{role} {artifact.name} ({artifact.path})"
-        raise ModelError(where, weights.fault, "a folder with safetensors, or one .gguf file")
+        raise ModelError(where, weights.fault, "a folder with safetensors or model.onnx, or one .gguf file")
     kind: Literal["model", "engine"] = "engine" if artifact.kind is Kind.ENGINE else "model"
-    gguf, inside = weights.engine == "llama.cpp", weights.path != artifact.path
-    form = f"GGUF {gguf_type(weights.path)}" if gguf else folder_format(weights.path)
+    inside = weights.path != artifact.path
+    match weights.engine:
+        case "llama.cpp":
+            form = f"GGUF {gguf_type(weights.path)}"
+        case "onnxruntime":
+            form = f"ONNX {read_description(weights.path).get('scheme', 'of unknown type')}"
+        case _:
+            form = folder_format(weights.path)
     return ModelUnderTest(
         artifact.name, role, kind, weights.path, weights.engine, form, artifact.digest, in_folder=inside
     )

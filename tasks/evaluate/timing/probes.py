@@ -28,6 +28,8 @@ def make_probe(model: ModelUnderTest, wanted: Choice, prompt: Prompt, scratch: P
         return Probe(name, engine, weights, "", prompt), ""
     if form == "gguf":
         return None, f"{name}: not timed in {wanted}, which does not serve GGUF files."
+    if form == "onnx":
+        return None, f"{name}: not timed: ONNX Runtime serves no stream of tokens here."
     if form == "packed":
         reason = f"llama.cpp does not read {model.format}; vLLM would serve it"
     else:

@@ -65,7 +65,7 @@ def card_data(report: Report, row: ModelRow) -> "ModelCardData":
         base_model=report.base_model or None,
         license=(license.lower() if known else "other") if license else None,
         license_name=None if known or not license else license,
-        library_name="gguf" if is_gguf(row) else "transformers",
+        library_name="onnx" if is_onnx(row) else "gguf" if is_gguf(row) else "transformers",
         pipeline_tag="text-generation",
         tags=["compressed", *([] if row.decision == "ship" else ["not-cleared-to-ship"])],
         model_name=row.name,
@@ -221,6 +221,8 @@ def speed(report: Report, row: ModelRow) -> str:
 
 def use(row: ModelRow) -> str:
     """Instructions to load the model."""
+    if is_onnx(row):
+        return "Load model.onnx in ONNX Runtime, with token ids of the folder's tokenizer (`AutoTokenizer`); the graph reads and extends a key-value cache."
     if is_gguf(row):
         return "Load the .gguf file in llama.cpp (`llama-server -m <file>.gguf`) or in any engine that reads GGUF; the file contains the chat template."
     return '`AutoModelForCausalLM.from_pretrained("<this folder>")` in transformers; safetensors, no remote code.'
@@ -228,7 +230,12 @@ def use(row: ModelRow) -> str:
 
 def is_gguf(row: ModelRow) -> bool:
     """Return True for a .gguf file, made by a step or given as a model."""
-    return row.measured.kind == "engine" or row.measured.format.startswith("GGUF")
+    return row.measured.format.startswith("GGUF") or (row.measured.kind == "engine" and not is_onnx(row))
+
+
+def is_onnx(row: ModelRow) -> bool:
+    """Return True for a folder of `export/onnx`."""
+    return row.measured.format.startswith("ONNX")
 
 
 def data_line(report: Report) -> str:

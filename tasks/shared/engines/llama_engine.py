@@ -10,7 +10,8 @@ from typing import Any
 
 from tasks.shared.engines.engine import EngineName
 from tasks.shared.engines.label_proof import SLACK, Step, proven_label, remaining_labels
-from tasks.shared.engines.labels import Found, LabelPrompt, find_likeliest, label_prompts
+from tasks.shared.engines.label_search import search_labels
+from tasks.shared.engines.labels import LabelPrompt, Score, label_prompts
 from tasks.shared.engines.llama_client import LlamaClient
 from tasks.shared.engines.memory import peak_memory
 from tasks.shared.engines.protocol import Capabilities, Choices, Conversation, Opening
@@ -25,8 +26,6 @@ LABEL_BIAS = 100.0
 SEARCH_TOP = 64
 """Log-probabilities requested per step of a label search."""
 WHOLE_VOCABULARY = 1 << 20
-SEARCH_STEPS = 256
-"""Steps of a label search after which the best label so far is taken: about 3 s a row of an idle 135M model on two cores."""
 METHOD = "likeliest label by a search over its tokens with llama.cpp's log-probabilities"
 
 
@@ -114,17 +113,10 @@ class LlamaSession:
         """
         asked = label_prompts(lambda text: self.client.tokens(text, True), self.client.tokens, prompts, labels, end)
 
-        def choose(prompt: LabelPrompt) -> Found:
-            return find_likeliest(
-                prompt.labels, lambda path, among: self.among([*prompt.ids, *path], among), SEARCH_STEPS
-            )
+        def score_after(prompt: LabelPrompt) -> Score:
+            return lambda path, among: self.among([*prompt.ids, *path], among)
 
-        found = list(track(self.client.each(choose, asked), "labels", len(asked)))
-        cut = sum(not one.proven for one in found)
-        note = (
-            f"; for {cut} of {len(found)} rows it ended after {SEARCH_STEPS} steps, with the likeliest label until then"
-        )
-        return Choices([labels[one.label] for one in found], None, METHOD + (note if cut else ""))
+        return search_labels(asked, labels, score_after, METHOD, self.client.each)
 
     def next_token(self, ids: Sequence[int], top: int) -> dict[int, float]:
         """Log-probabilities of the most likely next tokens.

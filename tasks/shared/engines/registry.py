@@ -6,11 +6,12 @@ from typing import Protocol, runtime_checkable
 
 from tasks.shared.engines.engine import EngineName, WeightForm
 from tasks.shared.engines.llama_engine import LLAMA_CPP
+from tasks.shared.engines.onnx_engine import ONNXRUNTIME
 from tasks.shared.engines.protocol import CAPABILITIES, Capability, Engine
 from tasks.shared.engines.transformers_engine import TRANSFORMERS
 from tasks.shared.engines.vllm_engine import VLLM
 
-ENGINES: Mapping[EngineName, Engine] = {engine.name: engine for engine in (TRANSFORMERS, LLAMA_CPP, VLLM)}
+ENGINES: Mapping[EngineName, Engine] = {engine.name: engine for engine in (TRANSFORMERS, LLAMA_CPP, ONNXRUNTIME, VLLM)}
 
 
 @dataclass(frozen=True)

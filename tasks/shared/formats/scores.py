@@ -52,7 +52,7 @@ class ModelSummary(Record):
 
     role: Role
     engine: str
-    """Engine that ran it: "transformers", "llama.cpp", "vllm"."""
+    """Engine that ran it: "transformers", "llama.cpp", "onnxruntime", "vllm"."""
     format: str
     """Weights as stored, such as "bfloat16 safetensors"."""
     figures: dict[str, Figure] = Field(default_factory=dict)

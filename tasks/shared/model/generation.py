@@ -10,7 +10,7 @@ from tasks.shared.progress import progress_bar
 from tasks.shared.text.stops import cut_at
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def write_answers(
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     found: dict[int, Written] = {}
     generating: Any = model
-    stops = stop_tokens(model, tokenizer)
+    stops = stop_tokens(model.generation_config, tokenizer)
     strings: dict[str, Any] = {"stop_strings": list(stop), "tokenizer": tokenizer} if stop else {}
     with progress_bar("answers", len(prompts)) as advance, plain_greedy(model), torch.inference_mode():
         for start in range(0, len(order), batch_size):
@@ -65,12 +65,12 @@ def write_answers(
     return [found[index] for index in range(len(prompts))]
 
 
-def stop_tokens(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """Token ids that end an answer, from the tokenizer and the generation config.
+def stop_tokens(settings: "GenerationConfig | None", tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """Token ids that end an answer, from the tokenizer and the model's generation settings.
 
     Some models have different tokens for the end of a turn and the end of a text.
     """
-    configured = getattr(model.generation_config, "eos_token_id", None)
+    configured = getattr(settings, "eos_token_id", None)
     more = configured if isinstance(configured, list) else [configured]
     return sorted({int(token) for token in (tokenizer.eos_token_id, *more) if token is not None})
 

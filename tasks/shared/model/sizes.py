@@ -8,16 +8,17 @@ from pathlib import Path
 
 from tasks.shared.errors import ModelError
 from tasks.shared.model.gguf_files import read_gguf_header
+from tasks.shared.model.onnx_files import is_onnx, onnx_weight_files, read_description
 from tasks.shared.model.weight_files import loaded_files, read_header
 from tasks.shared.model.weights import is_gguf
 
 
 def weight_files(path: Path) -> list[Path]:
-    """List the loaded weight files: the GGUF itself, a folder's safetensors, or its GGUF files.
+    """List the loaded weight files: a GGUF, a folder's safetensors, GGUFs, or ONNX files.
 
     A second copy of the weights in the folder is not counted (`loaded_files`).
     """
-    return [path] if is_gguf(path) else loaded_files(path) or sorted(path.glob("*.gguf"))
+    return [path] if is_gguf(path) else loaded_files(path) or sorted(path.glob("*.gguf")) or onnx_weight_files(path)
 
 
 def weight_bytes(path: Path) -> int:
@@ -29,9 +30,11 @@ def parameter_count(path: Path) -> int:
     """Count parameters from the tensor headers, without loading weights.
 
     Tied tensors count once; a packed int4 word counts as its eight weights.
-    Raises ModelError if there are no weights.
+    An ONNX folder's description says how many its source has.  Raises ModelError if there are no weights.
     """
     files = weight_files(path)
+    if is_onnx(path):
+        return int(read_description(path)["parameters"])
     if not files:
         raise ModelError(str(path), "no weights", "*.safetensors or *.gguf")
     return sum(_gguf_parameters(file) if file.suffix == ".gguf" else _safetensors_parameters(file) for file in files)

@@ -228,6 +228,11 @@ def _nothing_to_load(folder: Path) -> ModelError:
         return ModelError(
             str(folder), f"no safetensors, but {shown(ggufs)}", "a file or a folder with safetensors", f"path={folder / ggufs[0]}"
         )  # fmt: skip
+    if graphs := sorted(file.name for file in folder.glob("*.onnx")):
+        return ModelError(
+            str(folder), f"no safetensors, but {shown(graphs)}", "a model that a recipe can start from", "the model that the graph was exported from; "
+            "the graph itself is evaluated in the recipe that exports it",
+        )  # fmt: skip
     return ModelError(str(folder), "no *.safetensors in this folder", "a Hugging Face model folder with weights")
 
 

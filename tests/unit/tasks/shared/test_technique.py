@@ -28,3 +28,12 @@ def test_fields_have_names_and_cannot_be_changed() -> None:
 def test_models_have_weights_and_nothing_else_has(produces: Kind, gives: Any) -> None:
     with pytest.raises(ValueError, match="gives"):
         Spec(**{**GIVEN, "produces": produces, "gives": gives})
+
+
+@pytest.mark.parametrize(
+    ("produces", "gives", "files"),
+    [(Kind.ENGINE, "packed", None), (Kind.MODEL, "dense", "gguf"), (Kind.CORPUS, None, "onnx")],
+)
+def test_engines_have_files_of_a_form_and_nothing_else_has(produces: Kind, gives: Any, files: Any) -> None:
+    with pytest.raises(ValueError, match="files"):
+        Spec(**{**GIVEN, "produces": produces, "gives": gives, "files": files})

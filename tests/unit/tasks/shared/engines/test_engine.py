@@ -18,7 +18,9 @@ from tasks.shared.engines.engine import Weights, find_weights
         (["consolidated.safetensors", "model.gguf"], "llama.cpp", "model.gguf", ""),
         (["model.fp16.safetensors"], "transformers", "", "model.fp16.safetensors, none of which transformers loads"),
         (["pytorch_model.bin"], "transformers", "", "pytorch_model.bin, none of which transformers loads"),
-        (["config.json"], "transformers", "", "no *.safetensors and no *.gguf"),
+        (["model.onnx", "model.onnx.data", "config.json"], "onnxruntime", "", ""),
+        (["model.safetensors", "model.onnx"], "transformers", "", ""),
+        (["config.json"], "transformers", "", "no *.safetensors, no *.gguf and no model.onnx"),
     ],
 )
 def test_a_folder_is_read_by_what_it_holds(

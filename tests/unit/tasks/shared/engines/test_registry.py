@@ -18,6 +18,8 @@ from tasks.shared.store.keys import PROJECT
         ("gguf", Needs(("distribution",), dequantized=False), []),
         ("gguf", Needs(("grammar", "stop")), ["llama.cpp"]),
         ("packed", Needs(("labels",)), ["transformers"]),
+        ("onnx", Needs(("labels", "stop"), dequantized=False), ["onnxruntime"]),
+        ("onnx", Needs(("distribution",)), []),
         ("packed", Needs(engines=("llama.cpp",), as_gguf=True), []),
     ],
 )

@@ -1,7 +1,6 @@
 """What is learned of a conversation, for the chat templates of known families."""
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -81,8 +80,8 @@ def test_every_turn_is_learned_once(family: Family) -> None:
 
 def test_generation_stops_where_the_turn_ends(family: Family) -> None:
     tokenizer = tokenizer_of(family)
-    model: Any = SimpleNamespace(generation_config=GenerationConfig(eos_token_id=tokenizer.pad_token_id))
-    assert tokenizer.convert_tokens_to_ids(family.end) in stop_tokens(model, tokenizer)
+    settings = GenerationConfig(eos_token_id=tokenizer.pad_token_id)
+    assert tokenizer.convert_tokens_to_ids(family.end) in stop_tokens(settings, tokenizer)
 
 
 def test_a_settled_template_stays_as_it_is(family: Family) -> None:
