@@ -60,8 +60,9 @@ class LlamaSession:
 
         Its server reports log-probabilities of decoded tokens only, so one token is decoded.
         """
-        found = (self.client.complete(prompt, 1, logprobs=1).get("logprobs") or {}).get("content") or [{}]
-        value = found[0].get("logprob")
+        found = (self.client.complete(prompt, 1, logprobs=1).get("logprobs") or {}).get("content") or []
+        # It reports none for a token that ends inside a character.
+        value = found[0].get("logprob") if found else max(self.next_token(self.client.tokens(prompt, True), 1).values())
         if not isinstance(value, int | float) or not isfinite(value):
             raise ModelError(
                 "log-probability of a token in llama.cpp",

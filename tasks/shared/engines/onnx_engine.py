@@ -80,6 +80,11 @@ class OnnxSession:
             self.write(self.tokens(prompt), max_new_tokens, stop) for prompt in track(prompts, "answers", len(prompts))
         ]
 
+    @property
+    def reading(self) -> str:
+        """Empty: prompts are read one by one."""
+        return ""
+
     def write(self, ids: Sequence[int], max_new_tokens: int, stop: Sequence[str] = ()) -> Written:
         """Greedy answer to a prompt of these tokens; see `answer`."""
         self.graph.forget()

@@ -172,7 +172,7 @@ class ReusingWriter:
             before, seen = self._pad([prompts[row][:start] for row, start in zip(rows, starts, strict=True)], width)
             ids, mask = torch.cat([before, ids], 1), torch.cat([seen, mask], 1)
         new = self._decode(rows, ids, mask, cache, max_new_tokens, stop, watch)
-        stops, found = set(stop_tokens(self.model, self.tokenizer)), {}
+        stops, found = set(stop_tokens(self.model.generation_config, self.tokenizer)), {}
         for row in rows:
             text, cut = cut_at(self._text(new[row]), stop)
             found[row] = Written(text.strip(), cut or not stops.isdisjoint(new[row]))
@@ -199,7 +199,7 @@ class ReusingWriter:
         from transformers import LogitsProcessorList
 
         generating: Any = self.model
-        stops, pad = stop_tokens(self.model, self.tokenizer), self.tokenizer.pad_token_id
+        stops, pad = stop_tokens(self.model.generation_config, self.tokenizer), self.tokenizer.pad_token_id
         options: dict[str, Any] = {"stop_strings": list(stop), "tokenizer": self.tokenizer} if stop else {}
         found: dict[int, list[int]] = {row: [] for row in rows}
         live, made = list(rows), 0
