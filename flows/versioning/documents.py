@@ -1,6 +1,7 @@
 """Generated tables of techniques in README.md and docs/techniques.md."""
 
 import ast
+import importlib
 import inspect
 import json
 import sys
@@ -76,21 +77,31 @@ def _between_markers(path: Path, text: str, part: str) -> str:
 
 
 def table(entries: Sequence[Entry]) -> str:
-    """Table of stage, technique and summary; only the first row of a stage names it."""
-    stages = [list(group) for _, group in groupby(entries, lambda entry: entry.stage)]
+    """Table of the stages, each with its purpose and its techniques, which link to their sections of the page."""
     rows = [
-        ["" if index else entry.stage, f"`{entry.name}`", entry.spec.summary]
-        for group in stages
-        for index, entry in enumerate(group)
+        [stage, _purpose(stage), ", ".join(f"[`{entry.name}`](docs/{PAGE.name}#{_anchor(entry)})" for entry in group)]
+        for stage, group in groupby(entries, lambda entry: entry.stage)
     ]
-    return _markdown(["stage", "technique", "summary"], rows)
+    return _markdown(["stage", "purpose", "techniques"], rows)
+
+
+def _purpose(stage: str) -> str:
+    """First line of a stage's package."""
+    text = importlib.import_module(f"tasks.{stage}").__doc__ or ""
+    return text.strip().split("\n")[0].rstrip(".")
+
+
+def _anchor(entry: Entry) -> str:
+    """Anchor that GitHub gives the heading of a technique."""
+    return f"{entry.stage}{entry.name}"
 
 
 def reference(entries: Sequence[Entry]) -> str:
     """Overview of all techniques, then the inputs and settings of each."""
     rows = [
         [
-            f"[{entry.stage}/{entry.name}](#{entry.stage}{entry.name})",
+            f"[{entry.stage}/{entry.name}](#{_anchor(entry)})",
+            entry.spec.summary,
             entry.spec.accepts if "model" in entry.spec.ports else "",
             entry.spec.gives or "",
             entry.spec.device,
@@ -98,7 +109,7 @@ def reference(entries: Sequence[Entry]) -> str:
         ]
         for entry in entries
     ]
-    overview = _markdown(["technique", "takes weights", "gives weights", "device", "paper"], rows)
+    overview = _markdown(["technique", "summary", "takes weights", "gives weights", "device", "paper"], rows)
     return "\n\n".join([overview, *map(_section, entries)])
 
 

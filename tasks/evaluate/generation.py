@@ -126,8 +126,9 @@ class Generation:
         return Needs((*(("labels",) if chooses else ()), *(("stop",) if self.stop else ())), dequantized=False)
 
     def forecast(self, work: Workload) -> Forecast:
-        """One prompt and one answer per test row and model."""
-        return forecast_evaluation(work, work.test_rows(self.limit) * ANSWERED_TOKENS)
+        """One prompt and one answer per test row and model; in rounds, per row that an equal candidate takes to pass."""
+        rows, rounds = self.rounds.likely_rows(round(work.test_rows(self.limit)))
+        return forecast_evaluation(work, rows * ANSWERED_TOKENS, loads=rounds)
 
     def count_items(self, sources: ItemSources) -> dict[str, Items]:
         """Return the items by measure: counted in the corpus, else at most one per possible row.

@@ -1,1 +1,1 @@
-"""Export of models to files for serving engines."""
+"""Export models to files for serving engines."""

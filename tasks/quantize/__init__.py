@@ -1,1 +1,1 @@
-"""Quantization of weights to compressed-tensors folders."""
+"""Quantize weights to compressed-tensors folders."""

@@ -24,8 +24,8 @@ LOG = [file for file in DOCUMENTS if file.parent.name == "log"]
 CURRENT = [file for file in DOCUMENTS if file not in LOG]
 """The log may name what is gone."""
 IDS = [file.relative_to(PROJECT).as_posix() for file in DOCUMENTS]
-MOST_LINES = 115
-"""Of README, without the table of techniques, which has a line for each."""
+MOST_LINES = 150
+"""Of README."""
 HOME = ("artifacts", "bench", "conf", "docs", "flows", "tasks", "tests")
 GENERATED = ("artifacts",)
 """Folders that a run makes: what a document says of them is checked by the tests that run."""
@@ -99,8 +99,7 @@ def tree(folder: str) -> tuple[Path, ...]:
 
 def test_readme_is_short() -> None:
     lines = (PROJECT / "README.md").read_text("utf-8").splitlines()
-    table = lines.index("<!-- /techniques -->") - lines.index("<!-- techniques -->")
-    assert table > 20 and len(lines) - table <= MOST_LINES
+    assert 80 < len(lines) <= MOST_LINES
 
 
 def test_the_documents_name_enough_to_check() -> None:

@@ -8,12 +8,15 @@ from typing import Annotated, Literal, Protocol, runtime_checkable
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
+from tasks.evaluate.verdict import courses
 from tasks.evaluate.verdict.adaptive import Test, assess_pairs
 from tasks.evaluate.verdict.pairs import pair_items
 from tasks.shared.errors import ConfigError
 from tasks.shared.formats.scores import ItemScore, Measure, current_name
 
 Share = Annotated[float, Field(gt=0, lt=1)]
+POWER = 0.8
+"""Probability with which a forecast expects an equal candidate to pass."""
 BALANCED = "label_balanced"
 """Measure that weights an item by how often its label is in the whole test split."""
 Slice = tuple[str, str, str]
@@ -86,6 +89,19 @@ class Rounds:
             if got != wanted_value:
                 fix = f'steps.{step}.rounds.{name}: "${{{where}.{name}}}"'
                 yield ConfigError(f"steps.{step}.rounds.{name}", str(got), f"that of {where}: {wanted_value}", fix)
+
+    def likely_rows(self, rows: int) -> tuple[int, int]:
+        """Return how many of these rows an equal candidate takes to pass with 80 % probability, and in how many rounds.
+
+        All rows in one round without margins below 1.  Rows that lack a measure, and slices, may take more.
+        """
+        rules = [courses.Rules(margin, self.discordance, self.alpha) for margin in self.margins.values() if margin < 1]
+        if not rules:
+            return rows, 1
+        needed = max(courses.items_needed(one, POWER) for one in rules)
+        ends = list(round_ends(rows, self.size, [""] * rows))
+        count = next((count for count, end in enumerate(ends, 1) if end >= needed), len(ends))
+        return (ends[count - 1] if ends else 0), max(1, count)
 
     def threshold(self, candidates: int) -> float:
         """Error probability at which one of several candidates is certain."""

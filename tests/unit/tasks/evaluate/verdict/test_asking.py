@@ -151,3 +151,10 @@ def test_a_grown_test_split_goes_on_where_it_stopped(tmp_path: Path) -> None:
         kept_scale({"fact": 2.0}, more)
     with pytest.raises(DataError, match="1 new rows belong to groups that were asked already: new"):
         order_rows([*ROWS, ROWS[60].model_copy(update={"id": "new"})], more, seed=0)
+
+
+def test_a_forecast_counts_the_rounds_of_an_equal_candidate() -> None:
+    rounds = Rounds(margins={"label": 0.05, "perplexity": 3.0}, size=64)
+    assert rounds.likely_rows(600) == (384, 4), "64, 128, 256, 384: 336 items are needed"
+    assert rounds.likely_rows(100) == (100, 2) and rounds.likely_rows(0) == (0, 1)
+    assert Rounds(margins={"perplexity": 3.0}).likely_rows(600) == Rounds().likely_rows(600) == (600, 1)
