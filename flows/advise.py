@@ -109,7 +109,7 @@ def situation(options: argparse.Namespace, data: "Data") -> "Situation":
     from flows.advising.model_at_hand import find_model
     from flows.advising.situation import Situation
     from flows.planning.config import Runtime
-    from flows.planning.estimate import FLOPS_GPU, FLOPS_PER_CORE
+    from flows.planning.estimate import FLOPS_GPU, flops_per_core
     from flows.planning.gpus import gpu_memory, may_use_gpu
     from tasks.shared.technique import Compute
 
@@ -126,7 +126,7 @@ def situation(options: argparse.Namespace, data: "Data") -> "Situation":
         hardware=hardware,
         memory=GIGA * options.memory if options.memory else total if hardware == "cpu" else on_gpu,
         compute=Compute(cores, "cuda" if here else "cpu"),
-        flops=FLOPS_GPU if here else FLOPS_PER_CORE * cores,
+        flops=FLOPS_GPU if here else flops_per_core() * cores,
         machine_memory=on_gpu if here else total,
         context=options.context,
         streams=options.streams,

@@ -16,10 +16,12 @@ from flows.planning.sizes import size_of
 from flows.planning.steps import Plan, Step
 from tasks.shared.errors import MachineError
 from tasks.shared.forecast import Forecast, Forecasts, Rows, Size, Workload, forecast_default, forecast_light
+from tasks.shared.model.loading import has_cpu_bfloat16
 from tasks.shared.technique import WEIGHTS, Compute
 
-FLOPS_PER_CORE = 1e11
-"""Sustained floating point operations a second of one core in a training loop, measured on a server with AVX512-BF16."""
+FLOPS_BFLOAT16, FLOPS_FLOAT32 = 1e11, 1.4e10
+"""Sustained floating point operations a second of one core in a training loop: with bfloat16 instructions (AVX512-BF16, AMX), and in
+float32 without them, measured on servers of either kind."""
 FLOPS_GPU = 1e14
 LIGHT_S = 10.0
 """Seconds assumed for a step that computes little and has no forecast of its own."""
@@ -44,6 +46,11 @@ class Estimate:
     measured: bool
     savings: tuple[str, ...] = ()
     rows: Rows = Rows()
+
+
+def flops_per_core() -> float:
+    """Return the operations a second of one core in the arithmetic that it trains in."""
+    return FLOPS_BFLOAT16 if has_cpu_bfloat16() else FLOPS_FLOAT32
 
 
 def estimate_plan(plan: Plan, runtime: Runtime) -> dict[str, Estimate]:
@@ -79,7 +86,7 @@ def _workload(session: Session, step: Step, sizes: Mapping[str, Size], rows: Map
         sizes={port: tuple(sizes[name] for name in names if name in sizes) for port, names in step.inputs.items()},
         rows=Rows(max(one.train for one in read), max(one.test for one in read)) if read else Rows(),
         compute=Compute(threads, device, processes, runtime.sharding),
-        flops=FLOPS_GPU * processes if device == "cuda" else FLOPS_PER_CORE * threads,
+        flops=FLOPS_GPU * processes if device == "cuda" else flops_per_core() * threads,
     )
 
 

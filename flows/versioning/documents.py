@@ -77,7 +77,7 @@ def _between_markers(path: Path, text: str, part: str) -> str:
 
 
 def table(entries: Sequence[Entry]) -> str:
-    """Table of the stages, each with its purpose and its techniques, which link to their sections of the page."""
+    """Table of the stages with their purpose and links to their techniques."""
     rows = [
         [stage, _purpose(stage), ", ".join(f"[`{entry.name}`](docs/{PAGE.name}#{_anchor(entry)})" for entry in group)]
         for stage, group in groupby(entries, lambda entry: entry.stage)

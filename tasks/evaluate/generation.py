@@ -126,7 +126,10 @@ class Generation:
         return Needs((*(("labels",) if chooses else ()), *(("stop",) if self.stop else ())), dequantized=False)
 
     def forecast(self, work: Workload) -> Forecast:
-        """One prompt and one answer per test row and model; in rounds, per row that an equal candidate takes to pass."""
+        """One prompt and one answer per model and row.
+
+        In rounds, the rows are those that an equal candidate takes to pass.
+        """
         rows, rounds = self.rounds.likely_rows(round(work.test_rows(self.limit)))
         return forecast_evaluation(work, rows * ANSWERED_TOKENS, loads=rounds)
 

@@ -91,9 +91,9 @@ class Rounds:
                 yield ConfigError(f"steps.{step}.rounds.{name}", str(got), f"that of {where}: {wanted_value}", fix)
 
     def likely_rows(self, rows: int) -> tuple[int, int]:
-        """Return how many of these rows an equal candidate takes to pass with 80 % probability, and in how many rounds.
+        """Return how many of these rows an equal candidate takes to pass, and how many rounds.
 
-        All rows in one round without margins below 1.  Rows that lack a measure, and slices, may take more.
+        With 80 % probability.  All rows in one round without margins below 1.  Rows that lack a measure, and slices, may take more.
         """
         rules = [courses.Rules(margin, self.discordance, self.alpha) for margin in self.margins.values() if margin < 1]
         if not rules:
