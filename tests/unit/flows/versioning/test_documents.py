@@ -49,9 +49,11 @@ def test_every_technique_is_in_both_tables() -> None:
     entries = catalog()
     short, long = table(entries), reference(entries)
     for entry in entries:
-        assert f"| `{entry.name}` | {entry.spec.summary} |" in short
+        assert f"[`{entry.name}`](docs/techniques.md#{entry.stage}{entry.name})" in short
         assert f"### {entry.stage}/{entry.name}\n\n{entry.spec.summary}." in long
-    assert "| [quantize/rtn](#quantizertn) | dense | packed | accelerator |  |" in long
+    rounding = next(entry.spec.summary for entry in entries if (entry.stage, entry.name) == ("quantize", "rtn"))
+    assert f"| [quantize/rtn](#quantizertn) | {rounding} | dense | packed | accelerator |  |" in long
+    assert "| prune | Remove what a model can spare | [`depth`]" in short
     assert all(line.count(" | ") == 2 for line in short.splitlines())
 
 
