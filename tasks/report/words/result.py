@@ -3,8 +3,10 @@
 from dataclasses import dataclass
 
 from tasks.report.words.wording import (
+    HOPELESS,
     bounded,
     closest_measure,
+    is_close,
     items_to_decide,
     loss,
     nearest_candidate,
@@ -126,8 +128,13 @@ def missing_items(verdict: Verdict, comparison: Comparison) -> list[str]:
     if comparison.decision != "not enough data" or not open_:
         return []
     needed = {name: items_to_decide(found) for name, found in open_.items()}
-    if never := [title_of(verdict, name) for name, items in needed.items() if items is None]:
-        return [f"Its loss of {', '.join(never)} is so close to the margin that more items would hardly decide."]
+    never = [name for name, items in needed.items() if items is None]
+    close = [title_of(verdict, name) for name in never if is_close(open_[name])]
+    far = [title_of(verdict, name) for name in never if not is_close(open_[name])]
+    if close:
+        return [f"Its loss of {', '.join(close)} is so close to the margin that more items would hardly decide."]
+    if far:
+        return [f"More than {HOPELESS:g} times as many items would be needed for {' and '.join(far)}."]
     # Of the fixed test, all must be new: a second look on the same items would raise its error.
     known, kind = ({}, "new") if verdict.mode == "fixed" else ({name: found.n for name, found in open_.items()}, "more")
     listed = [

@@ -134,6 +134,12 @@ def open_loss(gate: Gate, result: MeasureComparison) -> str:
     return f"{phrase} (measured: {measured}, margin {margin(result.margin, unit)})"
 
 
+def is_close(result: MeasureComparison) -> bool:
+    """Return True if the measured loss is within half a margin of the margin."""
+    allowed = result.margin or 0.0
+    return abs(result.difference + allowed) < allowed / 2
+
+
 def items_to_decide(result: MeasureComparison) -> int | None:
     """Number of items, in all, that would decide an open measure with the planned power.
 

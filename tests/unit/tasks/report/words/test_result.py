@@ -63,6 +63,10 @@ def test_if_nothing_ships_the_nearest_candidate_and_what_fails_or_is_missing() -
     assert result_of(close).line.endswith(
         "Its loss of fact accuracy is so close to the margin that more items would hardly decide."
     )
+    wide = a_verdict(decision="not enough data", comparisons={"gguf": compared(0.02, 0.3)})
+    assert result_of(wide).line.endswith(
+        "More than 25 times as many items would be needed for intent accuracy and fact accuracy."
+    )
     nobody = a_verdict(decision="not enough data", comparisons={})
     assert result_of(nobody).line == "Not enough data: no candidate was compared with tuned."
 
