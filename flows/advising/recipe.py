@@ -14,7 +14,7 @@ from flows.planning.plan import build_plan
 from tasks.shared.errors import ConfigError
 
 DEMO: Mapping[str, int] = {"articles": 20, "train_size": 960, "test_size": 600}
-"""Settings of `curate/support`, which stands in where no data is given: a run of minutes."""
+"""Settings of `curate/support`, which stands in where no data is given."""
 DEMO_MEASURES = ("label", "fact")
 WIDTH = 110
 

@@ -130,7 +130,7 @@ class Generation:
 
         In rounds, the rows are those that an equal candidate takes to pass.
         """
-        rows, rounds = self.rounds.likely_rows(round(work.test_rows(self.limit)))
+        rows, rounds = self.rounds.likely_rows(work.test_rows(self.limit))
         return forecast_evaluation(work, rows * ANSWERED_TOKENS, loads=rounds)
 
     def count_items(self, sources: ItemSources) -> dict[str, Items]:

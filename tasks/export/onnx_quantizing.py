@@ -123,9 +123,15 @@ class Quantizer:
         return [helper.make_node("Reshape", [levels, rows], [flat]), looked]
 
     def _embeddings(self) -> "list[NodeProto]":
-        weights = self.weights
+        weights, makers = self.weights, {name: node for node in self.model.graph.node for name in node.output}
+
+        def are_tokens(name: str) -> bool:
+            while name in makers and makers[name].op_type == "Reshape":  # GPT-2 reshapes its input
+                name = makers[name].input[0]
+            return bool(name == "input_ids")
+
         nodes = [node for node in self.model.graph.node if node.op_type == "Gather" and node.input[0] in weights]
-        found = [node for node in nodes if node.input[1] == "input_ids" and len(weights[node.input[0]].dims) == 2]
+        found = [node for node in nodes if are_tokens(node.input[1]) and len(weights[node.input[0]].dims) == 2]
         if not found:
             raise TechniqueError(
                 "embedding", "no embedding that the tokens look up directly", "one", "embedding=float32"

@@ -170,7 +170,7 @@ class Depth:
     def _by_place(self, total: int) -> list[int]:
         """Return the layers that the criteria "first" and "last" drop.
 
-        None for another criterion, or if `refuses` tells why.
+        No layers for another criterion, or if `refuses` tells why.
         """
         if self.criterion != "first" and self.criterion != "last":
             return []

@@ -27,13 +27,3 @@ def gram(entering: "Tensor", mask: "Tensor") -> "Tensor":
     """
     rows = entering[mask.bool()].float()  # (tokens, in)
     return (rows.T @ rows).double()
-
-
-def output_error(weight: "Tensor", other: "Tensor", products: "Tensor") -> float:
-    """Squared error of a matrix's outputs, as a share of their squares.
-
-    Both are sums over the calibration tokens.
-    weight, other: (out, in), before and after.  products: `gram` of the inputs, (in, in).
-    """
-    difference, whole = (weight - other).double(), weight.double()
-    return float(((difference @ products) * difference).sum() / ((whole @ products) * whole).sum())

@@ -14,10 +14,11 @@ from tasks.prune.masking.pruning import matrices_of, view_of, warn_few_tokens
 from tasks.prune.wanda import Wanda
 from tasks.shared.errors import TechniqueError
 from tasks.shared.model.calibration import batches, calibration_ids
-from tasks.shared.model.input_statistics import gram, output_error
+from tasks.shared.model.input_statistics import gram
 from tasks.shared.model.layer_walk import walk_layers
 from tasks.shared.model.loading import load_model
 from tasks.shared.model.masks import read_masks
+from tests.matrix_errors import output_error
 from tests.settings_case import Case, Change
 from tests.tiny_llama import (
     build_model,

@@ -189,3 +189,28 @@ def test_a_broken_file_is_refused_before_its_answers(tmp_path: Path) -> None:
 def test_a_server_that_is_gone_is_an_error_of_the_endpoint() -> None:
     with pytest.raises(EndpointError, match="no answer"):
         LlamaSession("http://127.0.0.1:9/v1", 0, 64).next_token([1], 1)
+
+
+class SilentClient:
+    """A server that reports no probability for its own token, which ends inside a character."""
+
+    def __init__(self, value: float | None) -> None:
+        self.value = value
+
+    def complete(self, *_: Any, **__: Any) -> dict[str, Any]:
+        return {"text": "", "logprobs": {"content": []}}
+
+    def tokens(self, text: str, whole: bool = False) -> list[int]:
+        return [1]
+
+    def post(self, _: str, body: dict[str, Any]) -> dict[str, Any]:
+        return {"completion_probabilities": [{"top_logprobs": [{"id": 7, "logprob": self.value}]}]}
+
+
+def test_a_first_token_inside_a_character_is_no_broken_model() -> None:
+    session = LlamaSession("", 0, 64)
+    session.__dict__["client"] = SilentClient(-0.5)
+    session.check("Hello")
+    session.__dict__["client"] = SilentClient(None)
+    with pytest.raises(ModelError, match="broken"):
+        session.check("Hello")
