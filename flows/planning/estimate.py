@@ -14,14 +14,14 @@ from flows.planning.gpus import gpu_memory, may_use_gpu
 from flows.planning.session import Session
 from flows.planning.sizes import size_of
 from flows.planning.steps import Plan, Step
+from tasks.shared.cpu import cpu_facts, cpu_flags, is_bfloat16_fast
 from tasks.shared.errors import MachineError
 from tasks.shared.forecast import Forecast, Forecasts, Rows, Size, Workload, forecast_default, forecast_light
-from tasks.shared.model.loading import has_cpu_bfloat16
 from tasks.shared.technique import WEIGHTS, Compute
 
-FLOPS_BFLOAT16, FLOPS_FLOAT32 = 1e11, 1.4e10
-"""Sustained floating point operations a second of one core in a training loop: with bfloat16 instructions (AVX512-BF16, AMX), and in
-float32 without them, measured on servers of either kind."""
+FLOPS_BFLOAT16, FLOPS_AVX512, FLOPS_FLOAT32 = 1e11, 4e10, 1.4e10
+"""Sustained floating point operations a second of one core in a training loop, measured on servers: with fast bfloat16 instructions, in
+float32 with AVX-512, and in float32 without."""
 FLOPS_GPU = 1e14
 LIGHT_S = 10.0
 """Seconds assumed for a step that computes little and has no forecast of its own."""
@@ -50,7 +50,9 @@ class Estimate:
 
 def flops_per_core() -> float:
     """Return the operations a second of one core in the arithmetic that it trains in."""
-    return FLOPS_BFLOAT16 if has_cpu_bfloat16() else FLOPS_FLOAT32
+    if is_bfloat16_fast():
+        return FLOPS_BFLOAT16
+    return FLOPS_AVX512 if "avx512f" in cpu_flags(cpu_facts()) else FLOPS_FLOAT32
 
 
 def estimate_plan(plan: Plan, runtime: Runtime) -> dict[str, Estimate]:

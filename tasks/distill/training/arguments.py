@@ -4,8 +4,8 @@ import math
 from typing import Any
 
 from tasks.distill.training.settings import Training
+from tasks.shared.cpu import is_bfloat16_fast
 from tasks.shared.errors import MachineError
-from tasks.shared.model.loading import has_cpu_bfloat16
 from tasks.shared.technique import StepRun
 
 DECAY_SHARE = 0.2
@@ -79,7 +79,7 @@ def schedule_options(schedule: str, steps: int) -> dict[str, Any]:
 def precision_of(wanted: str, device: str) -> str:
     """Return the precision to train in: float32, bfloat16 or float16.
 
-    "auto" means bfloat16 if the hardware supports it, else float32, since emulation is slower.
+    "auto" means bfloat16 where the hardware is faster in it than in float32, else float32.
 
     Raises MachineError for float16 on a CPU.
     """
@@ -91,4 +91,4 @@ def precision_of(wanted: str, device: str) -> str:
 
     if device == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    return "bfloat16" if has_cpu_bfloat16() else "float32"
+    return "bfloat16" if is_bfloat16_fast() else "float32"

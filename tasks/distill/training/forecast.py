@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tasks.distill.training.options import Adapted, Packed, Taught
+from tasks.shared.cpu import is_bfloat16_fast
 from tasks.shared.forecast import (
     BASE_BYTES,
     DTYPE_BYTES,
@@ -17,7 +18,6 @@ from tasks.shared.forecast import (
     Workload,
 )
 from tasks.shared.model.head import CHUNK_ELEMENTS
-from tasks.shared.model.loading import has_cpu_bfloat16
 from tasks.shared.technique import Compute
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def _batch_bytes(settings: "Training", shape: Dimensions, device: str) -> float:
     packed = isinstance(settings, Packed) and settings.packing
     tokens = settings.max_tokens if packed else min(LONG_ROW_TOKENS, settings.max_tokens)
     exact = settings.precision == "float32" or (
-        settings.precision == "auto" and device == "cpu" and not has_cpu_bfloat16()
+        settings.precision == "auto" and device == "cpu" and not is_bfloat16_fast()
     )
     adapted = isinstance(settings, Adapted) and settings.lora.rank
     layers = shape.layers if adapted else max(0, shape.layers - settings.frozen_layers)

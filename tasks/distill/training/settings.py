@@ -79,7 +79,7 @@ class Training:
     patience: Annotated[int, Field(ge=0)] = 2
     """Stop after this many epochs without a better validation loss; 0 trains all epochs. The best epoch is kept either way."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Arithmetic of the forward and backward pass; the weights stay float32.  auto: bfloat16 if the hardware supports it, else float32.
+    """Arithmetic of the forward and backward pass; the weights stay float32.  auto: bfloat16 where the hardware is fast in it, else float32.
     float16, with loss scaling, is for GPUs without bfloat16 (Volta, Turing), not for CPUs."""
     frozen_layers: Annotated[int, Field(ge=0)] = 0
     """Number of first layers to freeze, together with the embedding and a head tied to it; the backward pass ends there.

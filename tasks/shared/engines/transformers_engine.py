@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from tasks.shared.cpu import is_bfloat16_fast
 from tasks.shared.engines.engine import EngineName
 from tasks.shared.engines.label_proof import HALF_SLACK, SLACK, Step, proven_label, remaining_labels
 from tasks.shared.engines.labels import label_prompts
@@ -14,7 +15,7 @@ from tasks.shared.engines.memory import peak_memory
 from tasks.shared.engines.protocol import Capabilities, Choices, Conversation, Opening, lacking
 from tasks.shared.model.encoding import text_ids
 from tasks.shared.model.generation import Written, check_logits, write_answers
-from tasks.shared.model.loading import has_cpu_bfloat16, load_model, load_tokenizer
+from tasks.shared.model.loading import load_model, load_tokenizer
 from tasks.shared.model.prompts import render
 from tasks.shared.model.reusing import ReusingWriter, Watch
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 def choose_dtype(device: str) -> Literal["float32", "bfloat16"]:
     """Return bfloat16 on accelerators and CPUs with bfloat16 instructions; else float32."""
-    return "bfloat16" if device != "cpu" or has_cpu_bfloat16() else "float32"
+    return "bfloat16" if device != "cpu" or is_bfloat16_fast() else "float32"
 
 
 @dataclass

@@ -93,15 +93,6 @@ def _keep_unpacked(model: "PreTrainedModel") -> None:
             layer.quantization_enabled = False
 
 
-def has_cpu_bfloat16() -> bool:
-    """Return True if this CPU has bfloat16 instructions (AVX512-BF16, AMX); False if unknown."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text("utf-8")
-    except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags or "bf16" in flags.partition("Features")[2].split("\n", 1)[0]
-
-
 def place(model: Any, device: str) -> "PreTrainedModel":
     """Move a model to a device and set evaluation mode."""
     return model.to(device).eval()
