@@ -55,4 +55,5 @@ class FP8(EightBit):
         def build(model: Any, arguments: Mapping[str, Any]) -> Recipe:
             return Recipe([QuantizationModifier(**arguments)])
 
-        return quantize(self, inputs, out, run, build, self.calibration_rows if self.activations == "static" else 0)
+        rows = self.calibration_rows if self.activations == "static" else 0
+        return quantize(self, inputs, out, run, build, rows, compare=False)

@@ -149,11 +149,13 @@ def quantize(
     run: StepRun,
     build: Callable[["PreTrainedModel", Mapping[str, Any]], Recipe],
     calibration: int = 0,
+    compare: bool = True,
 ) -> Metrics:
     """Quantize a model to `out` as a compressed-tensors folder, and compare it with its source.
 
     build: makes the recipe from the model and llm-compressor's arguments.
     calibration: number of calibration conversations; 0 for a recipe that needs none.
+    compare: whether to compare a calibrated model with plain rounding; pointless where only ranges of activations are calibrated.
     Weights that pruning masked stay zero, which these integer and float types can hold exactly; GPTQ's compensation refills some, which
     become zero again afterwards.
     Returns bits, group_size if there is one, size_bytes, calibration_tokens if there are any, masked_sparsity and zeros_refilled (share of
@@ -178,8 +180,9 @@ def quantize(
     arguments, figures = settings.scheme(sizes)
     ids, checks = (calibration_ids(tokenizer, part, settings.max_tokens) for part in (rows, held_out))
     source_logits = logits_of(model, checks)
-    with rounded(model, arguments, sizes if calibration else ()):
-        rounded_logits = logits_of(model, checks if calibration else ())
+    compared = compare and calibration > 0
+    with rounded(model, arguments, sizes if compared else ()):
+        rounded_logits = logits_of(model, checks if compared else ())
     torch.manual_seed(run.seed)
     recipe = build(
         model, {"config_groups": {"group_0": {"targets": ["Linear"], **arguments}}, "ignore": head_names(model)}

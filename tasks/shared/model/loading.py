@@ -43,8 +43,8 @@ def load_model(path: Path, dtype: Dtype = "float32", device: str = "cpu") -> "Pr
         model = _fill(path, {"dtype": getattr(torch, dtype)})
         place(model, device)
         if getattr(model, "hf_quantizer", None) is not None:
-            _cast_dense(model, getattr(torch, dtype))
-            model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device))  # unpacks the weights, once
+            _unpack(model, getattr(torch, dtype))
+            model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device))  # other libraries unpack here, once
             _keep_unpacked(model)
     refuse_not_finite(path, model)
     make_writable(model, str(path))
@@ -70,11 +70,19 @@ def _fill(path: Path, options: dict[str, Any]) -> "PreTrainedModel":
     return model
 
 
-def _cast_dense(model: "PreTrainedModel", dtype: "torch.dtype") -> None:
-    """Cast the dense parts of a quantized model.
+def _unpack(model: "PreTrainedModel", dtype: "torch.dtype") -> None:
+    """Compute the weights that compressed-tensors packed, and cast the dense parts.
 
-    Transformers leaves those that it renames (GPT-NeoX's head) as stored.
+    Transformers leaves dense parts that it renames (GPT-NeoX's head) as stored, and 4-bit floats come out of their package in bfloat16.
     """
+    _cast(model, dtype)
+    quantizer: Any = model.hf_quantizer
+    if getattr(quantizer, "compressor", None) and quantizer.quantization_config.is_quantization_compressed:
+        quantizer.compressor.decompress_model(model=model)
+        _cast(model, dtype)
+
+
+def _cast(model: "PreTrainedModel", dtype: "torch.dtype") -> None:
     for parameter in model.parameters():
         if parameter.is_floating_point():
             parameter.data = parameter.data.to(dtype)

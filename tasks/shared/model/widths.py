@@ -92,3 +92,19 @@ def choose_group_size(widths: Mapping[str, int], wanted: int = 0) -> int:
         f"a divisor of every input size ({sizes})",
         f"{other}, or leave the model dense and export it to GGUF q8_0",
     )
+
+
+def check_groups(widths: Mapping[str, int], group: int, name: str) -> None:
+    """Refuse input sizes that a format's groups do not divide.
+
+    widths: input sizes by layer, or by setting as `model_widths` returns them.
+    group: weights that share a scale.  name: the format's name.
+    Raises TechniqueError that lists every width that is not a multiple.
+    """
+    if bad := ragged(widths, group):
+        raise TechniqueError(
+            "format",
+            f"the groups of {name} have {group} weights, which do not divide {len(bad)} input sizes: {shortened(bad)}",
+            f"multiples of {group}",
+            "another format, or leave the model dense and export it to GGUF q8_0",
+        )
