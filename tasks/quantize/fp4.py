@@ -26,7 +26,7 @@ GROUPS = {"nvfp4": 16, "mxfp4": 32}
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class FP4(Packed):
-    """Store 4-bit floats in small groups, as recent GPUs multiply them; others and CPUs unpack them."""
+    """Store 4-bit floats in small groups, which recent GPUs multiply and all others unpack."""
 
     format: Literal["nvfp4", "mxfp4"] = "nvfp4"
     """nvfp4: 16 weights share an 8-bit float (4.5 bits per weight).  mxfp4: 32 share a power of two (4.25 bits)."""

@@ -208,8 +208,10 @@ def test_readme_shows_the_two_commands() -> None:
 
 @pytest.mark.needs_embedded
 @pytest.mark.parametrize("command", PLANNED)
-def test_commands_plan(command: str, data: Path) -> None:
-    arguments = [item.replace("/your/benchmarks", str(data)) for item in shlex.split(command.strip())[3:]]
+def test_commands_plan(command: str, data: Path, tmp_path: Path) -> None:
+    model = save_tiny(tmp_path / "model") if "/models/my-8b" in command else tmp_path
+    typed = command.strip().replace("/your/benchmarks", str(data)).replace("/models/my-8b", str(model))
+    arguments = shlex.split(typed)[3:]
     assert any(item.startswith("+recipe=") for item in arguments)
     done = dry_run(*(item for item in arguments if item != "dry_run=true"))
     assert done.returncode == 0, done.stderr
