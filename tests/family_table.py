@@ -97,6 +97,7 @@ ROWS = (
     Row("quantize/awq", {"check_rows": 2, "grid": 3, **SHORT}),
     Row("quantize/smoothquant", {"check_rows": 2, **SHORT}),
     Row("quantize/fp8", {"check_rows": 2, **SHORT}),
+    Row("quantize/fp8", {"check_rows": 2, "kv_cache": "fp8", **SHORT}, "8-bit cache"),
     Row("quantize/fp4", {"check_rows": 2, "max_tokens": 16}),
     Row("quantize/cast", {"check_rows": 2}),
     Row("export/gguf", {"scheme": "f16", "embedding": "same", "prompts": 2, "tokens": 2, "max_kl": 1e-4, "min_top1": 0.5}),

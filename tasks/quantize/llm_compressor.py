@@ -318,8 +318,9 @@ def save_compressed(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBas
     """
     import torch
 
+    layers: Any = model.modules()
     quantized = {
-        id(module.weight) for module in model.modules() if getattr(module, "quantization_scheme", None) is not None
+        id(layer.weight) for layer in layers if getattr(layer, "quantization_scheme", None) and hasattr(layer, "weight")
     }
     for parameter in model.parameters():
         if parameter.is_floating_point() and id(parameter) not in quantized:
