@@ -49,7 +49,7 @@ class FP8(EightBit):
         return {"weights": weights, "input_activations": weights | inputs}, {"bits": 8}
 
     def refuses(self, config: Mapping[str, Any]) -> Refusal | None:
-        """Refuse scales of the cache where compressed-tensors does not recognize the attention, besides all that `Packed` refuses."""
+        """Refuse what `Packed` refuses, and a cache whose attention the library does not know."""
         if self.kv_cache == "fp8" and config.get("model_type") in UNRECOGNIZED:
             return Refusal(
                 "compressed-tensors does not recognize its attention: the cache would get no scales", "kv_cache=none"
@@ -79,7 +79,7 @@ class FP8(EightBit):
         quiet_import()
         from llmcompressor.modifiers.quantization import QuantizationModifier
 
-        cache = {"kv_cache_scheme": KV_SCHEME} if self.kv_cache == "fp8" else {}
+        cache: dict[str, Any] = {"kv_cache_scheme": KV_SCHEME} if self.kv_cache == "fp8" else {}
 
         def build(model: Any, arguments: Mapping[str, Any]) -> Recipe:
             return Recipe([QuantizationModifier(**arguments, **cache)])
@@ -100,7 +100,7 @@ class FP8(EightBit):
 
 
 def check_cache_scales(out: Path) -> None:
-    """Raise TechniqueError unless every layer has a scale of its keys and one of its values, both positive."""
+    """Raise TechniqueError unless every layer has positive scales of its keys and values."""
     from safetensors import safe_open
 
     layers = int(load_config(out).get_text_config().num_hidden_layers)
