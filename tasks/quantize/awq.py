@@ -46,7 +46,7 @@ class AWQ(WeightOnly):
         from llmcompressor.modifiers.quantization import QuantizationModifier
         from llmcompressor.modifiers.transform.awq import AWQMapping, AWQModifier
 
-        def build(model: Any, arguments: Mapping[str, Any]) -> Recipe:
+        def build(model: Any, arguments: Mapping[str, Any], _ids: object) -> Recipe:
             pairs = smoothing_pairs(model, inner=True)
             mappings = [AWQMapping(*pair.patterns()) for pair in pairs]
             modifiers = [AWQModifier(mappings=mappings, n_grid=self.grid), QuantizationModifier(**arguments)]

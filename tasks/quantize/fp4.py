@@ -85,7 +85,7 @@ class FP4(Packed):
         quiet_import()
         from llmcompressor.modifiers.quantization import QuantizationModifier
 
-        def build(model: Any, arguments: Mapping[str, Any]) -> Recipe:
+        def build(model: Any, arguments: Mapping[str, Any], _ids: object) -> Recipe:
             return Recipe([QuantizationModifier(**arguments)])
 
         return quantize(self, inputs, out, run, build, self.rows, compare=False)

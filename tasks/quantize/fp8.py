@@ -81,7 +81,7 @@ class FP8(EightBit):
 
         cache: dict[str, Any] = {"kv_cache_scheme": KV_SCHEME} if self.kv_cache == "fp8" else {}
 
-        def build(model: Any, arguments: Mapping[str, Any]) -> Recipe:
+        def build(model: Any, arguments: Mapping[str, Any], _ids: object) -> Recipe:
             return Recipe([QuantizationModifier(**arguments, **cache)])
 
         rows = self.calibration_rows if self.calibrated else 0

@@ -41,7 +41,7 @@ class GPTQ(WeightOnly):
 
         actorder = None if self.actorder == "none" else self.actorder
 
-        def build(_: Any, arguments: Mapping[str, Any]) -> Recipe:
+        def build(_: Any, arguments: Mapping[str, Any], _ids: object) -> Recipe:
             return Recipe([GPTQModifier(**arguments, dampening_frac=self.damping, actorder=actorder)])
 
         return quantize(self, inputs, out, run, build, self.calibration_rows)

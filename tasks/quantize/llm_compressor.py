@@ -39,13 +39,16 @@ EXPECTED = ("Disabling tokenizer parallelism", "No accelerator available")
 """Prefixes of llm-compressor warnings about intended settings."""
 
 
-def packing_spec(summary: str, calibration: Port, paper: str = "") -> Spec:
-    """Spec of a technique that packs weights through llm-compressor."""
+def packing_spec(summary: str, calibration: Port, paper: str = "", libraries: tuple[str, ...] = ()) -> Spec:
+    """Spec of a technique that packs weights through llm-compressor.
+
+    libraries: that compute, besides it.
+    """
     return Spec(
         summary=summary,
         ports={"model": Port((Kind.MODEL,)), "calibration": calibration},
         produces=Kind.MODEL,
-        libraries=("torch", "transformers", "llmcompressor", "compressed-tensors", "tokenizers", "gguf"),
+        libraries=("torch", "transformers", "llmcompressor", "compressed-tensors", "tokenizers", "gguf", *libraries),
         device="accelerator",
         accepts="dense",
         gives="packed",
@@ -85,12 +88,13 @@ class Packed(ABC):
 class WeightOnly(Packed):
     """Settings of techniques that store groups of small integers and keep activations as floats."""
 
-    bits: Literal[4, 8] = 4
-    """Bits per weight; activations stay in floating point (W4A16, W8A16)."""
+    bits: Literal[2, 3, 4, 8] = 4
+    """Bits per weight; activations stay in floating point (W4A16, W8A16).  3 bits take 3.2, ten weights to 32 bits.  2 and 3 bits need a
+    technique that fits them, and engines with a kernel: vLLM has none for 3."""
     group_size: Annotated[int, Field(ge=0, multiple_of=8)] = 0
     """Weights that share one scale; 0 takes the largest of 128, 64 and 32 that divides every layer."""
     symmetric: bool | Literal["auto"] = "auto"
-    """true: scales only; false: a zero point per group too.  auto: zero points at 4 bits, where they keep much more, and none at 8."""
+    """true: scales only; false: a zero point per group too.  auto: zero points up to 4 bits, where they keep much more, and none at 8."""
 
     @property
     def scales_only(self) -> bool:
@@ -111,8 +115,8 @@ class WeightOnly(Packed):
     def plan_problems(
         self, where: str, inputs: Mapping[str, tuple[str, ...]], upstream: Mapping[str, Upstream]
     ) -> Iterator[StillroomError]:
-        """Yield an error for a model that was trained on another 4-bit grid."""
-        if self.bits == 4:
+        """Yield an error for a model that was trained on another grid."""
+        if self.bits < 8:
             yield from grid_problems(where, inputs, upstream, self.keeps)
 
     def forecast(self, work: Workload) -> Forecast:
@@ -136,10 +140,14 @@ class EightBit(Packed):
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """Modifiers of llm-compressor in their order, and a block that asserts what they change."""
+    """Modifiers of llm-compressor in their order, and a block that asserts what they change.
+
+    reads_rows: True if they calibrate.
+    """
 
     modifiers: Sequence[Any]
     asserted: AbstractContextManager[None] = dataclasses.field(default_factory=contextlib.nullcontext)
+    reads_rows: bool = True
 
 
 def quantize(
@@ -147,13 +155,13 @@ def quantize(
     inputs: Inputs,
     out: Path,
     run: StepRun,
-    build: Callable[["PreTrainedModel", Mapping[str, Any]], Recipe],
+    build: Callable[["PreTrainedModel", Mapping[str, Any], Sequence[Sequence[int]]], Recipe],
     calibration: int = 0,
     compare: bool = True,
 ) -> Metrics:
     """Quantize a model to `out` as a compressed-tensors folder, and compare it with its source.
 
-    build: makes the recipe from the model and llm-compressor's arguments.
+    build: makes the recipe from the model, llm-compressor's arguments and the token ids of the calibration rows.
     calibration: number of calibration conversations; 0 for a recipe that needs none.
     compare: whether to compare a calibrated model with plain rounding; pointless where only ranges of activations are calibrated.
     Weights that pruning masked stay zero, which these integer and float types can hold exactly; GPTQ's compensation refills some, which
@@ -185,11 +193,11 @@ def quantize(
         rounded_logits = logits_of(model, checks if compared else ())
     torch.manual_seed(run.seed)
     recipe = build(
-        model, {"config_groups": {"group_0": {"targets": ["Linear"], **arguments}}, "ignore": head_names(model)}
+        model, {"config_groups": {"group_0": {"targets": ["Linear"], **arguments}}, "ignore": head_names(model)}, ids
     )
     zeros = zeros_of(model, masks)
     with recipe.asserted:
-        run_oneshot(model, tokenizer, list(recipe.modifiers), run, len(sizes), ids)
+        run_oneshot(model, tokenizer, list(recipe.modifiers), run, len(sizes), ids if recipe.reads_rows else ())
     refilled = hold_zeros(model, zeros)
     save_compressed(model, tokenizer, out)
     check_packed(out, sizes)

@@ -12,7 +12,7 @@ from pydantic.dataclasses import dataclass
 
 from tasks.quantize.kept_grid import grid_kept
 from tasks.quantize.llm_compressor import Recipe, WeightOnly, packing_spec, quantize, quiet_import
-from tasks.shared.model.grids import Grid
+from tasks.shared.model.grids import Grid, GridName
 from tasks.shared.model.linear_layers import input_sizes
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun
 
@@ -34,14 +34,15 @@ class RTN(WeightOnly):
 
     def keeps(self, grid: Grid) -> bool:
         """Return True for the grid of these settings."""
-        return grid == Grid("int4_symmetric" if self.scales_only else "int4_asymmetric", self.group_size)
+        name: GridName = "int4_symmetric" if self.scales_only else "int4_asymmetric"
+        return self.bits == 4 and grid == Grid(name, self.group_size)
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Write a compressed-tensors folder (pack-quantized) to `out`."""
         quiet_import()
         from llmcompressor.modifiers.quantization import QuantizationModifier
 
-        def build(model: "PreTrainedModel", arguments: Mapping[str, Any]) -> Recipe:
+        def build(model: "PreTrainedModel", arguments: Mapping[str, Any], _ids: object) -> Recipe:
             kept = grid_kept(model, arguments["config_groups"]["group_0"]["weights"], input_sizes(model))
             return Recipe([QuantizationModifier(**arguments)], kept)
 

@@ -51,7 +51,7 @@ class SmoothQuant(EightBit):
         from llmcompressor.modifiers.quantization import QuantizationModifier
         from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
 
-        def build(model: Any, arguments: Mapping[str, Any]) -> Recipe:
+        def build(model: Any, arguments: Mapping[str, Any], _ids: object) -> Recipe:
             pairs = smoothing_pairs(model, inner=False)
             mappings: list[Any] = [(readers, smoothed) for smoothed, readers in map(Pair.patterns, pairs)]
             smooth = SmoothQuantModifier(smoothing_strength=self.strength, mappings=mappings)

@@ -354,6 +354,7 @@ CHECKS: dict[str, Callable[..., Any]] = {
     "prune/depth": check_depth, "prune/heads": check_narrowed, "prune/width": check_narrowed,
     "prune/vocabulary": check_vocabulary, "prune/weight_selection": check_selection, "quantize/rtn": check_quantized,
     "quantize/gptq": check_quantized, "quantize/fp8": check_quantized, "quantize/fp4": check_quantized, "quantize/awq": check_packed,
+    "quantize/autoround": check_quantized,
     "quantize/smoothquant": check_packed,
     "quantize/cast": check_cast, "export/gguf": check_gguf, "export/onnx": check_onnx,
     "logits/topk": check_targets, "evaluate/perplexity": check_scores,
