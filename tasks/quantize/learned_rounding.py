@@ -1,4 +1,4 @@
-"""Rounding that auto-round learns, as integers, scales and zero points of compressed-tensors."""
+"""Rounding learned by auto-round, as integers, scales and zero points of compressed-tensors."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
