@@ -102,6 +102,7 @@ ROWS = (
     Row("quantize/fp4", {"check_rows": 2, "max_tokens": 16}),
     Row("quantize/cast", {"check_rows": 2}),
     Row("export/gguf", {"scheme": "f16", "embedding": "same", "prompts": 2, "tokens": 2, "max_kl": 1e-4, "min_top1": 0.5}),
+    Row("export/mixed_gguf", {**GATE, **SHORT, "sections": 1, "types": ("q5_0", "q8_0"), "bits": 7.0, "max_kl": 1.0, "min_top1": 0.0}),
     Row("export/onnx", {**GATE, "scheme": "float32", "embedding": "float32", "max_kl": 1e-4, "min_top1": 0.5}, "float32"),
     Row("export/onnx", {**GATE, "max_kl": 1.0, "min_top1": 0.0}, "int4"),
     Row("distill/sft", QUICK),

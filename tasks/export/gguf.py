@@ -1,26 +1,21 @@
 """Export to llama.cpp's GGUF with a parity gate against the source model."""
 
-import json
 import logging
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
-from tasks.export import parity
-from tasks.export.importance import input_energy
+from tasks.export.gguf_file import SECONDS_PER_WEIGHT, TOKEN_BYTES, FileTypes, GatedGguf, load_source
 from tasks.export.source import dense_folder
-from tasks.shared.errors import ConfigError, ParityError, StillroomError
+from tasks.shared.errors import ConfigError, StillroomError
 from tasks.shared.forecast import Forecast, Workload, forecast_reading
-from tasks.shared.gguf.support import attended, unsupported
 from tasks.shared.gguf.types import (
     FLOATS,
     NEEDS_IMPORTANCE,
-    WITH_ZERO,
     EmbeddingScheme,
     PlannedTensor,
     Scheme,
@@ -30,32 +25,20 @@ from tasks.shared.gguf.types import (
     fitting_type,
     plan_tensor,
 )
-from tasks.shared.gguf.writer import plan_tensors, write_gguf
-from tasks.shared.model.calibration import calibration_ids, calibration_rows
+from tasks.shared.gguf.writer import plan_tensors
 from tasks.shared.model.families import check_family, family_config
 from tasks.shared.model.grids import BLOCK, SERVED, Grid, grid_problems
-from tasks.shared.model.masks import read_masks
-from tasks.shared.technique import Inputs, Kind, Metrics, Port, Refusal, Spec, StepRun, Upstream
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun, Upstream
 
 log = logging.getLogger(__name__)
-CONTEXT = 2048
-SECONDS_PER_WEIGHT = 1e-7
-"""Time to convert and compare, by measurement on two CPU cores."""
-TOKEN_BYTES = 36
-"""Bytes of a token in the file's header: its text, type and merges (SmolLM2's)."""
 UNWEIGHTED = FLOATS | {"q8_0", "nvfp4", "mxfp4", "tq2_0", "tq1_0"}
 """Types that are rounded without importance."""
 FINE = 6.0
 """Bits per weight above which rounding 4-bit weights again changes next to nothing."""
-MAX_MISS = 0.01
-"""Largest difference of a file's size from the plan's, as a share."""
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
-class Gguf:
+class Gguf(GatedGguf):
     """One .gguf file with tokenizer and chat template, refused if it deviates from its source.
 
     A source of 4-bit groups of 32, 64 or 128 is copied to q4_0 (symmetric) or q4_1 (either kind) with unchanged integers and so keeps
@@ -70,21 +53,6 @@ class Gguf:
     """Type of the token embedding and the head, which in a small model are half of the file and most sensitive to rounding."""
     fallback: bool = True
     """Round matrices whose rows the scheme's blocks do not fill to another type (iq4_nl, or the next larger one); false refuses them."""
-    importance_rows: Annotated[int, Field(ge=0)] = 32
-    """Calibration conversations for the column importance that rounding is fitted to; 0, or no corpus: plain rounding."""
-    prompts: Annotated[int, Field(ge=1, le=256)] = 16
-    """Conversations to compare on."""
-    tokens: Annotated[int, Field(ge=1, le=128)] = 8
-    """Continuation tokens per conversation; each is one compared position."""
-    top: Annotated[int, Field(ge=2, le=1000)] = 64
-    """Top tokens compared individually in the divergence; all others count as one outcome."""
-    min_top1: Annotated[float, Field(ge=0, le=1)] = 0.65
-    """Minimum share of positions with the same top token in file and source.
-
-    Measured on the raw 135M model: f16 100 %, q4_1 96 % (its weights come from q4_1), q4_0 73 %.
-    """
-    max_kl: Annotated[float, Field(gt=0)] = 0.5
-    """Maximum mean KL divergence from the source, nats per position."""
 
     spec: ClassVar[Spec] = Spec(
         summary="A llama.cpp file of any type that must tokenize and answer like its source; copies 4-bit integers unchanged",
@@ -155,74 +123,27 @@ class Gguf:
             "inputs.calibration=corpus importance_rows=32, or scheme=iq2_s",
         )
 
-    def refuses(self, config: Mapping[str, Any]) -> Refusal | None:
-        """Refuse models that llama.cpp computes otherwise than transformers."""
-        return unsupported(config)
-
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Write model.gguf and parity.json to `out`; on ParityError, `out` stays empty.
 
-        Returns scheme, size_bytes, tensor_bytes (of the matrices, as planned), fallback_matrices, source_bytes, top1_agreement (0..1),
-        kl_to_source (nats per position) and positions.
+        Returns fallback_matrices, and what `GatedGguf.write` does.
         """
         import torch
 
-        from tasks.shared.model.loading import load_model, load_tokenizer
-        from tasks.shared.model.sizes import weight_bytes
-
         torch.set_num_threads(run.compute.threads)
-        given, corpus = inputs.one("model").path, inputs.get("calibration")
+        given = inputs.one("model").path
         if self.scheme == "auto":
             return replace(self, scheme=copying_type(given))(inputs, out, run)
-        source = dense_folder(given, run.scratch)
-        check_family(self, family_config(source), str(given))
-        tensors = self.planned(source)
-        planned = sum(tensor.bytes for tensor in tensors)
-        scheme = self.layers
-        warn_of_zero_points(given, scheme)
-        warn_of_masks(given, tensors)
-        model, tokenizer = load_model(source), load_tokenizer(source, chat=False)
-        importance = None
-        if corpus is not None and self.importance_rows and self.uses_importance(packed=source != given):
-            rows = calibration_rows(corpus.path, self.importance_rows)
-            importance = input_energy(model, calibration_ids(tokenizer, rows, CONTEXT))
-        elif scheme in NEEDS_IMPORTANCE:
+        folder = dense_folder(given, run.scratch)
+        check_family(self, family_config(folder), str(given))
+        types = FileTypes(self.layers, self.embedding, self.planned(folder), self.fallback)
+        warn_of_zero_points(given, self.layers)
+        source = load_source(inputs, folder)
+        importance = self.importance(source) if self.uses_importance(packed=folder != given) else {}
+        if self.layers in NEEDS_IMPORTANCE and not importance:
             raise self._needs_importance("scheme")
-        file = out / "model.gguf"
-        try:
-            name = inputs.one("model").name
-            written = write_gguf(source, file, scheme, self.embedding, name, importance, self.fallback)
-            check_size(file, written, planned)
-            found = self.compare(model, tokenizer, file, None if corpus is None else corpus.path, run.compute.threads)
-            parity.check_floor(found, self.min_top1, self.max_kl, f"{file.name} ({scheme})")
-        except BaseException:
-            file.unlink(missing_ok=True)
-            raise
-        log.info(
-            "parity: same top token at %.1f %% of %d positions, KL %.4f nats",
-            100 * found.top1,
-            len(found.positions),
-            found.divergence,
-        )
-        settings = {
-            "scheme": scheme,
-            "embedding": self.embedding,
-            "min_top1": self.min_top1,
-            "max_kl": self.max_kl,
-            "tokenizer": "same",
-            "types": dict(Counter(tensor.type for tensor in written)),
-        }
-        (out / "parity.json").write_text(json.dumps(settings | found.as_dict(), indent=1), encoding="utf-8")
-        return {
-            "scheme": scheme,
-            "size_bytes": file.stat().st_size,
-            "tensor_bytes": planned,
-            "fallback_matrices": sum(tensor.type != tensor.wanted for tensor in written),
-            "source_bytes": weight_bytes(given),
-            "top1_agreement": found.top1,
-            "kl_to_source": found.divergence,
-            "positions": len(found.positions),
-        }
+        fallen = sum(tensor.type != tensor.wanted for tensor in types.planned)
+        return self.write(source, out, types, importance, run.compute.threads) | {"fallback_matrices": fallen}
 
     def planned(self, source: Path) -> list[PlannedTensor]:
         """Return the file's matrices with their types, and log their size and every fallback."""
@@ -240,38 +161,6 @@ class Gguf:
         packed: the source's weights are integers, which q4_0 and q4_1 take over unchanged.
         """
         return not {self.layers, self.vocabulary} <= UNWEIGHTED | (set(SERVED["int4_symmetric"]) if packed else set())
-
-    def compare(
-        self,
-        model: "PreTrainedModel",
-        tokenizer: "PreTrainedTokenizerBase",
-        file: Path,
-        corpus: Path | None,
-        threads: int,
-    ) -> parity.Parity:
-        """Serve the file and compare it with its source.
-
-        Raises ParityError if it tokenizes differently or does not answer.
-        """
-        from tasks.shared.engines.llama_engine import LLAMA_CPP
-        from tasks.shared.engines.protocol import Opening
-
-        texts, answers = parity.asked_texts(tokenizer, corpus, self.prompts)
-        context = min(CONTEXT, attended(model.config.to_dict()) or CONTEXT)
-        prompts = [tokenizer(text, add_special_tokens=False)["input_ids"][-(context - self.tokens) :] for text in texts]
-        with LLAMA_CPP.open(file, Opening(threads, context=CONTEXT)) as session:
-            parity.check_tokenizer(session, tokenizer, [*texts, *answers], str(file))
-            return parity.measure_parity(model, tokenizer, prompts, session, self.tokens, self.top)
-
-
-def check_size(file: Path, written: Sequence[PlannedTensor], planned: int) -> None:
-    """Raise ParityError if the file's matrices take other bytes than planned before the work."""
-    made = sum(tensor.bytes for tensor in written)
-    if abs(made - planned) > MAX_MISS * planned:
-        got = f"its matrices take {made:,} bytes; {planned:,} were planned"
-        raise ParityError(
-            file.name, got, "the planned size", "report this: the plan does not know a matrix of this family"
-        )
 
 
 def packed_groups(source: Path) -> list[dict[str, Any]]:
@@ -296,14 +185,3 @@ def warn_of_zero_points(source: Path, scheme: str) -> None:
         log.warning(
             "the integers of %s have zero points: q4_0 rounds them again, scheme=q4_1 takes them over", source.name
         )
-
-
-def warn_of_masks(source: Path, tensors: Sequence[PlannedTensor]) -> None:
-    """Warn if weights that pruning masked do not stay zero."""
-    masks = read_masks(source)
-    lost = sorted({tensor.type for tensor in tensors if masks and tensor.name in masks.tensors} - WITH_ZERO)
-    if lost:
-        log.warning(
-            "%s has masked weights, and %s has no exact zero: they become small numbers; scheme=q4_0, q5_0 or q8_0 keeps them zero",
-            source.name, ", ".join(lost),
-        )  # fmt: skip

@@ -3,7 +3,9 @@
 The families are in tests/families.py, the techniques in tests/family_table.py.
 """
 
+import csv
 import json
+from collections import Counter
 from collections.abc import Callable
 from functools import cache, lru_cache
 from pathlib import Path
@@ -27,6 +29,7 @@ from tasks.shared.model.head import check_head, output_head
 from tasks.shared.model.layout import decoder_layers, find_layout, part_of
 from tasks.shared.model.loading import load_model, load_tokenizer
 from tasks.shared.model.masks import read_masks, write_masks
+from tasks.shared.model.weights import read_gguf
 from tasks.shared.technique import Artifact, Inputs, Kind
 from tests.families import FAMILIES, save_family
 from tests.family_table import CORPUS, PAGE, ROWS, Row, plan_answer, renewed, techniques
@@ -306,6 +309,20 @@ def check_gguf(source: Path, out: Path, metrics: Any, inputs: Inputs) -> None:
     assert float(metrics["kl_to_source"]) < 1e-4 and int(metrics["positions"]) > 1
 
 
+def check_mixed_gguf(source: Path, out: Path, metrics: Any, inputs: Inputs) -> None:
+    """The file has the types that were chosen, and llama.cpp is as near to the source as the rounded model is."""
+    with (out / "types.csv").open(encoding="utf-8", newline="") as stream:
+        chosen = [line for line in csv.DictReader(stream) if line["chosen"] == "1"]
+    wanted, found = Counter[str](), Counter[str]()
+    for line in chosen:
+        wanted[line["type"]] += int(line["bytes"])
+    for tensor in read_gguf(out / "model.gguf").tensors:
+        found[tensor.tensor_type.name.lower()] += int(tensor.n_bytes)
+    assert set(wanted) == {"q5_0", "q8_0"} and wanted.items() <= found.items()
+    assert metrics["tensor_bytes"] == wanted.total() <= metrics["budget_bytes"]
+    assert 0 < float(metrics["kl_calibration"]) < 0.05 and float(metrics["kl_to_source"]) < 0.05
+
+
 def check_onnx(source: Path, out: Path, metrics: Any, inputs: Inputs) -> None:
     """ONNX Runtime gives the source's distributions, as near as the row's settings ask; all matrices of integers are there."""
     assert int(metrics["positions"]) > 1 and (out / "model.onnx").is_file()
@@ -356,7 +373,7 @@ CHECKS: dict[str, Callable[..., Any]] = {
     "quantize/gptq": check_quantized, "quantize/fp8": check_quantized, "quantize/fp4": check_quantized, "quantize/awq": check_packed,
     "quantize/autoround": check_quantized,
     "quantize/smoothquant": check_packed,
-    "quantize/cast": check_cast, "export/gguf": check_gguf, "export/onnx": check_onnx,
+    "quantize/cast": check_cast, "export/gguf": check_gguf, "export/mixed_gguf": check_mixed_gguf, "export/onnx": check_onnx,
     "logits/topk": check_targets, "evaluate/perplexity": check_scores,
     "evaluate/generation": check_scores,
 }  # fmt: skip

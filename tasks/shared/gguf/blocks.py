@@ -192,3 +192,18 @@ def pack(
         found, kept = EXACT[scheme](weight.reshape(-1, BLOCK))
         packed.reshape(len(found), -1)[found] = kept
     return packed
+
+
+def round_weights(
+    weight: "np.ndarray[Any, Any]", scheme: str, importance: "np.ndarray[Any, Any] | None" = None
+) -> "np.ndarray[Any, Any]":
+    """Return a tensor as an engine reads it from a file of this type: (..., row), float32.
+
+    See `pack` for the parameters.
+    """
+    import numpy as np
+    from gguf import GGMLQuantizationType
+    from gguf.quants import dequantize
+
+    found: np.ndarray[Any, Any] = dequantize(pack(weight, scheme, importance), GGMLQuantizationType[scheme.upper()])
+    return found

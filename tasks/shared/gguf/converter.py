@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from tasks.shared.errors import TechniqueError
 from tasks.shared.gguf.blocks import pack
+from tasks.shared.gguf.places import EMBEDDING, VOCABULARY_TENSORS, Place, place_of
 from tasks.shared.gguf.support import attended
 from tasks.shared.gguf.types import PlannedTensor, plan_tensor
 from tasks.shared.gguf.vocabulary import GPT2_SPLITS, SentencePieces, byte_level_splits, sentence_pieces
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-EMBEDDING = "token_embd.weight"
-VOCABULARY_TENSORS = (EMBEDDING, "output.weight")
 FLOAT_TENSORS = ("_norm.weight", "ffn_gate_inp.weight", "position_embd.weight")
 """Ends of the names of tensors that stay float32: norms, a mixture's router, learned positions."""
 
@@ -27,11 +26,13 @@ class Ours:
     """Our tensor types and tokenizers; a mix-in before one of the converter's classes.
 
     scheme, vocabulary_scheme: types of the layers' matrices, and of embedding and head.
+    types: types by place, instead of these; every matrix has one, or none has.
     importance: mean squared input per column of a weight, by its name in the source.
     written: the matrices so far, as they are in the file.
     """
 
     scheme = vocabulary_scheme = "f16"
+    types: Mapping[Place, str] = {}
     importance: Mapping[str, "Tensor"] = {}
     written: list[PlannedTensor]
     columns: "Tensor | None" = None
@@ -55,6 +56,8 @@ class Ours:
             whole = data_torch if new_name == EMBEDDING else tensor  # Gemma 3's class cuts off rows without a token
             if whole.dim() >= 2 and not new_name.endswith(FLOAT_TENSORS):
                 wanted = self.vocabulary_scheme if new_name in VOCABULARY_TENSORS else self.scheme
+                if self.types:  # by its name in the file, since a mixture's experts come as one tensor
+                    wanted = self.types[place_of(new_name)]
                 self.written.append(plan_tensor(new_name, whole.shape[-1], whole.numel(), wanted))
             self.columns = self.importance.get(name) if whole.dim() == 2 else None
             yield new_name, whole

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tasks.shared.errors import ModelError, TechniqueError
 from tasks.shared.gguf.converter import converter, quiet_converter
 from tasks.shared.gguf.ggml import library
+from tasks.shared.gguf.places import HEAD, VOCABULARY_NAMES, Place, place_of
 from tasks.shared.gguf.support import attended
 from tasks.shared.gguf.types import FLOATS, EmbeddingScheme, PlannedTensor, Scheme, check_plan, plan_tensor
 from tasks.shared.model.families import CONV1D
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 log = logging.getLogger(__name__)
-VOCABULARY_NAMES = re.compile(r"(embed_tokens|lm_head|wte|embed_in|embed_out)\.weight$")
-"""Token embedding and head, as transformers names them."""
-TIED_HEAD = re.compile(r"(lm_head|embed_out)\.weight$")
 FLOAT_NAMES = re.compile(r"(norm|ln_\d|ln_f|wpe|mlp\.gate|block_sparse_moe\.gate|router)\.weight$")
 """Matrices and vectors that stay float32."""
 STAGED = "model"
@@ -37,6 +35,7 @@ def write_gguf(
     name: str = "",
     importance: Mapping[str, "Tensor"] | None = None,
     fallback: bool = False,
+    types: Mapping[Place, str] | None = None,
 ) -> list[PlannedTensor]:
     """Write a model folder to `out`, a .gguf file that includes tokenizer and chat template.
 
@@ -44,13 +43,15 @@ def write_gguf(
     embedding: type of token embedding and head; norms stay float32.
     importance: mean squared input per column of a weight, by its name in the source; block types are fitted with it.
     fallback: give matrices whose rows the type's blocks do not fill the type that `fitting_type` names.
+    types: types by place, instead of `scheme` (which then only names the file's main type) and `embedding`.
     Returns the matrices with their types, as they are in the file.
     Raises TechniqueError for quantized weights, an architecture unknown to the converter, or rows that do not fill blocks.
     """
     config = dense_config(model)
     vocabulary = scheme if embedding == "same" else embedding
-    check_plan(plan_tensors(model, scheme, embedding, fallback))
-    if not {scheme, vocabulary} <= FLOATS:
+    types = types or {}
+    check_plan(plan_tensors(model, scheme, embedding, fallback, types))
+    if not {scheme, vocabulary, *types.values()} <= FLOATS:
         library()
     if window := attended(config):
         log.warning(
@@ -64,7 +65,7 @@ def write_gguf(
                 writer = converter(config, str(model))
                 instance = writer(folder, file_type(scheme), out, model_name=name or model.name, eager=True)
                 instance.scheme, instance.vocabulary_scheme, instance.written = scheme, vocabulary, []
-                instance.importance = importance or {}
+                instance.importance, instance.types = importance or {}, types
                 with instance.packing():
                     instance.write()
         except (AssertionError, KeyError, NotImplementedError, ValueError) as error:
@@ -86,8 +87,17 @@ def file_type(scheme: str) -> Any:
     return LlamaFileType[names.get(scheme.upper(), f"MOSTLY_{scheme.upper()}")]
 
 
-def plan_tensors(model: Path, scheme: str, embedding: str = "same", fallback: bool = True) -> list[PlannedTensor]:
-    """Plan the types of a folder's matrices from the headers of its files, by their names there."""
+def plan_tensors(
+    model: Path,
+    scheme: str,
+    embedding: str = "same",
+    fallback: bool = True,
+    types: Mapping[Place, str] | None = None,
+) -> list[PlannedTensor]:
+    """Plan the types of a folder's matrices from the headers of its files, by their names there.
+
+    The settings are those of `write_gguf`.
+    """
     from safetensors import safe_open
 
     vocabulary = scheme if embedding == "same" else embedding
@@ -98,15 +108,12 @@ def plan_tensors(model: Path, scheme: str, embedding: str = "same", fallback: bo
         with safe_open(file, framework="numpy") as tensors:
             shapes = {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118 - not a mapping
         for name, shape in shapes.items():
-            if (
-                len(shape) < 2
-                or FLOAT_NAMES.search(name)
-                or (TIED_HEAD.search(name) and config.get("tie_word_embeddings"))
-            ):
+            if len(shape) < 2 or FLOAT_NAMES.search(name) or (HEAD.search(name) and config.get("tie_word_embeddings")):
                 continue
             outer = bool(VOCABULARY_NAMES.search(name))
             row = shape[0] if rotated and not outer and len(shape) == 2 else shape[-1]
-            planned.append(plan_tensor(name, row, prod(shape), vocabulary if outer else scheme, fallback))
+            wanted = types[place_of(name)] if types else vocabulary if outer else scheme
+            planned.append(plan_tensor(name, row, prod(shape), wanted, fallback))
     return planned
 
 

@@ -13,15 +13,15 @@ from flows.planning.sizes import size_of
 from tasks.export import gguf as export
 from tasks.export import parity
 from tasks.export.gguf import Gguf
+from tasks.export.gguf_file import TOKEN_BYTES
 from tasks.quantize.rtn import RTN
 from tasks.shared.engines.llama_engine import LlamaSession
 from tasks.shared.errors import ConfigError, ParityError, TechniqueError
 from tasks.shared.forecast import Rows, Workload
-from tasks.shared.gguf.types import PlannedTensor, Scheme
+from tasks.shared.gguf.types import Scheme
 from tasks.shared.gguf.writer import write_gguf
 from tasks.shared.model.agreement import truncated_divergence
 from tasks.shared.model.loading import CHATML, load_model
-from tasks.shared.model.masks import write_masks
 from tasks.shared.model.saving import save_model
 from tasks.shared.model.weights import read_gguf
 from tasks.shared.technique import Compute, Inputs
@@ -186,7 +186,7 @@ def test_types_of_llama_cpp_are_served_and_their_size_is_foretold(tmp_path: Path
     forecast = technique.forecast(work).size
     tensors = read_gguf(out / "model.gguf").tensors
     assert forecast is not None
-    tokens = export.TOKEN_BYTES * 512
+    tokens = TOKEN_BYTES * 512
     assert forecast.bytes - tokens == pytest.approx(sum(int(tensor.n_bytes) for tensor in tensors), rel=0.01)
     assert metrics["fallback_matrices"] == 0 and metrics["tensor_bytes"] == sum(int(tensor.n_bytes) for tensor in tensors if len(tensor.shape) > 1)  # fmt: skip
     if scheme == "iq2_xxs":
@@ -214,39 +214,6 @@ def test_zero_points_that_q4_0_rounds_again_are_told(tmp_path: Path, caplog: pyt
     assert not caplog.text
     export.warn_of_zero_points(tmp_path, "q4_0")
     assert "scheme=q4_1 takes them over" in caplog.text
-
-
-def test_masks_that_a_type_cannot_hold_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    name, other = "model.layers.0.mlp.up_proj.weight", "model.embed_tokens.weight"
-    source = save_tiny(tmp_path / "source", build_model(num_hidden_layers=1))
-    mixed = [PlannedTensor(name, 64, 8192, "q4_0", "q4_0"), PlannedTensor(other, 64, 32768, "iq4_nl", "iq4_nl")]
-    shifted = [PlannedTensor(name, 64, 8192, "iq4_nl", "iq4_nl")]
-    export.warn_of_masks(source, shifted)
-    write_masks(source, [name])
-    export.warn_of_masks(source, mixed)
-    assert not caplog.text
-    export.warn_of_masks(source, shifted)
-    assert "iq4_nl has no exact zero" in caplog.text
-
-
-def test_another_model_s_weights_are_refused_and_nothing_is_left(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source, other = save_tiny(tmp_path / "source"), save_tiny(tmp_path / "other", shuffled(build_model()))
-    monkeypatch.setattr(export, "write_gguf", lambda model, out, *rest: write_gguf(other, out, *rest))
-    out, run = empty_run(tmp_path)
-    with pytest.raises(ParityError, match=r"at .*% of \d+ positions, mean KL"):
-        Gguf(scheme="f16", embedding="same", prompts=4, tokens=4)(inputs_of(source), out, run)
-    assert list(out.iterdir()) == []
-
-
-def shuffled(model: torch.nn.Module) -> torch.nn.Module:
-    """The model with the rows of one projection per layer in another order, as a wrong head permutation would leave them."""
-    with torch.no_grad():
-        for layer in model.model.layers:
-            layer.self_attn.v_proj.weight.copy_(layer.self_attn.v_proj.weight.flip(0))
-            layer.mlp.up_proj.weight.copy_(layer.mlp.up_proj.weight.roll(1, 0))
-    return model
 
 
 def test_importance_is_the_mean_squared_input() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tasks.shared.gguf.blocks import find_grid, find_offset_grid, pack
+from tasks.shared.gguf.blocks import find_grid, find_offset_grid, pack, round_weights
 from tasks.shared.gguf.ggml import quantize_rows
 
 
@@ -85,3 +85,13 @@ def test_zeros_stay_zero_and_unimportant_columns_are_finite() -> None:
     zeros = np.zeros((2, 64), np.float32)
     assert not unpacked(pack(zeros, "q4_0", zeros[0]), "q4_0").any()
     assert np.isfinite(unpacked(pack(zeros + 0.5, "iq4_nl", zeros[0]), "iq4_nl")).all()
+
+
+@pytest.mark.parametrize(
+    ("scheme", "error"), [("f32", 0.0), ("f16", 2**-10), ("bf16", 2**-7), ("q8_0", 0.02), ("q5_0", 0.1)]
+)
+def test_rounded_weights_are_those_of_the_packed_ones(scheme: str, error: float) -> None:
+    weight = np.sin(np.arange(256, dtype=np.float32)).reshape(2, 2, 64)
+    found = round_weights(weight, scheme)
+    assert found.dtype == np.float32 and np.array_equal(found, unpacked(pack(weight, scheme), scheme))
+    assert np.abs(found - weight).max() <= error

@@ -1,0 +1,195 @@
+"""Parts of all exports to GGUF: the file, its gate against the source, and its record."""
+
+import dataclasses
+import json
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from tasks.export import parity
+from tasks.export.importance import input_energy
+from tasks.shared.errors import ParityError
+from tasks.shared.gguf.places import Place
+from tasks.shared.gguf.support import attended, unsupported
+from tasks.shared.gguf.types import WITH_ZERO, EmbeddingScheme, PlannedTensor, Scheme
+from tasks.shared.gguf.writer import write_gguf
+from tasks.shared.model.calibration import calibration_ids, calibration_rows
+from tasks.shared.model.masks import read_masks
+from tasks.shared.technique import Inputs, Metrics, Refusal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+CONTEXT = 2048
+FILE = "model.gguf"
+SECONDS_PER_WEIGHT = 1e-7
+"""Time to convert and compare, by measurement on two CPU cores."""
+TOKEN_BYTES = 36
+"""Bytes of a token in the file's header: its text, type and merges (SmolLM2's)."""
+MAX_MISS = 0.01
+"""Largest difference of a file's size from the plan's, as a share."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A loaded model to export.
+
+    given: the model as the step got it.  folder: the same with dense weights.  name: of the artifact.
+    corpus: folder with a calibration split; None without one.
+    """
+
+    given: Path
+    folder: Path
+    name: str
+    corpus: Path | None
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
+
+
+def load_source(inputs: Inputs, folder: Path, device: str = "cpu") -> Source:
+    """Load the model at the port `model` from the folder of its dense weights."""
+    from tasks.shared.model.loading import load_model, load_tokenizer
+
+    model, corpus = inputs.one("model"), inputs.get("calibration")
+    loaded, tokenizer = load_model(folder, device=device), load_tokenizer(folder, chat=False)
+    return Source(model.path, folder, model.name, None if corpus is None else corpus.path, loaded, tokenizer)
+
+
+@dataclasses.dataclass(frozen=True)
+class FileTypes:
+    """Types of a file, as `write_gguf` takes them, and the matrices planned with them."""
+
+    scheme: Scheme
+    embedding: EmbeddingScheme
+    planned: Sequence[PlannedTensor]
+    fallback: bool = False
+    by_place: Mapping[Place, str] | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Planned size of all matrices."""
+        return sum(tensor.bytes for tensor in self.planned)
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class GatedGguf:
+    """Settings of an export to GGUF whose file is refused if it deviates from its source."""
+
+    importance_rows: Annotated[int, Field(ge=0)] = 32
+    """Calibration conversations for the column importance that rounding is fitted to; 0, or no corpus: plain rounding."""
+    prompts: Annotated[int, Field(ge=1, le=256)] = 16
+    """Conversations to compare on."""
+    tokens: Annotated[int, Field(ge=1, le=128)] = 8
+    """Continuation tokens per conversation; each is one compared position."""
+    top: Annotated[int, Field(ge=2, le=1000)] = 64
+    """Top tokens compared individually in the divergence; all others count as one outcome."""
+    min_top1: Annotated[float, Field(ge=0, le=1)] = 0.65
+    """Minimum share of positions with the same top token in file and source.
+
+    Measured on the raw 135M model: f16 100 %, q4_1 96 % (its weights come from q4_1), q4_0 73 %.
+    """
+    max_kl: Annotated[float, Field(gt=0)] = 0.5
+    """Maximum mean KL divergence from the source, nats per position."""
+
+    def refuses(self, config: Mapping[str, Any]) -> Refusal | None:
+        """Refuse models that llama.cpp computes otherwise than transformers."""
+        return unsupported(config)
+
+    def importance(self, source: Source) -> dict[str, "Tensor"]:
+        """Return the column importance by weight name; empty without conversations to measure it on."""
+        if source.corpus is None or not self.importance_rows:
+            return {}
+        rows = calibration_rows(source.corpus, self.importance_rows)
+        return input_energy(source.model, calibration_ids(source.tokenizer, rows, CONTEXT))
+
+    def write(
+        self, source: Source, out: Path, types: FileTypes, importance: Mapping[str, "Tensor"], threads: int
+    ) -> Metrics:
+        """Write model.gguf and parity.json to `out`; on ParityError, `out` has no file of them.
+
+        importance: (in,) per weight name, mean squared input of each column; empty for plain rounding.
+        Returns scheme, size_bytes, tensor_bytes (of the matrices, as planned), source_bytes, top1_agreement (0..1), kl_to_source (nats
+        per position) and positions.
+        """
+        from tasks.shared.model.sizes import weight_bytes
+
+        warn_of_masks(source.given, types.planned)
+        file = out / FILE
+        try:
+            written = write_gguf(
+                source.folder, file, types.scheme, types.embedding, source.name, importance, types.fallback, types.by_place
+            )  # fmt: skip
+            check_size(file, written, types.bytes)
+            found = self.compare(source, file, threads)
+            parity.check_floor(found, self.min_top1, self.max_kl, f"{file.name} ({types.scheme})")
+        except BaseException:
+            file.unlink(missing_ok=True)
+            raise
+        log.info(
+            "parity: same top token at %.1f %% of %d positions, KL %.4f nats",
+            100 * found.top1,
+            len(found.positions),
+            found.divergence,
+        )
+        settings = {
+            "scheme": types.scheme,
+            "embedding": types.embedding,
+            "min_top1": self.min_top1,
+            "max_kl": self.max_kl,
+            "tokenizer": "same",
+            "types": dict(Counter(tensor.type for tensor in written)),
+        }
+        (out / "parity.json").write_text(json.dumps(settings | found.as_dict(), indent=1), encoding="utf-8")
+        return {
+            "scheme": types.scheme,
+            "size_bytes": file.stat().st_size,
+            "tensor_bytes": types.bytes,
+            "source_bytes": weight_bytes(source.given),
+            "top1_agreement": found.top1,
+            "kl_to_source": found.divergence,
+            "positions": len(found.positions),
+        }
+
+    def compare(self, source: Source, file: Path, threads: int) -> parity.Parity:
+        """Serve the file and compare it with its source.
+
+        Raises ParityError if it tokenizes differently or does not answer.
+        """
+        from tasks.shared.engines.llama_engine import LLAMA_CPP
+        from tasks.shared.engines.protocol import Opening
+
+        model, tokenizer = source.model, source.tokenizer
+        texts, answers = parity.asked_texts(tokenizer, source.corpus, self.prompts)
+        context = min(CONTEXT, attended(model.config.to_dict()) or CONTEXT)
+        prompts = [tokenizer(text, add_special_tokens=False)["input_ids"][-(context - self.tokens) :] for text in texts]
+        with LLAMA_CPP.open(file, Opening(threads, context=CONTEXT)) as session:
+            parity.check_tokenizer(session, tokenizer, [*texts, *answers], str(file))
+            return parity.measure_parity(model, tokenizer, prompts, session, self.tokens, self.top)
+
+
+def check_size(file: Path, written: Sequence[PlannedTensor], planned: int) -> None:
+    """Raise ParityError if the file's matrices take other bytes than planned before the work."""
+    made = sum(tensor.bytes for tensor in written)
+    if abs(made - planned) > MAX_MISS * planned:
+        got = f"its matrices take {made:,} bytes; {planned:,} were planned"
+        raise ParityError(
+            file.name, got, "the planned size", "report this: the plan does not know a matrix of this family"
+        )
+
+
+def warn_of_masks(source: Path, tensors: Sequence[PlannedTensor]) -> None:
+    """Warn if weights that pruning masked do not stay zero."""
+    masks = read_masks(source)
+    lost = sorted({tensor.type for tensor in tensors if masks and tensor.name in masks.tensors} - WITH_ZERO)
+    if lost:
+        log.warning(
+            "%s has masked weights, and %s has no exact zero: they become small numbers; q4_0, q5_0 or q8_0 keeps them zero",
+            source.name, ", ".join(lost),
+        )  # fmt: skip
