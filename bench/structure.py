@@ -1,4 +1,4 @@
-"""Perplexity without some layers, neurons or heads, by criterion, before any recovery.
+"""Perplexity without some layers, neurons, channels or heads, by criterion, unrecovered.
 
     python -m bench.structure --text ../shared/data/wikitext2    the embedded model; minutes of processor time
 
@@ -12,18 +12,15 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from bench.tables import console, show
 from tasks.prune.heads import Heads
-from tasks.prune.selection.copying import build_student
+from tasks.prune.hidden import Hidden
 from tasks.prune.selection.layers import Reading, choose_layers, free_layers, measure_influence, passed_over
 from tasks.prune.selection.losses import text_loss
 from tasks.prune.selection.narrowing import Narrowing
-from tasks.prune.selection.picks import choose, leading
-from tasks.prune.selection.shape import shape_of
 from tasks.prune.width import Width
 from tasks.shared.model.calibration import batches
 from tasks.shared.model.layout import decoder_layers
@@ -33,6 +30,14 @@ LAYERS = ("influence", "angular", "first", "last", "random")
 UNITS = ("activation", "contribution", "wanda", "taylor", "magnitude", "random")
 Build = Callable[[], tuple[Any, int]]
 """Makes a model, and returns it with its number of parameters."""
+
+
+class Uncorrected(Hidden):
+    """Removal of channels without a correction of the norms: a control."""
+
+    def corrected(self, *_: Any) -> dict[str, Any]:
+        """Correct nothing."""
+        return {}
 
 
 def windows(file: Path, tokenizer: Any, count: int, length: int, spread: bool) -> list[list[int]]:
@@ -54,14 +59,7 @@ def perplexity(model: Any, held: Sequence[list[int]]) -> float:
 
 def narrowed(model: Any, technique: Narrowing, ids: list[list[int]], seed: int) -> tuple[Any, int]:
     """The model without the technique's units, in its own dtype."""
-    import torch
-
-    before = shape_of(model.config)
-    after = technique.narrowed(before, model.config.model_type)
-    scores = technique.scores(model, ids, PAD, seed)
-    picks = choose(replace(leading(before), **{technique.axis: torch.stack(scores)}), before, after)
-    layers = range(before.layers)
-    small, _ = build_student(model, after, picks, layers, layers)
+    small = technique.narrow(model, ids, PAD, seed).model
     return small.to(model.dtype).eval(), small.num_parameters()
 
 
@@ -71,6 +69,9 @@ def trials(given: argparse.Namespace, model: Any, ids: list[list[int]]) -> Itera
     families: Mapping[str, tuple[type[Narrowing], Mapping[str, Any]]] = {
         "width, 1152 of 1536 neurons": (Width, {"neurons": 1152}),
         "width, 896 of 1536 neurons": (Width, {"neurons": 896}),
+        "hidden, 486 of 576 channels": (Hidden, {"hidden": 486}),
+        "hidden, 432 of 576 channels": (Hidden, {"hidden": 432}),
+        "hidden, 486 of 576 channels, norms as they were": (Uncorrected, {"hidden": 486}),
         "heads, 2 of 3 groups": (Heads, {"kept": 2}),
         "heads, 2 of 3 queries of each group": (Heads, {"unit": "queries", "kept": 2}),
     }

@@ -79,6 +79,26 @@ FAMILIES: Mapping[str, Family] = {
 """By `model_type`."""
 assert FAMILIES.keys() == TITLES.keys()
 
+WRITERS = {
+    "embed_tokens.weight": 1, "o_proj.weight": 0, "o_proj.bias": 0, "down_proj.weight": 0, "down_proj.bias": 0, "experts.down_proj": 1,
+}  # fmt: skip
+"""Weights that write the hidden state, by the end of their names, and their axis of channels."""
+
+
+def silence_channels(model: Any, channels: Any) -> None:
+    """Set in place what writes these channels of the hidden state to zero.
+
+    channels: (channels,), indices, int64.
+    """
+    import torch
+
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            axis = next((axis for ending, axis in WRITERS.items() if name.endswith(ending)), None)
+            if axis is not None:
+                weight.index_fill_(axis, channels, 0.0)
+
+
 QWEN_SPLITS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )

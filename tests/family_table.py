@@ -84,6 +84,7 @@ def target_of(option: str) -> str:
 ROWS = (
     Row("prune/depth", {"layers": (0,), **SHORT}),
     Row("prune/heads", {"unit": "queries", "ratio": 0.5, **SHORT}),
+    Row("prune/hidden", {"ratio": 0.5, **SHORT}),
     Row("prune/vocabulary", {"size": 0}),
     Row("prune/weight_selection", {"layers": 1}, "layers"),
     Row("prune/weight_selection", {"hidden_size": 32, "intermediate_size": 64, "heads": 2, "kv_heads": 1, **SHORT}, "width"),

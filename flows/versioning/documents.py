@@ -137,7 +137,7 @@ def _port(port: Port) -> str:
 
 def settings_of(settings: Any, prefix: str = "") -> Iterator[Setting]:
     """Yield every setting of a technique, nested ones by their dotted names."""
-    texts = {name: text for cls in type(settings).__mro__ for name, text in _field_texts(cls).items()}
+    texts = {name: text for cls in reversed(type(settings).__mro__) for name, text in _field_texts(cls).items()}
     for field in fields(settings):
         value = getattr(settings, field.name)
         if is_dataclass(value):

@@ -10,16 +10,16 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from tasks.prune.selection.activations import Axis
+from tasks.prune.selection.activations import BlockAxis
 from tasks.prune.selection.counts import check_count, choose_count
-from tasks.prune.selection.narrowing import Narrowing, narrowing_spec
+from tasks.prune.selection.narrowing import BlockNarrowing, narrowing_spec
 from tasks.prune.selection.shape import Shape
 from tasks.shared.model.families import FUSED, JOINT_NORMS, WHOLE_HEADS
 from tasks.shared.technique import Refusal, Spec
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
-class Heads(Narrowing):
+class Heads(BlockNarrowing):
     """Remove the least important attention heads, equally many in each layer.
 
     Every query head keeps the key-value head that it was trained with.  The head size stays, and the configuration states it.
@@ -31,7 +31,7 @@ class Heads(Narrowing):
     kept: Annotated[int, Field(ge=0)] = 0
     """Units to keep in every layer: key-value heads, or query heads of every group; overrides `ratio` and `multiple`.  0: by `ratio`."""
 
-    axis: ClassVar[Axis] = "heads"
+    axis: ClassVar[BlockAxis] = "heads"
     spec: ClassVar[Spec] = narrowing_spec(
         "Removes the least important attention heads of every layer, whole groups or query heads",
         "Michel et al. 2019, arXiv 1905.10650",

@@ -10,16 +10,16 @@ from typing import Annotated, Any, ClassVar
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from tasks.prune.selection.activations import Axis
+from tasks.prune.selection.activations import BlockAxis
 from tasks.prune.selection.counts import check_count, choose_count
-from tasks.prune.selection.narrowing import Narrowing, narrowing_spec
+from tasks.prune.selection.narrowing import BlockNarrowing, narrowing_spec
 from tasks.prune.selection.shape import Shape
 from tasks.shared.model.families import is_mixture
 from tasks.shared.technique import Refusal, Spec
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
-class Width(Narrowing):
+class Width(BlockNarrowing):
     """Remove the least important feed-forward neurons, equally many in each layer.
 
     The result loads in plain transformers and llama.cpp.
@@ -28,7 +28,7 @@ class Width(Narrowing):
     neurons: Annotated[int, Field(ge=0)] = 0
     """Neurons to keep in every layer; overrides `ratio` and `multiple`.  0: by `ratio`."""
 
-    axis: ClassVar[Axis] = "neurons"
+    axis: ClassVar[BlockAxis] = "neurons"
     spec: ClassVar[Spec] = narrowing_spec(
         "Removes the least important feed-forward neurons of every layer", "Muralidharan et al. 2024, arXiv 2407.14679"
     )

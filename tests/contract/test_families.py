@@ -17,6 +17,7 @@ from tasks.evaluate.models_under_test import isolated_runs
 from tasks.export import onnx_gate
 from tasks.prune.depth import Depth
 from tasks.prune.heads import Heads
+from tasks.prune.hidden import Hidden
 from tasks.prune.weight_selection import WeightSelection
 from tasks.prune.width import Width
 from tasks.shared import isolation
@@ -31,7 +32,7 @@ from tasks.shared.model.loading import load_model, load_tokenizer
 from tasks.shared.model.masks import read_masks, write_masks
 from tasks.shared.model.weights import read_gguf
 from tasks.shared.technique import Artifact, Inputs, Kind
-from tests.families import FAMILIES, save_family
+from tests.families import FAMILIES, save_family, silence_channels
 from tests.family_table import CORPUS, PAGE, ROWS, Row, plan_answer, renewed, techniques
 from tests.optional_packages import missing_extra
 from tests.tiny_llama import empty_run, inputs_of, write_corpus
@@ -261,6 +262,28 @@ def check_narrowed(source: Path, out: Path, metrics: Any, inputs: Inputs) -> Non
     same = [name for name, weight in model.named_parameters() if weight.shape == whole[name].shape]
     assert all(torch.equal(dict(model.named_parameters())[name], whole[name]) for name in same)
     assert 0 < len(same) < len(whole)
+    check_cache(model)
+
+
+def check_hidden(source: Path, out: Path, metrics: Any, inputs: Inputs) -> None:
+    """Half of the channels are gone, the same ones in every block; heads keep their size, and the cache works."""
+    import torch
+
+    model, before = reloaded(out), rounded_source(source)
+    assert metrics["hidden"] == model.config.hidden_size == metrics["hidden_before"] / 2
+    kept = json.loads((out / "selection.json").read_text("utf-8"))["hidden"]
+    layout = find_layout(model)
+    for layer, whole in zip(decoder_layers(model), decoder_layers(before), strict=True):
+        last, former = part_of(layer, layout.attention_out), part_of(whole, layout.attention_out)
+        assert torch.equal(last.weight, former.weight[kept])
+    assert logits_of(model, probe()).isfinite().all()
+    check_cache(model)
+
+
+def check_cache(model: Any) -> None:
+    """Generation with a cache of keys and values gives what it gives without."""
+    import torch
+
     ids = probe()
     settings = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False, "attention_mask": torch.ones_like(ids)}
     cached, plain = (model.generate(ids, use_cache=use_cache, **settings) for use_cache in (True, False))
@@ -369,7 +392,7 @@ def check_scores(source: Path, out: Path, metrics: Any, inputs: Inputs) -> None:
 CHECKS: dict[str, Callable[..., Any]] = {
     "prune/magnitude": check_masked, "prune/wanda": check_masked, "prune/sparsegpt": check_masked,
     "prune/depth": check_depth, "prune/heads": check_narrowed, "prune/width": check_narrowed,
-    "prune/vocabulary": check_vocabulary, "prune/weight_selection": check_selection, "quantize/rtn": check_quantized,
+    "prune/hidden": check_hidden, "prune/vocabulary": check_vocabulary, "prune/weight_selection": check_selection, "quantize/rtn": check_quantized,
     "quantize/gptq": check_quantized, "quantize/fp8": check_quantized, "quantize/fp4": check_quantized, "quantize/awq": check_packed,
     "quantize/autoround": check_quantized,
     "quantize/smoothquant": check_packed,
@@ -429,6 +452,23 @@ def test_without_units_that_do_nothing_the_logits_stay(name: str, varied: bool, 
         technique(inputs_of(source, corpus), out, run)
         torch.testing.assert_close(logits_of(reloaded(out), probe()), wanted, rtol=1e-4, atol=1e-4)
         source = out
+
+
+@pytest.mark.parametrize("varied", [False, True], ids=["ordinary", "variant"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_without_channels_that_are_zero_the_logits_stay(name: str, varied: bool) -> None:
+    """Also with the head tied where it is not, and the other way round; norms, and Gemma's embedding, are corrected for the width."""
+    import torch
+
+    family = FAMILIES[name]
+    tied = bool(family.settings.get("tie_word_embeddings"))
+    changes = {**family.variant, "tie_word_embeddings": not tied} if varied else {}
+    if Hidden().refuses(family.build(**changes).config.to_dict()):
+        return
+    model = family.build(**changes, rms_norm_eps=1e-12)
+    silence_channels(model, torch.arange(0, 64, 4))
+    made = Hidden(ratio=0.25, multiple=16).narrow(model, probe().tolist(), 0, seed=0)
+    torch.testing.assert_close(logits_of(made.model.eval(), probe()), logits_of(model, probe()), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

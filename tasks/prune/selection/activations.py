@@ -4,6 +4,7 @@ Source: Muralidharan et al. 2024, arXiv 2407.14679, section 2.2: heads by their 
 of the norms.  Unlike there, tokens are aggregated as a sum of squares.
 """
 
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,8 +23,16 @@ if TYPE_CHECKING:
     from torch.nn import Module
     from transformers import PreTrainedModel
 
-Axis = Literal["heads", "neurons"]
+Axis = Literal["hidden", "heads", "neurons"]
+"""Units that can go: channels of the hidden state, or units of a block."""
+BlockAxis = Literal["heads", "neurons"]
 """Units that enter the last projection of a block: of attention, or of the feed-forward network."""
+Gate = Callable[["Tensor"], "Tensor"]
+"""Multiplies values with factors of 1, one for each unit."""
+Hook = Callable[[Gate], Any]
+"""Attaches a gate to the model, and returns the handle that removes it."""
+STATES = "hidden_states"
+"""Name of a block's input, where it is passed by name."""
 NORMS = ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm")
 
 
@@ -51,7 +60,7 @@ def second_moments(values: "Tensor", mask: "Tensor", parts: int) -> "Tensor":
     return states.transpose(1, 2) @ states
 
 
-def last_projections(model: "PreTrainedModel", axis: Axis) -> "list[Module]":
+def last_projections(model: "PreTrainedModel", axis: BlockAxis) -> "list[Module]":
     """Return the last projection of each layer's attention or feed-forward block.
 
     Raises TechniqueError for layers without one (mixtures of experts).
@@ -91,7 +100,7 @@ def measure(model: "PreTrainedModel", shape: Shape, ids: list[list[int]], batch_
 
 
 def measure_moments(
-    model: "PreTrainedModel", axis: Axis, units: int, ids: list[list[int]], batch_size: int, pad_id: int
+    model: "PreTrainedModel", axis: BlockAxis, units: int, ids: list[list[int]], batch_size: int, pad_id: int
 ) -> "list[Tensor]":
     """Return the `second_moments` of every layer's heads or neurons on conversations.
 
@@ -109,43 +118,72 @@ def measure_moments(
 
 
 def measure_gates(
-    model: "PreTrainedModel", axis: Axis, units: int, ids: list[list[int]], batch_size: int, pad_id: int
+    model: "PreTrainedModel", axis: BlockAxis, units: int, ids: list[list[int]], batch_size: int, pad_id: int
+) -> "list[Tensor]":
+    """Return the `gate_gradients` of every layer's heads or neurons.
+
+    Returns (units,), float64, per layer, on the CPU.
+    """
+    hooks = [gated_input(last) for last in last_projections(model, axis)]
+    return gate_gradients(model, units, hooks, ids, batch_size, pad_id)
+
+
+def gated_input(module: "Module") -> Hook:
+    """Return a function that attaches a gate to what enters a module."""
+
+    def attach(gate: Gate) -> Any:
+        def hook(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            if args:
+                return (gate(args[0]), *args[1:]), kwargs
+            return args, kwargs | {STATES: gate(kwargs[STATES])}
+
+        return module.register_forward_pre_hook(hook, with_kwargs=True)
+
+    return attach
+
+
+def gated_output(module: "Module") -> Hook:
+    """Return a function that attaches a gate to what a module gives."""
+    return lambda gate: module.register_forward_hook(lambda _, __, output: gate(output))
+
+
+def gate_gradients(
+    model: "PreTrainedModel", units: int, hooks: Sequence[Hook], ids: list[list[int]], batch_size: int, pad_id: int
 ) -> "list[Tensor]":
     """Return the squared gradient of the loss by a gate of each unit, summed over conversations.
 
     A gate is a factor of 1 on what a unit gives: the gradient by it is the change of the loss, to first order, if the unit goes
     (Molchanov et al. 2019, arXiv 1906.10771, section 3.1).  The loss is the negative log-likelihood of a conversation's tokens.
 
-    Returns (units,), float64, per layer, on the CPU.
+    hooks: attach a gate to a place of the model each, where values are (batch, length, units * width), and return the handle.
+    Returns (units,), float64, per place, on the CPU.
     """
     import torch
 
     check_head(model)
-    lasts = last_projections(model, axis)
-    sums = [torch.zeros(units, dtype=torch.float64) for _ in lasts]
+    sums = [torch.zeros(units, dtype=torch.float64) for _ in hooks]
     gates: list[Tensor] = []
 
-    def apply_gate(layer: int) -> Any:
-        def hook(_: Any, args: tuple["Tensor", ...]) -> "tuple[Tensor, ...]":
-            values = args[0]
-            parts = values.view(*values.shape[:-1], units, -1) * gates[layer][:, None, :, None]
-            return (parts.flatten(-2), *args[1:])
+    def gate_at(place: int) -> Gate:
+        def gate(values: "Tensor") -> "Tensor":
+            parts = values.view(*values.shape[:-1], units, -1) * gates[place][:, None, :, None]
+            return parts.flatten(-2)
 
-        return hook
+        return gate
 
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     with ExitStack() as stack:
         for parameter in learning:
             parameter.requires_grad_(False)
             stack.callback(parameter.requires_grad_, True)
-        for layer, last in enumerate(lasts):
-            stack.callback(last.register_forward_pre_hook(apply_gate(layer)).remove)
+        for place, attach in enumerate(hooks):
+            stack.callback(attach(gate_at(place)).remove)
         for batch in track(batches(ids, batch_size, pad_id), "gradients", -(-len(ids) // batch_size)):
             rows = len(batch["input_ids"])
             gates[:] = [
-                torch.ones(rows, units, device=model.device, dtype=model.dtype, requires_grad=True) for _ in lasts
+                torch.ones(rows, units, device=model.device, dtype=model.dtype, requires_grad=True) for _ in hooks
             ]
             loss = text_loss(model, batch)
-            for layer, gradient in enumerate(torch.autograd.grad(loss, gates)):
-                sums[layer] += gradient.double().square().sum(0).cpu()
+            for place, gradient in enumerate(torch.autograd.grad(loss, gates)):
+                sums[place] += gradient.double().square().sum(0).cpu()
     return sums

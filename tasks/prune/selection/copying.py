@@ -32,6 +32,9 @@ AXES: Mapping[str, tuple[str, ...]] = {
     **{f"{name}_proj.weight": ("neurons", "hidden") for name in ("gate", "up")},
     **{f"{name}_proj.bias": ("neurons",) for name in ("gate", "up")},
     **{"down_proj.weight": ("hidden", "neurons"), "down_proj.bias": ("hidden",), "gate_up_proj.weight": ("gates", "hidden")},
+    "qkv_proj.weight": ("", "hidden"),
+    **{"experts.gate_up_proj": ("", "", "hidden"), "experts.down_proj": ("", "hidden", "")},
+    **{"gate.weight": ("", "hidden"), "shared_expert_gate.weight": ("", "hidden")},
     **{"dense_h_to_4h.weight": ("neurons", "hidden"), "dense_h_to_4h.bias": ("neurons",)},
     **{"dense_4h_to_h.weight": ("hidden", "neurons"), "dense_4h_to_h.bias": ("hidden",)},
 }  # fmt: skip
@@ -39,6 +42,16 @@ AXES: Mapping[str, tuple[str, ...]] = {
 HEAD_NORMS = ("q_norm.weight", "k_norm.weight")
 """Norms over all heads at once (OLMo 2), or over each head by itself (Qwen3, Gemma 3), which is kept whole."""
 SHOWN = 5
+
+
+def ending_of(name: str) -> str:
+    """Return the end of a weight's name that tells its axes."""
+    return ".".join(name.split(".")[-2:])
+
+
+def axes_of(name: str) -> tuple[str, ...]:
+    """Return the kinds of a weight's axes, by its name; empty if it is kept whole."""
+    return AXES.get(ending_of(name), ())
 
 
 def student_config(teacher: Any, shape: Shape, origins: Sequence[int]) -> Any:
@@ -84,10 +97,10 @@ def take(weight: "Tensor", name: str, picks: Picks) -> "Tensor":
     weight: (out, in) or (channels,).
     name: of the weight, which determines the axes to cut.
     """
-    along, ending = picks.along(), ".".join(name.split(".")[-2:])
-    if ending in HEAD_NORMS and weight.shape[0] == picks.teacher.head_dim:
+    along = picks.along()
+    if ending_of(name) in HEAD_NORMS and weight.shape[0] == picks.teacher.head_dim:
         return weight
-    for dimension, axis in enumerate(AXES.get(ending, ())):
+    for dimension, axis in enumerate(axes_of(name)):
         if axis in along:
             weight = weight.index_select(dimension, along[axis].to(weight.device))
     return weight

@@ -1,4 +1,4 @@
-"""Removal of heads or neurons from every layer: shared settings, from scores to a model.
+"""Removal of channels, heads or neurons: shared settings, from scores to a model.
 
 Importance (`importance.py`), number of units (`counts.py`), choice (`picks.py`) and surgery (`copying.py`) are separate.
 """
@@ -8,16 +8,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from tasks.prune.selection.activations import Axis, last_projections, measure_gates, measure_moments
-from tasks.prune.selection.copying import AXES, build_student, changed_sizes
+from tasks.prune.selection.activations import Axis, BlockAxis, last_projections, measure_gates, measure_moments
+from tasks.prune.selection.copying import axes_of, build_student, changed_sizes
 from tasks.prune.selection.counts import best_multiple
 from tasks.prune.selection.importance import CRITERIA, DIFFERENTIATED, MEASURED, Block, Criterion
-from tasks.prune.selection.picks import choose, leading
+from tasks.prune.selection.layers import Reading
+from tasks.prune.selection.picks import Picks, choose, leading
 from tasks.prune.selection.record import KEPT_PLOT, SELECTION_FILE, write_kept, write_selection
 from tasks.prune.selection.shape import Shape, dimensions_of, planned_shape, shape_from, shape_of
 from tasks.shared.errors import TechniqueError
@@ -36,10 +37,30 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 TRAINING_COST = 3
 """Cost of a forward and a backward pass relative to a forward pass."""
+NAMES: Mapping[Axis, str] = {
+    "hidden": "channels of the hidden state",
+    "heads": "heads in every layer",
+    "neurons": "neurons in every layer",
+}
+"""Units, in the log."""
+
+
+class Narrowed(NamedTuple):
+    """A narrower model, and how it was made.
+
+    picks: units kept, by layer.
+    scores: importance of the units, (units,) for each layer; for channels also for the head.
+    figures: of corrections.
+    """
+
+    model: "PreTrainedModel"
+    picks: "Sequence[Picks]"
+    scores: "Sequence[Tensor]"
+    figures: Metrics
 
 
 def narrowing_spec(summary: str, paper: str) -> Spec:
-    """Spec of a technique that removes units from every layer."""
+    """Spec of a technique that makes every layer narrower."""
     return Spec(
         summary=summary,
         ports={"model": Port((Kind.MODEL,)), "calibration": Port((Kind.CORPUS,))},
@@ -55,7 +76,7 @@ def narrowing_spec(summary: str, paper: str) -> Spec:
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Narrowing(ABC):
-    """Settings of techniques that remove equally many units from every layer."""
+    """Settings of techniques that make every layer equally narrower."""
 
     ratio: Annotated[float, Field(ge=0, lt=1)] = 0.25
     """Fraction of the units to remove from every layer, rounded as `multiple` says."""
@@ -118,13 +139,17 @@ class Narrowing(ABC):
         except TechniqueError:
             return shape
 
+    @property
+    def passes(self) -> int:
+        """Cost of what is measured on the calibration rows, in forward passes over them."""
+        return TRAINING_COST if self.criterion in DIFFERENTIATED else int(self.criterion in MEASURED)
+
     def forecast(self, work: Workload) -> Forecast:
         """Forecast the criterion's passes over the calibration rows, and both models in memory."""
         size = work.size()
         before = shape_from(size.shape)
         small = size.reshaped(dimensions_of(self._planned(before, ""), size.shape))
-        passes = TRAINING_COST if self.criterion in DIFFERENTIATED else int(self.criterion in MEASURED)
-        seconds = passes * work.reading(size, self.calibration_rows * self.max_tokens)
+        seconds = self.passes * work.reading(size, self.calibration_rows * self.max_tokens)
         return forecast_reading(work, seconds, size.parameters + small.parameters, small)
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
@@ -139,55 +164,88 @@ class Narrowing(ABC):
         check_dense(source)
         model, tokenizer = load_model(source, device=run.compute.device), load_tokenizer(source, chat=False)
         check_family(self, model.config.to_dict(), str(source))
+        ids: list[list[int]] = []
+        if self.passes:
+            rows = calibration_rows(inputs.one("calibration").path, self.calibration_rows)
+            ids = calibration_ids(tokenizer, rows, self.max_tokens)
+        made = self.narrow(model, ids, tokenizer.pad_token_id, run.seed)
+        save_model(made.model, tokenizer, out)
+        carried = carry_masks(source, out)
+        write_selection(out / SELECTION_FILE, range(len(made.picks)), made.picks)
+        kept = [getattr(made.picks[min(row, len(made.picks) - 1)], self.axis) for row in range(len(made.scores))]
+        shares = write_kept(out / KEPT_PLOT.file, made.scores, kept)
+        before, after = shape_of(model.config), shape_of(made.model.config)
+        return {
+            f"{self.axis}_before": units_of(before, self.axis),
+            self.axis: units_of(after, self.axis),
+            "kv_heads": after.kv_heads,
+            "columns": columns_of(after, self.axis),
+            "multiple": best_multiple(columns_of(after, self.axis)),
+            "parameters_before": model.num_parameters(),
+            "parameters": made.model.num_parameters(),
+            "importance_kept_min": min(shares),
+            **made.figures,
+            **carried,
+        }
+
+    def narrow(self, model: "PreTrainedModel", ids: list[list[int]], pad_id: int, seed: int) -> Narrowed:
+        """Return the model with fewer units, in float32, and how they were chosen.
+
+        ids: token ids of the calibration conversations; empty if there are no `passes`.
+        Raises TechniqueError for scores that are not finite, or weights that cannot be cut.
+        """
+        import torch
+
         before = shape_of(model.config)
         after = self.narrowed(before, model.config.model_type)
         columns, kept = columns_of(before, self.axis), columns_of(after, self.axis)
         log.info(
-            "keeping %d of %d %s in every layer, %.1f %% removed; the last projection has %d columns, a multiple of %d",
-            *(self.units(after), self.units(before), self.axis, 100 * (1 - kept / columns), kept, best_multiple(kept)),
+            "keeping %d of %d %s, %.1f %% removed: %d columns, a multiple of %d",
+            *(units_of(after, self.axis), units_of(before, self.axis), NAMES[self.axis]),
+            *(100 * (1 - kept / columns), kept, best_multiple(kept)),
         )
-        ids: list[list[int]] = []
-        if self.criterion in MEASURED | DIFFERENTIATED:
-            rows = calibration_rows(inputs.one("calibration").path, self.calibration_rows)
-            ids = calibration_ids(tokenizer, rows, self.max_tokens)
-        scores = self.scores(model, ids, tokenizer.pad_token_id, run.seed)
-        picks = choose(replace(leading(before), **{self.axis: torch.stack(scores)}), before, after)
-        total = model.num_parameters()
+        scores = self.scores(model, ids, pad_id, seed)
+        stacked = torch.stack(scores)
+        chosen = {self.axis: stacked.sum(0) if self.axis == "hidden" else stacked}
+        picks = choose(replace(leading(before), **chosen), before, after)
         layers = range(before.layers)
         small, _ = build_student(model, after, picks, layers, layers)
-        save_model(small, tokenizer, out)
-        carried = carry_masks(source, out)
-        write_selection(out / SELECTION_FILE, layers, picks)
-        shares = write_kept(out / KEPT_PLOT.file, scores, [getattr(pick, self.axis) for pick in picks])
-        return {
-            f"{self.axis}_before": self.units(before),
-            self.axis: self.units(after),
-            "kv_heads": after.kv_heads,
-            "columns": kept,
-            "multiple": best_multiple(kept),
-            "parameters_before": total,
-            "parameters": small.num_parameters(),
-            "importance_kept_min": min(shares),
-            **carried,
-        }
+        figures = self.corrected(small, model, picks[0].hidden, Reading(ids, self.batch_size, pad_id))
+        return Narrowed(small, picks, scores, figures)
 
-    def units(self, shape: Shape) -> int:
-        """Return the number of units in a layer."""
-        return shape.heads if self.axis == "heads" else shape.intermediate
-
+    @abstractmethod
     def scores(self, model: "PreTrainedModel", ids: list[list[int]], pad_id: int, seed: int) -> "list[Tensor]":
-        """Return the importance of every layer's units by the criterion, (units,) each.
+        """Return the importance of the units of every layer by the criterion, (units,) each.
 
+        Channels have one more entry, for the head.
         ids: token ids of the calibration conversations; empty for criteria that read none.
         Raises TechniqueError for scores that are not finite.
         """
+
+    def corrected(
+        self, small: "PreTrainedModel", model: "PreTrainedModel", channels: "Tensor", reading: Reading
+    ) -> Metrics:
+        """Correct in place what else depends on the number of units, and return figures of it.
+
+        small, model: after and before the cut.  channels: (kept,), indices of the channels that stay.
+        """
+        return {}
+
+
+class BlockNarrowing(Narrowing):
+    """Removal of equally many units from every layer's attention or feed-forward block."""
+
+    axis: ClassVar[BlockAxis]
+
+    def scores(self, model: "PreTrainedModel", ids: list[list[int]], pad_id: int, seed: int) -> "list[Tensor]":
+        """Return the importance of every layer's units by the criterion, (units,) each."""
         import torch
 
-        units = self.units(shape_of(model.config))
+        units = units_of(shape_of(model.config), self.axis)
         lasts, empty = last_projections(model, self.axis), torch.empty(0)
-        reading = (model, self.axis, units, ids, self.batch_size, pad_id)
-        moments = measure_moments(*reading) if self.criterion in MEASURED else [empty] * len(lasts)
-        gates = measure_gates(*reading) if self.criterion in DIFFERENTIATED else [empty] * len(lasts)
+        measured = (model, self.axis, units, ids, self.batch_size, pad_id)
+        moments = measure_moments(*measured) if self.criterion in MEASURED else [empty] * len(lasts)
+        gates = measure_gates(*measured) if self.criterion in DIFFERENTIATED else [empty] * len(lasts)
         draws = torch.rand(len(lasts), units, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         found = []
         for layer, last in enumerate(lasts):
@@ -201,13 +259,18 @@ class Narrowing(ABC):
         return found
 
 
+def units_of(shape: Shape, axis: Axis) -> int:
+    """Return the number of units: of a layer, or channels."""
+    return {"hidden": shape.hidden, "heads": shape.heads, "neurons": shape.intermediate}[axis]
+
+
 def columns_of(shape: Shape, axis: Axis) -> int:
-    """Return the columns of the last projection."""
-    return shape.heads * shape.head_dim if axis == "heads" else shape.intermediate
+    """Return the columns of the matrices that read the units."""
+    return units_of(shape, axis) * (shape.head_dim if axis == "heads" else 1)
 
 
-def rows_into(layer: Any, axis: Axis, units: int) -> "Tensor":
-    """Return the weights that produce each unit of a layer, by the axes of `AXES`.
+def rows_into(layer: Any, axis: BlockAxis, units: int) -> "Tensor":
+    """Return the weights that produce each unit of a layer, by `axes_of`.
 
     Returns (units, weights), on the CPU: of a head its queries, of a neuron its gate and its own row.
     """
@@ -215,7 +278,7 @@ def rows_into(layer: Any, axis: Axis, units: int) -> "Tensor":
 
     found = []
     for name, weight in layer.named_parameters():
-        kind = (AXES.get(".".join(name.split(".")[-2:])) or ("",))[0]
+        kind = (axes_of(name) or ("",))[0]
         if weight.dim() == 2 and kind in (axis, "gates" if axis == "neurons" else axis):
             parts = weight.detach().cpu().chunk(2 if kind == "gates" else 1)
             found += [part.reshape(units, -1) for part in parts]

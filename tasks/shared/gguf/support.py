@@ -15,7 +15,7 @@ SHORTEST = 1024
 """Tokens of the shortest sliding window that is worth a file."""
 NARROW_HEADS = {"gemma2": 46, "gemma3_text": 62}
 """Number of layers at which llama.cpp takes hidden / heads instead of the head size to scale Gemma's attention (27B)."""
-EVEN_HEADS = frozenset({"qwen2", "qwen2_moe", "granite"})
+EVEN_HEADS = frozenset({"qwen2", "qwen2_moe", "granite", "olmo2", "phi3"})
 """Families whose heads llama.cpp takes to be hidden / heads wide, whatever the configuration says."""
 REORDERED = "prune/depth with `layers` that keep the order, or quantize/gptq"
 
@@ -43,7 +43,7 @@ def unsupported(config: Mapping[str, Any]) -> Refusal | None:
     if kind in EVEN_HEADS and heads * int(config.get("head_dim") or 0) not in (0, width):
         return Refusal(
             f"its {heads} heads of {config['head_dim']} do not add up to the hidden size of {width}, and llama.cpp assumes so in this family",
-            "quantize/gptq, or prune/width in place of prune/heads",
+            "quantize/gptq, or prune/width in place of prune/heads or prune/hidden",
         )
     return _feed_forward(config)
 

@@ -24,6 +24,13 @@ WHOLE_HEADS = frozenset(
     {"llama", "gemma2", "gemma3_text", "gpt_neox", "arcee", "cwm", "hyperclovax", "jais2", "minicpm3", "vaultgemma"}
 )
 """Families whose configuration refuses a number of query heads that does not divide the hidden size, even if the head size is given."""
+CENTERED = frozenset(
+    {
+        "gpt_neox", "gpt_neox_japanese", "cohere", "cohere2", "cohere2_moe", "falcon", "bloom", "mpt", "gpt_bigcode", "jais2", "nemotron", "olmo",
+        "persimmon", "phi", "phimoe", "stablelm", "starcoder2",
+    }
+)  # fmt: skip
+"""Families whose norms subtract the mean over all channels (LayerNorm), which changes for each channel if another one goes."""
 JOINT_NORMS = frozenset({"olmo2", "olmo3", "olmo_hybrid", "flex_olmo", "minimax_m2"})
 """Families that normalize the queries, and the keys, of all heads together."""
 GGUF_TYPES = {"gemma3": "gemma3_text", "gptneox": "gpt_neox", "qwen3moe": "qwen3_moe"}

@@ -89,6 +89,8 @@ def test_a_family_that_has_no_such_order_may_lose_any_layer(tmp_path: Path) -> N
         ("gemma3_text", {"layer_types": ["sliding_attention", "full_attention"]}, "not in the order"),
         ("gemma2", {"query_pre_attn_scalar": 16}, "not scaled by the head size"),
         ("granite", {"num_attention_heads": 2, "head_dim": 16}, "its 2 heads of 16 do not add up to the hidden size of 64"),
+        ("olmo2", {"hidden_size": 32, "head_dim": 16}, "its 4 heads of 16 do not add up to the hidden size of 32"),
+        ("phi3", {"hidden_size": 32, "head_dim": 16}, "its 4 heads of 16 do not add up to the hidden size of 32"),
         ("gpt2", {"n_inner": 128}, "n_inner is 128"),
         ("qwen3_moe", {"mlp_only_layers": [0]}, "some layers have no experts"),
         ("qwen3_moe", {"norm_topk_prob": False}, "do not sum to 1"),

@@ -9,6 +9,7 @@ from flows.planning.catalog import catalog, first_that_produces
 from flows.versioning import documents
 from flows.versioning.documents import BEGIN, END, reference, settings_of, stale_documents, table, write_documents
 from tasks.distill.sft import SFT
+from tasks.prune.hidden import Hidden
 from tasks.shared.errors import ConfigError
 from tasks.shared.technique import Kind
 
@@ -65,3 +66,8 @@ def test_settings_are_listed_with_their_defaults_nested_and_inherited_ones_too()
 
 def test_the_first_technique_of_a_kind() -> None:
     assert first_that_produces(Kind.REPORT).target == "tasks.report.html.Html"
+
+
+def test_a_setting_that_a_class_describes_anew_has_its_own_words() -> None:
+    words = {item.name: item.text for item in settings_of(Hidden())}
+    assert words["ratio"].startswith("Fraction of the channels") and words["max_tokens"].startswith("Most tokens")

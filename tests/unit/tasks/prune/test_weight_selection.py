@@ -206,7 +206,7 @@ def test_weights_that_are_not_known_to_shrink_are_refused() -> None:
     sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 128, "pad_token_id": 0}  # fmt: skip
     teacher = Phi3ForCausalLM(Phi3Config(**sizes)).eval()
     with pytest.raises(TechniqueError, match=r"qkv_proj\.weight"):
-        filled(teacher, student_shape(shape_of(teacher.config), 0, 32, 0, 0, 0), [0, 1])
+        filled(teacher, student_shape(shape_of(teacher.config), 0, 0, 0, 2, 0), [0, 1])
     assert torch.equal(logits(filled(teacher, shape_of(teacher.config), [0, 1])), logits(teacher)), (
         "layers alone are taken"
     )
