@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.tables import console, show
+from tasks.prune.flap import Flap
 from tasks.prune.heads import Heads
 from tasks.prune.hidden import Hidden
 from tasks.prune.selection.layers import Reading, choose_layers, free_layers, measure_influence, passed_over
@@ -27,7 +28,9 @@ from tasks.shared.model.layout import decoder_layers
 
 PAD = 0
 LAYERS = ("influence", "angular", "first", "last", "random")
-UNITS = ("activation", "contribution", "wanda", "taylor", "magnitude", "random")
+UNITS = ("activation", "contribution", "fluctuation", "wanda", "taylor", "magnitude", "random")
+COMPENSATED = ("activation", "contribution", "fluctuation", "random")
+"""Criteria to try with the mean of what was removed as a bias."""
 Build = Callable[[], tuple[Any, int]]
 """Makes a model, and returns it with its number of parameters."""
 
@@ -74,9 +77,12 @@ def trials(given: argparse.Namespace, model: Any, ids: list[list[int]]) -> Itera
         "hidden, 486 of 576 channels, norms as they were": (Uncorrected, {"hidden": 486}),
         "heads, 2 of 3 groups": (Heads, {"kept": 2}),
         "heads, 2 of 3 queries of each group": (Heads, {"unit": "queries", "kept": 2}),
+        "flap, 1152 of 1536 neurons": (Flap, {"ratio": 1 / 4}),
+        "flap, 896 of 1536 neurons": (Flap, {"ratio": 5 / 12}),
+        "flap, 2 of 3 groups": (Flap, {"units": "groups", "ratio": 1 / 3}),
     }
     for name, (kind, settings) in families.items():
-        for criterion in UNITS:
+        for criterion in COMPENSATED if kind is Flap else UNITS:
             for seed in given.seeds if criterion == "random" else [0]:
                 technique = kind(criterion=criterion, **common, **settings)
                 label = f"{name}, {criterion}" + (f" {seed}" if criterion == "random" else "")

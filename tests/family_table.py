@@ -83,6 +83,8 @@ def target_of(option: str) -> str:
 
 ROWS = (
     Row("prune/depth", {"layers": (0,), **SHORT}),
+    Row("prune/flap", {"ratio": 0.5, **SHORT}, "neurons"),
+    Row("prune/flap", {"units": "queries", "ratio": 0.5, **SHORT}, "heads"),
     Row("prune/heads", {"unit": "queries", "ratio": 0.5, **SHORT}),
     Row("prune/hidden", {"ratio": 0.5, **SHORT}),
     Row("prune/vocabulary", {"size": 0}),

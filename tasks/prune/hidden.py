@@ -3,7 +3,7 @@
 Source: Muralidharan et al. 2024, arXiv 2407.14679, section 2.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -17,6 +17,7 @@ from tasks.prune.selection.importance import Criterion
 from tasks.prune.selection.layers import Reading
 from tasks.prune.selection.narrowing import Narrowing, check_finite, narrowing_spec
 from tasks.prune.selection.norms import correct, gain_offset, hidden_norms
+from tasks.prune.selection.picks import Picks
 from tasks.prune.selection.shape import Shape
 from tasks.shared.model.families import CENTERED, WHOLE_HEADS
 from tasks.shared.technique import Metrics, Refusal, Spec
@@ -38,8 +39,9 @@ class Hidden(Narrowing):
     """Fraction of the channels to remove, rounded as `multiple` says."""
     criterion: Criterion = "activation"
     """Channels that stay.  activation: the largest values at the inputs of blocks and head on the calibration rows.  contribution: the
-    largest shares in what these compute.  wanda: weights times the norms of their inputs.  taylor: the loss changes most, to first
-    order.  magnitude: the largest weights.  random: by the seed.  The last two are controls."""
+    largest shares in what these compute.  fluctuation: the same of their deviations from their mean.  wanda: weights times the norms of
+    their inputs.  taylor: the loss changes most, to first order.  magnitude: the largest weights.  random: by the seed.  The last two are
+    controls."""
     calibration_rows: Annotated[int, Field(ge=1)] = 32
     """Conversations of the calibration split to measure on: always for the norms, and for the criterion if it reads text."""
     hidden: Annotated[int, Field(ge=0)] = 0
@@ -76,18 +78,20 @@ class Hidden(Narrowing):
         """Cost of the criterion, and of a pass for the norms."""
         return super().passes + 1
 
-    def scores(self, model: "PreTrainedModel", ids: list[list[int]], pad_id: int, seed: int) -> "list[Tensor]":
+    def scores(
+        self, model: "PreTrainedModel", ids: list[list[int]], pad_id: int, seed: int
+    ) -> "Mapping[Axis, Sequence[Tensor]]":
         """Return the importance of the channels at every layer, then at the head, (hidden,) each."""
         for name, norm in hidden_norms(model).items():
             gain_offset(name, norm)
         found = channel_scores(model, self.criterion, Reading(ids, self.batch_size, pad_id), seed)
         check_finite(found)
-        return found
+        return {"hidden": found}
 
     def corrected(
-        self, small: "PreTrainedModel", model: "PreTrainedModel", channels: "Tensor", reading: Reading
+        self, small: "PreTrainedModel", model: "PreTrainedModel", picks: Sequence[Picks], reading: Reading
     ) -> Metrics:
         """Correct norms and embedding in place, and return the extremes of the gains' factors."""
-        found = correct(small, model, channels, reading)
+        found = correct(small, model, picks[0].hidden, reading)
         gains = found.gains.values()
         return {"gain_min": min(gains), "gain_max": max(gains), "embedding_scale": found.embedding}

@@ -24,6 +24,7 @@ from tasks.shared import isolation
 from tasks.shared.errors import TechniqueError
 from tasks.shared.formats.rows import read_rows, write_rows
 from tasks.shared.formats.soft_targets import SoftTargets, row_key
+from tasks.shared.gguf.support import BIASES
 from tasks.shared.model.activations import collect
 from tasks.shared.model.encoding import encode
 from tasks.shared.model.head import check_head, output_head
@@ -290,6 +291,26 @@ def check_cache(model: Any) -> None:
     assert torch.equal(cached, plain)
 
 
+def check_compensated(source: Path, out: Path, metrics: Any, inputs: Inputs) -> None:
+    """Half of the units are gone; of what is left, only biases of last projections differ, and new ones elsewhere are zero."""
+    import torch
+
+    model, before = reloaded(out), rounded_source(source)
+    layout, whole = find_layout(model), dict(before.named_parameters())
+    place = layout.feed_forward_out if "neurons" in metrics else layout.attention_out
+    lasts = {f"{layout.layers}.{layer}.{place}.bias" for layer in range(len(decoder_layers(model)))}
+    for name, weight in model.named_parameters():
+        if name in lasts:
+            assert bool((weight != whole[name] if name in whole else weight).any()), name
+        elif name not in whole:
+            assert name.endswith(".bias") and not weight.any(), name
+        elif weight.shape == whole[name].shape:
+            assert torch.equal(weight, whole[name]), name
+    (axis,) = {"heads", "neurons"} & metrics.keys()
+    assert metrics[axis] == metrics[f"{axis}_before"] / 2 and lasts <= dict(model.named_parameters()).keys()
+    assert logits_of(model, probe()).isfinite().all()
+
+
 def check_quantized(source: Path, out: Path, metrics: Any, inputs: Inputs) -> None:
     """Every linear layer but the head is packed, and the unpacked weights are close to the source's."""
     linear = check_packed(source, out, metrics, inputs)
@@ -391,11 +412,10 @@ def check_scores(source: Path, out: Path, metrics: Any, inputs: Inputs) -> None:
 
 CHECKS: dict[str, Callable[..., Any]] = {
     "prune/magnitude": check_masked, "prune/wanda": check_masked, "prune/sparsegpt": check_masked,
-    "prune/depth": check_depth, "prune/heads": check_narrowed, "prune/width": check_narrowed,
+    "prune/depth": check_depth, "prune/flap": check_compensated, "prune/heads": check_narrowed, "prune/width": check_narrowed,
     "prune/hidden": check_hidden, "prune/vocabulary": check_vocabulary, "prune/weight_selection": check_selection, "quantize/rtn": check_quantized,
     "quantize/gptq": check_quantized, "quantize/fp8": check_quantized, "quantize/fp4": check_quantized, "quantize/awq": check_packed,
-    "quantize/autoround": check_quantized,
-    "quantize/smoothquant": check_packed,
+    "quantize/autoround": check_quantized, "quantize/smoothquant": check_packed,
     "quantize/cast": check_cast, "export/gguf": check_gguf, "export/mixed_gguf": check_mixed_gguf, "export/onnx": check_onnx,
     "logits/topk": check_targets, "evaluate/perplexity": check_scores,
     "evaluate/generation": check_scores,
@@ -469,6 +489,25 @@ def test_without_channels_that_are_zero_the_logits_stay(name: str, varied: bool)
     silence_channels(model, torch.arange(0, 64, 4))
     made = Hidden(ratio=0.25, multiple=16).narrow(model, probe().tolist(), 0, seed=0)
     torch.testing.assert_close(logits_of(made.model.eval(), probe()), logits_of(model, probe()), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("setting", BIASES)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_llama_cpp_reads_biases_or_the_plan_says_that_it_does_not(
+    name: str, setting: str, corpus: Path, tmp_path: Path
+) -> None:
+    """Biases that a setting gives to layers, as prune/flap does."""
+    config = FAMILIES[name].build().config
+    if getattr(config, setting, True):
+        return  # no such setting, or on in an ordinary model
+    source = save_family(tmp_path / "model", name, **{setting: True})
+    (row,) = (row for row in ROWS if row.option == "export/gguf")
+    answer = plan_answer(row, source)
+    if answer:
+        assert f"its layers have biases ({setting})" in answer
+        return
+    out, run = empty_run(tmp_path)
+    check_gguf(source, out, row.technique(inputs_of(source, corpus), out, run), inputs_of(source, corpus))
 
 
 @pytest.mark.parametrize("name", FAMILIES)

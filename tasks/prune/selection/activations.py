@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Literal
 
+from tasks.prune.selection.importance import Moments
 from tasks.prune.selection.losses import text_loss
 from tasks.prune.selection.picks import Scores
 from tasks.prune.selection.shape import Shape
@@ -45,6 +46,16 @@ def energy(values: "Tensor", mask: "Tensor", parts: int) -> "Tensor":
     """
     squares = values.double().square() * mask[..., None]
     return squares.view(-1, parts, values.shape[-1] // parts).sum((0, 2))
+
+
+def channel_sums(values: "Tensor", mask: "Tensor") -> "Tensor":
+    """Sum of the values of each channel, over the tokens without padding.
+
+    values: (batch, length, channels).
+    mask: (batch, length), 1 on real tokens.
+    Returns (channels,), float64.
+    """
+    return (values.double() * mask[..., None]).sum((0, 1))
 
 
 def second_moments(values: "Tensor", mask: "Tensor", parts: int) -> "Tensor":
@@ -101,20 +112,35 @@ def measure(model: "PreTrainedModel", shape: Shape, ids: list[list[int]], batch_
 
 def measure_moments(
     model: "PreTrainedModel", axis: BlockAxis, units: int, ids: list[list[int]], batch_size: int, pad_id: int
-) -> "list[Tensor]":
-    """Return the `second_moments` of every layer's heads or neurons on conversations.
+) -> list[Moments]:
+    """Return the moments of every layer's heads or neurons on conversations, on the CPU.
 
     units: heads or neurons in a layer.
-    Returns (units, width, width) per layer, on the CPU.
     """
+    import torch
+
+    def reduce(_: int, before: "Tensor", __: "Tensor", mask: "Tensor") -> "Tensor":
+        first = channel_sums(before, mask).view(units, -1, 1)
+        return torch.cat([first, second_moments(before, mask, units)], dim=2)  # (units, width, 1 + width)
+
     passes = track(batches(ids, batch_size, pad_id), "activations", -(-len(ids) // batch_size))
-    sums = collect(
-        model,
-        passes,
-        enumerate(last_projections(model, axis)),
-        lambda _, before, __, mask: second_moments(before, mask, units),
-    )
-    return [sums[layer] for layer in sorted(sums)]
+    sums, tokens = collect(model, passes, enumerate(last_projections(model, axis)), reduce), sum(map(len, ids))
+    return [Moments(sums[layer][..., 0], sums[layer][..., 1:], tokens) for layer in sorted(sums)]
+
+
+def measure_means(
+    model: "PreTrainedModel", axes: Sequence[BlockAxis], ids: list[list[int]], batch_size: int, pad_id: int
+) -> "dict[BlockAxis, list[Tensor]]":
+    """Return the mean of what enters the last projections on conversations, in one pass.
+
+    axes: kinds of blocks.
+    Returns (columns,), float64, per layer, on the CPU, by axis.
+    """
+    passes = track(batches(ids, batch_size, pad_id), "means", -(-len(ids) // batch_size))
+    points = [((axis, row), last) for axis in axes for row, last in enumerate(last_projections(model, axis))]
+    sums = collect(model, passes, points, lambda _, before, __, mask: channel_sums(before, mask))
+    tokens = sum(map(len, ids))
+    return {axis: [sums[point] / tokens for point in sorted(sums) if point[0] == axis] for axis in axes}
 
 
 def measure_gates(

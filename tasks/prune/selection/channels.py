@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tasks.prune.selection.activations import energy, gate_gradients, gated_input, gated_output
+from tasks.prune.selection.activations import channel_sums, energy, gate_gradients, gated_input, gated_output
 from tasks.prune.selection.copying import axes_of
 from tasks.prune.selection.importance import DIFFERENTIATED, MEASURED, Criterion
 from tasks.prune.selection.layers import Reading
@@ -47,13 +47,14 @@ class Reader:
 class Channels:
     """Tensors at one reader that a criterion may read, (hidden,) each, float64.
 
-    energy: sum over tokens of the squares of what is read.
+    energy: sum over tokens of the squares of what is read.  deviations: the same of its differences from its mean.
     squares, magnitudes: sums over the reader's rows of its weights' squares and magnitudes.
     slopes: sums over conversations of the squared gradient by a factor on each channel.
     draws: uniform random numbers.
     """
 
     energy: "Tensor"
+    deviations: "Tensor"
     squares: "Tensor"
     magnitudes: "Tensor"
     slopes: "Tensor"
@@ -72,6 +73,7 @@ def share(values: "Tensor") -> "Tensor":
 CHANNEL_CRITERIA: Mapping[Criterion, Callable[[Channels], "Tensor"]] = {
     "activation": lambda at: at.energy,
     "contribution": lambda at: share(at.energy * at.squares),
+    "fluctuation": lambda at: share(at.deviations * at.squares),
     "wanda": lambda at: share(at.energy.clamp(min=0).sqrt() * at.magnitudes),
     "taylor": lambda at: at.slopes,
     "magnitude": lambda at: at.squares.sqrt(),
@@ -107,7 +109,9 @@ def channel_scores(model: "PreTrainedModel", criterion: Criterion, reading: Read
 
     readers, width = readers_of(model), model.config.hidden_size
     empty = [torch.empty(0)] * len(readers)
-    energies = channel_energies(model, readers, reading) if criterion in MEASURED else empty
+    energies = (
+        channel_energies(model, readers, reading) if criterion in MEASURED else [(empty[0], empty[0])] * len(readers)
+    )
     slopes = empty
     if criterion in DIFFERENTIATED:
         hooks = [(gated_output if reader.gives else gated_input)(reader.module) for reader in readers]
@@ -116,22 +120,37 @@ def channel_scores(model: "PreTrainedModel", criterion: Criterion, reading: Read
     sums = torch.zeros(readers[-1].row + 1, width, dtype=torch.float64)
     for place, reader in enumerate(readers):
         squares, magnitudes = column_sums(reader.weights, width)
-        at = Channels(energies[place], squares, magnitudes, slopes[place], draws[place])
+        at = Channels(*energies[place], squares, magnitudes, slopes[place], draws[place])
         sums[reader.row] += CHANNEL_CRITERIA[criterion](at)
     return list(sums)
 
 
-def channel_energies(model: "PreTrainedModel", readers: list[Reader], reading: Reading) -> "list[Tensor]":
-    """Return the sum over tokens of the squares of what each reader reads, (hidden,), float64."""
+def channel_energies(
+    model: "PreTrainedModel", readers: list[Reader], reading: Reading
+) -> "list[tuple[Tensor, Tensor]]":
+    """Return sums of squares of what each reader reads, and of its differences from its mean.
+
+    Returns (hidden,) twice, float64, over the tokens without padding.
+    """
+    import torch
+
+    def reduce(place: int, before: "Tensor", after: "Tensor", mask: "Tensor") -> "Tensor":
+        values = after if readers[place].gives else before
+        return torch.stack([energy(values, mask, width), channel_sums(values, mask)])
+
     passes = track(batches(*reading), "activations", -(-len(reading.ids) // reading.batch_size))
     width = model.config.hidden_size
     sums = collect(
         model,
         passes,
         ((place, reader.module) for place, reader in enumerate(readers)),
-        lambda place, before, after, mask: energy(after if readers[place].gives else before, mask, width),
+        reduce,
     )
-    return [sums[place] for place in range(len(readers))]
+    tokens, found = sum(map(len, reading.ids)), []
+    for place in range(len(readers)):
+        squares, total = sums[place]
+        found.append((squares, (squares - total.square() / tokens).clamp(min=0)))
+    return found
 
 
 def column_sums(weights: "tuple[Tensor, ...]", width: int) -> "tuple[Tensor, Tensor]":

@@ -16,7 +16,7 @@ from pydantic.dataclasses import dataclass
 from tasks.prune.selection.activations import Axis, BlockAxis, last_projections, measure_gates, measure_moments
 from tasks.prune.selection.copying import axes_of, build_student, changed_sizes
 from tasks.prune.selection.counts import best_multiple
-from tasks.prune.selection.importance import CRITERIA, DIFFERENTIATED, MEASURED, Block, Criterion
+from tasks.prune.selection.importance import CRITERIA, DIFFERENTIATED, MEASURED, Block, Criterion, Moments
 from tasks.prune.selection.layers import Reading
 from tasks.prune.selection.picks import Picks, choose, leading
 from tasks.prune.selection.record import KEPT_PLOT, SELECTION_FILE, write_kept, write_selection
@@ -49,13 +49,13 @@ class Narrowed(NamedTuple):
     """A narrower model, and how it was made.
 
     picks: units kept, by layer.
-    scores: importance of the units, (units,) for each layer; for channels also for the head.
+    scores: importance of the units, (units,) for each layer, by axis; for channels also for the head.
     figures: of corrections.
     """
 
     model: "PreTrainedModel"
     picks: "Sequence[Picks]"
-    scores: "Sequence[Tensor]"
+    scores: "Mapping[Axis, Sequence[Tensor]]"
     figures: Metrics
 
 
@@ -85,17 +85,22 @@ class Narrowing(ABC):
     or half a unit."""
     criterion: Criterion = "activation"
     """Units that stay.  activation: the largest outputs on the calibration rows.  contribution: the largest share in the block's output.
-    wanda: outgoing weights times the norms of their inputs.  taylor: the loss changes most, to first order.  magnitude: the largest
-    weights.  random: by the seed.  The last two are controls."""
+    fluctuation: the largest deviations from their mean, times outgoing weights.  wanda: outgoing weights times the norms of their inputs.
+    taylor: the loss changes most, to first order.  magnitude: the largest weights.  random: by the seed.  The last two are controls."""
     calibration_rows: Annotated[int, Field(ge=1)] = 32
-    """Conversations of the calibration split to measure on; magnitude and random read none."""
+    """Conversations of the calibration split to measure on; magnitude and random by themselves read none."""
     max_tokens: Annotated[int, Field(ge=8)] = 256
     """Most tokens per conversation; longer ones are truncated."""
     batch_size: Annotated[int, Field(ge=1)] = 16
     """Conversations per pass."""
 
     axis: ClassVar[Axis]
-    """Units that go."""
+    """Units that go, of a technique that removes one kind."""
+
+    @property
+    def axes(self) -> tuple[Axis, ...]:
+        """Kinds of units that go."""
+        return (self.axis,)
 
     @abstractmethod
     def narrowed(self, shape: Shape, kind: str) -> Shape:
@@ -142,7 +147,8 @@ class Narrowing(ABC):
     @property
     def passes(self) -> int:
         """Cost of what is measured on the calibration rows, in forward passes over them."""
-        return TRAINING_COST if self.criterion in DIFFERENTIATED else int(self.criterion in MEASURED)
+        cost = TRAINING_COST if self.criterion in DIFFERENTIATED else int(self.criterion in MEASURED)
+        return cost * len(self.axes)
 
     def forecast(self, work: Workload) -> Forecast:
         """Forecast the criterion's passes over the calibration rows, and both models in memory."""
@@ -172,15 +178,11 @@ class Narrowing(ABC):
         save_model(made.model, tokenizer, out)
         carried = carry_masks(source, out)
         write_selection(out / SELECTION_FILE, range(len(made.picks)), made.picks)
-        kept = [getattr(made.picks[min(row, len(made.picks) - 1)], self.axis) for row in range(len(made.scores))]
-        shares = write_kept(out / KEPT_PLOT.file, made.scores, kept)
-        before, after = shape_of(model.config), shape_of(made.model.config)
+        shares = write_kept(out / KEPT_PLOT.file, made.scores, made.picks)
+        after = shape_of(made.model.config)
         return {
-            f"{self.axis}_before": units_of(before, self.axis),
-            self.axis: units_of(after, self.axis),
+            **self._widths(shape_of(model.config), after),
             "kv_heads": after.kv_heads,
-            "columns": columns_of(after, self.axis),
-            "multiple": best_multiple(columns_of(after, self.axis)),
             "parameters_before": model.num_parameters(),
             "parameters": made.model.num_parameters(),
             "importance_kept_min": min(shares),
@@ -188,8 +190,19 @@ class Narrowing(ABC):
             **carried,
         }
 
+    def _widths(self, before: Shape, after: Shape) -> Metrics:
+        """Return the figures of what was cut; if it is of several kinds, the axis is in each name."""
+        found: dict[str, float | int | str] = {}
+        for axis in self.axes:
+            columns, prefix = columns_of(after, axis), f"{axis}_" if len(self.axes) > 1 else ""
+            found |= {f"{axis}_before": units_of(before, axis), axis: units_of(after, axis)}
+            found |= {f"{prefix}columns": columns, f"{prefix}multiple": best_multiple(columns)}
+        return found
+
     def narrow(self, model: "PreTrainedModel", ids: list[list[int]], pad_id: int, seed: int) -> Narrowed:
         """Return the model with fewer units, in float32, and how they were chosen.
+
+        `model` stays as it is.
 
         ids: token ids of the calibration conversations; empty if there are no `passes`.
         Raises TechniqueError for scores that are not finite, or weights that cannot be cut.
@@ -198,24 +211,27 @@ class Narrowing(ABC):
 
         before = shape_of(model.config)
         after = self.narrowed(before, model.config.model_type)
-        columns, kept = columns_of(before, self.axis), columns_of(after, self.axis)
-        log.info(
-            "keeping %d of %d %s, %.1f %% removed: %d columns, a multiple of %d",
-            *(units_of(after, self.axis), units_of(before, self.axis), NAMES[self.axis]),
-            *(100 * (1 - kept / columns), kept, best_multiple(kept)),
-        )
+        for axis in self.axes:
+            columns, kept = columns_of(before, axis), columns_of(after, axis)
+            log.info(
+                "keeping %d of %d %s, %.1f %% removed: %d columns, a multiple of %d",
+                *(units_of(after, axis), units_of(before, axis), NAMES[axis]),
+                *(100 * (1 - kept / columns), kept, best_multiple(kept)),
+            )
         scores = self.scores(model, ids, pad_id, seed)
-        stacked = torch.stack(scores)
-        chosen = {self.axis: stacked.sum(0) if self.axis == "hidden" else stacked}
+        stacked = {axis: torch.stack(list(found)) for axis, found in scores.items()}
+        chosen = {axis: found.sum(0) if axis == "hidden" else found for axis, found in stacked.items()}
         picks = choose(replace(leading(before), **chosen), before, after)
         layers = range(before.layers)
         small, _ = build_student(model, after, picks, layers, layers)
-        figures = self.corrected(small, model, picks[0].hidden, Reading(ids, self.batch_size, pad_id))
+        figures = self.corrected(small, model, picks, Reading(ids, self.batch_size, pad_id))
         return Narrowed(small, picks, scores, figures)
 
     @abstractmethod
-    def scores(self, model: "PreTrainedModel", ids: list[list[int]], pad_id: int, seed: int) -> "list[Tensor]":
-        """Return the importance of the units of every layer by the criterion, (units,) each.
+    def scores(
+        self, model: "PreTrainedModel", ids: list[list[int]], pad_id: int, seed: int
+    ) -> "Mapping[Axis, Sequence[Tensor]]":
+        """Return the importance of every layer's units by the criterion, (units,) each, by axis.
 
         Channels have one more entry, for the head.
         ids: token ids of the calibration conversations; empty for criteria that read none.
@@ -223,11 +239,11 @@ class Narrowing(ABC):
         """
 
     def corrected(
-        self, small: "PreTrainedModel", model: "PreTrainedModel", channels: "Tensor", reading: Reading
+        self, small: "PreTrainedModel", model: "PreTrainedModel", picks: Sequence[Picks], reading: Reading
     ) -> Metrics:
-        """Correct in place what else depends on the number of units, and return figures of it.
+        """Correct in place what else depends on the units that went, and return figures of it.
 
-        small, model: after and before the cut.  channels: (kept,), indices of the channels that stay.
+        small, model: after and before the cut.  picks: units kept, by layer.
         """
         return {}
 
@@ -237,20 +253,36 @@ class BlockNarrowing(Narrowing):
 
     axis: ClassVar[BlockAxis]
 
-    def scores(self, model: "PreTrainedModel", ids: list[list[int]], pad_id: int, seed: int) -> "list[Tensor]":
-        """Return the importance of every layer's units by the criterion, (units,) each."""
+    @property
+    def axes(self) -> tuple[BlockAxis, ...]:
+        """Kinds of units that go."""
+        return (self.axis,)
+
+    def scores(
+        self, model: "PreTrainedModel", ids: list[list[int]], pad_id: int, seed: int
+    ) -> "Mapping[Axis, Sequence[Tensor]]":
+        """Return the importance of every layer's units by the criterion, (units,) each, by axis."""
+        return {axis: self._scores(model, axis, ids, pad_id, seed) for axis in self.axes}
+
+    def _scores(
+        self, model: "PreTrainedModel", axis: BlockAxis, ids: list[list[int]], pad_id: int, seed: int
+    ) -> "list[Tensor]":
+        """Return the importance of every layer's units of one kind, (units,) each."""
         import torch
 
-        units = units_of(shape_of(model.config), self.axis)
-        lasts, empty = last_projections(model, self.axis), torch.empty(0)
-        measured = (model, self.axis, units, ids, self.batch_size, pad_id)
-        moments = measure_moments(*measured) if self.criterion in MEASURED else [empty] * len(lasts)
-        gates = measure_gates(*measured) if self.criterion in DIFFERENTIATED else [empty] * len(lasts)
+        units = units_of(shape_of(model.config), axis)
+        lasts, empty = last_projections(model, axis), torch.empty(0)
+        measured = (model, axis, units, ids, self.batch_size, pad_id)
+        moments, gates = [Moments(empty, empty, 0)] * len(lasts), [empty] * len(lasts)
+        if self.criterion in MEASURED:
+            moments = measure_moments(*measured)
+        if self.criterion in DIFFERENTIATED:
+            gates = measure_gates(*measured)
         draws = torch.rand(len(lasts), units, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         found = []
         for layer, last in enumerate(lasts):
             weight: Tensor = last.get_parameter("weight").detach().cpu()
-            incoming = rows_into(decoder_layers(model)[layer], self.axis, units)
+            incoming = rows_into(decoder_layers(model)[layer], axis, units)
             block = Block(
                 weight.reshape(weight.shape[0], units, -1), incoming, draws[layer], moments[layer], gates[layer]
             )

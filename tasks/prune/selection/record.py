@@ -2,10 +2,11 @@
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tasks.prune.selection.activations import Axis
 from tasks.prune.selection.picks import Picks
 from tasks.shared.technique import Plot
 
@@ -36,13 +37,18 @@ def write_selection(file: Path, layers: Sequence[int], picks: Sequence[Picks], e
     file.write_text(json.dumps(content), encoding="utf-8")
 
 
-def write_kept(file: Path, scores: "Sequence[Tensor]", kept: "Sequence[Tensor]") -> list[float]:
+def write_kept(file: Path, scores: "Mapping[Axis, Sequence[Tensor]]", picks: Sequence[Picks]) -> list[float]:
     """Write each layer's share of the importance that stays, and return the shares.
 
-    scores: (units,) per layer.  kept: (kept,) per layer, indices.
+    scores: (units,) per layer, by axis; several axes are added up.  A row beyond the layers is the head's.
+    picks: units kept, by layer; the head's are those of the last layer.
     A layer without any importance counts as kept whole.
     """
-    sums = [(float(values[chosen].sum()), float(values.sum())) for values, chosen in zip(scores, kept, strict=True)]
+    sums = []
+    for row in range(max(map(len, scores.values()))):
+        pick = picks[min(row, len(picks) - 1)]
+        part = sum(float(values[row][getattr(pick, axis)].sum()) for axis, values in scores.items())
+        sums.append((part, sum(float(values[row].sum()) for values in scores.values())))
     shares = [part / whole if whole > 0 else 1.0 for part, whole in sums]
     with file.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream)

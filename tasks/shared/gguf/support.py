@@ -17,6 +17,9 @@ NARROW_HEADS = {"gemma2": 46, "gemma3_text": 62}
 """Number of layers at which llama.cpp takes hidden / heads instead of the head size to scale Gemma's attention (27B)."""
 EVEN_HEADS = frozenset({"qwen2", "qwen2_moe", "granite", "olmo2", "phi3"})
 """Families whose heads llama.cpp takes to be hidden / heads wide, whatever the configuration says."""
+BIASES = ("attention_bias", "mlp_bias")
+UNBIASED = frozenset({"smollm3", "qwen3", "qwen3_moe", "gemma2", "gemma3_text", "olmo2"})
+"""Families of which llama.cpp reads no such biases; Llama's and Granite's it reads."""
 REORDERED = "prune/depth with `layers` that keep the order, or quantize/gptq"
 
 
@@ -44,6 +47,12 @@ def unsupported(config: Mapping[str, Any]) -> Refusal | None:
         return Refusal(
             f"its {heads} heads of {config['head_dim']} do not add up to the hidden size of {width}, and llama.cpp assumes so in this family",
             "quantize/gptq, or prune/width in place of prune/heads or prune/hidden",
+        )
+    biases = [name for name in BIASES if kind in UNBIASED and config.get(name)]
+    if biases:
+        return Refusal(
+            f"its layers have biases ({', '.join(biases)}), which llama.cpp does not read in this family",
+            "quantize/gptq, or prune/flap with compensate=false",
         )
     return _feed_forward(config)
 

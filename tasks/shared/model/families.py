@@ -33,6 +33,30 @@ CENTERED = frozenset(
 """Families whose norms subtract the mean over all channels (LayerNorm), which changes for each channel if another one goes."""
 JOINT_NORMS = frozenset({"olmo2", "olmo3", "olmo_hybrid", "flex_olmo", "minimax_m2"})
 """Families that normalize the queries, and the keys, of all heads together."""
+ATTENTION_BIAS = frozenset(
+    {
+        "llama",
+        "arcee",
+        "cohere",
+        "cohere2",
+        "gemma",
+        "gemma2",
+        "gemma3_text",
+        "granite",
+        "granitemoe",
+        "hyperclovax",
+        "jais2",
+        "olmo",
+    }
+    | {"olmo2", "olmo3", "phimoe", "qwen3", "qwen3_moe", "smollm3", "vaultgemma"}
+)
+"""Families whose `attention_bias` gives a bias to the last projection of attention, too."""
+FEED_FORWARD_BIAS = frozenset(
+    {"llama", "arcee", "cwm", "granite", "helium", "hyperclovax", "jais2", "seed_oss", "smollm3"}
+)
+"""Families whose `mlp_bias` gives a bias to the last projection of the feed-forward block, too."""
+ALWAYS_BIASED = frozenset({"gpt_neox"})
+"""Families whose feed-forward block has biases that no setting takes away."""
 GGUF_TYPES = {"gemma3": "gemma3_text", "gptneox": "gpt_neox", "qwen3moe": "qwen3_moe"}
 """llama.cpp's name of an architecture -> `model_type`, where they differ."""
 

@@ -38,7 +38,7 @@ from tests.tiny_llama import (
 
 IDS = torch.arange(3, 40)[None]
 ROWS = [IDS[0].tolist(), [40, 41, 42]]
-CRITERIA: tuple[Criterion, ...] = ("activation", "contribution", "wanda", "taylor")
+CRITERIA: tuple[Criterion, ...] = ("activation", "contribution", "fluctuation", "wanda", "taylor")
 
 
 def run(folder: Path, source: Path, **settings: Any) -> tuple[Path, Any]:

@@ -72,7 +72,7 @@ def test_neurons_that_add_nothing_go_and_the_model_stays_as_it_was(tmp_path: Pat
             parameter.data = parameter.data.bfloat16().float()
         wanted = model(IDS).logits
     source = save_tiny(tmp_path / "source", model)
-    for criterion in ("activation", "contribution", "wanda", "taylor"):
+    for criterion in ("activation", "contribution", "fluctuation", "wanda", "taylor"):
         out, metrics = run(tmp_path, source, ratio=0.5, criterion=criterion)
         with torch.no_grad():
             torch.testing.assert_close(load_model(out)(IDS).logits, wanted, rtol=1e-5, atol=1e-5)
@@ -82,7 +82,7 @@ def test_neurons_that_add_nothing_go_and_the_model_stays_as_it_was(tmp_path: Pat
 def output_error(model: Any, criterion: str, ids: list[list[int]], held: torch.Tensor) -> float:
     """Squared error of all feed-forward blocks' outputs on a held-out text, each block without half of its neurons."""
     technique = Width(criterion=criterion, ratio=0.5)  # type: ignore[arg-type]
-    scores, found, inputs = technique.scores(model, ids, 0, seed=0), [], []
+    scores, found, inputs = technique.narrow(model, ids, 0, seed=0).scores["neurons"], [], []
     handles = [
         last.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
         for last in last_projections(model, "neurons")
@@ -104,10 +104,10 @@ def test_activations_choose_better_than_magnitude_and_chance_in_a_trained_model(
     held = torch.tensor([row[:24] for row in ids[16:]])
     errors = {
         name: output_error(model, name, ids[:16], held)
-        for name in ("activation", "contribution", "wanda", "magnitude", "random")
+        for name in ("activation", "contribution", "fluctuation", "wanda", "magnitude", "random")
     }
     assert errors["contribution"] < errors["magnitude"] and errors["activation"] < errors["magnitude"], errors
-    assert errors["wanda"] < errors["magnitude"] < errors["random"], errors
+    assert max(errors["wanda"], errors["fluctuation"]) < errors["magnitude"] < errors["random"], errors
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_activations_that_are_no_numbers_are_refused() -> None:
     with torch.no_grad():
         model.model.layers[2].mlp.up_proj.weight[3] = float("inf")
     with pytest.raises(TechniqueError, match="layer 2: importance is not finite in 2 of 4 layers"):
-        Width().scores(model, [[3, 4, 5]], 0, seed=0)
+        Width().narrow(model, [[3, 4, 5]], 0, seed=0)
 
 
 @pytest.mark.parametrize("settings", [{"ratio": 0.5}, {"neurons": 40}, {"ratio": 0.3, "multiple": 1}])

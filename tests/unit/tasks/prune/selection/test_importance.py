@@ -5,9 +5,18 @@ from typing import Any
 import pytest
 import torch
 
-from tasks.prune.selection.activations import Axis, energy, measure_gates, measure_moments, second_moments
-from tasks.prune.selection.importance import activation, contribution, magnitude, wanda
+from tasks.prune.heads import Heads
+from tasks.prune.selection.activations import (
+    BlockAxis,
+    energy,
+    measure_gates,
+    measure_means,
+    measure_moments,
+    second_moments,
+)
+from tasks.prune.selection.importance import Criterion, activation, contribution, fluctuation, magnitude, wanda
 from tasks.prune.selection.losses import text_loss
+from tasks.prune.width import Width
 from tasks.shared.model.calibration import batches
 from tasks.shared.model.layout import decoder_layers
 from tests.tiny_llama import build_model
@@ -45,7 +54,7 @@ def test_wanda_is_weight_times_norm_and_magnitude_knows_no_norm() -> None:
 
 
 @pytest.mark.parametrize("axis", ["heads", "neurons"])
-def test_the_gradient_by_a_gate_is_the_slope_of_the_loss(axis: Axis) -> None:
+def test_the_gradient_by_a_gate_is_the_slope_of_the_loss(axis: BlockAxis) -> None:
     """By central differences of the loss of each conversation, with a unit's outgoing weights scaled; padding counts for nothing."""
     model, units = build_model().double(), {"heads": 4, "neurons": 128}[axis]
     found = measure_gates(model, axis, units, IDS, batch_size=2, pad_id=0)
@@ -65,12 +74,54 @@ def test_the_gradient_by_a_gate_is_the_slope_of_the_loss(axis: Axis) -> None:
     assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
 
 
-def test_moments_in_bfloat16_pick_the_same_units_by_a_margin() -> None:
+@pytest.mark.parametrize("size", [1, 4])
+def test_fluctuation_is_the_variance_of_each_channel_times_its_squared_weights(size: int) -> None:
+    """Of a unit of one channel, also the error of the output if its mean takes its place; zero of one that is constant."""
+    generator = torch.Generator().manual_seed(0)
+    values = 2 + torch.randn(1, 9, 3 * size, generator=generator, dtype=torch.float64)
+    values[..., :size] = 1000 / 3
+    weight = torch.randn(7, 3 * size, generator=generator, dtype=torch.float64)
+    first, second = values.sum((0, 1)).view(3, size), second_moments(values, torch.ones(1, 9), 3)
+    found = fluctuation(weight.view(7, 3, size), first, second, 9)
+    wanted = (values[0].var(0) * 8 * weight.square().sum(0)).view(3, size).sum(1)
+    torch.testing.assert_close(found, wanted, rtol=1e-8, atol=1e-6)
+    assert 0 <= float(found[0]) < 1e-7 * float(found[1])
+    if size == 1:
+        constant = values.clone()
+        constant[..., 1] = values[..., 1].mean()
+        torch.testing.assert_close(found[1], ((values - constant) @ weight.T).square().sum())
+
+
+@pytest.mark.parametrize("axis", ["heads", "neurons"])
+def test_moments_leave_padding_out(axis: BlockAxis) -> None:
+    model, units = build_model(), {"heads": 4, "neurons": 128}[axis]
+    together, apart = (measure_moments(model, axis, units, IDS, size, 0) for size in (2, 1))
+    for one, other in zip(together, apart, strict=True):
+        assert one.tokens == other.tokens == sum(map(len, IDS)) and one.first.shape == (units, one.second.shape[1])
+        torch.testing.assert_close(one.first, other.first, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(one.second, other.second, rtol=1e-4, atol=1e-4)
+    means = measure_means(model, [axis], IDS, 2, 0)[axis]
+    for one, mean in zip(together, means, strict=True):
+        torch.testing.assert_close(mean, one.first.flatten() / one.tokens)
+
+
+def with_a_loud_group() -> Any:
+    """A model whose heads differ: those of the second group give half as much again as the others."""
+    model = build_model()
+    with torch.no_grad():
+        for layer in decoder_layers(model):
+            layer.self_attn.v_proj.weight[16:] *= 1.5
+    return model
+
+
+@pytest.mark.parametrize("criterion", ["activation", "fluctuation"])
+def test_moments_in_bfloat16_pick_the_same_units_by_a_margin(criterion: Criterion) -> None:
     """Of 128 neurons and of 4 heads in each layer; a unit counts if its score differs from the limit by more than 5 %."""
-    for axis, units in (("heads", 4), ("neurons", 128)):
-        exact = measure_moments(build_model(), axis, units, IDS, 2, 0)  # type: ignore[arg-type]
-        rounded = measure_moments(build_model().bfloat16(), axis, units, IDS, 2, 0)  # type: ignore[arg-type]
-        for one, other in zip(map(activation, exact), map(activation, rounded), strict=True):
+    for technique in (Heads(criterion=criterion, ratio=0.5), Width(criterion=criterion, ratio=0.5)):
+        models = (with_a_loud_group(), with_a_loud_group().bfloat16())
+        scores = [technique.narrow(model, IDS, 0, seed=0).scores[technique.axis] for model in models]
+        for one, other in zip(*scores, strict=True):
+            units = len(one)
             limit = one.sort().values[units // 2 - 1 : units // 2 + 1].mean()
             clear = (one / limit - 1).abs() > 0.05
             assert clear.sum() >= units // 2

@@ -38,6 +38,14 @@ def test_the_scale_of_gemma_s_attention_is_that_of_its_size() -> None:
     assert found is not None and "not scaled by the head size" in found.reason
 
 
+@pytest.mark.parametrize("setting", ["attention_bias", "mlp_bias"])
+def test_biases_are_no_reason_where_llama_cpp_reads_them(setting: str) -> None:
+    assert unsupported({"model_type": "llama", setting: True}) is None
+    assert unsupported({"model_type": "smollm3", setting: False}) is None
+    found = unsupported({"model_type": "smollm3", setting: True})
+    assert found is not None and f"biases ({setting})" in found.reason and "compensate=false" in found.instead
+
+
 @pytest.mark.parametrize("kind", ["gemma2", "gemma3_text", "smollm3", "gpt2", "qwen3_moe", "mixtral", "llama"])
 def test_the_header_of_a_gguf_file_is_no_reason(kind: str) -> None:
     assert unsupported({"model_type": kind, "num_hidden_layers": 12}) is None
