@@ -1,5 +1,6 @@
 """Result of a run in words: the model that may ship, its cost, and the smaller candidates."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tasks.report.words.wording import (
@@ -132,16 +133,22 @@ def missing_items(verdict: Verdict, comparison: Comparison) -> list[str]:
     close = [title_of(verdict, name) for name in never if is_close(open_[name])]
     far = [title_of(verdict, name) for name in never if not is_close(open_[name])]
     if close:
-        return [f"Its loss of {', '.join(close)} is so close to the margin that more items would hardly decide."]
+        several = "losses of {} are so close to their margins" if close[1:] else "loss of {} is so close to the margin"
+        return [f"Its {several.format(_listed(close))} that more items would hardly decide."]
     if far:
-        return [f"More than {HOPELESS:g} times as many items would be needed for {' and '.join(far)}."]
+        return [f"More than {HOPELESS:g} times as many items would be needed for {_listed(far)}."]
     # Of the fixed test, all must be new: a second look on the same items would raise its error.
     known, kind = ({}, "new") if verdict.mode == "fixed" else ({name: found.n for name, found in open_.items()}, "more")
     listed = [
         f"{_rounded((items or 0) - known.get(name, 0))}{'' if place else f' {kind} test items'} for {title_of(verdict, name)}"
         for place, (name, items) in enumerate(needed.items())
     ]
-    return [f"About {', '.join(listed[:-1])}{' and ' if listed[1:] else ''}{listed[-1]} would decide."]
+    return [f"About {_listed(listed)} would decide."]
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Join names in words: a, b and c."""
+    return f"{', '.join(names[:-1])}{' and ' if names[1:] else ''}{names[-1]}"
 
 
 def _rounded(items: int) -> str:

@@ -20,7 +20,7 @@ from tasks.evaluate.models_under_test.answering import GenerationPlan, generate_
 from tasks.evaluate.models_under_test.isolated_runs import Resources
 from tasks.evaluate.models_under_test.model_under_test import ModelUnderTest, Prompt, inspect_model, tuned_prompts
 from tasks.evaluate.timing.engines import Effort, Probe, take_sample
-from tasks.export import gguf
+from tasks.export import parity
 from tasks.export.gguf import Gguf
 from tasks.shared.engines.registry import ENGINES
 from tasks.shared.formats.rows import write_rows
@@ -112,13 +112,13 @@ def test_parity_is_measured_after_the_tools(
 ) -> None:
     (tmp_path / "corpus").mkdir()
     write_rows(tmp_path / "corpus/calibration.jsonl", [ROW])
-    seen, genuine = list[str](), gguf.parity.check_tokenizer
+    seen, genuine = list[str](), parity.check_tokenizer
 
     def check_tokenizer(session: Any, tokenizer: Any, texts: Any, where: str) -> None:
         seen.extend([*texts, session.render(ROW.prompt, ROW.tools)])
         genuine(session, tokenizer, texts, where)
 
-    monkeypatch.setattr(gguf.parity, "check_tokenizer", check_tokenizer)
+    monkeypatch.setattr(parity, "check_tokenizer", check_tokenizer)
     out, run = empty_run(tmp_path)
     settings: dict[str, Any] = {"scheme": "f16", "embedding": "f16", "tokens": 1, "importance_rows": 0}
     Gguf(**settings)(inputs_of(models["transformers"].weights, tmp_path / "corpus"), out, run)

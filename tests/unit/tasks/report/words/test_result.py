@@ -63,6 +63,15 @@ def test_if_nothing_ships_the_nearest_candidate_and_what_fails_or_is_missing() -
     assert result_of(close).line.endswith(
         "Its loss of fact accuracy is so close to the margin that more items would hardly decide."
     )
+    both = {
+        name: found.model_copy(update={"answer": "unknown"})
+        for name, found in close.comparisons["gguf"].measures.items()
+    }
+    both["intent"] = both["fact"]
+    two = close.model_copy(
+        update={"comparisons": {"gguf": close.comparisons["gguf"].model_copy(update={"measures": both})}}
+    )
+    assert "Its losses of intent accuracy and fact accuracy are so close to their margins" in result_of(two).line
     wide = a_verdict(decision="not enough data", comparisons={"gguf": compared(0.02, 0.3)})
     assert result_of(wide).line.endswith(
         "More than 25 times as many items would be needed for intent accuracy and fact accuracy."
