@@ -167,7 +167,8 @@ class GatedGguf:
 
         model, tokenizer = source.model, source.tokenizer
         texts, answers = parity.asked_texts(tokenizer, source.corpus, self.prompts)
-        context = min(CONTEXT, attended(model.config.to_dict()) or CONTEXT)
+        config = model.config.to_dict()
+        context = min(CONTEXT, attended(config) or CONTEXT, config.get("max_position_embeddings") or CONTEXT)
         prompts = [tokenizer(text, add_special_tokens=False)["input_ids"][-(context - self.tokens) :] for text in texts]
         with LLAMA_CPP.open(file, Opening(threads, context=CONTEXT)) as session:
             parity.check_tokenizer(session, tokenizer, [*texts, *answers], str(file))

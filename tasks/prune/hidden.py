@@ -83,7 +83,7 @@ class Hidden(Narrowing):
     ) -> "Mapping[Axis, Sequence[Tensor]]":
         """Return the importance of the channels at every layer, then at the head, (hidden,) each."""
         for name, norm in hidden_norms(model).items():
-            gain_offset(name, norm)
+            gain_offset(name, norm)  # refuses norms that cannot be corrected, before the calibration
         found = channel_scores(model, self.criterion, Reading(ids, self.batch_size, pad_id), seed)
         check_finite(found)
         return {"hidden": found}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.shared.cpu import is_bfloat16_fast
 from tasks.shared.errors import TechniqueError
+from tasks.shared.model.calibration import batches
 from tasks.shared.model.layout import decoder_layers
 from tasks.shared.model.linear_layers import input_sizes
 from tasks.shared.model.loading import place
@@ -61,7 +62,7 @@ def learn_rounding(
     """Round a model's linear layers in place, and return the levels of each by name.
 
     The model is in float32 afterwards; scales are rounded to bfloat16, as they are stored, and weights are exactly on the levels.
-    ids: calibration rows; shorter ones are padded, and padding is no part of the loss.
+    ids: calibration rows; shorter ones are padded.  The library leaves tokens with the id of the padding out of its loss.
     Raises TechniqueError for a layer that the library left as it was.
     """
     import torch
@@ -77,14 +78,8 @@ def learn_rounding(
         iters=tuning.iterations,
         lr=tuning.learning_rate or None,
     )
-    width, pad = max(map(len, ids)), int(tokenizer.pad_token_id or 0)
-    rows = [
-        {
-            "input_ids": torch.tensor([[*row, *[pad] * (width - len(row))]]),
-            "attention_mask": torch.tensor([[1] * len(row) + [0] * (width - len(row))]),
-        }
-        for row in ids
-    ]
+    padded = next(batches([list(row) for row in ids], len(ids), int(tokenizer.pad_token_id or 0)))
+    rows = [{name: values[place : place + 1] for name, values in padded.items()} for place in range(len(ids))]
     loader: Any = DataLoader(rows, batch_size=None)  # type: ignore[arg-type]
     on_gpu = compute.device != "cpu"
     threads = torch.get_num_threads()
@@ -97,7 +92,7 @@ def learn_rounding(
                 scheme="W4A16",  # overridden by the configuration
                 alg_configs=config,
                 dataset=loader,
-                seqlen=width,
+                seqlen=padded["input_ids"].shape[1],
                 nsamples=len(rows),
                 batch_size=min(tuning.batch_size, len(rows)),
                 device_map=0 if on_gpu else "cpu",

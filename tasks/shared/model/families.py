@@ -35,21 +35,10 @@ JOINT_NORMS = frozenset({"olmo2", "olmo3", "olmo_hybrid", "flex_olmo", "minimax_
 """Families that normalize the queries, and the keys, of all heads together."""
 ATTENTION_BIAS = frozenset(
     {
-        "llama",
-        "arcee",
-        "cohere",
-        "cohere2",
-        "gemma",
-        "gemma2",
-        "gemma3_text",
-        "granite",
-        "granitemoe",
-        "hyperclovax",
-        "jais2",
-        "olmo",
+        "llama", "arcee", "cohere", "cohere2", "gemma", "gemma2", "gemma3_text", "granite", "granitemoe", "hyperclovax", "jais2", "olmo",
+        "olmo2", "olmo3", "phimoe", "qwen3", "qwen3_moe", "smollm3", "vaultgemma",
     }
-    | {"olmo2", "olmo3", "phimoe", "qwen3", "qwen3_moe", "smollm3", "vaultgemma"}
-)
+)  # fmt: skip
 """Families whose `attention_bias` gives a bias to the last projection of attention, too."""
 FEED_FORWARD_BIAS = frozenset(
     {"llama", "arcee", "cwm", "granite", "helium", "hyperclovax", "jais2", "seed_oss", "smollm3"}

@@ -110,6 +110,15 @@ def test_the_context_ends_with_a_window_that_llama_cpp_ignores(
     assert "context is 2047 tokens" in caplog.text
 
 
+def test_prompts_longer_than_a_models_positions_are_cut(tmp_path: Path) -> None:
+    source = save_tiny(tmp_path / "source", build_model(max_position_embeddings=24))
+    corpus = write_corpus(tmp_path / "corpus")
+    out, run = empty_run(tmp_path)
+    gate: dict[str, Any] = {"prompts": 2, "tokens": 2, "importance_rows": 0, "max_kl": 1e-4}
+    metrics = Gguf(scheme="f16", embedding="same", **gate)(inputs_of(source, corpus), out, run)
+    assert metrics["positions"] == 4
+
+
 def test_rotary_base_and_share_of_gpt_neox_go_over(tmp_path: Path) -> None:
     rotary = {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.5}
     source = save_family(tmp_path / "source", "gpt_neox", rope_parameters=rotary)

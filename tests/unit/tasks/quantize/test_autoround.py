@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from tasks.quantize.autoround import AutoRound
-from tasks.quantize.learned_rounding import Levels, Tuning, levels_kept, settle_levels
+from tasks.quantize.learned_rounding import Levels, Tuning, learn_rounding, levels_kept, settle_levels
 from tasks.shared.model.loading import load_model
-from tasks.shared.technique import Inputs
+from tasks.shared.technique import Compute, Inputs
 from tests.settings_case import Case, Change
-from tests.tiny_llama import build_model, empty_run, one_layer_inputs
+from tests.tiny_llama import build_model, build_tokenizer, empty_run, one_layer_inputs
 
 LAYER = "model.layers.0.mlp.up_proj"
 
@@ -30,6 +30,19 @@ def test_learned_rounding_is_closer_than_plain_rounding(
     assert 0 < float(metrics["kl_to_source"]) < 0.8 * float(metrics["rounding_kl"])
     weight = load_model(out).get_submodule(LAYER).weight.detach().reshape(-1, 32)
     assert max(len(torch.unique(row)) for row in weight) <= 2**bits
+
+
+def test_padding_is_no_part_of_the_loss() -> None:
+    """Rows of different lengths, padded with one token or another, learn the same rounding."""
+    ids = [list(range(10, 10 + length)) for length in (6, 40, 12, 8)]
+    found = []
+    for pad in (0, 400):
+        model, tokenizer = build_model(num_hidden_layers=1), build_tokenizer()
+        tokenizer.pad_token_id = pad
+        found.append((learn_rounding(model, tokenizer, ids, Tuning(2, 32, False, 30, 2, 0.0, 0), Compute()), model))
+    (first, model), (second, other) = found
+    assert all(torch.equal(first[name].zero, second[name].zero) for name in first)
+    assert torch.equal(model.get_submodule(LAYER).weight, other.get_submodule(LAYER).weight)
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
