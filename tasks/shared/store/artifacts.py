@@ -163,7 +163,15 @@ class Store:
         if found is not None:
             with suppress(OSError):
                 os.utime(entry.folder)  # time of last use, for `python -m flows.store gc`
+            self._tidy(step, key)
         return found
+
+    def _tidy(self, step: str, key: str) -> None:
+        """Remove the work folder of an artifact whose process was killed between publishing and cleaning up."""
+        work = self.work(step, key)
+        if work.exists():
+            with suppress(Timeout, OSError), self.lock(key[:SHORT], wait=False):
+                shutil.rmtree(work, ignore_errors=True)
 
     def publish(self, work: Path, entry: Place) -> None:
         """Move a finished work folder's out/ and manifest.json into the store, read-only."""

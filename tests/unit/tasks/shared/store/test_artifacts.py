@@ -3,6 +3,7 @@
 import errno
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,18 @@ def test_published_artifact_is_found(tmp_path: Path) -> None:
 def test_another_key_is_not_this_artifact(tmp_path: Path) -> None:
     store = Store(tmp_path)
     assert "changed" in str(store.fault(published(store), "other"))
+
+
+def test_work_left_by_a_kill_after_publishing_is_removed_when_the_artifact_is_found(tmp_path: Path) -> None:
+    store, key = Store(tmp_path), "k" * 64
+    place = published(store)
+    scratch = store.work("slim", key) / "scratch"
+    scratch.mkdir(parents=True)
+    with store.making("slim", key), ThreadPoolExecutor(1) as another:  # whoever makes it is still at it
+        assert another.submit(store.find, "slim", key).result() == place
+        assert scratch.is_dir()
+    assert store.find("slim", key) == place
+    assert not store.work("slim", key).exists()
 
 
 @pytest.mark.parametrize("damage", ["edit", "truncate", "delete", "add", "manifest"])
