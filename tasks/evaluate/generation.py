@@ -39,7 +39,7 @@ from tasks.shared.forecast import Forecast, Workload
 from tasks.shared.formats.articles import Article, read_articles
 from tasks.shared.formats.rows import Row, spread
 from tasks.shared.formats.scores import RENAMED, ItemScore, current_name, write_scores
-from tasks.shared.items import Items, ItemSources
+from tasks.shared.items import Items, ItemSources, worth_of
 from tasks.shared.paths import user_path
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun
 
@@ -142,14 +142,17 @@ class Generation:
         if sources.corpus is None and (sample := sources.all_rows):
             found = self._measured(sample_items(sample), sample.where)
             return {
-                name: Items(min(rows, len(own)), MEASURES[name].measure.binary, exact=False)
+                name: Items(min(rows, len(own)), MEASURES[name].measure.binary, exact=False, groups=_worth(own, rows))
                 for name, own in found.items()
             }
         if sources.corpus is None:
             return {name: Items(rows, MEASURES[name].measure.binary, exact=False) for name in self._named or MEASURES}
         items = read_test_items(sources.corpus, self.limit)
         measured = self._measured(items, str(sources.corpus / "test.jsonl"))
-        return {name: Items(len(found), MEASURES[name].measure.binary) for name, found in measured.items()}
+        return {
+            name: Items(len(found), MEASURES[name].measure.binary, groups=_worth(found))
+            for name, found in measured.items()
+        }
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Evaluate every model; write scores.json and items.jsonl.
@@ -289,6 +292,12 @@ class Generation:
             for model in models
             if model.role == "reference"
         ]
+
+
+def _worth(items: Sequence[TestItem], most: int = 0) -> int | None:
+    """Return the number of independent items that these are worth, at most `most` if it is given; None without groups."""
+    worth = worth_of(item.row.group for item in items)
+    return min(worth, most) if worth is not None and most else worth
 
 
 def repeat_notes(models: Sequence[ModelUnderTest], plans: Mapping[str, GenerationPlan]) -> list[str]:

@@ -31,7 +31,7 @@ from tasks.shared.formats.records import Figure
 from tasks.shared.formats.rows import Row, read_rows, spread
 from tasks.shared.formats.scores import ItemScore, Measure, write_scores
 from tasks.shared.formats.tasks import Task, read_tasks
-from tasks.shared.items import Items, ItemSources
+from tasks.shared.items import Items, ItemSources, worth_of
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun, Upstream
 from tasks.shared.text.fact_matching import contains, states_fact
 from tasks.shared.text.sentences import sentences
@@ -116,8 +116,8 @@ class Hallucination:
             return dict.fromkeys(MEASURES, Items(sources.at_most(self.limit), exact=False))
         rows = read_rows(sources.corpus / "test.jsonl")
         cases = self._cases(TestSplit(rows, read_tasks(sources.corpus, {row.task for row in rows}), {}), sources.corpus)
-        counts = Counter(case.measure for case in cases)
-        return {name: Items(counts[name]) for name in MEASURES}
+        own = {name: [case.row.group for case in cases if case.measure == name] for name in MEASURES}
+        return {name: Items(len(groups), groups=worth_of(groups)) for name, groups in own.items()}
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Evaluate every model; write scores.json and items.jsonl.

@@ -25,7 +25,7 @@ from tasks.evaluate.verdict.shortages import Planned, shortages
 from tasks.evaluate.verdict.slices import Slices, compare_slice, correct_slices, slices_of
 from tasks.evaluate.verdict.stopping import AsksInRounds
 from tasks.shared.errors import ConfigError
-from tasks.shared.formats.scores import RENAMED, ItemScore, current_name, read_scores
+from tasks.shared.formats.scores import RENAMED, ItemScore, Measure, current_name, read_scores
 from tasks.shared.formats.verdict import (
     Comparison,
     Gate,
@@ -36,7 +36,7 @@ from tasks.shared.formats.verdict import (
     TestSplit,
     Verdict,
 )
-from tasks.shared.items import ItemFindings, Items
+from tasks.shared.items import ItemFindings, Items, worth_of
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun, Upstream
 
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -253,8 +253,9 @@ class Paired:
         if self.familywise == "fdr":
             proposed = confirm_together(proposed, self.alpha)
         shipped = choose_shipped(proposed, {name: entries[name].size_bytes for name in proposed})
-        counts = {name: len(evidence.items_of(name)) for name in gates}
-        detectable = self._detectable(counts, gates, alpha, proposed)
+        items = {name: count_test_items(gate.measure, evidence.items_of(name)) for name, gate in gates.items()}
+        counts = {name: own.count for name, own in items.items()}
+        detectable = self._detectable(items, gates, alpha, proposed)
         return Verdict(
             baseline=baseline, reference=next((model.name for model in models if model.role == "reference"), None),
             decision=overall_decision(proposed), shipped=shipped, gates=dict(gates), mode=self.mode, alpha=alpha, power=self.power,
@@ -263,13 +264,13 @@ class Paired:
             flips=[flip for name in compared for measure, gate in gates.items() if gate.margin is not None
                    for flip in list_flips(gate.measure, evidence.items_of(measure), baseline, name)],
             machine=evidence.machine(), versions={**evidence.versions, **{name: version(name) for name in self.spec.libraries}},
-            notes=[*self._renamed(), *power_notes(counts, gates, detectable, self.discordance, self.power),
+            notes=[*self._renamed(), *power_notes(items, gates, detectable, self.discordance, self.power),
                    *slice_notes(self.slices, evidence, gates), *several_notes(candidates, alpha, bool(self.familywise)),
                    *mode_notes(self.mode, alpha, proposed), *evidence.notes],
         )  # fmt: skip
 
     def _detectable(
-        self, counts: Mapping[str, int], gates: Mapping[str, Gate], alpha: float, comparisons: Mapping[str, Comparison]
+        self, items: Mapping[str, Items], gates: Mapping[str, Gate], alpha: float, comparisons: Mapping[str, Comparison]
     ) -> dict[str, float]:
         """Smallest margin that an equal candidate passes with the planned power, per measure.
 
@@ -277,9 +278,9 @@ class Paired:
         """
         planned = Planned(self.discordance, alpha, self.power, mode=self.mode)
         return {
-            name: planned.smallest(n)
-            for name, n in counts.items()
-            if n and gates[name].margin is not None and gates[name].measure.binary
+            name: planned.smallest(own.independent)
+            for name, own in items.items()
+            if own.count and own.binary and gates[name].margin is not None
             if self.mode == "fixed" or is_open(name, comparisons)
         }
 
@@ -348,3 +349,8 @@ class Paired:
             if floors:
                 found[name] = floors
         return found
+
+
+def count_test_items(measure: Measure, items: Sequence[ItemScore]) -> Items:
+    """Return the number of a measure's items, and of independent ones that they are worth."""
+    return Items(len(items), measure.binary, groups=worth_of(item.cluster for item in items))

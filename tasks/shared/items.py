@@ -4,7 +4,8 @@ A step that measures counts them (`CountsItems`), in the corpus if it exists, el
 decides says what so many items cannot show (`NeedsItems`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -17,15 +18,41 @@ class Items:
     """Test items of one measure.
 
     count: number, or the most that there can be if not `exact`.  binary: every value is 0 or 1.
+    groups: of dependent items, such as wordings of one question: what they are worth as independent items; None if there are none.
     """
 
     count: int
     binary: bool = True
     exact: bool = True
+    groups: int | None = None
+
+    @property
+    def independent(self) -> int:
+        """Number of independent items that decide as well, at least."""
+        return self.count if self.groups is None else self.groups
 
     def __str__(self) -> str:
         """Format the number for messages; "up to" before a bound."""
-        return f"{'' if self.exact else 'up to '}{self.count}"
+        worth = "" if self.groups is None else f", worth {self.groups}"
+        return f"{'' if self.exact else 'up to '}{self.count}{worth}"
+
+
+def worth_of(groups: Iterable[str]) -> int | None:
+    """Return the number of independent items that grouped ones are worth if all of a group agree; None without groups.
+
+    groups: of every item; empty for an item that stands alone.  The effective number of clusters, n^2 / sum of squared sizes
+    (Kish 1965, Survey Sampling, section 5.4), rounded down.
+    """
+    sizes: Counter[str] = Counter()
+    alone = 0
+    for group in groups:
+        if group:
+            sizes[group] += 1
+        else:
+            alone += 1
+    if all(size == 1 for size in sizes.values()):
+        return None
+    return (alone + sizes.total()) ** 2 // (alone + sum(size**2 for size in sizes.values()))
 
 
 @dataclass(frozen=True)

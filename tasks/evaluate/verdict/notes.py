@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from tasks.evaluate.verdict.evidence import Evidence
 from tasks.evaluate.verdict.slices import Slices, slices_of
 from tasks.shared.formats.verdict import Comparison, Gate, Mode
+from tasks.shared.items import Items
 
 SHOWN = 6
 SECOND_LOOK = (
@@ -21,7 +22,7 @@ def is_open(measure: str, comparisons: Mapping[str, Comparison]) -> bool:
 
 
 def power_notes(
-    counts: Mapping[str, int],
+    items: Mapping[str, Items],
     gates: Mapping[str, Gate],
     detectable: Mapping[str, float],
     discordance: float,
@@ -29,16 +30,17 @@ def power_notes(
 ) -> Iterator[str]:
     """Yield notes on margins that these items cannot decide.
 
-    counts: items by measure.  detectable: smallest margin by measure that they can.
+    items: by measure.  detectable: smallest margin by measure that they can.
     """
     for name, gate in gates.items():
-        if gate.margin is not None and not counts[name]:
+        if gate.margin is not None and not items[name].count:
             yield f"{name}: no items, so no decision is possible."
     for name, smallest in detectable.items():
         margin = gates[name].margin
         if margin is not None and not gates[name].relative and smallest > margin:
+            grouped = "" if items[name].groups is None else " independent"
             yield (
-                f"{name}: {counts[name]} items are too few for a margin of {margin:.3g}; with {discordance:.0%} of them flipping, "
+                f"{name}: {items[name]}{grouped} items are too few for a margin of {margin:.3g}; with {discordance:.0%} of them flipping, "
                 f"an equal candidate passes with {power:.0%} probability only at a margin of at least {smallest:.3g}."
             )
 

@@ -21,7 +21,7 @@ from tasks.shared.errors import ConfigError, DataError, TechniqueError
 from tasks.shared.formats.records import Figure
 from tasks.shared.formats.scores import Asking, ItemScore, Measure, read_scores, write_scores
 from tasks.shared.formats.verdict import Comparison, Gate, Verdict, read_verdict
-from tasks.shared.items import Items
+from tasks.shared.items import Items, worth_of
 from tasks.shared.technique import Artifact, Upstream
 from tests.score_samples import BITS, FACT, LOOP, flipped, items_of, some_right, verdict_inputs, write_step_scores
 from tests.settings_case import Case, Change, whole
@@ -303,6 +303,29 @@ def test_problems_known_from_the_recipe_alone() -> None:
     explaining = problems(Paired(margins=MARGINS, explains=("a", "floats")))
     assert any("floats, not in inputs.candidates" in line and "among a, b" in line for line in explaining)
     assert any("nothing could ship" in line for line in problems(Paired(margins=MARGINS, explains=("a", "b"))))
+
+
+def test_wordings_of_a_question_are_planned_as_less_than_single_items(tmp_path: Path) -> None:
+    grouped = Items(600, groups=worth_of(f"question {place % 100}" for place in range(600)))
+    assert str(grouped) == "600, worth 100" and grouped.independent == 100
+    found = Paired(margins={"label": 0.05}).find_shortages("steps.verdict", {}, {"label": grouped}, True)
+    alone = Paired(margins={"label": 0.05}).find_shortages("steps.verdict", {}, {"label": Items(100)}, True)
+    assert found.decidable[0].smallest == alone.decidable[0].smallest
+    assert "label: 600, worth 100 independent test items" in found.warnings[0] and "more groups" in found.warnings[0]
+    right = some_right(300, 0.8)
+    items = [
+        item.model_copy(update={"cluster": f"question {place % 30}"})
+        for place, item in enumerate(items_of("label", {"tuned": right, "slim": right}))
+    ]
+    scores = write_step_scores(tmp_path / "answers", {"label": Measure(title="label accuracy")}, items)
+    verdict = judge(tmp_path / "judged", [scores], ["slim"], {"label": 0.05})
+    assert any("label: 300, worth 30 independent items are too few" in note for note in verdict.notes)
+
+
+def test_items_in_groups_of_one_are_worth_themselves() -> None:
+    assert worth_of(["a", "b", "", ""]) is None
+    assert worth_of(["a", "a", "a", "b"]) == 1  # one large group: 16 / 10
+    assert worth_of(["a", "a", "", ""]) == 2
 
 
 def test_the_earlier_name_of_a_measure_is_read(tmp_path: Path) -> None:
