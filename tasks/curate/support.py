@@ -258,12 +258,15 @@ class _Writer:
         grounded = "uncovered" if shown else "no"
         if shown and covered and topic.article:
             grounded = "changed" if changed else "yes"
+        tags = {"kind": topic.kind, "intent": topic.intent.lower(), "grounded": grounded}
+        if self.split == "test" and topic.article:
+            tags["trained"] = "no" if topic.held_out else "yes"  # the article
         return Row(
             id="new",
             task=TASK,
             messages=(self.system, *talk),
             key=answer_key(topic, accept, covered),
-            tags={"kind": topic.kind, "intent": topic.intent.lower(), "grounded": grounded},
+            tags=tags,
             group=phrasing.group,
             evidence=topic.article.id if topic.article and covered and not changed else "",
         )

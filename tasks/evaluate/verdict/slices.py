@@ -32,6 +32,7 @@ class Slices:
         "language",
         "group",
         "grounded",
+        "trained",
         "category",
         "subject",
         "domain",
