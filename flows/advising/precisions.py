@@ -42,7 +42,7 @@ FOUR: Mapping[Hardware, Precision] = {
 SCALES_ONLY = Precision("q4_0", "export/gguf", {"scheme": "q4_0"})
 """4 bits without zero points on a CPU: the smallest and fastest form that copies GPTQ's integers."""
 PRECISIONS: tuple[Precision, ...] = (
-    SIXTEEN, EIGHT["fp8-gpu"], EIGHT["gpu"], INT4, EIGHT["cpu"],
+    SIXTEEN, EIGHT["fp8-gpu"], EIGHT["gpu"], INT4, Precision("int3", "quantize/autoround", {"bits": 3}, GPUS), EIGHT["cpu"],
     *(Precision(scheme, "export/gguf", {"scheme": scheme}) for scheme in ("q6_k", "q5_k", "q5_0")), FOUR["cpu"],
     Precision("q4_k", "export/gguf", {"scheme": "q4_k"}), SCALES_ONLY,
     *(Precision(scheme, "export/gguf", {"scheme": scheme}) for scheme in ("iq4_nl", "q3_k", "q2_k")),

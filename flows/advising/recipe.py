@@ -13,7 +13,7 @@ from flows.planning.config import compose_recipe
 from flows.planning.plan import build_plan
 from tasks.shared.errors import ConfigError
 
-DEMO: Mapping[str, int] = {"articles": 20, "train_size": 960, "test_size": 600}
+DEMO: Mapping[str, float] = {"train_size": 960, "test_size": 600, "test_fraction": 0.4}
 """Settings of `curate/support`, which stands in where no data is given."""
 DEMO_MEASURES = ("label", "fact")
 WIDTH = 110

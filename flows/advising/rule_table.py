@@ -195,6 +195,15 @@ RULES: tuple[Rule, ...] = (
         steps=(Step("q4", "export/gguf", {"scheme": "iq4_nl"}, {"model": BASELINE, "calibration": "corpus"}, candidate=True),),
     ),
     Rule(
+        "several types",
+        "do",
+        (Condition("hardware", "=", "cpu"), DIVISIBLE, Condition("fit4", ">=", 1.1), Condition("fit8", "<", 1)),
+        "If 4 bits lose too much, spend the rest of the room where the model is most sensitive",
+        "There is room for {room}: more than 4 bits take ({bytes4}) and less than 8 ({bytes8}). Set `bits` to what fits.",
+        "Cai et al. 2020, arXiv 2001.00281: docs/quantization.md",
+        technique="export/mixed_gguf",
+    ),
+    Rule(
         "odd widths",
         "do",
         (Condition("hardware", "=", "cpu"), Condition("blocks32", "=", False), Condition("fit16", ">=", 1)),
@@ -217,6 +226,17 @@ RULES: tuple[Rule, ...] = (
         steps=(Step("fp8", "quantize/fp8", {}, {"model": BASELINE}, candidate=True),),
     ),
     Rule(
+        "KV cache in 8 bits",
+        "do",
+        (Condition("hardware", "=", "fp8-gpu"), Condition("fit8", ">=", 1), Condition("cache", ">=", Fact("bytes8"))),
+        "Store scales for the KV cache, and hold it in 8 bits",
+        "At {streams} streams it takes {cache} in 16 bits, more than the weights in 8 bits ({bytes8}). Half of it goes.",
+        "docs of vLLM, quantized KV cache: --kv-cache-dtype fp8; " + INT4_SPEED,
+        technique="quantize/fp8",
+        setting="kv_cache",
+        steps=(Step("fp8", "quantize/fp8", {"kv_cache": "fp8"}, {"model": BASELINE}, candidate=True),),
+    ),
+    Rule(
         "W8A8",
         "do",
         (Condition("hardware", "=", "gpu"), Condition("fit8", ">=", 1), Condition("streams", ">=", 8)),
@@ -237,6 +257,17 @@ RULES: tuple[Rule, ...] = (
         SEEDS,
         technique="quantize/gptq",
         steps=(Step("int4", "quantize/gptq", {}, {"model": BASELINE}, candidate=True),),
+    ),
+    Rule(
+        "learned rounding",
+        "do",
+        (Condition("hardware", "in", GPUS), DIVISIBLE, Condition("fit4", "<", 1)),
+        "Try 3 bits with learned rounding, if your engine has a kernel for them",
+        "4 bits take {bytes4}, and there is room for {room}.",
+        LOW_BITS,
+        technique="quantize/autoround",
+        setting="bits",
+        steps=(Step("int3", "quantize/autoround", {"bits": 3}, {"model": BASELINE}, candidate=True),),
     ),
     # A student, only where size or speed still misses.
     Rule(

@@ -51,6 +51,9 @@ SITUATIONS: dict[str, dict[str, Any]] = {
     "a GPU with many streams": {"hardware": "gpu", "streams": 32},
     "a GPU with FP8": {"hardware": "fp8-gpu"},
     "a GPU, three times as fast": {"hardware": "gpu", "faster": 3.0},
+    "a GPU with FP8 and long chats": {"hardware": "fp8-gpu", "streams": 32},
+    "a GPU without room": {"hardware": "gpu", "size_limit": 60e6},
+    "room between 4 and 8 bits": {"size_limit": 120e6},
     "rows of 172": {"model": ODD},
     "a family that GPTQ refuses": {"model": replace(SMOL, config={"model_type": "gpt2"})},
     "barely room": {"size_limit": 95e6},
@@ -138,7 +141,7 @@ def test_a_setting_that_a_technique_lacks_makes_a_rule_absent() -> None:
 def test_a_family_that_a_technique_refuses_is_told_so() -> None:
     """llama.cpp ignores Mistral's window, so the export refuses it, and packed layers stay the way."""
     refused = refusals(RULES, {"model_type": "mistral", "sliding_window": 64, "num_hidden_layers": 30}, TECHNIQUES)
-    assert set(refused) == {"export/gguf"}
+    assert set(refused) == {"export/gguf", "export/mixed_gguf"}
     advice = apply(RULES, advised()[1], TECHNIQUES, refused)
     assert {"8 bits on a CPU", "4 bits on a CPU"} <= {rule.name for rule, _ in advice.refused}
     assert not any("export/gguf" in rule.techniques for rule in (*advice.do, *advice.avoid))

@@ -82,7 +82,13 @@ def test_forms_are_those_of_the_hardware() -> None:
         hardware: [form.precision.name for form in forms(SIZE_8B, hardware, TECHNIQUES)]
         for hardware in ("cpu", "gpu", "fp8-gpu")
     }
-    assert names["gpu"] == ["bf16", "int8", "int4"] and names["fp8-gpu"] == ["bf16", "fp8", "int8", "int4"]
+    assert names["gpu"] == ["bf16", "int8", "int4", "int3"] and names["fp8-gpu"] == [
+        "bf16",
+        "fp8",
+        "int8",
+        "int4",
+        "int3",
+    ]
     assert "q4_0" in names["cpu"] and "int4" not in names["cpu"]
 
 
