@@ -47,12 +47,20 @@ def split_calibration(corpus: Path, count: int, checks: int) -> tuple[list[Row],
 def calibration_ids(tokenizer: "PreTrainedTokenizerBase", rows: list[Row], max_tokens: int) -> list[list[int]]:
     """Token ids of each conversation with its answer, truncated to `max_tokens`.
 
-    They are rendered by the chat template; for a base model, which has none, as plain text.
+    They are rendered by the chat template; for a base model, which has none, as plain text.  A warning tells if most are truncated: their
+    answers, at the end, are then no part of the statistics.
     """
     from tasks.shared.model.prompts import render
 
     texts = [render(tokenizer, row.chat, add_generation_prompt=False, tools=row.tools) for row in rows]
-    return [tokenizer(text, add_special_tokens=False)["input_ids"][:max_tokens] for text in texts]
+    whole = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    long = sum(len(ids) > max_tokens for ids in whole)
+    if 2 * long > len(rows):
+        log.warning(
+            "%d of %d calibration conversations lose their end, where the answer is, at max_tokens=%d; the longest has %d tokens",
+            long, len(rows), max_tokens, max(map(len, whole)),
+        )  # fmt: skip
+    return [ids[:max_tokens] for ids in whole]
 
 
 def batches(ids: list[list[int]], batch_size: int, pad_id: int) -> Iterator[dict[str, "Tensor"]]:
