@@ -242,13 +242,13 @@ def test_too_many_for_the_phrasings_is_refused(tmp_path: Path) -> None:
 
 def test_too_few_phrasings_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="too few phrasings left"):
-        build(tmp_path, test_fraction=0.5)
+        build(tmp_path, test_fraction=0.5, min_train_phrasings=13)
 
 
 def test_a_low_limit_drops_or_refuses_near_copies(tmp_path: Path) -> None:
-    build(tmp_path / "tight", max_similarity=0.25)
+    build(tmp_path / "tight", max_similarity=0.15)
     overlap = json.loads((tmp_path / "tight" / "card.json").read_text())["overlap"]
-    assert overlap["dropped"] > 0 and overlap["max"] <= 0.25
+    assert overlap["dropped"] > 0 and overlap["max"] <= 0.15
     with pytest.raises(DataError, match="only"):
         build(tmp_path / "none", max_similarity=0.01)
 
