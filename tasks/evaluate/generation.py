@@ -295,7 +295,10 @@ class Generation:
 
 
 def _worth(items: Sequence[TestItem], most: int = 0) -> int | None:
-    """Return the number of independent items that these are worth, at most `most` if it is given; None without groups."""
+    """Return the number of independent items that these are worth; None without groups.
+
+    most: upper bound; 0 for none.
+    """
     worth = worth_of(item.row.group for item in items)
     return min(worth, most) if worth is not None and most else worth
 

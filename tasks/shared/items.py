@@ -38,7 +38,9 @@ class Items:
 
 
 def worth_of(groups: Iterable[str]) -> int | None:
-    """Return the number of independent items that grouped ones are worth if all of a group agree; None without groups.
+    """Return the number of independent items that grouped ones are worth; None without groups.
+
+    Items of a group are taken to agree, so it is a lower bound.
 
     groups: of every item; empty for an item that stands alone.  The effective number of clusters, n^2 / sum of squared sizes
     (Kish 1965, Survey Sampling, section 5.4), rounded down.

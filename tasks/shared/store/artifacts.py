@@ -167,7 +167,7 @@ class Store:
         return found
 
     def _tidy(self, step: str, key: str) -> None:
-        """Remove the work folder of an artifact whose process was killed between publishing and cleaning up."""
+        """Remove the work folder of an artifact whose process was killed while it cleaned up."""
         work = self.work(step, key)
         if work.exists():
             with suppress(Timeout, OSError), self.lock(key[:SHORT], wait=False):
