@@ -115,8 +115,8 @@ class Support:
         return (user_path(self.knowledge) if self.knowledge else BUILT_IN,)
 
     def forecast(self, work: Workload) -> Forecast:
-        """A few seconds, and the rows that the settings ask for."""
-        return forecast_light(5, Rows(self.train_size, self.test_size))
+        """Half a minute, most of it to compare test texts with all others, and the rows that the settings ask for."""
+        return forecast_light(20, Rows(self.train_size, self.test_size))
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Write train, calibration, test and articles (.jsonl), card.json and corpus.schema.json."""

@@ -204,3 +204,17 @@ def test_rows_are_those_of_the_step_s_own_corpus(model: Path, tmp_path: Path) ->
     plan = build_plan({"name": "trial", "seed": 0, "models": {"big": {"path": str(model)}}, "steps": steps})
     found = estimate.estimate_plan(plan, Runtime(root=str(tmp_path / "root"), device="cpu"))
     assert found["on_theirs"].seconds - 15 == pytest.approx(100 * (found["on_mine"].seconds - 15))
+
+
+def test_a_core_is_as_fast_as_its_arithmetic() -> None:
+    intel, amd = (
+        "vendor_id : {}\nflags : avx512f{}\n".format(vendor, "{}") for vendor in ("GenuineIntel", "AuthenticAMD")
+    )
+    flops_per_core = estimate.flops_per_core
+    amx = flops_per_core(intel.format(" avx512_bf16 amx_bf16"))
+    assert (
+        flops_per_core("flags : avx2\n")
+        < flops_per_core(intel.format(""))
+        == flops_per_core(intel.format(" avx512_bf16"))
+    )
+    assert flops_per_core(intel.format("")) < flops_per_core(amd.format(" avx512_bf16")) < amx
