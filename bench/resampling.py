@@ -97,7 +97,10 @@ def grouped_rates(
         own, common = draw.choice(3, size=n, p=chances), np.repeat(draw.choice(3, size=whole, p=chances), together)[:n]
         kind = np.where(np.repeat(draw.random(whole) < share, together)[:n], common, own)
         alone = lower_bound(int((kind == 1).sum()), int((kind == 2).sum()), n, ALPHA) > -margin
-        passed += alone, alone and grouped_bounds(kind == 1, kind == 2, names, ALPHA, 500, trial).low > -margin
+        passed += (
+            alone,
+            alone and grouped_bounds(kind == 1, kind == 2, np.ones(n), names, ALPHA, 500, trial).low > -margin,
+        )
     return float(passed[0]) / trials, float(passed[1]) / trials
 
 

@@ -72,8 +72,8 @@ def look_at(options: argparse.Namespace) -> Data:
 def rows_typed(options: argparse.Namespace) -> Data:
     """Return the numbers of rows that were typed; without any, those of the demo's corpus."""
     typed = options.rows is not None or options.items is not None or options.no_answers
-    rows = DEMO["train_size"] if options.rows is None else options.rows
-    items = DEMO["test_size"] if options.items is None else options.items
+    rows = int(DEMO["train_size"]) if options.rows is None else options.rows
+    items = int(DEMO["test_size"]) if options.items is None else options.items
     demo = f"{rows:,} rows for training, {items:,} test items"
     words = (
         f"{demo}, as typed; a written recipe has a demo's corpus in their place"

@@ -12,7 +12,7 @@ from tasks.evaluate.grading.measures import (
     FROM_LABELS,
     MEASURES,
     TestItem,
-    balanced_weights,
+    item_weights,
     items_by_measure,
     known_measures,
     missing_measures,
@@ -33,7 +33,7 @@ from tasks.evaluate.models_under_test.model_under_test import (
     tuned_prompts,
 )
 from tasks.evaluate.verdict.asking import ask_in_rounds, kept_scale, order_rows
-from tasks.evaluate.verdict.stopping import BALANCED, Rounds, count_slices, heaviest_groups
+from tasks.evaluate.verdict.stopping import Rounds, count_slices, heaviest_groups
 from tasks.shared.engines.registry import Needs
 from tasks.shared.forecast import Forecast, Workload
 from tasks.shared.formats.articles import Article, read_articles
@@ -167,7 +167,7 @@ class Generation:
         file = corpus / "articles.jsonl"
         articles = read_articles(file) if file.is_file() else {}
         asked = self._requests(measured, split)
-        weights = balanced_weights(measured[BALANCED]) if BALANCED in measured else {}
+        weights = {name: item_weights(name, own) for name, own in measured.items()}
 
         def ask(open_models: Sequence[ModelUnderTest], prompts: Mapping[str, Sequence[RowPrompts]]) -> Replies:
             return reply_to_all(
@@ -190,11 +190,7 @@ class Generation:
             tags = [(name, split.tags[item.row.id]) for name, own in measured.items() for item in own]
             available = count_slices(tags, self.rounds.slice_tags)
             units = (
-                (
-                    name,
-                    item.row.group or item.row.id,
-                    weights.get(item.row.id, 1.0) if name == BALANCED else 1.0,
-                )
+                (name, item.row.group or item.row.id, weights[name][item.row.id])
                 for name, own in measured.items()
                 for item in own
             )
@@ -257,7 +253,7 @@ class Generation:
         self,
         measured: Measured,
         split: TestSplit,
-        weights: Mapping[str, float],
+        weights: Mapping[str, Mapping[str, float]],
         prompts: Mapping[str, Sequence[RowPrompts]],
         replies: Replies,
     ) -> Iterator[ItemScore]:
@@ -269,7 +265,7 @@ class Generation:
         longest = max(prompts.values(), key=len)
         asked = {prompt.row.id: place for place, prompt in enumerate(longest)}
         for name, items in measured.items():
-            entry, own_weights = MEASURES[name], weights if name == BALANCED else {}
+            entry = MEASURES[name]
             for item in sorted((one for one in items if one.row.id in asked), key=lambda one: asked[one.row.id]):
                 known = {model: found[item.row.id] for model, found in own.items() if item.row.id in found}
                 graded = {
@@ -278,7 +274,7 @@ class Generation:
                     if reply.labeled or name != "format" or item.task.layout == "none"
                 }
                 yield ItemScore(
-                    measure=name, id=item.row.id, cluster=item.row.group, tags=split.tags[item.row.id], weight=own_weights.get(item.row.id, 1.0),
+                    measure=name, id=item.row.id, cluster=item.row.group, tags=split.tags[item.row.id], weight=weights[name][item.row.id],
                     question=last_question(item.row), wanted=entry.wanted(item),
                     values={model: float(entry.value(item, answer)) for model, answer in graded.items()},
                     answers={model: entry.shown(answer) for model, answer in graded.items()},

@@ -10,6 +10,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from tasks.evaluate.grading.eval_rows import TestSplit, last_question, read_test_split
+from tasks.evaluate.grading.groups import once_per_group
 from tasks.evaluate.grading.replies import Reply, gold_answer, read_reply
 from tasks.evaluate.grading.unsupported_claims import FINDINGS, Finding, find_unsupported_claim
 from tasks.evaluate.models_under_test.answering import GenerationPlan, template_notes
@@ -237,11 +238,15 @@ def make_items(
     found: Mapping[str, Sequence[Finding]],
 ) -> Iterator[ItemScore]:
     """Yield one item per case; an answer with a finding ends with it in brackets."""
+    weights = {
+        name: once_per_group({case.row.id: case.row.group for case in cases if case.measure == name})
+        for name in MEASURES
+    }
     for index, case in enumerate(cases):
         findings = {name: own[index] for name, own in found.items()}
         general = "(a refusal, or nothing specific: the article lacks the answer)"
         yield ItemScore(
-            measure=case.measure, id=case.row.id, cluster=case.row.group, question=last_question(case.row),
+            measure=case.measure, id=case.row.id, cluster=case.row.group, weight=weights[case.measure][case.row.id], question=last_question(case.row),
             tags=tags[case.row.id] | {"grounded": "yes", "trained": "no" if case.article.held_out else "yes"},
             wanted=gold_answer(case.row, case.task).text if case.measure == WITH else general,
             values={name: float(finding.hallucinated) for name, finding in findings.items()},

@@ -38,23 +38,14 @@ class Items:
 
 
 def worth_of(groups: Iterable[str]) -> int | None:
-    """Return the number of independent items that grouped ones are worth; None without groups.
+    """Return the number of groups, if some hold several items; None if all items are independent.
 
-    Items of a group are taken to agree, so it is a lower bound.
-
-    groups: of every item; empty for an item that stands alone.  The effective number of clusters, n^2 / sum of squared sizes
-    (Kish 1965, Survey Sampling, section 5.4), rounded down.
+    groups: of every item; empty for an item that stands alone.  A group counts once, and the mean of its items varies no more than one of
+    them, so it is worth at least one independent item.
     """
-    sizes: Counter[str] = Counter()
-    alone = 0
-    for group in groups:
-        if group:
-            sizes[group] += 1
-        else:
-            alone += 1
-    if all(size == 1 for size in sizes.values()):
-        return None
-    return (alone + sizes.total()) ** 2 // (alone + sum(size**2 for size in sizes.values()))
+    sizes = Counter(groups)
+    alone = sizes.pop("", 0)
+    return None if all(size == 1 for size in sizes.values()) else alone + len(sizes)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
 """Judgments of an LLM judge as scores, figures and metrics."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from statistics import fmean
 
+from tasks.evaluate.grading.groups import once_per_group
 from tasks.evaluate.grading.preference import Judgment, agreement, first_position_share
 from tasks.shared.engines.sample_store import Sample
 from tasks.shared.formats.records import Figure
@@ -18,10 +20,11 @@ Judgments = Mapping[str, Mapping[str, Judgment]]
 
 def make_items(items: Sequence[ItemScore], baseline: str, found: Judgments) -> Iterator[ItemScore]:
     """Yield one item per question, with the compared answers."""
+    weights = once_per_group({item.id: item.cluster for item in items})
     for item in items:
         values = {baseline: 0.5} | {name: judged[item.id].value for name, judged in found.items() if item.id in judged}
         yield ItemScore(
-            measure=JUDGED, id=item.id, cluster=item.cluster, tags=item.tags, question=item.question, wanted=item.wanted,
+            measure=JUDGED, id=item.id, cluster=item.cluster, weight=weights[item.id], tags=item.tags, question=item.question, wanted=item.wanted,
             values=values, answers={name: item.answers[name] for name in values},
         )  # fmt: skip
 
@@ -38,9 +41,10 @@ def figures_of(judgments: Sequence[Judgment]) -> dict[str, Figure]:
 def flat_metrics(items: Sequence[ItemScore], found: Judgments, samples: Sequence[Sample]) -> Metrics:
     """Return table figures: preference and agreement by model, number of requests, tokens."""
     figures: Metrics = {"items": len(items), "requests": len(samples)}
+    weights = once_per_group({item.id: item.cluster for item in items})
     for name, judged in found.items():
-        values = [judgment.value for judgment in judged.values()]
-        figures |= {f"{name}.{JUDGED}": round(sum(values) / len(values), 4)} if values else {}
+        values, shares = [one.value for one in judged.values()], [weights[key] for key in judged]
+        figures |= {f"{name}.{JUDGED}": round(fmean(values, shares), 4)} if values else {}
         agree = agreement(list(judged.values()))
         figures |= {} if agree is None else {f"{name}.agreement": round(agree, 4)}
     if refused := sum(sample.finish_reason == REFUSED for sample in samples):

@@ -4,15 +4,17 @@ They follow from the targets of a row and from its task, so a corpus decides whi
 """
 
 import difflib
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, get_args
 
+from tasks.evaluate.grading.groups import once_per_group
 from tasks.evaluate.grading.replies import gold_answer
 from tasks.shared.errors import DataError
 from tasks.shared.formats.rows import Row
-from tasks.shared.formats.scores import Measure, current_name
+from tasks.shared.formats.scores import BALANCED, Measure, current_name
 from tasks.shared.formats.targets import (
     Call,
     Choice,
@@ -262,9 +264,16 @@ def items_by_measure(items: Sequence[TestItem], named: Sequence[str]) -> dict[st
     return found
 
 
-def balanced_weights(items: Sequence[TestItem]) -> dict[str, float]:
-    """Return a weight per row id with which every label counts the same; their mean is 1."""
-    counts: dict[str, int] = {}
+def item_weights(measure: str, items: Sequence[TestItem]) -> dict[str, float]:
+    """Return a weight per row id with which every group of a measure's rows counts once.
+
+    Under `label_balanced`, every label counts the same besides; the weights of groups have the mean 1.
+    """
+    once = once_per_group({item.row.id: item.row.group for item in items})
+    if measure != BALANCED:
+        return once
+    totals: defaultdict[str, float] = defaultdict(float)
     for item in items:
-        counts[item.row.label] = counts.get(item.row.label, 0) + 1
-    return {item.row.id: len(items) / (len(counts) * counts[item.row.label]) for item in items}
+        totals[item.row.label] += once[item.row.id]
+    share = sum(totals.values()) / len(totals)
+    return {item.row.id: once[item.row.id] * share / totals[item.row.label] for item in items}

@@ -123,7 +123,9 @@ def change_bounds(pairs: Pairs, rules: Rules) -> Interval:
     Exact for right/wrong answers, bootstrap for amounts.
     """
     if pairs.measure.binary:
-        return grouped_bounds(*pairs.correctness, pairs.clusters, rules.alpha, rules.resamples, rules.seed)
+        return grouped_bounds(
+            *pairs.correctness, pairs.weights, pairs.clusters, rules.alpha, rules.resamples, rules.seed
+        )
     return mean_bounds(*pairs.grouped(pairs.gains), rules.alpha, rules.resamples, rules.seed, pairs.reach)
 
 

@@ -75,20 +75,28 @@ def mean_bounds(
 
 
 def grouped_bounds(
-    baseline: Sequence[bool], candidate: Sequence[bool], groups: Sequence[str], alpha: float, resamples: int, seed: int
+    baseline: Sequence[bool],
+    candidate: Sequence[bool],
+    weights: Values,
+    groups: Sequence[str],
+    alpha: float,
+    resamples: int,
+    seed: int,
 ) -> Interval:
     """Return `difference_bounds` for dependent items, such as wordings of one question.
 
-    groups: (n,) cluster labels.  The wider of the exact bound, which assumes independent items, and `mean_bounds` over groups; with
-    each item in its own group, equal to `difference_bounds`.
+    weights: (n,) of the items in the mean.  groups: (n,) cluster labels.  At least as far from the mean as the exact bound, which assumes
+    independent items, and as `mean_bounds` over groups; with each item in its own group, equal to `difference_bounds`.
     """
     exact = difference_bounds(baseline, candidate, alpha)
     if len(set(groups)) == len(groups):
         return exact
     changes = [float(after) - float(before) for before, after in zip(baseline, candidate, strict=True)]
-    means, weights = by_group(changes, [1.0] * len(changes), groups)
-    found = mean_bounds(means, weights, alpha, resamples, seed, reach=1.0)
-    return Interval(exact.value, min(exact.low, found.low), max(exact.high, found.high))
+    found = mean_bounds(*by_group(changes, weights, groups), alpha, resamples, seed, reach=1.0)
+    moved = found.value - exact.value  # an item's weight depends on its group
+    return Interval(
+        found.value, max(-1.0, min(exact.low + moved, found.low)), min(1.0, max(exact.high + moved, found.high))
+    )
 
 
 def retention_bounds(

@@ -12,13 +12,11 @@ from tasks.evaluate.verdict import courses
 from tasks.evaluate.verdict.adaptive import Test, assess_pairs
 from tasks.evaluate.verdict.pairs import pair_items
 from tasks.shared.errors import ConfigError
-from tasks.shared.formats.scores import ItemScore, Measure, current_name
+from tasks.shared.formats.scores import BALANCED, ItemScore, Measure, current_name
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 POWER = 0.8
 """Probability with which a forecast expects an equal candidate to pass."""
-BALANCED = "label_balanced"
-"""Measure that weights an item by how often its label is in the whole test split."""
 Slice = tuple[str, str, str]
 """Measure, tag and value."""
 

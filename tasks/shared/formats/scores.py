@@ -16,6 +16,8 @@ from tasks.shared.errors import DataError
 from tasks.shared.formats.records import Better, Figure, Machine, Record
 from tasks.shared.formats.rows import Row, parse_lines
 
+BALANCED = "label_balanced"
+"""Measure that weights an item by how often its label is in the whole test split."""
 RENAMED = {"intent": "label"}
 """Earlier names of measures, which recipes and stored verdicts may still use."""
 SUMMARY, ITEMS = "scores.json", "items.jsonl"

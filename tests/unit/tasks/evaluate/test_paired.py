@@ -11,6 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from tasks.evaluate.generation import Generation
+from tasks.evaluate.grading.groups import once_per_group
 from tasks.evaluate.paired import Paired
 from tasks.evaluate.verdict.comparison import Rules, compare_measure, weighted_mean
 from tasks.evaluate.verdict.decision import choose_shipped, overall_decision
@@ -324,8 +325,8 @@ def test_wordings_of_a_question_are_planned_as_less_than_single_items(tmp_path: 
 
 def test_items_in_groups_of_one_are_worth_themselves() -> None:
     assert worth_of(["a", "b", "", ""]) is None
-    assert worth_of(["a", "a", "a", "b"]) == 1  # one large group: 16 / 10
-    assert worth_of(["a", "a", "", ""]) == 2
+    assert worth_of(["a", "a", "a", "b"]) == 2
+    assert worth_of(["a", "a", "", ""]) == 3
 
 
 def test_the_earlier_name_of_a_measure_is_read(tmp_path: Path) -> None:
@@ -402,6 +403,26 @@ def test_an_adaptive_verdict_says_how_much_evidence_is_missing(tmp_path: Path) -
     assert bad.decision == "do not ship" and bad.measures["fact"].high < 0 and bad.measures["fact"].p < 0.05
     assert any("80 items are too few" in note for note in found.notes)
     assert any("any number of looks" in note for note in found.notes)
+
+
+def test_a_large_group_does_not_keep_others_from_deciding(tmp_path: Path) -> None:
+    """One customer with 40 of 240 rows: as one unit of weight 40 it would set the scale of all bets."""
+    right = some_right(240, 0.8)
+    alone = items_of("fact", {"tuned": right, "same": flipped(right, 2, 2)})
+    grouped = [item.model_copy(update={"cluster": "large" if place < 40 else ""}) for place, item in enumerate(alone)]
+    weights = once_per_group({item.id: item.cluster for item in grouped})
+    once = [item.model_copy(update={"weight": weights[item.id]}) for item in grouped]
+    decisions = [
+        judge(
+            tmp_path / name,
+            [write_step_scores(tmp_path / name / "answers", {"fact": FACT}, items)],
+            ["same"],
+            {"fact": 0.05},
+            mode="adaptive",
+        ).decision
+        for name, items in (("by item", grouped), ("once", once))
+    ]
+    assert decisions == ["not enough data", "ship"]
 
 
 def test_adaptive_amounts_groups_and_relative_margins(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tasks.evaluate.grading.measures import MEASURES, TestItem, balanced_weights, items_by_measure
+from tasks.evaluate.grading.measures import MEASURES, TestItem, item_weights, items_by_measure
 from tasks.evaluate.grading.replies import Reply, gold_answer, read_reply, truncation_notes
 from tasks.shared.formats.rows import Message, Row, ToolCall
 from tasks.shared.formats.targets import Call, Choice, Json, Label, Labels, NoCall, Number, Target, Text
@@ -174,8 +174,20 @@ def test_the_gold_answer_has_the_best_value_of_every_measure() -> None:
 
 def test_rare_labels_weigh_as_much_as_frequent_ones() -> None:
     rows = [
-        support_row(id=f"r{place}", group="g", intent=name, messages=(Message(role="user", content="?"),))
+        support_row(id=f"r{place}", group=f"g{place}", intent=name, messages=(Message(role="user", content="?"),))
         for place, name in enumerate("aaab")
     ]
-    weights = balanced_weights([item_of(row) for row in rows])
+    weights = item_weights("label_balanced", [item_of(row) for row in rows])
     assert sum(weights.values()) == pytest.approx(4) and weights["r3"] == pytest.approx(3 * weights["r0"])
+
+
+def test_a_group_of_rows_counts_once() -> None:
+    rows = [
+        support_row(id=f"r{place}", group=group, intent=name, messages=(Message(role="user", content="?"),))
+        for place, (group, name) in enumerate([("g", "a"), ("g", "a"), ("g", "a"), ("h", "a"), ("i", "b")])
+    ]
+    items = [item_of(row) for row in rows]
+    assert list(item_weights("label", items).values()) == pytest.approx([1 / 3, 1 / 3, 1 / 3, 1.0, 1.0])
+    balanced = item_weights("label_balanced", items)
+    assert sum(balanced.values()) == pytest.approx(3) and balanced["r4"] == pytest.approx(1.5)
+    assert sum(balanced[f"r{place}"] for place in range(3)) == pytest.approx(balanced["r3"])

@@ -176,8 +176,18 @@ def test_items_that_flip_together_prove_less() -> None:
     kind = np.repeat(draw.choice(3, size=60, p=[0.88, 0.06, 0.06]), 4)
     baseline, candidate = (kind != 2).tolist(), (kind != 1).tolist()
     exact = difference_bounds(baseline, candidate, ALPHA)
-    alone = grouped_bounds(baseline, candidate, [str(n) for n in range(240)], ALPHA, 500, 0)
-    grouped = grouped_bounds(baseline, candidate, [str(n // 4) for n in range(240)], ALPHA, 500, 0)
+    once = [1.0] * 240
+    alone = grouped_bounds(baseline, candidate, once, [str(n) for n in range(240)], ALPHA, 500, 0)
+    grouped = grouped_bounds(baseline, candidate, once, [str(n // 4) for n in range(240)], ALPHA, 500, 0)
     assert alone == exact
     assert grouped.value == exact.value
     assert grouped.high - grouped.low > 1.5 * (exact.high - exact.low)  # the root of four, nearly
+
+
+def test_bounds_of_groups_are_those_of_the_weighted_mean() -> None:
+    baseline, candidate = [True] * 40, [False] * 8 + [True] * 32
+    groups = ["large"] * 8 + [str(n) for n in range(32)]
+    weights = [1 / 8] * 8 + [1.0] * 32
+    found = grouped_bounds(baseline, candidate, weights, groups, ALPHA, 500, 0)
+    assert found.value == pytest.approx(-1 / 33)
+    assert -1.0 <= found.low < found.value < found.high <= 1.0
