@@ -7,6 +7,7 @@ python -m bench.anytime errors --items 3000 error rates of so many items
 errors      right/wrong answers, counted exactly: ships at a loss of the margin, and refusals of equal candidates, by number of items
 answers     right/wrong answers, counted exactly: items asked against the fixed test with the same power
 amounts     simulated: ships at a loss of the margin and items asked, for amounts and for groups that flip together
+groups      simulated: ships among candidates that lose the margin or nothing, on groups of unequal sizes, weighted by item and counted once
 fixed       ships at a loss of the margin when the fixed test is looked at again on a doubled test set, counted exactly
 candidates  simulated: false discoveries among 20 candidates, and the share of answers asked
 """
@@ -155,6 +156,45 @@ def amounts(_: Sequence[int]) -> None:
     show(f"{TRIALS} simulated candidates, up to {UNITS} units, margin {margin:g}", columns, rows)
 
 
+Sizes = Callable[[np.random.Generator, int], np.ndarray]
+SIZES: dict[str, Sizes] = {
+    "1 to 8": lambda draw, groups: draw.integers(1, 9, groups),
+    "one of 20, others alone": lambda draw, groups: np.where(np.arange(groups) == draw.integers(groups), 20, 1),
+    "geometric, mean 2.5, at most 15": lambda draw, groups: np.minimum(draw.geometric(0.4, groups), 15),
+}
+
+
+def group_means(draw: np.random.Generator, sizes: np.ndarray, loss: float) -> np.ndarray:
+    """Mean gain of each group; items of a group flip the same way, with a chance of the group's own (intraclass correlation 0.2)."""
+    lost = (PLANNED + loss) / 2
+    chances = draw.beta(4 * PLANNED, 4 * (1 - PLANNED), len(sizes))
+    flipped = draw.binomial(sizes, chances) / sizes
+    return np.where(draw.random(len(sizes)) < lost / PLANNED, -flipped, flipped)
+
+
+def groups(_: Sequence[int]) -> None:
+    margin, trials, rows = 0.05, TRIALS, []
+    bets, goal = margin_bets(margin, PLANNED), -math.log(ALPHA)
+    for name, sizes_of in SIZES.items():
+        for count in (132, 300, 600):
+            shares = []
+            for loss in (margin, 0.0):
+                draw, passed = np.random.default_rng(3), np.zeros(2)
+                for _trial in range(trials):
+                    sizes = sizes_of(draw, count)
+                    gains = group_means(draw, sizes, loss)
+                    for place, weights in enumerate((sizes / sizes.max(), np.ones(count))):
+                        passed[place] += (log_evidence_of(gains, weights, -margin, bets) >= goal).any()
+                shares += [f"{share:.3f}" for share in passed / trials]
+            rows.append([name, count, *shares])
+    columns = ("sizes", "groups", "loss of the margin: by item", "once", "equal: by item", "once")
+    show(
+        f"ships among {trials} simulated candidates, {PLANNED:.0%} of the answers flip, margin {margin:g}",
+        columns,
+        rows,
+    )
+
+
 def crossing(gains: np.ndarray, margin: float, bets: Bets, at: np.ndarray) -> int | None:
     """Number of units at the first look that ships; None if none does."""
     found = np.flatnonzero(log_evidence_of(gains, np.ones(len(gains)), -margin, bets)[at] >= -math.log(ALPHA))
@@ -213,7 +253,14 @@ def fixed(_: Sequence[int]) -> None:
     show("fixed test, looked at again", ("margin", "flips", "192 items", "and 384", "and 768"), rows)
 
 
-TABLES = {"fixed": fixed, "errors": errors, "answers": answers, "amounts": amounts, "candidates": candidates}
+TABLES = {
+    "fixed": fixed,
+    "errors": errors,
+    "answers": answers,
+    "amounts": amounts,
+    "groups": groups,
+    "candidates": candidates,
+}
 
 
 if __name__ == "__main__":
