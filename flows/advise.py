@@ -212,7 +212,7 @@ def parser() -> Parser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line.  Exit codes: 0 done, 2 a message."""
+    """Run the command line.  Exit codes: 0 done, 2 an error."""
     prepare_terminal()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     typed = sys.argv[1:] if arguments is None else list(arguments)

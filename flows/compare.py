@@ -9,7 +9,7 @@ python -m flows.compare A B --recipe support_bot steps.answers.limit=100
 Test data, measures and margins come from the recipe that made the models, or
 from --recipe; overrides change them.
 
-Exit codes: 0 ship, 3 do not ship, 4 not enough data, 2 a message,
+Exit codes: 0 ship, 3 do not ship, 4 not enough data, 2 an error,
 130 interrupted.
 """
 

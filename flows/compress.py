@@ -136,7 +136,7 @@ def run_jobs(servers: Servers) -> int:
 def cli() -> None:
     """Run the command line.
 
-    Exit codes: 0 done, 2 a message, 130 interrupted; with gate.enforce also 3 do not ship, 4 not enough data.  A sweep exits with
+    Exit codes: 0 done, 2 an error, 130 interrupted; with gate.enforce also 3 do not ship, 4 not enough data.  A sweep exits with
     the highest code of its jobs.
     """
     prepare_terminal()

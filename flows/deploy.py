@@ -49,7 +49,7 @@ def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve until interrupted.  Exit codes: 2 a message for the user, 130 interrupted."""
+    """Serve until interrupted.  Exit codes: 2 an error, 130 interrupted."""
     prepare_terminal()
     options = read_arguments(arguments)
     for name, value in QUIET.items():

@@ -74,7 +74,7 @@ def look(options: argparse.Namespace) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line.  Exit codes: 0 done, 2 a message."""
+    """Run the command line.  Exit codes: 0 done, 2 an error."""
     prepare_terminal()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     parser = argparse.ArgumentParser(
@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "file",
         metavar="FILE",
-        help="file or folder of conversations, or folder of train and test; packed or not; FILE.json#LIST for a list of it",
+        help="file or folder of conversations, or folder of train and test; compressed or not; FILE.json#LIST for one list of several",
     )
     parser.add_argument("--tokenizer", default="", metavar="FOLDER", help="model whose tokenizer measures the lengths")
     add_reader_options(parser)

@@ -130,7 +130,7 @@ def show(found: Sequence[Entry]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line.  Exit codes: 0 done, 2 a message."""
+    """Run the command line.  Exit codes: 0 done, 2 an error."""
     prepare_terminal()
     parser = argparse.ArgumentParser(
         prog="python -m flows.store", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -5,7 +5,7 @@ python -m flows.track flush               send them
 python -m flows.track flush --uri URI     send them to another server
 
 Exit codes: 0 shown or all sent; 1 some records still wait, none is lost;
-2 a message.
+2 an error.
 """
 
 import argparse

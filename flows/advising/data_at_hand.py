@@ -78,7 +78,7 @@ def rows_typed(options: argparse.Namespace) -> Data:
     words = (
         f"{demo}, as typed; a written recipe has a demo's corpus in their place"
         if typed
-        else f"none given; a demo's corpus stands in: {demo} (--data FILE gives yours)"
+        else f"none given; a demo's corpus stands in: {demo} (give yours with --data FILE)"
     )
     return Data(
         words,

@@ -50,7 +50,7 @@ def show_situation(console: Console, known: Situation, data: str) -> None:
 def show_forms(console: Console, known: Situation, found: Sequence[Form]) -> None:
     """Print weights, and weights with KV cache, by precision."""
     cache, sixteen = cache_bytes(known.model, known.context, known.streams), max(form.bytes for form in found)
-    caption = f"bits: per parameter, scales and other types included.  fits: in {FILLED:.0%} of the memory, and on disk"
+    caption = f"bits: per parameter, scales and other types included.  fits: weights and cache into {FILLED:.0%} of the memory, weights into --size"
     speed = ["tok/s"] if known.bandwidth else []
     smaller = ["smaller"] if not speed or console.width >= WIDE else []
     if speed:
@@ -77,7 +77,7 @@ def show_advice(console: Console, advice: Advice, facts: Facts) -> None:
     parts = (
         ("what to do, in this order", advice.do, True),
         ("what to leave out", advice.avoid, True),
-        ("worth knowing, and not in this project", advice.absent, False),
+        ("worth knowing, but not in this project", advice.absent, False),
     )
     for title, rules, runs in parts:
         if rules:
@@ -94,7 +94,7 @@ def show_advice(console: Console, advice: Advice, facts: Facts) -> None:
     )
     show_list(
         console,
-        "not decided, because something is not known",
+        "not decided, because a fact is missing",
         [f"{filled(rule.title, facts)}: give {', '.join(options)}" for rule, options in advice.open],
     )
 

@@ -117,7 +117,7 @@ ASKED: Mapping[str, Asked] = {
     "streams": Asked("streams at once", str, "--streams"),
     "margin": Asked("loss allowed, points", lambda value: f"{points(value, signed=False)} points", "--margin"),
     "items": Asked("test items", str, "--data or --items"),
-    "decidable": Asked("smallest decidable loss", lambda value: f"{points(value, signed=False)} points", "--data or --items"),
+    "decidable": Asked("smallest decidable margin", lambda value: f"{points(value, signed=False)} points", "--data or --items"),
     "items_4_bits": Asked("items that decide 4 bits", lambda value: f"{value:,}", "--margin"),
     "items_student": Asked("items that decide a student", lambda value: f"{value:,}", "--margin"),
     "items_cascade": Asked("items that certify a cascade", str, "--margin"),

@@ -40,7 +40,7 @@ def show_splits(console: Console, files: Mapping[str, str]) -> None:
     """Print which files of a folder are which split; nothing for a single file."""
     if "path" not in files:
         names = ", ".join(f"{Path(path).name} ({name})" for name, path in files.items())
-        line(console, "splits", f"{names}; all below is about the first, but for the test items")
+        line(console, "splits", f"{names}; everything below is about the first, except the test items")
 
 
 def show_file(console: Console, path: str, sample: Sample) -> None:
@@ -63,19 +63,19 @@ def show_file(console: Console, path: str, sample: Sample) -> None:
         line(
             console,
             "note",
-            f"left out of the tags where too long or nested: {', '.join(sorted(sample.reader.left_out))}",
+            f"not kept as tags where too long or nested: {', '.join(sorted(sample.reader.left_out))}",
         )
 
 
 def show_proposal(console: Console, proposal: Proposal) -> None:
     """Print why the file is read as another task than a chat."""
-    line(console, "note", f"task {proposal.type}, since {proposal.reason}; --task chat reads them as free answers")
+    line(console, "note", f"task {proposal.type}, since {proposal.reason}; --task chat reads the answers as free text")
 
 
 def show_columns(console: Console, sample: Sample) -> None:
     """Print what each column becomes."""
     if sample.reader.formats.keys() & {OWN, EARLIER}:
-        line(console, "columns", "those of this project's rows")
+        line(console, "columns", "those of this project's own rows")
         return
     uses = column_uses(sample.first, sample.rows[0]) if sample.rows else column_uses(sample.other, None)
     if not uses:

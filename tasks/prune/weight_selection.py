@@ -89,7 +89,7 @@ class WeightSelection:
         if has_parts(config):
             return Refusal("several parts", "a text-only model")
         if kind in CONV1D:
-            return Refusal("its projections are Conv1D, and its configuration names sizes otherwise", "prune/depth")
+            return Refusal("its projections are Conv1D, and its configuration has other names for sizes", "prune/depth")
         if self.narrower and kind in FUSED:
             return Refusal(
                 "query, key and value share one projection, which has no axis of heads to cut",

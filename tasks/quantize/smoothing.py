@@ -53,7 +53,7 @@ def unknown_norms(config: Mapping[str, Any]) -> Refusal | None:
     """Return why a family cannot be smoothed, or None."""
     if config.get("model_type") in NORMS and not is_mixture(config):
         return None
-    return Refusal("no norm is known that only its projections read, and that could take the scales", "quantize/gptq")
+    return Refusal("it has no known norm that feeds only projections and could absorb the scales", "quantize/gptq")
 
 
 def smoothing_pairs(model: "PreTrainedModel", inner: bool) -> list[Pair]:

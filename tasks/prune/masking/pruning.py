@@ -105,7 +105,7 @@ def matrices_of(model: "PreTrainedModel") -> dict[str, "Module"]:
                 ]
     if loose:
         raise TechniqueError(
-            type(model).__name__, f"{len(loose)} matrices that are no linear layer: {shortened(loose)}",
+            type(model).__name__, f"{len(loose)} matrices that are not linear layers: {shortened(loose)}",
             "decoder layers of torch.nn.Linear", "a family that docs/families.md lists, or prune/depth",
         )  # fmt: skip
     return found
@@ -136,7 +136,7 @@ def prune_by_layer(
         sums = visit.input_sums(parts, reduce)
         if silent := sorted(parts.keys() - sums.keys()):
             raise TechniqueError(
-                type(model).__name__, f"nothing enters {shortened(silent)}", "matrices that every token passes",
+                type(model).__name__, f"no calibration token reaches {shortened(silent)}", "matrices that every token passes",
                 "prune/magnitude, which needs no calibration",
             )  # fmt: skip
         prune_matrices({name: view_of(part) for name, part in parts.items()}, sums)

@@ -81,11 +81,11 @@ class Masking:
             return Refusal("several parts; its layers are those of the language model within", "a text-only model")
         if is_mixture(config):
             return Refusal(
-                "its experts are stacked in one tensor, of which each sees a part of the tokens", "prune/depth"
+                "its experts are stacked in one tensor, and each expert sees only some of the tokens", "prune/depth"
             )
         if self.pattern and config.get("model_type") in CONV1D:
             return Refusal(
-                "its matrices are stored inputs first (Conv1D), where no runtime looks for N:M", "sparsity without a pattern"
+                "its matrices are stored with inputs first (Conv1D), and no runtime reads N:M that way", "sparsity without a pattern"
             )  # fmt: skip
         return None
 

@@ -47,7 +47,7 @@ def choose_count(
         less = [count for count in counts if count < total]
         fix = f"ratio={1 - max(less) / total:.2f} or more" if less else "ratio=0, or leave the step out"
         raise TechniqueError(
-            "ratio", f"{ratio} of {total} removes none: the nearest width that is possible is the whole",
+            "ratio", f"{ratio} of {total} removes none: the nearest possible width is the full one",
             f"a width that is a multiple of {step}" if step > 1 else "a fraction of at least one unit",
             f"{fix}, or multiple=1" if step > 1 else fix,
         )  # fmt: skip

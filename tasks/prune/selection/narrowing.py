@@ -120,7 +120,7 @@ class Narrowing(ABC):
         if has_parts(config):
             return Refusal("several parts; its layers are those of the language model within", "a text-only model")
         if config.get("model_type") in CONV1D:
-            return Refusal("its projections are Conv1D, and its configuration names sizes otherwise", "prune/depth")
+            return Refusal("its projections are Conv1D, and its configuration has other names for sizes", "prune/depth")
         refusal, shape = self.unsupported(config), planned_shape(config)
         if refusal is not None or shape is None:
             return refusal

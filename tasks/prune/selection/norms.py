@@ -74,8 +74,8 @@ def gain_offset(name: str, norm: "Module") -> float:
         if torch.allclose(found, plain * (offset + weight), rtol=SCALE_ERROR, atol=SCALE_ERROR):
             return offset
     raise TechniqueError(
-        name, f"{type(norm).__name__} is no RMS norm: without some channels it gives others for the rest",
-        "norms that divide by the root mean square and multiply with a gain", "prune/width or prune/depth",
+        name, f"{type(norm).__name__} is not an RMS norm: removing channels changes its output for the others",
+        "norms that divide by the root mean square and multiply by a gain", "prune/width or prune/depth",
     )  # fmt: skip
 
 
@@ -133,8 +133,8 @@ def embedding_scale(small: "PreTrainedModel", model: "PreTrainedModel", kept: "T
     error = float((given - scale * now).norm() / given.norm())
     if not error < SCALE_ERROR:
         raise TechniqueError(
-            type(model).__name__, f"its first layer gets other values than the embedding's: they differ by {error:.0%}",
-            "an embedding that is at most multiplied with a number", "prune/width or prune/depth",
+            type(model).__name__, f"the input of its first layer is not the embedding times a constant: they differ by {error:.0%}",
+            "an embedding that is at most scaled by a constant", "prune/width or prune/depth",
         )  # fmt: skip
     return scale
 

@@ -102,7 +102,7 @@ def test_an_embedding_that_is_scaled_by_the_hidden_size_is_corrected(tied: bool)
     assert {gain_offset(name, norm) for name, norm in hidden_norms(model).items()} == {1.0}
     with torch.no_grad():
         made.model.model.embed_tokens.weight[:, 3] += 1  # the first layer no longer gets the former channels
-    with pytest.raises(TechniqueError, match="its first layer gets other values"):
+    with pytest.raises(TechniqueError, match="the input of its first layer is not the embedding"):
         embedding_scale(made.model, model, made.picks[0].hidden)
 
 
@@ -195,7 +195,7 @@ def test_norms_that_subtract_a_mean_are_refused() -> None:
     assert refusal is not None and "subtract the mean" in refusal.reason
     model = build_model()
     model.model.layers[1].input_layernorm = torch.nn.LayerNorm(64)
-    with pytest.raises(TechniqueError, match=r"layers\.1\.input_layernorm: LayerNorm is no RMS norm"):
+    with pytest.raises(TechniqueError, match=r"layers\.1\.input_layernorm: LayerNorm is not an RMS norm"):
         Hidden().narrow(model, ROWS, 0, seed=0)
 
 

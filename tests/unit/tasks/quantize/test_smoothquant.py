@@ -35,7 +35,7 @@ def test_outliers_move_into_the_weights(outlying: Inputs, tmp_path: Path) -> Non
 def test_norms_that_others_read_are_refused(tmp_path: Path) -> None:
     out, run = empty_run(tmp_path)
     inputs = inputs_of(save_family(tmp_path / "model", "gpt_neox"), write_corpus(tmp_path / "corpus", 4))
-    with pytest.raises(TechniqueError, match="no norm is known that only its projections read"):
+    with pytest.raises(TechniqueError, match="no known norm that feeds only projections"):
         SmoothQuant()(inputs, out, run)
 
 
