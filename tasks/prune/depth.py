@@ -93,9 +93,9 @@ class Depth:
     ratio: Annotated[float, Field(ge=0, lt=1)] = 0.25
     """Fraction of decoder layers to drop, rounded to whole layers."""
     criterion: LayerCriterion = "influence"
-    """Layers that go.  influence: each turns its input the least.  angular: the run of layers in a row that turns its input the least.
-    perplexity: one after another, each time that without which the calibration rows are likeliest; as many passes as layers for each.
-    first, last, random (by the seed): without looking at them, as controls."""
+    """Layers that go.  influence: those that change the direction of their input least.  angular: the run of layers in a row that does.
+    perplexity: one by one, each time the layer whose removal hurts the calibration rows least; each takes a pass per remaining layer.
+    first, last, random (by the seed): controls, which read no text."""
     layers: tuple[Annotated[int, Field(ge=0)], ...] = ()
     """Layers to drop by index (0 is next to the embedding); overrides `ratio` and `criterion`."""
     protect_first: Annotated[int, Field(ge=0)] = 1

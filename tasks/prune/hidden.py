@@ -39,7 +39,7 @@ class Hidden(Narrowing):
     """Fraction of the channels to remove, rounded as `multiple` says."""
     criterion: Criterion = "activation"
     """Channels that stay.  activation: the largest values at the inputs of blocks and head on the calibration rows.  contribution: the
-    largest shares in what these compute.  fluctuation: the same of their deviations from their mean.  wanda: weights times the norms of
+    largest shares in the outputs of these.  fluctuation: as contribution, for deviations from the mean.  wanda: weights times the norms of
     their inputs.  taylor: the loss changes most, to first order.  magnitude: the largest weights.  random: by the seed.  The last two are
     controls."""
     calibration_rows: Annotated[int, Field(ge=1)] = 32

@@ -31,11 +31,11 @@ class AutoRound(WeightOnly):
     calibration_rows: Annotated[int, Field(ge=1)] = 64
     """Conversations of the calibration split, answers included."""
     iterations: Annotated[int, Field(ge=1)] = 200
-    """Steps of gradient descent per block, the time of which they set: on two CPU cores, 135M weights take over an hour for 200."""
+    """Steps of gradient descent per block; time grows with them. On two CPU cores, 200 take over an hour for 135M weights."""
     batch_size: Annotated[int, Field(ge=1)] = 8
     """Calibration conversations per step, drawn at random."""
     learning_rate: Annotated[float, Field(ge=0)] = 0.0
-    """Change of a rounding value per step, in quantization steps; they range from -0.5 to 0.5.  0: 1 / iterations, twice that at 2 bits."""
+    """Change of a rounding value per step, in quantization steps; the values range from -0.5 to 0.5.  0: 1 / iterations, twice that at 2 bits."""
 
     spec: ClassVar[Spec] = packing_spec(
         summary="2-, 3- or 4-bit weights whose rounding is learned block by block (AutoRound), by auto-round",

@@ -25,28 +25,29 @@ SENTENCE_TOKENS = 60
 class Limits:
     """Limits that an accepted answer must keep; null takes the default of the row's task.
 
-    One sentence beside a label (qa with the layout first_line) has the strict defaults, given first.  Any other answer may be
-    of any length and form, given second; where an article is the evidence of facts, it is checked against it as strictly.
+    One sentence below a label line (qa with the layout first_line) has strict limits of form; any other answer may be of any
+    length and form.  An answer is checked against its sources if its row has facts or a refusal, see `rules_of`.
     """
 
     min_words: Annotated[int, Field(ge=1)] | None = None
-    """Fewest words of an answer: 3, or 1."""
+    """Fewest words of an answer; null: 3 for one sentence below a label line, else 1."""
     max_words: Annotated[int, Field(ge=0)] | None = None
-    """Most words of an answer: 40, or no limit, which is 0."""
+    """Most words of an answer, 0 for no limit; null: 40 for one sentence below a label line, else 0."""
     line_breaks: bool | None = None
-    """Keep answers with line breaks: false, or true."""
+    """Keep answers with line breaks; null: false for one sentence below a label line, else true."""
     markup: bool | None = None
-    """Keep answers with lists, emphasis, code, tags and names of roles: false, or true."""
+    """Keep answers with lists, emphasis, code, tags and names of roles; null: as for `line_breaks`."""
     repetition: bool | None = None
-    """Keep answers that say five words twice: false, or true.  Endless loops are always dropped."""
+    """Keep answers that say five words twice; null: as for `line_breaks`.  Endless loops are always dropped."""
     inventions: bool | None = None
-    """Keep answers with numbers or addresses that no source has: false, or true; false for rows with an article."""
+    """Keep answers with numbers or addresses that no source has; null: false for rows with an article and those that `support` names, else true."""
     support: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Smallest fraction of the answer's content words that its sources contain: 0.8, or 0, which turns the check off."""
+    """Smallest fraction of the answer's content words that its sources contain, 0 for no check; null: 0.8 for rows with facts or a
+    refusal that have an article or are answered in one sentence, else 0."""
     other_numbers: bool | None = None
-    """Keep answers with numbers from the article that belong to other facts: false, or true."""
+    """Keep answers with numbers from the article that belong to other facts; null: false for the rows that `support` names, else true."""
     negations: bool | None = None
-    """Keep answers with a negation that neither the gold answer nor the question has: false, or true."""
+    """Keep answers with a negation that neither the gold answer nor the question has; null: false for the rows that `support` names, else true."""
 
 
 @dataclass(frozen=True)
