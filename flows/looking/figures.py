@@ -61,7 +61,7 @@ def _use(name: str, value: Any, row: Row) -> str:
     ]
     if text == row.label:
         uses.append("label")
-    if row.tags.get(name) == text or any(tag.startswith(f"{name}.") for tag in row.tags):
+    if text in (row.tags.get(name), row.tags.get("label")) or any(tag.startswith(f"{name}.") for tag in row.tags):
         uses.append("tag")
     if name in {"tools", "functions"} and row.tools:
         uses.append("tools")

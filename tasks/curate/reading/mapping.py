@@ -70,7 +70,7 @@ def read_mapped(record: Any, mapping: Mapping[str, Any], counts: Counter[str]) -
         raise BadRow("a record without columns", f"{type(record).__name__}", "leave out `map`")
     columns = Columns(record, counts)
     if set(TALK) & mapping.keys():
-        draft = Draft("columns by `map`", _messages(record, mapping, counts))
+        draft = Draft("rows by `map`", _messages(record, mapping, counts))
         draft.used = {name for key in TALK for name in _named(mapping.get(key), record)}
     elif "choice" in mapping and not set(TALK) & mapping.keys():
         raise BadRow("map.choice without a question", "", "map: {user: COLUMN, choice: {options: ..., right: ...}}")

@@ -80,7 +80,7 @@ def test_columns_that_nobody_knows_are_shown_with_the_way_on(tmp_path: Path, cap
     code, shown = look(
         capsys, file, "--map", "{user: frage, assistant: antwort}", "--task", "qa", "--write", str(tmp_path / "a.yaml")
     )
-    assert code == 0 and "30 columns by `map`" in shown
+    assert code == 0 and "30 rows by `map`" in shown
     recipe = yaml.safe_load((tmp_path / "a.yaml").read_text("utf-8"))
     assert recipe["steps"]["corpus"]["map"] == {"user": "frage", "assistant": "antwort"}
     assert recipe["steps"]["corpus"]["task"] == {"type": "qa"} and "rouge_l" in recipe["steps"]["verdict"]["margins"]
@@ -91,6 +91,14 @@ def test_columns_that_nobody_knows_are_shown_with_the_way_on(tmp_path: Path, cap
     ):
         code, shown = look(capsys, file, "--map", wrong)
         assert code == 2 and words in shown
+
+
+def test_a_label_beside_free_answers_is_shown_as_a_tag(tmp_path: Path, capsys) -> None:
+    rows = ({"frage": f"Was ist {n}?", "antwort": f"So {n}.", "abt": f"x{n}"} for n in range(30))
+    columns = "{user: frage, assistant: antwort, label: abt}"
+    code, shown = look(capsys, write(tmp_path / "odd.jsonl", *rows), "--map", columns)
+    row = next(line for line in shown.splitlines() if "x0" in line)
+    assert code == 0 and "tag" in row and "left out" not in row
 
 
 def test_a_list_of_questions_is_shown_as_the_conversation(tmp_path: Path, capsys) -> None:
