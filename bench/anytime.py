@@ -165,7 +165,10 @@ SIZES: dict[str, Sizes] = {
 
 
 def group_means(draw: np.random.Generator, sizes: np.ndarray, loss: float) -> np.ndarray:
-    """Mean gain of each group; items of a group flip the same way, with a chance of the group's own (intraclass correlation 0.2)."""
+    """Mean gain of each group.
+
+    Items of a group flip the same way, with a chance of the group's own (intraclass correlation 0.2).
+    """
     lost = (PLANNED + loss) / 2
     chances = draw.beta(4 * PLANNED, 4 * (1 - PLANNED), len(sizes))
     flipped = draw.binomial(sizes, chances) / sizes

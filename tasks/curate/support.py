@@ -115,7 +115,7 @@ class Support:
         return (user_path(self.knowledge) if self.knowledge else BUILT_IN,)
 
     def forecast(self, work: Workload) -> Forecast:
-        """Half a minute, most of it to compare test texts with all others, and the rows that the settings ask for."""
+        """Half a minute, most of it to compare texts, and the rows that the settings ask for."""
         return forecast_light(20, Rows(self.train_size, self.test_size))
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:

@@ -38,7 +38,7 @@ class Items:
 
 
 def worth_of(groups: Iterable[str]) -> int | None:
-    """Return the number of groups, if some hold several items; None if all items are independent.
+    """Return the number of groups; None if none holds several items.
 
     groups: of every item; empty for an item that stands alone.  A group counts once, and the mean of its items varies no more than one of
     them, so it is worth at least one independent item.

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 
 def once_per_group(groups: Mapping[str, str]) -> dict[str, float]:
-    """Return a weight per item, 1 / size of its group, so that a large group does not outvote others.
+    """Return a weight per item: 1 / size of its group.
 
     groups: by item id; empty for an item that stands alone.
     """
