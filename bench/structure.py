@@ -1,6 +1,7 @@
 """Perplexity without some layers, neurons, channels or heads, by criterion, unrecovered.
 
     python -m bench.structure --text ../shared/data/wikitext2    the embedded model; minutes of processor time
+    python -m bench.structure --text ../shared/data/wikitext2 --only budget    prune/budget beside its parts alone
 
 Measures importance on the beginning of valid.txt and perplexity on windows spread over test.txt, each of which is read on its own.
 Every row is printed once it is known.
@@ -10,18 +11,23 @@ import argparse
 import math
 import os
 import platform
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bench.tables import console, show
+from tasks.prune.budget import Budget
+from tasks.prune.cuts.record import as_text, table_of
+from tasks.prune.cuts.size import Parameters
 from tasks.prune.flap import Flap
 from tasks.prune.heads import Heads
 from tasks.prune.hidden import Hidden
 from tasks.prune.selection.layers import Reading, choose_layers, free_layers, measure_influence, passed_over
 from tasks.prune.selection.losses import text_loss
 from tasks.prune.selection.narrowing import Narrowing
+from tasks.prune.selection.shape import shape_of
 from tasks.prune.width import Width
 from tasks.shared.model.calibration import batches
 from tasks.shared.model.layout import decoder_layers
@@ -64,6 +70,29 @@ def narrowed(model: Any, technique: Narrowing, ids: list[list[int]], seed: int) 
     """The model without the technique's units, in its own dtype."""
     small = technique.narrow(model, ids, PAD, seed).model
     return small.to(model.dtype).eval(), small.num_parameters()
+
+
+def fitted(model: Any, technique: Budget, ids: list[list[int]], folder: Path) -> tuple[Any, int]:
+    """The model cut to a budget, in its own dtype; prints what it was chosen from.
+
+    folder: measurements, which rows share.
+    """
+    parameters = Parameters.of(model, shape_of(model.config))
+    levels, budget = technique.plan(parameters, model.config.model_type)
+    meter = technique.meter(model, Reading(ids, technique.batch_size, PAD), 0, folder)
+    found = technique.choose(meter, parameters, levels, budget)
+    console.print(as_text(table_of(found)), highlight=False)
+    small: Any = technique.build(meter, found.chosen.cut)
+    return small.to(model.dtype).eval(), small.num_parameters()
+
+
+def budgets(model: Any, ids: list[list[int]], folder: Path) -> Iterator[tuple[str, Build]]:
+    """Models within a budget by name: of all kinds of units, and of one kind."""
+    for share in (0.85, 0.75):
+        for units in (("layers", "neurons", "groups"), ("layers",), ("neurons",)):
+            technique = Budget(ratio=round(1 - share, 2), units=units, batch_size=4)  # type: ignore[arg-type]
+            name = f"budget, {share:.0%}, {' and '.join(units)}"
+            yield name, lambda technique=technique: fitted(model, technique, ids, folder)  # type: ignore[misc]
 
 
 def trials(given: argparse.Namespace, model: Any, ids: list[list[int]]) -> Iterator[tuple[str, Build]]:
@@ -136,10 +165,11 @@ def main() -> None:
                 with passed_over(model, dropped):
                     shown = ", ".join(map(str, dropped))
                     add(f"depth, {criterion} ({shown})", model, whole - len(dropped) * layer, started)
-    for name, build in trials(given, model, ids):
-        if given.only in name:
-            started = time.process_time()
-            add(name, *build(), started)
+    with tempfile.TemporaryDirectory() as folder:
+        for name, build in (*trials(given, model, ids), *budgets(model, ids, Path(folder))):
+            if given.only in name:
+                started = time.process_time()
+                add(name, *build(), started)
     show("perplexity without recovery", ("model", "parameters", "perplexity", "CPU s"), rows)
     console.print(f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
 

@@ -82,6 +82,9 @@ def target_of(option: str) -> str:
 
 
 ROWS = (
+    Row("prune/budget", {"ratio": 0.2, **SHORT}),
+    Row("prune/budget", {"ratio": 0.2, "units": ("layers", "neurons"), **SHORT}, "layers, neurons"),
+    Row("prune/budget", {"ratio": 0.2, "units": ("layers",), **SHORT}, "layers"),
     Row("prune/depth", {"layers": (0,), **SHORT}),
     Row("prune/flap", {"ratio": 0.5, **SHORT}, "neurons"),
     Row("prune/flap", {"units": "queries", "ratio": 0.5, **SHORT}, "heads"),

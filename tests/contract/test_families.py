@@ -266,6 +266,18 @@ def check_narrowed(source: Path, out: Path, metrics: Any, inputs: Inputs) -> Non
     check_cache(model)
 
 
+def check_budget(source: Path, out: Path, metrics: Any, inputs: Inputs) -> None:
+    """At least a fifth of the parameters are gone, as many as were counted before the model was made; the cache works."""
+    model = reloaded(out)
+    assert metrics["parameters"] == model.num_parameters() <= metrics["budget_parameters"]
+    assert metrics["budget_parameters"] <= 0.8 * metrics["parameters_before"]
+    with (out / "candidates.csv").open(encoding="utf-8", newline="") as stream:
+        (chosen,) = (line for line in csv.DictReader(stream) if line["chosen"] == "1")
+    assert int(chosen["parameters"]) == metrics["parameters"]
+    assert len(decoder_layers(model)) == metrics["layers"] == int(chosen["layers"])
+    check_cache(model)
+
+
 def check_hidden(source: Path, out: Path, metrics: Any, inputs: Inputs) -> None:
     """Half of the channels are gone, the same ones in every block; heads keep their size, and the cache works."""
     import torch
@@ -412,7 +424,7 @@ def check_scores(source: Path, out: Path, metrics: Any, inputs: Inputs) -> None:
 
 CHECKS: dict[str, Callable[..., Any]] = {
     "prune/magnitude": check_masked, "prune/wanda": check_masked, "prune/sparsegpt": check_masked,
-    "prune/depth": check_depth, "prune/flap": check_compensated, "prune/heads": check_narrowed, "prune/width": check_narrowed,
+    "prune/budget": check_budget, "prune/depth": check_depth, "prune/flap": check_compensated, "prune/heads": check_narrowed, "prune/width": check_narrowed,
     "prune/hidden": check_hidden, "prune/vocabulary": check_vocabulary, "prune/weight_selection": check_selection, "quantize/rtn": check_quantized,
     "quantize/gptq": check_quantized, "quantize/fp8": check_quantized, "quantize/fp4": check_quantized, "quantize/awq": check_packed,
     "quantize/autoround": check_quantized, "quantize/smoothquant": check_packed,
