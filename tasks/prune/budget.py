@@ -301,7 +301,7 @@ class Budget:
         return Meter(model, reading, shape_of(model.config), scores, cache, made_from)
 
     def choose(self, meter: Meter, parameters: Parameters, levels: Levels, budget: int) -> Choice:
-        """Measure cuts of the meter's model, which stays as it is, and return the best one within the budget.
+        """Return the best cut within the budget, by measurements.
 
         budget: parameters.
         """
@@ -337,6 +337,6 @@ class Budget:
         return levels, budget
 
     def build(self, meter: Meter, cut: Cut) -> "PreTrainedModel":
-        """Return the meter's model without what a cut removes, in float32; the model itself stays as it is."""
+        """Return the meter's model without what a cut removes, in float32; it itself stays as it is."""
         small, _ = build_student(meter.model, cut.result, meter.picks(cut), cut.kept, cut.kept)
         return small

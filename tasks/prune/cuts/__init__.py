@@ -1,1 +1,1 @@
-"""Cuts of several kinds of units at once: their size, their divergence, and the choice within a budget."""
+"""Cuts of several kinds at once: size, divergence, and the choice within a budget."""

@@ -1,7 +1,7 @@
-"""Choice of a cut within a budget: layers in the order of their removal, candidates, and the best of them (pure Python).
+"""Choice of a cut within a budget (pure Python).
 
-A model has one width for all layers, so the size is a product of layers and widths, and no sum of parts: the few cuts that are left are
-all listed.
+Layers are put in the order of their removal, candidates listed, and the best of them found.  A model has one width for all layers, so
+that its size is a product of layers and widths, and no sum of parts: there are few candidates, and all are listed.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -158,7 +158,7 @@ def to_measure(ranked: Sequence[Candidate], checks: int, before: Shape) -> list[
 
 
 def search(levels: Levels, shortlist: int, checks: int, divergence: Divergence, count: Count, budget: int) -> Choice:
-    """Return the cut within the budget with the least divergence among those that are measured as a whole.
+    """Return the cut within the budget that has the least divergence, as measured as a whole.
 
     shortlist: layers to try for each that goes.  checks: cuts to measure as a whole, in the order of their prediction.
     Raises TechniqueError if no cut fits the budget.
@@ -195,7 +195,7 @@ def search(levels: Levels, shortlist: int, checks: int, divergence: Divergence, 
 
 
 def predict(measurements: Sequence[Measurement], cut: Cut) -> float:
-    """Return the sum of the divergences of a cut's layers, neurons and heads, each measured alone."""
+    """Return the sum of divergences of a cut's layers, neurons and heads, each alone."""
     shape = cut.shape
     neurons = {at.level: at.divergence for at in measurements if at.kind == "neurons"}
     layers = next(at.divergence for at in measurements if at.kind == "layers" and at.cut.dropped == cut.dropped)

@@ -75,7 +75,7 @@ class Meter:
         return choose(replace(leading(self.before), **stacked), self.before, cut.shape)
 
     def _identity(self, cut: Cut, picks: Sequence[Picks]) -> str:
-        """Digest of everything that a measurement depends on: the model, the text and the units that go."""
+        """Digest of what a measurement depends on: model, text, and units that stay."""
         kept = [{axis: units.tolist() for axis, units in picks[layer].along().items()} for layer in cut.kept]
         content = json.dumps([self.made_from, self.reading, cut.dropped, kept], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()

@@ -21,7 +21,7 @@ KL_PLOT = Plot(
 
 
 def write_sensitivity(file: Path, measurements: Sequence[Measurement], count: Count) -> None:
-    """Write a line per measurement: kind, level, layers dropped, parameters that stay, divergence."""
+    """Write a line per measurement: kind, level, layers dropped, parameters, divergence."""
     with file.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(["kind", "level", "dropped", "parameters", "kl"])
@@ -30,7 +30,7 @@ def write_sensitivity(file: Path, measurements: Sequence[Measurement], count: Co
 
 
 def write_curve(file: Path, measurements: Sequence[Measurement], count: Count, total: int) -> None:
-    """Write a line per level: share of the parameters that goes, and the divergence under its kind.
+    """Write a line per level: share of the parameters that goes, divergence under its kind.
 
     total: parameters of the whole model.
     """
@@ -79,7 +79,10 @@ def as_text(rows: Sequence[Mapping[str, str]]) -> str:
 
 
 def figures(found: Choice, before: Shape) -> Metrics:
-    """Return sizes before and after, and divergences: predicted, measured, and of the best cuts of one kind."""
+    """Return sizes before and after, and divergences.
+
+    These are the predicted one, the measured one, and those of the best cuts of one kind.
+    """
     chosen, after = found.chosen, found.chosen.cut.result
     alone: Metrics = {}
     for candidate in found.candidates:

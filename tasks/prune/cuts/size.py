@@ -1,4 +1,4 @@
-"""Cuts of a model, and the exact number of parameters after each, without building it (pure Python)."""
+"""Cuts of a model, and the exact number of parameters after each (pure Python)."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
