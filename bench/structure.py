@@ -90,7 +90,7 @@ def budgets(model: Any, ids: list[list[int]], folder: Path) -> Iterator[tuple[st
     """Models within a budget by name: of all kinds of units, and of one kind."""
     for share in (0.85, 0.75):
         for units in (("layers", "neurons", "groups"), ("layers",), ("neurons",)):
-            technique = Budget(ratio=round(1 - share, 2), units=units, batch_size=4)  # type: ignore[arg-type]
+            technique = Budget(ratio=round(1 - share, 2), units=units, batch_size=4)
             name = f"budget, {share:.0%}, {' and '.join(units)}"
             yield name, lambda technique=technique: fitted(model, technique, ids, folder)  # type: ignore[misc]
 
