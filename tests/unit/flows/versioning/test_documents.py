@@ -54,7 +54,7 @@ def test_every_technique_is_in_both_tables() -> None:
         assert f"### {entry.stage}/{entry.name}\n\n{entry.spec.summary}." in long
     rounding = next(entry.spec.summary for entry in entries if (entry.stage, entry.name) == ("quantize", "rtn"))
     assert f"| [quantize/rtn](#quantizertn) | {rounding} | dense | packed | accelerator |  |" in long
-    assert "| prune | Remove what a model can spare | [`depth`]" in short
+    assert "| prune | Remove what a model can spare | [`budget`]" in short
     assert all(line.count(" | ") == 2 for line in short.splitlines())
 
 
