@@ -1,4 +1,4 @@
-"""Perplexity without some layers, neurons, channels or heads, by criterion, unrecovered.
+"""Perplexity without some layers, neurons, channels, heads or ranks, by criterion, unrecovered.
 
     python -m bench.structure --text ../shared/data/wikitext2    the embedded model; minutes of processor time
 
@@ -7,6 +7,7 @@ Every row is printed once it is known.
 """
 
 import argparse
+import copy
 import math
 import os
 import platform
@@ -16,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from bench.tables import console, show
+from tasks.prune.factoring.record import figures_of
 from tasks.prune.flap import Flap
 from tasks.prune.heads import Heads
 from tasks.prune.hidden import Hidden
+from tasks.prune.low_rank import LowRank
 from tasks.prune.selection.layers import Reading, choose_layers, free_layers, measure_influence, passed_over
 from tasks.prune.selection.losses import text_loss
 from tasks.prune.selection.narrowing import Narrowing
@@ -66,6 +69,13 @@ def narrowed(model: Any, technique: Narrowing, ids: list[list[int]], seed: int) 
     return small.to(model.dtype).eval(), small.num_parameters()
 
 
+def factored(model: Any, ids: list[list[int]], settings: Mapping[str, Any]) -> tuple[Any, int]:
+    """A copy of the model with matrices of low rank, and the parameters that it would have as factors."""
+    small = copy.deepcopy(model)
+    found = LowRank(**settings).reduce(small, ids, PAD)
+    return small, int(figures_of(found, small.num_parameters())["factored_parameters"])
+
+
 def trials(given: argparse.Namespace, model: Any, ids: list[list[int]]) -> Iterator[tuple[str, Build]]:
     """Models by name, in the order of the table: narrower ones are made when they are asked for."""
     common = {"calibration_rows": len(ids), "max_tokens": given.length, "batch_size": 4}
@@ -87,6 +97,10 @@ def trials(given: argparse.Namespace, model: Any, ids: list[list[int]]) -> Itera
                 technique = kind(criterion=criterion, **common, **settings)
                 label = f"{name}, {criterion}" + (f" {seed}" if criterion == "random" else "")
                 yield label, lambda technique=technique, seed=seed: narrowed(model, technique, ids, seed)  # type: ignore[misc]
+    for ratio in given.ratios:
+        for method in ("whitened", "plain"):
+            settings = {"method": method, "ratio": ratio}
+            yield f"low_rank, ratio {ratio:g}, {method}", lambda settings=settings: factored(model, ids, settings)  # type: ignore[misc]
 
 
 def main() -> None:
@@ -103,6 +117,13 @@ def main() -> None:
     parser.add_argument("--calibration", type=int, default=16, help="windows to measure importance on")
     parser.add_argument("--length", type=int, default=256, help="tokens per window")
     parser.add_argument("--layers", type=float, default=0.2, help="share of the layers to drop")
+    parser.add_argument(
+        "--ratios",
+        type=float,
+        nargs="+",
+        default=[0.81, 0.684],
+        help="of prune/low_rank: 85 and 75 %% of the embedded model",
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", default="", help="rows whose name contains this")
     given = parser.parse_args()

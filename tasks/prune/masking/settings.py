@@ -40,6 +40,15 @@ def checked_pattern(value: Any) -> Any:
 Pattern = Annotated[str, BeforeValidator(checked_pattern)]
 
 
+def without_matrices(config: Mapping[str, Any]) -> Refusal | None:
+    """Refuse models whose matrices are not one linear layer each."""
+    if has_parts(config):
+        return Refusal("several parts; its layers are those of the language model within", "a text-only model")
+    if is_mixture(config):
+        return Refusal("its experts are stacked in one tensor, of which each sees a part of the tokens", "prune/depth")
+    return None
+
+
 def masking_spec(summary: str, calibration: Port, paper: str) -> Spec:
     """Spec of a technique that sets single weights to zero."""
     return Spec(
@@ -77,12 +86,8 @@ class Masking:
 
     def refuses(self, config: Mapping[str, Any]) -> Refusal | None:
         """Refuse models whose matrices are not one linear layer each."""
-        if has_parts(config):
-            return Refusal("several parts; its layers are those of the language model within", "a text-only model")
-        if is_mixture(config):
-            return Refusal(
-                "its experts are stacked in one tensor, of which each sees a part of the tokens", "prune/depth"
-            )
+        if (found := without_matrices(config)) is not None:
+            return found
         if self.pattern and config.get("model_type") in CONV1D:
             return Refusal(
                 "its matrices are stored inputs first (Conv1D), where no runtime looks for N:M", "sparsity without a pattern"
