@@ -70,6 +70,7 @@ class LowRank:
         summary="Reduces the rank of every matrix, by its inputs or plainly; for study: file and speed stay as they are",
         calibration=Port((Kind.CORPUS,)),
         paper="Wang et al. 2024, arXiv 2403.07378",
+        caveat="stock loaders take no factors: the dense products are stored, the file is as large as before and computes no faster",
     )
 
     def refuses(self, config: Mapping[str, Any]) -> Refusal | None:

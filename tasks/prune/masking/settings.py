@@ -49,8 +49,8 @@ def without_matrices(config: Mapping[str, Any]) -> Refusal | None:
     return None
 
 
-def masking_spec(summary: str, calibration: Port, paper: str) -> Spec:
-    """Spec of a technique that sets single weights to zero."""
+def masking_spec(summary: str, calibration: Port, paper: str, caveat: str = "") -> Spec:
+    """Spec of a technique that changes the matrices in the decoder layers, and no sizes."""
     return Spec(
         summary=summary,
         ports={"model": Port((Kind.MODEL,)), "calibration": calibration},
@@ -60,6 +60,7 @@ def masking_spec(summary: str, calibration: Port, paper: str) -> Spec:
         accepts="dense",
         gives="dense",
         paper=paper,
+        caveat=caveat,
     )
 
 
