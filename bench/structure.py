@@ -21,10 +21,12 @@ from tasks.prune.factoring.record import figures_of
 from tasks.prune.flap import Flap
 from tasks.prune.heads import Heads
 from tasks.prune.hidden import Hidden
+from tasks.prune.layer_sharing import LayerSharing, distinct_parameters
 from tasks.prune.low_rank import LowRank
 from tasks.prune.selection.layers import Reading, choose_layers, free_layers, measure_influence, passed_over
 from tasks.prune.selection.losses import text_loss
 from tasks.prune.selection.narrowing import Narrowing
+from tasks.prune.selection.sharing import share_layers
 from tasks.prune.width import Width
 from tasks.shared.model.calibration import batches
 from tasks.shared.model.layout import decoder_layers
@@ -76,6 +78,27 @@ def factored(model: Any, ids: list[list[int]], settings: Mapping[str, Any]) -> t
     return small, int(figures_of(found, small.num_parameters())["factored_parameters"])
 
 
+def shared(model: Any, ids: list[list[int]], settings: Mapping[str, Any], seed: int) -> tuple[Any, int]:
+    """A copy of the model with shared layers, and its distinct parameters."""
+    small, technique = copy.deepcopy(model), LayerSharing(**settings)
+    groups, _ = technique.choose(small, Reading(ids, 4, PAD), seed)
+    share_layers(list(decoder_layers(small)), groups, technique.method)
+    console.print(" ".join("+".join(map(str, group)) for group in groups))
+    return small, distinct_parameters(small, groups)
+
+
+def sharing(given: argparse.Namespace, model: Any, ids: list[list[int]]) -> Iterator[tuple[str, Build]]:
+    """Models with shared layers, by name."""
+    for count, size in ((2, 2), (4, 2), (6, 2), (3, 3)):
+        for criterion in ("angular", "repeat", "random"):
+            for method in ("copy_first", "mean"):
+                for seed in given.seeds if criterion == "random" else [0]:
+                    settings = {"count": count, "size": size, "criterion": criterion, "method": method}
+                    label = f"sharing, {count} runs of {size}, {criterion}, {method}"
+                    label += f" {seed}" if criterion == "random" else ""
+                    yield label, lambda settings=settings, seed=seed: shared(model, ids, settings, seed)  # type: ignore[misc]
+
+
 def trials(given: argparse.Namespace, model: Any, ids: list[list[int]]) -> Iterator[tuple[str, Build]]:
     """Models by name, in the order of the table: narrower ones are made when they are asked for."""
     common = {"calibration_rows": len(ids), "max_tokens": given.length, "batch_size": 4}
@@ -101,6 +124,7 @@ def trials(given: argparse.Namespace, model: Any, ids: list[list[int]]) -> Itera
         for method in ("whitened", "plain"):
             settings = {"method": method, "ratio": ratio}
             yield f"low_rank, ratio {ratio:g}, {method}", lambda settings=settings: factored(model, ids, settings)  # type: ignore[misc]
+    yield from sharing(given, model, ids)
 
 
 def main() -> None:

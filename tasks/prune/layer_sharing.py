@@ -185,14 +185,21 @@ class LayerSharing:
 def sharing_figures(model: "PreTrainedModel", groups: Sequence[Sequence[int]]) -> Metrics:
     """Figures of a model whose layers are shared: parameters, distinct ones, and bytes in an archive."""
     layers, parameters = decoder_layers(model), model.num_parameters()
-    copies = sum((len(group) - 1) * sum(weight.numel() for weight in layers[group[0]].parameters()) for group in groups)
+    distinct = distinct_parameters(model, groups)
     return {
         "layers": len(layers), "distinct_layers": len(layers) - sum(len(group) - 1 for group in groups),
         "shared": " ".join("+".join(map(str, group)) for group in groups),
-        "parameters": parameters, "distinct_parameters": parameters - copies,
-        "distinct_share": round((parameters - copies) / parameters, 4),
+        "parameters": parameters, "distinct_parameters": distinct,
+        "distinct_share": round(distinct / parameters, 4),
         "archive_bytes": archived_bytes(model), "distinct_archive_bytes": archived_bytes(model, distinct=True),
     }  # fmt: skip
+
+
+def distinct_parameters(model: "PreTrainedModel", groups: Sequence[Sequence[int]]) -> int:
+    """Return the number of parameters if the layers of each group count once."""
+    layers = decoder_layers(model)
+    copies = sum((len(group) - 1) * sum(weight.numel() for weight in layers[group[0]].parameters()) for group in groups)
+    return int(model.num_parameters()) - copies
 
 
 def tell(figures: Metrics) -> None:

@@ -238,6 +238,20 @@ def check_reduced(source: Path, out: Path, metrics: Any, inputs: Inputs) -> None
     assert logits_of(model, probe()).isfinite().all()
 
 
+def check_shared(source: Path, out: Path, metrics: Any, inputs: Inputs) -> None:
+    """Both layers have the first one's weights; each keeps the window and positions of its place."""
+    import torch
+
+    model, before = reloaded(out), rounded_source(source)
+    first, second = decoder_layers(model)
+    for name, weight in decoder_layers(before)[0].named_parameters():
+        assert torch.equal(first.get_parameter(name), weight) and torch.equal(second.get_parameter(name), weight), name
+    assert metrics["distinct_layers"] == 1 and metrics["distinct_parameters"] < metrics["parameters"]
+    assert model.config.to_dict().get("layer_types") == before.config.to_dict().get("layer_types")
+    assert logits_of(model, probe()).isfinite().all()
+    check_cache(model)
+
+
 def check_depth(source: Path, out: Path, metrics: Any, inputs: Inputs) -> None:
     model = reloaded(out)
     assert len(decoder_layers(model)) == metrics["layers"] == 1
@@ -430,7 +444,7 @@ def check_scores(source: Path, out: Path, metrics: Any, inputs: Inputs) -> None:
 CHECKS: dict[str, Callable[..., Any]] = {
     "prune/magnitude": check_masked, "prune/wanda": check_masked, "prune/sparsegpt": check_masked,
     "prune/depth": check_depth, "prune/flap": check_compensated, "prune/heads": check_narrowed, "prune/width": check_narrowed,
-    "prune/low_rank": check_reduced,
+    "prune/low_rank": check_reduced, "prune/layer_sharing": check_shared,
     "prune/hidden": check_hidden, "prune/vocabulary": check_vocabulary, "prune/weight_selection": check_selection, "quantize/rtn": check_quantized,
     "quantize/gptq": check_quantized, "quantize/fp8": check_quantized, "quantize/fp4": check_quantized, "quantize/awq": check_packed,
     "quantize/autoround": check_quantized, "quantize/smoothquant": check_packed,

@@ -119,5 +119,5 @@ def _named_zeros(model: Any, masked: Collection[str]) -> "Iterator[tuple[str, An
 
 def local_part(tensor: Any) -> "Tensor":
     """Return this process's part of a tensor that FSDP shares out, in its own memory."""
-    found: Tensor = tensor.tolocal_part() if hasattr(tensor, "to_local") else tensor
+    found: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
     return found
