@@ -225,4 +225,4 @@ def write_sharing(path: Path, total: int, scores: Sequence[float], groups: Seque
         writer.writerow(["layer", "score", "group"])
         for layer in range(total):
             score = scores[layer] if layer < len(scores) else math.inf
-            writer.writerow([layer, f"{score:.6f}" if math.isfinite(score) else "", places.get(layer, "")])
+            writer.writerow([layer, f"{score:.12g}" if math.isfinite(score) else "", places.get(layer, "")])

@@ -116,7 +116,7 @@ CHANGES = {
     "protect_last": Change(5, {"criterion": "random"}),
     "calibration_rows": Change(4),
     "max_tokens": Change(16),
-    "batch_size": Change(4),
+    "batch_size": Change(1),  # padding moves the last bits of every sum, and with them perhaps a run
 }
 
 
