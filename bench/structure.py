@@ -1,4 +1,4 @@
-"""Perplexity without some layers, neurons, channels, heads or ranks, by criterion, unrecovered.
+"""Perplexity without some layers, units or ranks, by criterion, unrecovered.
 
     python -m bench.structure --text ../shared/data/wikitext2    the embedded model; minutes of processor time
 
@@ -72,7 +72,7 @@ def narrowed(model: Any, technique: Narrowing, ids: list[list[int]], seed: int) 
 
 
 def factored(model: Any, ids: list[list[int]], settings: Mapping[str, Any]) -> tuple[Any, int]:
-    """A copy of the model with matrices of low rank, and the parameters that it would have as factors."""
+    """A copy of the model with matrices of low rank, and its parameters as factors."""
     small = copy.deepcopy(model)
     found = LowRank(**settings).reduce(small, ids, PAD)
     return small, int(figures_of(found, small.num_parameters())["factored_parameters"])

@@ -183,7 +183,7 @@ class LayerSharing:
 
 
 def sharing_figures(model: "PreTrainedModel", groups: Sequence[Sequence[int]]) -> Metrics:
-    """Figures of a model whose layers are shared: parameters, distinct ones, and bytes in an archive."""
+    """Figures of a model with shared layers: parameters, distinct ones, bytes in an archive."""
     layers, parameters = decoder_layers(model), model.num_parameters()
     distinct = distinct_parameters(model, groups)
     return {

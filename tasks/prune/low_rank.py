@@ -1,4 +1,4 @@
-"""Low rank: matrices become products of two thin ones, stored as their dense product, for study.
+"""Low rank: the best products of two thin matrices, stored dense, for study.
 
 Source: SVD-LLM, Wang et al. 2024, arXiv 2403.07378, section 3.1.
 """
@@ -74,7 +74,7 @@ class LowRank:
     )
 
     def refuses(self, config: Mapping[str, Any]) -> Refusal | None:
-        """Refuse models whose matrices are not one linear layer each, and ranks that leave nothing or all."""
+        """Refuse matrices that are no linear layer, and ranks that leave nothing or all."""
         if (found := without_matrices(config)) is not None:
             return found
         try:
@@ -84,7 +84,7 @@ class LowRank:
         return None
 
     def check_ranks(self, shapes: Sequence[tuple[int, int]]) -> None:
-        """Raise TechniqueError for a ratio that leaves a matrix nothing, or a rank that changes none.
+        """Raise TechniqueError for a ratio that leaves nothing, or a rank that changes nothing.
 
         shapes: (out, in) of every matrix; empty if they are unknown.
         """
@@ -108,7 +108,7 @@ class LowRank:
             )
 
     def forecast(self, work: Workload) -> Forecast:
-        """Forecast the decompositions and two passes over the calibration rows; the model stays as large."""
+        """Forecast the decompositions and two passes over the calibration rows."""
         size, tokens = work.size(), self.calibration_rows * self.max_tokens
         shapes = shapes_of(size.shape)
         operations = size.shape.layers * sum(2 * SVD_COST * out * of * min(out, of) for out, of in shapes)
@@ -119,7 +119,7 @@ class LowRank:
         return dataclasses.replace(found, memory=found.memory + held)
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
-        """Write the reduced model and ranks.csv (matrix, out, in, rank, energy, output_error) to `out`."""
+        """Write the reduced model and ranks.csv, a line for each matrix, to `out`."""
         import torch
 
         from tasks.shared.model.loading import load_model, load_tokenizer

@@ -28,7 +28,7 @@ class HeldCopies:
     model: Any
 
     def find_copies(self) -> None:
-        """Note the trained copies, and let all begin as the first ones, also adapters with random weights."""
+        """Note the trained copies, and let all begin as the first ones, random adapters too."""
         weights = {plain_name(name): weight for name, weight in self.model.named_parameters() if weight.requires_grad}
         groups = self.shared.copies(weights) if self.shared else []
         self.copies = [[weights[name] for name in names] for names in groups]

@@ -1,4 +1,4 @@
-"""Runs of decoder layers that get the same weights: their scores, the choice, and the weights."""
+"""Runs of decoder layers that get the same weights: scores, choice and weights."""
 
 import math
 import random
@@ -51,9 +51,9 @@ def alike(layers: "Sequence[Module]") -> bool:
 def run_scores(
     criterion: RunCriterion, model: "PreTrainedModel", reading: Reading, size: int, seed: int
 ) -> list[float]:
-    """Return the score of the run of `size` layers that starts at each layer; the lowest are shared.
+    """Return the score of the run of `size` layers that starts at each layer.
 
-    Runs of layers whose weights have different shapes score infinity.
+    The lowest are shared.  Runs of layers whose weights have different shapes score infinity.
     """
     layers = list(decoder_layers(model))
     starts = range(len(layers) - size + 1)
@@ -73,9 +73,9 @@ def run_scores(
 def measure_repeats(
     model: "PreTrainedModel", ids: list[list[int]], batch_size: int, pad_id: int, size: int
 ) -> list[float]:
-    """Mean angle, summed over a run's later layers, between their output and its first layer's, by the first layer.
+    """Mean angle between the outputs of a run's later layers and of its first one in their place.
 
-    All read the states that enter the later layer in the model as it is.
+    Summed over the later layers, by the first layer of the run.  All read the states that enter the later layer in the model as it is.
     """
     layers, tokens = decoder_layers(model), sum(map(len, ids))
     sums = [0.0] * (len(layers) - size + 1)
@@ -89,8 +89,9 @@ def measure_repeats(
 
 
 def choose_runs(scores: Sequence[float], free: range, count: int, size: int) -> list[int]:
-    """Return the first layers of the runs without overlap that have the lowest sum of scores, ascending.
+    """Return the starts of the runs without overlap that have the lowest sum of scores.
 
+    Ascending; of equal sums, the earlier runs.
     scores: of the run that starts at each layer.  free: layers that may be shared, at least count x size.
     Raises TechniqueError if every choice has a score of infinity.
     """

@@ -1,4 +1,4 @@
-"""Shared layers: decoder layers with the same weights, and the record by which training keeps them so.
+"""Shared layers: decoder layers with the same weights, and the record that keeps them so.
 
 No format that stock loaders read can hold a layer once for several places, so the file has the copies.  The record beside the weights
 names the layers; a step that reads it first checks that they are still copies of each other.
@@ -34,7 +34,7 @@ class SharedLayers(BaseModel):
     groups: Annotated[tuple[Annotated[tuple[int, ...], Field(min_length=2)], ...], Field(min_length=1)]
 
     def copies(self, names: Iterable[str]) -> list[list[str]]:
-        """Return names of weights that are copies of each other, by weight; the first one is that of the group's first layer."""
+        """Return the names of each weight and its copies, that in the group's first layer first."""
         known = list(names)
         found = []
         for group in self.groups:
@@ -77,7 +77,7 @@ def read_shared(folder: Path) -> SharedLayers | None:
 
 
 def recorded_shared(path: Path) -> SharedLayers | None:
-    """Return a model's record of shared layers without a look at its weights; None if it has none.
+    """Return a model's record of shared layers without a look at its weights, or None.
 
     Raises ModelError if the record is damaged.
     """
@@ -93,9 +93,9 @@ def recorded_shared(path: Path) -> SharedLayers | None:
 
 
 def carry_shared(source: Path, out: Path) -> Metrics:
-    """Record the shared layers of a model with the same layers, made from another one, and return their figure.
+    """Record the shared layers of a model that was trained from another one.
 
-    Without shared layers it does nothing and returns none.  Raises ModelError if they are no copies of each other any more.
+    Returns their figure.  Without shared layers it does nothing and returns none.  Raises ModelError if they are no copies of each other any more.
     """
     shared = recorded_shared(source)
     if shared is None:
