@@ -73,7 +73,7 @@ def run_scores(
 def measure_repeats(
     model: "PreTrainedModel", ids: list[list[int]], batch_size: int, pad_id: int, size: int
 ) -> list[float]:
-    """Mean angle between the outputs of a run's later layers and of its first one in their place.
+    """Mean angle between what a run's later layers give and its first one in their place.
 
     Summed over the later layers, by the first layer of the run.  All read the states that enter the later layer in the model as it is.
     """
