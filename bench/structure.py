@@ -1,4 +1,4 @@
-"""Perplexity without some layers, neurons, channels or heads, by criterion, unrecovered.
+"""Perplexity without some layers, units or ranks, by criterion, unrecovered.
 
     python -m bench.structure --text ../shared/data/wikitext2    the embedded model; minutes of processor time
     python -m bench.structure --text ../shared/data/wikitext2 --only budget    prune/budget beside its parts alone
@@ -8,6 +8,7 @@ Every row is printed once it is known.
 """
 
 import argparse
+import copy
 import math
 import os
 import platform
@@ -21,13 +22,17 @@ from bench.tables import console, show
 from tasks.prune.budget import Budget
 from tasks.prune.cuts.record import as_text, table_of
 from tasks.prune.cuts.size import Parameters
+from tasks.prune.factoring.record import figures_of
 from tasks.prune.flap import Flap
 from tasks.prune.heads import Heads
 from tasks.prune.hidden import Hidden
+from tasks.prune.layer_sharing import LayerSharing, distinct_parameters
+from tasks.prune.low_rank import LowRank
 from tasks.prune.selection.layers import Reading, choose_layers, free_layers, measure_influence, passed_over
 from tasks.prune.selection.losses import text_loss
 from tasks.prune.selection.narrowing import Narrowing
 from tasks.prune.selection.shape import shape_of
+from tasks.prune.selection.sharing import share_layers
 from tasks.prune.width import Width
 from tasks.shared.model.calibration import batches
 from tasks.shared.model.layout import decoder_layers
@@ -95,6 +100,34 @@ def budgets(model: Any, ids: list[list[int]], folder: Path) -> Iterator[tuple[st
             yield name, lambda technique=technique: fitted(model, technique, ids, folder)  # type: ignore[misc]
 
 
+def factored(model: Any, ids: list[list[int]], settings: Mapping[str, Any]) -> tuple[Any, int]:
+    """A copy of the model with matrices of low rank, and its parameters as factors."""
+    small = copy.deepcopy(model)
+    found = LowRank(**settings).reduce(small, ids, PAD)
+    return small, int(figures_of(found, small.num_parameters())["factored_parameters"])
+
+
+def shared(model: Any, ids: list[list[int]], settings: Mapping[str, Any], seed: int) -> tuple[Any, int]:
+    """A copy of the model with shared layers, and its distinct parameters."""
+    small, technique = copy.deepcopy(model), LayerSharing(**settings)
+    groups, _ = technique.choose(small, Reading(ids, 4, PAD), seed)
+    share_layers(list(decoder_layers(small)), groups, technique.method)
+    console.print(" ".join("+".join(map(str, group)) for group in groups))
+    return small, distinct_parameters(small, groups)
+
+
+def sharing(given: argparse.Namespace, model: Any, ids: list[list[int]]) -> Iterator[tuple[str, Build]]:
+    """Models with shared layers, by name."""
+    for count, size in ((2, 2), (4, 2), (6, 2), (3, 3)):
+        for criterion in ("angular", "repeat", "random"):
+            for method in ("copy_first", "mean"):
+                for seed in given.seeds if criterion == "random" else [0]:
+                    settings = {"count": count, "size": size, "criterion": criterion, "method": method}
+                    label = f"sharing, {count} runs of {size}, {criterion}, {method}"
+                    label += f" {seed}" if criterion == "random" else ""
+                    yield label, lambda settings=settings, seed=seed: shared(model, ids, settings, seed)  # type: ignore[misc]
+
+
 def trials(given: argparse.Namespace, model: Any, ids: list[list[int]]) -> Iterator[tuple[str, Build]]:
     """Models by name, in the order of the table: narrower ones are made when they are asked for."""
     common = {"calibration_rows": len(ids), "max_tokens": given.length, "batch_size": 4}
@@ -116,6 +149,11 @@ def trials(given: argparse.Namespace, model: Any, ids: list[list[int]]) -> Itera
                 technique = kind(criterion=criterion, **common, **settings)
                 label = f"{name}, {criterion}" + (f" {seed}" if criterion == "random" else "")
                 yield label, lambda technique=technique, seed=seed: narrowed(model, technique, ids, seed)  # type: ignore[misc]
+    for ratio in given.ratios:
+        for method in ("whitened", "plain"):
+            settings = {"method": method, "ratio": ratio}
+            yield f"low_rank, ratio {ratio:g}, {method}", lambda settings=settings: factored(model, ids, settings)  # type: ignore[misc]
+    yield from sharing(given, model, ids)
 
 
 def main() -> None:
@@ -132,6 +170,13 @@ def main() -> None:
     parser.add_argument("--calibration", type=int, default=16, help="windows to measure importance on")
     parser.add_argument("--length", type=int, default=256, help="tokens per window")
     parser.add_argument("--layers", type=float, default=0.2, help="share of the layers to drop")
+    parser.add_argument(
+        "--ratios",
+        type=float,
+        nargs="+",
+        default=[0.81, 0.684],
+        help="of prune/low_rank: 85 and 75 %% of the embedded model",
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", default="", help="rows whose name contains this")
     given = parser.parse_args()

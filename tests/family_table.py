@@ -90,6 +90,8 @@ ROWS = (
     Row("prune/flap", {"units": "queries", "ratio": 0.5, **SHORT}, "heads"),
     Row("prune/heads", {"unit": "queries", "ratio": 0.5, **SHORT}),
     Row("prune/hidden", {"ratio": 0.5, **SHORT}),
+    Row("prune/layer_sharing", {"groups": ((0, 1),)}),
+    Row("prune/low_rank", {"ratio": 0.5, "check_rows": 2, **SHORT}),
     Row("prune/vocabulary", {"size": 0}),
     Row("prune/weight_selection", {"layers": 1}, "layers"),
     Row("prune/weight_selection", {"hidden_size": 32, "intermediate_size": 64, "heads": 2, "kv_heads": 1, **SHORT}, "width"),

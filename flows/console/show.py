@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.tree import Tree
 
 from flows.console.decidable import show_decidable
+from flows.planning.caveats import caveat_lines
 from flows.planning.chats import chat_lines
 from flows.planning.config import Runtime
 from flows.planning.estimate import Estimate, estimate_plan
@@ -60,7 +61,7 @@ def show_plan(
     items = check_items(session, status, estimates)
     for name, why in reasons.items():
         console.print(f"[bold]{name}[/bold] runs again: {escape(why)}", highlight=False)
-    for line in (*chat_lines(plan), *items.notes):
+    for line in (*caveat_lines(plan), *chat_lines(plan), *items.notes):
         console.print(line, markup=False, highlight=False)
     show_decidable(console, items.decidable)
     for warning in items.warnings:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from flows.orchestration.servers import Servers, has_server
+from flows.planning.caveats import caveat_lines
 from flows.planning.chats import chat_lines
 from flows.planning.config import Settings
 from flows.planning.plan import build_plan
@@ -76,7 +77,7 @@ def execute(
         raise ErrorList(items.errors)
     for warning in items.warnings:
         log.warning("%s", warning)
-    for line in chat_lines(plan):
+    for line in (*caveat_lines(plan), *chat_lines(plan)):
         log.info("%s", line)
     check_machine(plan, settings.runtime, [name for name, item in status.items() if item.done])
     run.tags = {**run_tags(settings, overrides), **(tags or {})}

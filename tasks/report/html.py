@@ -11,6 +11,7 @@ from tasks.report.content.curves import read_influence, read_loss
 from tasks.report.content.masks import mask_notes
 from tasks.report.content.provenance import read_origins
 from tasks.report.content.report import Card, Licenses, Pruning, Report, Reproduce, Training, from_verdict
+from tasks.report.content.shared_layers import sharing_notes
 from tasks.report.documents.pack import PACKED, pack_model, write_cards, write_logs
 from tasks.report.page.render import render
 from tasks.shared.formats.verdict import Verdict, read_verdict
@@ -101,7 +102,7 @@ class Html:
             corpus=cards(inputs.get("corpus"), "card.json"),
             traces=cards(inputs.get("traces"), "card.json", "usage.json"),
         )
-        return found.model_copy(update={"notes": [*found.notes, *mask_notes(models)]})
+        return found.model_copy(update={"notes": [*found.notes, *mask_notes(models), *sharing_notes(models)]})
 
 
 def cards(artifact: Artifact | None, *files: str) -> list[Card]:

@@ -176,6 +176,7 @@ class Spec:
     files: form of the weights of an artifact of kind `engine`; None for any other.
     plots: tables that the step writes for `dvc plots`.
     paper: source of the method; empty if there is none.
+    caveat: gain that a reader may expect and that the step does not give, for the plan; empty if there is none.
     """
 
     summary: str
@@ -193,6 +194,7 @@ class Spec:
     files: EngineFiles | None = None
     plots: tuple[Plot, ...] = ()
     paper: str = ""
+    caveat: str = ""
 
     def __post_init__(self) -> None:
         """Raise ValueError if `gives` or `files` contradicts `produces`."""

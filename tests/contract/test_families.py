@@ -18,6 +18,7 @@ from tasks.export import onnx_gate
 from tasks.prune.depth import Depth
 from tasks.prune.heads import Heads
 from tasks.prune.hidden import Hidden
+from tasks.prune.masking.pruning import matrices_of
 from tasks.prune.weight_selection import WeightSelection
 from tasks.prune.width import Width
 from tasks.shared import isolation
@@ -219,6 +220,36 @@ def check_masked(source: Path, out: Path, metrics: Any, inputs: Inputs) -> None:
             assert int((weight == 0).sum()) >= weight.numel() // 2, name
         elif weight.dim() > 1:
             assert weight.equal(before.get_parameter(name)), f"{name} is outside of the layers' linear ones"
+
+
+def check_reduced(source: Path, out: Path, metrics: Any, inputs: Inputs) -> None:
+    """Every matrix in the layers lost directions of its output; all else is the source's."""
+    import torch
+
+    model, before = reloaded(out), rounded_source(source)
+    names = {f"{name}.weight" for name in matrices_of(model)}
+    for name, weight in model.named_parameters():
+        was = before.get_parameter(name)
+        assert torch.equal(weight, was) != (name in names), name
+        if name in names and name not in (masks_of(out).tensors if read_masks(out) else {}):
+            values, whole = (torch.linalg.svdvals(each.detach()) for each in (weight, was))
+            assert values[-1] / values[0] < 0.2 * whole[-1] / whole[0], name
+    assert metrics["reduced_matrices"] == len(names) and metrics["factored_parameters"] < metrics["parameters"]
+    assert logits_of(model, probe()).isfinite().all()
+
+
+def check_shared(source: Path, out: Path, metrics: Any, inputs: Inputs) -> None:
+    """Both layers have the first one's weights; each keeps the window and positions of its place."""
+    import torch
+
+    model, before = reloaded(out), rounded_source(source)
+    first, second = decoder_layers(model)
+    for name, weight in decoder_layers(before)[0].named_parameters():
+        assert torch.equal(first.get_parameter(name), weight) and torch.equal(second.get_parameter(name), weight), name
+    assert metrics["distinct_layers"] == 1 and metrics["distinct_parameters"] < metrics["parameters"]
+    assert model.config.to_dict().get("layer_types") == before.config.to_dict().get("layer_types")
+    assert logits_of(model, probe()).isfinite().all()
+    check_cache(model)
 
 
 def check_depth(source: Path, out: Path, metrics: Any, inputs: Inputs) -> None:
@@ -425,6 +456,7 @@ def check_scores(source: Path, out: Path, metrics: Any, inputs: Inputs) -> None:
 CHECKS: dict[str, Callable[..., Any]] = {
     "prune/magnitude": check_masked, "prune/wanda": check_masked, "prune/sparsegpt": check_masked,
     "prune/budget": check_budget, "prune/depth": check_depth, "prune/flap": check_compensated, "prune/heads": check_narrowed, "prune/width": check_narrowed,
+    "prune/low_rank": check_reduced, "prune/layer_sharing": check_shared,
     "prune/hidden": check_hidden, "prune/vocabulary": check_vocabulary, "prune/weight_selection": check_selection, "quantize/rtn": check_quantized,
     "quantize/gptq": check_quantized, "quantize/fp8": check_quantized, "quantize/fp4": check_quantized, "quantize/awq": check_packed,
     "quantize/autoround": check_quantized, "quantize/smoothquant": check_packed,

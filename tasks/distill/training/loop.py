@@ -19,6 +19,7 @@ from tasks.distill.training.options import Adapted, Packed
 from tasks.distill.training.packing import check_packs, pack
 from tasks.distill.training.processes import share_work
 from tasks.distill.training.settings import Training
+from tasks.distill.training.shared_layers import check_frozen, copy_keeper
 from tasks.distill.training.terms import warn_negligible
 from tasks.distill.training.trainer import objective_trainer
 from tasks.distill.training.validation import split_groups
@@ -33,6 +34,7 @@ from tasks.shared.model.layout import decoder_layers
 from tasks.shared.model.loading import load_model, training_tokenizer
 from tasks.shared.model.masks import carry_masks, read_masks
 from tasks.shared.model.saving import align_special_tokens, save_model
+from tasks.shared.model.shared_layers import carry_shared, read_shared
 from tasks.shared.model.turns import examples
 from tasks.shared.technique import Metrics, StepRun
 
@@ -93,9 +95,10 @@ def _train(
     import torch
     from transformers import set_seed
 
-    masks = read_masks(source)
+    masks, shared = read_masks(source), read_shared(source)
     masked = frozenset(masks.tensors) if masks else frozenset()
     check_grid_has_zero(settings, masked, run)
+    check_frozen(shared, settings.frozen_layers, run.step)
     tokenizer = training_tokenizer(source)
     sequences = examples(rows, tokenizer, settings.turns, objective.one_turn)
     encoder = partial(objective.encode, tokenizer=tokenizer, max_tokens=settings.max_tokens)
@@ -121,7 +124,7 @@ def _train(
         objective.attach(model, run.compute.device)
         seen.modules = module_bytes(objective)
         trainer = make_trainer(settings, model, tokenizer, training, validation, objective, run)
-        trainer.seen, trainer.identity, trainer.masked = seen, identity, masked
+        trainer.seen, trainer.identity, trainer.masked, trainer.shared = seen, identity, masked, shared
         train(trainer, resume_point(trainer, run.scratch / "checkpoints"))
     history = trainer.state.log_history
     model = whole_model(trainer, lambda: prepared_model(settings, source, run))
@@ -131,7 +134,8 @@ def _train(
     check_finite(model, settings, run)
     write_curve(out / "loss.csv", history)
     grids = save_trained(merged(model, masked, merge), tokenizer, settings, out)
-    return {**counts, **_figures(trainer, settings), **objective.figures(), **grids, **carry_masks(source, out)}
+    carried = carry_masks(source, out) | carry_shared(source, out)
+    return {**counts, **_figures(trainer, settings), **objective.figures(), **grids, **carried}
 
 
 def prepared_model(settings: Training, source: Path, run: StepRun, masked: Collection[str] = ()) -> "PreTrainedModel":
@@ -278,6 +282,7 @@ def make_trainer(
     trainer.steps_per_epoch = steps_per_epoch
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(zero_keeper(trainer))
+    trainer.add_callback(copy_keeper(trainer))
     trainer.add_callback(keeper(trainer, run.compute.checkpoint_s))
     return trainer
 

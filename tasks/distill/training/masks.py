@@ -36,7 +36,7 @@ class HeldZeros:
     def _clip_grad_norm(self, model: Any) -> Any:
         for weight, zeros in self.zeros:
             if weight.grad is not None:
-                clear(_local(weight.grad), zeros)
+                clear(local_part(weight.grad), zeros)
         return super()._clip_grad_norm(model)  # type: ignore[misc]
 
 
@@ -50,7 +50,7 @@ def zero_keeper(trainer: Any) -> "TrainerCallback":
 
         def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             for weight, zeros in trainer.zeros:
-                clear(_local(weight.detach()), zeros)
+                clear(local_part(weight.detach()), zeros)
 
     return ZeroKeeper()
 
@@ -114,10 +114,10 @@ def _named_zeros(model: Any, masked: Collection[str]) -> "Iterator[tuple[str, An
     wanted = set(masked)
     for name, weight in model.named_parameters():
         if plain_name(name) in wanted:
-            yield plain_name(name), weight, _local(weight.detach()) == 0
+            yield plain_name(name), weight, local_part(weight.detach()) == 0
 
 
-def _local(tensor: Any) -> "Tensor":
+def local_part(tensor: Any) -> "Tensor":
     """Return this process's part of a tensor that FSDP shares out, in its own memory."""
     found: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
     return found

@@ -7,6 +7,7 @@ from typing import Any
 from tasks.distill.training.masks import HeldZeros
 from tasks.distill.training.memory import Seen
 from tasks.distill.training.objective import Objective
+from tasks.distill.training.shared_layers import HeldCopies
 from tasks.distill.training.shares import WITHHELD, Blankable, Order, Shares, collate_share
 from tasks.distill.training.terms import Tally, gradient_norms
 from tasks.shared.model.encoding import IGNORED
@@ -154,7 +155,7 @@ def objective_trainer() -> type[Any]:
     from trl import SFTTrainer
     from trl.models.utils import _ForwardRedirection  # private: the range of trl is one minor version wide
 
-    class ObjectiveTrainer(Shared, Telemetry, CastWeights, HeldZeros, SFTTrainer):
+    class ObjectiveTrainer(Shared, Telemetry, CastWeights, HeldZeros, HeldCopies, SFTTrainer):
         objective: Objective
 
         def __init__(self, *more: Any, **named: Any) -> None:

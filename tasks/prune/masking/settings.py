@@ -40,8 +40,19 @@ def checked_pattern(value: Any) -> Any:
 Pattern = Annotated[str, BeforeValidator(checked_pattern)]
 
 
-def masking_spec(summary: str, calibration: Port, paper: str) -> Spec:
-    """Spec of a technique that sets single weights to zero."""
+def without_matrices(config: Mapping[str, Any]) -> Refusal | None:
+    """Refuse models whose matrices are not one linear layer each."""
+    if has_parts(config):
+        return Refusal("several parts; its layers are those of the language model within", "a text-only model")
+    if is_mixture(config):
+        return Refusal(
+            "its experts are stacked in one tensor, and each expert sees only some of the tokens", "prune/depth"
+        )
+    return None
+
+
+def masking_spec(summary: str, calibration: Port, paper: str, caveat: str = "") -> Spec:
+    """Spec of a technique that changes the matrices in the decoder layers, and no sizes."""
     return Spec(
         summary=summary,
         ports={"model": Port((Kind.MODEL,)), "calibration": calibration},
@@ -51,6 +62,7 @@ def masking_spec(summary: str, calibration: Port, paper: str) -> Spec:
         accepts="dense",
         gives="dense",
         paper=paper,
+        caveat=caveat,
     )
 
 
@@ -77,12 +89,8 @@ class Masking:
 
     def refuses(self, config: Mapping[str, Any]) -> Refusal | None:
         """Refuse models whose matrices are not one linear layer each."""
-        if has_parts(config):
-            return Refusal("several parts; its layers are those of the language model within", "a text-only model")
-        if is_mixture(config):
-            return Refusal(
-                "its experts are stacked in one tensor, and each expert sees only some of the tokens", "prune/depth"
-            )
+        if (found := without_matrices(config)) is not None:
+            return found
         if self.pattern and config.get("model_type") in CONV1D:
             return Refusal(
                 "its matrices are stored with inputs first (Conv1D), and no runtime reads N:M that way", "sparsity without a pattern"

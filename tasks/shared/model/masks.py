@@ -7,14 +7,14 @@ that was recorded.
 
 import hashlib
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tasks.shared.errors import ModelError, TechniqueError
-from tasks.shared.model.weight_files import loaded_files, read_header, shown
+from tasks.shared.model.weight_files import loaded_files, read_header, read_tensors, shown
 from tasks.shared.technique import Metrics
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def write_masks(folder: Path, names: Collection[str], pattern: str = "") -> Mask
     Raises TechniqueError for a weight that breaks the pattern.
     """
     found: dict[str, Mask] = {}
-    for name, weight in _tensors(folder, names):
+    for name, weight in read_tensors(folder, names):
         if pattern and not follows(weight, pattern):
             raise TechniqueError(name, f"more than {pattern} weights are left in a group", f"{pattern} in every group")
         found[name] = mask_of(weight)
@@ -78,7 +78,7 @@ def read_masks(folder: Path) -> Masks | None:
     masks = recorded_masks(folder)
     if masks is None:
         return None
-    found = {name: mask_of(weight) for name, weight in _tensors(folder, masks.tensors)}
+    found = {name: mask_of(weight) for name, weight in read_tensors(folder, masks.tensors)}
     changed = [name for name, mask in masks.tensors.items() if found.get(name) != mask]
     if changed:
         raise ModelError(
@@ -120,11 +120,11 @@ def carry_masks(source: Path, out: Path, origin: Callable[[str], str | None] = l
     origins = {name: origin(name) for file in loaded_files(out) for name in read_header(file)}
     names = [name for name, old in origins.items() if old in before.tensors]
     olds, refilled, pattern = {origins[name] for name in names}, list[str](), before.pattern
-    for name, weight in _tensors(out, names):
+    for name, weight in read_tensors(out, names):
         old = origins[name]
         assert old is not None
         if tuple(weight.shape) == before.tensors[old].shape:
-            (_, was), *_ = _tensors(source, (old,))
+            (_, was), *_ = read_tensors(source, (old,))
             refilled += [name] if bool(((was == 0) & (weight != 0)).any()) else []
         elif pattern and not follows(weight, pattern):
             log.warning(
@@ -199,18 +199,6 @@ def parse_pattern(pattern: str) -> tuple[int, int]:
     """Return N and M of "N:M"."""
     keep, _, of = pattern.partition(":")
     return int(keep), int(of)
-
-
-def _tensors(folder: Path, names: Collection[str]) -> "Iterator[tuple[str, Tensor]]":
-    """Yield tensors of a model folder, one at a time; names that it lacks are left out."""
-    from safetensors import safe_open
-
-    wanted = set(names)
-    for file in loaded_files(folder):
-        opened: Any = safe_open(file, framework="pt")
-        with opened as tensors:
-            for name in sorted(wanted & set(tensors.keys())):
-                yield name, tensors.get_tensor(name)
 
 
 def _count(shape: tuple[int, ...]) -> int:

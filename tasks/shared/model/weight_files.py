@@ -1,11 +1,15 @@
 """Weight files of a model folder: those that are loaded, their headers, and damage."""
 
 import json
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tasks.shared.errors import ModelError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 HEADER_LIMIT = 100_000_000
@@ -117,6 +121,18 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
     if size < 8 + length + end:
         raise _truncated(file, size, 8 + length + end)
     return tensors
+
+
+def read_tensors(folder: Path, names: Collection[str]) -> "Iterator[tuple[str, Tensor]]":
+    """Yield tensors of a model folder, one at a time; names that it lacks are left out."""
+    from safetensors import safe_open
+
+    wanted = set(names)
+    for file in loaded_files(folder):
+        opened: Any = safe_open(file, framework="pt")
+        with opened as tensors:
+            for name in sorted(wanted & set(tensors.keys())):
+                yield name, tensors.get_tensor(name)
 
 
 def check_content(file: Path) -> None:

@@ -1,0 +1,1 @@
+"""Products of two thin factors in place of a matrix: decomposition, ranks and record."""

@@ -1,0 +1,24 @@
+"""Caveats in the plan: where a technique gives no gain that its name may promise."""
+
+from pathlib import Path
+
+import pytest
+
+from flows.planning.caveats import caveat_lines
+from flows.planning.plan import build_plan
+from tests.family_table import Row, recipe, save_config
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("prune/low_rank", "stock loaders take no factors"),
+        ("prune/layer_sharing", "no stock format holds"),
+        ("prune/depth", ""),
+    ],
+)
+def test_the_plan_says_what_a_step_does_not_give(tmp_path: Path, option: str, words: str) -> None:
+    settings = {"groups": ((0, 1),)} if option == "prune/layer_sharing" else {}
+    lines = caveat_lines(build_plan(recipe(Row(option, settings), save_config(tmp_path, "llama"))))
+    assert len(lines) == (1 if words else 0)
+    assert all(line.startswith(f"step: {words}") and "as large as before" in line for line in lines)
