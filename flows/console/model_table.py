@@ -11,7 +11,19 @@ from rich.text import Text
 
 from tasks.report.words.wording import lowest_retention, times_faster, times_smaller
 from tasks.shared.formats.verdict import Verdict
-from tasks.shared.text.numbers import MISSING, amount, byte_size, parameters, percent, score_interval, seconds, times
+from tasks.shared.text.numbers import (
+    MISSING,
+    SHARE,
+    amount,
+    byte_size,
+    gap,
+    interval,
+    parameters,
+    percent,
+    score_interval,
+    seconds,
+    times,
+)
 
 ABSENT = "-"
 NARROW_NAME = 12
@@ -66,6 +78,13 @@ def _memory(verdict: Verdict, name: str) -> str:
 def _score(measure: str, places: int = 1, bounds: bool = False) -> Callable[[Verdict, str], str]:
     def cell(verdict: Verdict, name: str) -> str:
         unit = verdict.gates[measure].measure.unit
+        if verdict.mode == "adaptive" and (comparison := verdict.comparisons.get(name)):
+            # A model that left early has answered other items than the baseline, so that their scores are not comparable.
+            found = comparison.measures.get(measure)
+            value = gap(found.difference if found else None, unit)
+            if not places and unit == SHARE and len(value) > len("-1.5"):
+                value = value.partition(".")[0]
+            return f"{value} {interval(found.low, found.high, unit)}" if bounds and found else value
         score = verdict.models[name].scores.get(measure)
         value = amount(score.value if score else None, unit, places)
         return f"{value} {score_interval(score, unit)}" if bounds and score else value
@@ -110,7 +129,8 @@ def layouts(verdict: Verdict) -> list[tuple[int, list[Column]]]:
     measures = list(verdict.margin or verdict.gates)
     names = {measure: measure.replace("_", " ") for measure in measures}
     plain = [Column(names[measure], _score(measure), measure=True) for measure in measures]
-    bounds = [Column(f"{names[measure]} [95 %]", _score(measure, bounds=True), measure=True) for measure in measures]
+    level = "bounds" if verdict.mode == "adaptive" else "95 %"
+    bounds = [Column(f"{names[measure]} [{level}]", _score(measure, bounds=True), measure=True) for measure in measures]
     kept = [Column("kept", _kept)]
     if verdict.mode == "adaptive":
         kept = [Column("items", _items), *kept]
@@ -196,6 +216,11 @@ def legend(verdict: Verdict, columns: Sequence[Column]) -> str:
     headings = [column.heading.replace("\n", " ") for column in columns]
     words = {"x smaller": "x smaller", "x faster": "x faster", "kept": "kept (the lowest share of a score)"}
     against = ", ".join(words[heading] for heading in headings if heading in words)
+    if verdict.mode == "adaptive" and verdict.comparisons:
+        parts = [
+            part for part in (against, "changes of measures, in points, on the items that both were asked") if part
+        ]
+        against = "; ".join(parts)
     left_out = len(verdict.margin or verdict.gates) - sum(column.measure for column in columns)
     more = f"{left_out} more {'measures' if left_out > 1 else 'measure'} in a wider terminal." if left_out else ""
     return f"{f'Against {verdict.baseline}: {against}.' if against else ''} {more}".strip()

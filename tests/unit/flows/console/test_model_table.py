@@ -11,6 +11,7 @@ from flows.orchestration.pages import markdown
 from tasks.report.figures.svg import Scale, linear_ticks, log_ticks, place_labels
 from tasks.shared.formats.verdict import Verdict
 from tasks.shared.store.keys import PROJECT
+from tasks.shared.text.numbers import gap
 
 
 @pytest.mark.parametrize("width", [60, 80, 120, 160, 220])
@@ -56,6 +57,19 @@ def test_an_adaptive_verdict_shows_items_per_model_in_eighty_columns() -> None:
     rows = {line.split()[0]: line.split() for line in lines if line.strip()}
     assert rows["tiny"][-4:] == ["10-32", "do", "not", "ship"] and rows["student"][-2:] == ["80-240", "parent"]
     assert not any("items" in line for line in shown_lines(shipping(), 80))
+
+
+def test_candidates_that_were_asked_fewer_items_show_their_change_on_these() -> None:
+    verdict = frontier()
+    changes = {name: found.measures["fact"].difference for name, found in verdict.comparisons.items()}
+    assert max(changes.values()) > -0.0995 > min(changes.values()), "one of them is written without a decimal"
+    narrow, wide = (
+        {line.split()[0]: line for line in shown_lines(verdict, width) if line.strip()} for width in (80, 200)
+    )
+    for name, change in changes.items():
+        assert f" {gap(change)} " in wide[name].replace("[", " [") and "%" not in narrow[name]
+    assert "%" in narrow["tuned"]
+    assert any("on the items that both" in line for line in shown_lines(verdict, 200))
 
 
 def test_speed_that_nobody_measured_has_no_column() -> None:
