@@ -4,11 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from verdict_samples import CODE_LENGTH, a_verdict, all_inputs, compared, in_slice, make, measures, score
+from verdict_samples import CODE_LENGTH, a_verdict, all_inputs, compared, frontier, in_slice, make, measures, score
 
 from tasks.report.content.report import ModelRow, Report
 from tasks.report.content.slice_tables import slice_tables
 from tasks.report.content.specification import figure_cell, figure_title
+from tasks.report.figures.all_figures import all_figures
+from tasks.report.figures.common_items import on_common_items
 from tasks.report.figures.tradeoff import dominated, pareto_figure, speed_figure
 from tasks.report.figures.waterfall import quality_waterfall, size_waterfall, stage_rows
 from tasks.report.words.diff import word_runs
@@ -151,3 +153,25 @@ def test_word_runs_mark_what_differs() -> None:
     assert [run.text for run in new if run.changed] == ["30"]
     old, _ = word_runs("a b c", "x y z")
     assert len(old) == 1 and old[0].changed, "spaces between changes count to them"
+
+
+def test_figures_show_scores_on_common_items(tmp_path: Path) -> None:
+    """What a figure shows between a candidate and the baseline is what the verdict is about."""
+    _, data = make(tmp_path / "adaptive", all_inputs(tmp_path / "adaptive", frontier()))
+    report = Report.model_validate(data)
+    assert report.mode == "adaptive"
+    common, moved = on_common_items(report)
+    baseline = common.model(report.baseline).measured.scores["fact"]
+    early = [row.result for row in report.comparisons if row.measure == "fact" and row.result.n < baseline.n]
+    assert early and "fewer items than tuned" in moved
+    for row in report.comparisons:
+        if row.measure == "fact" and row.result.n < baseline.n:
+            shown = common.model(row.candidate).measured.scores["fact"]
+            before = report.model(row.candidate).measured.scores["fact"]
+            assert shown.value == pytest.approx(before.value + baseline.value - row.result.baseline)
+            assert 0.0 <= shown.low <= shown.value <= shown.high <= 1.0 and shown.n == before.n
+    assert common.model("small").measured == report.model("small").measured, "it was asked all items"
+    figures = all_figures(report)
+    captions = [figure.caption for figure in figures["pareto"] + figures["quality_stages"]]
+    assert captions and all(moved in caption for caption in captions)
+    assert not any("fewer items" in figure.caption for figure in all_figures(report_of(tmp_path / "fixed"))["pareto"])
