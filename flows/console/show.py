@@ -243,7 +243,9 @@ def where_to_look(run: "Run", places: "Mapping[str, Place]") -> Iterator[tuple[s
     if not session.variant:
         yield "models", str(session.view("").folder)
     elif models:
-        yield "models", str(session.place(models[-1]).folder)
+        shipped = next((found.shipped for found in reversed(verdicts_of(run, places).values())), None)
+        name = shipped if shipped in models else models[-1]
+        yield name, str(session.place(name).folder)
 
 
 def where_tracked(tracker: "Tracker") -> str:

@@ -1,18 +1,21 @@
 """Screens before a run: the plan at 80 columns, the tree, mermaid, and machines that are too small."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
 from rich.console import Console
 
+from flows.console import show
 from flows.console.show import mermaid, show_plan, wiring
 from flows.planning import estimate
 from flows.planning.config import Runtime
 from flows.planning.plan import build_plan
 from tasks.shared.errors import MachineError
 from tasks.shared.model.sizes import parameter_count
+from tasks.shared.technique import Kind
 from tests.tiny_llama import save_tiny
 
 
@@ -128,3 +131,17 @@ def test_a_narrow_table_leaves_the_inputs_to_the_tree(plan: Any, tmp_path: Path,
         show_plan(plan, Runtime(root=str(tmp_path)), console=console)
     text = console.export_text()
     assert ("reads" in text) is reads and "+ corpus" in text
+
+
+@pytest.mark.parametrize(("shipped", "shown"), [("small", "small"), ("models.teacher", "large"), (None, "large")])
+def test_a_run_with_overrides_shows_the_model_that_ships(
+    monkeypatch: pytest.MonkeyPatch, shipped: str | None, shown: str
+) -> None:
+    """Otherwise the last one: no recipe's folder has the models of such a run."""
+    monkeypatch.setattr(show, "verdicts_of", lambda *_: {"verdict": SimpleNamespace(shipped=shipped)})
+    steps = [SimpleNamespace(name=name, kind=Kind.ENGINE) for name in ("small", "large")]
+    session = SimpleNamespace(
+        variant=True, plan=SimpleNamespace(steps=steps), place=lambda name: SimpleNamespace(folder=f"store/{name}")
+    )
+    run: Any = SimpleNamespace(session=session, recorder=SimpleNamespace(tracker=SimpleNamespace(address="", link="")))
+    assert list(show.where_to_look(run, {})) == [(shown, f"store/{shown}")]
