@@ -245,7 +245,7 @@ def where_to_look(run: "Run", places: "Mapping[str, Place]") -> Iterator[tuple[s
     elif models:
         shipped = next((found.shipped for found in reversed(verdicts_of(run, places).values())), None)
         name = shipped if shipped in models else models[-1]
-        yield name, str(session.place(name).folder)
+        yield "models", str(session.place(name).folder)
 
 
 def where_tracked(tracker: "Tracker") -> str:

@@ -144,4 +144,4 @@ def test_a_run_with_overrides_shows_the_model_that_ships(
         variant=True, plan=SimpleNamespace(steps=steps), place=lambda name: SimpleNamespace(folder=f"store/{name}")
     )
     run: Any = SimpleNamespace(session=session, recorder=SimpleNamespace(tracker=SimpleNamespace(address="", link="")))
-    assert list(show.where_to_look(run, {})) == [(shown, f"store/{shown}")]
+    assert list(show.where_to_look(run, {})) == [("models", f"store/{shown}")]
