@@ -28,6 +28,8 @@ def wait_until(happened: Callable[[], Any], seconds: float = 90, every: float = 
     raise AssertionError(f"did not happen within {seconds} s")
 
 
+BUSY = 503
+"""Status of a server whose database is locked."""
 CLIENT = httpx.Client(timeout=60)
 """One for all requests: a new one each time reads all certificates first."""
 
@@ -50,6 +52,12 @@ class Server:
 
     def post(self, path: str, **content: Any) -> Any:
         answer = CLIENT.post(f"{self.url}{path}", json=content)
+        until = time.monotonic() + 10
+        while (
+            answer.status_code == BUSY and time.monotonic() < until
+        ):  # its database is locked; Prefect's client tries again too
+            time.sleep(0.5)
+            answer = CLIENT.post(f"{self.url}{path}", json=content)
         assert answer.is_success, answer.text
         return answer.json()
 
