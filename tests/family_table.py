@@ -102,6 +102,7 @@ ROWS = (
     Row("prune/width", {"ratio": 0.5, **SHORT}),
     Row("quantize/rtn", {"check_rows": 2, "max_tokens": 48}),
     Row("quantize/gptq", {"check_rows": 2, **SHORT}),
+    Row("quantize/gptq_levels", {"grid": "q4_0", "check_rows": 2, **SHORT}),
     Row("quantize/autoround", {"check_rows": 2, "iterations": 2, **SHORT}),
     Row("quantize/awq", {"check_rows": 2, "grid": 3, **SHORT}),
     Row("quantize/smoothquant", {"check_rows": 2, **SHORT}),

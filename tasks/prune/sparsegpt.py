@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from tasks.prune.masking.compensation import by_pattern, by_sparsity, compensated, inverse_factor
+from tasks.prune.masking.compensation import by_pattern, by_sparsity, compensated
 from tasks.prune.masking.pruning import Rows, prune, prune_by_layer
 from tasks.prune.masking.settings import Calibrated, masking_spec
-from tasks.shared.model.input_statistics import gram
+from tasks.shared.model.input_statistics import gram, inverse_factor
 from tasks.shared.model.masks import parse_pattern
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun
 

@@ -28,6 +28,7 @@ from tasks.shared.formats.soft_targets import SoftTargets, row_key
 from tasks.shared.gguf.support import BIASES
 from tasks.shared.model.activations import collect
 from tasks.shared.model.encoding import encode
+from tasks.shared.model.grids import find_levels
 from tasks.shared.model.head import check_head, output_head
 from tasks.shared.model.layout import decoder_layers, find_layout, part_of
 from tasks.shared.model.loading import load_model, load_tokenizer
@@ -364,6 +365,21 @@ def check_quantized(source: Path, out: Path, metrics: Any, inputs: Inputs) -> No
         assert 1e-3 < float((weight - unpacked).detach().norm() / weight.detach().norm()) < 0.3, name
 
 
+def check_levels(source: Path, out: Path, metrics: Any, inputs: Inputs) -> None:
+    """Every matrix in the layers is on the grid, and the outputs are nearer than by rounding; all else is the source's."""
+    import torch
+
+    model, before = reloaded(out), source_model(source)
+    names = {f"{name}.weight" for name in matrices_of(model)}
+    for name, weight in model.named_parameters():
+        if name in names:
+            assert find_levels(weight.detach().unflatten(-1, (-1, 32)), "q4_0") is not None, name
+        else:
+            assert torch.equal(weight, before.get_parameter(name)), name
+    assert 0 < metrics["output_error"] <= metrics["rounding_error"]
+    assert logits_of(model, probe()).isfinite().all()
+
+
 def check_cast(source: Path, out: Path, metrics: Any, inputs: Inputs) -> None:
     assert logits_of(reloaded(out), probe()).allclose(logits_of(rounded_source(source), probe()), atol=1e-4)
 
@@ -459,7 +475,7 @@ CHECKS: dict[str, Callable[..., Any]] = {
     "prune/low_rank": check_reduced, "prune/layer_sharing": check_shared,
     "prune/hidden": check_hidden, "prune/vocabulary": check_vocabulary, "prune/weight_selection": check_selection, "quantize/rtn": check_quantized,
     "quantize/gptq": check_quantized, "quantize/fp8": check_quantized, "quantize/fp4": check_quantized, "quantize/awq": check_packed,
-    "quantize/autoround": check_quantized, "quantize/smoothquant": check_packed,
+    "quantize/gptq_levels": check_levels, "quantize/autoround": check_quantized, "quantize/smoothquant": check_packed,
     "quantize/cast": check_cast, "export/gguf": check_gguf, "export/mixed_gguf": check_mixed_gguf, "export/onnx": check_onnx,
     "logits/topk": check_targets, "evaluate/perplexity": check_scores,
     "evaluate/generation": check_scores,

@@ -11,7 +11,7 @@ from tasks.prune.factoring.decomposition import (
     rank_by_ratio,
     reduced,
 )
-from tasks.prune.masking.compensation import input_factor
+from tasks.shared.model.input_statistics import input_factor
 
 
 def problem(outputs: int = 20, width: int = 32, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

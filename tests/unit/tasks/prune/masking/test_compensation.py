@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from tasks.prune.masking.choice import lowest, lowest_of_groups
-from tasks.prune.masking.compensation import by_pattern, by_sparsity, compensated, inverse_factor
+from tasks.prune.masking.compensation import by_pattern, by_sparsity, compensated
 from tasks.prune.masking.scores import wanda
 from tasks.shared.errors import TechniqueError
+from tasks.shared.model.input_statistics import inverse_factor
 from tests.matrix_errors import output_error
 
 

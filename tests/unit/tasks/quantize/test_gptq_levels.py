@@ -1,0 +1,82 @@
+"""GPTQ on levels of GGUF: nearer than rounding, copied unchanged by the export, and what it refuses."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from tasks.export.gguf import Gguf
+from tasks.prune.magnitude import Magnitude
+from tasks.quantize.gptq_levels import GptqLevels
+from tasks.shared.errors import TechniqueError
+from tasks.shared.model.grids import GridName, find_levels
+from tasks.shared.model.masks import read_masks
+from tasks.shared.technique import Inputs
+from tests.settings_case import Case, Change
+from tests.tiny_llama import build_model, empty_run, inputs_of, one_layer_inputs, save_tiny, write_corpus
+
+
+def folder(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
+@pytest.mark.parametrize("grid", ["iq4_nl", "q4_0"])
+def test_every_matrix_is_on_the_grid_and_nearer_than_by_rounding(
+    trained: Inputs, tmp_path: Path, grid: GridName
+) -> None:
+    out, run = empty_run(tmp_path)
+    metrics = GptqLevels(grid=grid, calibration_rows=24)(trained, out, run)  # type: ignore[arg-type]
+    weights = load_file(out / "model.safetensors")
+    matrices = [weight for name, weight in weights.items() if "proj" in name]
+    assert len(matrices) >= 7
+    assert all(find_levels(weight.unflatten(-1, (-1, 32)), grid) is not None for weight in matrices)
+    assert 0 < float(metrics["output_error"]) < float(metrics["rounding_error"]) < 0.1
+    assert 0 < float(metrics["kl_to_source"]) < 0.2
+
+
+def test_the_export_copies_levels_and_scales(tmp_path: Path) -> None:
+    source, corpus = save_tiny(tmp_path / "source", build_model(num_hidden_layers=1)), write_corpus(tmp_path / "corpus")
+    out, run = empty_run(folder(tmp_path / "levels"))
+    GptqLevels(calibration_rows=8, check_rows=2, max_tokens=48)(inputs_of(source, corpus), out, run)
+    file, run = empty_run(folder(tmp_path / "file"))
+    found = Gguf(scheme="iq4_nl", prompts=2, tokens=2)(inputs_of(out), file, run)
+    assert float(found["kl_to_source"]) < 1e-3, "the embedding alone is rounded"
+
+
+def test_masks_are_held_where_the_grid_has_a_zero(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source, corpus = save_tiny(tmp_path / "source", build_model(num_hidden_layers=1)), write_corpus(tmp_path / "corpus")
+    masked, run = empty_run(folder(tmp_path / "masked"))
+    Magnitude(sparsity=0.5)(inputs_of(source), masked, run)
+    for grid in ("q4_0", "iq4_nl"):
+        out, run = empty_run(folder(tmp_path / grid))
+        GptqLevels(grid=grid, calibration_rows=4, max_tokens=32)(inputs_of(masked, corpus), out, run)
+        held, kept = read_masks(masked), read_masks(out)
+        weights = load_file(out / "model.safetensors")
+        assert held
+        if grid == "q4_0":
+            assert kept and all(kept.tensors[name].zeros >= mask.zeros for name, mask in held.tensors.items())
+        else:
+            assert kept is None and "iq4_nl has no zero" in caplog.text
+            assert all(bool(weights[name].all()) for name in held.tensors)
+
+
+def test_odd_widths_are_refused() -> None:
+    with pytest.raises(TechniqueError, match=r"mlp.down \(in=172\)"):
+        GptqLevels().check_widths({"mlp.down": 172, "mlp.up": 64})
+
+
+CHANGES = {
+    "grid": Change("q4_0"),
+    "calibration_rows": Change(2),
+    "damping": Change(0.9),
+    "check_rows": Change(1),  # only the figures know it, and the next one
+    "max_tokens": Change(16),
+}
+
+
+@contextmanager
+def settings_case(folder: Path) -> Iterator[Case]:
+    yield Case(folder, one_layer_inputs(folder), {"calibration_rows": 4, "max_tokens": 32, "check_rows": 2})
