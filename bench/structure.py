@@ -15,6 +15,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ def budgets(model: Any, ids: list[list[int]], folder: Path) -> Iterator[tuple[st
         for units in (("layers", "neurons", "groups"), ("layers",), ("neurons",)):
             technique = Budget(ratio=round(1 - share, 2), units=units, batch_size=4)
             name = f"budget, {share:.0%}, {' and '.join(units)}"
-            yield name, lambda technique=technique: fitted(model, technique, ids, folder)  # type: ignore[misc]
+            yield name, partial(fitted, model, technique, ids, folder)
 
 
 def factored(model: Any, ids: list[list[int]], settings: Mapping[str, Any]) -> tuple[Any, int]:
@@ -125,7 +126,7 @@ def sharing(given: argparse.Namespace, model: Any, ids: list[list[int]]) -> Iter
                     settings = {"count": count, "size": size, "criterion": criterion, "method": method}
                     label = f"sharing, {count} runs of {size}, {criterion}, {method}"
                     label += f" {seed}" if criterion == "random" else ""
-                    yield label, lambda settings=settings, seed=seed: shared(model, ids, settings, seed)  # type: ignore[misc]
+                    yield label, partial(shared, model, ids, settings, seed)
 
 
 def trials(given: argparse.Namespace, model: Any, ids: list[list[int]]) -> Iterator[tuple[str, Build]]:
@@ -148,11 +149,11 @@ def trials(given: argparse.Namespace, model: Any, ids: list[list[int]]) -> Itera
             for seed in given.seeds if criterion == "random" else [0]:
                 technique = kind(criterion=criterion, **common, **settings)
                 label = f"{name}, {criterion}" + (f" {seed}" if criterion == "random" else "")
-                yield label, lambda technique=technique, seed=seed: narrowed(model, technique, ids, seed)  # type: ignore[misc]
+                yield label, partial(narrowed, model, technique, ids, seed)
     for ratio in given.ratios:
         for method in ("whitened", "plain"):
             settings = {"method": method, "ratio": ratio}
-            yield f"low_rank, ratio {ratio:g}, {method}", lambda settings=settings: factored(model, ids, settings)  # type: ignore[misc]
+            yield f"low_rank, ratio {ratio:g}, {method}", partial(factored, model, ids, settings)
     yield from sharing(given, model, ids)
 
 

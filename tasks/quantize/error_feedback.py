@@ -47,18 +47,27 @@ def rounded_to(weight: "Tensor", scale: "Tensor", low: "Tensor", grid: Grid) -> 
     return (nearest_levels(groups, scale, low, grid.name) * scale).flatten(-2)
 
 
-def with_feedback(
-    weight: "Tensor", products: "Tensor", scale: "Tensor", low: "Tensor", grid: Grid, damping: float
-) -> "Tensor":
-    """Return values of the grid whose outputs differ least from the weight's, column by column.
+def ordered_factor(products: "Tensor", damping: float) -> "tuple[Tensor, Tensor]":
+    """Return the order of the columns, most energy first, and `inverse_factor` in it.
 
-    weight: (out, in), float32.  products: (in, in), float64, sum of products of the inputs.  scale, low: (out, groups, 1).
+    products: (in, in), float64, sum of products of the inputs.  Returns (in,) and (in, in).
     damping: as in `inverse_factor`.  Raises TechniqueError if the damped products are not positive definite.
     """
     import torch
 
     order = torch.argsort(products.diagonal(), descending=True)
-    factor = inverse_factor(products[order][:, order], damping)
+    return order, inverse_factor(products[order][:, order], damping)
+
+
+def with_feedback(
+    weight: "Tensor", order: "Tensor", factor: "Tensor", scale: "Tensor", low: "Tensor", grid: Grid
+) -> "Tensor":
+    """Return values of the grid whose outputs differ least from the weight's, column by column.
+
+    weight: (out, in), float32.  order, factor: (in,) and (in, in), as `ordered_factor` returns them.  scale, low: (out, groups, 1).
+    """
+    import torch
+
     left = weight[:, order]
     steps, lowest = (part[..., 0].repeat_interleave(grid.group, 1)[:, order] for part in (scale, low))
     columns = weight.shape[1]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from tasks.quantize.error_feedback import fitted_scales, output_error, rounded_to, with_feedback
+from tasks.quantize.error_feedback import fitted_scales, ordered_factor, output_error, rounded_to, with_feedback
 from tasks.shared.errors import TechniqueError
 from tasks.shared.forecast import Forecast, Workload, forecast_reading
 from tasks.shared.model.agreement import compare_logits, logits_of
@@ -152,14 +152,15 @@ class GptqLevels:
             parts = {name: part for name, part in visit.layer.named_modules() if isinstance(part, torch.nn.Linear)}
             products = visit.input_sums(parts, gram)
             done += len(products)
+            distinct = {id(found): found for found in products.values()}  # matrices with the same inputs share one
+            ordered = {key: ordered_factor(found, self.damping) for key, found in distinct.items()}
             threads = torch.get_num_threads()
-            torch.set_num_threads(
-                1
-            )  # thousands of small operations, which threads that wait for each other make slower
+            # It is thousands of small operations, which threads that wait for each other make slower.
+            torch.set_num_threads(1)
             try:
                 for name, found in products.items():
-                    for key, error in self.round_matrix(parts[name].weight.detach(), found).items():
-                        total[key] += error
+                    errors = self.round_matrix(parts[name].weight.detach(), found, *ordered[id(found)])
+                    total = {key: total[key] + error for key, error in errors.items()}
             finally:
                 torch.set_num_threads(threads)
         if done != len(wanted):
@@ -169,14 +170,15 @@ class GptqLevels:
         outputs = total["outputs"] or 1.0
         return {"output_error": total["feedback"] / outputs, "rounding_error": total["rounding"] / outputs}
 
-    def round_matrix(self, weight: "Tensor", products: "Tensor") -> dict[str, float]:
+    def round_matrix(self, weight: "Tensor", products: "Tensor", order: "Tensor", factor: "Tensor") -> dict[str, float]:
         """Round one matrix in place; return squares of its outputs and of their errors.
 
-        weight: (out, in).  products: (in, in), float64, sum of products of its inputs.
+        weight: (out, in).  products: (in, in), float64, sum of products of its inputs.  order, factor: (in,) and (in, in), as
+        `ordered_factor` returns them.
         """
         before = weight.float()
         scale, low = fitted_scales(before, products.diagonal(), self.weight_grid)
-        found = with_feedback(before, products, scale, low, self.weight_grid, self.damping)
+        found = with_feedback(before, order, factor, scale, low, self.weight_grid)
         plain = rounded_to(before, scale, low, self.weight_grid)
         changes = {"outputs": before, "feedback": found - before, "rounding": plain - before}
         errors = {name: output_error(change, products) for name, change in changes.items()}

@@ -32,9 +32,22 @@ class Items:
         return self.count if self.groups is None else self.groups
 
     def __str__(self) -> str:
-        """Format the number for messages; "up to" before a bound."""
+        """Format the number for tables; "up to" before a bound."""
         worth = "" if self.groups is None else f", worth {self.groups}"
-        return f"{'' if self.exact else 'up to '}{self.count}{worth}"
+        return f"{self._count}{worth}"
+
+    @property
+    def _count(self) -> str:
+        return f"{'' if self.exact else 'up to '}{self.count}"
+
+    def in_words(self, unit: str) -> str:
+        """Format the number for sentences: "600 items in 132 groups, which count once each,".
+
+        unit: name of the items.
+        """
+        return f"{self._count} {unit}" + (
+            "" if self.groups is None else f" in {self.groups} groups, which count once each,"
+        )
 
 
 def worth_of(groups: Iterable[str]) -> int | None:

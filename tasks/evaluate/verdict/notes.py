@@ -38,9 +38,8 @@ def power_notes(
     for name, smallest in detectable.items():
         margin = gates[name].margin
         if margin is not None and not gates[name].relative and smallest > margin:
-            grouped = "" if items[name].groups is None else " independent"
             yield (
-                f"{name}: {items[name]}{grouped} items are too few for a margin of {margin:.3g}; with {discordance:.0%} of them flipping, "
+                f"{name}: {items[name].in_words('items')} are too few for a margin of {margin:.3g}; with {discordance:.0%} of them flipping, "
                 f"an equal candidate passes with {power:.0%} probability only at a margin of at least {smallest:.3g}."
             )
 

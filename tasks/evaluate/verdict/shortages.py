@@ -46,7 +46,7 @@ def shortages(
     complete: no measure is missing from `items`, so that a margin on another one can never be decided.
     """
     found = ItemFindings()
-    short: dict[tuple[str, bool, float], list[str]] = {}
+    short: dict[tuple[Items, float], list[str]] = {}
     for name, margin in margins.items():
         own = items.get(name)
         if own is None or not own.count:
@@ -57,21 +57,19 @@ def shortages(
         smallest = None if relative or not own.binary else planned.smallest(own.independent)
         found.decidable.append(Decidable(where, name, own, margin, relative, smallest))
         if smallest is not None and smallest > margin:
-            short.setdefault((str(own), own.groups is not None, margin), []).append(name)
+            short.setdefault((own, margin), []).append(name)
     found.warnings.extend(_too_few(where, names, *key, planned) for key, names in short.items())
     return found
 
 
-def _too_few(where: str, names: list[str], count: str, grouped: bool, margin: float, planned: Planned) -> str:
+def _too_few(where: str, names: list[str], items: Items, margin: float, planned: Planned) -> str:
     needed = planned.needed(margin)
-    if grouped:
-        return (
-            f"{where}: {' and '.join(names)}: {count} independent test items, since those of one group may all fail together, too few for a "
-            f"margin of {100 * margin:.3g} points. Use more groups with fewer items each, about {needed} in total, or a larger margin"
-        )
+    more = f"about {needed} test items"
+    if items.groups is not None:
+        more = f"about {needed} groups of test items, of one item each if you can"
     return (
-        f"{where}: {' and '.join(names)}: {count} test items are too few for a margin of {100 * margin:.3g} points: even a candidate as "
-        f"good as the baseline passes with less than {planned.power:.0%} probability. Use about {needed} test items, or a larger margin"
+        f"{where}: {' and '.join(names)}: {items.in_words('test items')} are too few for a margin of {100 * margin:.3g} points: even a candidate as "
+        f"good as the baseline passes with less than {planned.power:.0%} probability. Use {more}, or a larger margin"
     )
 
 

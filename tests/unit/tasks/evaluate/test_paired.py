@@ -312,7 +312,8 @@ def test_wordings_of_a_question_are_planned_as_less_than_single_items(tmp_path: 
     found = Paired(margins={"label": 0.05}).find_shortages("steps.verdict", {}, {"label": grouped}, True)
     alone = Paired(margins={"label": 0.05}).find_shortages("steps.verdict", {}, {"label": Items(100)}, True)
     assert found.decidable[0].smallest == alone.decidable[0].smallest
-    assert "label: 600, worth 100 independent test items" in found.warnings[0] and "more groups" in found.warnings[0]
+    assert "label: 600 test items in 100 groups, which count once each, are too few" in found.warnings[0]
+    assert "groups of test items" in found.warnings[0] and "test items are too few" in alone.warnings[0]
     right = some_right(300, 0.8)
     items = [
         item.model_copy(update={"cluster": f"question {place % 30}"})
@@ -320,7 +321,7 @@ def test_wordings_of_a_question_are_planned_as_less_than_single_items(tmp_path: 
     ]
     scores = write_step_scores(tmp_path / "answers", {"label": Measure(title="label accuracy")}, items)
     verdict = judge(tmp_path / "judged", [scores], ["slim"], {"label": 0.05})
-    assert any("label: 300, worth 30 independent items are too few" in note for note in verdict.notes)
+    assert any("label: 300 items in 30 groups, which count once each, are too few" in note for note in verdict.notes)
 
 
 def test_items_in_groups_of_one_are_worth_themselves() -> None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tasks.quantize.error_feedback import fitted_scales, output_error, rounded_to, with_feedback
+from tasks.quantize.error_feedback import fitted_scales, ordered_factor, output_error, rounded_to, with_feedback
 from tasks.shared.model.grids import Grid, GridName, find_levels
 
 
@@ -19,7 +19,10 @@ def test_outputs_are_nearer_than_by_rounding_and_weights_are_on_the_grid(name: G
     grid = Grid(name, 32)
     products, weight = inputs_and_weight(192)  # more columns than a block
     scale, low = fitted_scales(weight, products.diagonal(), grid)
-    found, plain = with_feedback(weight, products, scale, low, grid, 0.01), rounded_to(weight, scale, low, grid)
+    found, plain = (
+        with_feedback(weight, *ordered_factor(products, 0.01), scale, low, grid),
+        rounded_to(weight, scale, low, grid),
+    )
     for rounded in (found, plain):
         assert find_levels(rounded.unflatten(-1, (-1, 32)), name) is not None
     assert output_error(found - weight, products) < 0.7 * output_error(plain - weight, products)
@@ -30,7 +33,9 @@ def test_independent_inputs_need_no_feedback() -> None:
     _, weight = inputs_and_weight()
     products = torch.diag(torch.arange(1.0, 65.0)).double()
     scale, low = fitted_scales(weight, products.diagonal(), grid)
-    assert torch.equal(with_feedback(weight, products, scale, low, grid, 0.01), rounded_to(weight, scale, low, grid))
+    assert torch.equal(
+        with_feedback(weight, *ordered_factor(products, 0.01), scale, low, grid), rounded_to(weight, scale, low, grid)
+    )
 
 
 def test_what_is_on_the_grid_stays() -> None:
@@ -38,7 +43,7 @@ def test_what_is_on_the_grid_stays() -> None:
     products, weight = inputs_and_weight()
     scale, low = fitted_scales(weight, products.diagonal(), grid)
     once = rounded_to(weight, scale, low, grid)
-    assert torch.equal(with_feedback(once, products, scale, low, grid, 0.01), once)
+    assert torch.equal(with_feedback(once, *ordered_factor(products, 0.01), scale, low, grid), once)
 
 
 def test_fitted_scales_weigh_the_columns_by_their_energy() -> None:
