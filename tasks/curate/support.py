@@ -4,11 +4,12 @@ Kinds: FAQ, troubleshooting, edge cases and requests to refuse.  The same seed y
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from itertools import cycle
 from pathlib import Path
 from random import Random
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
@@ -16,6 +17,7 @@ from pydantic.dataclasses import dataclass
 from tasks.curate.corpus_files import write_corpus
 from tasks.curate.shop import wording
 from tasks.curate.shop.changed_numbers import change_numbers
+from tasks.curate.shop.invented import invent
 from tasks.curate.shop.knowledge import BUILT_IN, Company, Knowledge, load_knowledge
 from tasks.curate.shop.passages import choose_passages, earlier_topic
 from tasks.curate.shop.phrasings import Phrasing, Topic, share_out, topics_of
@@ -84,6 +86,10 @@ class Support:
     """Fraction of prompts with the right article whose numbers are changed, in article and answer alike.
 
     Training and calibration only: a model has to read these numbers, and cannot learn them."""
+    invented_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Fraction of training conversations about articles that are made up for each: nothing but reading answers their questions."""
+    show_topics: bool = False
+    """Write an article's topic, which is the label of its questions, behind its title in the prompt, as the category of a help page."""
     questions: Annotated[int, Field(ge=1)] = 1
     """Most questions about the articles of a prompt, each answered in a turn of its own.
 
@@ -163,6 +169,18 @@ class Support:
             )
 
 
+class _Turn(NamedTuple):
+    """A question and its answer.
+
+    covered: False if the articles of the prompt should hold the answer and do not.
+    """
+
+    topic: Topic
+    covered: bool
+    group: str
+    texts: tuple[str, str]
+
+
 class _Writer:
     """Generator of one split's rows, balanced over topics.
 
@@ -191,8 +209,11 @@ class _Writer:
     def rows(self, topics: Sequence[Topic]) -> list[Row]:
         """Rows of the split, shuffled and numbered."""
         self.topics = topics
-        wanted = quotas(topics, self.settings.size_of(self.split), self._shares(), self.rng)
+        size = self.settings.size_of(self.split)
+        invented = round(size * self.settings.invented_share) if self.split == "train" else 0
+        wanted = quotas(topics, size - invented, self._shares(), self.rng)
         made = [row for topic in topics for row in self._topic(topic, wanted[topic.id])]
+        made += self._distinct(self._invented, invented, "invented")
         self.rng.shuffle(made)
         return [row.model_copy(update={"id": f"{self.split}-{number:05d}"}) for number, row in enumerate(made, start=1)]
 
@@ -200,22 +221,29 @@ class _Writer:
         return self.settings.refusal_share, self.settings.held_out_share if self.split == "test" else 0.0
 
     def _topic(self, topic: Topic, wanted: int) -> list[Row]:
-        phrasings = self.rng.sample(topic.phrasings, len(topic.phrasings))
+        phrasings = cycle(self.rng.sample(topic.phrasings, len(topic.phrasings)))
+        return self._distinct(lambda: self._variant(topic, next(phrasings)), wanted, topic.id, len(topic.phrasings))
+
+    def _distinct(self, make: Callable[[], Row], wanted: int, name: str, least: int = 0) -> list[Row]:
+        """Return so many rows with texts of their own.
+
+        least: rows to try at least for each that `TRIES` allows.
+        """
         made: list[Row] = []
-        for turn in range(TRIES * max(wanted, len(phrasings))):
+        for _ in range(TRIES * max(wanted, least)):
             if len(made) == wanted:
-                return made
-            row = self._variant(topic, phrasings[turn % len(phrasings)])
+                break
+            row = make()
             if self._is_new(row):
                 made.append(row)
-        if len(made) == wanted:
-            return made
-        raise DataError(
-            f"{self.split}: {topic.id}",
-            f"only {len(made)} distinct conversations",
-            f"{wanted}",
-            f"lower {self.split}_size, raise typo_rate or tone_rate, or write more questions",
-        )
+        if len(made) < wanted:
+            raise DataError(
+                f"{self.split}: {name}",
+                f"only {len(made)} distinct conversations",
+                f"{wanted}",
+                f"lower {self.split}_size, raise typo_rate or tone_rate, or write more questions",
+            )
+        return made
 
     def _is_new(self, row: Row) -> bool:
         text = user_text(row)
@@ -236,7 +264,9 @@ class _Writer:
         shown, covered = self._passages(asked)
         changed = asked is not topic and bool(shown) and covered
         topic = asked if changed else topic
-        turns = [*(self._earlier(topic, shown) if shown else ()), question]
+        others = [other for other in self.topics if other.id != topic.id]
+        earlier = self._asked(others, shown, self._questions - 1) if shown else []
+        turns = [*(text for turn in earlier for text in turn.texts), question]
         learned = len(turns) // 2
         answers, accept = topic.answers, topic.accept
         first = bool(topic.first_answers) and rng.random() < settings.first_turn_rate
@@ -247,7 +277,7 @@ class _Writer:
         elif topic.first_answers:
             turns += [rng.choice(topic.first_answers), self._with_typos(rng.choice(topic.followups))]
         turns.append(join_answer(topic.intent, rng.choice(answers)))
-        turns[0] = with_article(turns[0], *shown) if shown else turns[0]
+        turns[0] = self._with_articles(turns[0], shown)
         talk = [
             Message(role="assistant", content=text, learn=None if place < 2 * learned or text is turns[-1] else False)
             if place % 2
@@ -280,23 +310,57 @@ class _Writer:
             return wording.dress(question, wording.TEST_OPENINGS, wording.TEST_CLOSINGS, self.rng)
         return wording.dress(question, wording.TRAIN_OPENINGS, wording.TRAIN_CLOSINGS, self.rng)
 
-    def _earlier(self, topic: Topic, shown: Sequence[Article]) -> list[str]:
-        """Return earlier questions about the same articles, each followed by its answer."""
-        turns: list[str] = []
-        used = {topic.id}
-        for _ in range(self.settings.questions - 1 if self.split != "test" else 0):
-            others = [other for other in self.topics if other.id not in used]
-            found = earlier_topic(others, shown, self.settings.uncovered_rate, self._shares()[0], self.rng)
+    def _invented(self) -> Row:
+        """Return a conversation about articles that exist nowhere else."""
+        settings = self.settings
+        intents = sorted({topic.intent for topic in self.topics if topic.article})
+        shown, topics = invent(intents, settings.passages, settings.passage_sentences, self.rng)
+        refusals = [topic for topic in self.topics if topic.article is None]
+        asked = self._asked([*topics, *refusals], shown, self._questions)
+        last = asked[-1]
+        turns = [text for turn in asked for text in turn.texts]
+        turns[0] = self._with_articles(turns[0], shown)
+        roles: tuple[Literal["user", "assistant"], ...] = ("user", "assistant")
+        accept = last.topic.accept if last.covered else ()
+        return Row(
+            id="new",
+            task=TASK,
+            messages=(
+                self.system,
+                *(Message(role=roles[place % 2], content=text) for place, text in enumerate(turns)),
+            ),
+            key=answer_key(last.topic, accept, last.covered),
+            tags={"kind": last.topic.kind, "intent": last.topic.intent.lower(), "grounded": "invented"},
+            group=last.group,
+        )
+
+    @property
+    def _questions(self) -> int:
+        return self.settings.questions if self.split != "test" else 1
+
+    def _asked(self, topics: Sequence[Topic], shown: Sequence[Article], count: int) -> list["_Turn"]:
+        """Return `count` questions about the articles of a prompt, or fewer, and their answers."""
+        turns: list[_Turn] = []
+        left = list(topics)
+        for _ in range(count):
+            found = earlier_topic(left, shown, self.settings.uncovered_rate, self._shares()[0], self.rng)
             if found is None:
                 break
-            asked, covered = found
-            used.add(asked.id)
-            answers = asked.answers if covered else self.company.not_covered
-            turns += [
-                self._question(self.rng.choice(asked.phrasings)),
-                join_answer(asked.intent, self.rng.choice(answers)),
-            ]
+            topic, covered = found
+            left.remove(topic)
+            phrasing = self.rng.choice(topic.phrasings)
+            question = self._question(phrasing)
+            answer = self.rng.choice(topic.answers if covered else self.company.not_covered)
+            turns.append(_Turn(topic, covered, phrasing.group, (question, join_answer(topic.intent, answer))))
         return turns
+
+    def _with_articles(self, question: str, shown: Sequence[Article]) -> str:
+        if self.settings.show_topics:
+            shown = [
+                article.model_copy(update={"title": f"{article.title} ({article.topic})"}) if article.topic else article
+                for article in shown
+            ]
+        return with_article(question, *shown) if shown else question
 
     def _passages(self, topic: Topic) -> tuple[list[Article], bool]:
         """Articles for the prompt, and False if they should cover the question and do not."""

@@ -13,6 +13,7 @@ from tasks.export.gguf_file import SECONDS_PER_WEIGHT, TOKEN_BYTES, FileTypes, G
 from tasks.export.source import dense_folder
 from tasks.shared.errors import ConfigError, StillroomError
 from tasks.shared.forecast import Forecast, Workload, forecast_reading
+from tasks.shared.gguf.places import ATTENTION
 from tasks.shared.gguf.types import (
     FLOATS,
     NEEDS_IMPORTANCE,
@@ -27,7 +28,8 @@ from tasks.shared.gguf.types import (
 )
 from tasks.shared.gguf.writer import plan_tensors
 from tasks.shared.model.families import check_family, family_config
-from tasks.shared.model.grids import BLOCK, SERVED, Grid, grid_problems
+from tasks.shared.model.grids import BLOCK, SERVED, Grid, GridName, find_levels, grid_problems
+from tasks.shared.model.weight_files import read_tensors
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun, Upstream
 
 log = logging.getLogger(__name__)
@@ -36,19 +38,24 @@ UNWEIGHTED = FLOATS | {"q8_0", "nvfp4", "mxfp4", "tq2_0", "tq1_0"}
 FINE = 6.0
 """Bits per weight above which rounding 4-bit weights again changes next to nothing."""
 
+TYPE_OF_GRID: Mapping[GridName, Scheme] = {"q4_0": "q4_0", "iq4_nl": "iq4_nl", "int4_asymmetric": "q4_1"}
+"""Types that hold the levels of dense weights unchanged, in the order in which they are tried."""
+
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Gguf(GatedGguf):
     """One .gguf file with tokenizer and chat template, refused if it deviates from its source.
 
     A source of 4-bit groups of 32, 64 or 128 is copied to q4_0 (symmetric) or q4_1 (either kind) with unchanged integers and so keeps
-    its calibration, in contrast to a dense source, which is rounded.  So is one that was trained on a grid (`qat`), to q4_0, q4_1 or iq4_nl.
+    its calibration, in contrast to a dense source, which is rounded.  So is one whose weights are on a grid already (`quantize/gptq_levels`, or
+    `qat` in training), to q4_0, q4_1 or iq4_nl.
     """
 
     scheme: Scheme | Literal["auto"] = "auto"
     """Type of the layers' matrices.  auto: the type that copies the source's integers (q4_1 for 4 bits with zero points, q4_0 without,
-    q8_0 for 8 bits); q4_0 for a dense source.  q4_0 (4.5 bits per weight) is read everywhere; iq4_nl (4.5) is closer to the source, in
-    llama.cpp only.  Types in blocks of 256 weights (k, iq and tq types) need rows that are multiples of 256."""
+    q8_0 for 8 bits) or levels (of `gptq_levels` and `qat`, found in the weights); q4_0 for any other source.  q4_0 (4.5 bits per weight) is read
+    everywhere; iq4_nl (4.5) is closer to the source, in llama.cpp only.  Types in blocks of 256 weights (k, iq and tq types) need
+    rows that are multiples of 256."""
     embedding: EmbeddingScheme = "q8_0"
     """Type of the token embedding and the head, which in a small model are half of the file and most sensitive to rounding."""
     fallback: bool = True
@@ -112,8 +119,9 @@ class Gguf(GatedGguf):
 
     def keeps(self, grid: Grid) -> bool:
         """Return True if the scheme holds the grid's levels and scales, or has bits to spare."""
-        scheme = "q4_0" if self.scheme == "auto" else self.scheme  # the model is dense
-        return bits(scheme) > FINE or (scheme in SERVED[grid.name] and grid.group % BLOCK == 0)
+        if self.scheme == "auto":
+            return grid.group % BLOCK == 0
+        return bits(self.scheme) > FINE or (self.scheme in SERVED[grid.name] and grid.group % BLOCK == 0)
 
     def _needs_importance(self, where: str) -> ConfigError:
         return ConfigError(
@@ -172,11 +180,31 @@ def packed_groups(source: Path) -> list[dict[str, Any]]:
 
 
 def copying_type(source: Path) -> Scheme:
-    """Return the type that copies a model's integers; q4_0 for a dense one."""
+    """Return the type that copies a model's weights; q4_0 if they are on no grid."""
+    if not source.is_dir():
+        return "q4_0"
     groups = packed_groups(source)
+    if not groups:
+        return _type_of_levels(source)
     if any(weights.get("num_bits") != 4 for weights in groups):
         return "q8_0"
     return "q4_1" if any(weights.get("symmetric") is False for weights in groups) else "q4_0"
+
+
+def _type_of_levels(source: Path) -> Scheme:
+    """Return the type that holds a dense model's levels, by its smallest attention matrix."""
+    matrices = [
+        matrix for matrix in plan_tensors(source, "q4_0") if ATTENTION.search(matrix.name) and matrix.row % BLOCK == 0
+    ]
+    if not matrices:
+        return "q4_0"
+    smallest = min(matrices, key=lambda matrix: matrix.weights)
+    ((_, weight),) = read_tensors(source, [smallest.name])
+    if weight.shape[-1] % BLOCK:  # Conv1D has inputs first
+        return "q4_0"
+    blocks = weight.float().unflatten(-1, (-1, BLOCK))
+    found = (name for grid, name in TYPE_OF_GRID.items() if find_levels(blocks, grid) is not None)
+    return next(found, "q4_0")
 
 
 def warn_of_zero_points(source: Path, scheme: str) -> None:

@@ -29,12 +29,12 @@ def test_help_names_commands_and_options() -> None:
     [
         ((), "+recipe=support_bot"),
         (("+recipe=suport_bot",), "support_bot"),
-        (("+recipe=support_bot", "quantize@steps.int4=gptqq"), "gptq"),
+        (("+recipe=support_bot", "quantize@steps.quick4=gptqq"), "gptq"),
         (("+recipe=support_bot", "+steps.slim.ratoi=0.4"), "did you mean steps.slim.ratio"),
         (("+recipe=support_bot", "+typo=1"), "no such key"),
         (("+recipe=support_bot", "steps.slim.ratio=3"), "steps.slim.ratio"),
         (("+recipe=support_bot", "model@models.teacher=path", "models.teacher.path=/nowhere"), "/nowhere"),
-        (("+recipe=support_bot", "steps.int4.inputs.model=corpus"), "is a corpus"),
+        (("+recipe=support_bot", "steps.quick4.inputs.model=corpus"), "is a corpus"),
         (("+recipe=support_bot", "steps.slim.inputs.model=student"), "cycle"),
     ],
 )

@@ -6,17 +6,21 @@ compressed-tensors, half precision in GGUF), so that a level times its scale is 
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from tasks.shared.errors import ConfigError
 from tasks.shared.technique import Upstream
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 GridName = Literal["int4_symmetric", "int4_asymmetric", "q4_0", "iq4_nl"]
 IQ4_NL = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 """Levels of iq4_nl (ggml, kvalues_iq4nl)."""
+IQ4_NL_ENDS = (2 * IQ4_NL[0], 2 * IQ4_NL[-1])
+"""The first and the last, in halves."""
 LEVELS = 16
 LEAST = -8
 """Lowest of the 16 integers."""
@@ -137,19 +141,21 @@ def nearest_levels(groups: "Tensor", scale: "Tensor", low: "Tensor", name: GridN
     groups: (..., size), float32.
     scale, low: (..., 1), as `group_scales` returns them.
     """
-    import torch
-
     steps = groups / scale
     if name != "iq4_nl":
         return steps.round_().clamp_(low, low + (LEVELS - 1))
-    ends = (2 * IQ4_NL[0], 2 * IQ4_NL[-1])
-    halves = torch.arange(ends[0], ends[1] + 1, device=groups.device, dtype=torch.float32) / 2
-    levels = torch.tensor(IQ4_NL, device=groups.device, dtype=torch.float32)
-    table = levels[
-        torch.bucketize(halves, (levels[1:] + levels[:-1]) / 2, right=True)
-    ]  # limits are multiples of a half
-    places = steps.mul_(2).floor_().clamp_(*ends).sub_(ends[0]).int()
-    return table.index_select(0, places.flatten()).view(groups.shape)
+    places = steps.mul_(2).floor_().clamp_(*IQ4_NL_ENDS).sub_(IQ4_NL_ENDS[0]).int()
+    return _nearest_of_iq4_nl(groups.device).index_select(0, places.flatten()).view(groups.shape)
+
+
+@cache
+def _nearest_of_iq4_nl(device: "torch.device") -> "Tensor":
+    """The nearest level of every multiple of a half, on which limits between levels are."""
+    import torch
+
+    halves = torch.arange(IQ4_NL_ENDS[0], IQ4_NL_ENDS[1] + 1, device=device, dtype=torch.float32) / 2
+    levels = torch.tensor(IQ4_NL, device=device, dtype=torch.float32)
+    return levels[torch.bucketize(halves, (levels[1:] + levels[:-1]) / 2, right=True)]
 
 
 def round_to_grid(weight: "Tensor", grid: Grid) -> "Tensor":

@@ -355,6 +355,6 @@ def test_a_step_added_on_the_command_line_is_wired_too() -> None:
     assert [step for step in plan.steps if step.name != "slim2"] == list(before.steps), "it is in no report"
     with pytest.raises(
         ErrorList,
-        match="steps.slim2.inputs.model: missing, and 7 fit: models.teacher, tuned, int4, words, slim, student, small4",
+        match="steps.slim2.inputs.model: missing, and 7 fit: models.teacher, tuned, quick4, words, slim, student, small4",
     ):
         build_plan(compose_recipe("support_bot", added[:1]).recipe)

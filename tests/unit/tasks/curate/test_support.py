@@ -13,6 +13,7 @@ import yaml
 
 from tasks.curate.shop import wording
 from tasks.curate.shop.changed_numbers import change_numbers
+from tasks.curate.shop.invented import invent
 from tasks.curate.shop.knowledge import BUILT_IN, load_knowledge
 from tasks.curate.shop.phrasings import topics_of
 from tasks.curate.support import Support, quotas
@@ -181,6 +182,47 @@ def test_several_questions_share_the_articles_of_a_training_prompt(tmp_path: Pat
             assert refuses(text) != bool(facts)
             assert not facts or any(states_fact(shown, accept) for accept in facts), "an answer that the prompt lacks"
     assert 0.4 < counts["declined"] / counts.total() < 0.65, "few facts stand in two excerpts; the rest declines"
+
+
+def test_made_up_articles_answer_their_questions_and_no_other_prompt_holds_them(tmp_path: Path) -> None:
+    rows = build(
+        tmp_path, grounded_rate=1.0, test_grounded_rate=1.0, passages=2, passage_sentences=2, questions=3, uncovered_rate=0.2,
+        invented_share=0.5, show_topics=True,
+    )  # fmt: skip
+    made = [row for row in rows["train"] if row.tags["grounded"] == "invented"]
+    assert len(rows["train"]) == SMALL["train_size"] and len(made) == len(rows["train"]) // 2
+    assert not [row for split in ("calibration", "test") for row in rows[split] if row.tags["grounded"] == "invented"]
+    articles = {article.title: article for article in read_articles(tmp_path / "articles.jsonl").values()}
+    declined = 0
+    values: set[str] = set()
+    for row in made:
+        blocks = row.messages[1].content.removesuffix(question_of(row.messages[1].content)).split("Article: ")[1:]
+        titles = [block.split("\n")[0].removesuffix(")").split(" (") for block in blocks]
+        assert len(titles) == 2 and not {title for title, _ in titles} & set(articles)
+        label, answer = split_answer(row.answer)
+        declined += refuses(answer)
+        assert refuses(answer) or states_fact(answer, row.facts)
+        holding = [topic for block, (_, topic) in zip(blocks, titles, strict=True) if states_fact(block, row.facts)]
+        assert not row.facts or label in holding, "the label is that of the article that answers"
+        values |= {group[0] for group in row.facts}
+    assert 0.2 < declined / len(made) < 0.6 and len(values) > 80
+    for row in rows["test"]:
+        blocks = row.messages[1].content.removesuffix(question_of(row.messages[1].content)).split("Article: ")[1:]
+        for title, topic in (block.split("\n")[0].removesuffix(")").split(" (") for block in blocks):
+            assert articles[title].topic == topic
+
+
+def test_whatever_is_made_up_reads_well() -> None:
+    """Each sentence and answer states its value, with every value that may be drawn."""
+    rng = Random(0)
+    for _ in range(300):
+        shown, topics = invent(["a", "b", "c"], 2, 3, rng)
+        assert len(shown) == 2 and len({topic.id for topic in topics}) == len(topics) == 9
+        for topic in topics:
+            assert topic.article and states_fact(topic.article.text, topic.accept)
+            texts = [*topic.answers, *(phrasing.text for phrasing in topic.phrasings), topic.article.text]
+            assert all(states_fact(answer, topic.accept) for answer in topic.answers)
+            assert all("{" not in text for text in texts) and topic.article.title[0].isupper()
 
 
 def test_numbers_change_everywhere_or_nowhere() -> None:
@@ -360,6 +402,8 @@ CHANGES = {
     "uncovered_rate": Change(0.9),
     "passage_sentences": Change(1),
     "changed_rate": Change(1.0),
+    "invented_share": Change(0.3),
+    "show_topics": Change(value=True, given={"grounded_rate": 1.0}),
     "questions": Change(2),
     "first_turn_rate": Change(1.0),
     "typo_rate": Change(0.9),

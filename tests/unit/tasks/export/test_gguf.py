@@ -21,6 +21,7 @@ from tasks.shared.forecast import Rows, Workload
 from tasks.shared.gguf.types import Scheme
 from tasks.shared.gguf.writer import write_gguf
 from tasks.shared.model.agreement import truncated_divergence
+from tasks.shared.model.grids import BLOCK, Grid, GridName, round_to_grid
 from tasks.shared.model.loading import CHATML, load_model
 from tasks.shared.model.saving import save_model
 from tasks.shared.model.weights import read_gguf
@@ -174,13 +175,26 @@ def test_four_bit_integers_go_over_as_they_are(
         ([{"num_bits": 4, "symmetric": False}], "q4_1"),
         ([{"num_bits": 4, "symmetric": True}], "q4_0"),
         ([{"num_bits": 8, "symmetric": True}], "q8_0"),
-        ([], "q4_0"),
     ],
 )
 def test_auto_takes_the_type_that_copies_the_source(tmp_path: Path, weights: list[dict[str, Any]], scheme: str) -> None:
     groups = {f"group_{index}": {"weights": own} for index, own in enumerate(weights)}
     (tmp_path / "config.json").write_text(json.dumps({"quantization_config": {"config_groups": groups}}))
     assert export.copying_type(tmp_path) == scheme
+
+
+@pytest.mark.parametrize(
+    ("grid", "scheme"),
+    [("q4_0", "q4_0"), ("iq4_nl", "iq4_nl"), ("int4_symmetric", "q4_0"), ("int4_asymmetric", "q4_1")],
+)
+def test_auto_finds_the_grid_of_dense_weights(tmp_path: Path, grid: GridName, scheme: str) -> None:
+    model = build_model()
+    assert export.copying_type(save_tiny(tmp_path / "dense", model)) == "q4_0"
+    with torch.no_grad():
+        for layer in model.model.layers.modules():
+            if isinstance(layer, torch.nn.Linear):
+                layer.weight.copy_(round_to_grid(layer.weight, Grid(grid, BLOCK)))
+    assert export.copying_type(save_tiny(tmp_path / "rounded", model)) == scheme
 
 
 @pytest.mark.parametrize("scheme", ["iq4_nl", "q4_k", "iq2_xxs"])

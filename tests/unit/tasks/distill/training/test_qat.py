@@ -303,7 +303,8 @@ def test_a_plan_that_would_round_again_is_refused(source: Path) -> None:
     assert not plan_problems(source, symmetric, rtn, group_size=32, symmetric=True)
     assert not plan_problems(source, {"grid": "int4_asymmetric"}, rtn)
     assert not plan_problems(source, symmetric, rtn, group_size=32, bits=8), "next to nothing is lost"
-    assert not plan_problems(source, symmetric, gguf)
+    for qat in (symmetric, {"grid": "int4_asymmetric", "group_size": 32}, {"grid": "q4_0"}, {"grid": "iq4_nl"}):
+        assert not plan_problems(source, qat, gguf), "auto finds the grid"
     assert not plan_problems(source, symmetric, gguf, scheme="q4_1")
     assert not plan_problems(source, symmetric, gguf, scheme="q8_0")
     assert not plan_problems(source, {}, gptq)
@@ -316,7 +317,7 @@ def test_a_plan_that_would_round_again_is_refused(source: Path) -> None:
         ),
         (symmetric, gptq, {"group_size": 32}, "quantize/rtn"),
         (symmetric, gguf, {"scheme": "iq4_nl"}, "scheme=q4_0"),
-        ({"grid": "int4_asymmetric", "group_size": 32}, gguf, {}, "scheme=q4_1"),
+        ({"grid": "int4_asymmetric", "group_size": 32}, gguf, {"scheme": "q4_0"}, "scheme=q4_1"),
         ({"grid": "iq4_nl"}, rtn, {}, "export/gguf with scheme=iq4_nl"),
         (symmetric | {"group_size": 48}, gguf, {"scheme": "f16"}, r"steps.trained.qat.group_size"),
     ):
