@@ -17,10 +17,10 @@ from bench.structure import perplexity, windows
 from bench.tables import console, show
 from tasks.prune.magnitude import Magnitude
 from tasks.prune.masking.archive import archived_bytes
-from tasks.prune.masking.pruning import matrices_of, view_of
 from tasks.prune.sparsegpt import SparseGPT
 from tasks.prune.wanda import Wanda
 from tasks.shared.model.loading import load_model, load_tokenizer
+from tasks.shared.model.prunable import matrices_of, view_of
 
 WINDOW = 256
 """Tokens of a window, each read without the ones before it."""

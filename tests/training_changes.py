@@ -4,6 +4,7 @@ from tests.settings_case import Change
 
 LORA = {"lora.rank": 4}
 ROUNDED = {"qat.grid": "int4_symmetric"}
+PRUNED = {"gradual.sparsity": 0.5, "gradual.every": 1}
 TRAINING_CHANGES: dict[str, Change] = {
     "epochs": Change(2),
     "learning_rate": Change(1e-3),
@@ -24,6 +25,10 @@ TRAINING_CHANGES: dict[str, Change] = {
     "gradient_checkpointing": Change(True),
     "qat.grid": Change("int4_symmetric"),
     "qat.group_size": Change(32, ROUNDED),
+    "gradual.sparsity": Change(0.5),
+    "gradual.begin": Change(0.5, PRUNED),
+    "gradual.end": Change(0.95, PRUNED),
+    "gradual.every": Change(2, PRUNED),
     "qat.scales": Change("learned", ROUNDED),
 }
 OPTION_CHANGES: dict[str, Change] = {

@@ -20,7 +20,7 @@ from tasks.prune.factoring.decomposition import (
     reduced,
 )
 from tasks.prune.factoring.record import RANKS_FILE, Reduced, figures_of, tell, write_ranks
-from tasks.prune.masking.pruning import Rows, matrices_of, prune_by_layer, view_of, warn_few_tokens
+from tasks.prune.masking.pruning import Rows, prune_by_layer, warn_few_tokens
 from tasks.prune.masking.settings import masking_spec, without_matrices
 from tasks.shared.errors import TechniqueError
 from tasks.shared.forecast import Dimensions, Forecast, Workload, forecast_reading
@@ -30,6 +30,7 @@ from tasks.shared.model.dense import check_dense
 from tasks.shared.model.families import check_family
 from tasks.shared.model.input_statistics import gram, input_factor
 from tasks.shared.model.masks import carry_masks, hold_zeros, read_masks, zeros_of
+from tasks.shared.model.prunable import matrices_of, view_of
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, Refusal, Spec, StepRun
 
 if TYPE_CHECKING:

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
-from tasks.prune.masking.choice import Cut, lowest_of_groups, lowest_of_matrix
-from tasks.prune.masking.pruning import matrices_of, prune, view_of
+from tasks.prune.masking.choice import Cut, lowest_of_groups
+from tasks.prune.masking.pruning import prune
 from tasks.prune.masking.scores import magnitude
 from tasks.prune.masking.settings import Masking, masking_spec
 from tasks.shared.model.masks import clear
+from tasks.shared.model.prunable import lowest_of_matrix, matrices_of, view_of
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun
 
 if TYPE_CHECKING:

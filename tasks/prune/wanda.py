@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
-from tasks.prune.masking.choice import lowest, lowest_of_groups
+from tasks.prune.masking.choice import lowest_of_groups
 from tasks.prune.masking.pruning import Rows, prune, prune_by_layer
 from tasks.prune.masking.scores import wanda
 from tasks.prune.masking.settings import Calibrated, masking_spec
 from tasks.shared.model.input_statistics import column_energy
 from tasks.shared.model.masks import clear
+from tasks.shared.model.prunable import lowest
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun
 
 if TYPE_CHECKING:

@@ -18,7 +18,6 @@ from tasks.export import onnx_gate
 from tasks.prune.depth import Depth
 from tasks.prune.heads import Heads
 from tasks.prune.hidden import Hidden
-from tasks.prune.masking.pruning import matrices_of
 from tasks.prune.weight_selection import WeightSelection
 from tasks.prune.width import Width
 from tasks.shared import isolation
@@ -33,6 +32,7 @@ from tasks.shared.model.head import check_head, output_head
 from tasks.shared.model.layout import decoder_layers, find_layout, part_of
 from tasks.shared.model.loading import load_model, load_tokenizer
 from tasks.shared.model.masks import read_masks, write_masks
+from tasks.shared.model.prunable import matrices_of
 from tasks.shared.model.weights import read_gguf
 from tasks.shared.technique import Artifact, Inputs, Kind
 from tests.families import FAMILIES, save_family, silence_channels

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tasks.distill.training.arguments import casts_weights, training_arguments
 from tasks.distill.training.checkpoints import gathered, identity_of, keeper, last_checkpoint, resumable, train
 from tasks.distill.training.curve import write_curve
+from tasks.distill.training.gradual import grown_names, zero_grower
 from tasks.distill.training.lora import adapt, merge
 from tasks.distill.training.masks import mask_adapters, merged, zero_keeper
 from tasks.distill.training.memory import memory_errors, module_bytes, return_memory_at_once
@@ -32,7 +33,7 @@ from tasks.shared.model.families import check_family
 from tasks.shared.model.head import check_head, core_of
 from tasks.shared.model.layout import decoder_layers
 from tasks.shared.model.loading import load_model, training_tokenizer
-from tasks.shared.model.masks import carry_masks, read_masks
+from tasks.shared.model.masks import carry_masks, read_masks, write_masks
 from tasks.shared.model.saving import align_special_tokens, save_model
 from tasks.shared.model.shared_layers import carry_shared, read_shared
 from tasks.shared.model.turns import examples
@@ -63,7 +64,7 @@ def train_model(
 
 
 def check_processes(settings: Training, run: StepRun) -> None:
-    """Raise TechniqueError for a batch that processes cannot split evenly, or fsdp on a CPU."""
+    """Raise TechniqueError for a batch that processes cannot split evenly, or fsdp where it does not work."""
     if settings.batch_size % run.compute.processes:
         raise TechniqueError(
             f"steps.{run.step}.batch_size",
@@ -71,15 +72,33 @@ def check_processes(settings: Training, run: StepRun) -> None:
             "the same number for each process",
             f"steps.{run.step}.batch_size={-(-settings.batch_size // run.compute.processes) * run.compute.processes}, or another runtime.processes",
         )
+    if run.compute.sharding == "fsdp" and settings.gradual.sparsity:
+        raise TechniqueError(
+            f"steps.{run.step}.gradual.sparsity",
+            f"{settings.gradual.sparsity:g} with fsdp, where no process has a whole matrix",
+            "whole matrices, whose smallest weights go",
+            "runtime.sharding=none, or prune/magnitude before this step",
+        )
     if run.compute.sharding == "fsdp" and run.compute.device == "cpu":
         raise TechniqueError(
             "runtime.sharding", "fsdp on CPUs", "GPUs, since accelerate cannot shard on CPUs", "runtime.sharding=none"
         )
 
 
+def check_masks_may_grow(settings: Training, shared: Any, run: StepRun) -> None:
+    """Raise TechniqueError for gradual pruning of layers that share their weights.
+
+    shared: record of copied layers; None without any.
+    """
+    if shared and settings.gradual.sparsity:
+        raise TechniqueError(
+            f"steps.{run.step}.gradual.sparsity", "layers that share their weights", "a mask for each matrix", "gradual.sparsity=0"
+        )  # fmt: skip
+
+
 def check_grid_has_zero(settings: Training, masked: Collection[str], run: StepRun) -> None:
     """Raise TechniqueError for masked weights that are to be trained on a grid without a zero."""
-    if masked and settings.qat.grid == "iq4_nl":
+    if (masked or settings.gradual.sparsity) and settings.qat.grid == "iq4_nl":
         raise TechniqueError(
             f"steps.{run.step}.qat.grid",
             "iq4_nl, which has no zero, for a model with masks",
@@ -99,6 +118,7 @@ def _train(
     masked = frozenset(masks.tensors) if masks else frozenset()
     check_grid_has_zero(settings, masked, run)
     check_frozen(shared, settings.frozen_layers, run.step)
+    check_masks_may_grow(settings, shared, run)
     tokenizer = training_tokenizer(source)
     sequences = examples(rows, tokenizer, settings.turns, objective.one_turn)
     encoder = partial(objective.encode, tokenizer=tokenizer, max_tokens=settings.max_tokens)
@@ -119,12 +139,15 @@ def _train(
         training, validation = (pack(part, settings.max_tokens) for part in (training, validation))
         check_packs(core_of(model), training)
         counts["packs"] = len(training)
+    grown = grown_names(core_of(model), settings.gradual)
     identity = identity_of(settings, model, [*training, *validation], run)
     with memory_errors(settings, model, run) as seen:
         objective.attach(model, run.compute.device)
         seen.modules = module_bytes(objective)
         trainer = make_trainer(settings, model, tokenizer, training, validation, objective, run)
-        trainer.seen, trainer.identity, trainer.masked, trainer.shared = seen, identity, masked, shared
+        trainer.seen, trainer.identity, trainer.shared = seen, identity, shared
+        trainer.gradual, trainer.grown = settings.gradual, grown
+        trainer.masked = masked | grown
         train(trainer, resume_point(trainer, run.scratch / "checkpoints"))
     history = trainer.state.log_history
     model = whole_model(trainer, lambda: prepared_model(settings, source, run))
@@ -135,6 +158,9 @@ def _train(
     write_curve(out / "loss.csv", history)
     grids = save_trained(merged(model, masked, merge), tokenizer, settings, out)
     carried = carry_masks(source, out) | carry_shared(source, out)
+    if grown:
+        pattern = masks.pattern if masks and grown <= masked else ""
+        carried["masked_sparsity"] = round(write_masks(out, grown | masked, pattern).sparsity, 4)
     return {**counts, **_figures(trainer, settings), **objective.figures(), **grids, **carried}
 
 
@@ -281,6 +307,7 @@ def make_trainer(
     trainer.cast = casts_weights(settings, run)
     trainer.steps_per_epoch = steps_per_epoch
     trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(zero_grower(trainer))
     trainer.add_callback(zero_keeper(trainer))
     trainer.add_callback(copy_keeper(trainer))
     trainer.add_callback(keeper(trainer, run.compute.checkpoint_s))

@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from tasks.distill.training.forecast import forecast_training
+from tasks.distill.training.gradual import Gradual
 from tasks.distill.training.qat import Qat
 from tasks.shared.forecast import Forecast, Workload
 from tasks.shared.model.encoding import TooLong
@@ -94,6 +95,9 @@ class Training:
     """Quantization-aware training: the linear layers compute with weights on the grid on which they will be served.  The model is then
     written in float32, so that weights are exactly on it."""
 
+    gradual: Gradual = field(default_factory=Gradual)
+    """Gradual pruning: more and more weights are masked while the others are trained."""
+
     @property
     def weight_grid(self) -> Grid | None:
         """Grid of the written model's linear layers; None without quantization-aware training."""
@@ -105,7 +109,11 @@ class Training:
             self.qat.fitting_grid(widths)
 
     def refuses(self, config: Mapping[str, Any]) -> Refusal | None:
-        """Refuse families with matrices that quantization-aware training would not round."""
+        """Refuse families with matrices that would not be rounded, or not be pruned, in training."""
+        if self.gradual.sparsity and is_mixture(config):
+            return Refusal(
+                "its experts are stacked in one tensor, which gradual pruning does not mask", "gradual.sparsity=0"
+            )
         if self.weight_grid is None:
             return None
         if config.get("model_type") in CONV1D:

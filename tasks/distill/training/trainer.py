@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+from tasks.distill.training.gradual import GrowingZeros
 from tasks.distill.training.masks import HeldZeros
 from tasks.distill.training.memory import Seen
 from tasks.distill.training.objective import Objective
@@ -155,7 +156,7 @@ def objective_trainer() -> type[Any]:
     from trl import SFTTrainer
     from trl.models.utils import _ForwardRedirection  # private: the range of trl is one minor version wide
 
-    class ObjectiveTrainer(Shared, Telemetry, CastWeights, HeldZeros, HeldCopies, SFTTrainer):
+    class ObjectiveTrainer(Shared, Telemetry, CastWeights, GrowingZeros, HeldZeros, HeldCopies, SFTTrainer):
         objective: Objective
 
         def __init__(self, *more: Any, **named: Any) -> None:

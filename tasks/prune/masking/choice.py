@@ -4,35 +4,13 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from tasks.shared.model.masks import parse_pattern
+from tasks.shared.model.prunable import lowest
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 HALF = 16
 """Bits of half a float32."""
-
-
-def lowest(scores: "Tensor", count: int) -> "Tensor":
-    """Return where the `count` lowest scores of each row are; of equal ones, the first.
-
-    scores: (rows, n), finite.  Returns (rows, n), bool, with exactly `count` of each row.
-    """
-    import torch
-
-    if count == 0:
-        return torch.zeros_like(scores, dtype=torch.bool)
-    edge = scores.kthvalue(count, dim=-1, keepdim=True).values
-    below, equal = scores < edge, scores == edge
-    missing = count - below.sum(-1, keepdim=True)
-    return below | (equal & (equal.cumsum(-1) <= missing))
-
-
-def lowest_of_matrix(scores: "Tensor", count: int) -> "Tensor":
-    """Return where the `count` lowest scores of a whole matrix are.
-
-    scores: (rows, columns).  Returns the same shape, bool.
-    """
-    return lowest(scores.reshape(1, -1), count).view(scores.shape)
 
 
 def lowest_of_groups(scores: "Tensor", pattern: str) -> "Tensor":

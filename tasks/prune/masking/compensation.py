@@ -6,8 +6,9 @@ Source: SparseGPT, Frantar and Alistarh 2023, arXiv 2301.00774, algorithm 1.
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from tasks.prune.masking.choice import lowest_of_groups, lowest_of_matrix
+from tasks.prune.masking.choice import lowest_of_groups
 from tasks.prune.masking.scores import saliency
+from tasks.shared.model.prunable import lowest_of_matrix
 
 if TYPE_CHECKING:
     from torch import Tensor

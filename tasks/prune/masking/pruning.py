@@ -14,6 +14,7 @@ from tasks.shared.model.families import check_family
 from tasks.shared.model.layer_walk import walk_layers
 from tasks.shared.model.layout import decoder_layers
 from tasks.shared.model.masks import write_masks
+from tasks.shared.model.prunable import matrices_of, view_of
 from tasks.shared.model.widths import shortened
 from tasks.shared.progress import track
 from tasks.shared.technique import Inputs, Metrics, StepRun
@@ -79,44 +80,6 @@ def prune(settings: Masking, inputs: Inputs, out: "Path", run: StepRun, cut: Pru
     }  # fmt: skip
     measured = compare_logits(logits_of(load_model(out), checks), source_logits, checks, str(out)) if checks else {}
     return figures | ({"calibration_tokens": sum(map(len, ids))} if calibration else {}) | measured
-
-
-def matrices_of(model: "PreTrainedModel") -> dict[str, "Module"]:
-    """Return the pruned modules, by name: every linear layer inside the decoder layers.
-
-    Embedding and head are outside of these, also where they are one tensor.
-    Raises TechniqueError if the layers have matrices besides, which would stay dense unnoticed.
-    """
-    import torch
-    from transformers.pytorch_utils import Conv1D
-
-    places = {id(part): name for name, part in model.named_modules()}
-    found: dict[str, Module] = {}
-    loose: list[str] = []
-    for layer in decoder_layers(model):
-        for part in layer.modules():
-            if isinstance(part, torch.nn.Linear | Conv1D):
-                found[places[id(part)]] = part
-            else:
-                loose += [
-                    f"{places[id(part)]}.{name}"
-                    for name, weight in part.named_parameters(recurse=False)
-                    if weight.dim() > 1
-                ]
-    if loose:
-        raise TechniqueError(
-            type(model).__name__, f"{len(loose)} matrices that are not linear layers: {shortened(loose)}",
-            "decoder layers of torch.nn.Linear", "a family that docs/families.md lists, or prune/depth",
-        )  # fmt: skip
-    return found
-
-
-def view_of(module: "Module") -> "Tensor":
-    """Return a module's weight as (out, in), in the memory of the weight itself."""
-    from transformers.pytorch_utils import Conv1D
-
-    weight: Tensor = module.get_parameter("weight").detach()
-    return weight.T if isinstance(module, Conv1D) else weight
 
 
 def prune_by_layer(

@@ -12,11 +12,11 @@ import torch
 from flows.planning.sizes import size_of
 from tasks.prune.low_rank import LowRank
 from tasks.prune.magnitude import Magnitude
-from tasks.prune.masking.pruning import matrices_of, view_of
 from tasks.shared.errors import TechniqueError
 from tasks.shared.forecast import Dimensions, Rows, Workload
 from tasks.shared.model.loading import load_model
 from tasks.shared.model.masks import read_masks
+from tasks.shared.model.prunable import matrices_of, view_of
 from tasks.shared.technique import Compute
 from tests.settings_case import Case, Change
 from tests.tiny_llama import build_model, empty_run, inputs_of, one_layer_inputs, save_tiny, write_corpus

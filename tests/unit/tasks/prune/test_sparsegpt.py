@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from tasks.prune.magnitude import Magnitude
-from tasks.prune.masking.pruning import matrices_of, view_of
 from tasks.prune.sparsegpt import SparseGPT
 from tasks.shared.model.loading import load_model
 from tasks.shared.model.masks import follows, read_masks
+from tasks.shared.model.prunable import matrices_of, view_of
 from tests.settings_case import Case, Change
 from tests.tiny_llama import build_model, empty_run, inputs_of, one_layer_inputs, save_tiny, write_corpus
 from tests.unit.tasks.prune.test_wanda import by_wanda, calibration_error

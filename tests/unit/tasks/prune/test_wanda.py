@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from tasks.prune.masking.choice import lowest_of_groups, lowest_of_matrix
-from tasks.prune.masking.pruning import matrices_of, view_of, warn_few_tokens
+from tasks.prune.masking.choice import lowest_of_groups
+from tasks.prune.masking.pruning import warn_few_tokens
 from tasks.prune.wanda import Wanda
 from tasks.shared.errors import TechniqueError
 from tasks.shared.model.calibration import batches, calibration_ids
@@ -18,6 +18,7 @@ from tasks.shared.model.input_statistics import gram
 from tasks.shared.model.layer_walk import walk_layers
 from tasks.shared.model.loading import load_model
 from tasks.shared.model.masks import read_masks
+from tasks.shared.model.prunable import lowest_of_matrix, matrices_of, view_of
 from tests.matrix_errors import output_error
 from tests.settings_case import Case, Change
 from tests.tiny_llama import (

@@ -203,6 +203,15 @@ def test_early_stopping_remembers_how_long_it_has_waited(
     assert (out / "loss.csv").read_text().splitlines() == curve and digest(out) == expected
 
 
+def test_masks_that_grow_go_on_growing(inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    more: dict[str, Any] = {"gradual": {"sparsity": 0.6, "begin": 0.2, "end": 0.8, "every": 3}, "epochs": 1}
+    expected, _ = whole(inputs, tmp_path, **more)
+    technique = SFT(**SETTINGS | more)
+    out, run = interrupted(technique, inputs, tmp_path, monkeypatch, lambda trainer: trainer.state.global_step == 5)
+    technique(inputs, out, run)
+    assert digest(out) == expected
+
+
 @pytest.mark.parametrize(("epochs", "step"), [(1.5, 15), (1.5, 12), (1, 10)])
 def test_the_end_may_lie_within_an_epoch(
     inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epochs: float, step: int

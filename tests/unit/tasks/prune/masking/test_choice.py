@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from tasks.prune.masking.choice import Cut, lowest, lowest_of_groups, lowest_of_matrix
+from tasks.prune.masking.choice import Cut, lowest_of_groups
+from tasks.shared.model.prunable import lowest, lowest_of_matrix
 
 
 def tied_scores(*shape: int) -> torch.Tensor:

@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from tasks.prune.masking.choice import lowest, lowest_of_groups
+from tasks.prune.masking.choice import lowest_of_groups
 from tasks.prune.masking.compensation import by_pattern, by_sparsity, compensated
 from tasks.prune.masking.scores import wanda
 from tasks.shared.errors import TechniqueError
 from tasks.shared.model.input_statistics import inverse_factor
+from tasks.shared.model.prunable import lowest
 from tests.matrix_errors import output_error
 
 
