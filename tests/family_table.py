@@ -26,8 +26,8 @@ from tests.tiny_files import write_safetensors
 PAGE = PROJECT / "docs" / "families.md"
 BEGIN, END = "<!-- families -->", "<!-- /families -->"
 STAGES = ("prune", "quantize", "export", "distill", "logits", "evaluate")
-LIKE_PERPLEXITY = frozenset({"divergence", "hallucination", "judge", "lm_eval", "runtime", "paired"})
-"""Techniques of evaluate/ that load models as perplexity and generation do, or load none."""
+LIKE_ANOTHER = frozenset({"divergence", "hallucination", "judge", "lm_eval", "runtime", "paired", "rewind"})
+"""Techniques that load models as another one does (evaluate/perplexity and generation; prune/magnitude), or load none."""
 CORPUS = "corpus"
 SOURCES = {"model": "models.student", "teacher": "models.teacher", "baseline": "models.student", "candidates": "models.teacher"}  # fmt: skip
 QUICK = {
@@ -218,7 +218,7 @@ def renewed(text: str) -> str:
 def techniques() -> set[str]:
     """Techniques of these stages that take a model, by option; those that load it as another row does are left out."""
     options = (file for stage in STAGES for file in sorted((PROJECT / "conf" / stage).glob("*.yaml")))
-    found = {f"{file.parent.name}/{file.stem}": file for file in options if file.stem not in LIKE_PERPLEXITY}
+    found = {f"{file.parent.name}/{file.stem}": file for file in options if file.stem not in LIKE_ANOTHER}
     specs = {option: Row(option).technique.spec for option in found}
     return {
         option

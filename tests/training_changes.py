@@ -25,6 +25,7 @@ TRAINING_CHANGES: dict[str, Change] = {
     "gradient_checkpointing": Change(True),
     "qat.grid": Change("int4_symmetric"),
     "qat.group_size": Change(32, ROUNDED),
+    "early_step": Change(1),
     "gradual.sparsity": Change(0.5),
     "gradual.begin": Change(0.5, PRUNED),
     "gradual.end": Change(0.95, PRUNED),

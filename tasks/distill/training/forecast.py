@@ -10,6 +10,7 @@ from tasks.shared.forecast import (
     BASE_BYTES,
     DTYPE_BYTES,
     GPU_BYTES,
+    SMALL_BYTES,
     START_S,
     TOKENS_PER_ROW,
     Dimensions,
@@ -101,12 +102,13 @@ def forecast_training(settings: "Training", work: Workload) -> Forecast:
     )  # forward, backward, teacher's forward
     seconds = START_S + passes * settings.epochs * work.reading(size, work.rows.train * TOKENS_PER_ROW)
     saved = size.saved() if settings.weight_grid is None else replace(size, bytes=WEIGHT_BYTES * size.parameters)
+    disk = SMALL_BYTES + (saved.bytes if settings.early_step else 0.0)
     if compute.device == "cuda":
         loaded = compute.processes * (BASE_BYTES + WEIGHT_BYTES * size.parameters)
         gpu = GPU_BYTES + held + batch / compute.processes
-        return Forecast(seconds, loaded, gpu, saved, savings=tuple(_savings(settings, compute)))
+        return Forecast(seconds, loaded, gpu, saved, disk, savings=tuple(_savings(settings, compute)))
     memory = compute.processes * (BASE_BYTES + held) + batch
-    return Forecast(seconds, memory, size=saved, savings=tuple(_savings(settings, compute)))
+    return Forecast(seconds, memory, size=saved, disk=disk, savings=tuple(_savings(settings, compute)))
 
 
 def _savings(settings: "Training", compute: Compute) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Gradual pruning: weights become zero while the model is trained, and the others make up for them.
+"""Gradual pruning: weights become zero while the others are trained.
 
 Source: Zhu and Gupta 2017, arXiv 1710.01878, section 3: sparsity rises with the cube of the time that is left, so that most weights go early,
 while many can be spared.
@@ -54,7 +54,7 @@ class Gradual:
 
 
 def grown_names(model: "PreTrainedModel", settings: Gradual) -> frozenset[str]:
-    """Return the names of the weights that gradual pruning masks: trained matrices of the decoder layers.
+    """Return the names of the weights to mask: trained matrices of the decoder layers.
 
     Raises TechniqueError if the layers have matrices besides.
     """

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tasks.distill.training.arguments import casts_weights, training_arguments
 from tasks.distill.training.checkpoints import gathered, identity_of, keeper, last_checkpoint, resumable, train
 from tasks.distill.training.curve import write_curve
+from tasks.distill.training.early import early_keeper, put_back
 from tasks.distill.training.gradual import grown_names, zero_grower
 from tasks.distill.training.lora import adapt, merge
 from tasks.distill.training.masks import mask_adapters, merged, zero_keeper
@@ -28,6 +29,7 @@ from tasks.distill.training.watch import overfits, runs_away, watcher
 from tasks.distill.training.weights import weigh
 from tasks.shared.errors import TechniqueError
 from tasks.shared.formats.rows import Row
+from tasks.shared.model.early import EARLY_FOLDER
 from tasks.shared.model.encoding import Encoded, collate, encode_fitting
 from tasks.shared.model.families import check_family
 from tasks.shared.model.head import check_head, core_of
@@ -64,7 +66,7 @@ def train_model(
 
 
 def check_processes(settings: Training, run: StepRun) -> None:
-    """Raise TechniqueError for a batch that processes cannot split evenly, or fsdp where it does not work."""
+    """Raise TechniqueError for a batch that processes cannot split, or for what fsdp cannot do."""
     if settings.batch_size % run.compute.processes:
         raise TechniqueError(
             f"steps.{run.step}.batch_size",
@@ -79,6 +81,11 @@ def check_processes(settings: Training, run: StepRun) -> None:
             "whole matrices, whose smallest weights go",
             "runtime.sharding=none, or prune/magnitude before this step",
         )
+    if run.compute.sharding == "fsdp" and settings.early_step:
+        raise TechniqueError(
+            f"steps.{run.step}.early_step", f"{settings.early_step} with fsdp, where no process has the whole model",
+            "a process with all weights", "runtime.sharding=none",
+        )  # fmt: skip
     if run.compute.sharding == "fsdp" and run.compute.device == "cpu":
         raise TechniqueError(
             "runtime.sharding", "fsdp on CPUs", "GPUs, since accelerate cannot shard on CPUs", "runtime.sharding=none"
@@ -161,6 +168,9 @@ def _train(
     if grown:
         pattern = masks.pattern if masks and grown <= masked else ""
         carried["masked_sparsity"] = round(write_masks(out, grown | masked, pattern).sparsity, 4)
+    if settings.early_step:
+        put_back(model, run.scratch)
+        save_model(model, tokenizer, out / EARLY_FOLDER)
     return {**counts, **_figures(trainer, settings), **objective.figures(), **grids, **carried}
 
 
@@ -310,6 +320,7 @@ def make_trainer(
     trainer.add_callback(zero_grower(trainer))
     trainer.add_callback(zero_keeper(trainer))
     trainer.add_callback(copy_keeper(trainer))
+    trainer.add_callback(early_keeper(trainer, settings.early_step, run.scratch, run.step))
     trainer.add_callback(keeper(trainer, run.compute.checkpoint_s))
     return trainer
 

@@ -50,12 +50,16 @@ class Adapted:
     """Low-rank adapters, trained instead of the weights."""
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for adapters of weights that are rounded, or pruned, while they are trained."""
+        """Raise ConfigError for adapters with what needs the weights themselves trained."""
         gradual = getattr(self, "gradual", None)
         if self.lora.rank and gradual is not None and gradual.sparsity:
             raise ConfigError(
                 "gradual.sparsity", f"{gradual.sparsity:g} with adapters of rank {self.lora.rank}, whose product has no zeros to keep",
                 "the weights themselves trained", "lora.rank: 0",
+            )  # fmt: skip
+        if self.lora.rank and getattr(self, "early_step", 0):
+            raise ConfigError(
+                "early_step", f"{getattr(self, 'early_step', 0)} with adapters of rank {self.lora.rank}", "the weights themselves trained", "lora.rank: 0"
             )  # fmt: skip
         if self.lora.rank and isinstance(self, OnGrid) and self.weight_grid is not None:
             raise ConfigError(

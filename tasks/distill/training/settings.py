@@ -91,6 +91,8 @@ class Training:
     """Recompute activations in the backward pass: less memory for about 30 % more time, or up to 50 % on a CPU, where freed memory is
     returned at once (docs/LOG.md)."""
 
+    early_step: Annotated[int, Field(ge=0)] = 0
+    """Optimizer step whose weights are kept as well, in the folder `early` of the artifact, for `prune/rewind`; 0 keeps none."""
     qat: Qat = field(default_factory=Qat)
     """Quantization-aware training: the linear layers compute with weights on the grid on which they will be served.  The model is then
     written in float32, so that weights are exactly on it."""
