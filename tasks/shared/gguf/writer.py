@@ -132,7 +132,7 @@ def dense_config(model: Path) -> dict[str, Any]:
             str(model),
             f"weights are quantized already ({method})",
             "dense weights",
-            "make it dense first (tasks.shared.model.saving.dense_copy)",
+            "the model that was quantized",
         )
     return config
 
