@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
@@ -31,6 +31,7 @@ from tasks.shared.formats.soft_targets import (
 from tasks.shared.model.encoding import Encoded, TooLong, collate, counted, encode, encode_fitting
 from tasks.shared.model.head import CHUNK_ELEMENTS, check_head, output_head
 from tasks.shared.model.loading import Dtype, load_model, training_tokenizer
+from tasks.shared.model.precision import fast_dtype
 from tasks.shared.model.turns import Turns, examples
 from tasks.shared.progress import progress_bar
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun, Upstream
@@ -76,8 +77,8 @@ class TopK:
     """Turns of the assistant with targets: all, or the last only; as in the step that trains on them."""
     batch_size: Annotated[int, Field(gt=0)] = 16
     """Conversations per forward pass."""
-    dtype: Dtype = "float32"
-    """Data type of the teacher's weights and arithmetic."""
+    dtype: Dtype | Literal["auto"] = "float32"
+    """Data type of the teacher's weights and arithmetic.  auto: bfloat16 where the hardware is fast in it, else float32."""
 
     def plan_problems(
         self, where: str, inputs: Mapping[str, tuple[str, ...]], upstream: Mapping[str, Upstream]
@@ -92,7 +93,11 @@ class TopK:
         position = bytes_per_position(self.k, len(self.temperatures), teacher.shape.vocabulary)
         seconds = work.reading(teacher, work.rows.train * TOKENS_PER_ROW)
         disk = work.rows.train * ANSWER_TOKENS * position
-        return forecast_reading(work, seconds, teacher.parameters, disk=disk, dtype=self.dtype)
+        dtype = self._dtype(work.compute.device)
+        return forecast_reading(work, seconds, teacher.parameters, disk=disk, dtype=dtype)
+
+    def _dtype(self, device: str) -> Dtype:
+        return fast_dtype(device) if self.dtype == "auto" else self.dtype
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Write the parts, index.json and vocabulary.json to `out`.
@@ -147,7 +152,7 @@ class TopK:
         missing = [n for n in range(len(parts)) if str(n) not in sums or not (run.scratch / part_name(n)).exists()]
         if not missing:
             return
-        model = load_model(source, self.dtype, run.compute.device)
+        model = load_model(source, self._dtype(run.compute.device), run.compute.device)
         check_head(model)
         with progress_bar("soft targets", len(parts)) as advance:
             advance(len(parts) - len(missing))

@@ -4,8 +4,8 @@ import math
 from typing import Any
 
 from tasks.distill.training.settings import Training
-from tasks.shared.cpu import is_bfloat16_fast
 from tasks.shared.errors import MachineError
+from tasks.shared.model.precision import fast_dtype
 from tasks.shared.technique import StepRun
 
 DECAY_SHARE = 0.2
@@ -87,8 +87,4 @@ def precision_of(wanted: str, device: str) -> str:
         raise MachineError("precision", "float16 on a CPU", "a GPU", "precision=auto")
     if wanted != "auto":
         return wanted
-    import torch
-
-    if device == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    return "bfloat16" if is_bfloat16_fast() else "float32"
+    return fast_dtype(device)
