@@ -130,7 +130,7 @@ class TransformersEngine:
 
     name: EngineName = "transformers"
     capabilities = Capabilities(
-        reads=("dense", "packed"), dequantizes=("gguf",), distribution=True, top_tokens=True, labels=True, batch=True, tools=True, stop=True,
+        reads=("dense", "packed", "bitsandbytes"), dequantizes=("gguf",), distribution=True, top_tokens=True, labels=True, batch=True, tools=True, stop=True,
         accelerator=True,
     )  # fmt: skip
 
