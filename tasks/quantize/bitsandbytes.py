@@ -1,4 +1,4 @@
-"""bitsandbytes through transformers: NF4 or FP4 levels in blocks, or the integers of LLM.int8.
+"""bitsandbytes through transformers: 4-bit levels in blocks, or the integers of LLM.int8.
 
 Sources: Dettmers et al. 2023 (QLoRA), arXiv 2305.14314; Dettmers et al. 2022 (LLM.int8), arXiv 2208.07339.
 """
@@ -51,9 +51,9 @@ SECONDS_PER_WEIGHT = 1e-7
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class BitsAndBytes:
-    """Quantize all linear layers but the head with bitsandbytes, in seconds, for transformers and peft.
+    """Quantize all linear layers but the head with bitsandbytes, in seconds.
 
-    The written folder needs bitsandbytes wherever it is loaded.
+    The written folder is for transformers and peft, and needs bitsandbytes wherever it is loaded.
     """
 
     format: Literal["nf4", "fp4", "int8"] = "nf4"
@@ -101,7 +101,7 @@ class BitsAndBytes:
         return forecast_reading(work, seconds, size.parameters, replace(size, bytes=packed))
 
     def refuses(self, config: Mapping[str, Any]) -> Refusal | None:
-        """Refuse experts, which stay dense, and keys and values for which a 4-bit kernel has no place."""
+        """Refuse experts, and keys and values of a width that a 4-bit kernel does not take."""
         if is_mixture(config):
             return Refusal(
                 "its experts are one tensor, which transformers leaves dense in such a folder", "export/gguf"
@@ -115,14 +115,17 @@ class BitsAndBytes:
         return None
 
     def check_widths(self, widths: Mapping[str, int]) -> None:
-        """Refuse input sizes that 4-bit blocks do not divide: kernels fail at them or fall back to slow ones."""
+        """Refuse input sizes that 4-bit blocks do not divide.
+
+        There the kernel for CPUs fails, and a GPU takes a slow one.
+        """
         if self.four_bit:
             check_groups(widths, BLOCK, self.format)
 
     def plan_problems(
         self, where: str, inputs: Mapping[str, tuple[str, ...]], upstream: Mapping[str, Upstream]
     ) -> Iterator[StillroomError]:
-        """Yield an error for a model that was trained on a grid, of which 4-bit levels are another one."""
+        """Yield an error for a model that was trained on a grid of other 4-bit levels."""
         if self.four_bit:
             yield from grid_problems(where, inputs, upstream, lambda grid: False)
 
@@ -191,7 +194,7 @@ class BitsAndBytes:
             )
 
     def quantized(self, model: "PreTrainedModel", source: Path) -> "PreTrainedModel":
-        """Return the model in its format, quantized on the CPU so that the bytes are the same everywhere."""
+        """Return the model in its format, quantized on the CPU."""
         import torch
         from transformers import BitsAndBytesConfig
 

@@ -486,7 +486,8 @@ CHECKS: dict[str, Callable[..., Any]] = {
     "prune/hidden": check_hidden, "prune/vocabulary": check_vocabulary, "prune/weight_selection": check_selection, "quantize/rtn": check_quantized,
     "quantize/gptq": check_quantized, "quantize/fp8": check_quantized, "quantize/fp4": check_quantized, "quantize/awq": check_packed,
     "quantize/gptq_levels": check_levels, "quantize/autoround": check_quantized, "quantize/smoothquant": check_packed,
-    "quantize/bitsandbytes": check_bitsandbytes, "quantize/cast": check_cast, "export/gguf": check_gguf, "export/mixed_gguf": check_mixed_gguf, "export/onnx": check_onnx,
+    "quantize/bitsandbytes": check_bitsandbytes, "quantize/cast": check_cast,
+    "export/gguf": check_gguf, "export/mixed_gguf": check_mixed_gguf, "export/onnx": check_onnx,
     "logits/topk": check_targets, "evaluate/perplexity": check_scores,
     "evaluate/generation": check_scores,
 }  # fmt: skip

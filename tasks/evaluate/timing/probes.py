@@ -33,7 +33,7 @@ def make_probe(model: ModelUnderTest, wanted: Choice, prompt: Prompt, scratch: P
     if form == "packed":
         reason = f"llama.cpp does not read {model.format}; vLLM would serve it"
     elif form == "bitsandbytes":
-        reason = f"llama.cpp does not read {model.format}; 4-bit levels are unpacked when the model is loaded"
+        reason = f"llama.cpp does not read {model.format}; bitsandbytes' own kernels for GPUs are not timed"
     else:
         file = scratch / f"{name.replace(' ', '_')}.f16.gguf"
         refused = "" if file.is_file() else run_isolated(write_f16, weights, file)

@@ -1,4 +1,4 @@
-"""Layers of bitsandbytes as transformers loads them: 4-bit levels in blocks, or 8-bit integers.
+"""Layers of bitsandbytes as transformers loads them: 4-bit levels, or 8-bit integers.
 
 Importing this module does not import bitsandbytes, which is an optional package.
 """
@@ -28,22 +28,50 @@ def loading_options(device: str) -> dict[str, Any]:
     return {"device_map": {"": device}}
 
 
-def refuse_without_scales(where: Path, model: "PreTrainedModel") -> None:
-    """Raise ModelError for layers whose scales the files lack; transformers would load them with nonsense."""
+def refuse_broken_layers(where: Path, model: "PreTrainedModel") -> None:
+    """Raise ModelError for layers without scales, with infinite ones, or of another shape.
+
+    Transformers loads such layers without a word.
+    """
     from bitsandbytes.nn import Linear4bit, Linear8bitLt
 
-    def lacks_scales(layer: Any) -> bool:
-        if isinstance(layer, Linear4bit):
-            return getattr(layer.weight, "quant_state", None) is None
-        return isinstance(layer, Linear8bitLt) and getattr(layer.weight, "SCB", None) is None
-
-    if without := [name for name, layer in model.named_modules() if lacks_scales(layer)]:
+    faults: dict[str, list[str]] = {}
+    for name, layer in model.named_modules():
+        if isinstance(layer, Linear4bit | Linear8bitLt) and (fault := _fault(layer)):
+            faults.setdefault(fault, []).append(name)
+    if faults:
+        found = "; ".join(f"{len(names)} layers {fault} ({shown(names)})" for fault, names in faults.items())
         raise ModelError(
             str(where),
-            f"weights quantized by bitsandbytes, but {len(without)} layers have no scales in the files ({shown(without)})",
+            f"weights quantized by bitsandbytes, but {found}",
             "weights and config.json of one save",
             "quantize the original model again; if the weights are dense, remove quantization_config from config.json",
         )
+
+
+def _fault(layer: Any) -> str:
+    """Return what is wrong with a layer's weights; empty if nothing is.
+
+    Scales that are 8-bit numbers themselves are always finite, and what they are scaled by shows in the unpacked weights.
+    """
+    weight, wanted = layer.weight, (layer.out_features, layer.in_features)
+    state = getattr(weight, "quant_state", None)
+    scales = getattr(weight, "SCB", None) if state is None else state.absmax
+    if scales is None:
+        return "have no scales in the files"
+    shape = tuple(weight.shape if state is None else state.shape)
+    halves = weight.numel() * weight.element_size() * 2
+    if shape != wanted or (state is not None and halves != wanted[0] * wanted[1]):
+        return "have another shape in the files"
+    return "" if bool(scales.isfinite().all()) else "have scales that are not finite"
+
+
+def mixes_rows(model: "PreTrainedModel") -> bool:
+    """Return True if an answer depends on the rows beside it: LLM.int8.
+
+    A channel with an outlier in any row of a pass is kept out of the integers in all of them.
+    """
+    return bool(getattr(model, "is_loaded_in_8bit", False))
 
 
 def unpack_levels(model: "PreTrainedModel", dtype: "torch.dtype") -> None:

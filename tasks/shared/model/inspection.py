@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.shared.errors import ModelError
-from tasks.shared.model.bitsandbytes_layers import loading_options, refuse_without_scales
+from tasks.shared.model.bitsandbytes_layers import loading_options, refuse_broken_layers
 from tasks.shared.model.configuration import BITSANDBYTES, load_config
 from tasks.shared.model.loading import load_tokenizer
 from tasks.shared.model.strict import check_gguf_tensors, one_message, refuse_misfit
@@ -59,4 +59,4 @@ def _compare_tensors(path: Path) -> None:
     )  # fmt: skip
     refuse_misfit(path, info)
     if foreign:
-        refuse_without_scales(path, model)
+        refuse_broken_layers(path, model)

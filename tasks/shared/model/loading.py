@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tasks.shared.errors import ModelError, StillroomError
-from tasks.shared.model.bitsandbytes_layers import loading_options, refuse_without_scales, unpack_levels
+from tasks.shared.model.bitsandbytes_layers import loading_options, refuse_broken_layers, unpack_levels
 from tasks.shared.model.configuration import BITSANDBYTES, load_config
 from tasks.shared.model.onnx_files import is_onnx
 from tasks.shared.model.prompts import settle_template
@@ -46,7 +46,7 @@ def load_model(path: Path, dtype: Dtype = "float32", device: str = "cpu") -> "Pr
         model = _fill(path, options | {"dtype": getattr(torch, dtype)})
         place(model, device)
         if foreign:
-            refuse_without_scales(path, model)
+            refuse_broken_layers(path, model)
             unpack_levels(model, getattr(torch, dtype))
         if getattr(model, "hf_quantizer", None) is not None:
             _unpack(model, getattr(torch, dtype))

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import NormalDist
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,8 +19,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from flows.planning.sizes import size_of
-from tasks.evaluate.models_under_test.model_under_test import folder_format
+from tasks.evaluate.models_under_test.model_under_test import Prompt, folder_format, inspect_model
+from tasks.evaluate.timing.probes import make_probe
 from tasks.quantize.bitsandbytes import BitsAndBytes
+from tasks.report.documents.model_card import use
 from tasks.shared import extras
 from tasks.shared.engines.engine import weight_form
 from tasks.shared.engines.protocol import Opening
@@ -33,7 +36,7 @@ from tasks.shared.model.loading import load_model
 from tasks.shared.model.masks import write_masks
 from tasks.shared.model.saving import dense_copy
 from tasks.shared.model.sizes import parameter_count, weight_bytes
-from tasks.shared.technique import Compute, Inputs
+from tasks.shared.technique import Artifact, Compute, Inputs, Kind
 from tests.families import save_family
 from tests.optional_packages import needs_extra
 from tests.settings_case import Case, Change
@@ -172,12 +175,16 @@ def test_levels_are_unpacked_and_the_integers_of_llm_int8_stay(written: dict[str
 
 
 @needed
-def test_answers_are_the_same_in_any_batch_of_4_bit_weights(written: dict[str, tuple[Path, Any]]) -> None:
+@pytest.mark.parametrize("name", ["nf4", "int8"])
+def test_answers_do_not_depend_on_the_batch(written: dict[str, tuple[Path, Any]], name: str) -> None:
+    """LLM.int8 by itself mixes the rows of a batch, so each prompt is read alone."""
     prompts = ["<|im_start|>user\nHow much is postage?<|im_end|>\n<|im_start|>assistant\n", "<|im_start|>user\nReturns"]
     found = []
     for batch, reuse in ((1, False), (2, True)):
-        with TRANSFORMERS.open(written["nf4"][0], Opening(1, batch_size=batch, reuse=reuse)) as session:
+        with TRANSFORMERS.open(written[name][0], Opening(1, batch_size=batch, reuse=reuse)) as session:
             found.append([answer.text for answer in session.answer(prompts, 6)])
+            assert (session.batch_size == 1) == (name == "int8" or batch == 1)
+            assert ("each alone" in session.reading) == (name == "int8")
     assert found[0] == found[1] and all(found[0])
 
 
@@ -210,18 +217,44 @@ def test_a_gguf_file_and_gpt_2_s_matrices_become_folders(tmp_path: Path) -> None
         assert 0 < float((theirs.exp() * (theirs - ours)).sum(-1).mean()) < 0.1, name
 
 
+def without_scales(stored: dict[str, torch.Tensor]) -> None:
+    for name in [name for name in stored if NAME in name and name != f"{NAME}.weight"]:
+        del stored[name]
+
+
+def without_levels(stored: dict[str, torch.Tensor]) -> None:
+    stored[f"{NAME}.weight"] = stored[f"{NAME}.weight"][:100].clone()
+
+
+def with_nan(stored: dict[str, torch.Tensor]) -> None:
+    stored[f"{NAME}.SCB"][3] = float("nan")
+
+
 @needed
-@pytest.mark.parametrize("name", ["nf4", "int8"])
-def test_a_folder_that_lost_scales_is_refused(written: dict[str, tuple[Path, Any]], tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "change", "config", "fault"),
+    [
+        ("nf4", without_scales, {}, "have no scales in the files"),
+        ("int8", without_scales, {}, "have no scales in the files"),
+        ("int8", with_nan, {}, "have scales that are not finite"),
+        ("nf4", without_levels, {}, "have another shape in the files"),
+        ("nf4", dict, {"intermediate_size": 192}, "have another shape in the files"),
+    ],
+)
+def test_a_folder_with_broken_layers_is_refused(
+    written: dict[str, tuple[Path, Any]], tmp_path: Path, name: str, change: Any, config: dict[str, int], fault: str
+) -> None:
     """Transformers itself loads it, without a word."""
     stored = load_file(written[name][0] / "model.safetensors")
-    kept = {part: tensor for part, tensor in stored.items() if NAME not in part or part == f"{NAME}.weight"}
+    change(stored)
     for file in written[name][0].iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    save_file(kept, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ModelError, match=rf"1 layers have no scales in the files \({NAME}\)"):
+    save_file(stored, tmp_path / "model.safetensors", {"format": "pt"})
+    settings = json.loads((tmp_path / "config.json").read_text()) | config
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(ModelError, match=rf"quantized by bitsandbytes, but \d+ layers {fault} \(.*{NAME}"):
         load_model(tmp_path)
-    assert "no scales in the files" in str(find_fault(tmp_path))
+    assert fault in str(find_fault(tmp_path))
 
 
 @needed
@@ -303,6 +336,15 @@ def test_what_needs_other_weights_refuses_it_in_the_plan(
     assert "fix: steps.after.inputs.model=models.m" in message
 
 
+def test_the_plan_refuses_a_folder_of_the_user_s_too(tmp_path: Path) -> None:
+    quantization = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    for technique in ("export.gguf.Gguf", "prune.magnitude.Magnitude"):
+        chain = steps(after=(technique, "models.m", {}))
+        (message,) = problems(tmp_path, "llama", chain, quantization_config=quantization)
+        assert "models.m, whose weights are quantized already (bitsandbytes)" in message
+        assert "fix: use the model before its quantization" in message
+
+
 def test_it_is_measured_in_transformers_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(extras, "_is_installed", lambda package: True)
 
@@ -315,6 +357,19 @@ def test_it_is_measured_in_transformers_only(tmp_path: Path, monkeypatch: pytest
         assert not measured(technique), technique
     (message,) = measured("runtime.Runtime", engines=["llama.cpp"])
     assert "small, whose weights are bitsandbytes: no engine runs them" in message
+
+
+def test_timings_and_cards_name_what_the_folder_needs(tmp_path: Path) -> None:
+    config = save_tiny(tmp_path, build_model(num_hidden_layers=1)) / "config.json"
+    quantization = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"quantization_config": quantization}))
+    model = inspect_model(Artifact("small", Kind.MODEL, tmp_path), "candidate")
+    assert model.format == "int8 bitsandbytes safetensors"
+    probe, note = make_probe(model, "auto", Prompt([]), tmp_path)
+    assert probe is not None and probe.engine == "transformers"
+    assert note.startswith("small: timed in transformers: llama.cpp does not read int8 bitsandbytes safetensors;")
+    row: Any = SimpleNamespace(measured=SimpleNamespace(format=model.format, kind="model"))
+    assert "in transformers with bitsandbytes" in use(row)
 
 
 def test_a_model_trained_on_another_grid_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
