@@ -94,3 +94,4 @@ def unpack_levels(model: "PreTrainedModel", dtype: "torch.dtype") -> None:
     if packed:
         quantizer: Any = model.hf_quantizer
         quantizer.remove_quantization_config(model)
+        model.is_loaded_in_4bit = False  # type: ignore[assignment]

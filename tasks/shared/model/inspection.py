@@ -51,12 +51,12 @@ def _compare_tensors(path: Path) -> None:
             check_gguf_tensors(path, load_config(path))
         return
     load: Any = AutoModelForCausalLM.from_pretrained  # typed without the loading information that it returns as well
-    foreign = quantization(path) == BITSANDBYTES
-    options = loading_options("cpu" if foreign else "meta")
+    by_bitsandbytes = quantization(path) == BITSANDBYTES
+    options = loading_options("cpu") if by_bitsandbytes else {"device_map": {"": "meta"}}
     model, info = load(
         path, config=load_config(path), use_safetensors=True, trust_remote_code=False, dtype=torch.float32,
         output_loading_info=True, ignore_mismatched_sizes=True, **options,
     )  # fmt: skip
     refuse_misfit(path, info)
-    if foreign:
+    if by_bitsandbytes:
         refuse_broken_layers(path, model)

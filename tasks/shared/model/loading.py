@@ -40,14 +40,15 @@ def load_model(path: Path, dtype: Dtype = "float32", device: str = "cpu") -> "Pr
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
-    foreign = path.is_dir() and quantization(path) == BITSANDBYTES
-    options = loading_options(device) if foreign else {}
+    by_bitsandbytes = path.is_dir() and quantization(path) == BITSANDBYTES
+    options = loading_options(device) if by_bitsandbytes else {}
     with no_foreign_bars(), one_message(path):
         model = _fill(path, options | {"dtype": getattr(torch, dtype)})
         place(model, device)
-        if foreign:
+        if by_bitsandbytes:
             refuse_broken_layers(path, model)
             unpack_levels(model, getattr(torch, dtype))
+            _cast(model, getattr(torch, dtype))
         if getattr(model, "hf_quantizer", None) is not None:
             _unpack(model, getattr(torch, dtype))
             model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device))  # other libraries unpack here, once
