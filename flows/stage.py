@@ -43,6 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     for name in ("stillroom", "tasks"):
         logging.getLogger(name).setLevel(logging.INFO)
+    # Where bitsandbytes is installed, peft and the trainer import it, and it advises a package that nothing here needs.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     if options.job is not None:
         end_with(options.parent, whole_group=True)
         # The flow stops us with SIGINT; a flow started by `nohup` or `&` would have us inherit that SIGINT is ignored.

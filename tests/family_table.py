@@ -109,6 +109,8 @@ ROWS = (
     Row("quantize/fp8", {"check_rows": 2, **SHORT}),
     Row("quantize/fp8", {"check_rows": 2, "kv_cache": "fp8", **SHORT}, "8-bit cache"),
     Row("quantize/fp4", {"check_rows": 2, "max_tokens": 16}),
+    Row("quantize/bitsandbytes", {"check_rows": 2, "max_tokens": 48}, "nf4"),
+    Row("quantize/bitsandbytes", {"format": "int8", "check_rows": 2, "max_tokens": 48}, "int8"),
     Row("quantize/cast", {"check_rows": 2}),
     Row("export/gguf", {"scheme": "f16", "embedding": "same", "prompts": 2, "tokens": 2, "max_kl": 1e-4, "min_top1": 0.5}),
     Row("export/mixed_gguf", {**GATE, **SHORT, "sections": 1, "types": ("q5_0", "q8_0"), "bits": 7.0, "max_kl": 1.0, "min_top1": 0.0}),

@@ -39,7 +39,7 @@ def _form(name: str, steps: Mapping[str, Step], sources: Mapping[str, Source], l
             return steps[name].technique.spec.files
         if steps[name].kind not in WEIGHTS:
             return None
-        return "packed" if weight_format(name, steps, sources) == "packed" else "dense"
+        return _folder_form(name, steps, sources)
     if name not in sources:
         return None
     if llama and not find_weights(sources[name].path, llama=True).fault:
@@ -48,4 +48,10 @@ def _form(name: str, steps: Mapping[str, Step], sources: Mapping[str, Source], l
         return None
     if found.engine == "llama.cpp":
         return "gguf"
-    return "packed" if weight_format(name, steps, sources) == "packed" else "dense"
+    return _folder_form(name, steps, sources)
+
+
+def _folder_form(name: str, steps: Mapping[str, Step], sources: Mapping[str, Source]) -> WeightForm:
+    """Return the form of a model's folder; sparse and factored weights are plain tensors."""
+    form = weight_format(name, steps, sources)
+    return form if form in ("packed", "bitsandbytes") else "dense"

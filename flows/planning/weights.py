@@ -4,9 +4,16 @@ from collections.abc import Iterator, Mapping
 
 from flows.planning.steps import Source, Step
 from tasks.shared.errors import ConfigError
-from tasks.shared.model.weights import quantization
+from tasks.shared.model.weights import quantization, stored_form
 from tasks.shared.store.lineage import MAIN_PORT
 from tasks.shared.technique import Weights
+
+TAKEN: Mapping[str, frozenset[Weights]] = {
+    "dense": frozenset({"dense", "same"}),
+    "packed": frozenset({"dense", "same", "packed"}),
+}
+"""Weight formats that a technique takes, by its `Spec.accepts`."""
+WANTED = {"dense": "dense weights", "packed": "dense weights, or integers with scales of compressed-tensors"}
 
 
 def weight_problems(step: Step, steps: Mapping[str, Step], sources: Mapping[str, Source]) -> Iterator[ConfigError]:
@@ -19,7 +26,7 @@ def weight_problems(step: Step, steps: Mapping[str, Step], sources: Mapping[str,
     for name in step.inputs.get(MAIN_PORT, ()):
         chain = list(_chain(name, steps))
         form = weight_format(name, steps, sources)
-        if form not in {"dense", "same"}:
+        if form not in TAKEN[step.technique.spec.accepts]:
             method = _method(chain[-1], sources)
             dense = steps[chain[-1]].inputs.get(MAIN_PORT, ()) if chain[-1] in steps else ()
             where = f"steps.{step.name}.inputs.{MAIN_PORT}"
@@ -28,7 +35,7 @@ def weight_problems(step: Step, steps: Mapping[str, Step], sources: Mapping[str,
                 f"{name}, whose weights are quantized already ({method})"
                 if method
                 else f"{name}, whose weights are {form}",
-                "dense weights",
+                WANTED[step.technique.spec.accepts],
                 f"{where}={dense[0]}" if dense else "use the model before its quantization",
             )
 
@@ -54,7 +61,8 @@ def _format(name: str, steps: Mapping[str, Step], sources: Mapping[str, Source])
     """Return the weight format of a model; GGUF sources are dense: transformers unpacks them."""
     if name in steps:
         return steps[name].technique.spec.gives or "dense"
-    return "packed" if _method(name, sources) else "dense"
+    path = sources[name].path if name in sources else None
+    return stored_form(path) if path is not None and path.is_dir() else "dense"
 
 
 def _method(name: str, sources: Mapping[str, Source]) -> str:

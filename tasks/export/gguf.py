@@ -66,6 +66,7 @@ class Gguf(GatedGguf):
         ports={"model": Port((Kind.MODEL,)), "calibration": Port((Kind.CORPUS,), optional=True)},
         produces=Kind.ENGINE,
         libraries=("torch", "transformers", "tokenizers", "auto-round", "gguf", "xllamacpp"),
+        accepts="packed",
         gives="packed",
         files="gguf",
     )

@@ -83,6 +83,7 @@ class Onnx:
             "onnxruntime",
         ),
         extra="onnx",
+        accepts="packed",
         gives="packed",
         files="onnx",
     )

@@ -1,1 +1,1 @@
-"""Quantize weights to compressed-tensors folders."""
+"""Quantize weights to folders that transformers loads."""

@@ -34,8 +34,9 @@ class Kind(StrEnum):
 
 EngineFiles = Literal["gguf", "onnx"]
 """Form of the weights of an artifact of kind `engine`."""
-Weights = Literal["same", "dense", "packed", "sparse", "factored"]
-"""Storage format of a model's weights.  packed: integers with scales.  factored: products of smaller matrices."""
+Weights = Literal["same", "dense", "packed", "bitsandbytes", "sparse", "factored"]
+"""Storage format of a model's weights.  packed: integers with scales.  bitsandbytes: what only that library unpacks.  factored: products
+of smaller matrices."""
 WEIGHTS = (Kind.MODEL, Kind.ENGINE)
 """Kinds that hold a model's weights."""
 DATA = (Kind.ROWS, Kind.CORPUS, Kind.TRACES)
@@ -171,7 +172,7 @@ class Spec:
     exclusive: True if the step measures time, so that no other step may run at the same time.
     distributed: True if the step can share its work among `Compute.processes`.
     device: "accelerator" for steps that compute on a GPU if there is one, "cpu" for all others.
-    accepts: weights that the port `model` takes: "dense" refuses packed, sparse and factored ones.
+    accepts: weights that the port `model` takes: "dense" refuses all other ones, "packed" all but dense and packed ones.
     gives: weights of the model that the step writes; "same" as its port `model`; None if it writes no model.
     files: form of the weights of an artifact of kind `engine`; None for any other.
     plots: tables that the step writes for `dvc plots`.
@@ -189,7 +190,7 @@ class Spec:
     exclusive: bool = False
     distributed: bool = False
     device: Literal["cpu", "accelerator"] = "cpu"
-    accepts: Literal["any", "dense"] = "any"
+    accepts: Literal["any", "packed", "dense"] = "any"
     gives: Weights | None = None
     files: EngineFiles | None = None
     plots: tuple[Plot, ...] = ()

@@ -192,7 +192,7 @@ def check_masks(row: Row, source: Path, out: Path, metrics: Any) -> None:
     """The weights that pruning masked are still zero: in the record, or where integers were packed, in the weights."""
     if row.option.startswith("export/"):
         return  # a file of an engine; tests/unit/tasks/shared/gguf/test_ggml.py knows which types have a zero
-    if row.technique.spec.gives == "packed":
+    if row.technique.spec.gives in ("packed", "bitsandbytes"):
         before, after = source_model(source), load_model(out)
         logits_of(after, probe())  # unpacks
         for name in masks_of(source).tensors:
@@ -384,6 +384,16 @@ def check_cast(source: Path, out: Path, metrics: Any, inputs: Inputs) -> None:
     assert logits_of(reloaded(out), probe()).allclose(logits_of(rounded_source(source), probe()), atol=1e-4)
 
 
+def check_bitsandbytes(source: Path, out: Path, metrics: Any, inputs: Inputs) -> None:
+    """Every matrix but embedding and head is quantized, and what transformers computes with the folder is close to the source."""
+    kinds = (".weight.absmax", ".SCB")
+    found = {name.removesuffix(kind) for name in stored(out) for kind in kinds if name.endswith(kind)}
+    assert found == matrices_of(source_model(source)).keys() and len(found) >= 8
+    assert 0 < float(metrics["kl_to_source"]) < 0.1
+    before, after = (logits_of(model, probe()).log_softmax(-1) for model in (source_model(source), reloaded(out)))
+    assert float((before.exp() * (before - after)).sum(-1).mean()) < 0.1
+
+
 def check_packed(source: Path, out: Path, metrics: Any, inputs: Inputs) -> set[str]:
     """Every linear layer but the head is packed, and the model is close to its source: for weights that are scaled as well."""
     import torch
@@ -476,7 +486,8 @@ CHECKS: dict[str, Callable[..., Any]] = {
     "prune/hidden": check_hidden, "prune/vocabulary": check_vocabulary, "prune/weight_selection": check_selection, "quantize/rtn": check_quantized,
     "quantize/gptq": check_quantized, "quantize/fp8": check_quantized, "quantize/fp4": check_quantized, "quantize/awq": check_packed,
     "quantize/gptq_levels": check_levels, "quantize/autoround": check_quantized, "quantize/smoothquant": check_packed,
-    "quantize/cast": check_cast, "export/gguf": check_gguf, "export/mixed_gguf": check_mixed_gguf, "export/onnx": check_onnx,
+    "quantize/bitsandbytes": check_bitsandbytes, "quantize/cast": check_cast,
+    "export/gguf": check_gguf, "export/mixed_gguf": check_mixed_gguf, "export/onnx": check_onnx,
     "logits/topk": check_targets, "evaluate/perplexity": check_scores,
     "evaluate/generation": check_scores,
 }  # fmt: skip

@@ -22,6 +22,7 @@ from tasks.evaluate.models_under_test.isolated_runs import Resources
 from tasks.evaluate.models_under_test.model_under_test import ModelUnderTest
 from tasks.shared.cpu import is_bfloat16_fast
 from tasks.shared.errors import ConfigError, ModelError
+from tasks.shared.model.bitsandbytes_layers import mixes_rows
 from tasks.shared.model.generation import check_logits
 from tasks.shared.model.loading import Dtype, load_model, load_tokenizer
 from tasks.shared.model.template_edits import CHATML
@@ -103,7 +104,8 @@ def run_tasks(model: ModelUnderTest, plan: HarnessPlan, resources: Resources) ->
     check_logits(loaded, tokenizer, "The answer is")
     found = {}
     cache_file = Path(plan.answer_cache) / f"{_cache_name(model, plan, resources, dtype)}.jsonl"
-    with harness_model(loaded, tokenizer, plan.batch_size, cache_file) as lm:
+    batch_size = 1 if mixes_rows(loaded) else plan.batch_size
+    with harness_model(loaded, tokenizer, batch_size, cache_file) as lm:
         for task in track(plan.tasks, "tasks", len(plan.tasks)):
             with quiet_harness():
                 found[task.name] = _run_task(lm, task, plan)

@@ -13,6 +13,7 @@ from tasks.shared.formats.articles import Article, question_of, with_article
 from tasks.shared.formats.rows import Row
 from tasks.shared.formats.scores import Role
 from tasks.shared.formats.tasks import Task
+from tasks.shared.model.configuration import BITSANDBYTES, quantization_method
 from tasks.shared.model.onnx_files import read_description
 from tasks.shared.model.weights import is_gguf, read_gguf
 from tasks.shared.paths import sha256_file
@@ -219,6 +220,9 @@ def folder_format(folder: Path) -> str:
         got = f"no readable config.json ({type(error).__name__})"
         raise ModelError(str(folder), got, "a Hugging Face model folder", "check the step that made it") from error
     quantization = config.get("quantization_config")
+    if quantization and quantization_method(config) == BITSANDBYTES:
+        levels = "int8" if quantization.get("load_in_8bit") else quantization.get("bnb_4bit_quant_type", "4-bit")
+        return f"{levels} bitsandbytes safetensors"
     if quantization:
         groups = [group.get("weights") or {} for group in quantization.get("config_groups", {}).values()]
         bits = sorted({f"{group['type']}{group['num_bits']}" for group in groups if "num_bits" in group})

@@ -32,6 +32,8 @@ def make_probe(model: ModelUnderTest, wanted: Choice, prompt: Prompt, scratch: P
         return None, f"{name}: not timed: ONNX Runtime serves no stream of tokens here."
     if form == "packed":
         reason = f"llama.cpp does not read {model.format}; vLLM would serve it"
+    elif form == "bitsandbytes":
+        reason = f"llama.cpp does not read {model.format}; bitsandbytes' own kernels for GPUs are not timed"
     else:
         file = scratch / f"{name.replace(' ', '_')}.f16.gguf"
         refused = "" if file.is_file() else run_isolated(write_f16, weights, file)

@@ -225,7 +225,10 @@ def use(row: ModelRow) -> str:
         return "Load model.onnx in ONNX Runtime, with token ids of the folder's tokenizer (`AutoTokenizer`); the graph reads and extends a key-value cache."
     if is_gguf(row):
         return "Load the .gguf file in llama.cpp (`llama-server -m <file>.gguf`) or in any engine that reads GGUF; the file contains the chat template."
-    return '`AutoModelForCausalLM.from_pretrained("<this folder>")` in transformers; safetensors, no remote code.'
+    needed = " with bitsandbytes" if "bitsandbytes" in row.measured.format else ""
+    return (
+        f'`AutoModelForCausalLM.from_pretrained("<this folder>")` in transformers{needed}; safetensors, no remote code.'
+    )
 
 
 def is_gguf(row: ModelRow) -> bool:

@@ -8,11 +8,12 @@ from typing import Literal
 from tasks.shared.errors import ModelError
 from tasks.shared.model.onnx_files import is_onnx
 from tasks.shared.model.weight_files import loaded_files, shown, unused_files
-from tasks.shared.model.weights import is_gguf, is_quantized
+from tasks.shared.model.weights import is_gguf, stored_form
 
 EngineName = Literal["transformers", "llama.cpp", "onnxruntime", "vllm"]
-WeightForm = Literal["dense", "packed", "gguf", "onnx"]
-"""dense: safetensors of plain tensors.  packed: safetensors of integers with scales.  gguf: a GGUF file.  onnx: a folder of `export/onnx`."""
+WeightForm = Literal["dense", "packed", "bitsandbytes", "gguf", "onnx"]
+"""dense: safetensors of plain tensors.  packed: safetensors of integers with scales.  bitsandbytes: safetensors of that library.
+gguf: a GGUF file.  onnx: a folder of `export/onnx`."""
 
 
 @dataclass(frozen=True)
@@ -66,4 +67,4 @@ def weight_form(path: Path) -> WeightForm:
         return "gguf"
     if is_onnx(path):
         return "onnx"
-    return "packed" if is_quantized(path) else "dense"
+    return stored_form(path)

@@ -13,6 +13,7 @@ from tasks.shared.engines.label_proof import HALF_SLACK, SLACK, Step, proven_lab
 from tasks.shared.engines.labels import label_prompts
 from tasks.shared.engines.memory import peak_memory
 from tasks.shared.engines.protocol import Capabilities, Choices, Conversation, Opening, lacking
+from tasks.shared.model.bitsandbytes_layers import mixes_rows
 from tasks.shared.model.encoding import text_ids
 from tasks.shared.model.generation import Written, check_logits, write_answers
 from tasks.shared.model.loading import load_model, load_tokenizer
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+ALONE = "each alone and whole, since LLM.int8 lets the prompts of a batch change each other's answers"
+
+
 def choose_dtype(device: str) -> Literal["float32", "bfloat16"]:
     """Return bfloat16 on accelerators and CPUs with bfloat16 instructions; else float32."""
     return "bfloat16" if device != "cpu" or is_bfloat16_fast() else "float32"
@@ -30,12 +34,16 @@ def choose_dtype(device: str) -> Literal["float32", "bfloat16"]:
 
 @dataclass
 class TransformersSession:
-    """A model and its tokenizer in memory.  reuse: see `Opening`."""
+    """A model and its tokenizer in memory.
+
+    reuse: see `Opening`.  alone: reason, for notes, why each prompt is read by itself; empty if prompts share passes.
+    """
 
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
     batch_size: int
     reuse: bool = False
+    alone: str = ""
     url = ""
 
     @cached_property
@@ -87,7 +95,7 @@ class TransformersSession:
     @property
     def reading(self) -> str:
         """Way in which prompts were read so far."""
-        return self._writer.method
+        return self.alone or self._writer.method
 
     @cached_property
     def _writer(self) -> ReusingWriter:
@@ -130,7 +138,7 @@ class TransformersEngine:
 
     name: EngineName = "transformers"
     capabilities = Capabilities(
-        reads=("dense", "packed"), dequantizes=("gguf",), distribution=True, top_tokens=True, labels=True, batch=True, tools=True, stop=True,
+        reads=("dense", "packed", "bitsandbytes"), dequantizes=("gguf",), distribution=True, top_tokens=True, labels=True, batch=True, tools=True, stop=True,
         accelerator=True,
     )  # fmt: skip
 
@@ -140,8 +148,11 @@ class TransformersEngine:
         import torch
 
         torch.set_num_threads(opening.threads)
-        model = load_model(weights, choose_dtype(opening.device), opening.device)
-        yield TransformersSession(model, load_tokenizer(weights), opening.batch_size, opening.reuse)
+        model, tokenizer = load_model(weights, choose_dtype(opening.device), opening.device), load_tokenizer(weights)
+        if mixes_rows(model):
+            yield TransformersSession(model, tokenizer, batch_size=1, alone=ALONE)
+        else:
+            yield TransformersSession(model, tokenizer, opening.batch_size, opening.reuse)
 
 
 TRANSFORMERS = TransformersEngine()

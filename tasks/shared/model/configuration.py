@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.shared.errors import ModelError
+from tasks.shared.extras import extra_problem
 from tasks.shared.model.weight_files import TensorInfo, read_json, shown, unused_files
 
 if TYPE_CHECKING:
@@ -14,9 +15,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 OWN_QUANTIZATION = "compressed-tensors"
 """The quantized format that this project writes, and reads with all engines but llama.cpp."""
+BITSANDBYTES = "bitsandbytes"
+"""A quantized format that only transformers reads, with an optional package."""
 QUANTIZED_NAMES = {
     ".qweight": "GPTQ or AWQ", ".qzeros": "GPTQ or AWQ", ".weight_packed": "compressed-tensors", ".weight_scale_inv": "fp8",
-    ".weight.absmax": "bitsandbytes", ".SCB": "bitsandbytes", "_blocks": "mxfp4", ".codebooks": "AQLM", ".W_q": "HQQ",
+    ".weight.absmax": BITSANDBYTES, ".SCB": BITSANDBYTES, "_blocks": "mxfp4", ".codebooks": "AQLM", ".W_q": "HQQ",
 }  # fmt: skip
 """Ends of tensor names that only quantized weights have, and the tool that writes them."""
 MODEL_TYPES = "a decoder-only language model that transformers itself implements"
@@ -66,9 +69,7 @@ def quantization_method(config: Mapping[str, Any]) -> str:
     for part in (config, config.get("text_config") or {}):
         found = part.get("quantization_config") or part.get("compression_config")
         if isinstance(found, Mapping):
-            bits = (
-                "bitsandbytes" if found.get("load_in_4bit") or found.get("load_in_8bit") else "a method without a name"
-            )
+            bits = BITSANDBYTES if found.get("load_in_4bit") or found.get("load_in_8bit") else "a method without a name"
             return str(found.get("quant_method") or bits)
     if isinstance(mlx := config.get("quantization"), Mapping) and "bits" in mlx:
         return "mlx"
@@ -155,9 +156,9 @@ def refuse_unreadable_quantization(where: Path, raw: Mapping[str, Any]) -> None:
         return
     from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AutoHfQuantizer
 
-    reason = "no quantizer of transformers reads it"
+    reason, fix = "no quantizer of transformers reads it", "use the model before its quantization"
     settings = raw.get("quantization_config") or (raw.get("text_config") or {}).get("quantization_config") or {}
-    if method in AUTO_QUANTIZATION_CONFIG_MAPPING or method == "bitsandbytes":
+    if method in AUTO_QUANTIZATION_CONFIG_MAPPING or method == BITSANDBYTES:
         try:
             AutoHfQuantizer.from_config(settings, pre_quantized=True).validate_environment(
                 device_map=None, weights_only=True
@@ -165,11 +166,13 @@ def refuse_unreadable_quantization(where: Path, raw: Mapping[str, Any]) -> None:
             return
         except (ImportError, RuntimeError, ValueError, TypeError, AttributeError, KeyError) as error:
             reason = " ".join(str(error).split())
+            if method == BITSANDBYTES and (missing := extra_problem(str(where), BITSANDBYTES, (BITSANDBYTES,))):
+                reason, fix = missing.got, f"{missing.fix}, or {fix}"
     raise ModelError(
         str(where),
         f"weights quantized by {method}, which cannot be read here: {reason}",
         f"dense weights, or {OWN_QUANTIZATION}",
-        "use the model before its quantization",
+        fix,
     )
 
 

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tasks.shared.errors import ModelError, StillroomError
-from tasks.shared.model.configuration import load_config
+from tasks.shared.model.bitsandbytes_layers import loading_options, refuse_broken_layers, unpack_levels
+from tasks.shared.model.configuration import BITSANDBYTES, load_config
 from tasks.shared.model.onnx_files import is_onnx
 from tasks.shared.model.prompts import settle_template
 from tasks.shared.model.repairs import drop_tokens_without_row, make_writable, settle_pad
 from tasks.shared.model.strict import check_gguf_tensors, one_message, refuse_misfit, refuse_not_finite
 from tasks.shared.model.template_edits import CHATML, PROGRAM_ERRORS, plain_template
-from tasks.shared.model.weights import check_source, is_gguf, quick_gguf
+from tasks.shared.model.weights import check_source, is_gguf, quantization, quick_gguf
 from tasks.shared.progress import no_foreign_bars
 
 if TYPE_CHECKING:
@@ -39,9 +40,15 @@ def load_model(path: Path, dtype: Dtype = "float32", device: str = "cpu") -> "Pr
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
+    by_bitsandbytes = path.is_dir() and quantization(path) == BITSANDBYTES
+    options = loading_options(device) if by_bitsandbytes else {}
     with no_foreign_bars(), one_message(path):
-        model = _fill(path, {"dtype": getattr(torch, dtype)})
+        model = _fill(path, options | {"dtype": getattr(torch, dtype)})
         place(model, device)
+        if by_bitsandbytes:
+            refuse_broken_layers(path, model)
+            unpack_levels(model, getattr(torch, dtype))
+            _cast(model, getattr(torch, dtype))
         if getattr(model, "hf_quantizer", None) is not None:
             _unpack(model, getattr(torch, dtype))
             model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device))  # other libraries unpack here, once

@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tasks.shared.errors import ModelError
+from tasks.shared.model.configuration import BITSANDBYTES
 from tasks.shared.model.loading import Dtype, load_model, load_tokenizer
-from tasks.shared.model.weights import is_gguf
+from tasks.shared.model.weights import is_gguf, quantization
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -15,7 +16,15 @@ def dense_copy(source: Path, out: Path) -> None:
     """Write a GGUF file or compressed-tensors folder as a dense folder.
 
     In float32, so that every level times its scale is exact.
+    Raises ModelError for weights of bitsandbytes, which what reads the copy would round a second time.
     """
+    if not is_gguf(source) and quantization(source) == BITSANDBYTES:
+        raise ModelError(
+            str(source),
+            "weights quantized by bitsandbytes: no other format holds their levels",
+            "dense weights, or integers of compressed-tensors",
+            "use the model before its quantization",
+        )
     model, tokenizer = load_model(source), load_tokenizer(source, chat=False)
     if not is_gguf(source):
         from transformers import AutoModelForCausalLM

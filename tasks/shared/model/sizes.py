@@ -9,8 +9,18 @@ from pathlib import Path
 from tasks.shared.errors import ModelError
 from tasks.shared.model.gguf_files import read_gguf_header
 from tasks.shared.model.onnx_files import is_onnx, onnx_weight_files, read_description
-from tasks.shared.model.weight_files import loaded_files, read_header
+from tasks.shared.model.weight_files import TensorInfo, loaded_files, read_header
 from tasks.shared.model.weights import is_gguf
+
+SCALES = (
+    ".weight_scale", ".weight_zero_point", ".weight_shape", ".weight_g_idx",
+    ".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map", ".bitsandbytes__nf4", ".bitsandbytes__fp4", ".SCB", ".weight_format",
+)  # fmt: skip
+"""Ends of the names of tensors that describe a matrix: of compressed-tensors, and of bitsandbytes."""
+LEVELS_MAP = ".quant_map"
+"""End of the name of the tensor that goes with a matrix of bitsandbytes' 4-bit levels."""
+STORED_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
+"""Bytes of a number of the types, besides bytes, in which bitsandbytes stores levels (`bnb_4bit_quant_storage`)."""
 
 
 def weight_files(path: Path) -> list[Path]:
@@ -29,7 +39,7 @@ def weight_bytes(path: Path) -> int:
 def parameter_count(path: Path) -> int:
     """Count parameters from the tensor headers, without loading weights.
 
-    Tied tensors count once; a packed int4 word counts as its eight weights.
+    Tied tensors count once; a packed int4 word counts as its eight weights, a byte of bitsandbytes' levels as its two.
     An ONNX folder's description says how many its source has.  Raises ModelError if there are no weights.
     """
     files = weight_files(path)
@@ -46,9 +56,11 @@ def _gguf_parameters(file: Path) -> int:
 
 def _safetensors_parameters(file: Path) -> int:
     tensors = read_header(file)
-    return sum(
-        math.prod(tensor.shape)
-        * (8 if name.endswith(".weight_packed") else 1)  # eight 4-bit weights in one 32-bit word
-        for name, tensor in tensors.items()
-        if not name.endswith((".weight_scale", ".weight_zero_point", ".weight_shape", ".weight_g_idx"))
-    )
+    levels = {name.removesuffix(LEVELS_MAP) for name in tensors if name.endswith(LEVELS_MAP)}
+
+    def count(name: str, tensor: TensorInfo) -> int:
+        if name in levels:
+            return math.prod(tensor.shape) * 2 * STORED_BYTES.get(tensor.dtype, 1)
+        return math.prod(tensor.shape) * (8 if name.endswith(".weight_packed") else 1)  # eight 4-bit weights in a word
+
+    return sum(count(name, tensor) for name, tensor in tensors.items() if not name.endswith(SCALES))

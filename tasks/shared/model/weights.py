@@ -4,10 +4,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from tasks.shared.errors import ModelError
-from tasks.shared.model.configuration import quantization_method, read_config, refuse_unnamed_quantization
+from tasks.shared.model.configuration import (
+    BITSANDBYTES,
+    quantization_method,
+    read_config,
+    refuse_unnamed_quantization,
+)
 from tasks.shared.model.gguf_files import check_gguf
 from tasks.shared.model.weight_files import check_folder, read_json, tensors_of
 
@@ -49,6 +54,14 @@ def is_quantized(folder: Path) -> bool:
 def quantization(folder: Path) -> str:
     """Return the method that quantized a Hugging Face folder's weights; empty for dense ones."""
     return quantization_method(read_json(folder / "config.json"))
+
+
+def stored_form(folder: Path) -> Literal["dense", "packed", "bitsandbytes"]:
+    """Return the form of a Hugging Face folder's weights, as steps and engines ask for it."""
+    method = quantization(folder)
+    if method == BITSANDBYTES:
+        return "bitsandbytes"
+    return "packed" if method else "dense"
 
 
 def read_gguf(file: Path) -> "GGUFReader":
