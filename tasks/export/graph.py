@@ -1,4 +1,4 @@
-"""Parts of all exports to a graph with a key-value cache: settings, forecast, gate and record."""
+"""Parts of all exports to a graph with a key-value cache: settings, gate and record."""
 
 import json
 import logging
@@ -125,7 +125,7 @@ class GraphExport(ABC):
             )
         return None
 
-    def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
+    def export(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Write graph, weights, tokenizer and parity.json to `out`.
 
         On an error, `out` stays empty.

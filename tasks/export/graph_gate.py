@@ -61,7 +61,10 @@ class Recorded:
 
 @dataclass(frozen=True)
 class Compared:
-    """A graph against its source: distributions, and the share of conversations with the same greedy text."""
+    """A graph against its source.
+
+    parity: compared distributions.  same_text: share of conversations with the same greedy text.
+    """
 
     parity: parity.Parity
     same_text: float

@@ -1,4 +1,7 @@
-"""Blocks of 4-bit integers, as graphs store them: packing, and integers that a calibrated quantizer chose."""
+"""Blocks of 4-bit integers as graphs store them.
+
+Packing, and integers that a calibrated quantizer chose.
+"""
 
 from typing import TYPE_CHECKING, Any, Literal
 

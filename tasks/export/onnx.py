@@ -10,7 +10,7 @@ from tasks.export.graph import BITS, Form, GraphExport
 from tasks.shared.engines.onnx_engine import ONNXRUNTIME
 from tasks.shared.engines.protocol import Engine
 from tasks.shared.model.graph_files import ONNX
-from tasks.shared.technique import Kind, Port, Spec
+from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -52,6 +52,10 @@ class Onnx(GraphExport):
         gives="packed",
         files="onnx",
     )
+
+    def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
+        """Write model.onnx and what belongs to it; see `GraphExport.export`."""
+        return self.export(inputs, out, run)
 
     @property
     def engine(self) -> Engine:

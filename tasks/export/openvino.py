@@ -10,7 +10,7 @@ from tasks.export.graph import BITS, GraphExport
 from tasks.shared.engines.openvino_engine import OPENVINO as ENGINE
 from tasks.shared.engines.protocol import Engine
 from tasks.shared.model.graph_files import OPENVINO
-from tasks.shared.technique import Kind, Port, Spec
+from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -47,6 +47,10 @@ class OpenVino(GraphExport):
         gives="packed",
         files="openvino",
     )
+
+    def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
+        """Write openvino_model.xml and what belongs to it; see `GraphExport.export`."""
+        return self.export(inputs, out, run)
 
     @property
     def engine(self) -> Engine:

@@ -1,4 +1,4 @@
-"""Replacement of an OpenVINO graph's float matrices by blocks of integers, or by 16-bit floats."""
+"""Replacement of an OpenVINO graph's matrices by blocks of integers, or by 16-bit floats."""
 
 import hashlib
 from collections.abc import Iterator
@@ -207,7 +207,10 @@ def usable(scales: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
 
 
 def decode(blocks: Blocks, bits: Bits) -> Any:
-    """Return nodes that decode blocks to a float32 matrix, in the form that OpenVINO's plugins compute with as it is."""
+    """Return nodes that decode blocks to a float32 matrix.
+
+    OpenVINO's plugins know this pattern, and compute with the integers.
+    """
     import numpy as np
     from openvino import Tensor, Type, opset15
 

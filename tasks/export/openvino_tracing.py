@@ -1,4 +1,4 @@
-"""A model as an OpenVINO graph that keeps its key-value cache, by transformers' own exporter."""
+"""A model as an OpenVINO graph that keeps its cache, by transformers' own exporter."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -44,7 +44,7 @@ def trace(model: "PreTrainedModel") -> Any:
 
 @contextmanager
 def traceable_experts(model: Any) -> Iterator[None]:
-    """Compute a mixture's experts by operations that OpenVINO has, for as long as the context lasts."""
+    """Compute a mixture's experts by operations that OpenVINO has, within the context."""
     if not model._can_set_experts_implementation():
         yield
         return
@@ -94,7 +94,7 @@ def leaves(cache: Any) -> list[Any]:
 
 
 def joined(past: Any) -> Any:
-    """Return the output that holds past and new keys (or values), in that order; None if there is none."""
+    """Return the output that holds past and new keys (or values); None if there is none."""
     for target in past.get_target_inputs():
         node = target.get_node()
         ends = {reader.get_node().get_type_name() for reader in node.output(0).get_target_inputs()}
@@ -109,7 +109,9 @@ def set_name(value: Any, name: str) -> None:
 
 
 def make_stateful(graph: Any, names: Sequence[str]) -> None:
-    """Turn the cache's inputs and outputs into states that start empty, with an input that reorders sequences.
+    """Turn the cache's inputs and outputs into states, which start empty.
+
+    The input `beam_idx` reorders their sequences.
 
     names: of the cache's tensors.
     """
@@ -141,6 +143,9 @@ def make_stateful(graph: Any, names: Sequence[str]) -> None:
 
 
 def number_nodes(graph: Any) -> None:
-    """Name nodes by their place, since the names that the front end gives depend on what was converted before."""
+    """Name nodes by their place in the graph.
+
+    Names that the front end gives depend on what was converted before.
+    """
     for number, node in enumerate(graph.get_ordered_ops()):
         node.set_friendly_name(f"{node.get_type_name()}_{number}")

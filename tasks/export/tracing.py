@@ -1,4 +1,4 @@
-"""Example inputs with a filled key-value cache, with which transformers' exporters trace a model."""
+"""Example inputs with a filled key-value cache, to trace a model with."""
 
 import logging
 from collections.abc import Iterator

@@ -60,7 +60,7 @@ class OpenVinoGraph(CachedGraph):
 
 
 def open_request(file: Path, threads: int, options: dict[str, Any]) -> Any:
-    """Return an inference request of a graph, compiled for the CPU; it computes the logits of the last token only.
+    """Return an inference request of a graph on the CPU, for the logits of the last token.
 
     Raises ConfigError that names the extra if OpenVINO is not installed, ModelError if it cannot load the file.
     """
@@ -93,7 +93,10 @@ def import_openvino() -> Any:
 
 
 def keep_last_logits(graph: Any) -> None:
-    """Cut a graph to the last token before its head, since a long prompt's logits take memory; unknown heads stay as they are."""
+    """Cut a graph to the last token before its head, since a long prompt's logits take memory.
+
+    Unknown heads stay as they are.
+    """
     import numpy as np
     from openvino import opset15
 
@@ -106,7 +109,10 @@ def keep_last_logits(graph: Any) -> None:
 
 
 def find_head(graph: Any) -> Any:
-    """Return the product that gives the logits, up to what scales or caps them; None for another graph."""
+    """Return the product that gives the logits, up to what scales or caps them.
+
+    None for another graph.
+    """
     node = graph.output(LOGITS).get_node().input_value(0).get_node()
     while node.get_type_name() != "MatMul":
         varying = [value.get_node() for value in node.input_values() if not is_constant(value.get_node())]

@@ -1,6 +1,6 @@
-"""Folders of an exported graph, as `export/onnx` and `export/openvino` write them, read without the engines' libraries.
+"""Folders of an exported graph, read without the engines' libraries.
 
-A folder holds the graph, its weights, the tokenizer and configurations of the source, and a description.
+As `export/onnx` and `export/openvino` write it, a folder holds the graph, its weights, the tokenizer and configurations of the source, and a description.
 """
 
 import json
@@ -47,6 +47,9 @@ OPENVINO = GraphFiles("openvino", "OpenVINO", "openvino_model.xml", "openvino_mo
 
 
 def graph_files(path: Path) -> GraphFiles | None:
-    """Return the files of a folder with a graph and no weights that transformers loads; None for anything else."""
+    """Return the files of a folder with a graph; None for anything else.
+
+    A folder that also has weights that transformers loads counts as these.
+    """
     found = next((files for files in (ONNX, OPENVINO) if (path / files.graph).is_file()), None)
     return None if found is None or loaded_files(path) else found

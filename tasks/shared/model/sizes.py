@@ -14,7 +14,7 @@ from tasks.shared.model.weights import is_gguf
 
 
 def weight_files(path: Path) -> list[Path]:
-    """List the loaded weight files: a GGUF, a folder's safetensors, GGUFs, or an exported graph and its weights.
+    """List the loaded weight files: a GGUF, a folder's safetensors, GGUFs, or a graph's.
 
     A second copy of the weights in the folder is not counted (`loaded_files`).
     """
