@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tasks.export.integer_blocks import Bits, keep_integers, pack_nibbles, unpack_nibbles
-from tasks.shared.engines.openvino_graph import find_head
+from tasks.shared.engines.openvino_graph import find_head, import_openvino
 from tasks.shared.errors import TechniqueError
 from tasks.shared.model.widths import choose_group_size
 
@@ -101,13 +101,12 @@ class Quantizer:
         return sum(isinstance(form, int) for form, _ in self.packed)
 
     def _replace(self, matrix: Matrix, form: Bits | str) -> None:
-        from openvino import opset15
-
+        opset = import_openvino().opset15
         decoded = self._decoded(matrix, form)
         if matrix.node.get_type_name() == "Gather":
             matrix.node.input(0).replace_source_output(decoded)
             return
-        product = opset15.matmul(matrix.node.input_value(0), decoded, False, True)
+        product = opset.matmul(matrix.node.input_value(0), decoded, False, True)
         for reader in matrix.node.output(0).get_target_inputs():
             reader.replace_source_output(product.output(0))
 
@@ -212,30 +211,31 @@ def decode(blocks: Blocks, bits: Bits) -> Any:
     OpenVINO's plugins know this pattern, and compute with the integers.
     """
     import numpy as np
-    from openvino import Tensor, Type, opset15
 
+    openvino = import_openvino()
+    opset, kind = openvino.opset15, openvino.Type
     rows, count, group = blocks.levels.shape
     signed = blocks.zeros is None
     levels = blocks.levels ^ (1 << (bits - 1)) if signed else blocks.levels
-    kinds = {(4, False): Type.u4, (4, True): Type.i4, (8, False): Type.u8, (8, True): Type.i8}
+    kinds = {(4, False): kind.u4, (4, True): kind.i4, (8, False): kind.u8, (8, True): kind.i8}
 
     def stored(values: Any, shape: list[int]) -> Any:
         content = values.reshape(-1) if bits == 8 else pack_nibbles(values.reshape(1, -1))[0]
-        tensor = Tensor(kinds[bits, signed], shape)  # owns its memory, as one made from an array does not
+        tensor = openvino.Tensor(kinds[bits, signed], shape)  # owns its memory, as one made from an array does not
         tensor.data.reshape(-1).view(np.uint8)[:] = content
-        return opset15.constant(tensor)
+        return opset.constant(tensor)
 
-    found = opset15.convert(stored(levels, [rows, count, group]), np.float16)
+    found = opset.convert(stored(levels, [rows, count, group]), np.float16)
     if blocks.zeros is not None:
-        found = opset15.subtract(found, opset15.convert(stored(blocks.zeros, [rows, count, 1]), np.float16))
-    found = opset15.multiply(found, opset15.constant(blocks.scales[..., None]))
-    whole = opset15.reshape(found, np.array([rows, count * group], np.int64), False)
-    return opset15.convert(whole, np.float32)
+        found = opset.subtract(found, opset.convert(stored(blocks.zeros, [rows, count, 1]), np.float16))
+    found = opset.multiply(found, opset.constant(blocks.scales[..., None]))
+    whole = opset.reshape(found, np.array([rows, count * group], np.int64), False)
+    return opset.convert(whole, np.float32)
 
 
 def shorten(weight: "np.ndarray[Any, Any]") -> Any:
     """Return nodes that widen a float16 constant to float32."""
     import numpy as np
-    from openvino import opset15
 
-    return opset15.convert(opset15.constant(weight.astype(np.float16)), np.float32)
+    opset = import_openvino().opset15
+    return opset.convert(opset.constant(weight.astype(np.float16)), np.float32)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from tasks.export.tracing import quiet, sample_inputs, untraceable
@@ -72,15 +73,14 @@ def rename(graph: Any, cache: Any) -> list[str]:
     made = [joined(given) for given in past]
     if not known or not (len(known) == len(places) == len(past) == len(graph.outputs) - 1) or None in made:
         raise TechniqueError("cache", "other states", "keys and values of every layer", "export/gguf")
-    from openvino import PartialShape
-
+    partial_shape = import_openvino().PartialShape
     for given in graph.inputs:
         if names := given.names.intersection(GIVEN):
             set_name(given, names.pop())
     for (name, shape), given, output in zip(known, past, made, strict=True):
         set_name(given, PAST + name)
         set_name(output, PRESENT + name)
-        given.get_node().set_partial_shape(PartialShape([-1, shape[1], -1, shape[3]]))
+        given.get_node().set_partial_shape(partial_shape([-1, shape[1], -1, shape[3]]))
     set_name(graph.outputs[0], LOGITS)
     graph.validate_nodes_and_infer_types()
     return [name for name, _ in known]
@@ -116,28 +116,29 @@ def make_stateful(graph: Any, names: Sequence[str]) -> None:
     names: of the cache's tensors.
     """
     import numpy as np
-    from openvino import opset15
-    from openvino._offline_transformations import apply_make_stateful_transformation
 
-    beam = opset15.parameter([-1], np.int32, name="beam_idx")
+    opset = import_openvino().opset15
+    beam = opset.parameter([-1], np.int32, name="beam_idx")
     set_name(beam.output(0), "beam_idx")
     graph.add_parameters([beam])
     axis = np.array(0, np.int64)
     for name in names:
         past = graph.input(PAST + name)
         readers = past.get_target_inputs()
-        ordered = opset15.gather(past, beam, axis)
+        ordered = opset.gather(past, beam, axis)
         for reader in readers:
             reader.replace_source_output(ordered.output(0))
     graph.validate_nodes_and_infer_types()
-    apply_make_stateful_transformation(graph, {PAST + name: PRESENT + name for name in names})
-    shape = opset15.shape_of(graph.input("input_ids"), output_type="i64")
-    batch = opset15.gather(shape, np.array([0], np.int64), axis)
+    import_module("openvino._offline_transformations").apply_make_stateful_transformation(
+        graph, {PAST + name: PRESENT + name for name in names}
+    )
+    shape = opset.shape_of(graph.input("input_ids"), output_type="i64")
+    batch = opset.gather(shape, np.array([0], np.int64), axis)
     for node in graph.get_ops():
         if node.get_type_name() == "ReadValue":
             sizes = [size.get_length() if size.is_static else 0 for size in node.get_output_partial_shape(0)]
-            rest = opset15.constant(np.array(sizes[1:], np.int64))
-            empty = opset15.broadcast(opset15.constant(np.float32(0)), opset15.concat([batch, rest], 0))
+            rest = opset.constant(np.array(sizes[1:], np.int64))
+            empty = opset.broadcast(opset.constant(np.float32(0)), opset.concat([batch, rest], 0))
             node.set_arguments([empty])
     graph.validate_nodes_and_infer_types()
 

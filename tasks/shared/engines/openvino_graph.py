@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,13 +51,13 @@ class OpenVinoGraph(CachedGraph):
     def crop(self, length: int) -> None:
         """Keep the first tokens of the states, (batch, heads, tokens, size)."""
         import numpy as np
-        from openvino import Tensor
 
         if length == 0:
             self.request.reset_state()
             return
+        tensor = import_openvino().Tensor
         for state in self.request.query_state():
-            state.state = Tensor(np.ascontiguousarray(state.state.data[:, :, :length]))
+            state.state = tensor(np.ascontiguousarray(state.state.data[:, :, :length]))
 
 
 def open_request(file: Path, threads: int, options: dict[str, Any]) -> Any:
@@ -81,15 +82,14 @@ def open_request(file: Path, threads: int, options: dict[str, Any]) -> Any:
 def import_openvino() -> Any:
     """Return the module `openvino`, which here reports nothing to its makers.
 
-    Its package sends statistics as soon as it is imported; without the module that sends them it takes a stub of its own.
+    Its package sends statistics, in a thread, as soon as it is imported; without the module that sends them it takes a stub of its own.
+    All imports of it go through here, and by name, since a run's template process imports what the code's import statements name.
     Raises ConfigError that names the extra if it is not installed.
     """
     if (problem := extra_problem("openvino", EXTRA, ("openvino",))) is not None:
         raise problem
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-    import openvino
-
-    return openvino
+    return import_module("openvino")
 
 
 def keep_last_logits(graph: Any) -> None:
@@ -98,12 +98,12 @@ def keep_last_logits(graph: Any) -> None:
     Unknown heads stay as they are.
     """
     import numpy as np
-    from openvino import opset15
 
+    opset = import_openvino().opset15
     head = find_head(graph)
     if head is not None and head.input_value(0).get_partial_shape().rank.get_length() == 3:
         start, stop, step, axis = (np.array([number], np.int64) for number in (-1, np.iinfo(np.int64).max, 1, 1))
-        last = opset15.slice(head.input_value(0), start, stop, step, axis)
+        last = opset.slice(head.input_value(0), start, stop, step, axis)
         head.input(0).replace_source_output(last.output(0))
         graph.validate_nodes_and_infer_types()
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from flows.planning.sizes import size_of
+from flows.running.fork_template import third_party
 from tasks.export import openvino as export
 from tasks.export.openvino import OpenVino
 from tasks.export.openvino_quantizing import Blocks, pack_blocks
@@ -267,6 +268,13 @@ def test_a_folder_says_what_it_holds_without_openvino(whole: Path, source: Path)
 def test_nothing_is_reported_to_openvino_s_makers(whole: Path) -> None:
     with OPENVINO.open(whole, Opening(1)):
         assert sys.modules["openvino_telemetry"] is None
+
+
+def test_a_run_s_template_process_does_not_import_it() -> None:
+    """It would import it before statistics are turned off, and the thread that sends them forbids forks."""
+    for module in ("tasks.export.openvino", "tasks.evaluate.generation"):
+        named = third_party(module)
+        assert "numpy" in named and not [name for name in named if name.startswith("openvino")]
 
 
 def test_what_fails_the_gate_leaves_nothing(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
