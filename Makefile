@@ -58,7 +58,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 lock:
 	rm -rf $(VENV)-lock
 	$(PYTHON) -m venv $(VENV)-lock
-	$(VENV)-lock/bin/pip install --quiet '.[dev,onnx,bitsandbytes]'
+	$(VENV)-lock/bin/pip install --quiet '.[dev,onnx,openvino,bitsandbytes]'
 	$(VENV)-lock/bin/pip freeze --exclude stillroom | grep -v ' @ ' | sed 's/+cpu$$//; s/+cu[0-9]*$$//' | grep -v '^nvidia-\|^triton\|^cuda-' > $(LOCK)
 	rm -rf $(VENV)-lock build *.egg-info
 

@@ -116,6 +116,8 @@ ROWS = (
     Row("export/mixed_gguf", {**GATE, **SHORT, "sections": 1, "types": ("q5_0", "q8_0"), "bits": 7.0, "max_kl": 1.0, "min_top1": 0.0}),
     Row("export/onnx", {**GATE, "scheme": "float32", "embedding": "float32", "max_kl": 1e-4, "min_top1": 0.5}, "float32"),
     Row("export/onnx", {**GATE, "max_kl": 1.0, "min_top1": 0.0}, "int4"),
+    Row("export/openvino", {**GATE, "scheme": "float32", "embedding": "float32", "max_kl": 1e-4, "min_top1": 0.5}, "float32"),
+    Row("export/openvino", {**GATE, "max_kl": 1.0, "min_top1": 0.0}, "int4"),
     Row("distill/sft", QUICK),
     Row("distill/sft", QUICK | {"lora": {"rank": 2}, "frozen_layers": 0}, "LoRA"),
     Row("distill/sft", QUICK | {"packing": True, "frozen_layers": 1}, "packed, frozen layers"),

@@ -4,8 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tasks.export.onnx_blocks import Bits, Blocks, pack_blocks
-from tasks.shared.engines.onnx_names import LOGITS
+from tasks.export.integer_blocks import Bits
+from tasks.export.onnx_blocks import Blocks, pack_blocks
+from tasks.shared.engines.graph_names import LOGITS
 from tasks.shared.errors import TechniqueError
 from tasks.shared.model.widths import choose_group_size
 

@@ -32,7 +32,7 @@ class Kind(StrEnum):
     """Pages for readers."""
 
 
-EngineFiles = Literal["gguf", "onnx"]
+EngineFiles = Literal["gguf", "onnx", "openvino"]
 """Form of the weights of an artifact of kind `engine`."""
 Weights = Literal["same", "dense", "packed", "bitsandbytes", "sparse", "factored"]
 """Storage format of a model's weights.  packed: integers with scales.  bitsandbytes: what only that library unpacks.  factored: products

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tasks.evaluate.models_under_test import isolated_runs
-from tasks.export import onnx_gate
+from tasks.export import graph_gate
 from tasks.prune.depth import Depth
 from tasks.prune.heads import Heads
 from tasks.prune.hidden import Hidden
@@ -27,6 +27,7 @@ from tasks.shared.formats.soft_targets import SoftTargets, row_key
 from tasks.shared.gguf.support import BIASES
 from tasks.shared.model.activations import collect
 from tasks.shared.model.encoding import encode
+from tasks.shared.model.graph_files import graph_files
 from tasks.shared.model.grids import find_levels
 from tasks.shared.model.head import check_head, output_head
 from tasks.shared.model.layout import decoder_layers, find_layout, part_of
@@ -110,7 +111,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Evaluate models here: a process each would take most of the time."""
-    for module in (isolated_runs, onnx_gate):
+    for module in (isolated_runs, graph_gate):
         monkeypatch.setattr(module, "run_isolated", lambda work, *arguments: isolation._guarded(work, arguments))
 
 
@@ -436,9 +437,9 @@ def check_mixed_gguf(source: Path, out: Path, metrics: Any, inputs: Inputs) -> N
     assert 0 < float(metrics["kl_calibration"]) < 0.05 and float(metrics["kl_to_source"]) < 0.05
 
 
-def check_onnx(source: Path, out: Path, metrics: Any, inputs: Inputs) -> None:
-    """ONNX Runtime gives the source's distributions, as near as the row's settings ask; all matrices of integers are there."""
-    assert int(metrics["positions"]) > 1 and (out / "model.onnx").is_file()
+def check_graph(source: Path, out: Path, metrics: Any, inputs: Inputs) -> None:
+    """The engine gives the source's distributions, as near as the row's settings ask; all matrices of integers are there."""
+    assert int(metrics["positions"]) > 1 and graph_files(out) is not None
     assert (int(metrics["integer_matrices"]) >= 9) == (metrics["scheme"] == "int4")
 
 
@@ -486,8 +487,8 @@ CHECKS: dict[str, Callable[..., Any]] = {
     "prune/hidden": check_hidden, "prune/vocabulary": check_vocabulary, "prune/weight_selection": check_selection, "quantize/rtn": check_quantized,
     "quantize/gptq": check_quantized, "quantize/fp8": check_quantized, "quantize/fp4": check_quantized, "quantize/awq": check_packed,
     "quantize/gptq_levels": check_levels, "quantize/autoround": check_quantized, "quantize/smoothquant": check_packed,
-    "quantize/bitsandbytes": check_bitsandbytes, "quantize/cast": check_cast,
-    "export/gguf": check_gguf, "export/mixed_gguf": check_mixed_gguf, "export/onnx": check_onnx,
+    "quantize/bitsandbytes": check_bitsandbytes, "quantize/cast": check_cast, "export/gguf": check_gguf,
+    "export/mixed_gguf": check_mixed_gguf, "export/onnx": check_graph, "export/openvino": check_graph,
     "logits/topk": check_targets, "evaluate/perplexity": check_scores,
     "evaluate/generation": check_scores,
 }  # fmt: skip

@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from tasks.evaluate.models_under_test.machine import describe_machine
 from tasks.evaluate.models_under_test.model_under_test import ModelUnderTest
+from tasks.shared.engines.engine import GRAPH_ENGINES
 from tasks.shared.errors import ModelError
 from tasks.shared.files import write_bytes
 from tasks.shared.formats.scores import EvaluationSummary, Measure, ModelSummary
@@ -99,7 +100,8 @@ def make_summary(
         )
         for model in models
     }  # fmt: skip
-    optional = ("onnxruntime",) if any(model.engine == "onnxruntime" for model in models) else ()
+    used = {model.engine for model in models}
+    optional = sorted(used.intersection(GRAPH_ENGINES.values()))  # named like their packages
     versions = {name: version(name) for name in (*libraries, *optional)}
     return EvaluationSummary(
         step=run.step, measures=dict(measures), models=entries, machine=describe_machine(run.compute.device), versions=versions, notes=list(notes)

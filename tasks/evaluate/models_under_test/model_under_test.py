@@ -14,7 +14,7 @@ from tasks.shared.formats.rows import Row
 from tasks.shared.formats.scores import Role
 from tasks.shared.formats.tasks import Task
 from tasks.shared.model.configuration import BITSANDBYTES, quantization_method
-from tasks.shared.model.onnx_files import read_description
+from tasks.shared.model.graph_files import graph_files
 from tasks.shared.model.weights import is_gguf, read_gguf
 from tasks.shared.paths import sha256_file
 from tasks.shared.technique import WEIGHTS, Artifact, Inputs, Kind, Port
@@ -173,16 +173,15 @@ def inspect_model(artifact: Artifact, role: Role) -> ModelUnderTest:
     weights = find_weights(artifact.path)
     if weights.fault:
         where = f"{role} {artifact.name} ({artifact.path})"
-        raise ModelError(where, weights.fault, "a folder with safetensors or model.onnx, or one .gguf file")
+        raise ModelError(where, weights.fault, "a folder with safetensors or an exported graph, or one .gguf file")
     kind: Literal["model", "engine"] = "engine" if artifact.kind is Kind.ENGINE else "model"
     inside = weights.path != artifact.path
-    match weights.engine:
-        case "llama.cpp":
-            form = f"GGUF {gguf_type(weights.path)}"
-        case "onnxruntime":
-            form = f"ONNX {read_description(weights.path).get('scheme', 'of unknown type')}"
-        case _:
-            form = folder_format(weights.path)
+    if weights.engine == "llama.cpp":
+        form = f"GGUF {gguf_type(weights.path)}"
+    elif (graph := graph_files(weights.path)) is not None:
+        form = f"{graph.title} {graph.read_description(weights.path).get('scheme', 'of unknown type')}"
+    else:
+        form = folder_format(weights.path)
     return ModelUnderTest(
         artifact.name, role, kind, weights.path, weights.engine, form, artifact.digest, in_folder=inside
     )

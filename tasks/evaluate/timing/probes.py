@@ -5,7 +5,7 @@ from typing import Literal
 
 from tasks.evaluate.models_under_test.model_under_test import ModelUnderTest, Prompt
 from tasks.evaluate.timing.engines import Probe
-from tasks.shared.engines.engine import weight_form
+from tasks.shared.engines.engine import GRAPH_ENGINES, weight_form
 from tasks.shared.engines.registry import ENGINES
 from tasks.shared.errors import TechniqueError
 from tasks.shared.files import replacing
@@ -28,8 +28,8 @@ def make_probe(model: ModelUnderTest, wanted: Choice, prompt: Prompt, scratch: P
         return Probe(name, engine, weights, "", prompt), ""
     if form == "gguf":
         return None, f"{name}: not timed in {wanted}, which does not serve GGUF files."
-    if form == "onnx":
-        return None, f"{name}: not timed: ONNX Runtime serves no stream of tokens here."
+    if form in GRAPH_ENGINES:
+        return None, f"{name}: not timed: {GRAPH_ENGINES[form]} serves no stream of tokens here."
     if form == "packed":
         reason = f"llama.cpp does not read {model.format}; vLLM would serve it"
     elif form == "bitsandbytes":

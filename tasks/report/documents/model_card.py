@@ -65,7 +65,7 @@ def card_data(report: Report, row: ModelRow) -> "ModelCardData":
         base_model=report.base_model or None,
         license=(license.lower() if known else "other") if license else None,
         license_name=None if known or not license else license,
-        library_name="onnx" if is_onnx(row) else "gguf" if is_gguf(row) else "transformers",
+        library_name=library(row),
         pipeline_tag="text-generation",
         tags=["compressed", *([] if row.decision == "ship" else ["not-cleared-to-ship"])],
         model_name=row.name,
@@ -221,6 +221,8 @@ def speed(report: Report, row: ModelRow) -> str:
 
 def use(row: ModelRow) -> str:
     """Instructions to load the model."""
+    if is_openvino(row):
+        return "Load openvino_model.xml in OpenVINO, with token ids of the folder's tokenizer (`AutoTokenizer`); the graph keeps a key-value cache."
     if is_onnx(row):
         return "Load model.onnx in ONNX Runtime, with token ids of the folder's tokenizer (`AutoTokenizer`); the graph reads and extends a key-value cache."
     if is_gguf(row):
@@ -233,12 +235,24 @@ def use(row: ModelRow) -> str:
 
 def is_gguf(row: ModelRow) -> bool:
     """Return True for a .gguf file, made by a step or given as a model."""
-    return row.measured.format.startswith("GGUF") or (row.measured.kind == "engine" and not is_onnx(row))
+    graph = is_onnx(row) or is_openvino(row)
+    return row.measured.format.startswith("GGUF") or (row.measured.kind == "engine" and not graph)
 
 
 def is_onnx(row: ModelRow) -> bool:
     """Return True for a folder of `export/onnx`."""
     return row.measured.format.startswith("ONNX")
+
+
+def is_openvino(row: ModelRow) -> bool:
+    """Return True for a folder of `export/openvino`."""
+    return row.measured.format.startswith("OpenVINO")
+
+
+def library(row: ModelRow) -> str:
+    """Library that loads the model, by the name that the Hugging Face Hub uses."""
+    kinds = {"onnx": is_onnx, "openvino": is_openvino, "gguf": is_gguf}
+    return next((name for name, fits in kinds.items() if fits(row)), "transformers")
 
 
 def data_line(report: Report) -> str:

@@ -1,26 +1,29 @@
 """Names of the engines, forms of weights, and the choice of an engine for given weights."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from tasks.shared.errors import ModelError
-from tasks.shared.model.onnx_files import is_onnx
+from tasks.shared.model.graph_files import graph_files
 from tasks.shared.model.weight_files import loaded_files, shown, unused_files
 from tasks.shared.model.weights import is_gguf, stored_form
 
-EngineName = Literal["transformers", "llama.cpp", "onnxruntime", "vllm"]
-WeightForm = Literal["dense", "packed", "bitsandbytes", "gguf", "onnx"]
+EngineName = Literal["transformers", "llama.cpp", "onnxruntime", "openvino", "vllm"]
+WeightForm = Literal["dense", "packed", "bitsandbytes", "gguf", "onnx", "openvino"]
 """dense: safetensors of plain tensors.  packed: safetensors of integers with scales.  bitsandbytes: safetensors of that library.
-gguf: a GGUF file.  onnx: a folder of `export/onnx`."""
+gguf: a GGUF file.  onnx, openvino: a folder of `export/onnx` or `export/openvino`."""
+GRAPH_ENGINES: Mapping[str, EngineName] = {"onnx": "onnxruntime", "openvino": "openvino"}
+"""Engine of an exported graph, by its form."""
 
 
 @dataclass(frozen=True)
 class Weights:
     """Weights and the engine that reads them without conversion.
 
-    path: folder with safetensors or ONNX files, or GGUF file.
+    path: folder with safetensors or an exported graph, or GGUF file.
     fault: reason why no engine can read them; empty if one can.  With a fault, `engine` is a guess and `path` is the original path.
     """
 
@@ -33,7 +36,7 @@ def find_weights(path: Path, llama: bool = False) -> Weights:
     """Find the weights at a path and the engine that reads them, from file names only.
 
     path: a GGUF file, a folder with safetensors under names that transformers loads (whatever else it contains), a folder with one
-    GGUF file, or a folder of `export/onnx`.
+    GGUF file, or a folder of an exported graph.
     llama: look for llama.cpp's weights only.
     """
     engine: EngineName = "llama.cpp" if llama else "transformers"
@@ -54,17 +57,17 @@ def find_weights(path: Path, llama: bool = False) -> Weights:
         return Weights(
             "llama.cpp", path, f"a GGUF split in {len(files)} parts" if parts else f"{len(files)} GGUF files"
         )
-    if not llama and is_onnx(path):
-        return Weights("onnxruntime", path)
+    if not llama and (graph := graph_files(path)) is not None:
+        return Weights(GRAPH_ENGINES[graph.form], path)
     if not llama and (other := unused_files(path)):
         return Weights(engine, path, f"{shown(other)}, none of which transformers loads")
-    return Weights(engine, path, "no *.gguf" if llama else "no *.safetensors, no *.gguf and no model.onnx")
+    return Weights(engine, path, "no *.gguf" if llama else "no *.safetensors, no *.gguf and no exported graph")
 
 
 def weight_form(path: Path) -> WeightForm:
     """Return the form of a file or folder: by name, or from a Hugging Face configuration."""
     if is_gguf(path):
         return "gguf"
-    if is_onnx(path):
-        return "onnx"
+    if (graph := graph_files(path)) is not None:
+        return graph.form
     return stored_form(path)

@@ -7,11 +7,14 @@ from typing import Protocol, runtime_checkable
 from tasks.shared.engines.engine import EngineName, WeightForm
 from tasks.shared.engines.llama_engine import LLAMA_CPP
 from tasks.shared.engines.onnx_engine import ONNXRUNTIME
+from tasks.shared.engines.openvino_engine import OPENVINO
 from tasks.shared.engines.protocol import CAPABILITIES, Capability, Engine
 from tasks.shared.engines.transformers_engine import TRANSFORMERS
 from tasks.shared.engines.vllm_engine import VLLM
 
-ENGINES: Mapping[EngineName, Engine] = {engine.name: engine for engine in (TRANSFORMERS, LLAMA_CPP, ONNXRUNTIME, VLLM)}
+ENGINES: Mapping[EngineName, Engine] = {
+    engine.name: engine for engine in (TRANSFORMERS, LLAMA_CPP, ONNXRUNTIME, OPENVINO, VLLM)
+}
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ class ModelSummary(Record):
 
     role: Role
     engine: str
-    """Engine that ran it: "transformers", "llama.cpp", "onnxruntime", "vllm"."""
+    """Engine that ran it: "transformers", "llama.cpp", "onnxruntime", "openvino", "vllm"."""
     format: str
     """Weights as stored, such as "bfloat16 safetensors"."""
     figures: dict[str, Figure] = Field(default_factory=dict)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tasks.shared.errors import ModelError, StillroomError
 from tasks.shared.model.bitsandbytes_layers import loading_options, refuse_broken_layers, unpack_levels
 from tasks.shared.model.configuration import BITSANDBYTES, load_config
-from tasks.shared.model.onnx_files import is_onnx
+from tasks.shared.model.graph_files import graph_files
 from tasks.shared.model.prompts import settle_template
 from tasks.shared.model.repairs import drop_tokens_without_row, make_writable, settle_pad
 from tasks.shared.model.strict import check_gguf_tensors, one_message, refuse_misfit, refuse_not_finite
@@ -172,7 +172,7 @@ def training_tokenizer(path: Path) -> "PreTrainedTokenizerBase":
 
 def _read_tokenizer(path: Path) -> "PreTrainedTokenizerBase":
     """Read a tokenizer, without tokens that the model has no row for.  Raises ModelError."""
-    if not is_onnx(path):  # a folder with a whole tokenizer, and weights that another engine reads
+    if graph_files(path) is None:  # a folder with a whole tokenizer, and weights that another engine reads
         check_source(path)
     from transformers import AutoTokenizer
 

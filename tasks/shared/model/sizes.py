@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tasks.shared.errors import ModelError
 from tasks.shared.model.gguf_files import read_gguf_header
-from tasks.shared.model.onnx_files import is_onnx, onnx_weight_files, read_description
+from tasks.shared.model.graph_files import graph_files
 from tasks.shared.model.weight_files import TensorInfo, loaded_files, read_header
 from tasks.shared.model.weights import is_gguf
 
@@ -24,11 +24,14 @@ STORED_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
 
 
 def weight_files(path: Path) -> list[Path]:
-    """List the loaded weight files: a GGUF, a folder's safetensors, GGUFs, or ONNX files.
+    """List the loaded weight files: a GGUF, a folder's safetensors, GGUFs, or a graph's.
 
     A second copy of the weights in the folder is not counted (`loaded_files`).
     """
-    return [path] if is_gguf(path) else loaded_files(path) or sorted(path.glob("*.gguf")) or onnx_weight_files(path)
+    if is_gguf(path):
+        return [path]
+    graph = graph_files(path)
+    return loaded_files(path) or sorted(path.glob("*.gguf")) or ([] if graph is None else graph.list_in(path))
 
 
 def weight_bytes(path: Path) -> int:
@@ -40,11 +43,11 @@ def parameter_count(path: Path) -> int:
     """Count parameters from the tensor headers, without loading weights.
 
     Tied tensors count once; a packed int4 word counts as its eight weights, a byte of bitsandbytes' levels as its two.
-    An ONNX folder's description says how many its source has.  Raises ModelError if there are no weights.
+    An exported graph's description says how many its source has.  Raises ModelError if there are no weights.
     """
     files = weight_files(path)
-    if is_onnx(path):
-        return int(read_description(path)["parameters"])
+    if (graph := graph_files(path)) is not None:
+        return int(graph.read_description(path)["parameters"])
     if not files:
         raise ModelError(str(path), "no weights", "*.safetensors or *.gguf")
     return sum(_gguf_parameters(file) if file.suffix == ".gguf" else _safetensors_parameters(file) for file in files)

@@ -232,7 +232,8 @@ def _nothing_to_load(folder: Path) -> ModelError:
             "weights under the names that transformers loads",
             f"rename a variant such as model.fp16.safetensors to {SINGLE}; convert Mistral's consolidated.safetensors",
         )
-    pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth", "*.pkl") for file in folder.glob(pattern))
+    found = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth", "*.pkl") for file in folder.glob(pattern))
+    pickles = [name for name in found if name != "openvino_model.bin"]
     if pickles:
         return ModelError(
             str(folder),
@@ -244,7 +245,7 @@ def _nothing_to_load(folder: Path) -> ModelError:
         return ModelError(
             str(folder), f"no safetensors, but {shown(ggufs)}", "a file or a folder with safetensors", f"path={folder / ggufs[0]}"
         )  # fmt: skip
-    if graphs := sorted(file.name for file in folder.glob("*.onnx")):
+    if graphs := sorted(file.name for pattern in ("*.onnx", "openvino_model.xml") for file in folder.glob(pattern)):
         return ModelError(
             str(folder), f"no safetensors, but {shown(graphs)}", "a model that a recipe can start from", "the model that the graph was exported from; "
             "the graph itself is evaluated in the recipe that exports it",

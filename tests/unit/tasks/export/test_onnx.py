@@ -15,51 +15,27 @@ import numpy as np
 import pytest
 import torch
 
-from flows.planning.plan import build_plan
 from flows.planning.sizes import size_of
 from tasks.export import onnx as export
 from tasks.export import parity
+from tasks.export.graph_gate import check_text
+from tasks.export.integer_blocks import keep_integers, pack_nibbles, unpack_nibbles
 from tasks.export.onnx import Onnx
-from tasks.export.onnx_blocks import keep_integers, pack_nibbles, unpack_nibbles
 from tasks.export.onnx_tracing import rename
 from tasks.quantize.rtn import RTN
 from tasks.shared import extras
 from tasks.shared.engines.onnx_engine import ONNXRUNTIME
 from tasks.shared.engines.protocol import Opening
-from tasks.shared.engines.transformers_engine import TransformersSession
-from tasks.shared.errors import ConfigError, ErrorList, ModelError, ParityError, TechniqueError
+from tasks.shared.errors import ConfigError, ModelError, ParityError, TechniqueError
 from tasks.shared.forecast import Rows, Workload
 from tasks.shared.model.loading import load_model, load_tokenizer
 from tasks.shared.model.sizes import parameter_count, weight_bytes
 from tasks.shared.technique import Compute
+from tests.graph_exports import LOOSE, WHOLE, check_engine, problems, recipe
 from tests.settings_case import Case, Change
 from tests.tiny_llama import build_model, empty_run, inputs_of, save_tiny, trained_model, write_corpus
 
-LOOSE = {"prompts": 4, "tokens": 4, "min_top1": 0.0, "max_kl": 99.0}
-WHOLE = {"scheme": "float32", "embedding": "float32"}
-
-
-def recipe(folder: Path, **settings: Any) -> dict[str, Any]:
-    """A corpus, the export of a model, and an evaluation of both."""
-    inputs = {"baseline": "models.student", "candidates": ["onnx"], "data": "corpus"}
-    return {
-        "name": "trial",
-        "seed": 0,
-        "models": {"student": {"path": str(folder)}},
-        "steps": {
-            "corpus": {"_target_": "tasks.curate.support.Support"},
-            "onnx": {"_target_": "tasks.export.onnx.Onnx", "inputs": {"model": "models.student"}, **settings},
-            "answers": {"_target_": "tasks.evaluate.generation.Generation", "inputs": inputs},
-        },
-    }
-
-
-def problems(config: dict[str, Any]) -> list[str]:
-    try:
-        build_plan(config)
-    except ErrorList as error:
-        return [str(one) for one in error.errors]
-    return []
+TARGET = "tasks.export.onnx.Onnx"
 
 
 @pytest.fixture
@@ -70,27 +46,27 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_missing_extra_is_one_error_of_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(extras, "_is_installed", lambda package: not package.startswith("onnx"))
-    (found,) = problems(recipe(save_tiny(tmp_path)))
-    assert found.startswith("steps.onnx: onnx, onnxscript, onnxruntime are not installed")
+    (found,) = problems(recipe(save_tiny(tmp_path), TARGET))
+    assert found.startswith("steps.graph: onnx, onnxscript, onnxruntime are not installed")
     assert "the extra `onnx`" in found and "--editable '.[onnx]'" in found
     with pytest.raises(ConfigError, match="onnxruntime is not installed"), ONNXRUNTIME.open(tmp_path, Opening(1)):
         pass
 
 
 def test_the_plan_knows_which_engine_reads_a_graph(tmp_path: Path, installed: None) -> None:
-    config = recipe(save_tiny(tmp_path))
+    config = recipe(save_tiny(tmp_path), TARGET)
     assert not problems(config)
     config["steps"]["answers"]["_target_"] = "tasks.evaluate.perplexity.Perplexity"
     (found,) = problems(config)
-    assert "onnx, whose weights are onnx: no engine runs them" in found and "onnxruntime lacks distribution" in found
+    assert "graph, whose weights are onnx: no engine runs them" in found and "onnxruntime lacks distribution" in found
 
 
 def test_groups_that_no_kernel_has_or_no_row_fills_are_refused(tmp_path: Path, installed: None) -> None:
     with pytest.raises(TechniqueError, match="power of two from 16"):
         Onnx(group_size=48)
-    (found,) = problems(recipe(save_tiny(tmp_path), group_size=128))
-    assert "steps.onnx.group_size" in found and "hidden_size (in=64)" in found
-    assert not problems(recipe(tmp_path, group_size=128, **WHOLE))
+    (found,) = problems(recipe(save_tiny(tmp_path), TARGET, group_size=128))
+    assert "steps.graph.group_size" in found and "hidden_size (in=64)" in found
+    assert not problems(recipe(tmp_path, TARGET, group_size=128, **WHOLE))
 
 
 def test_experts_are_refused_as_integers_only() -> None:
@@ -266,28 +242,7 @@ def test_four_bit_integers_go_over_as_they_are(source: Path, tmp_path: Path, sym
 
 
 def test_the_engine_answers_as_transformers_does(whole: Path, source: Path) -> None:
-    other = TransformersSession(load_model(source), load_tokenizer(source), 4)
-    talks = [
-        [{"role": "user", "content": text}] for text in ("Is the kettle covered?", "Can I return the 退款 grinder?")
-    ]
-    labels = ["returns", "refund", "refund_status", "退款", "kettle"]
-    with ONNXRUNTIME.open(whole, Opening(1)) as session:
-        prompts = [session.render(talk) for talk in talks]
-        assert prompts == [other.render(talk) for talk in talks] and session.context == other.context == 512
-        assert session.tokens(prompts[0]) == other.tokens(prompts[0]) and (session.memory() or 0) > 1e6
-        session.check(prompts[0])
-        answers = session.answer(prompts, 12)
-        assert answers == other.answer(prompts, 12) and all(answer.text for answer in answers)
-        stop = answers[0].text[-1]
-        assert session.answer(prompts[:1], 12, [stop]) == other.answer(prompts[:1], 12, [stop])
-        ours, theirs = session.choose(prompts, labels), other.choose(prompts, labels)
-        assert ours.labels == theirs.labels and "ONNX Runtime" in ours.method
-        ids = session.tokens(prompts[1])
-        for given in (ids, ids[:-3], [*ids[:-3], 5, 6]):  # a longer and a shorter common beginning than the cache's
-            found, wanted = session.next_token(given, 5), other.next_token(given, 5)
-            assert list(found) == list(wanted) and list(found.values()) == pytest.approx(list(wanted.values()), abs=1e-4)  # fmt: skip
-        with pytest.raises(TechniqueError, match="lacks `grammar`"):
-            session.answer(prompts, 2, grammar="root ::= x")
+    check_engine(ONNXRUNTIME, "ONNX Runtime", whole, source)
 
 
 def test_a_folder_says_what_it_holds_without_onnx(whole: Path, source: Path) -> None:
@@ -312,9 +267,9 @@ def test_what_fails_the_gate_leaves_nothing(source: Path, tmp_path: Path, monkey
 
 
 def test_floor_of_the_text() -> None:
-    Onnx(min_same_text=0.5).check_text(0.5)
+    check_text(0.5, 0.5, "a graph")
     with pytest.raises(ParityError, match=r"greedy text in 49\.0% of conversations"):
-        Onnx(min_same_text=0.5).check_text(0.49)
+        check_text(0.49, 0.5, "a graph")
 
 
 def test_a_damaged_folder_is_one_message(whole: Path, tmp_path: Path) -> None:

@@ -20,7 +20,9 @@ from tasks.shared.engines.engine import Weights, find_weights
         (["pytorch_model.bin"], "transformers", "", "pytorch_model.bin, none of which transformers loads"),
         (["model.onnx", "model.onnx.data", "config.json"], "onnxruntime", "", ""),
         (["model.safetensors", "model.onnx"], "transformers", "", ""),
-        (["config.json"], "transformers", "", "no *.safetensors, no *.gguf and no model.onnx"),
+        (["openvino_model.xml", "openvino_model.bin", "config.json"], "openvino", "", ""),
+        (["model.gguf", "openvino_model.xml"], "llama.cpp", "model.gguf", ""),
+        (["config.json"], "transformers", "", "no *.safetensors, no *.gguf and no exported graph"),
     ],
 )
 def test_a_folder_is_read_by_what_it_holds(

@@ -20,6 +20,7 @@ from tasks.shared.store.keys import PROJECT
         ("packed", Needs(("labels",)), ["transformers"]),
         ("onnx", Needs(("labels", "stop"), dequantized=False), ["onnxruntime"]),
         ("onnx", Needs(("distribution",)), []),
+        ("openvino", Needs(("labels", "stop"), dequantized=False), ["openvino"]),
         ("packed", Needs(engines=("llama.cpp",), as_gguf=True), []),
     ],
 )
