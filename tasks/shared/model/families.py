@@ -1,7 +1,7 @@
 """Families of models by their configuration, before anything is loaded."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,17 @@ TITLES: Mapping[str, str] = {
     "smollm3": "SmolLM3", "olmo2": "OLMo 2", "granite": "Granite", "gpt_neox": "GPT-NeoX", "gpt2": "GPT-2", "mixtral": "Mixtral", "qwen3_moe": "Qwen3-MoE",
 }  # fmt: skip
 """Families that the tests hold to docs/families.md, by `model_type`."""
-EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "num_routed_experts")
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "num_routed_experts", "moe_num_experts")
+"""Configuration names of the number of experts that a router chooses from."""
+EXPERTS_PER_TOKEN = ("num_experts_per_tok", "moe_k")
+"""Configuration names of the number of experts that it chooses."""
+ROUTED = frozenset(
+    {
+        "mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "flex_olmo", "granitemoe", "granitemoeshared", "phimoe", "gpt_oss", "minimax_m2",
+        "deepseek_v2", "deepseek_v3", "glm4_moe", "dots1", "solar_open", "ernie4_5_moe",
+    }
+)  # fmt: skip
+"""Mixtures whose routers the tests have seen with fewer experts."""
 CONV1D = frozenset({"gpt2", "openai-gpt"})
 """Families whose projections are transformers' Conv1D, which is no torch.nn.Linear and has its axes the other way round."""
 FUSED = frozenset({"phi3", "phi", "gpt_neox", "gpt_neox_japanese", "falcon", "bloom", "mpt", "gpt_bigcode"})
@@ -58,7 +68,32 @@ def title(config: Mapping[str, Any]) -> str:
 
 def is_mixture(config: Mapping[str, Any]) -> bool:
     """Return True for a mixture of experts."""
-    return any((config.get(name) or 0) > 1 for name in EXPERTS)
+    return expert_count(config) > 1
+
+
+def expert_count(config: Mapping[str, Any]) -> int:
+    """Number of experts that each layer's router chooses from; 0 for a dense model."""
+    return _largest(config, EXPERTS)
+
+
+def experts_per_token(config: Mapping[str, Any]) -> int:
+    """Number of experts that a token takes; 0 if the configuration does not say."""
+    return _largest(config, EXPERTS_PER_TOKEN)
+
+
+def _largest(config: Mapping[str, Any], names: Sequence[str]) -> int:
+    """Return the largest whole number under these names, of lists with an entry per layer too; 0 if there is none."""
+    values = [value for name in names for value in _listed(config.get(name))]
+    return max((value for value in values if isinstance(value, int)), default=0)
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def kept_experts_config(config: Mapping[str, Any], count: int) -> dict[str, int]:
+    """Return the settings that change if every layer keeps `count` of its experts."""
+    return {name: count for name in EXPERTS if config.get(name)}
 
 
 def has_parts(config: Mapping[str, Any]) -> bool:
@@ -86,7 +121,11 @@ def _gguf_config(file: Path) -> dict[str, Any]:
     except (OSError, ModelError):
         return {}
     kind = header.architecture or "unknown"
-    names = {"num_hidden_layers": f"{kind}.block_count", "num_experts": f"{kind}.expert_count"}
+    names = {
+        "num_hidden_layers": f"{kind}.block_count",
+        "num_experts": f"{kind}.expert_count",
+        "num_experts_per_tok": f"{kind}.expert_used_count",
+    }
     found = {name: header.fields[key] for name, key in names.items() if key in header.fields}
     return {"model_type": GGUF_TYPES.get(kind, kind), **found}
 
