@@ -101,7 +101,7 @@ class Experts:
             name,
             f"{given}, and each token takes {per_token}" if per_token else given,
             f"at least {least} in every layer",
-            f"kept={least}" if self.kept else f"ratio={1 - least / total:.2f} or less",
+            f"kept={least}" if self.kept else f"ratio={int(100 * (1 - least / total)) / 100} or less",
         )
 
     def refuses(self, config: Mapping[str, Any]) -> Refusal | None:
