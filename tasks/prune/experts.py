@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from tasks.prune.selection.counts import choose_count
 from tasks.prune.selection.mixtures import find_mixtures, keep_experts
 from tasks.prune.selection.picks import highest
 from tasks.prune.selection.record import KEPT_PLOT, SELECTION_FILE, write_shares
@@ -92,7 +91,10 @@ class Experts:
             raise TechniqueError("model", got, f"at least {least}", "a mixture whose configuration agrees with itself")
         if self.kept > total:
             raise TechniqueError("kept", f"{self.kept} of {total}", f"at most {total}", f"kept={total} or less")
-        count = self.kept or choose_count(total, self.ratio, multiple=1)
+        count = self.kept or int((1 - self.ratio) * total + 0.5)
+        if self.ratio and not self.kept and count == total:
+            fix = f"ratio={1 / total:.3g} or more, ratio=0, or leave the step out"
+            raise TechniqueError("ratio", f"{self.ratio} of {total} experts removes none", "at least one of them", fix)
         if count >= least:
             return count
         name = "kept" if self.kept else "ratio"

@@ -187,8 +187,8 @@ def test_llama_cpp_runs_it_and_agrees(name: str, kept: int, tmp_path: Path) -> N
         ("llama", {}, {}, "no experts: it is a dense model"),
         ("mixtral", {"kept": 1}, {}, r"kept=1 of 4 experts, and each token takes 2; wanted: at least 2"),
         ("mixtral", {"ratio": 0.75}, {}, r"ratio=0\.75 leaves 1 of 4 experts, and each token takes 2"),
-        ("mixtral", {"ratio": 0.95}, {}, r"ratio=0\.95 leaves none of 4"),
-        ("mixtral", {"ratio": 0.05}, {}, "removes none"),
+        ("mixtral", {"ratio": 0.95}, {}, r"ratio=0\.95 leaves 0 of 4 experts"),
+        ("mixtral", {"ratio": 0.05}, {}, r"ratio=0\.05 of 4 experts removes none"),
         ("mixtral", {"kept": 5}, {}, "kept=5 of 4"),
         ("mixtral", {"kept": 1}, {"num_experts_per_tok": 1}, "at least 2 in every layer"),
         ("mixtral", {}, {"num_experts_per_tok": 8}, "4 experts, and each token takes 8"),
@@ -208,6 +208,19 @@ def test_the_plan_refuses_what_cannot_be_with_the_numbers(
     assert refusal is not None and refusal.instead and re.search(words, refusal.reason), refusal
     if settings:
         assert technique.changed_config(config) == config, "the plan goes on with the numbers that are there"
+
+
+def test_a_ratio_that_an_error_names_leaves_enough() -> None:
+    refused = 0
+    for total in (3, 7, 60, 128, 256, 500):
+        for per_token in range(2, min(total, 40)):
+            try:
+                Experts(ratio=0.9).count(total, per_token)
+            except TechniqueError as error:
+                refused += 1
+                ratio = float(error.fix.removeprefix("ratio=").removesuffix(" or less"))
+                assert Experts(ratio=ratio).count(total, per_token) >= per_token, (total, per_token)
+    assert refused > 30
 
 
 def test_the_step_refuses_a_dense_model_and_quantized_weights(tmp_path: Path) -> None:
