@@ -20,17 +20,10 @@ from tasks.prune.selection.record import KEPT_PLOT, SELECTION_FILE, write_shares
 from tasks.prune.selection.routing import CRITERIA, ExpertCriterion, Routing, measure_routing
 from tasks.shared.errors import TechniqueError
 from tasks.shared.forecast import Forecast, Workload, forecast_reading
+from tasks.shared.mixtures import expert_count, experts_per_token, kept_experts_config
 from tasks.shared.model.calibration import calibration_ids, calibration_rows
 from tasks.shared.model.dense import check_dense
-from tasks.shared.model.families import (
-    ROUTED,
-    check_family,
-    expert_count,
-    experts_per_token,
-    has_parts,
-    is_mixture,
-    kept_experts_config,
-)
+from tasks.shared.model.families import ROUTED, check_family, has_parts, is_mixture
 from tasks.shared.model.masks import carry_masks
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, Refusal, Spec, StepRun
 
@@ -47,7 +40,7 @@ LEAST = 2
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Experts:
-    """Remove the least important experts of a mixture, equally many in each layer that has experts.
+    """Remove the least important experts of a mixture, equally many in each of its layers.
 
     Experts that all tokens share and layers without experts stay as they are.  The result loads in plain transformers.
     """
@@ -128,7 +121,7 @@ class Experts:
         return {**config, **kept_experts_config(config, self._planned(total, experts_per_token(config)))}
 
     def _planned(self, total: int, per_token: int) -> int:
-        """Return the number of experts that remain; those before if `refuses` tells that there are none."""
+        """Return the number of experts that remain; all if `refuses` tells why there are none."""
         try:
             return self.count(total, per_token)
         except TechniqueError:
@@ -136,7 +129,10 @@ class Experts:
 
     @property
     def passes(self) -> int:
-        """Cost of what is measured on the calibration rows, in forward passes over them: of outputs, every expert computes twice."""
+        """Cost of what is measured, in forward passes over the calibration rows.
+
+        For the outputs, every expert computes twice.
+        """
         return {"reap": 2, "frequency": 1, "random": 0}[self.criterion]
 
     def forecast(self, work: Workload) -> Forecast:
@@ -150,7 +146,7 @@ class Experts:
         return forecast_reading(work, seconds, size.parameters + small.parameters, small)
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
-        """Write the smaller model, selection.json (experts kept), experts.csv and importance.csv to `out`."""
+        """Write the smaller model to `out`, with selection.json, experts.csv and importance.csv."""
         import torch
 
         from tasks.shared.model.loading import load_model, load_tokenizer
@@ -212,7 +208,7 @@ class Experts:
         return {layer: Routing(*sums[layer], draw) for layer, draw in zip(mixtures, draws, strict=True)}
 
     def _figures(self, routings: Mapping[int, Routing], kept: "Mapping[int, Tensor]") -> Metrics:
-        """Return what the removal means for the tokens that were read, and warn of experts that none of them took."""
+        """Return figures of the tokens that were read, and warn of experts that none of them took."""
         if not self.passes:
             return {}
         idle = {layer: routing.tokens == 0 for layer, routing in routings.items()}
@@ -228,7 +224,10 @@ class Experts:
 
 
 def check_finite(scores: "Mapping[int, Tensor]") -> None:
-    """Raise TechniqueError if a layer's scores, (experts,) each, are not all numbers."""
+    """Raise TechniqueError if a layer's scores are not all numbers.
+
+    scores: (experts,), by layer.
+    """
     bad = [layer for layer, values in scores.items() if not bool(values.isfinite().all())]
     if bad:
         raise TechniqueError(
@@ -242,10 +241,11 @@ def check_finite(scores: "Mapping[int, Tensor]") -> None:
 def write_choice(
     out: Path, routings: Mapping[int, Routing], scores: "Mapping[int, Tensor]", kept: "Mapping[int, Tensor]"
 ) -> dict[int, float]:
-    """Write the experts kept, a line per expert, and each layer's share of the importance that stays; return the shares.
+    """Write the experts kept, a line per expert, and each layer's share of the importance kept.
 
-    scores: (experts,), by layer.  kept: indices, by layer.
-    A layer without any importance counts as kept whole.
+    scores: (experts,), by layer.
+    kept: (kept,), indices, by layer.
+    Returns the shares, by layer.  A layer without any importance counts as kept whole.
     """
     chosen = {layer: places.tolist() for layer, places in kept.items()}
     content = {"layers": [{"layer": layer, "experts": places} for layer, places in chosen.items()]}

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
-from tasks.shared.model.families import expert_count
+from tasks.shared.mixtures import expert_count
 from tasks.shared.technique import Compute
 
 BASE_BYTES = 6e8

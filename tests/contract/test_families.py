@@ -25,9 +25,9 @@ from tasks.shared.errors import TechniqueError
 from tasks.shared.formats.rows import read_rows, write_rows
 from tasks.shared.formats.soft_targets import SoftTargets, row_key
 from tasks.shared.gguf.support import BIASES
+from tasks.shared.mixtures import expert_count
 from tasks.shared.model.activations import collect
 from tasks.shared.model.encoding import encode
-from tasks.shared.model.families import expert_count
 from tasks.shared.model.grids import find_levels
 from tasks.shared.model.head import check_head, output_head
 from tasks.shared.model.layout import decoder_layers, find_layout, part_of

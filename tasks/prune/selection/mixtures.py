@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from tasks.shared.errors import TechniqueError
-from tasks.shared.model.families import expert_count, kept_experts_config
+from tasks.shared.mixtures import expert_count, kept_experts_config
 from tasks.shared.model.layout import decoder_layers, find_layout
 
 if TYPE_CHECKING:
@@ -17,8 +17,9 @@ SHOWN = 5
 
 
 def find_mixtures(model: "PreTrainedModel") -> "dict[int, Module]":
-    """Return the stacked experts of each layer that has any, by layer; experts that all tokens share are none of them.
+    """Return the stacked experts of each layer that has any, by layer.
 
+    Experts that all tokens share are none of them.
     Raises TechniqueError if no layer has stacked experts.
     """
     found: dict[int, Module] = {}

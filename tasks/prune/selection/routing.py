@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from tasks.shared.errors import TechniqueError
+from tasks.shared.mixtures import expert_count
 from tasks.shared.model.calibration import batches
-from tasks.shared.model.families import expert_count
 from tasks.shared.progress import track
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ ExpertCriterion = Literal["reap", "frequency", "random"]
 
 @dataclass(frozen=True)
 class Routing:
-    """What the experts of one layer did on calibration text.
+    """Tokens and outputs of one layer's experts on calibration text.
 
     tokens: (experts,), int64, tokens that took each expert.
     outputs: (experts,), float64, sum over these of the gate weight times the norm of the expert's output.
@@ -36,7 +36,7 @@ class Routing:
 
 
 def reap(routing: Routing) -> "Tensor":
-    """Mean, over the tokens that took an expert, of the gate weight times the norm of its output.
+    """Mean gate-weighted norm of each expert's output, over the tokens that took it.
 
     Returns (experts,), float64; 0 for an expert that no token took.
     """
@@ -125,7 +125,11 @@ def measure_routing(
 
 
 def check_call(layer: int, values: Sequence[Any], mask: "Tensor") -> None:
-    """Raise TechniqueError unless a layer's experts got states, chosen experts and gate weights of all tokens."""
+    """Raise TechniqueError unless experts were given what `expert_norms` reads, of all tokens.
+
+    values: arguments of a layer's experts.
+    mask: (tokens,), padding included.
+    """
     shapes = [tuple(getattr(value, "shape", ())) for value in values]
     if len(shapes) == 3 and all(len(shape) == 2 and shape[0] == len(mask) for shape in shapes) and shapes[1] == shapes[2]:  # fmt: skip
         return

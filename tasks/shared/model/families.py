@@ -1,11 +1,12 @@
 """Families of models by their configuration, before anything is loaded."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tasks.shared.errors import ModelError, TechniqueError
+from tasks.shared.mixtures import expert_count
 from tasks.shared.model.gguf_files import read_gguf_header
 from tasks.shared.model.layout import layer_count
 from tasks.shared.technique import ChecksFamily
@@ -15,10 +16,6 @@ TITLES: Mapping[str, str] = {
     "smollm3": "SmolLM3", "olmo2": "OLMo 2", "granite": "Granite", "gpt_neox": "GPT-NeoX", "gpt2": "GPT-2", "mixtral": "Mixtral", "qwen3_moe": "Qwen3-MoE",
 }  # fmt: skip
 """Families that the tests hold to docs/families.md, by `model_type`."""
-EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "num_routed_experts", "moe_num_experts")
-"""Configuration names of the number of experts that a router chooses from."""
-EXPERTS_PER_TOKEN = ("num_experts_per_tok", "moe_k")
-"""Configuration names of the number of experts that it chooses."""
 ROUTED = frozenset(
     {
         "mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "flex_olmo", "granitemoe", "granitemoeshared", "phimoe", "gpt_oss", "minimax_m2",
@@ -69,31 +66,6 @@ def title(config: Mapping[str, Any]) -> str:
 def is_mixture(config: Mapping[str, Any]) -> bool:
     """Return True for a mixture of experts."""
     return expert_count(config) > 1
-
-
-def expert_count(config: Mapping[str, Any]) -> int:
-    """Number of experts that each layer's router chooses from; 0 for a dense model."""
-    return _largest(config, EXPERTS)
-
-
-def experts_per_token(config: Mapping[str, Any]) -> int:
-    """Number of experts that a token takes; 0 if the configuration does not say."""
-    return _largest(config, EXPERTS_PER_TOKEN)
-
-
-def _largest(config: Mapping[str, Any], names: Sequence[str]) -> int:
-    """Return the largest whole number under these names, of lists with an entry per layer too; 0 if there is none."""
-    values = [value for name in names for value in _listed(config.get(name))]
-    return max((value for value in values if isinstance(value, int)), default=0)
-
-
-def _listed(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, list | tuple) else [value]
-
-
-def kept_experts_config(config: Mapping[str, Any], count: int) -> dict[str, int]:
-    """Return the settings that change if every layer keeps `count` of its experts."""
-    return {name: count for name in EXPERTS if config.get(name)}
 
 
 def has_parts(config: Mapping[str, Any]) -> bool:

@@ -11,7 +11,8 @@ from tasks.prune.experts import Experts
 from tasks.prune.selection.mixtures import find_mixtures, keep_experts
 from tasks.prune.selection.routing import measure_routing
 from tasks.shared.errors import TechniqueError
-from tasks.shared.model.families import ROUTED, expert_count, experts_per_token, is_mixture, kept_experts_config
+from tasks.shared.mixtures import expert_count, experts_per_token, kept_experts_config
+from tasks.shared.model.families import ROUTED, is_mixture
 from tasks.shared.model.layout import decoder_layers
 from tests.families import COMMON, FAMILIES, GROUPED
 

@@ -7,14 +7,8 @@ import pytest
 from tasks.prune.depth import Depth
 from tasks.shared.errors import TechniqueError
 from tasks.shared.gguf.writer import write_gguf
-from tasks.shared.model.families import (
-    check_family,
-    expert_count,
-    experts_per_token,
-    family_config,
-    is_mixture,
-    with_layer_lists,
-)
+from tasks.shared.mixtures import expert_count, experts_per_token
+from tasks.shared.model.families import check_family, family_config, is_mixture, with_layer_lists
 from tests.families import save_family
 
 
