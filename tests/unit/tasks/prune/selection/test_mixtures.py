@@ -14,7 +14,9 @@ from tasks.shared.errors import TechniqueError
 from tasks.shared.mixtures import expert_count, experts_per_token, kept_experts_config
 from tasks.shared.model.families import ROUTED, is_mixture
 from tasks.shared.model.layout import decoder_layers
+from tasks.shared.model.saving import save_model
 from tests.families import COMMON, FAMILIES, GROUPED
+from tests.tiny_llama import build_tokenizer
 
 IDS = torch.arange(3, 40)[None]
 LOCAL = {"num_local_experts": 4, "num_experts_per_tok": 2}
@@ -120,6 +122,23 @@ def test_an_expert_that_no_token_takes_goes_and_the_logits_stay(name: str, tmp_p
     assert expert_count(after) == 3 and kept_experts_config(config, 3).items() <= after.items()
     assert all(len(weight) == 3 for experts in find_mixtures(again).values() for weight in experts.parameters())
     assert all(len(weight) == 4 for experts in mixtures.values() for weight in experts.parameters()), "it stays whole"
+
+
+@pytest.mark.parametrize("name", ["deepseek_v3", "ernie4_5_moe"])
+def test_corrections_of_a_router_stay_float32_in_a_folder_of_bfloat16(name: str, tmp_path: Path) -> None:
+    """A buffer in one family, a parameter in the other; rounded, they would choose other experts."""
+    from transformers import AutoModelForCausalLM
+
+    model = build(name)
+    small = keep_experts(model, {layer: torch.tensor([0, 2, 3]) for layer in find_mixtures(model)})
+    wanted = {key: weight[..., [0, 2, 3]] for key, weight in model.state_dict().items() if "correction_bias" in key}
+    save_model(small, build_tokenizer(), tmp_path)
+    found = AutoModelForCausalLM.from_pretrained(tmp_path).state_dict()
+    assert len(wanted) == 1 and all(torch.equal(found[key], value) for key, value in wanted.items())
+    assert all(
+        value.dtype == torch.float32 and not torch.equal(value, value.bfloat16().float()) for value in wanted.values()
+    )
+    assert found["lm_head.weight"].dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("name", ["mixtral", "deepseek_v3"])
