@@ -17,7 +17,7 @@ from pydantic.dataclasses import dataclass
 from tasks.prune.selection.mixtures import find_mixtures, keep_experts
 from tasks.prune.selection.picks import highest
 from tasks.prune.selection.record import KEPT_PLOT, SELECTION_FILE, write_shares
-from tasks.prune.selection.routing import CRITERIA, ExpertCriterion, Routing, measure_routing
+from tasks.prune.selection.routing import CRITERIA, WEIGHED, ExpertCriterion, Routing, measure_routing
 from tasks.shared.errors import TechniqueError
 from tasks.shared.forecast import Forecast, Workload, forecast_reading
 from tasks.shared.mixtures import expert_count, experts_per_token, kept_experts_config
@@ -51,7 +51,8 @@ class Experts:
     """Experts to keep in every layer; overrides `ratio`.  0: by `ratio`."""
     criterion: ExpertCriterion = "reap"
     """Experts that stay.  reap: the largest mean, over the tokens that take the expert, of the gate weight times the norm of its output.
-    frequency: taken by the most tokens.  random: by the seed, a control that reads no text."""
+    total: the largest sum of the same, so that experts which many tokens take count more.  frequency: taken by the most tokens.
+    random: by the seed, a control that reads no text."""
     calibration_rows: Annotated[int, Field(ge=1)] = 128
     """Conversations of the calibration split to measure on: more than for dense models, since a token takes few of the experts."""
     max_tokens: Annotated[int, Field(ge=8)] = 256
@@ -133,7 +134,7 @@ class Experts:
 
         For the outputs, every expert computes twice.
         """
-        return {"reap": 2, "frequency": 1, "random": 0}[self.criterion]
+        return 2 if self.criterion in WEIGHED else int(self.criterion != "random")
 
     def forecast(self, work: Workload) -> Forecast:
         """Forecast the passes over the calibration rows, and both models in memory.
@@ -203,7 +204,7 @@ class Experts:
             return {
                 layer: Routing(nothing, nothing.double(), draw) for layer, draw in zip(mixtures, draws, strict=True)
             }
-        outputs = self.criterion == "reap"
+        outputs = self.criterion in WEIGHED
         sums = measure_routing(model, mixtures, ids, self.batch_size, pad_id, outputs)
         return {layer: Routing(*sums[layer], draw) for layer, draw in zip(mixtures, draws, strict=True)}
 

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from torch.nn import Module
     from transformers import PreTrainedModel
 
-ExpertCriterion = Literal["reap", "frequency", "random"]
+ExpertCriterion = Literal["reap", "total", "frequency", "random"]
+WEIGHED: frozenset[ExpertCriterion] = frozenset({"reap", "total"})
+"""Criteria that read `Routing.outputs`."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,14 @@ def reap(routing: Routing) -> "Tensor":
     return routing.outputs / routing.tokens.clamp(min=1)
 
 
+def total(routing: Routing) -> "Tensor":
+    """Sum, where `reap` takes the mean, so that experts which many tokens take count more.
+
+    Returns (experts,), float64.
+    """
+    return routing.outputs
+
+
 def frequency(routing: Routing) -> "Tensor":
     """Tokens that took each expert: (experts,), float64."""
     return routing.tokens.double()
@@ -50,6 +60,7 @@ def frequency(routing: Routing) -> "Tensor":
 
 CRITERIA: Mapping[ExpertCriterion, Callable[[Routing], "Tensor"]] = {
     "reap": reap,
+    "total": total,
     "frequency": frequency,
     "random": lambda routing: routing.draws,
 }
@@ -99,7 +110,7 @@ def measure_routing(
     """
     import torch
 
-    total = expert_count(model.config.to_dict())
+    count = expert_count(model.config.to_dict())
     sums: dict[int, list[Tensor]] = {}
     mask = torch.empty(0)
 
@@ -109,7 +120,7 @@ def measure_routing(
             check_call(layer, values, mask)
             states, chosen, weights = (value[mask] for value in values)
             norms = expert_norms(experts, states, chosen) if outputs else torch.zeros_like(weights)
-            found = [routed(chosen, torch.ones_like(weights), total), routed(chosen, weights.double() * norms, total)]
+            found = [routed(chosen, torch.ones_like(weights), count), routed(chosen, weights.double() * norms, count)]
             sums[layer] = [a + b for a, b in zip(sums[layer], found, strict=True)] if layer in sums else found
 
         return hook

@@ -79,7 +79,7 @@ def test_an_expert_that_no_token_takes_goes_first_and_the_model_stays_as_it_was(
 
     model = shunning(name, **changes)
     source, layers = save_family(tmp_path / "source", name, model), sorted(find_mixtures(model))
-    for criterion in ("reap", "frequency"):
+    for criterion in ("reap", "total", "frequency"):
         with caplog.at_level(logging.WARNING):
             out, metrics = run(tmp_path, source, criterion=criterion)
         small, info = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32, output_loading_info=True)
@@ -108,13 +108,13 @@ def test_reap_removes_an_expert_that_many_tokens_take_and_that_gives_nothing(tmp
         find_mixtures(model)[0].down_proj[most] *= 1e-3
     source = save_family(tmp_path / "changed", "mixtral", model)
     dropped = {}
-    for criterion in ("reap", "frequency"):
+    for criterion in ("reap", "total", "frequency"):
         out, metrics = run(tmp_path, source, criterion=criterion)
         (line,) = (line for line in table(out) if line["kept"] == "0")
         dropped[criterion] = int(line["expert"])
         assert [int(line["tokens"]) for line in table(out)] == tokens, "the first layer's router sees the same"
         assert metrics["rerouted_share"] == pytest.approx(tokens[dropped[criterion]] / sum(tokens))
-    assert dropped == {"reap": most, "frequency": least} and most != least
+    assert dropped == {"reap": most, "total": most, "frequency": least} and most != least
 
 
 def test_experts_beyond_reach_that_stay_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -258,7 +258,7 @@ def test_the_forecast_is_of_the_model_that_is_made(name: str, settings: dict[str
 
 
 def test_the_forecast_counts_the_passes_of_each_criterion() -> None:
-    assert [Experts(criterion=name).passes for name in ("random", "frequency", "reap")] == [0, 1, 2]  # type: ignore[arg-type]
+    assert [Experts(criterion=name).passes for name in ("random", "frequency", "reap", "total")] == [0, 1, 2, 2]  # type: ignore[arg-type]
 
 
 CHANGES = {

@@ -7,7 +7,16 @@ import torch
 from torch.nn import functional
 
 from tasks.prune.selection.mixtures import find_mixtures
-from tasks.prune.selection.routing import Routing, check_call, expert_norms, frequency, measure_routing, reap, routed
+from tasks.prune.selection.routing import (
+    Routing,
+    check_call,
+    expert_norms,
+    frequency,
+    measure_routing,
+    reap,
+    routed,
+    total,
+)
 from tasks.shared.errors import TechniqueError
 from tests.families import FAMILIES
 
@@ -25,6 +34,7 @@ def test_scores_by_hand() -> None:
     assert tokens.tolist() == [2, 3, 1, 0] and frequency(routing).tolist() == [2, 3, 1, 0]
     wanted = [(0.75 * 2 + 0.1 * 5) / 2, (0.25 * 4 + 0.5 * 6 + 0.9 * 10) / 3, 0.5 * 8, 0]
     assert reap(routing).tolist() == pytest.approx(wanted)
+    assert total(routing).tolist() == pytest.approx([2.0, 13.0, 4.0, 0.0])
 
 
 def by_loops(model: Any, ids: list[int], normalized: bool) -> tuple[list[list[int]], list[list[float]]]:
