@@ -86,6 +86,7 @@ ROWS = (
     Row("prune/budget", {"ratio": 0.2, "units": ("layers", "neurons"), **SHORT}, "layers, neurons"),
     Row("prune/budget", {"ratio": 0.2, "units": ("layers",), **SHORT}, "layers"),
     Row("prune/depth", {"layers": (0,), **SHORT}),
+    Row("prune/experts", {"ratio": 0.5, **SHORT}),
     Row("prune/flap", {"ratio": 0.5, **SHORT}, "neurons"),
     Row("prune/flap", {"units": "queries", "ratio": 0.5, **SHORT}, "heads"),
     Row("prune/heads", {"unit": "queries", "ratio": 0.5, **SHORT}),

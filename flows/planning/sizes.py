@@ -48,6 +48,8 @@ def _gguf_size(file: Path) -> Size:
         "num_key_value_heads": value("attention.head_count_kv"),
         "head_dim": value("attention.key_length"),
         "vocab_size": counts.get("token_embd.weight", 0) // max(1, width),
+        "num_experts": value("expert_count"),
+        "moe_intermediate_size": value("expert_feed_forward_length"),
     }
     return _checked(sum(counts.values()), weight_bytes(file), outer, Dimensions.from_config(config))
 

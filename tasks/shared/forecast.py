@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
+from tasks.shared.mixtures import expert_count
 from tasks.shared.technique import Compute
 
 BASE_BYTES = 6e8
@@ -37,6 +38,8 @@ class Dimensions:
 
     heads: query heads.
     query, value: width of all query heads, and of all key or value heads.
+    experts: feed-forward blocks of a layer that a router chooses from; 0 for a dense model.
+    expert_width: neurons of each; those that all tokens share are not counted.
     """
 
     layers: int
@@ -46,6 +49,8 @@ class Dimensions:
     query: int
     value: int
     vocabulary: int
+    experts: int = 0
+    expert_width: int = 0
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Dimensions":
@@ -56,6 +61,7 @@ class Dimensions:
         width = int(config.get("hidden_size") or config.get("n_embd") or 0)
         heads = int(config.get("num_attention_heads") or config.get("n_head") or 1)
         head = config.get("head_dim") or width // heads
+        experts = expert_count(config)
         return cls(
             layers=int(config.get("num_hidden_layers") or config.get("n_layer") or 0),
             width=width,
@@ -64,6 +70,10 @@ class Dimensions:
             query=head * heads,
             value=head * int(config.get("num_key_value_heads") or heads),
             vocabulary=int(config.get("vocab_size") or 0),
+            experts=experts,
+            expert_width=int(config.get("moe_intermediate_size") or config.get("intermediate_size") or 0)
+            if experts
+            else 0,
         )
 
     def with_layers(self, layers: int) -> "Dimensions":
@@ -72,8 +82,9 @@ class Dimensions:
 
     @property
     def layer_parameters(self) -> int:
-        """Weights of one layer's seven matrices."""
-        return 2 * self.width * self.query + 2 * self.width * self.value + 3 * self.width * self.feed_forward
+        """Weights of one layer's matrices: four of attention, three of every feed-forward block."""
+        neurons = self.experts * self.expert_width or self.feed_forward
+        return 2 * self.width * self.query + 2 * self.width * self.value + 3 * self.width * neurons
 
     @property
     def layer_ends(self) -> int:

@@ -25,6 +25,7 @@ from tasks.shared.errors import TechniqueError
 from tasks.shared.formats.rows import read_rows, write_rows
 from tasks.shared.formats.soft_targets import SoftTargets, row_key
 from tasks.shared.gguf.support import BIASES
+from tasks.shared.mixtures import expert_count
 from tasks.shared.model.activations import collect
 from tasks.shared.model.encoding import encode
 from tasks.shared.model.graph_files import graph_files
@@ -299,6 +300,25 @@ def check_narrowed(source: Path, out: Path, metrics: Any, inputs: Inputs) -> Non
     check_cache(model)
 
 
+def check_experts(source: Path, out: Path, metrics: Any, inputs: Inputs) -> None:
+    """Half of the experts are gone with their rows of the router, others in each layer; the rest of the weights is as it was."""
+    import torch
+
+    model, whole = reloaded(out), dict(rounded_source(source).named_parameters())
+    chosen = {
+        line["layer"]: line["experts"] for line in json.loads((out / "selection.json").read_text("utf-8"))["layers"]
+    }
+    assert metrics["experts"] == expert_count(model.config.to_dict()) == metrics["experts_before"] / 2
+    for name, weight in model.named_parameters():
+        before = whole[name]
+        if weight.shape != before.shape:
+            before = before[chosen[int(name.split(".")[2])]]
+        assert torch.equal(weight, before), name
+    assert sum(weight.shape != whole[name].shape for name, weight in model.named_parameters()) == 3 * len(chosen)
+    assert logits_of(model, probe()).isfinite().all()
+    check_cache(model)
+
+
 def check_budget(source: Path, out: Path, metrics: Any, inputs: Inputs) -> None:
     """At least a fifth of the parameters are gone, as many as were counted before the model was made; the cache works."""
     model = reloaded(out)
@@ -482,7 +502,8 @@ def check_scores(source: Path, out: Path, metrics: Any, inputs: Inputs) -> None:
 
 CHECKS: dict[str, Callable[..., Any]] = {
     "prune/magnitude": check_masked, "prune/wanda": check_masked, "prune/sparsegpt": check_masked,
-    "prune/budget": check_budget, "prune/depth": check_depth, "prune/flap": check_compensated, "prune/heads": check_narrowed, "prune/width": check_narrowed,
+    "prune/budget": check_budget, "prune/depth": check_depth, "prune/experts": check_experts, "prune/flap": check_compensated,
+    "prune/heads": check_narrowed, "prune/width": check_narrowed,
     "prune/low_rank": check_reduced, "prune/layer_sharing": check_shared,
     "prune/hidden": check_hidden, "prune/vocabulary": check_vocabulary, "prune/weight_selection": check_selection, "quantize/rtn": check_quantized,
     "quantize/gptq": check_quantized, "quantize/fp8": check_quantized, "quantize/fp4": check_quantized, "quantize/awq": check_packed,

@@ -50,8 +50,13 @@ def write_kept(file: Path, scores: "Mapping[Axis, Sequence[Tensor]]", picks: Seq
         part = sum(float(values[row][getattr(pick, axis)].sum()) for axis, values in scores.items())
         sums.append((part, sum(float(values[row].sum()) for values in scores.values())))
     shares = [part / whole if whole > 0 else 1.0 for part, whole in sums]
+    write_shares(file, dict(enumerate(shares)))
+    return shares
+
+
+def write_shares(file: Path, shares: Mapping[int, float]) -> None:
+    """Write the share of the importance that stays, by layer."""
     with file.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(["layer", "kept"])
-        writer.writerows([layer, f"{share:.6f}"] for layer, share in enumerate(shares))
-    return shares
+        writer.writerows([layer, f"{share:.6f}"] for layer, share in shares.items())

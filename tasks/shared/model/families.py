@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.shared.errors import ModelError, TechniqueError
+from tasks.shared.mixtures import expert_count
 from tasks.shared.model.gguf_files import read_gguf_header
 from tasks.shared.model.layout import layer_count
 from tasks.shared.technique import ChecksFamily
@@ -15,7 +16,13 @@ TITLES: Mapping[str, str] = {
     "smollm3": "SmolLM3", "olmo2": "OLMo 2", "granite": "Granite", "gpt_neox": "GPT-NeoX", "gpt2": "GPT-2", "mixtral": "Mixtral", "qwen3_moe": "Qwen3-MoE",
 }  # fmt: skip
 """Families that the tests hold to docs/families.md, by `model_type`."""
-EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "num_routed_experts")
+ROUTED = frozenset(
+    {
+        "mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "flex_olmo", "granitemoe", "granitemoeshared", "phimoe", "gpt_oss", "minimax_m2",
+        "deepseek_v2", "deepseek_v3", "glm4_moe", "dots1", "solar_open", "ernie4_5_moe",
+    }
+)  # fmt: skip
+"""Mixtures whose routers the tests have seen with fewer experts."""
 CONV1D = frozenset({"gpt2", "openai-gpt"})
 """Families whose projections are transformers' Conv1D, which is no torch.nn.Linear and has its axes the other way round."""
 FUSED = frozenset({"phi3", "phi", "gpt_neox", "gpt_neox_japanese", "falcon", "bloom", "mpt", "gpt_bigcode"})
@@ -58,7 +65,7 @@ def title(config: Mapping[str, Any]) -> str:
 
 def is_mixture(config: Mapping[str, Any]) -> bool:
     """Return True for a mixture of experts."""
-    return any((config.get(name) or 0) > 1 for name in EXPERTS)
+    return expert_count(config) > 1
 
 
 def has_parts(config: Mapping[str, Any]) -> bool:
@@ -86,7 +93,11 @@ def _gguf_config(file: Path) -> dict[str, Any]:
     except (OSError, ModelError):
         return {}
     kind = header.architecture or "unknown"
-    names = {"num_hidden_layers": f"{kind}.block_count", "num_experts": f"{kind}.expert_count"}
+    names = {
+        "num_hidden_layers": f"{kind}.block_count",
+        "num_experts": f"{kind}.expert_count",
+        "num_experts_per_tok": f"{kind}.expert_used_count",
+    }
     found = {name: header.fields[key] for name, key in names.items() if key in header.fields}
     return {"model_type": GGUF_TYPES.get(kind, kind), **found}
 

@@ -1,5 +1,6 @@
 """Saving of models and tokenizers, so that plain transformers can load them."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -9,6 +10,7 @@ from tasks.shared.model.loading import Dtype, load_model, load_tokenizer
 from tasks.shared.model.weights import is_gguf, quantization
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -60,13 +62,26 @@ def save_model(
 ) -> None:
     """Write a model folder: safetensors in `dtype`, config, generation config, tokenizer.
 
+    Tensors that the family keeps in float32, such as a router's corrections, stay so.
     Raises ModelError if the tokenizer, once reloaded, splits text differently.
     """
     import torch
 
     align_special_tokens(model, tokenizer)
-    model.to(getattr(torch, dtype)).save_pretrained(out)
+    exact = tuple(model._keep_in_fp32_modules_strict or ())
+    kept = {name: tensor.detach().float() for name, tensor in _tensors(model) if any(part in name for part in exact)}
+    model.to(getattr(torch, dtype))
+    for name, tensor in _tensors(model):
+        if name in kept:
+            tensor.data = kept[name]
+    model.save_pretrained(out)
     save_tokenizer(tokenizer, out)
+
+
+def _tensors(model: "PreTrainedModel") -> "Iterator[tuple[str, torch.Tensor]]":
+    """Yield every parameter and buffer with its name."""
+    yield from model.named_parameters()
+    yield from model.named_buffers()
 
 
 PROBE = "Can I return the Wren (£249) within 30 days?\n\tIt's café-grade; naïve, 東京, ok 👍 <|im_end|> x = y[3] + 'z'"

@@ -14,11 +14,13 @@ from tests.family_table import Row, recipe, save_config
     [
         ("prune/low_rank", "stock loaders take no factors"),
         ("prune/layer_sharing", "no stock format holds"),
+        ("prune/experts", "a token takes as many experts"),
         ("prune/depth", ""),
     ],
 )
 def test_the_plan_says_what_a_step_does_not_give(tmp_path: Path, option: str, words: str) -> None:
+    family = "mixtral" if option == "prune/experts" else "llama"
     settings = {"groups": ((0, 1),)} if option == "prune/layer_sharing" else {}
-    lines = caveat_lines(build_plan(recipe(Row(option, settings), save_config(tmp_path, "llama"))))
+    lines = caveat_lines(build_plan(recipe(Row(option, settings), save_config(tmp_path, family))))
     assert len(lines) == (1 if words else 0)
-    assert all(line.startswith(f"step: {words}") and "as large as before" in line for line in lines)
+    assert all(line.startswith(f"step: {words}") and " as before" in line for line in lines)

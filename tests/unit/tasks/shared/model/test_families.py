@@ -7,6 +7,7 @@ import pytest
 from tasks.prune.depth import Depth
 from tasks.shared.errors import TechniqueError
 from tasks.shared.gguf.writer import write_gguf
+from tasks.shared.mixtures import expert_count, experts_per_token
 from tasks.shared.model.families import check_family, family_config, is_mixture, with_layer_lists
 from tests.families import save_family
 
@@ -31,7 +32,10 @@ def test_filled_in_lists_are_those_of_transformers_and_a_gguf_has_its_family(nam
 def test_experts_are_seen_in_a_folder_and_in_a_gguf(tmp_path: Path) -> None:
     folder = save_family(tmp_path / "model", "mixtral")
     write_gguf(folder, tmp_path / "model.gguf", "f16")
-    assert is_mixture(family_config(folder)) and is_mixture(family_config(tmp_path / "model.gguf"))
+    for config in (family_config(folder), family_config(tmp_path / "model.gguf")):
+        assert is_mixture(config) and (expert_count(config), experts_per_token(config)) == (4, 2)
+    assert expert_count({"num_experts": [4, 8, "many"]}) == 8 and expert_count({"moe_num_experts": 6}) == 6
+    assert not is_mixture({"num_experts": "eight"}) and experts_per_token({"num_experts": 8}) == 0
     assert not is_mixture({"num_experts": None}) and family_config(tmp_path / "none") == {}
 
 
