@@ -12,6 +12,7 @@ from rich.text import Text
 from tasks.report.words.wording import lowest_retention, times_faster, times_smaller
 from tasks.shared.formats.verdict import Verdict
 from tasks.shared.text.numbers import (
+    MINUS,
     MISSING,
     SHARE,
     amount,
@@ -83,7 +84,7 @@ def _score(measure: str, places: int = 1, bounds: bool = False) -> Callable[[Ver
             found = comparison.measures.get(measure)
             value = gap(found.difference if found else None, unit)
             if not places and unit == SHARE and len(value) > len("-1.5"):
-                value = value.partition(".")[0]
+                value = f"{100 * found.difference:+.0f}".replace("-", MINUS) if found else value
             return f"{value} {interval(found.low, found.high, unit)}" if bounds and found else value
         score = verdict.models[name].scores.get(measure)
         value = amount(score.value if score else None, unit, places)

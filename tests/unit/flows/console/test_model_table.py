@@ -68,6 +68,8 @@ def test_candidates_that_were_asked_fewer_items_show_their_change_on_these() -> 
     )
     for name, change in changes.items():
         assert f" {gap(change)} " in wide[name].replace("[", " [") and "%" not in narrow[name]
+        short = gap(change) if abs(change) < 0.0995 else f"−{-100 * change:.0f}"
+        assert f" {short} " in narrow[name], "rounded, not cut"
     assert "%" in narrow["tuned"]
     assert any("on the items that both" in line for line in shown_lines(verdict, 200))
 
