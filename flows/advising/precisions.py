@@ -34,18 +34,15 @@ EIGHT: Mapping[Hardware, Precision] = {
 """The form in 8 bits by hardware."""
 INT4 = Precision("int4", "quantize/gptq", {}, GPUS)
 FOUR: Mapping[Hardware, Precision] = {
-    "cpu": Precision("q4_1", "export/gguf", {"scheme": "q4_1"}),
+    "cpu": Precision("iq4_nl", "export/gguf", {"scheme": "iq4_nl"}),
     "gpu": INT4,
     "fp8-gpu": INT4,
 }
-"""The form in 4 bits by hardware, with zero points."""
-SCALES_ONLY = Precision("q4_0", "export/gguf", {"scheme": "q4_0"})
-"""4 bits without zero points on a CPU: the smallest and fastest form that copies GPTQ's integers."""
+"""The form in 4 bits by hardware."""
 PRECISIONS: tuple[Precision, ...] = (
     SIXTEEN, EIGHT["fp8-gpu"], EIGHT["gpu"], INT4, Precision("int3", "quantize/autoround", {"bits": 3}, GPUS), EIGHT["cpu"],
-    *(Precision(scheme, "export/gguf", {"scheme": scheme}) for scheme in ("q6_k", "q5_k", "q5_0")), FOUR["cpu"],
-    Precision("q4_k", "export/gguf", {"scheme": "q4_k"}), SCALES_ONLY,
-    *(Precision(scheme, "export/gguf", {"scheme": scheme}) for scheme in ("iq4_nl", "q3_k", "q2_k")),
+    *(Precision(scheme, "export/gguf", {"scheme": scheme}) for scheme in ("q6_k", "q5_k", "q5_0", "q4_1", "q4_k", "q4_0")), FOUR["cpu"],
+    *(Precision(scheme, "export/gguf", {"scheme": scheme}) for scheme in ("q3_k", "q2_k")),
 )  # fmt: skip
 """The table's rows, each on the hardware where engines have kernels for it."""
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from flows.advising.model_at_hand import ModelAtHand, cache_bytes
-from flows.advising.precisions import EIGHT, FOUR, SCALES_ONLY, SIXTEEN, Hardware, Precision, form_of
+from flows.advising.precisions import EIGHT, FOUR, SIXTEEN, Hardware, Precision, form_of
 from flows.looking.figures import ALPHA, FLIPS, POWER
 from flows.planning.catalog import Entry
 from tasks.evaluate.verdict.courses import Rules, items_needed, smallest_margin
@@ -23,10 +23,8 @@ FILLED = 0.9
 EPOCHS = 3
 STUDENT_FLIPS = 0.2
 """Share of answers that a student changes: 17 % of the labels and 22 % of the facts (docs/log, support_bot with articles)."""
-SPEED_IN_4_BITS: Mapping[Hardware, float] = {"cpu": 1.2, "gpu": 1.6, "fp8-gpu": 1.6}
-"""Decoding speed of one stream over 16 bits: measured in llama.cpp (docs/log, speed of 4-bit types), and published for an H100 (rules)."""
-SPEED_SCALES_ONLY = 1.5
-"""The same for q4_0 on a CPU."""
+SPEED_IN_4_BITS: Mapping[Hardware, float] = {"cpu": 1.7, "gpu": 1.6, "fp8-gpu": 1.6}
+"""Decoding speed of one stream over 16 bits: measured in llama.cpp (docs/log, support_bot that learns to read), and published for an H100 (rules)."""
 OUTER = 0.15
 """Share of embedding and head from which trimming the vocabulary is advised."""
 STEP, MOST_DROPPED = 0.05, 0.6
@@ -106,8 +104,6 @@ ASKED: Mapping[str, Asked] = {
     "fit16": Asked("room over the weights in 16 bits", times, "--size or --memory"),
     "fit8": Asked("room over the weights in 8 bits", times, "--size or --memory"),
     "fit4": Asked("room over the weights in 4 bits", times, "--size or --memory"),
-    "bytes4s": Asked("weights in 4 bits without zero points", byte_size, "MODEL"),
-    "fit4s": Asked("room over the weights in 4 bits without zero points", times, "--size or --memory"),
     "enough": Asked("4 bits are small and fast enough", str, "--size or --faster"),
     "faster": Asked("speed wanted over 16 bits", times, "--faster"),
     "keep": Asked("share of the 4-bit weights that may remain", lambda value: percent(value, 0), "--size or --faster"),
@@ -142,9 +138,8 @@ def find_facts(known: Situation, techniques: Mapping[str, Entry]) -> dict[str, V
         return form.bytes if form else None
 
     sixteen, eight, four = (weights(one) for one in (SIXTEEN, EIGHT[known.hardware], FOUR[known.hardware]))
-    scales_only = weights(SCALES_ONLY) if known.hardware == "cpu" else None
     keep = min(1.0, room / four if four else 1.0, SPEED_IN_4_BITS[known.hardware] / known.faster)
-    enough = keep >= 1.0 or bool(scales_only and room >= scales_only and known.faster <= SPEED_SCALES_ONLY)
+    enough = keep >= 1.0
     widths = (size.shape.width, size.shape.query, size.shape.feed_forward)
     found: dict[str, Value | None] = {
         "hardware": known.hardware,
@@ -160,8 +155,6 @@ def find_facts(known: Situation, techniques: Mapping[str, Entry]) -> dict[str, V
         "faster": known.faster,
         "keep": keep,
         "enough": enough,
-        "bytes4s": scales_only,
-        "fit4s": room / scales_only if scales_only else 0.0,
         "speed4": SPEED_IN_4_BITS[known.hardware],
         "trims": _trims(size, techniques),
         "drop": _layers_to_drop(known, 1.0 if enough else keep, techniques),
@@ -188,7 +181,7 @@ def _packs(known: Situation, techniques: Mapping[str, Entry]) -> bool:
 
     A model without a configuration is taken for one of a family that it takes.
     """
-    technique = techniques["quantize/gptq"].technique() if "quantize/gptq" in techniques else None
+    technique = techniques["quantize/gptq_levels"].technique() if "quantize/gptq_levels" in techniques else None
     return isinstance(technique, ChecksFamily) and technique.refuses(known.model.config or {}) is None
 
 

@@ -45,7 +45,7 @@ def test_a_model_and_data_give_a_recipe_that_plans(tiny: str, tmp_path: Path, ca
     code, shown = advise(capsys, tiny, "--data", data, "--write", str(recipe))
     assert code == 0 and f"--config-dir {tmp_path / 'conf'} +recipe=mine dry_run=true" in shown
     assert planned(recipe) == {
-        "corpus": "curate.jsonl", "tuned": "distill.sft", "q8": "export.gguf", "int4": "quantize.gptq", "q4": "export.gguf",
+        "corpus": "curate.jsonl", "tuned": "distill.sft", "q8": "export.gguf", "int4": "quantize.gptq_levels", "q4": "export.gguf",
         "answers": "evaluate.generation", "verdict": "evaluate.paired",
     }  # fmt: skip
     content = yaml.safe_load(recipe.read_text("utf-8"))
@@ -58,7 +58,7 @@ def test_a_model_and_data_give_a_recipe_that_plans(tiny: str, tmp_path: Path, ca
 
 def test_a_tight_limit_gives_a_student_that_plans(tiny: str, tmp_path: Path, capsys) -> None:
     recipe = tmp_path / "conf" / "recipe" / "small.yaml"
-    code, shown = advise(capsys, tiny, "--faster", "1.7", "--margin", "8", "--write", str(recipe))
+    code, shown = advise(capsys, tiny, "--faster", "2.4", "--margin", "8", "--write", str(recipe))
     found = planned(recipe)
     assert code == 0 and found["slim"] == "prune.depth" and found["student"] == "distill.logits"
     assert "against tuned" in " ".join(shown.split())

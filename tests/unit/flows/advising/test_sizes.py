@@ -63,11 +63,11 @@ def test_a_count_has_the_bits_of_each_type() -> None:
 
 
 def test_weights_of_a_known_shape_by_hand() -> None:
-    """q4_1: layers 5 bits, embedding and head 8.5, norms 32, and 36 bytes of header per token.  int4: groups of 128 with zero points, bf16 embedding."""
+    """iq4_nl: layers 4.5 bits, embedding and head 8.5, norms 32, and 36 bytes of header per token.  int4: groups of 128 with zero points, bf16 embedding."""
     size = SIZE_8B
     norms = 4096 * 65
     layers = size.parameters - size.outer - norms
-    by_hand = (5 * layers + 8.5 * size.outer) / 8 + 4 * norms + 36 * 128_256
+    by_hand = (4.5 * layers + 8.5 * size.outer) / 8 + 4 * norms + 36 * 128_256
     found = form_of(size, FOUR["cpu"], TECHNIQUES)
     assert found is not None and found.bytes == pytest.approx(by_hand)
     packed = form_of(size, FOUR["gpu"], TECHNIQUES)
