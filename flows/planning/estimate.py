@@ -91,7 +91,9 @@ def _workload(session: Session, step: Step, sizes: Mapping[str, Size], rows: Map
     read = [rows[name] for name in step.needs if name in rows]
     return Workload(
         sizes={port: tuple(sizes[name] for name in names if name in sizes) for port, names in step.inputs.items()},
-        rows=Rows(max(one.train for one in read), max(one.test for one in read)) if read else Rows(),
+        rows=Rows(*(max(getattr(one, name) for one in read) for name in ("train", "test", "longest")))
+        if read
+        else Rows(),
         compute=Compute(threads, device, processes, runtime.sharding),
         flops=FLOPS_GPU * processes if device == "cuda" else flops_per_core() * threads,
     )

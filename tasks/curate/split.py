@@ -42,7 +42,9 @@ class Split(SplitSettings):
     def forecast(self, work: Workload) -> Forecast:
         """Time by the number of rows."""
         expected = self.expect(work.rows.train)
-        return forecast_light(2 + work.rows.train / ROWS_PER_S, Rows(expected["train"], expected["test"]))
+        return forecast_light(
+            2 + work.rows.train / ROWS_PER_S, Rows(expected["train"], expected["test"], work.rows.longest)
+        )
 
     def preview_rows(self, source: RowSample | None) -> RowSample | None:
         """Return the rows to split: all of them may be in the test."""

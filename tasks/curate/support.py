@@ -24,7 +24,7 @@ from tasks.curate.shop.phrasings import Phrasing, Topic, share_out, topics_of
 from tasks.curate.shop.rationales import derive_reasoning
 from tasks.curate.shop.task import SUPPORT, TASK
 from tasks.shared.errors import DataError
-from tasks.shared.forecast import Forecast, Rows, Workload, forecast_light
+from tasks.shared.forecast import LONG_ROW_TOKENS, Forecast, Rows, Workload, forecast_light
 from tasks.shared.formats.articles import Article, with_article
 from tasks.shared.formats.rows import SPLITS, Message, Row, Split
 from tasks.shared.formats.targets import Decline, Facts, Label, Target
@@ -35,6 +35,9 @@ from tasks.shared.text.fact_matching import normalize
 from tasks.shared.text.overlap import TextIndex, check_overlap, user_text
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+START_TOKENS, TURN_TOKENS, TITLE_TOKENS, SENTENCE_TOKENS = 30, 55, 12, 30
+"""Tokens of the beginning of a conversation, of a question with its answer, of an article's title and of a sentence of it."""
+ARTICLE_SENTENCES = 6
 TRIES = 60
 """Variants to try for a topic's next conversation before the topic counts as exhausted."""
 log = logging.getLogger(__name__)
@@ -122,7 +125,13 @@ class Support:
 
     def forecast(self, work: Workload) -> Forecast:
         """Half a minute, most of it to compare texts, and the rows that the settings ask for."""
-        return forecast_light(20, Rows(self.train_size, self.test_size))
+        return forecast_light(20, Rows(self.train_size, self.test_size, max(LONG_ROW_TOKENS, self._longest)))
+
+    @property
+    def _longest(self) -> int:
+        """About the tokens of the longest training conversation; those of the built-in shop."""
+        articles = self.passages * (TITLE_TOKENS + SENTENCE_TOKENS * (self.passage_sentences or ARTICLE_SENTENCES))
+        return START_TOKENS + TURN_TOKENS * self.questions + (articles if self.grounded_rate else 0)
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Write train, calibration, test and articles (.jsonl), card.json and corpus.schema.json."""

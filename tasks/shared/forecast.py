@@ -23,6 +23,10 @@ START_S = 15.0
 REQUEST_S = 0.5
 """Seconds per request to an endpoint, with several in flight."""
 TOKENS_PER_ROW = 75
+LONG_ROW_TOKENS = 180
+"""Tokens of the longest conversations, where nothing else is known."""
+CHARACTERS_PER_TOKEN = 4
+"""Of English text."""
 ANSWER_TOKENS = 40
 GENERATION_COST = 3
 """Cost of a generated token relative to a prompt token: decoding uses the processor less well than prefill."""
@@ -132,10 +136,11 @@ NOTHING = Size(0, 0, 0, Dimensions(0, 0, 0, 0, 0, 0, 0))
 
 @dataclass(frozen=True)
 class Rows:
-    """Number of conversations in the training and test splits of a corpus."""
+    """Number of conversations in the training and test splits of a corpus, and tokens of the longest ones."""
 
     train: int = 500
     test: int = 500
+    longest: int = LONG_ROW_TOKENS
 
 
 @dataclass(frozen=True)

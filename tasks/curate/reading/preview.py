@@ -11,6 +11,7 @@ from tasks.curate.reading.files import data_files, known_tasks
 from tasks.curate.reading.row_reader import RowReader
 from tasks.curate.reading.settings import ReadSettings
 from tasks.shared.errors import StillroomError
+from tasks.shared.forecast import CHARACTERS_PER_TOKEN
 from tasks.shared.formats.rows import Row
 from tasks.shared.items import RowSample
 
@@ -28,31 +29,42 @@ def rows_in(path: str, encoding: str = "") -> int:
 
     A file of more than a megabyte is extrapolated from that much.  What cannot be read counts as one: the step reports it.
     """
+    return max(1, sum(count for count, _ in _glances(path, encoding))) if path else 0
+
+
+def longest_in(path: str, encoding: str = "") -> int:
+    """Return the tokens of the longest of a file's or folder's first records; 0 if they are not known.
+
+    Their characters are counted, names of fields and all, and Parquet files are not looked into.
+    """
+    return max((characters for _, characters in _glances(path, encoding)), default=0) // CHARACTERS_PER_TOKEN
+
+
+def _glances(path: str, encoding: str) -> list[tuple[int, int]]:
+    """Number of records and characters of the longest, by file; empty for what cannot be read."""
     if not path:
-        return 0
+        return []
     try:
         files = [(file, part, file.stat()) for file, part in data_files("path", path)]
-        return max(
-            1, sum(_count(file, part, encoding, state.st_size, state.st_mtime_ns) for file, part, state in files)
-        )
+        return [_glance(file, part, encoding, state.st_size, state.st_mtime_ns) for file, part, state in files]
     except (StillroomError, OSError):
-        return 1
+        return []
 
 
 @lru_cache(maxsize=64)
-def _count(file: Path, part: str, encoding: str, size: int, _changed: int) -> int:
-    """Number of records of a file; the last argument only tells its versions apart."""
+def _glance(file: Path, part: str, encoding: str, size: int, _changed: int) -> tuple[int, int]:
+    """Number of records of a file, and characters of the longest; the last argument only tells its versions apart."""
     found = find_container(file, part, encoding)
     if found.form == "parquet" and not found.packing:
         from pyarrow import parquet
 
-        return int(parquet.ParquetFile(file).metadata.num_rows)
-    count = 0
+        return int(parquet.ParquetFile(file).metadata.num_rows), 0
+    count = longest = 0
     for record in read_records(found, COUNTED_BYTES):
         if record.offset > COUNTED_BYTES:
-            return round(_unpacked_bytes(found, size) * count / record.offset)
-        count += 1
-    return count
+            return round(_unpacked_bytes(found, size) * count / record.offset), longest
+        count, longest = count + 1, max(longest, len(str(record.value)))
+    return count, longest
 
 
 def _unpacked_bytes(found: Container, size: int) -> float:

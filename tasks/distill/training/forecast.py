@@ -30,8 +30,6 @@ TRAINED_BYTES = 12
 """Further bytes of a trained weight: gradient and AdamW's two moments (Rajbhandari et al. 2020, arXiv 1910.02054, section 3.1)."""
 LOGITS_COPIES = 4
 """Copies of a chunk's logits at a time: the product, its float32 copy, the log-probabilities and the gradient."""
-LONG_ROW_TOKENS = 180
-"""Tokens of a row in the longest batch, without packing."""
 MATRICES = 7
 """Number of linear layers in a decoder layer."""
 
@@ -96,7 +94,7 @@ def forecast_training(settings: "Training", work: Workload) -> Forecast:
     )
     if isinstance(settings, Taught):
         held += DTYPE_BYTES[settings.teacher_dtype] * teacher.parameters
-    batch = _batch_bytes(settings, size.shape, compute.device)
+    batch = _batch_bytes(settings, size.shape, compute.device, work.rows.longest)
     passes = 3 + (
         teacher.parameters / size.parameters if size.parameters else 0
     )  # forward, backward, teacher's forward
@@ -124,10 +122,13 @@ def _savings(settings: "Training", compute: Compute) -> Iterator[str]:
         yield "runtime.processes=0 runtime.sharding=fsdp spreads the weights over all GPUs"
 
 
-def _batch_bytes(settings: "Training", shape: Dimensions, device: str) -> float:
-    """Bytes of a whole batch, over all processes."""
+def _batch_bytes(settings: "Training", shape: Dimensions, device: str, longest: int) -> float:
+    """Bytes of a whole batch, over all processes.
+
+    longest: tokens of the longest conversations.
+    """
     packed = isinstance(settings, Packed) and settings.packing
-    tokens = settings.max_tokens if packed else min(LONG_ROW_TOKENS, settings.max_tokens)
+    tokens = settings.max_tokens if packed else min(longest, settings.max_tokens)
     exact = settings.precision == "float32" or (
         settings.precision == "auto" and device == "cpu" and not is_bfloat16_fast()
     )

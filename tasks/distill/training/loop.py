@@ -15,7 +15,7 @@ from tasks.distill.training.early import early_keeper, put_back
 from tasks.distill.training.gradual import grown_names, zero_grower
 from tasks.distill.training.lora import adapt, merge
 from tasks.distill.training.masks import mask_adapters, merged, zero_keeper
-from tasks.distill.training.memory import memory_errors, module_bytes, return_memory_at_once
+from tasks.distill.training.memory import memory_errors, module_bytes, return_memory_at_once, trimmer
 from tasks.distill.training.objective import Objective
 from tasks.distill.training.options import Adapted, Packed
 from tasks.distill.training.packing import check_packs, pack
@@ -317,6 +317,7 @@ def make_trainer(
     trainer.cast = casts_weights(settings, run)
     trainer.steps_per_epoch = steps_per_epoch
     trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(trimmer(run.compute.device))
     trainer.add_callback(zero_grower(trainer))
     trainer.add_callback(zero_keeper(trainer))
     trainer.add_callback(copy_keeper(trainer))

@@ -1,5 +1,6 @@
 """llama.cpp's OpenAI-compatible server for one GGUF file, on loopback, as a context manager."""
 
+import contextlib
 import json
 import logging
 import socket
@@ -144,6 +145,8 @@ def _await_url(process: subprocess.Popen[bytes], model: Path, port: int, limit: 
     answer = json.loads(line) if line.strip() else {"error": f"exit code {process.wait(STOP_LIMIT_S)}"}
     if "url" in answer:
         return str(answer["url"])
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(STOP_LIMIT_S)  # llama.cpp's log is written by a thread of its own, whole only at its end
     reasons = _lines(errors)
     if any("couldn't bind" in reason for reason in reasons):
         raise _port_error(port, "taken meanwhile")

@@ -32,8 +32,8 @@ def test_unknown_keys_are_refused(override: str, words: str) -> None:
 
 @pytest.mark.needs_embedded
 def test_swapping_a_technique_keeps_the_graph() -> None:
-    plan = build_plan(compose_recipe("support_bot", ["quantize@steps.int4=rtn"]).recipe)
-    assert plan.step("int4").target == "tasks.quantize.rtn.RTN"
+    plan = build_plan(compose_recipe("support_bot", ["quantize@steps.quick4=rtn"]).recipe)
+    assert plan.step("quick4").target == "tasks.quantize.rtn.RTN"
 
 
 @pytest.mark.needs_embedded
