@@ -136,7 +136,7 @@ NOTHING = Size(0, 0, 0, Dimensions(0, 0, 0, 0, 0, 0, 0))
 
 @dataclass(frozen=True)
 class Rows:
-    """Number of conversations in the training and test splits of a corpus, and tokens of the longest ones."""
+    """Conversations in the training and test splits of a corpus, and tokens of the longest."""
 
     train: int = 500
     test: int = 500

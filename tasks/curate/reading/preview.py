@@ -33,7 +33,7 @@ def rows_in(path: str, encoding: str = "") -> int:
 
 
 def longest_in(path: str, encoding: str = "") -> int:
-    """Return the tokens of the longest of a file's or folder's first records; 0 if they are not known.
+    """Return the tokens of the longest of a file's first records; 0 if they are not known.
 
     Their characters are counted, names of fields and all, and Parquet files are not looked into.
     """
@@ -53,7 +53,10 @@ def _glances(path: str, encoding: str) -> list[tuple[int, int]]:
 
 @lru_cache(maxsize=64)
 def _glance(file: Path, part: str, encoding: str, size: int, _changed: int) -> tuple[int, int]:
-    """Number of records of a file, and characters of the longest; the last argument only tells its versions apart."""
+    """Number of records of a file, and characters of the longest.
+
+    The last argument only tells its versions apart.
+    """
     found = find_container(file, part, encoding)
     if found.form == "parquet" and not found.packing:
         from pyarrow import parquet

@@ -136,7 +136,7 @@ def return_memory_at_once() -> None:
 
 
 def trimmer(device: str) -> "TrainerCallback":
-    """Return a callback that gives freed memory back to the system every few optimizer steps.
+    """Return a callback that gives freed memory back every few optimizer steps.
 
     Batches have different lengths, and what glibc keeps of freed tensors grows over a training on a CPU: a 135M model of which 4.5 GB
     were in use took 10 GB after 300 steps, and takes 6 (docs/LOG.md).  Other C libraries have no such call.
