@@ -359,13 +359,13 @@ def write_words(setup: Setup, name: str, teacher: str) -> None:
 
 def answers(model: Path, prompts: Sequence[list[dict[str, str]]], setup: Setup) -> list[tuple[str, bool]]:
     """Greedy answers, each with True if it ended before the token limit."""
-    from tasks.shared.engines.transformers_engine import choose_dtype
     from tasks.shared.model.generation import write_answers
     from tasks.shared.model.loading import load_model, load_tokenizer
+    from tasks.shared.model.precision import fast_dtype
     from tasks.shared.model.prompts import render
 
     batch = 256 if setup.device == "cuda" else 64
-    loaded, tokenizer = load_model(model, choose_dtype(setup.device), setup.device), load_tokenizer(model)
+    loaded, tokenizer = load_model(model, fast_dtype(setup.device), setup.device), load_tokenizer(model)
     written = write_answers(loaded, tokenizer, [render(tokenizer, prompt) for prompt in prompts], MOST_TOKENS, batch)
     return [(answer.text, answer.ended) for answer in written]
 

@@ -186,7 +186,7 @@ def main() -> None:
         print(json.dumps({"found": found, "processor": processor_seconds()}))
         return
     from tasks.evaluate.models_under_test.machine import describe_machine
-    from tasks.shared.cpu import is_bfloat16_fast
+    from tasks.shared.model.precision import fast_dtype
     from tests.benchmark_data import write_benchmark_data
 
     with tempfile.TemporaryDirectory() as folder:
@@ -194,7 +194,7 @@ def main() -> None:
         data = options.data or str(write_benchmark_data(work / "data", options.items))
         job = {
             "models": [str(path) for path in make_models(work, options.tiny)], "data": data, "tasks": options.tasks.split(","),
-            "items": options.items, "threads": os.cpu_count() or 1, "dtype": "bfloat16" if is_bfloat16_fast() else "float32",
+            "items": options.items, "threads": os.cpu_count() or 1, "dtype": fast_dtype("cpu"),
             "scores_only": options.scores_only,
         }  # fmt: skip
         seconds = measure(job, options.rounds, work)

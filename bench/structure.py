@@ -161,8 +161,8 @@ def main() -> None:
     """Print a row per model."""
     import torch
 
-    from tasks.shared.cpu import is_bfloat16_fast
     from tasks.shared.model.loading import load_model, load_tokenizer
+    from tasks.shared.model.precision import fast_dtype
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", type=Path, required=True, help="folder with valid.txt and test.txt")
@@ -186,7 +186,7 @@ def main() -> None:
     torch.set_num_threads(1)
     source = given.model or embedded_model()
     model, tokenizer = (
-        load_model(source, "bfloat16" if is_bfloat16_fast() else "float32"),
+        load_model(source, fast_dtype("cpu")),
         load_tokenizer(source, chat=False),
     )
     ids = windows(given.text / "valid.txt", tokenizer, given.calibration, given.length, spread=False)

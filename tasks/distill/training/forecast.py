@@ -5,7 +5,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tasks.distill.training.options import Adapted, Packed, Taught
-from tasks.shared.cpu import is_bfloat16_fast
 from tasks.shared.forecast import (
     BASE_BYTES,
     DTYPE_BYTES,
@@ -19,6 +18,7 @@ from tasks.shared.forecast import (
     Workload,
 )
 from tasks.shared.model.head import CHUNK_ELEMENTS
+from tasks.shared.model.precision import fast_dtype
 from tasks.shared.technique import Compute
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def _batch_bytes(settings: "Training", shape: Dimensions, device: str, longest: 
     packed = isinstance(settings, Packed) and settings.packing
     tokens = settings.max_tokens if packed else min(longest, settings.max_tokens)
     exact = settings.precision == "float32" or (
-        settings.precision == "auto" and device == "cpu" and not is_bfloat16_fast()
+        settings.precision == "auto" and device == "cpu" and fast_dtype(device) == "float32"
     )
     adapted = isinstance(settings, Adapted) and settings.lora.rank
     layers = shape.layers if adapted else max(0, shape.layers - settings.frozen_layers)

@@ -20,11 +20,11 @@ from tasks.evaluate.benchmark.tasks import Origin
 from tasks.evaluate.models_under_test.harness import harness_model, quiet_harness
 from tasks.evaluate.models_under_test.isolated_runs import Resources
 from tasks.evaluate.models_under_test.model_under_test import ModelUnderTest
-from tasks.shared.cpu import is_bfloat16_fast
 from tasks.shared.errors import ConfigError, ModelError
 from tasks.shared.model.bitsandbytes_layers import mixes_rows
 from tasks.shared.model.generation import check_logits
-from tasks.shared.model.loading import Dtype, load_model, load_tokenizer
+from tasks.shared.model.loading import load_model, load_tokenizer
+from tasks.shared.model.precision import fast_dtype
 from tasks.shared.model.template_edits import CHATML
 from tasks.shared.progress import track
 
@@ -97,8 +97,7 @@ def run_tasks(model: ModelUnderTest, plan: HarnessPlan, resources: Resources) ->
     import torch
 
     torch.set_num_threads(resources.threads)
-    fast: Dtype = "bfloat16" if resources.device != "cpu" or is_bfloat16_fast() else "float32"
-    dtype = fast if plan.dtype == "auto" else plan.dtype
+    dtype = fast_dtype(resources.device) if plan.dtype == "auto" else plan.dtype
     loaded = load_model(model.weights, dtype, resources.device)
     tokenizer = load_tokenizer(model.weights, chat=plan.apply_chat_template)
     check_logits(loaded, tokenizer, "The answer is")

@@ -15,10 +15,10 @@ from typing import Any
 from tasks.evaluate.models_under_test.model_under_test import Prompt
 from tasks.evaluate.timing.energy import open_meter
 from tasks.evaluate.timing.streams import Streamed
-from tasks.shared.cpu import is_bfloat16_fast
 from tasks.shared.engines.memory import peak_memory
 from tasks.shared.model.generation import plain_greedy
-from tasks.shared.model.loading import Dtype, load_model, load_tokenizer
+from tasks.shared.model.loading import load_model, load_tokenizer
+from tasks.shared.model.precision import fast_dtype
 from tasks.shared.model.prompts import render
 
 
@@ -62,7 +62,7 @@ def main() -> None:
     device, prompt = settings["device"], Prompt(settings["messages"], settings["tools"])
     torch.set_num_threads(settings["threads"])
     folder = Path(settings["model"])
-    dtype: Dtype = "bfloat16" if device != "cpu" or is_bfloat16_fast() else "float32"
+    dtype = fast_dtype(device)
     model, tokenizer = load_model(folder, dtype, device), load_tokenizer(folder)
     messages_out.write(json.dumps({"ready": True}) + "\n")
     messages_out.flush()

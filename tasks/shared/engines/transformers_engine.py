@@ -5,9 +5,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from tasks.shared.cpu import is_bfloat16_fast
 from tasks.shared.engines.engine import EngineName
 from tasks.shared.engines.label_proof import HALF_SLACK, SLACK, Step, proven_label, remaining_labels
 from tasks.shared.engines.labels import label_prompts
@@ -17,6 +16,7 @@ from tasks.shared.model.bitsandbytes_layers import mixes_rows
 from tasks.shared.model.encoding import text_ids
 from tasks.shared.model.generation import Written, check_logits, write_answers
 from tasks.shared.model.loading import load_model, load_tokenizer
+from tasks.shared.model.precision import fast_dtype
 from tasks.shared.model.prompts import render
 from tasks.shared.model.reusing import ReusingWriter, Watch
 
@@ -25,11 +25,6 @@ if TYPE_CHECKING:
 
 
 ALONE = "each alone and whole, since LLM.int8 lets the prompts of a batch change each other's answers"
-
-
-def choose_dtype(device: str) -> Literal["float32", "bfloat16"]:
-    """Return bfloat16 on accelerators and CPUs with bfloat16 instructions; else float32."""
-    return "bfloat16" if device != "cpu" or is_bfloat16_fast() else "float32"
 
 
 @dataclass
@@ -144,11 +139,11 @@ class TransformersEngine:
 
     @contextmanager
     def open(self, weights: Path, opening: Opening) -> Iterator[TransformersSession]:
-        """Load model and tokenizer into this process; see `choose_dtype` for the data type."""
+        """Load model and tokenizer into this process; see `fast_dtype` for the data type."""
         import torch
 
         torch.set_num_threads(opening.threads)
-        model, tokenizer = load_model(weights, choose_dtype(opening.device), opening.device), load_tokenizer(weights)
+        model, tokenizer = load_model(weights, fast_dtype(opening.device), opening.device), load_tokenizer(weights)
         if mixes_rows(model):
             yield TransformersSession(model, tokenizer, batch_size=1, alone=ALONE)
         else:
