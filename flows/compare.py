@@ -1,9 +1,9 @@
 """Compare models without a recipe of their own; the first is the baseline.
 
-python -m flows.compare big/ small/ small.gguf              files of models
+python -m flows.compare big/ small/ small.gguf                files of models
 python -m flows.compare support_bot/tuned support_bot/quick4  finished steps
-python -m flows.compare champion:support_bot other_run      MLflow's champion,
-                                                            a finished run
+python -m flows.compare champion:support_bot other_run        MLflow's champion,
+                                                              a finished run
 python -m flows.compare A B --recipe support_bot steps.answers.limit=100
 
 Test data, measures and margins come from the recipe that made the models, or

@@ -234,9 +234,10 @@ class _Writer:
         return self._distinct(lambda: self._variant(topic, next(phrasings)), wanted, topic.id, len(topic.phrasings))
 
     def _distinct(self, make: Callable[[], Row], wanted: int, name: str, least: int = 0) -> list[Row]:
-        """Return so many rows with texts of their own.
+        """Return `wanted` rows with texts of their own.
 
-        least: rows to try at least for each that `TRIES` allows.
+        least: if it is more than `wanted`, TRIES times as many are tried.
+        Raises DataError if there are not enough.
         """
         made: list[Row] = []
         for _ in range(TRIES * max(wanted, least)):

@@ -68,9 +68,10 @@ def invent(intents: Sequence[str], count: int, length: int, rng: Random) -> tupl
     The prompt does not hold that one: questions about it are to be declined.
 
     intents: labels of the articles, drawn for each; the one that is missing has the label of its kind, since nothing tells another.
-    count: articles of the prompt.  length: sentences of each; 0 for three.
+    count: articles of the prompt; fewer if there are no more subjects.  length: sentences of each; 0 for three.
     """
     kinds = load_invented()
+    count = min(count, min(len(kind.subjects) for kind in kinds) - 1)
     near = [rng.choice(kinds)] * (count + 1) if rng.random() < NEAR_RATE else rng.choices(kinds, k=count + 1)
     subjects: list[str] = []
     for kind in near:

@@ -55,14 +55,20 @@ def write_weights(model: "PreTrainedModel", file: Path) -> None:
     part.replace(file)
 
 
-def put_back(model: "PreTrainedModel", scratch: Path) -> None:
+def put_back(model: "PreTrainedModel", scratch: Path, step: str) -> None:
     """Give a model the weights of the early step, in place.
 
+    Raises TechniqueError if the training ended before that step.
     model: with the parameters of the trained one, tied weights once; further ones in the file, such as learned scales, are left out.
     """
     import torch
     from safetensors.torch import load_file
 
+    if not (scratch / FILE).is_file():
+        raise TechniqueError(
+            f"steps.{step}.early_step", "a step that the training, which stopped early, did not reach", "an earlier one",
+            f"steps.{step}.patience=0, or a smaller early_step",
+        )  # fmt: skip
     early = load_file(scratch / FILE)
     with torch.no_grad():
         for name, weight in model.named_parameters():

@@ -169,7 +169,7 @@ def _train(
         pattern = masks.pattern if masks and grown <= masked else ""
         carried["masked_sparsity"] = round(write_masks(out, grown | masked, pattern).sparsity, 4)
     if settings.early_step:
-        put_back(model, run.scratch)
+        put_back(model, run.scratch, run.step)
         save_model(model, tokenizer, out / EARLY_FOLDER)
     return {**counts, **_figures(trainer, settings), **objective.figures(), **grids, **carried}
 

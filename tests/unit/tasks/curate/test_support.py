@@ -212,6 +212,11 @@ def test_made_up_articles_answer_their_questions_and_no_other_prompt_holds_them(
             assert articles[title].topic == topic
 
 
+def test_more_articles_than_subjects_are_fewer() -> None:
+    shown, topics = invent(["a"], 40, 2, Random(0))
+    assert 10 < len(shown) < 14 and len({topic.article.id for topic in topics if topic.article}) == len(shown) + 1
+
+
 def test_whatever_is_made_up_reads_well() -> None:
     """Each sentence and answer states its value, with every value that may be drawn."""
     rng = Random(0)
@@ -417,5 +422,7 @@ def settings_case(folder: Path) -> Iterator[Case]:
     shutil.copytree(BUILT_IN, folder / "knowledge")
     company = folder / "knowledge" / "company.yaml"
     company.write_text(company.read_text(encoding="utf-8").replace("Fenwick", "Fennimore"), encoding="utf-8")
-    sizes = {"articles": 2, "train_size": 48, "calibration_size": 4, "test_size": 12, "min_train_phrasings": 2}
+    sizes = {
+        "articles": 2, "train_size": 48, "calibration_size": 4, "test_size": 12, "min_train_phrasings": 2, "invented_share": 0.1,
+    }  # fmt: skip
     yield Case(folder, Inputs({}), sizes)

@@ -10,6 +10,7 @@ import torch
 
 from flows.planning.plan import build_plan
 from tasks.distill.sft import SFT
+from tasks.distill.training.early import put_back
 from tasks.distill.training.loop import train_model
 from tasks.prune.magnitude import Magnitude
 from tasks.prune.rewind import Rewind
@@ -81,6 +82,11 @@ def test_what_does_not_fit_is_refused(tuned: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="adapters of rank 4"):
         SFT(**SETTINGS | {"lora": {"rank": 4}, "early_step": 1})
     assert not list(out.iterdir())
+
+
+def test_a_training_that_stopped_before_the_early_step_says_so(tmp_path: Path) -> None:
+    with pytest.raises(TechniqueError, match=r"did not reach.*\n.*\n  fix: steps.tuned.patience=0"):
+        put_back(build_model(), tmp_path, "tuned")
 
 
 def test_the_plan_knows_that_no_early_weights_are_kept(tmp_path: Path) -> None:
