@@ -138,6 +138,7 @@ def situation(options: argparse.Namespace, data: "Data") -> "Situation":
         items=data.items,
         answered=data.answered,
         task=data.task,
+        tokens=data.tokens,
         hours=options.hours,
     )
 

@@ -13,6 +13,7 @@ from flows.looking.starter import corpus_settings, deciding_measures, file_names
 from tasks.curate.splitting.settings import SplitSettings
 from tasks.curate.splitting.splits import expected_rows
 from tasks.shared.errors import ConfigError
+from tasks.shared.forecast import LONG_ROW_TOKENS, ROW_TOKENS
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Data:
 
     line: in words.  rows, items: for training, and for the test.  answered: some hold answers.  task: its type.
     corpus: technique of stage curate and its settings.  training: settings of steps that read whole conversations.
-    measures: that decide.  names: of the files, for a comment.
+    measures: that decide.  names: of the files, for a comment.  tokens: of the mean conversation, and of the longest.
     """
 
     line: str
@@ -33,6 +34,7 @@ class Data:
     training: Mapping[str, Any] = field(default_factory=dict)
     measures: Sequence[str] = ()
     names: str = ""
+    tokens: tuple[int, int] = (ROW_TOKENS, LONG_ROW_TOKENS)
 
 
 def look_at(options: argparse.Namespace) -> Data:
@@ -66,6 +68,7 @@ def look_at(options: argparse.Namespace) -> Data:
         length_limit(measure_lengths(sample.rows, tokenizer)),
         deciding_measures(sample),
         file_names(files),
+        (expected.tokens, expected.longest),
     )
 
 

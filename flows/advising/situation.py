@@ -10,7 +10,7 @@ from flows.advising.precisions import EIGHT, FOUR, SIXTEEN, Hardware, Precision,
 from flows.looking.figures import ALPHA, FLIPS, POWER
 from flows.planning.catalog import Entry
 from tasks.evaluate.verdict.courses import Rules, items_needed, smallest_margin
-from tasks.shared.forecast import SAVED_BYTES, Forecasts, Rows, Size, Workload
+from tasks.shared.forecast import LONG_ROW_TOKENS, ROW_TOKENS, SAVED_BYTES, Forecasts, Rows, Size, Workload
 from tasks.shared.model.families import is_mixture
 from tasks.shared.model.widths import DIVISORS, GROUP_SIZES
 from tasks.shared.technique import ChecksFamily, Compute
@@ -39,6 +39,7 @@ class Situation:
     faster: wanted decoding speed over the model in 16 bits.  bandwidth: of the serving machine's memory, bytes a second.
     margin: quality that may be lost, as a share.
     rows, items: conversations for training, and for the test.  answered: they hold answers.  task: type of the task.
+    tokens: of the mean conversation, and of the longest.
     hours: that a training may take on this machine.  compute, flops, machine_memory: of this machine, which trains.
     """
 
@@ -58,6 +59,7 @@ class Situation:
     items: int = 0
     answered: bool = True
     task: str = "chat"
+    tokens: tuple[int, int] = (ROW_TOKENS, LONG_ROW_TOKENS)
     hours: float | None = None
 
     def room(self) -> float:
@@ -233,7 +235,9 @@ def _training(known: Situation, techniques: Mapping[str, Entry], trainings: int)
         facts["budget"] = 3600.0 * known.hours
     if entry is None or not known.rows:
         return facts | {"epochs": 0}
-    work = Workload({"model": (known.model.size,)}, Rows(known.rows, max(1, known.items)), known.compute, known.flops)
+    mean, longest = known.tokens
+    rows = Rows(known.rows, max(1, known.items), longest, mean)
+    work = Workload({"model": (known.model.size,)}, rows, known.compute, known.flops)
 
     def forecast(epochs: int) -> Any:
         technique = entry.technique(epochs=epochs)

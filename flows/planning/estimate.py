@@ -19,9 +19,9 @@ from tasks.shared.errors import MachineError
 from tasks.shared.forecast import Forecast, Forecasts, Rows, Size, Workload, forecast_default, forecast_light
 from tasks.shared.technique import WEIGHTS, Compute
 
-FLOPS_BFLOAT16, FLOPS_AVX512_BF16, FLOPS_AVX512, FLOPS_FLOAT32 = 1e11, 5e10, 4e10, 1.4e10
-"""Sustained floating point operations a second of one core in a training loop, measured on servers: in bfloat16 with AMX (assumed for Arm
-too) and with AMD's AVX512-BF16, in float32 with AVX-512, and in float32 without."""
+FLOPS_BFLOAT16, FLOPS_AVX512, FLOPS_FLOAT32 = 2.7e11, 1.2e11, 3.7e10
+"""Sustained floating point operations a second of one core in a training loop on conversations of 250 tokens, measured on servers: in bfloat16
+with AMX or AMD's AVX512-BF16 (assumed for Arm too), in float32 with AVX-512, and in float32 without."""
 FLOPS_GPU = 1e14
 LIGHT_S = 10.0
 """Seconds assumed for a step that computes little and has no forecast of its own."""
@@ -56,7 +56,7 @@ def flops_per_core(facts: str | None = None) -> float:
     facts = cpu_facts() if facts is None else facts
     flags = cpu_flags(facts)
     if is_bfloat16_fast(facts):
-        return FLOPS_AVX512_BF16 if "avx512_bf16" in flags and "amx_bf16" not in flags else FLOPS_BFLOAT16
+        return FLOPS_BFLOAT16
     return FLOPS_AVX512 if "avx512f" in flags else FLOPS_FLOAT32
 
 
@@ -91,7 +91,7 @@ def _workload(session: Session, step: Step, sizes: Mapping[str, Size], rows: Map
     read = [rows[name] for name in step.needs if name in rows]
     return Workload(
         sizes={port: tuple(sizes[name] for name in names if name in sizes) for port, names in step.inputs.items()},
-        rows=Rows(*(max(getattr(one, name) for one in read) for name in ("train", "test", "longest")))
+        rows=Rows(*(max(getattr(one, name) for one in read) for name in ("train", "test", "longest", "tokens")))
         if read
         else Rows(),
         compute=Compute(threads, device, processes, runtime.sharding),

@@ -22,11 +22,11 @@ from tasks.curate.reading.files import (
     reading_card,
     write_file_rows,
 )  # fmt: skip
-from tasks.curate.reading.preview import longest_in, preview_rows, rows_in
+from tasks.curate.reading.preview import preview_rows, rows_in, tokens_in
 from tasks.curate.reading.row_reader import RowReader
 from tasks.curate.reading.settings import ReadSettings
 from tasks.shared.errors import ConfigError
-from tasks.shared.forecast import LONG_ROW_TOKENS, Forecast, Rows, Workload, forecast_light
+from tasks.shared.forecast import Forecast, Rows, Workload, forecast_light
 from tasks.shared.items import RowSample
 from tasks.shared.technique import Inputs, Kind, Metrics, Spec, StepRun, Upstream
 
@@ -57,8 +57,8 @@ class Read(ReadSettings):
     def forecast(self, work: Workload) -> Forecast:
         """Time and rows by the size of the file."""
         rows = rows_in(self.path, self.encoding)
-        longest = longest_in(self.path, self.encoding) or LONG_ROW_TOKENS
-        return forecast_light(2 + rows / ROWS_PER_S, Rows(rows, rows, longest))
+        mean, longest = tokens_in(self.path, self.encoding)
+        return forecast_light(2 + rows / ROWS_PER_S, Rows(rows, rows, longest, mean))
 
     def plan_problems(
         self, where: str, inputs: Mapping[str, tuple[str, ...]], upstream: Mapping[str, Upstream]

@@ -43,7 +43,8 @@ class Split(SplitSettings):
         """Time by the number of rows."""
         expected = self.expect(work.rows.train)
         return forecast_light(
-            2 + work.rows.train / ROWS_PER_S, Rows(expected["train"], expected["test"], work.rows.longest)
+            2 + work.rows.train / ROWS_PER_S,
+            Rows(expected["train"], expected["test"], work.rows.longest, work.rows.tokens),
         )
 
     def preview_rows(self, source: RowSample | None) -> RowSample | None:

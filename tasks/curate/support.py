@@ -38,6 +38,8 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 START_TOKENS, TURN_TOKENS, TITLE_TOKENS, SENTENCE_TOKENS = 30, 55, 12, 30
 """Tokens of the beginning of a conversation, of a question with its answer, of an article's title and of a sentence of it."""
 ARTICLE_SENTENCES = 6
+MEAN_SHARE = 0.75
+"""Tokens of the mean conversation, as a share of the longest."""
 TRIES = 60
 """Variants to try for a topic's next conversation before the topic counts as exhausted."""
 log = logging.getLogger(__name__)
@@ -125,7 +127,8 @@ class Support:
 
     def forecast(self, work: Workload) -> Forecast:
         """Half a minute, most of it to compare texts, and the rows that the settings ask for."""
-        return forecast_light(20, Rows(self.train_size, self.test_size, max(LONG_ROW_TOKENS, self._longest)))
+        longest = max(LONG_ROW_TOKENS, self._longest)
+        return forecast_light(20, Rows(self.train_size, self.test_size, longest, round(MEAN_SHARE * self._longest)))
 
     @property
     def _longest(self) -> int:

@@ -24,6 +24,7 @@ from tasks.shared.formats.rows import read_rows
 from tasks.shared.model.encoding import IGNORED, Encoded
 from tasks.shared.model.head import core_of, output_head
 from tasks.shared.model.loading import load_model, training_tokenizer
+from tasks.shared.model.precision import chosen_dtype
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun, Upstream
 
 if TYPE_CHECKING:
@@ -114,7 +115,9 @@ class Matching(Objective):
         """Load the teacher, and add a projection for each pair to the student."""
         from torch.nn import ModuleList
 
-        self.teacher = load_model(self.source, self.settings.teacher_dtype, device).requires_grad_(False)
+        self.teacher = load_model(
+            self.source, chosen_dtype(self.settings.teacher_dtype, device), device
+        ).requires_grad_(False)
         mine, theirs = model.config.get_text_config(), self.teacher.config.get_text_config()
         self.pairs = self._pairs(mine.num_hidden_layers, theirs.num_hidden_layers)
         if self.settings.attention_weight:

@@ -26,6 +26,7 @@ from tasks.shared.formats.rows import Row, read_rows
 from tasks.shared.model.encoding import IGNORED, Encoded, collate, encode
 from tasks.shared.model.head import check_head, output_head
 from tasks.shared.model.loading import load_model, training_tokenizer
+from tasks.shared.model.precision import chosen_dtype
 from tasks.shared.model.prompts import learned_turn
 from tasks.shared.model.turns import examples
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun, Upstream
@@ -145,7 +146,9 @@ class OtherTokens(Objective):
 
         Raises TechniqueError if a conversation exceeds either model's maximum length.
         """
-        self.teacher = load_model(self.source, self.settings.teacher_dtype, device).requires_grad_(False)
+        self.teacher = load_model(
+            self.source, chosen_dtype(self.settings.teacher_dtype, device), device
+        ).requires_grad_(False)
         check_head(self.teacher)
         places = getattr(self.teacher.config.get_text_config(), "max_position_embeddings", None) or UNLIMITED
         if self.longest > places:

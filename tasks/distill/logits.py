@@ -26,7 +26,8 @@ from tasks.shared.formats.rows import read_rows
 from tasks.shared.formats.soft_targets import SoftTargets, row_key
 from tasks.shared.model.encoding import Encoded, counted
 from tasks.shared.model.head import check_head, output_head
-from tasks.shared.model.loading import Dtype, load_model, training_tokenizer
+from tasks.shared.model.loading import load_model, training_tokenizer
+from tasks.shared.model.precision import DtypeSetting, chosen_dtype
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun, Upstream
 
 if TYPE_CHECKING:
@@ -189,7 +190,7 @@ class OnlineTargets(Objective):
 
     knob = "alpha and temperature"
 
-    def __init__(self, teacher: Path, student: Path, blend: Blend, dtype: Dtype) -> None:
+    def __init__(self, teacher: Path, student: Path, blend: Blend, dtype: DtypeSetting) -> None:
         self.source, self.blend, self.dtype = teacher, blend, dtype
         self.family = match_vocabularies(*(training_tokenizer(source).get_vocab() for source in (student, teacher)))
         self.teacher: Any = None
@@ -198,7 +199,7 @@ class OnlineTargets(Objective):
 
     def attach(self, model: "PreTrainedModel", device: str) -> None:
         """Load the teacher."""
-        self.teacher = load_model(self.source, self.dtype, device).requires_grad_(False)
+        self.teacher = load_model(self.source, chosen_dtype(self.dtype, device), device).requires_grad_(False)
         check_head(self.teacher)
         rows = (int(one.get_output_embeddings().weight.shape[0]) for one in (model, self.teacher))
         columns = self.family.columns(*rows)

@@ -35,6 +35,7 @@ from tasks.shared.formats.rows import read_rows
 from tasks.shared.model.encoding import IGNORED, Encoded, collate, counted
 from tasks.shared.model.head import check_head, output_head, sum_over_chunks
 from tasks.shared.model.loading import load_model, training_tokenizer
+from tasks.shared.model.precision import chosen_dtype
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun, Upstream
 
 if TYPE_CHECKING:
@@ -126,7 +127,9 @@ class OwnAnswers(Objective):
 
         Raises TechniqueError if a prompt and its answer exceed either model's maximum length.
         """
-        self.teacher = load_model(self.source, self.settings.teacher_dtype, device).requires_grad_(False)
+        self.teacher = load_model(
+            self.source, chosen_dtype(self.settings.teacher_dtype, device), device
+        ).requires_grad_(False)
         check_head(self.teacher)
         heads = (int(part.get_output_embeddings().weight.shape[0]) for part in (model, self.teacher))
         columns = self.family.columns(*heads)

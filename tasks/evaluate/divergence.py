@@ -23,7 +23,7 @@ from tasks.evaluate.models_under_test.isolated_runs import evaluate_each, make_s
 from tasks.evaluate.models_under_test.model_under_test import MODEL_PORTS, ModelUnderTest, Prompt, list_models
 from tasks.evaluate.verdict.intervals import weighted_mean
 from tasks.shared.engines.registry import Needs
-from tasks.shared.forecast import TOKENS_PER_ROW, Forecast, Workload
+from tasks.shared.forecast import Forecast, Workload
 from tasks.shared.formats.rows import Row, spread
 from tasks.shared.formats.scores import ItemScore, Measure, write_scores
 from tasks.shared.isolation import Failure
@@ -78,7 +78,7 @@ class Divergence:
 
     def forecast(self, work: Workload) -> Forecast:
         """One pass over the test rows per model, each with the baseline in memory."""
-        tokens = 2 * work.test_rows(self.limit) * TOKENS_PER_ROW
+        tokens = 2 * work.test_rows(self.limit) * work.rows.tokens
         return forecast_evaluation(work, tokens, self.dtype, resident=work.size("baseline").parameters)
 
     def count_items(self, sources: ItemSources) -> dict[str, Items]:

@@ -19,7 +19,7 @@ from tasks.evaluate.grading.measures import (
 )
 from tasks.evaluate.grading.replies import read_reply
 from tasks.evaluate.models_under_test.answering import GenerationPlan, template_notes
-from tasks.evaluate.models_under_test.forecast import ANSWERED_TOKENS, forecast_evaluation
+from tasks.evaluate.models_under_test.forecast import answered_tokens, forecast_evaluation
 from tasks.evaluate.models_under_test.groups import Replies, reply_to_all
 from tasks.evaluate.models_under_test.isolated_runs import make_summary, repeat_batch_size
 from tasks.evaluate.models_under_test.label_choice import LabelLayout, LabelMethod
@@ -131,7 +131,7 @@ class Generation:
         In rounds, the rows are those that an equal candidate takes to pass.
         """
         rows, rounds = self.rounds.likely_rows(work.test_rows(self.limit))
-        return forecast_evaluation(work, rows * ANSWERED_TOKENS, loads=rounds)
+        return forecast_evaluation(work, rows * answered_tokens(work), loads=rounds)
 
     def count_items(self, sources: ItemSources) -> dict[str, Items]:
         """Return the items by measure: counted in the corpus, else at most one per possible row.

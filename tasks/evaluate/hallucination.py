@@ -14,7 +14,7 @@ from tasks.evaluate.grading.groups import once_per_group
 from tasks.evaluate.grading.replies import Reply, gold_answer, read_reply
 from tasks.evaluate.grading.unsupported_claims import FINDINGS, Finding, find_unsupported_claim
 from tasks.evaluate.models_under_test.answering import GenerationPlan, template_notes
-from tasks.evaluate.models_under_test.forecast import ANSWERED_TOKENS, forecast_evaluation
+from tasks.evaluate.models_under_test.forecast import answered_tokens, forecast_evaluation
 from tasks.evaluate.models_under_test.groups import reply_to_all
 from tasks.evaluate.models_under_test.isolated_runs import make_summary
 from tasks.evaluate.models_under_test.means import mean_values
@@ -104,7 +104,7 @@ class Hallucination:
 
     def forecast(self, work: Workload) -> Forecast:
         """Two prompts and two answers per test row and model."""
-        return forecast_evaluation(work, 2 * work.test_rows(self.limit) * ANSWERED_TOKENS)
+        return forecast_evaluation(work, 2 * work.test_rows(self.limit) * answered_tokens(work))
 
     def count_items(self, sources: ItemSources) -> dict[str, Items]:
         """Return the items by measure: counted in the corpus, or at most one per row.

@@ -20,7 +20,7 @@ from tasks.evaluate.verdict.intervals import score_bounds, weighted_mean
 from tasks.evaluate.verdict.pairs import by_group
 from tasks.shared.engines.registry import Needs
 from tasks.shared.errors import ConfigError, DataError
-from tasks.shared.forecast import TOKENS_PER_ROW, Forecast, Workload
+from tasks.shared.forecast import Forecast, Workload
 from tasks.shared.formats.records import Figure
 from tasks.shared.formats.rows import spread
 from tasks.shared.formats.scores import ItemScore, Measure, write_scores
@@ -94,7 +94,7 @@ class Perplexity:
 
     def forecast(self, work: Workload) -> Forecast:
         """One pass per model over the test rows, or over the text, whose windows overlap."""
-        tokens = float(work.test_rows(self.limit) * TOKENS_PER_ROW)
+        tokens = float(work.test_rows(self.limit) * work.rows.tokens)
         if self.text:
             path = user_path(self.text)
             files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]

@@ -1,7 +1,7 @@
 """Export to llama.cpp's GGUF with a parity gate against the source model."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -35,6 +35,8 @@ from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun, U
 log = logging.getLogger(__name__)
 UNWEIGHTED = FLOATS | {"q8_0", "nvfp4", "mxfp4", "tq2_0", "tq1_0"}
 """Types that are rounded without importance."""
+ROWS_READ = 64
+"""Rows of a matrix by which its grid is recognized."""
 FINE = 6.0
 """Bits per weight above which rounding 4-bit weights again changes next to nothing."""
 
@@ -148,7 +150,9 @@ class Gguf(GatedGguf):
         types = FileTypes(self.layers, self.embedding, self.planned(folder), self.fallback)
         warn_of_zero_points(given, self.layers)
         source = load_source(inputs, folder)
-        importance = self.importance(source) if self.uses_importance(packed=folder != given) else {}
+        packed = folder != given
+        copied = SERVED["int4_symmetric"] if packed else (self.layers,) if holds_levels(folder, types.planned) else ()
+        importance = self.importance(source) if self.uses_importance(copied) else {}
         if self.layers in NEEDS_IMPORTANCE and not importance:
             raise self._needs_importance("scheme")
         fallen = sum(tensor.type != tensor.wanted for tensor in types.planned)
@@ -164,12 +168,12 @@ class Gguf(GatedGguf):
             log.warning("%s", line)
         return tensors
 
-    def uses_importance(self, packed: bool) -> bool:
+    def uses_importance(self, copied: Collection[str]) -> bool:
         """Return True if a type is rounded by importance.
 
-        packed: the source's weights are integers, which q4_0 and q4_1 take over unchanged.
+        copied: types that take over the source's weights unchanged.
         """
-        return not {self.layers, self.vocabulary} <= UNWEIGHTED | (set(SERVED["int4_symmetric"]) if packed else set())
+        return not {self.layers, self.vocabulary} <= UNWEIGHTED | set(copied)
 
 
 def packed_groups(source: Path) -> list[dict[str, Any]]:
@@ -200,12 +204,25 @@ def _type_of_levels(source: Path) -> Scheme:
     if not matrices:
         return "q4_0"
     smallest = min(matrices, key=lambda matrix: matrix.weights)
-    ((_, weight),) = read_tensors(source, [smallest.name])
-    if weight.shape[-1] % BLOCK:  # Conv1D has inputs first
-        return "q4_0"
-    blocks = weight.float().unflatten(-1, (-1, BLOCK))
-    found = (name for grid, name in TYPE_OF_GRID.items() if find_levels(blocks, grid) is not None)
-    return next(found, "q4_0")
+    return next(
+        (name for name in TYPE_OF_GRID.values() if holds_levels(source, [replace(smallest, type=name)])), "q4_0"
+    )
+
+
+def holds_levels(source: Path, matrices: Iterable[PlannedTensor]) -> bool:
+    """Return True if the 4-bit types of a dense model's matrices hold their levels.
+
+    The first rows of each matrix are looked at.  Matrices of other types are left out; False if there are none of these.
+    """
+    grids = {name: grid for grid, name in TYPE_OF_GRID.items()}
+    wanted = {matrix.name: grids[matrix.type] for matrix in matrices if matrix.type in grids}
+    for name, weight in read_tensors(source, list(wanted)):
+        if weight.shape[-1] % BLOCK:  # Conv1D has inputs first
+            return False
+        blocks = weight.float().flatten(0, -2)[:ROWS_READ].unflatten(-1, (-1, BLOCK))
+        if find_levels(blocks, wanted[name]) is None:
+            return False
+    return bool(wanted)
 
 
 def warn_of_zero_points(source: Path, scheme: str) -> None:

@@ -10,14 +10,14 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from tasks.shared.errors import ConfigError, ModelError, TechniqueError
 from tasks.shared.files import replacing, write_text
-from tasks.shared.forecast import ANSWER_TOKENS, TOKENS_PER_ROW, Forecast, Workload, forecast_reading
+from tasks.shared.forecast import ANSWER_TOKENS, Forecast, Workload, forecast_reading
 from tasks.shared.formats.rows import read_rows
 from tasks.shared.formats.soft_targets import (
     SMALL,
@@ -30,8 +30,8 @@ from tasks.shared.formats.soft_targets import (
 )
 from tasks.shared.model.encoding import Encoded, TooLong, collate, counted, encode, encode_fitting
 from tasks.shared.model.head import CHUNK_ELEMENTS, check_head, output_head
-from tasks.shared.model.loading import Dtype, load_model, training_tokenizer
-from tasks.shared.model.precision import fast_dtype
+from tasks.shared.model.loading import load_model, training_tokenizer
+from tasks.shared.model.precision import DtypeSetting, chosen_dtype
 from tasks.shared.model.turns import Turns, examples
 from tasks.shared.progress import progress_bar
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun, Upstream
@@ -77,7 +77,7 @@ class TopK:
     """Turns of the assistant with targets: all, or the last only; as in the step that trains on them."""
     batch_size: Annotated[int, Field(gt=0)] = 16
     """Conversations per forward pass."""
-    dtype: Dtype | Literal["auto"] = "float32"
+    dtype: DtypeSetting = "float32"
     """Data type of the teacher's weights and arithmetic.  auto: bfloat16 where the hardware is fast in it, else float32."""
 
     def plan_problems(
@@ -91,13 +91,10 @@ class TopK:
         """Forecast one pass of the teacher over the training rows, and the stored positions."""
         teacher = work.size("teacher")
         position = bytes_per_position(self.k, len(self.temperatures), teacher.shape.vocabulary)
-        seconds = work.reading(teacher, work.rows.train * TOKENS_PER_ROW)
+        seconds = work.reading(teacher, work.rows.train * work.rows.tokens)
         disk = work.rows.train * ANSWER_TOKENS * position
-        dtype = self._dtype(work.compute.device)
+        dtype = chosen_dtype(self.dtype, work.compute.device)
         return forecast_reading(work, seconds, teacher.parameters, disk=disk, dtype=dtype)
-
-    def _dtype(self, device: str) -> Dtype:
-        return fast_dtype(device) if self.dtype == "auto" else self.dtype
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Write the parts, index.json and vocabulary.json to `out`.
@@ -152,7 +149,7 @@ class TopK:
         missing = [n for n in range(len(parts)) if str(n) not in sums or not (run.scratch / part_name(n)).exists()]
         if not missing:
             return
-        model = load_model(source, self._dtype(run.compute.device), run.compute.device)
+        model = load_model(source, chosen_dtype(self.dtype, run.compute.device), run.compute.device)
         check_head(model)
         with progress_bar("soft targets", len(parts)) as advance:
             advance(len(parts) - len(missing))

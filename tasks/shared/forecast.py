@@ -22,9 +22,8 @@ START_S = 15.0
 """Seconds to import the libraries and load a model."""
 REQUEST_S = 0.5
 """Seconds per request to an endpoint, with several in flight."""
-TOKENS_PER_ROW = 75
-LONG_ROW_TOKENS = 180
-"""Tokens of the longest conversations, where nothing else is known."""
+ROW_TOKENS, LONG_ROW_TOKENS = 75, 180
+"""Mean tokens of a conversation, and those of the longest, where nothing else is known."""
 CHARACTERS_PER_TOKEN = 4
 """Of English text."""
 ANSWER_TOKENS = 40
@@ -136,11 +135,15 @@ NOTHING = Size(0, 0, 0, Dimensions(0, 0, 0, 0, 0, 0, 0))
 
 @dataclass(frozen=True)
 class Rows:
-    """Conversations in the training and test splits of a corpus, and tokens of the longest."""
+    """Conversations in the training and test splits of a corpus, and their tokens.
+
+    longest: tokens of the longest.  tokens: their mean.
+    """
 
     train: int = 500
     test: int = 500
     longest: int = LONG_ROW_TOKENS
+    tokens: int = ROW_TOKENS
 
 
 @dataclass(frozen=True)
@@ -244,5 +247,5 @@ def forecast_reading(
 def forecast_default(work: Workload) -> Forecast:
     """Forecast for techniques without their own: one pass over the rows, first model written."""
     size = next(iter(work.models), NOTHING)
-    seconds = 0.1 * work.reading(size, work.rows.train * TOKENS_PER_ROW)
+    seconds = 0.1 * work.reading(size, work.rows.train * work.rows.tokens)
     return forecast_reading(work, seconds, size.parameters, size.saved() if size.parameters else None)

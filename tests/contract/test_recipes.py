@@ -177,7 +177,7 @@ def test_the_way_to_own_data_plans(tmp_path: Path) -> None:
     save_tiny(tmp_path / "model")
     write_chats(tmp_path / "chats.jsonl")
     text = changed(shipped, DATA_PAGE).replace("/models/my-8b", str(tmp_path / "model"))
-    assert plan_written(text.replace("data/", f"{tmp_path}/"), tmp_path).startswith("15 steps")
+    assert plan_written(text.replace("data/", f"{tmp_path}/"), tmp_path).startswith("14 steps")
 
 
 def test_readmes_way_to_own_data_looks_writes_and_plans(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from tasks.curate.reading.files import data_files, known_tasks
 from tasks.curate.reading.row_reader import RowReader
 from tasks.curate.reading.settings import ReadSettings
 from tasks.shared.errors import StillroomError
-from tasks.shared.forecast import CHARACTERS_PER_TOKEN
+from tasks.shared.forecast import CHARACTERS_PER_TOKEN, LONG_ROW_TOKENS, ROW_TOKENS
 from tasks.shared.formats.rows import Row
 from tasks.shared.items import RowSample
 
@@ -29,19 +30,33 @@ def rows_in(path: str, encoding: str = "") -> int:
 
     A file of more than a megabyte is extrapolated from that much.  What cannot be read counts as one: the step reports it.
     """
-    return max(1, sum(count for count, _ in _glances(path, encoding))) if path else 0
+    return max(1, sum(glance.records for glance in _glances(path, encoding))) if path else 0
 
 
-def longest_in(path: str, encoding: str = "") -> int:
-    """Return the tokens of the longest of a file's first records; 0 if they are not known.
+def tokens_in(path: str, encoding: str = "") -> tuple[int, int]:
+    """Return mean and longest tokens of a file's first records.
 
+    If they are not known: the defaults of `Rows`.
     Their characters are counted, names of fields and all, and Parquet files are not looked into.
     """
-    return max((characters for _, characters in _glances(path, encoding)), default=0) // CHARACTERS_PER_TOKEN
+    found = [glance for glance in _glances(path, encoding) if glance.longest]
+    if not found:
+        return ROW_TOKENS, LONG_ROW_TOKENS
+    mean = sum(glance.mean * glance.records for glance in found) / sum(glance.records for glance in found)
+    return max(1, round(mean / CHARACTERS_PER_TOKEN)), max(glance.longest for glance in found) // CHARACTERS_PER_TOKEN
 
 
-def _glances(path: str, encoding: str) -> list[tuple[int, int]]:
-    """Number of records and characters of the longest, by file; empty for what cannot be read."""
+@dataclass(frozen=True)
+class Glance:
+    """Number of a file's records, and characters of its first ones; 0 if it was not looked into."""
+
+    records: int
+    longest: int = 0
+    mean: float = 0.0
+
+
+def _glances(path: str, encoding: str) -> list[Glance]:
+    """Records and characters by file; empty for what cannot be read."""
     if not path:
         return []
     try:
@@ -52,8 +67,8 @@ def _glances(path: str, encoding: str) -> list[tuple[int, int]]:
 
 
 @lru_cache(maxsize=64)
-def _glance(file: Path, part: str, encoding: str, size: int, _changed: int) -> tuple[int, int]:
-    """Number of records of a file, and characters of the longest.
+def _glance(file: Path, part: str, encoding: str, size: int, _changed: int) -> Glance:
+    """Records and characters of a file.
 
     The last argument only tells its versions apart.
     """
@@ -61,13 +76,14 @@ def _glance(file: Path, part: str, encoding: str, size: int, _changed: int) -> t
     if found.form == "parquet" and not found.packing:
         from pyarrow import parquet
 
-        return int(parquet.ParquetFile(file).metadata.num_rows), 0
-    count = longest = 0
+        return Glance(int(parquet.ParquetFile(file).metadata.num_rows))
+    count = longest = total = 0
     for record in read_records(found, COUNTED_BYTES):
         if record.offset > COUNTED_BYTES:
-            return round(_unpacked_bytes(found, size) * count / record.offset), longest
-        count, longest = count + 1, max(longest, len(str(record.value)))
-    return count, longest
+            return Glance(round(_unpacked_bytes(found, size) * count / record.offset), longest, total / max(1, count))
+        characters = len(str(record.value))
+        count, longest, total = count + 1, max(longest, characters), total + characters
+    return Glance(count, longest, total / max(1, count))
 
 
 def _unpacked_bytes(found: Container, size: int) -> float:

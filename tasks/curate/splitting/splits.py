@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.curate.reading.preview import longest_in, rows_in
+from tasks.curate.reading.preview import rows_in, tokens_in
 from tasks.curate.splitting.assign import Groups, assign
 from tasks.curate.splitting.settings import SplitSettings
 from tasks.curate.splitting.wall import Decision, build_wall, decide, linked_rows
 from tasks.shared.errors import DataError
-from tasks.shared.forecast import LONG_ROW_TOKENS, Rows
+from tasks.shared.forecast import Rows
 from tasks.shared.formats.rows import SPLITS, Split
 
 FEW = 20
@@ -86,8 +86,8 @@ def expected_rows(given: Mapping[str, str], settings: SplitSettings, encoding: s
     missing: list[Split] = [split for split in ("test", "calibration") if split not in rows]
     taken = settings.expect(rows.get("path" if "path" in rows else "train", 0), missing)
     train = taken["train"] + (rows.get("train", 0) if "path" in rows else 0)
-    longest = max(longest_in(path, encoding) for path in given.values()) if given else 0
-    return Rows(max(1, train), max(1, taken.get("test", rows.get("test", 0))), longest or LONG_ROW_TOKENS)
+    mean, longest = tokens_in(given.get("path", given.get("train", "")), encoding)
+    return Rows(max(1, train), max(1, taken.get("test", rows.get("test", 0))), longest, mean)
 
 
 def row_label(row: Mapping[str, Any]) -> str:

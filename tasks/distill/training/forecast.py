@@ -11,14 +11,13 @@ from tasks.shared.forecast import (
     GPU_BYTES,
     SMALL_BYTES,
     START_S,
-    TOKENS_PER_ROW,
     Dimensions,
     Forecast,
     Size,
     Workload,
 )
 from tasks.shared.model.head import CHUNK_ELEMENTS
-from tasks.shared.model.precision import fast_dtype
+from tasks.shared.model.precision import chosen_dtype, fast_dtype
 from tasks.shared.technique import Compute
 
 if TYPE_CHECKING:
@@ -93,12 +92,11 @@ def forecast_training(settings: "Training", work: Workload) -> Forecast:
         settings, min(trained, size.parameters - size.outer)
     )
     if isinstance(settings, Taught):
-        held += DTYPE_BYTES[settings.teacher_dtype] * teacher.parameters
+        held += DTYPE_BYTES[chosen_dtype(settings.teacher_dtype, compute.device)] * teacher.parameters
     batch = _batch_bytes(settings, size.shape, compute.device, work.rows.longest)
-    passes = 3 + (
-        teacher.parameters / size.parameters if size.parameters else 0
-    )  # forward, backward, teacher's forward
-    seconds = START_S + passes * settings.epochs * work.reading(size, work.rows.train * TOKENS_PER_ROW)
+    backward = 2 * (1 - settings.frozen_layers / max(1, size.shape.layers, settings.frozen_layers))
+    passes = 1 + backward + (teacher.parameters / size.parameters if size.parameters else 0)
+    seconds = START_S + passes * settings.epochs * work.reading(size, work.rows.train * work.rows.tokens)
     saved = size.saved() if settings.weight_grid is None else replace(size, bytes=WEIGHT_BYTES * size.parameters)
     disk = SMALL_BYTES + (saved.bytes if settings.early_step else 0.0)
     if compute.device == "cuda":

@@ -12,7 +12,7 @@ from pydantic.dataclasses import dataclass
 from tasks.distill.training.lora import Lora
 from tasks.shared.errors import ConfigError
 from tasks.shared.model.grids import OnGrid
-from tasks.shared.model.loading import Dtype
+from tasks.shared.model.precision import DtypeSetting
 
 STRICT = ConfigDict(extra="forbid")
 
@@ -72,5 +72,5 @@ class Adapted:
 class Taught:
     """Settings for objectives with a teacher in memory, from the port `teacher`."""
 
-    teacher_dtype: Dtype = "float32"
-    """Data type of the teacher's weights in memory."""
+    teacher_dtype: DtypeSetting = "float32"
+    """Data type of the teacher's weights and arithmetic.  auto: bfloat16 where the hardware is fast in it, else float32."""

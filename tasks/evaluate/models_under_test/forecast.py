@@ -4,14 +4,15 @@ from tasks.shared.forecast import (
     ANSWER_TOKENS,
     GENERATION_COST,
     START_S,
-    TOKENS_PER_ROW,
     Forecast,
     Workload,
     forecast_reading,
 )
 
-ANSWERED_TOKENS = TOKENS_PER_ROW + GENERATION_COST * ANSWER_TOKENS
-"""Cost of a prompt and its answer, in tokens read."""
+
+def answered_tokens(work: Workload) -> int:
+    """Return the cost of a prompt and its answer, in tokens read."""
+    return work.rows.tokens + GENERATION_COST * ANSWER_TOKENS
 
 
 def forecast_evaluation(

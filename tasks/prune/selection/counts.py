@@ -33,10 +33,11 @@ def choose_count(
     if ratio == 0:
         return total
     wanted = (1 - ratio) * total
+    digits = max(2, len(str(total)))  # a rounded limit is less than half a unit away
     if round(wanted) < 1:
         raise TechniqueError(
             "ratio", f"{ratio} leaves none of {total}", "at least one kept in every layer",
-            f"ratio={1 - 1 / total:.2f} or less" if total > 1 else "0, or another kind of unit",
+            f"ratio={1 - 1 / total:.{digits}f} or less" if total > 1 else "0, or another kind of unit",
         )  # fmt: skip
     for step in (multiple,) if multiple else (*MULTIPLES, 1):
         counts = [count for count in range(1, total + 1) if fits(count) and count * size % step == 0]
@@ -45,7 +46,7 @@ def choose_count(
             break
     if best == total:
         less = [count for count in counts if count < total]
-        fix = f"ratio={1 - max(less) / total:.2f} or more" if less else "ratio=0, or leave the step out"
+        fix = f"ratio={1 - max(less) / total:.{digits}f} or more" if less else "ratio=0, or leave the step out"
         raise TechniqueError(
             "ratio", f"{ratio} of {total} removes none: the nearest possible width is the full one",
             f"a width that is a multiple of {step}" if step > 1 else "a fraction of at least one unit",

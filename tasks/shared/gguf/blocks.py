@@ -187,10 +187,13 @@ def pack(
     """
     if scheme in FLOATS:
         return as_floats(weight, scheme)
+    if scheme not in EXACT:
+        return quantize_rows(weight, scheme, importance)
+    found, kept = EXACT[scheme](weight.reshape(-1, BLOCK))
+    if found.all():
+        return kept.reshape(*weight.shape[:-1], -1)
     packed = quantize_rows(weight, scheme, importance)
-    if scheme in EXACT:
-        found, kept = EXACT[scheme](weight.reshape(-1, BLOCK))
-        packed.reshape(len(found), -1)[found] = kept
+    packed.reshape(len(found), -1)[found] = kept
     return packed
 
 

@@ -64,11 +64,13 @@ def test_adapters_need_no_gradients_of_the_weights(model: Path) -> None:
 
 
 @pytest.mark.usefixtures("large")
-def test_frozen_layers_have_neither_gradients_nor_activations(model: Path) -> None:
-    whole = forecast(model, SFT).memory_bytes
-    upper = forecast(model, SFT, {"frozen_layers": 16}).memory_bytes
+def test_frozen_layers_have_neither_gradients_nor_activations_nor_a_backward_pass(model: Path) -> None:
+    whole, upper = forecast(model, SFT), forecast(model, SFT, {"frozen_layers": 16})
     saved = 12 * (LLAMA_8B.outer + 16 * LLAMA_8B.layer)
-    assert whole - upper > saved and upper > 4 * LLAMA_8B.parameters
+    assert whole.memory_bytes - upper.memory_bytes > saved and upper.memory_bytes > 4 * LLAMA_8B.parameters
+    assert upper.seconds - 15 == pytest.approx(
+        (whole.seconds - 15) * 2 / 3
+    )  # half of a backward pass, which costs two forward
 
 
 @pytest.mark.usefixtures("large", "four_gpus")
@@ -203,7 +205,9 @@ def test_rows_are_those_of_the_step_s_own_corpus(model: Path, tmp_path: Path) ->
         steps[f"on_{name}"] = {"_target_": SFT, "inputs": {"model": "models.big", "data": name}}
     plan = build_plan({"name": "trial", "seed": 0, "models": {"big": {"path": str(model)}}, "steps": steps})
     found = estimate.estimate_plan(plan, Runtime(root=str(tmp_path / "root"), device="cpu"))
-    assert found["on_theirs"].seconds - 15 == pytest.approx(100 * (found["on_mine"].seconds - 15))
+    longer = found["theirs"].rows.tokens / found["mine"].rows.tokens
+    assert longer > 2
+    assert found["on_theirs"].seconds - 15 == pytest.approx(100 * longer * (found["on_mine"].seconds - 15))
 
 
 def test_a_core_is_as_fast_as_its_arithmetic() -> None:
@@ -217,4 +221,4 @@ def test_a_core_is_as_fast_as_its_arithmetic() -> None:
         < flops_per_core(intel.format(""))
         == flops_per_core(intel.format(" avx512_bf16"))
     )
-    assert flops_per_core(intel.format("")) < flops_per_core(amd.format(" avx512_bf16")) < amx
+    assert flops_per_core(intel.format("")) < flops_per_core(amd.format(" avx512_bf16")) == amx

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from tasks.curate.jsonl import Jsonl, read_split
-from tasks.curate.reading.preview import longest_in, rows_in
+from tasks.curate.reading.preview import rows_in, tokens_in
 from tasks.curate.support import Support
 from tasks.distill.sft import SFT
 from tasks.shared.errors import ConfigError, DataError, ErrorList
-from tasks.shared.forecast import Dimensions, Rows, Size, Workload
+from tasks.shared.forecast import START_S, Dimensions, Rows, Size, Workload
 from tasks.shared.formats.rows import Row, read_rows
 from tasks.shared.formats.tasks import read_tasks
 from tasks.shared.store.keys import PROJECT
@@ -175,16 +175,20 @@ def test_the_forecast_counts_lines_of_a_large_file_by_its_beginning(tmp_path: Pa
     assert rows_in(path) == pytest.approx(2500, rel=0.02)
 
 
-def test_longer_conversations_are_forecast_to_need_more_memory_in_training(tmp_path: Path) -> None:
+def test_longer_conversations_are_forecast_to_need_more_memory_and_time_in_training(tmp_path: Path) -> None:
     """Through the plan's rows, and no further than the training's own limit."""
     size = Size(134_515_008, 269e6, 28_311_552, Dimensions(30, 576, 1536, 9, 576, 192, 49_152))
-    memory = {}
+    memory, seconds = {}, {}
     for name, words in (("short", 20), ("long", 300), ("endless", 3000)):
         path = write(tmp_path / f"{name}.jsonl", *(chat(question(n), "word " * words) for n in range(40)))
         rows = Jsonl(path=path).forecast(Workload({}, Rows(), Compute(), 1e11)).rows
         assert rows is not None
-        memory[name] = SFT().forecast(Workload({"model": (size,)}, rows, Compute(), 1e11)).memory
-    assert longest_in(str(tmp_path / "long.jsonl")) == pytest.approx(1500 / 4 + 25, rel=0.2)
+        found = SFT().forecast(Workload({"model": (size,)}, rows, Compute(), 1e11))
+        memory[name], seconds[name] = found.memory, found.seconds
+    mean, longest = tokens_in(str(tmp_path / "long.jsonl"))
+    assert longest == pytest.approx(1500 / 4 + 25, rel=0.2) and 0.95 * longest < mean <= longest
+    assert tokens_in(str(tmp_path / "none.jsonl")) == tokens_in("") == (Rows().tokens, Rows().longest)
+    assert seconds["long"] - START_S > 5 * (seconds["short"] - START_S)
     assert memory["short"] < 0.8 * memory["long"] < memory["endless"]
     assert memory["endless"] == SFT().forecast(Workload({"model": (size,)}, Rows(40, 40, 512), Compute(), 1e11)).memory
 

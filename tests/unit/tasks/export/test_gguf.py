@@ -19,7 +19,7 @@ from tasks.shared.engines.llama_engine import LlamaSession
 from tasks.shared.errors import ConfigError, ParityError, TechniqueError
 from tasks.shared.forecast import Rows, Workload
 from tasks.shared.gguf.types import Scheme
-from tasks.shared.gguf.writer import write_gguf
+from tasks.shared.gguf.writer import plan_tensors, write_gguf
 from tasks.shared.model.agreement import truncated_divergence
 from tasks.shared.model.grids import BLOCK, Grid, GridName, round_to_grid
 from tasks.shared.model.loading import CHATML, load_model
@@ -194,7 +194,12 @@ def test_auto_finds_the_grid_of_dense_weights(tmp_path: Path, grid: GridName, sc
         for layer in model.model.layers.modules():
             if isinstance(layer, torch.nn.Linear):
                 layer.weight.copy_(round_to_grid(layer.weight, Grid(grid, BLOCK)))
-    assert export.copying_type(save_tiny(tmp_path / "rounded", model)) == scheme
+    rounded = save_tiny(tmp_path / "rounded", model)
+    assert export.copying_type(rounded) == scheme
+    types = plan_tensors(rounded, scheme, "q8_0")
+    assert export.holds_levels(rounded, types)  # so that no importance is measured
+    assert not export.holds_levels(tmp_path / "dense", types)
+    assert not export.holds_levels(rounded, plan_tensors(rounded, scheme, "same"))  # the embedding is on no grid
 
 
 @pytest.mark.parametrize("scheme", ["iq4_nl", "q4_k", "iq2_xxs"])

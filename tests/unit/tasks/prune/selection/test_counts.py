@@ -50,6 +50,14 @@ def test_a_ratio_that_leaves_or_removes_nothing_is_refused(total: int, ratio: fl
         choose_count(total, ratio, multiple=multiple)
 
 
+@pytest.mark.parametrize(("total", "ratio"), [(3, 0.05), (3, 0.95), (256, 0.9999), (1536, 1e-4), (1536, 0.9999)])
+def test_the_ratio_that_an_error_names_is_one_that_works(total: int, ratio: float) -> None:
+    with pytest.raises(TechniqueError) as caught:
+        choose_count(total, ratio, multiple=1)
+    named = float(caught.value.fix.removeprefix("ratio=").split()[0])
+    assert choose_count(total, named, multiple=1) in (1, total - 1)
+
+
 @pytest.mark.parametrize("count", [0, 5])
 def test_a_number_that_is_not_there_is_refused(count: int) -> None:
     with pytest.raises(TechniqueError, match=f"neurons: {count} of 4|{count} of 4"):

@@ -12,3 +12,9 @@ def test_the_hardware_decides(monkeypatch: pytest.MonkeyPatch, fast: bool, dtype
     assert precision.fast_dtype("cpu") == dtype
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: fast)
     assert precision.fast_dtype("cuda") == dtype
+
+
+def test_a_setting_names_a_type_or_leaves_it_to_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "is_bfloat16_fast", lambda: True)
+    assert precision.chosen_dtype("auto", "cpu") == "bfloat16"
+    assert precision.chosen_dtype("float32", "cpu") == "float32"
