@@ -23,7 +23,7 @@ from tasks.prune.factoring.record import RANKS_FILE, Reduced, figures_of, tell, 
 from tasks.prune.masking.pruning import Rows, prune_by_layer, warn_few_tokens
 from tasks.prune.masking.settings import masking_spec, without_matrices
 from tasks.shared.errors import TechniqueError
-from tasks.shared.forecast import Dimensions, Forecast, Workload, forecast_reading
+from tasks.shared.forecast import Dimensions, Forecast, Workload, forecast_reading, with_compared
 from tasks.shared.model.agreement import compare_logits, logits_of
 from tasks.shared.model.calibration import calibration_ids, split_calibration
 from tasks.shared.model.dense import check_dense
@@ -116,7 +116,8 @@ class LowRank:
         found = forecast_reading(work, seconds, size.parameters, size.saved())
         widest = max((of for _, of in shapes), default=0)
         held = 4.0 * tokens * size.shape.width + 8.0 * 4 * widest**2  # states; products, factor and decomposition
-        return dataclasses.replace(found, memory=found.memory + held)
+        found = dataclasses.replace(found, memory=found.memory + held)
+        return with_compared(found, work, self.check_rows, self.max_tokens)
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Write the reduced model and ranks.csv, a line for each matrix, to `out`."""

@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from tasks.shared.errors import StillroomError, TechniqueError
-from tasks.shared.forecast import SAVED_BYTES, Dimensions, Forecast, Workload, forecast_reading
+from tasks.shared.forecast import SAVED_BYTES, Dimensions, Forecast, Workload, forecast_reading, with_compared
 from tasks.shared.model.agreement import compare_logits, logits_of
 from tasks.shared.model.bitsandbytes_layers import loading_options
 from tasks.shared.model.calibration import calibration_ids, split_calibration
@@ -98,7 +98,8 @@ class BitsAndBytes:
             weight, fixed = 0.5 + 4 / BLOCK, matrices * (LEVEL_BYTES + STATE_BYTES + 4 * TENSOR_BYTES)
         packed = weight * (size.parameters - size.outer) + fixed + SAVED_BYTES * size.outer
         seconds = SECONDS_PER_WEIGHT * size.parameters
-        return forecast_reading(work, seconds, size.parameters, replace(size, bytes=packed))
+        found = forecast_reading(work, seconds, size.parameters, replace(size, bytes=packed))
+        return with_compared(found, work, self.check_rows, self.max_tokens)
 
     def refuses(self, config: Mapping[str, Any]) -> Refusal | None:
         """Refuse experts, and keys and values of a width that a 4-bit kernel does not take."""

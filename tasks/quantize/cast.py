@@ -7,7 +7,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from tasks.shared.errors import TechniqueError
-from tasks.shared.forecast import Forecast, Workload, forecast_reading
+from tasks.shared.forecast import Forecast, Workload, forecast_reading, with_compared
 from tasks.shared.model.agreement import compare_logits, logits_of
 from tasks.shared.model.calibration import calibration_ids, split_calibration
 from tasks.shared.model.dense import check_dense
@@ -42,7 +42,8 @@ class Cast:
     def forecast(self, work: Workload) -> Forecast:
         """Forecast seconds by the number of weights, and two bytes for each."""
         size = work.size()
-        return forecast_reading(work, SECONDS_PER_WEIGHT * size.parameters, size.parameters, size.saved())
+        found = forecast_reading(work, SECONDS_PER_WEIGHT * size.parameters, size.parameters, size.saved())
+        return with_compared(found, work, self.check_rows, self.max_tokens)
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Write a dense folder to `out`.

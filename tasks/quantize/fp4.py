@@ -16,7 +16,7 @@ from pydantic.dataclasses import dataclass
 from tasks.quantize.groups import forecast_packing
 from tasks.quantize.llm_compressor import Packed, Recipe, packing_spec, quantize, quiet_import
 from tasks.shared.errors import ConfigError, StillroomError
-from tasks.shared.forecast import Forecast, Workload
+from tasks.shared.forecast import Forecast, Workload, with_compared
 from tasks.shared.model.widths import check_groups
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun, Upstream
 
@@ -57,7 +57,8 @@ class FP4(Packed):
     def forecast(self, work: Workload) -> Forecast:
         """Forecast seconds by the number of weights, and 4 bits and a scale of 8 per group."""
         group = GROUPS[self.format]
-        return forecast_packing(work, 4, 2 * group, True)  # its scales have 16 bits
+        found = forecast_packing(work, 4, 2 * group, True)  # its scales have 16 bits
+        return with_compared(found, work, self.check_rows, self.max_tokens)
 
     def check_widths(self, widths: Mapping[str, int]) -> None:
         """Refuse known widths that are no multiple of the format's groups."""

@@ -14,7 +14,7 @@ from pydantic.dataclasses import dataclass
 
 from tasks.quantize.error_feedback import fitted_scales, ordered_factor, output_error, rounded_to, with_feedback
 from tasks.shared.errors import TechniqueError
-from tasks.shared.forecast import Forecast, Workload, forecast_reading
+from tasks.shared.forecast import Forecast, Workload, forecast_reading, with_compared
 from tasks.shared.model.agreement import compare_logits, logits_of
 from tasks.shared.model.calibration import batches, calibration_ids, split_calibration
 from tasks.shared.model.dense import check_dense
@@ -99,7 +99,8 @@ class GptqLevels:
         """Forecast the calibration and the rounding on one thread, and a file in float32."""
         size = work.size()
         seconds = work.reading(size, self.calibration_rows * self.max_tokens) + SECONDS_PER_WEIGHT * size.parameters
-        return forecast_reading(work, seconds, size.parameters, replace(size, bytes=STORED_BYTES * size.parameters))
+        found = forecast_reading(work, seconds, size.parameters, replace(size, bytes=STORED_BYTES * size.parameters))
+        return with_compared(found, work, self.check_rows, self.max_tokens)
 
     def __call__(self, inputs: Inputs, out: Path, run: StepRun) -> Metrics:
         """Write a dense folder in float32 to `out`.

@@ -17,7 +17,7 @@ from pydantic.dataclasses import dataclass
 from tasks.quantize.comparison import compare_with_rounding, rounded
 from tasks.quantize.groups import forecast_packing
 from tasks.shared.errors import StillroomError, TechniqueError
-from tasks.shared.forecast import Forecast, Workload
+from tasks.shared.forecast import Forecast, Workload, with_compared
 from tasks.shared.model.agreement import compare_logits, logits_of
 from tasks.shared.model.calibration import calibration_ids, split_calibration
 from tasks.shared.model.dense import check_dense
@@ -121,7 +121,8 @@ class WeightOnly(Packed):
 
     def forecast(self, work: Workload) -> Forecast:
         """Forecast seconds by the number of weights, and integers and scales in every layer."""
-        return forecast_packing(work, self.bits, self.group_size, self.scales_only)
+        found = forecast_packing(work, self.bits, self.group_size, self.scales_only)
+        return with_compared(found, work, self.check_rows, self.max_tokens)
 
     def check_widths(self, widths: Mapping[str, int]) -> None:
         """Refuse a group size that does not divide a known width."""
@@ -135,7 +136,8 @@ class EightBit(Packed):
 
     def forecast(self, work: Workload) -> Forecast:
         """Forecast a byte per weight; scales of output channels are negligible."""
-        return forecast_packing(work, 8, work.size().shape.width or GROUP_SIZES[0], True)
+        found = forecast_packing(work, 8, work.size().shape.width or GROUP_SIZES[0], True)
+        return with_compared(found, work, self.check_rows, self.max_tokens)
 
 
 @dataclasses.dataclass(frozen=True)

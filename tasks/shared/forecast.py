@@ -244,6 +244,17 @@ def forecast_reading(
     )
 
 
+def with_compared(forecast: Forecast, work: Workload, rows: int, max_tokens: int) -> Forecast:
+    """Add the logits of two models on some conversations, float32 on the CPU, to a forecast.
+
+    rows, max_tokens: conversations, and most tokens of each.
+    """
+    tokens = rows * min(max_tokens, work.rows.longest)
+    return replace(
+        forecast, memory=forecast.memory + 2 * DTYPE_BYTES["float32"] * tokens * work.size().shape.vocabulary
+    )
+
+
 def forecast_default(work: Workload) -> Forecast:
     """Forecast for techniques without their own: one pass over the rows, first model written."""
     size = next(iter(work.models), NOTHING)

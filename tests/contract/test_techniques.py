@@ -6,7 +6,7 @@ import json
 import re
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from inspect import isfunction, signature
 from pathlib import Path
 from typing import Any
@@ -124,9 +124,15 @@ def test_every_technique_has_a_forecast_of_its_own_or_computes_little(option: Pa
     size = Size(1e9, 2e9, 1e8, Dimensions(16, 2048, 8192, 32, 2048, 512, 32000))
     sizes = {name: (size,) for name, port in technique.spec.ports.items() if set(port.kinds) & set(WEIGHTS)}
     if not isinstance(technique, ReadsFiles):
-        found = technique.forecast(Workload(sizes, Rows(), Compute(), 1e11))
+        work = Workload(sizes, Rows(), Compute(), 1e11)
+        found = technique.forecast(work)
         assert found.seconds > 0 and found.memory > 0 and found.gpu_memory == 0
         assert (found.size is not None) == (technique.spec.gives is not None)
+        if hasattr(technique, "check_rows"):  # the logits of two models on these rows are in memory
+            more = replace(technique, check_rows=2 * technique.check_rows).forecast(work)
+            assert more.memory - found.memory >= 8 * technique.check_rows * 32000 * min(
+                technique.max_tokens, Rows().longest
+            )
 
 
 def test_the_generated_tables_are_up_to_date() -> None:

@@ -53,7 +53,7 @@ def test_flags_and_overrides_in_any_order() -> None:
 def test_the_plan_is_shown_as_table_and_tree_and_as_mermaid_on_request() -> None:
     done, graph = (run("+recipe=support_bot", f"dry_run={value}") for value in ("true", "graph"))
     assert done.returncode == graph.returncode == 0, done.stderr + graph.stderr
-    for words in ("plan of support_bot: 15 steps", "prune/depth"):
+    for words in ("plan of support_bot: 14 steps", "prune/depth"):
         assert words in done.stdout and words in graph.stdout
     for words in ("graph LR", "corpus --> traces"):
         assert words in graph.stdout and words not in done.stdout

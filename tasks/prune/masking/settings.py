@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from tasks.shared.errors import TechniqueError
-from tasks.shared.forecast import SAVED_BYTES, Forecast, Workload, forecast_reading
+from tasks.shared.forecast import SAVED_BYTES, Forecast, Workload, forecast_reading, with_compared
 from tasks.shared.model.families import CONV1D, has_parts, is_mixture
 from tasks.shared.model.masks import parse_pattern
 from tasks.shared.model.widths import ragged, shortened
@@ -123,7 +123,8 @@ class Masking:
         """Forecast the time to choose and compress, and a file as large as a dense one."""
         size = work.size()
         seconds = SECONDS_PER_BYTE * SAVED_BYTES * size.parameters
-        return forecast_reading(work, seconds, size.parameters, size.saved())
+        found = forecast_reading(work, seconds, size.parameters, size.saved())
+        return with_compared(found, work, self.check_rows, self.max_tokens)
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
