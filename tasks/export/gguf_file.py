@@ -4,7 +4,8 @@ import dataclasses
 import json
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +14,7 @@ from pydantic.dataclasses import dataclass
 
 from tasks.export import parity
 from tasks.export.importance import input_energy
-from tasks.shared.errors import ParityError
+from tasks.shared.errors import ModelError, ParityError
 from tasks.shared.gguf.places import Place
 from tasks.shared.gguf.support import attended, unsupported
 from tasks.shared.gguf.types import WITH_ZERO, EmbeddingScheme, PlannedTensor, Scheme
@@ -160,19 +161,36 @@ class GatedGguf:
     def compare(self, source: Source, file: Path, threads: int) -> parity.Parity:
         """Serve the file and compare it with its source.
 
-        Raises ParityError if it tokenizes differently or does not answer.
+        Raises ParityError if it does not load, tokenizes differently or does not answer.
         """
-        from tasks.shared.engines.llama_engine import LLAMA_CPP
-        from tasks.shared.engines.protocol import Opening
-
         model, tokenizer = source.model, source.tokenizer
         texts, answers = parity.asked_texts(tokenizer, source.corpus, self.prompts)
         config = model.config.to_dict()
         context = min(CONTEXT, attended(config) or CONTEXT, config.get("max_position_embeddings") or CONTEXT)
         prompts = [tokenizer(text, add_special_tokens=False)["input_ids"][-(context - self.tokens) :] for text in texts]
-        with LLAMA_CPP.open(file, Opening(threads, context=CONTEXT)) as session:
+        with served(file, threads) as session:
             parity.check_tokenizer(session, tokenizer, [*texts, *answers], str(file))
             return parity.measure_parity(model, tokenizer, prompts, session, self.tokens, self.top)
+
+
+@contextmanager
+def served(file: Path, threads: int) -> Iterator[Any]:
+    """Yield a session of llama.cpp with a file just written.
+
+    Raises ParityError if llama.cpp does not load it.
+    """
+    from tasks.shared.engines.llama_engine import LLAMA_CPP
+    from tasks.shared.engines.protocol import Opening
+
+    with ExitStack() as opened:
+        try:
+            session = opened.enter_context(LLAMA_CPP.open(file, Opening(threads, context=CONTEXT)))
+        except ModelError as error:
+            raise ParityError(
+                file.name, error.got, "a file that llama.cpp loads",
+                "quantize/gptq, or keep the model dense: llama.cpp expects other tensors of this family or of these sizes",
+            ) from error  # fmt: skip
+        yield session
 
 
 def check_size(file: Path, written: Sequence[PlannedTensor], planned: int) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from tasks.shared.errors import MachineError, ModelError
 from tasks.shared.model.template_edits import CLOCKS, pinned
@@ -132,7 +132,7 @@ def _await_url(process: subprocess.Popen[bytes], model: Path, port: int, limit: 
     timer = threading.Timer(limit, expire)
     timer.start()
     try:
-        line = process.stdout.readline()
+        answer = found_answer(process.stdout)
     finally:
         timer.cancel()
     if expired.is_set():
@@ -142,7 +142,7 @@ def _await_url(process: subprocess.Popen[bytes], model: Path, port: int, limit: 
             "",
             "free memory or processor time, or use a smaller model",
         )
-    answer = json.loads(line) if line.strip() else {"error": f"exit code {process.wait(STOP_LIMIT_S)}"}
+    answer = answer or {"error": f"exit code {process.wait(STOP_LIMIT_S)}"}
     if "url" in answer:
         return str(answer["url"])
     with contextlib.suppress(subprocess.TimeoutExpired):
@@ -156,6 +156,20 @@ def _await_url(process: subprocess.Popen[bytes], model: Path, port: int, limit: 
         "a complete GGUF file",
         "fetch or export it again",
     )
+
+
+def found_answer(lines: IO[bytes]) -> dict[str, Any]:
+    """Return the child's answer, `url` or `error`; empty if it ended without one.
+
+    Other lines are passed over: where llama.cpp aborts, a debugger prints its stack.
+    """
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            found = json.loads(line)
+            if isinstance(found, dict) and found.keys() & {"url", "error"}:
+                return found
+        log.debug("llama.cpp: %s", line.decode("utf-8", "replace").rstrip())
+    return {}
 
 
 def _lines(errors: IO[bytes]) -> list[str]:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-FLOAT_TENSORS = ("_norm.weight", "ffn_gate_inp.weight", "position_embd.weight")
-"""Ends of the names of tensors that stay float32: norms, a mixture's router, learned positions."""
+FLOAT_TENSORS = ("_norm.weight", "ffn_gate_inp.weight", "position_embd.weight", ".bias")
+"""Ends of the names of tensors that stay float32: norms, a mixture's router, learned positions, biases (those of experts have two axes)."""
 
 
 class Ours:

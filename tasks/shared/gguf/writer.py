@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 log = logging.getLogger(__name__)
-FLOAT_NAMES = re.compile(r"(norm|ln_\d|ln_f|wpe|mlp\.gate|block_sparse_moe\.gate|router)\.weight$")
-"""Matrices and vectors that stay float32."""
+FLOAT_NAMES = re.compile(r"((norm|ln_\d|ln_f|wpe|mlp\.gate|block_sparse_moe\.gate|router)\.weight|[._]bias)$")
+"""Matrices and vectors that stay float32; the biases of experts are one matrix."""
 STAGED = "model"
 """Folder that the converter reads.  A constant, since its name gets into the file's metadata."""
 

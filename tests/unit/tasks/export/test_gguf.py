@@ -26,7 +26,7 @@ from tasks.shared.model.loading import CHATML, load_model
 from tasks.shared.model.saving import save_model
 from tasks.shared.model.weights import read_gguf
 from tasks.shared.technique import Compute, Inputs
-from tests.families import FAMILIES, save_family
+from tests.families import FAMILIES, save_family, tokenizer
 from tests.settings_case import Case, Change
 from tests.tiny_llama import (
     SPECIAL,
@@ -38,6 +38,7 @@ from tests.tiny_llama import (
     sentences,
     write_corpus,
 )
+from tests.unit.tasks.prune.selection.test_mixtures import build as build_mixture
 
 
 def test_half_precision_answers_like_its_source(tmp_path: Path) -> None:
@@ -242,6 +243,27 @@ def test_zero_points_that_q4_0_rounds_again_are_told(tmp_path: Path, caplog: pyt
     assert not caplog.text
     export.warn_of_zero_points(tmp_path, "q4_0")
     assert "scheme=q4_1 takes them over" in caplog.text
+
+
+def test_biases_of_experts_stay_floats(tmp_path: Path) -> None:
+    """They have two axes and are no matrices; llama.cpp aborts on rounded ones."""
+    from gguf import GGUFReader
+
+    save_model(build_mixture("gpt_oss"), tokenizer("llama"), tmp_path / "source", dtype="float32")
+    out, run = empty_run(tmp_path)
+    technique = Gguf(scheme="q8_0", importance_rows=0, prompts=2, tokens=2, min_top1=0.9, max_kl=0.01)
+    assert technique(inputs_of(tmp_path / "source"), out, run)["fallback_matrices"] == 0
+    types = {tensor.name: tensor.tensor_type.name for tensor in GGUFReader(out / "model.gguf").tensors}
+    assert {kind for name, kind in types.items() if name.endswith(".bias")} == {"F32"}
+    assert types["blk.0.ffn_down_exps.weight"] == "Q8_0"
+
+
+def test_a_file_that_llama_cpp_does_not_load_is_refused_with_its_reason(tmp_path: Path) -> None:
+    save_model(build_mixture("dots1"), tokenizer("llama"), tmp_path / "source", dtype="float32")
+    out, run = empty_run(tmp_path)
+    with pytest.raises(ParityError, match=r"llama.cpp cannot load it: .*wrong shape(.|\n)*quantize/gptq"):
+        Gguf(scheme="f16", embedding="same", importance_rows=0)(inputs_of(tmp_path / "source"), out, run)
+    assert not list(out.iterdir())
 
 
 def test_importance_is_the_mean_squared_input() -> None:

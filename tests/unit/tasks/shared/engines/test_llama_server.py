@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import signal
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.shared.engines.llama_server import serve, start
+from tasks.shared.engines.llama_server import found_answer, serve, start
 from tasks.shared.errors import MachineError, ModelError
 from tasks.shared.gguf.writer import write_gguf
 from tests.tiny_llama import save_tiny
@@ -112,6 +113,12 @@ def test_a_file_cut_short_is_refused_with_llamas_reason(gguf, tmp_path):
     ):
         pass
     assert "within the file bounds" in str(caught.value)
+
+
+def test_lines_that_llama_prints_before_the_answer_are_passed_over():
+    printed = [b"[New LWP 7]\n", b'{"other": 1}\n', b"17\n", b'{"url": "http://127.0.0.1:9"}\n']
+    assert found_answer(io.BytesIO(b"".join(printed))) == {"url": "http://127.0.0.1:9"}
+    assert found_answer(io.BytesIO(b"[New LWP 7]\n")) == {}
 
 
 def test_a_port_in_use_is_named(gguf):
