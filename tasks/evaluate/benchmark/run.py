@@ -24,7 +24,7 @@ from tasks.shared.errors import ConfigError, ModelError
 from tasks.shared.model.bitsandbytes_layers import mixes_rows
 from tasks.shared.model.generation import check_logits
 from tasks.shared.model.loading import load_model, load_tokenizer
-from tasks.shared.model.precision import fast_dtype
+from tasks.shared.model.precision import chosen_dtype
 from tasks.shared.model.template_edits import CHATML
 from tasks.shared.progress import track
 
@@ -97,7 +97,7 @@ def run_tasks(model: ModelUnderTest, plan: HarnessPlan, resources: Resources) ->
     import torch
 
     torch.set_num_threads(resources.threads)
-    dtype = fast_dtype(resources.device) if plan.dtype == "auto" else plan.dtype
+    dtype = chosen_dtype(plan.dtype, resources.device)
     loaded = load_model(model.weights, dtype, resources.device)
     tokenizer = load_tokenizer(model.weights, chat=plan.apply_chat_template)
     check_logits(loaded, tokenizer, "The answer is")
