@@ -13,7 +13,7 @@ from tasks.export.gguf_file import SECONDS_PER_WEIGHT, TOKEN_BYTES, FileTypes, G
 from tasks.export.source import dense_folder
 from tasks.shared.errors import ConfigError, StillroomError
 from tasks.shared.forecast import Forecast, Workload, forecast_reading
-from tasks.shared.gguf.places import ATTENTION
+from tasks.shared.gguf.places import VOCABULARY_NAMES
 from tasks.shared.gguf.types import (
     FLOATS,
     NEEDS_IMPORTANCE,
@@ -30,18 +30,21 @@ from tasks.shared.gguf.writer import plan_tensors
 from tasks.shared.model.families import check_family, family_config
 from tasks.shared.model.grids import BLOCK, SERVED, Grid, GridName, find_levels, grid_problems
 from tasks.shared.model.weight_files import read_tensors
+from tasks.shared.model.widths import DIVISORS
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun, Upstream
 
 log = logging.getLogger(__name__)
-UNWEIGHTED = FLOATS | {"q8_0", "nvfp4", "mxfp4", "tq2_0", "tq1_0"}
+UNWEIGHTED = FLOATS | {"q8_0", "nvfp4", "mxfp4", "tq1_0"}
 """Types that are rounded without importance."""
 ROWS_READ = 64
 """Rows of a matrix by which its grid is recognized."""
 FINE = 6.0
 """Bits per weight above which rounding 4-bit weights again changes next to nothing."""
 
-TYPE_OF_GRID: Mapping[GridName, Scheme] = {"q4_0": "q4_0", "iq4_nl": "iq4_nl", "int4_asymmetric": "q4_1"}
-"""Types that hold the levels of dense weights unchanged, in the order in which they are tried."""
+TYPE_OF_GRID: Mapping[GridName, Scheme] = {
+    "tq2_0": "tq2_0", "q2_0": "q2_0", "q4_0": "q4_0", "iq4_nl": "iq4_nl", "int4_asymmetric": "q4_1",
+}  # fmt: skip
+"""Types that hold the levels of dense weights unchanged, in the order in which they are tried: weights of 2 bits are on the grids of 4 bits, too."""
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -50,7 +53,7 @@ class Gguf(GatedGguf):
 
     A source of 4-bit groups of 32, 64 or 128 is copied to q4_0 (symmetric) or q4_1 (either kind) with unchanged integers and so keeps
     its calibration, in contrast to a dense source, which is rounded.  So is one whose weights are on a grid already (`quantize/gptq_levels`, or
-    `qat` in training), to q4_0, q4_1 or iq4_nl.
+    `qat` in training), to q4_0, q4_1, iq4_nl, q2_0 or tq2_0.
     """
 
     scheme: Scheme | Literal["auto"] = "auto"
@@ -124,7 +127,9 @@ class Gguf(GatedGguf):
         """Return True if the scheme holds the grid's levels and scales, or has bits to spare."""
         if self.scheme == "auto":
             return grid.group % BLOCK == 0
-        return bits(self.scheme) > FINE or (self.scheme in SERVED[grid.name] and grid.group % BLOCK == 0)
+        return bits(self.scheme) > FINE or (
+            self.scheme in SERVED[grid.name] and grid.group % DIVISORS[self.scheme] == 0
+        )
 
     def _needs_importance(self, where: str) -> ConfigError:
         return ConfigError(
@@ -197,30 +202,31 @@ def copying_type(source: Path) -> Scheme:
 
 
 def _type_of_levels(source: Path) -> Scheme:
-    """Return the type that holds a dense model's levels, by its smallest attention matrix."""
-    matrices = [
-        matrix for matrix in plan_tensors(source, "q4_0") if ATTENTION.search(matrix.name) and matrix.row % BLOCK == 0
-    ]
-    if not matrices:
-        return "q4_0"
-    smallest = min(matrices, key=lambda matrix: matrix.weights)
-    return next(
-        (name for name in TYPE_OF_GRID.values() if holds_levels(source, [replace(smallest, type=name)])), "q4_0"
-    )
+    """Return the type that holds a dense model's levels.
+
+    It is found by the smallest matrix of the layers whose rows fill the type's blocks.
+    """
+    matrices = [matrix for matrix in plan_tensors(source, "q4_0") if not VOCABULARY_NAMES.search(matrix.name)]
+    for name in TYPE_OF_GRID.values():
+        fitting = [replace(matrix, type=name) for matrix in matrices if matrix.row % DIVISORS[name] == 0]
+        if fitting and holds_levels(source, [min(fitting, key=lambda matrix: matrix.weights)]):
+            return name
+    return "q4_0"
 
 
 def holds_levels(source: Path, matrices: Iterable[PlannedTensor]) -> bool:
-    """Return True if the 4-bit types of a dense model's matrices hold their levels.
+    """Return True if the 4-bit and 2-bit types of a dense model's matrices hold their levels.
 
     The first rows of each matrix are looked at.  Matrices of other types are left out; False if there are none of these.
     """
     grids = {name: grid for grid, name in TYPE_OF_GRID.items()}
-    wanted = {matrix.name: grids[matrix.type] for matrix in matrices if matrix.type in grids}
+    wanted = {matrix.name: matrix.type for matrix in matrices if matrix.type in grids}
     for name, weight in read_tensors(source, list(wanted)):
-        if weight.shape[-1] % BLOCK:  # Conv1D has inputs first
+        size = DIVISORS[wanted[name]]
+        if weight.shape[-1] % size:  # Conv1D has inputs first
             return False
-        blocks = weight.float().flatten(0, -2)[:ROWS_READ].unflatten(-1, (-1, BLOCK))
-        if find_levels(blocks, wanted[name]) is None:
+        blocks = weight.float().flatten(0, -2)[:ROWS_READ].unflatten(-1, (-1, size))
+        if find_levels(blocks, grids[wanted[name]]) is None:
             return False
     return bool(wanted)
 

@@ -98,6 +98,9 @@ class GatedGguf:
     """
     max_kl: Annotated[float, Field(gt=0)] = 0.5
     """Maximum mean KL divergence from the source, nats per position."""
+    split_bytes: Annotated[int, Field(ge=0)] = 45_000_000_000
+    """Most bytes of weights in a file: larger models are written in parts, model-00001-of-00002.gguf and so on, of which llama.cpp opens the first.
+    Hubs take files of up to 50 GB.  0 never splits."""
 
     def refuses(self, config: Mapping[str, Any]) -> Refusal | None:
         """Refuse models that llama.cpp computes otherwise than transformers."""
@@ -113,7 +116,7 @@ class GatedGguf:
     def write(
         self, source: Source, out: Path, types: FileTypes, importance: Mapping[str, "Tensor"], threads: int
     ) -> Metrics:
-        """Write model.gguf and parity.json to `out`; on ParityError, `out` has no file of them.
+        """Write model.gguf, or its parts, and parity.json to `out`; on ParityError, nothing.
 
         importance: (in,) per weight name, mean squared input of each column; empty for plain rounding.
         Returns scheme, size_bytes, tensor_bytes (of the matrices, as planned), source_bytes, top1_agreement (0..1), kl_to_source (nats
@@ -122,16 +125,18 @@ class GatedGguf:
         from tasks.shared.model.sizes import weight_bytes
 
         warn_of_masks(source.given, types.planned)
-        file = out / FILE
         try:
             written = write_gguf(
-                source.folder, file, types.scheme, types.embedding, source.name, importance, types.fallback, types.by_place
+                source.folder, out / FILE, types.scheme, types.embedding, source.name, importance, types.fallback, types.by_place,
+                self.split_bytes,
             )  # fmt: skip
+            file = min(out.glob("*.gguf"))  # the first part
             check_size(file, written, types.bytes)
             found = self.compare(source, file, threads)
             parity.check_floor(found, self.min_top1, self.max_kl, f"{file.name} ({types.scheme})")
         except BaseException:
-            file.unlink(missing_ok=True)
+            for part in out.glob("*.gguf"):
+                part.unlink()
             raise
         log.info(
             "parity: same top token at %.1f %% of %d positions, KL %.4f nats",
@@ -150,7 +155,7 @@ class GatedGguf:
         (out / "parity.json").write_text(json.dumps(settings | found.as_dict(), indent=1), encoding="utf-8")
         return {
             "scheme": types.scheme,
-            "size_bytes": file.stat().st_size,
+            "size_bytes": weight_bytes(file),
             "tensor_bytes": types.bytes,
             "source_bytes": weight_bytes(source.given),
             "top1_agreement": found.top1,

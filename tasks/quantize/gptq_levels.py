@@ -1,10 +1,10 @@
-"""GPTQ on the levels of llama.cpp's 4-bit types, which `export/gguf` copies unchanged.
+"""GPTQ on the levels of llama.cpp's types, which `export/gguf` copies unchanged.
 
-Source: Frantar et al. 2023, arXiv 2210.17323; levels of iq4_nl and q4_0 from github.com/ggml-org/llama.cpp.
+Source: Frantar et al. 2023, arXiv 2210.17323; levels from github.com/ggml-org/llama.cpp.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -19,13 +19,13 @@ from tasks.shared.model.agreement import compare_logits, logits_of
 from tasks.shared.model.calibration import batches, calibration_ids, split_calibration
 from tasks.shared.model.dense import check_dense
 from tasks.shared.model.families import CONV1D, check_family, has_parts, is_mixture
-from tasks.shared.model.grids import BLOCK, Grid
+from tasks.shared.model.grids import BLOCK, BLOCKS, Grid, own_grid
 from tasks.shared.model.input_statistics import gram
 from tasks.shared.model.layer_walk import walk_layers
 from tasks.shared.model.layout import decoder_layers
 from tasks.shared.model.linear_layers import input_sizes
 from tasks.shared.model.masks import carry_masks, hold_zeros, read_masks, zeros_of
-from tasks.shared.model.widths import shortened
+from tasks.shared.model.widths import ragged, shortened
 from tasks.shared.progress import track
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, Refusal, Spec, StepRun
 
@@ -49,8 +49,9 @@ class GptqLevels:
     The folder is dense, in float32, and as large as that; `export/gguf` with `scheme` set to the grid copies levels and scales.
     """
 
-    grid: Literal["iq4_nl", "q4_0"] = "iq4_nl"
-    """Levels.  iq4_nl: 16 uneven ones, closer to the weights.  q4_0: even ones, which every build of llama.cpp reads."""
+    grid: Literal["iq4_nl", "q4_0", "q2_0", "tq2_0"] = "iq4_nl"
+    """Levels.  iq4_nl: 16 uneven ones, closer to the weights.  q4_0: even ones, which every build of llama.cpp reads.  q2_0, tq2_0: four, in blocks of 64
+    and 256, and iq4_nl's for matrices whose rows these do not fill; without training, most models fail at 2 bits (`qat` of `distill/`)."""
     calibration_rows: Annotated[int, Field(ge=1)] = 64
     """Conversations of the calibration split, answers included."""
     damping: Annotated[float, Field(gt=0, lt=1)] = 0.01
@@ -61,7 +62,7 @@ class GptqLevels:
     """Most tokens per calibration conversation; longer ones are truncated."""
 
     spec: ClassVar[Spec] = Spec(
-        summary="GPTQ on the levels of llama.cpp's iq4_nl or q4_0, which export/gguf copies",
+        summary="GPTQ on the levels of llama.cpp's iq4_nl, q4_0 or 2-bit types, which export/gguf copies",
         ports={"model": Port((Kind.MODEL,)), "calibration": Port((Kind.CORPUS,))},
         produces=Kind.MODEL,
         libraries=("torch", "transformers", "tokenizers", "gguf"),
@@ -74,7 +75,7 @@ class GptqLevels:
     @property
     def weight_grid(self) -> Grid:
         """The grid of the written weights."""
-        return Grid(self.grid, BLOCK)
+        return Grid(self.grid, BLOCKS[self.grid])
 
     def refuses(self, config: Mapping[str, Any]) -> Refusal | None:
         """Refuse models whose matrices are not one linear layer each."""
@@ -90,7 +91,7 @@ class GptqLevels:
 
     def check_widths(self, widths: Mapping[str, int]) -> None:
         """Refuse widths that are no multiples of the types' blocks."""
-        if odd := [f"{name} (in={width})" for name, width in widths.items() if width % BLOCK]:
+        if odd := ragged({name: width for name, width in widths.items() if own_grid(self.grid, width) is None}, BLOCK):
             raise TechniqueError(
                 "grid", f"blocks of {BLOCK} weights do not divide {shortened(odd)}", f"multiples of {BLOCK}", "quantize/gptq, or export/gguf with scheme=f16"
             )  # fmt: skip
@@ -107,7 +108,7 @@ class GptqLevels:
 
         Returns size_bytes, calibration_tokens, output_error and rounding_error (squared error of the layers' outputs on the calibration rows, as
         a share of their squares, with and without error feedback), and the figures of `compare_logits`.
-        Weights that pruning masked stay zero in q4_0; iq4_nl has no zero, and the record of the masks is dropped with a warning.
+        Weights that pruning masked stay zero; iq4_nl has no zero, and where it takes one of them the record of the masks is dropped with a warning.
         Raises TechniqueError for widths that blocks do not divide, and Hessians that are not positive definite.
         """
         import torch
@@ -126,18 +127,26 @@ class GptqLevels:
         self.check_widths(input_sizes(model))
         ids, checks = (calibration_ids(tokenizer, part, self.max_tokens) for part in (rows, held_out))
         source_logits = logits_of(model, checks)
-        zeros = zeros_of(model, masks)
+        zeros, with_zero = zeros_of(model, masks), self.has_zero(input_sizes(model), masks.tensors if masks else ())
         figures = self.round(model, ids, int(tokenizer.pad_token_id or 0))
-        if masks and self.grid == "q4_0":
+        if masks and with_zero:
             figures["zeros_refilled"] = round(hold_zeros(model, zeros), 4)
         elif masks:
             log.warning("iq4_nl has no zero: masked weights become the level next to it, and the masks end here")
         save_model(model, tokenizer, out, "float32")
         del model
-        if self.grid == "q4_0":
+        if with_zero:
             figures |= carry_masks(source, out)
         measured = compare_logits(logits_of(load_model(out), checks), source_logits, checks, str(out))
         return {"size_bytes": weight_bytes(out), "calibration_tokens": sum(map(len, ids)), **figures, **measured}
+
+    def has_zero(self, widths: Mapping[str, int], masked: Collection[str]) -> bool:
+        """Return True if the grid of every masked matrix has a zero.
+
+        widths: input sizes by layer.  masked: names of weights.
+        """
+        grids = [own_grid(self.grid, width) for name, width in widths.items() if f"{name}.weight" in masked]
+        return all(grid is not None and grid.name != "iq4_nl" for grid in grids)
 
     def round(self, model: "PreTrainedModel", ids: list[list[int]], pad_id: int) -> Metrics:
         """Round the model's linear layers in place, and return the errors of their outputs.
@@ -177,10 +186,11 @@ class GptqLevels:
         weight: (out, in).  products: (in, in), float64, sum of products of its inputs.  order, factor: (in,) and (in, in), as
         `ordered_factor` returns them.
         """
-        before = weight.float()
-        scale, low = fitted_scales(before, products.diagonal(), self.weight_grid)
-        found = with_feedback(before, order, factor, scale, low, self.weight_grid)
-        plain = rounded_to(before, scale, low, self.weight_grid)
+        before, grid = weight.float(), own_grid(self.grid, weight.shape[1])
+        assert grid is not None  # by `check_widths`
+        scale, low = fitted_scales(before, products.diagonal(), grid)
+        found = with_feedback(before, order, factor, scale, low, grid)
+        plain = rounded_to(before, scale, low, grid)
         changes = {"outputs": before, "feedback": found - before, "rounding": plain - before}
         errors = {name: output_error(change, products) for name, change in changes.items()}
         weight.copy_(found)  # last: `before` may share its memory

@@ -13,6 +13,8 @@ from tasks.report.content.provenance import read_origins
 from tasks.report.content.report import Card, Licenses, Pruning, Report, Reproduce, Training, from_verdict
 from tasks.report.content.shared_layers import sharing_notes
 from tasks.report.documents.pack import PACKED, pack_model, write_cards, write_logs
+from tasks.report.figures.all_figures import all_figures
+from tasks.report.figures.standalone import file_name, svg_file
 from tasks.report.page.render import render
 from tasks.shared.formats.verdict import Verdict, read_verdict
 from tasks.shared.technique import WEIGHTS, Artifact, Inputs, Kind, Metrics, Port, Spec, StepRun
@@ -24,6 +26,7 @@ class Html:
 
     report.html: the page; it needs no network, script or other file.
     report.json: the data of the page.
+    figures/<name>.svg: its plots, each for itself.
     performance.json and .md: the modifications and their effects.
     materials.json (CycloneDX) and .md: the bill of materials.
     models/<name>/README.md: a model card for each candidate.
@@ -66,6 +69,7 @@ class Html:
         (out / "report.json").write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
         page = render(report, self.theme)
         (out / "report.html").write_text(page, encoding="utf-8")
+        drawn = write_figures(report, out / "figures", self.theme)
         write_logs(report, out)
         shipped = [model for model in inputs.many("models") if report.packed and model.name == verdict.shipped]
         packed = sum(pack_model(model, out) for model in shipped)
@@ -75,6 +79,7 @@ class Html:
             "models": len(report.models),
             "flips_shown": shown,
             "html_bytes": len(page.encode()),
+            "figures": drawn,
             "packed_bytes": packed,
         }
 
@@ -103,6 +108,15 @@ class Html:
             traces=cards(inputs.get("traces"), "card.json", "usage.json"),
         )
         return found.model_copy(update={"notes": [*found.notes, *mask_notes(models), *sharing_notes(models)]})
+
+
+def write_figures(report: Report, folder: Path, theme: str) -> int:
+    """Write each of the page's plots to a file; return how many there are."""
+    drawn = [figure for section in all_figures(report).values() for figure in section]
+    folder.mkdir()
+    for figure in drawn:
+        (folder / file_name(figure)).write_text(svg_file(figure, theme), encoding="utf-8")
+    return len(drawn)
 
 
 def cards(artifact: Artifact | None, *files: str) -> list[Card]:

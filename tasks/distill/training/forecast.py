@@ -29,6 +29,8 @@ TRAINED_BYTES = 12
 """Further bytes of a trained weight: gradient and AdamW's two moments (Rajbhandari et al. 2020, arXiv 1910.02054, section 3.1)."""
 LOGITS_COPIES = 4
 """Copies of a chunk's logits at a time: the product, its float32 copy, the log-probabilities and the gradient."""
+KEPT_FREED = 1.45
+"""Activations on a CPU, against those in use: glibc keeps freed ones of batches of other lengths for some steps (docs/log)."""
 MATRICES = 7
 """Number of linear layers in a decoder layer."""
 
@@ -103,6 +105,8 @@ def forecast_training(settings: "Training", work: Workload) -> Forecast:
         loaded = compute.processes * (BASE_BYTES + WEIGHT_BYTES * size.parameters)
         gpu = GPU_BYTES + held + batch / compute.processes
         return Forecast(seconds, loaded, gpu, saved, disk, savings=tuple(_savings(settings, compute)))
+    if compute.device == "cpu" and not settings.gradient_checkpointing:  # which returns freed memory at once
+        batch *= KEPT_FREED
     memory = compute.processes * (BASE_BYTES + held) + batch
     return Forecast(seconds, memory, size=saved, disk=disk, savings=tuple(_savings(settings, compute)))
 

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -32,6 +33,7 @@ from tasks.shared.formats.rows import Row
 from tasks.shared.model.early import EARLY_FOLDER
 from tasks.shared.model.encoding import Encoded, collate, encode_fitting
 from tasks.shared.model.families import check_family
+from tasks.shared.model.grids import Grid
 from tasks.shared.model.head import check_head, core_of
 from tasks.shared.model.layout import decoder_layers
 from tasks.shared.model.loading import load_model, training_tokenizer
@@ -103,9 +105,15 @@ def check_masks_may_grow(settings: Training, shared: Any, run: StepRun) -> None:
         )  # fmt: skip
 
 
-def check_grid_has_zero(settings: Training, masked: Collection[str], run: StepRun) -> None:
-    """Raise TechniqueError for masked weights that are to be trained on a grid without a zero."""
-    if (masked or settings.gradual.sparsity) and settings.qat.grid == "iq4_nl":
+def check_grids_have_zero(
+    grids: "Mapping[str, Grid]", settings: Training, masked: Collection[str], run: StepRun
+) -> None:
+    """Raise TechniqueError for masked weights that are to be trained on a grid without a zero.
+
+    grids: by layer.
+    """
+    without = {f"{name}.weight" for name, grid in grids.items() if grid.name == "iq4_nl"}
+    if without and (settings.gradual.sparsity or without & set(masked)):
         raise TechniqueError(
             f"steps.{run.step}.qat.grid",
             "iq4_nl, which has no zero, for a model with masks",
@@ -123,7 +131,6 @@ def _train(
 
     masks, shared = read_masks(source), read_shared(source)
     masked = frozenset(masks.tensors) if masks else frozenset()
-    check_grid_has_zero(settings, masked, run)
     check_frozen(shared, settings.frozen_layers, run.step)
     check_masks_may_grow(settings, shared, run)
     tokenizer = training_tokenizer(source)
@@ -177,7 +184,7 @@ def _train(
 def prepared_model(settings: Training, source: Path, run: StepRun, masked: Collection[str] = ()) -> "PreTrainedModel":
     """Load the model to train, in float32 on the CPU, with adapters and the layers as set.
 
-    masked: names of weights whose zeros adapters leave alone.
+    masked: names of weights whose zeros stay: adapters leave them alone, and their grid has a zero.
     """
     from tasks.distill.training.rounded_layers import round_layers
 
@@ -189,7 +196,7 @@ def prepared_model(settings: Training, source: Path, run: StepRun, masked: Colle
     model = adapt(model, settings.lora) if isinstance(settings, Adapted) else model
     mask_adapters(model, masked)
     freeze(core_of(model), settings.frozen_layers)
-    round_layers(core_of(model), settings.qat)
+    check_grids_have_zero(round_layers(core_of(model), settings.qat), settings, masked, run)
     if run.compute.compile:
         for layer in decoder_layers(core_of(model)):
             layer.compile(dynamic=True)  # batches have different lengths
@@ -237,7 +244,7 @@ def check_finite(model: "PreTrainedModel", settings: Training, run: StepRun) -> 
 
 
 def save_trained(model: "PreTrainedModel", tokenizer: Any, settings: Training, out: Path) -> Metrics:
-    """Write the trained model; return the size of its groups of weights, if they are on a grid.
+    """Write the trained model; on a grid, return the size of most layers' groups of weights.
 
     On a grid, a level times its scale has more digits than bfloat16: the model is written in float32.
     """
@@ -246,7 +253,8 @@ def save_trained(model: "PreTrainedModel", tokenizer: Any, settings: Training, o
     layers = rounded_layers(model).values()
     settle(model)
     save_model(model, tokenizer, out, "float32" if layers else "bfloat16")
-    return {"group_size": next(iter(layers)).grid.group} if layers else {}
+    sizes = Counter(layer.grid.group for layer in layers)
+    return {"group_size": sizes.most_common(1)[0][0]} if sizes else {}
 
 
 def _figures(trainer: Any, settings: Training) -> Metrics:

@@ -84,7 +84,9 @@ def _(gradient: torch.Tensor, weight: torch.Tensor, factor: torch.Tensor, name: 
     return torch.empty_like(factor)
 
 
-MOST_ROUNDING: Mapping[str, float] = {"int4_symmetric": 0.5, "int4_asymmetric": 0.5, "q4_0": 0.5, "iq4_nl": 12.0}
+MOST_ROUNDING: Mapping[str, float] = {
+    "int4_symmetric": 0.5, "int4_asymmetric": 0.5, "q4_0": 0.5, "iq4_nl": 12.0, "q2_0": 0.5, "tq2_0": 0.5,
+}  # fmt: skip
 """Distance, in units of the scale, by which rounding moves a weight at most; those that are clipped move farther."""
 
 
@@ -137,27 +139,25 @@ class RoundedLinear(torch.nn.Linear):
         return layer
 
 
-def round_layers(model: "PreTrainedModel", settings: Qat) -> "Grid | None":
+def round_layers(model: "PreTrainedModel", settings: Qat) -> dict[str, Grid]:
     """Let a model's linear layers, all but the head, compute with rounded weights.
 
     Frozen ones are rounded for good: they are served rounded, and the layers above can make up for it.  Weights that are on the grid
     already stay as they are.
-    Returns the grid; None, and an unchanged model, without one.
+    Returns the grid of each layer; none, and an unchanged model, without one.
     Raises TechniqueError for groups that do not divide every layer, or matrices outside of linear layers.
     """
     if settings.weight_grid is None:
-        return None
-    sizes = input_sizes(model)
-    grid = settings.fitting_grid(sizes)
-    assert grid is not None
-    for name in sizes:
+        return {}
+    grids = settings.fitting_grids(input_sizes(model))
+    for name, grid in grids.items():
         layer = model.get_submodule(name)
         assert isinstance(layer, torch.nn.Linear)
         if layer.weight.requires_grad:
             model.set_submodule(name, RoundedLinear(layer, grid, settings.scales == "learned"))
         else:
             layer.weight.data = round_to_grid(layer.weight.data, grid)
-    return grid
+    return grids
 
 
 def rounded_layers(model: torch.nn.Module) -> "dict[str, RoundedLinear]":

@@ -108,7 +108,7 @@ class Training:
     def check_widths(self, widths: Mapping[str, int]) -> None:
         """Refuse groups of quantization-aware training that do not divide a known width."""
         if widths:
-            self.qat.fitting_grid(widths)
+            self.qat.fitting_grids(widths)
 
     def refuses(self, config: Mapping[str, Any]) -> Refusal | None:
         """Refuse families with matrices that would not be rounded, or not be pruned, in training."""

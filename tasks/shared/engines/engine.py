@@ -1,12 +1,12 @@
 """Names of the engines, forms of weights, and the choice of an engine for given weights."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from tasks.shared.errors import ModelError
+from tasks.shared.model.gguf_files import gguf_parts
 from tasks.shared.model.graph_files import graph_files
 from tasks.shared.model.weight_files import loaded_files, shown, unused_files
 from tasks.shared.model.weights import is_gguf, stored_form
@@ -36,32 +36,41 @@ def find_weights(path: Path, llama: bool = False) -> Weights:
     """Find the weights at a path and the engine that reads them, from file names only.
 
     path: a GGUF file, a folder with safetensors under names that transformers loads (whatever else it contains), a folder with one
-    GGUF file, or a folder of an exported graph.
+    GGUF file or all parts of a split one, or a folder of an exported graph.
     llama: look for llama.cpp's weights only.
     """
     engine: EngineName = "llama.cpp" if llama else "transformers"
     if not path.exists():
         return Weights(engine, path, "no such file or folder")
     if is_gguf(path):
-        return Weights("llama.cpp", path)
+        return _gguf_weights(path, gguf_parts(path), path)
     try:
         if not llama and loaded_files(path):
             return Weights("transformers", path)
     except ModelError as error:
         return Weights("transformers", path, f"{error.where}: {error.got}")
     files = sorted(path.glob("*.gguf"))
-    if len(files) == 1:
-        return Weights("llama.cpp", files[0])
     if files:
-        parts = all(re.search(r"-\d{5}-of-\d{5}\.gguf$", file.name) for file in files)
-        return Weights(
-            "llama.cpp", path, f"a GGUF split in {len(files)} parts" if parts else f"{len(files)} GGUF files"
-        )
+        parts = gguf_parts(files[0])
+        return _gguf_weights(path, parts, files[0], "" if set(files) <= {*parts} else f"{len(files)} GGUF files")
     if not llama and (graph := graph_files(path)) is not None:
         return Weights(GRAPH_ENGINES[graph.form], path)
     if not llama and (other := unused_files(path)):
         return Weights(engine, path, f"{shown(other)}, none of which transformers loads")
     return Weights(engine, path, "no *.gguf" if llama else "no *.safetensors, no *.gguf and no exported graph")
+
+
+def _gguf_weights(path: Path, parts: list[Path], first: Path, fault: str = "") -> Weights:
+    """Return llama.cpp's weights; a fault if parts of a split model are missing.
+
+    path: as given.  parts: all that belong to the model.  first: the file that llama.cpp opens.
+    """
+    missing = sum(not part.is_file() for part in parts)
+    if missing and not fault:
+        fault = f"{len(parts) - missing} of the {len(parts)} parts of a split GGUF"
+    elif parts[0].name != first.name:
+        fault = fault or f"not the first part of a split GGUF, {parts[0].name}"
+    return Weights("llama.cpp", path if fault else first, fault)
 
 
 def weight_form(path: Path) -> WeightForm:

@@ -1,10 +1,12 @@
-"""GGUF's blocks: rounding by llama.cpp, and exact packing on a grid of Q4_0, Q4_1 or IQ4_NL."""
+"""GGUF's blocks: rounding, and exact packing of weights that are on a type's grid."""
 
 from typing import TYPE_CHECKING, Any
 
-from tasks.shared.gguf.ggml import quantize_rows
+from tasks.shared.gguf.ggml import not_finite, quantize_rows
 from tasks.shared.gguf.types import FLOATS
-from tasks.shared.model.grids import BLOCK, IQ4_NL
+from tasks.shared.model.gguf_types import type_numbers
+from tasks.shared.model.grids import BLOCK, IQ4_NL, MEAN_STEPS, TWO_BITS
+from tasks.shared.model.widths import DIVISORS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -157,6 +159,96 @@ def exact_iq4_nl(blocks: "np.ndarray[Any, Any]") -> tuple["np.ndarray[Any, Any]"
     return found, np.concatenate([scales[found].view(np.uint8), nibbles(levels[found])], axis=-1)
 
 
+def find_two_bits(
+    blocks: "np.ndarray[Any, Any]",
+) -> tuple["np.ndarray[Any, Any]", "np.ndarray[Any, Any]", "np.ndarray[Any, Any]"]:
+    """Find blocks of the levels -1, 0, 1 and 2 times one scale of either sign.
+
+    A training on such a grid writes them.
+
+    blocks: (blocks, size), float32.
+    Returns found (blocks,), bool; scales (blocks, 1), float16; codes (blocks, size), uint8 from 0 to 3, which are undefined where `found`
+    is False.  No other tool writes such weights, so they must be equal bit by bit.
+    """
+    import numpy as np
+
+    found = np.zeros(len(blocks), bool)
+    scales, codes = np.zeros((len(blocks), 1), np.float16), np.zeros(blocks.shape, np.uint8)
+    for level in sorted((level for level in TWO_BITS if level), key=abs, reverse=True):
+        places = np.flatnonzero(~found)
+        part = blocks[places]
+        peak = np.take_along_axis(part, np.abs(part).argmax(-1, keepdims=True), -1)
+        scale = (peak / level).astype(np.float16)
+        nearest = two_bit_levels(part, scale.astype(np.float32))
+        fits = (nearest * scale.astype(np.float32) == part).all(-1) & ((scale[:, 0] != 0) | (peak[:, 0] == 0))
+        scales[places[fits]], codes[places[fits]] = scale[fits], (nearest[fits] - TWO_BITS[0]).astype(np.uint8)
+        found[places[fits]] = True
+    return found, scales, codes
+
+
+def two_bit_levels(blocks: "np.ndarray[Any, Any]", scales: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
+    """Return the nearest levels: (blocks, size), float32.
+
+    blocks: (blocks, size).  scales: (blocks, 1), float32.
+    """
+    import numpy as np
+
+    steps: np.ndarray[Any, Any] = np.rint(blocks / np.where(scales == 0, 1, scales))
+    return steps.clip(TWO_BITS[0], TWO_BITS[-1], out=steps)
+
+
+def round_two_bits(
+    blocks: "np.ndarray[Any, Any]", columns: "np.ndarray[Any, Any]"
+) -> tuple["np.ndarray[Any, Any]", "np.ndarray[Any, Any]"]:
+    """Return the scales of least weighted squared error, and the codes at them.
+
+    llama.cpp rounds to these types by the largest weight of a block, which takes level 1: it leaves the fourth level unused, and most
+    weights at zero.
+
+    blocks: (blocks, size), float32.  columns: (blocks or 1, size), >= 0, weights of the squared errors.
+    Returns scales (blocks, 1), float16, and codes (blocks, size), uint8.
+    """
+    import numpy as np
+
+    mean = MEAN_STEPS * np.abs(blocks).mean(-1, keepdims=True)
+    least, best = np.full((len(blocks), 1), np.inf, np.float32), np.zeros((len(blocks), 1), np.float16)
+    for ratio in TRIED_RATIOS:
+        for sign in (1, -1):
+            scale = (sign * ratio * mean).astype(np.float16)
+            wide = scale.astype(np.float32)
+            error = (np.square(two_bit_levels(blocks, wide) * wide - blocks) * columns).sum(-1, keepdims=True)
+            better = error < least
+            least, best = np.where(better, error, least), np.where(better, scale, best)
+    return best, (two_bit_levels(blocks, best.astype(np.float32)) - TWO_BITS[0]).astype(np.uint8)
+
+
+def pack_q2_0(scales: "np.ndarray[Any, Any]", codes: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
+    """Return Q2_0's bytes: a scale, then four weights in a row per byte.
+
+    scales: (blocks, 1), float16.  codes: (blocks, 64), uint8.  Returns (blocks, 18), uint8.
+    """
+    return _with_codes(scales, codes.reshape(len(codes), -1, 4), scale_first=True)
+
+
+def pack_tq2_0(scales: "np.ndarray[Any, Any]", codes: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
+    """Return TQ2_0's bytes: of each 128 weights four that are 32 apart per byte, then a scale.
+
+    scales: (blocks, 1), float16.  codes: (blocks, 256), uint8.  Returns (blocks, 66), uint8.
+    """
+    return _with_codes(scales, codes.reshape(len(codes), -1, 4, 32).swapaxes(-1, -2), scale_first=False)
+
+
+def _with_codes(
+    scales: "np.ndarray[Any, Any]", codes: "np.ndarray[Any, Any]", scale_first: bool
+) -> "np.ndarray[Any, Any]":
+    """Pack codes (blocks, ..., 4), of a byte each, before or after the scales."""
+    import numpy as np
+
+    packed = (codes << np.array([0, 2, 4, 6], np.uint8)).sum(-1, dtype=np.uint8).reshape(len(codes), -1)
+    head = scales.view(np.uint8)
+    return np.concatenate([head, packed] if scale_first else [packed, head], axis=-1)
+
+
 def as_floats(weight: "np.ndarray[Any, Any]", scheme: str) -> "np.ndarray[Any, Any]":
     """Return the tensor as float32, float16, or the bytes of bfloat16, rounded to nearest."""
     import numpy as np
@@ -169,15 +261,19 @@ def as_floats(weight: "np.ndarray[Any, Any]", scheme: str) -> "np.ndarray[Any, A
 
 
 EXACT = {"q4_0": exact_q4_0, "q4_1": exact_q4_1, "iq4_nl": exact_iq4_nl}
-"""Types whose grid a calibrated quantizer, or a training, may have put weights on already."""
+"""4-bit types whose grid a calibrated quantizer, or a training, may have put weights on already."""
+TWO_BIT_PACKING = {"q2_0": pack_q2_0, "tq2_0": pack_tq2_0}
+TRIED_RATIOS = tuple(0.6 + 0.1 * step for step in range(10))
+"""Scales that are tried for 2 bits, in units of MEAN_STEPS mean magnitudes."""
+BLOCKS_AT_ONCE = 1 << 16
 
 
 def pack(
     weight: "np.ndarray[Any, Any]", scheme: str, importance: "np.ndarray[Any, Any] | None" = None
 ) -> "np.ndarray[Any, Any]":
-    """Store a tensor in a GGUF type; blocks on a 4-bit grid keep their integers.
+    """Store a tensor in a GGUF type; blocks on its grid of 4 or 2 bits keep their integers.
 
-    All others are rounded by llama.cpp.
+    All others are rounded by llama.cpp; to q2_0 and tq2_0, whose fourth level it does not use, by `round_two_bits`.
 
     weight: (..., row), float32.  importance: (row,), >= 0, mean squared input of each column.
     Returns (..., row) floats, or (..., bytes of a row) uint8.
@@ -187,6 +283,8 @@ def pack(
     """
     if scheme in FLOATS:
         return as_floats(weight, scheme)
+    if scheme in TWO_BIT_PACKING:
+        return _two_bits(weight, scheme, importance)
     if scheme not in EXACT:
         return quantize_rows(weight, scheme, importance)
     found, kept = EXACT[scheme](weight.reshape(-1, BLOCK))
@@ -197,6 +295,31 @@ def pack(
     return packed
 
 
+def _two_bits(
+    weight: "np.ndarray[Any, Any]", scheme: str, importance: "np.ndarray[Any, Any] | None"
+) -> "np.ndarray[Any, Any]":
+    """Pack a tensor in a 2-bit type, on its grid or rounded; see `pack`."""
+    import numpy as np
+
+    size = DIVISORS[scheme]
+    blocks, row = weight.reshape(-1, size), weight.shape[-1] // size
+    if not np.isfinite(blocks).all():
+        raise not_finite()
+    columns = np.ones((row, size), np.float32) if importance is None else importance.reshape(row, size)
+    columns = np.maximum(columns, columns.mean() * 1e-6 + 1e-20).astype(np.float32)
+    parts = []
+    step = max(1, BLOCKS_AT_ONCE // row) * row
+    for start in range(0, len(blocks), step):
+        part = blocks[start : start + step]
+        found, scales, codes = find_two_bits(part)
+        if not found.all():
+            rest = ~found
+            own = np.tile(columns, (len(part) // row, 1))[rest]
+            scales[rest], codes[rest] = round_two_bits(part[rest], own)
+        parts.append(TWO_BIT_PACKING[scheme](scales, codes))
+    return np.concatenate(parts).reshape(*weight.shape[:-1], -1)
+
+
 def round_weights(
     weight: "np.ndarray[Any, Any]", scheme: str, importance: "np.ndarray[Any, Any] | None" = None
 ) -> "np.ndarray[Any, Any]":
@@ -205,8 +328,7 @@ def round_weights(
     See `pack` for the parameters.
     """
     import numpy as np
-    from gguf import GGMLQuantizationType
     from gguf.quants import dequantize
 
-    found: np.ndarray[Any, Any] = dequantize(pack(weight, scheme, importance), GGMLQuantizationType[scheme.upper()])
+    found: np.ndarray[Any, Any] = dequantize(pack(weight, scheme, importance), type_numbers()[scheme.upper()])
     return found

@@ -12,6 +12,7 @@ from tasks.shared.gguf.places import EMBEDDING, VOCABULARY_TENSORS, Place, place
 from tasks.shared.gguf.support import attended
 from tasks.shared.gguf.types import PlannedTensor, plan_tensor
 from tasks.shared.gguf.vocabulary import GPT2_SPLITS, SentencePieces, byte_level_splits, sentence_pieces
+from tasks.shared.model.gguf_types import type_numbers
 from tasks.shared.progress import no_foreign_bars
 
 if TYPE_CHECKING:
@@ -44,11 +45,8 @@ class Ours:
 
     def tensor_force_quant(self, name: str, new_name: str, bid: int | None, n_dims: int) -> Any:
         """Return the type of the tensor that `modify_tensors` has just given."""
-        from gguf import GGMLQuantizationType
-
-        if n_dims < 2 or new_name.endswith(FLOAT_TENSORS):
-            return GGMLQuantizationType.F32
-        return GGMLQuantizationType[self.written[-1].type.upper()]
+        kind = "F32" if n_dims < 2 or new_name.endswith(FLOAT_TENSORS) else self.written[-1].type.upper()
+        return type_numbers()[kind]
 
     def modify_tensors(self, data_torch: Any, name: str, bid: int | None) -> Any:
         """Yield the tensors of a weight, and note their types and columns."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.shared.errors import TechniqueError
 from tasks.shared.gguf.types import BLOCK_BYTES
+from tasks.shared.model.gguf_types import type_numbers
 from tasks.shared.model.widths import DIVISORS
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def quantize_rows(
     found = library()
     rows = np.ascontiguousarray(weight, np.float32).reshape(-1, weight.shape[-1])
     if not np.isfinite(rows).all():
-        raise TechniqueError("weights", "not finite", "finite weights", "train with a smaller learning rate")
+        raise not_finite()
     width = rows.shape[-1] // DIVISORS[scheme] * BLOCK_BYTES[scheme]
     packed = np.empty((len(rows), width), np.uint8)
     columns = None
@@ -54,11 +55,14 @@ def quantize_rows(
     return packed.reshape(*weight.shape[:-1], width)
 
 
+def not_finite() -> TechniqueError:
+    """Return the refusal of weights that are not finite."""
+    return TechniqueError("weights", "not finite", "finite weights", "train with a smaller learning rate")
+
+
 def type_id(scheme: str) -> int:
     """Return llama.cpp's number of a type."""
-    from gguf import GGMLQuantizationType
-
-    return int(GGMLQuantizationType[scheme.upper()])
+    return int(type_numbers()[scheme.upper()])
 
 
 @cache
@@ -119,13 +123,12 @@ def _wrong_types(found: Any) -> list[str]:
 def _repeats_q4_0(found: Any) -> bool:
     """Return True if it rounds a known block as the gguf package does."""
     import numpy as np
-    from gguf import GGMLQuantizationType
     from gguf.quants import Q4_0
 
     block = np.sin(np.arange(64, dtype=np.float32)).reshape(2, 32)
     packed = np.zeros((2, BLOCK_BYTES["q4_0"]), np.uint8)
     floats = ctypes.POINTER(ctypes.c_float)
     found.ggml_quantize_chunk(
-        int(GGMLQuantizationType.Q4_0), block.ctypes.data_as(floats), packed.ctypes.data_as(ctypes.c_void_p), 0, 2, 32, None
+        type_id("q4_0"), block.ctypes.data_as(floats), packed.ctypes.data_as(ctypes.c_void_p), 0, 2, 32, None
     )  # fmt: skip
     return bool((packed == Q4_0.quantize_blocks(block)).all())

@@ -10,22 +10,22 @@ from tasks.shared.model.widths import DIVISORS, shortened
 
 Scheme = Literal[
     "f32", "f16", "bf16", "q8_0", "q6_k", "q5_1", "q5_k", "q5_0", "q4_1", "q4_k", "q4_0", "iq4_nl", "iq4_xs", "nvfp4", "mxfp4", "q3_k",
-    "iq3_s", "iq3_xxs", "q2_k", "iq2_s", "iq2_xs", "iq2_xxs", "iq1_m", "iq1_s", "tq2_0", "tq1_0",
+    "iq3_s", "iq3_xxs", "q2_k", "iq2_s", "iq2_xs", "iq2_xxs", "iq1_m", "iq1_s", "q2_0", "tq2_0", "tq1_0",
 ]  # fmt: skip
 EmbeddingScheme = Literal[
     "same", "f32", "f16", "bf16", "q8_0", "q6_k", "q5_1", "q5_k", "q5_0", "q4_1", "q4_k", "q4_0", "iq4_nl", "iq4_xs", "nvfp4", "mxfp4", "q3_k",
-    "iq3_s", "iq3_xxs", "q2_k", "iq2_s", "tq2_0", "tq1_0",
+    "iq3_s", "iq3_xxs", "q2_k", "iq2_s", "q2_0", "tq2_0", "tq1_0",
 ]  # fmt: skip
 BLOCK_BYTES: Mapping[str, int] = {
     "f32": 4, "f16": 2, "bf16": 2, "q8_0": 34, "q6_k": 210, "q5_1": 24, "q5_k": 176, "q5_0": 22, "q4_1": 20, "q4_k": 144, "q4_0": 18, "iq4_nl": 18,
     "iq4_xs": 136, "nvfp4": 36, "mxfp4": 17, "q3_k": 110, "iq3_s": 110, "iq3_xxs": 98, "q2_k": 84, "iq2_s": 82, "iq2_xs": 74, "iq2_xxs": 66,
-    "iq1_m": 56, "iq1_s": 50, "tq2_0": 66, "tq1_0": 54,
+    "iq1_m": 56, "iq1_s": 50, "q2_0": 18, "tq2_0": 66, "tq1_0": 54,
 }  # fmt: skip
 """Bytes of a block, scales included; its weights are `DIVISORS`."""
 FLOATS = frozenset({"f32", "f16", "bf16"})
 NEEDS_IMPORTANCE = frozenset({"iq1_s", "iq1_m", "iq2_xxs", "iq2_xs"})
 """Types that llama.cpp does not round to without importance."""
-WITH_ZERO = FLOATS | {"q8_0", "q6_k", "q5_0", "q4_0", "nvfp4", "mxfp4", "q3_k", "tq2_0", "tq1_0"}
+WITH_ZERO = FLOATS | {"q8_0", "q6_k", "q5_0", "q4_0", "nvfp4", "mxfp4", "q3_k", "q2_0", "tq2_0", "tq1_0"}
 """Types in which a zero stays zero: their levels are multiples of the scale.  In the others they are shifted, and a zero becomes some small number."""
 FALLBACKS: Mapping[str, str] = {"q6_k": "q8_0", "q5_k": "q5_1"}
 """Type for rows that blocks of 256 or 64 do not fill; all others take iq4_nl, the best 4.5 bits in blocks of 32 (docs/log)."""

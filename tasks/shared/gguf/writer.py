@@ -16,6 +16,7 @@ from tasks.shared.gguf.places import HEAD, VOCABULARY_NAMES, Place, place_of
 from tasks.shared.gguf.support import attended
 from tasks.shared.gguf.types import FLOATS, EmbeddingScheme, PlannedTensor, Scheme, check_plan, plan_tensor
 from tasks.shared.model.families import CONV1D
+from tasks.shared.model.gguf_types import type_numbers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,6 +37,7 @@ def write_gguf(
     importance: Mapping[str, "Tensor"] | None = None,
     fallback: bool = False,
     types: Mapping[Place, str] | None = None,
+    split_bytes: int = 0,
 ) -> list[PlannedTensor]:
     """Write a model folder to `out`, a .gguf file that includes tokenizer and chat template.
 
@@ -44,13 +46,16 @@ def write_gguf(
     importance: mean squared input per column of a weight, by its name in the source; block types are fitted with it.
     fallback: give matrices whose rows the type's blocks do not fill the type that `fitting_type` names.
     types: types by place, instead of `scheme` (which then only names the file's main type) and `embedding`.
+    split_bytes: most bytes of tensors in a file; more are written to parts, named as `gguf_parts` names them.  0: one file.
     Returns the matrices with their types, as they are in the file.
     Raises TechniqueError for quantized weights, an architecture unknown to the converter, or rows that do not fill blocks.
     """
     config = dense_config(model)
     vocabulary = scheme if embedding == "same" else embedding
     types = types or {}
-    check_plan(plan_tensors(model, scheme, embedding, fallback, types))
+    planned = plan_tensors(model, scheme, embedding, fallback, types)
+    check_plan(planned)
+    most = split_bytes if sum(tensor.bytes for tensor in planned) > split_bytes else 0
     if not {scheme, vocabulary, *types.values()} <= FLOATS:
         library()
     if window := attended(config):
@@ -63,7 +68,9 @@ def write_gguf(
         try:
             with quiet_converter():
                 writer = converter(config, str(model))
-                instance = writer(folder, file_type(scheme), out, model_name=name or model.name, eager=True)
+                instance = writer(
+                    folder, file_type(scheme), out, model_name=name or model.name, eager=True, split_max_size=most
+                )
                 instance.scheme, instance.vocabulary_scheme, instance.written = scheme, vocabulary, []
                 instance.importance, instance.types = importance or {}, types
                 with instance.packing():
@@ -83,6 +90,7 @@ def file_type(scheme: str) -> Any:
     """Return the number that names a file's main type, which readers show and OpenVINO needs."""
     from gguf import LlamaFileType
 
+    type_numbers()
     names = {"F32": "ALL_F32", "Q3_K": "MOSTLY_Q3_K_S", "Q4_K": "MOSTLY_Q4_K_S", "Q5_K": "MOSTLY_Q5_K_S", "MXFP4": "MOSTLY_MXFP4_MOE"}  # fmt: skip
     return LlamaFileType[names.get(scheme.upper(), f"MOSTLY_{scheme.upper()}")]
 

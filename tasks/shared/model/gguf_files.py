@@ -1,6 +1,7 @@
 """Header of a GGUF file: metadata and tensors, read in milliseconds, and damage."""
 
 import mmap
+import re
 import struct
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.shared.errors import ModelError
+from tasks.shared.model.gguf_types import type_numbers
 from tasks.shared.model.weight_files import DOWNLOAD, check_content
 
 SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
@@ -21,6 +23,8 @@ OTHER_KINDS = {
     "mmproj": ("the image projector of a multimodal model, no language model", "give the language model's file"),
     "imatrix": ("an importance matrix, no model", "give the model's file"),
 }  # fmt: skip
+PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
+"""End of the name of one part of a split model; llama.cpp opens the first and finds the others by their names."""
 SPLIT_FIX = "merge the parts: llama-gguf-split --merge <part 00001-of-...> whole.gguf"
 
 
@@ -39,6 +43,15 @@ class GgufHeader:
     def architecture(self) -> str:
         """Architecture as llama.cpp names it."""
         return str(self.fields.get("general.architecture", ""))
+
+
+def gguf_parts(file: Path) -> list[Path]:
+    """List the files of the model that a GGUF belongs to: all parts, or the file alone."""
+    found = PART.search(file.name)
+    if found is None:
+        return [file]
+    stem, count = file.name[: found.start()], int(found[2])
+    return [file.with_name(f"{stem}-{part:05d}-of-{count:05d}.gguf") for part in range(1, count + 1)]
 
 
 def check_gguf(file: Path) -> None:
@@ -144,8 +157,9 @@ class Cursor:
 
 
 def _parse(file: Path, cursor: Cursor, size: int) -> GgufHeader:
-    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+    from gguf.constants import GGML_QUANT_SIZES
 
+    types = type_numbers()
     version = cursor.scalar("<I")
     if version not in (2, 3):
         raise ModelError(
@@ -162,14 +176,14 @@ def _parse(file: Path, cursor: Cursor, size: int) -> GgufHeader:
         name = cursor.string()
         shape = tuple(cursor.scalar("<Q") for _ in range(cursor.scalar("<I")))[::-1]
         kind, offset = cursor.scalar("<I"), cursor.scalar("<Q")
-        if kind not in GGMLQuantizationType._value2member_map_:
+        if kind not in types._value2member_map_:
             raise ModelError(
                 str(file),
                 f"tensor {name} of unknown type {kind}",
                 "types that the installed gguf package knows",
                 "pip install -U gguf",
             )
-        block, packed = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
+        block, packed = GGML_QUANT_SIZES[types(kind)]
         elements = 1
         for length in shape:
             elements *= length

@@ -1,4 +1,4 @@
-"""Grids of 4-bit weights: scales and levels, and the grid on which weights are already.
+"""Grids of 4 and 2 bits: scales and levels, and the grid on which weights are already.
 
 A group of weights in a row shares a scale; each weight is a level times it.  Scales are rounded to what the formats store (bfloat16 in
 compressed-tensors, half precision in GGUF), so that a level times its scale is exact in float32, and so are both formats.
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-GridName = Literal["int4_symmetric", "int4_asymmetric", "q4_0", "iq4_nl"]
+GridName = Literal["int4_symmetric", "int4_asymmetric", "q4_0", "iq4_nl", "q2_0", "tq2_0"]
 IQ4_NL = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 """Levels of iq4_nl (ggml, kvalues_iq4nl)."""
 IQ4_NL_ENDS = (2 * IQ4_NL[0], 2 * IQ4_NL[-1])
@@ -24,12 +24,21 @@ IQ4_NL_ENDS = (2 * IQ4_NL[0], 2 * IQ4_NL[-1])
 LEVELS = 16
 LEAST = -8
 """Lowest of the 16 integers."""
+TWO_BITS = (-1, 0, 1, 2)
+"""Levels of q2_0 and tq2_0; llama.cpp's own rounding uses three of them."""
 BLOCK = 32
 """Weights of a block of llama.cpp's 4-bit types."""
+BLOCKS: Mapping[GridName, int] = {"q4_0": BLOCK, "iq4_nl": BLOCK, "q2_0": 64, "tq2_0": 256}
+"""Weights of a block of the grids that are llama.cpp's own."""
+FILLS: GridName = "iq4_nl"
+"""Grid of matrices whose rows the blocks of 2-bit types do not fill; `export/gguf` gives them this type."""
 SERVED: Mapping[GridName, tuple[str, ...]] = {
-    "int4_symmetric": ("q4_0", "q4_1"), "int4_asymmetric": ("q4_1",), "q4_0": ("q4_0",), "iq4_nl": ("iq4_nl",),
+    "int4_symmetric": ("q4_0", "q4_1"), "int4_asymmetric": ("q4_1",), "q4_0": ("q4_0",), "iq4_nl": ("iq4_nl",), "q2_0": ("q2_0",),
+    "tq2_0": ("tq2_0",),
 }  # fmt: skip
-"""4-bit types of GGUF that hold a grid's weights unchanged."""
+"""Types of GGUF that hold a grid's weights unchanged in as many bits."""
+MEAN_STEPS = 1.3
+"""Scale of 2-bit groups, in mean magnitudes: of the least squared error for normal weights (docs/log)."""
 SMALLEST = 2.0**-24
 """Smallest scale in half precision; of groups that are zero."""
 SAMPLE = 64
@@ -49,6 +58,24 @@ class Grid:
     def __str__(self) -> str:
         """Name and groups, in words."""
         return f"{self.name} in groups of {self.group or '128, 64 or 32'}"
+
+
+def is_two_bits(name: GridName) -> bool:
+    """Return True for a grid of four levels."""
+    return name in ("q2_0", "tq2_0")
+
+
+def own_grid(name: GridName, row: int) -> Grid | None:
+    """Return one of llama.cpp's grids for rows of this size; None if no blocks fill them.
+
+    Rows that the blocks of a 2-bit grid do not fill have the grid FILLS.
+
+    name: a key of BLOCKS.
+    """
+    for found in (name, FILLS) if is_two_bits(name) else (name,):
+        if row % BLOCKS[found] == 0:
+            return Grid(found, BLOCKS[found])
+    return None
 
 
 @runtime_checkable
@@ -99,7 +126,7 @@ def storable(scale: "Tensor", name: GridName) -> "Tensor":
     """Round scales to what the grid's formats store; zeros become SMALLEST.
 
     int4_symmetric: in bfloat16 and half precision.  int4_asymmetric: the same with 7 significant bits, so that a minimum, up to 15
-    steps from zero, is exact in half precision too.  q4_0, iq4_nl: half precision.
+    steps from zero, is exact in half precision too.  llama.cpp's own: half precision.
 
     scale: (...), float32.
     """
@@ -109,10 +136,12 @@ def storable(scale: "Tensor", name: GridName) -> "Tensor":
 
 
 def group_scales(groups: "Tensor", name: GridName, ratio: "Tensor | None" = None) -> "tuple[Tensor, Tensor]":
-    """Return the scale and the lowest level of each group, from its extremes.
+    """Return the scale and the lowest level of each group, from its weights.
 
     int4_symmetric: the largest magnitude is 7.5 steps, as in compressed-tensors.  int4_asymmetric: 15 steps from the minimum, or zero,
     to the maximum, or zero.  q4_0 and iq4_nl: the largest magnitude is at the lowest level, by the scale's sign, as in llama.cpp.
+    q2_0 and tq2_0: MEAN_STEPS mean magnitudes, with level 2 on the side of the largest; at 2 bits a scale that reaches the extremes
+    would leave most weights at zero.
 
     groups: (..., size), float32.
     ratio: (..., 1), > 0; multiplies the scales.
@@ -120,13 +149,16 @@ def group_scales(groups: "Tensor", name: GridName, ratio: "Tensor | None" = None
     """
     import torch
 
-    low = torch.full_like(groups[..., :1], LEAST)
+    low = torch.full_like(groups[..., :1], TWO_BITS[0] if is_two_bits(name) else LEAST)
     least, most = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
     if name == "int4_asymmetric":
         least = least.clamp(max=0)
         scale = (most.clamp(min=0) - least) / (LEVELS - 1)
     elif name == "int4_symmetric":
         scale = torch.maximum(-least, most) / ((LEVELS - 1) / 2)
+    elif is_two_bits(name):
+        size = MEAN_STEPS * groups.abs().mean(-1, keepdim=True)
+        scale = torch.where(-least >= most, -size, size)
     else:
         scale = torch.where(-least >= most, least, most) / (IQ4_NL[0] if name == "iq4_nl" else LEAST)
     scale = storable(scale if ratio is None else scale * ratio, name)
@@ -143,7 +175,7 @@ def nearest_levels(groups: "Tensor", scale: "Tensor", low: "Tensor", name: GridN
     """
     steps = groups / scale
     if name != "iq4_nl":
-        return steps.round_().clamp_(low, low + (LEVELS - 1))
+        return steps.round_().clamp_(low, low + (len(TWO_BITS) if is_two_bits(name) else LEVELS) - 1)
     places = steps.mul_(2).floor_().clamp_(*IQ4_NL_ENDS).sub_(IQ4_NL_ENDS[0]).int()
     return _nearest_of_iq4_nl(groups.device).index_select(0, places.flatten()).view(groups.shape)
 
@@ -189,7 +221,7 @@ def find_levels(groups: "Tensor", name: GridName) -> "tuple[Tensor, Tensor, Tens
         reach, tried = most.clamp(min=0) - least.clamp(max=0), [float(steps) for steps in range(LEVELS - 1, 0, -1)]
     else:
         reach = torch.where(-least >= most, least, most)
-        levels = IQ4_NL if name == "iq4_nl" else range(LEAST, LEAST + LEVELS)
+        levels = IQ4_NL if name == "iq4_nl" else TWO_BITS if is_two_bits(name) else range(LEAST, LEAST + LEVELS)
         tried = [float(level) for level in sorted(levels, key=lambda level: (-abs(level), level)) if level]
         if name == "int4_symmetric":  # whose scales are positive
             reach, tried = reach.abs(), [abs(level) for level in tried if level < 0]
@@ -210,10 +242,10 @@ def find_levels(groups: "Tensor", name: GridName) -> "tuple[Tensor, Tensor, Tens
 
 
 def _levels_of(groups: "Tensor", scale: "Tensor", name: GridName) -> "tuple[Tensor, Tensor]":
-    """Levels at these scales, and the lowest of 16 that include them, if any do."""
+    """Levels at these scales, and the lowest of those that include them, if any do."""
     import torch
 
-    low = torch.full_like(scale, LEAST)
+    low = torch.full_like(scale, TWO_BITS[0] if is_two_bits(name) else LEAST)
     if name == "int4_asymmetric":
         low = (groups.amin(-1, keepdim=True).clamp(max=0) / scale).round().clamp(1 - LEVELS, 0)
     return nearest_levels(groups, scale, low, name), low

@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 
 from tasks.shared.errors import ModelError
-from tasks.shared.model.gguf_files import read_gguf_header
+from tasks.shared.model.gguf_files import gguf_parts, read_gguf_header
 from tasks.shared.model.graph_files import graph_files
 from tasks.shared.model.weight_files import TensorInfo, loaded_files, read_header
 from tasks.shared.model.weights import is_gguf
@@ -29,7 +29,7 @@ def weight_files(path: Path) -> list[Path]:
     A second copy of the weights in the folder is not counted (`loaded_files`).
     """
     if is_gguf(path):
-        return [path]
+        return [part for part in gguf_parts(path) if part.is_file()]
     graph = graph_files(path)
     return loaded_files(path) or sorted(path.glob("*.gguf")) or ([] if graph is None else graph.list_in(path))
 

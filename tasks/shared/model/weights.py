@@ -14,6 +14,7 @@ from tasks.shared.model.configuration import (
     refuse_unnamed_quantization,
 )
 from tasks.shared.model.gguf_files import check_gguf
+from tasks.shared.model.gguf_types import type_numbers
 from tasks.shared.model.weight_files import check_folder, read_json, tensors_of
 
 if TYPE_CHECKING:
@@ -73,6 +74,8 @@ def read_gguf(file: Path) -> "GGUFReader":
     """
     import numpy
     from gguf.gguf_reader import GGUFReader
+
+    type_numbers()
 
     class Reader(GGUFReader):
         @property

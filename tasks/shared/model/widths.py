@@ -13,7 +13,7 @@ GROUP_SIZES = (128, 64, 32)
 """Sizes of groups that share a scale, largest first: what engines have kernels for."""
 DIVISORS: Mapping[str, int] = {
     "f32": 1, "f16": 1, "bf16": 1, "q8_0": 32, "q5_1": 32, "q5_0": 32, "q4_1": 32, "q4_0": 32, "iq4_nl": 32, "mxfp4": 32,
-    "nvfp4": 64,
+    "nvfp4": 64, "q2_0": 64,
     "q2_k": 256, "q3_k": 256, "q4_k": 256, "q5_k": 256, "q6_k": 256, "iq1_s": 256, "iq1_m": 256, "iq2_xxs": 256, "iq2_xs": 256,
     "iq2_s": 256, "iq3_xxs": 256, "iq3_s": 256, "iq4_xs": 256, "tq1_0": 256, "tq2_0": 256,
 }  # fmt: skip

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,15 +16,18 @@ from tasks.export import parity
 from tasks.export.gguf import Gguf
 from tasks.export.gguf_file import TOKEN_BYTES
 from tasks.quantize.rtn import RTN
+from tasks.shared.engines.engine import find_weights
 from tasks.shared.engines.llama_engine import LlamaSession
-from tasks.shared.errors import ConfigError, ParityError, TechniqueError
+from tasks.shared.errors import ConfigError, ModelError, ParityError, TechniqueError
 from tasks.shared.forecast import Rows, Workload
 from tasks.shared.gguf.types import Scheme
 from tasks.shared.gguf.writer import plan_tensors, write_gguf
 from tasks.shared.model.agreement import truncated_divergence
-from tasks.shared.model.grids import BLOCK, Grid, GridName, round_to_grid
+from tasks.shared.model.gguf_files import gguf_parts
+from tasks.shared.model.grids import BLOCK, BLOCKS, Grid, GridName, find_levels, own_grid, round_to_grid
 from tasks.shared.model.loading import CHATML, load_model
 from tasks.shared.model.saving import save_model
+from tasks.shared.model.sizes import parameter_count, weight_bytes
 from tasks.shared.model.weights import read_gguf
 from tasks.shared.technique import Compute, Inputs
 from tests.families import FAMILIES, save_family, tokenizer
@@ -146,6 +150,35 @@ def test_the_same_weights_are_the_same_file(tmp_path: Path) -> None:
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
+def test_a_large_model_is_written_in_parts_that_are_one_model(tmp_path: Path) -> None:
+    source = save_tiny(tmp_path / "source")
+    whole, run = empty_run(tmp_path, "whole")
+    technique = Gguf(
+        scheme="q8_0", prompts=2, tokens=2, importance_rows=0, min_top1=0.9, max_kl=0.01, split_bytes=10**9
+    )
+    one = technique(inputs_of(source), whole, run)
+    assert [file.name for file in whole.glob("*.gguf")] == ["model.gguf"]
+    out, run = empty_run(tmp_path, "parts")
+    figures = replace(technique, split_bytes=60_000)(inputs_of(source), out, run)
+    parts = sorted(out.glob("*.gguf"))
+    assert len(parts) > 2 and parts[0].name == f"model-00001-of-{len(parts):05d}.gguf" and parts == gguf_parts(parts[0])
+    assert all(sum(tensor.n_bytes for tensor in read_gguf(part).tensors) <= 60_000 for part in parts)
+    assert figures["tensor_bytes"] == one["tensor_bytes"] and figures["kl_to_source"] == one["kl_to_source"]
+    assert figures["size_bytes"] == weight_bytes(out) == sum(part.stat().st_size for part in parts)
+    assert parameter_count(out) == parameter_count(whole)
+    found = find_weights(out)
+    assert (found.engine, found.path, found.fault) == ("llama.cpp", parts[0], "")
+    with pytest.raises(ModelError, match="llama-gguf-split --merge"):
+        load_model(parts[0])
+    assert "not the first part" in find_weights(parts[1]).fault
+    parts[1].unlink()
+    assert (
+        find_weights(out).fault
+        == find_weights(parts[0]).fault
+        == f"{len(parts) - 1} of the {len(parts)} parts of a split GGUF"
+    )
+
+
 @pytest.mark.parametrize(
     ("asked", "scheme", "symmetric"), [("auto", "q4_0", True), ("auto", "q4_1", False), ("q4_1", "q4_1", True)]
 )
@@ -186,15 +219,24 @@ def test_auto_takes_the_type_that_copies_the_source(tmp_path: Path, weights: lis
 
 @pytest.mark.parametrize(
     ("grid", "scheme"),
-    [("q4_0", "q4_0"), ("iq4_nl", "iq4_nl"), ("int4_symmetric", "q4_0"), ("int4_asymmetric", "q4_1")],
+    [
+        ("q4_0", "q4_0"),
+        ("iq4_nl", "iq4_nl"),
+        ("int4_symmetric", "q4_0"),
+        ("int4_asymmetric", "q4_1"),
+        ("q2_0", "q2_0"),
+        ("tq2_0", "tq2_0"),
+    ],
 )
 def test_auto_finds_the_grid_of_dense_weights(tmp_path: Path, grid: GridName, scheme: str) -> None:
-    model = build_model()
+    model = build_model(intermediate_size=256)
     assert export.copying_type(save_tiny(tmp_path / "dense", model)) == "q4_0"
     with torch.no_grad():
         for layer in model.model.layers.modules():
             if isinstance(layer, torch.nn.Linear):
-                layer.weight.copy_(round_to_grid(layer.weight, Grid(grid, BLOCK)))
+                own = own_grid(grid, layer.in_features) if grid in BLOCKS else Grid(grid, BLOCK)
+                assert own is not None
+                layer.weight.copy_(round_to_grid(layer.weight, own))
     rounded = save_tiny(tmp_path / "rounded", model)
     assert export.copying_type(rounded) == scheme
     types = plan_tensors(rounded, scheme, "q8_0")
@@ -203,7 +245,34 @@ def test_auto_finds_the_grid_of_dense_weights(tmp_path: Path, grid: GridName, sc
     assert not export.holds_levels(rounded, plan_tensors(rounded, scheme, "same"))  # the embedding is on no grid
 
 
-@pytest.mark.parametrize("scheme", ["iq4_nl", "q4_k", "iq2_xxs"])
+@pytest.mark.parametrize(
+    ("grid", "hidden", "types"),
+    [("q2_0", 64, {"q2_0"}), ("tq2_0", 256, {"tq2_0"}), ("tq2_0", 64, {"tq2_0", "iq4_nl"})],
+)
+def test_llama_cpp_computes_with_the_four_levels_of_2_bits(
+    tmp_path: Path, grid: GridName, hidden: int, types: set[str]
+) -> None:
+    """Its own rounding uses three of them; a file with the fourth must answer like its source, not merely decode."""
+    model = build_model(hidden_size=hidden, intermediate_size=256, num_hidden_layers=2)
+    for layer in model.model.layers.modules():
+        if isinstance(layer, torch.nn.Linear):
+            own = own_grid(grid, layer.in_features)
+            assert own is not None
+            layer.weight.data = round_to_grid(layer.weight.data, own)
+            found = find_levels(layer.weight.data.unflatten(-1, (-1, own.group)), own.name)
+            assert found is not None
+            assert own.name != grid or set(found[2].unique().tolist()) == {-1.0, 0.0, 1.0, 2.0}
+    source = save_tiny(tmp_path / "source", model)
+    out, run = empty_run(tmp_path)
+    exported = Gguf(
+        embedding="f16", prompts=4, tokens=4, min_top1=0.8, max_kl=5e-3
+    )  # a wrong level costs a hundred times this
+    figures = exported(inputs_of(source, write_corpus(tmp_path / "corpus", 4)), out, run)
+    written = json.loads((out / "parity.json").read_text())
+    assert figures["scheme"] == grid and set(written["types"]) == types | {"f16"}
+
+
+@pytest.mark.parametrize("scheme", ["iq4_nl", "q4_k", "iq2_xxs", "q2_0", "tq2_0"])
 def test_types_of_llama_cpp_are_served_and_their_size_is_foretold(tmp_path: Path, scheme: Scheme) -> None:
     """llama.cpp itself reads the file; iq2_xxs is rounded by importance only."""
     model = build_model(hidden_size=256, intermediate_size=256, num_hidden_layers=2)
@@ -324,6 +393,7 @@ CHANGES = {
     "top": Change(8),
     "min_top1": Change(0.01),
     "max_kl": Change(98.0),
+    "split_bytes": Change(20_000),
 }
 
 

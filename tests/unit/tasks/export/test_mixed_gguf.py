@@ -124,6 +124,7 @@ CHANGES = {
     "top": Change(8),
     "min_top1": Change(0.01),
     "max_kl": Change(98.0),
+    "split_bytes": Change(20_000),
 }
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from verdict_samples import (
@@ -119,6 +120,22 @@ def test_svg_is_named_described_and_unique(tmp_path: Path) -> None:
     for tag, attributes in tags:
         if tag == "svg":
             assert set(str(attributes["aria-labelledby"]).split()) <= set(ids)
+
+
+def test_plots_are_files_that_stand_alone(tmp_path: Path) -> None:
+    verdict = a_verdict()
+    models = {EVIL if name == "gguf" else name: model for name, model in verdict.models.items()}
+    comparisons = {EVIL if name == "gguf" else name: found for name, found in verdict.comparisons.items()}
+    page, _ = make(tmp_path, all_inputs(tmp_path, a_verdict(models=models, comparisons=comparisons)), theme="dark")
+    files = sorted((tmp_path / "out" / "figures").iterdir())
+    assert len(files) == page.count("<svg ") > 5 and all(re.fullmatch(r"[\w.-]+\.svg", file.name) for file in files)
+    for file in files:
+        content = file.read_text("utf-8")
+        root = ElementTree.fromstring(content)
+        assert root.tag == "{http://www.w3.org/2000/svg}svg" and root.attrib["data-theme"] == "dark"
+        assert not {"script", "image", "foreignObject"} & {part.tag.partition("}")[2] for part in root.iter()}
+        style = content.split("</style>")[0]
+        assert set(re.findall(r"var\((--\w+)", style)) <= set(re.findall(r"(--\w+):", style))
 
 
 def test_same_input_gives_same_bytes(tmp_path: Path) -> None:

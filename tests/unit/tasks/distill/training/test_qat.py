@@ -22,7 +22,17 @@ from tasks.shared.formats.rows import write_rows
 from tasks.shared.gguf.types import Scheme
 from tasks.shared.gguf.writer import write_gguf
 from tasks.shared.model.encoding import collate, encode
-from tasks.shared.model.grids import SERVED, Grid, GridName, find_levels, group_scales, nearest_levels, round_to_grid
+from tasks.shared.model.grids import (
+    BLOCKS,
+    SERVED,
+    Grid,
+    GridName,
+    find_levels,
+    group_scales,
+    is_two_bits,
+    nearest_levels,
+    round_to_grid,
+)
 from tasks.shared.model.linear_layers import input_sizes
 from tasks.shared.model.loading import load_model
 from tasks.shared.model.sizes import weight_bytes
@@ -47,11 +57,11 @@ def loss_of(model: Any) -> torch.Tensor:
     return sum(Answers().terms(model, batch(), None).values())  # type: ignore[return-value]
 
 
-def rounded_model(model: Any, grid: Grid) -> Any:
-    """The model with its linear layers on the grid."""
+def rounded_model(model: Any, grid: Grid | dict[str, Grid]) -> Any:
+    """The model with its linear layers on one grid, or each on its own."""
     for name in input_sizes(model):
         layer = model.get_submodule(name)
-        layer.weight.data = round_to_grid(layer.weight.data, grid)
+        layer.weight.data = round_to_grid(layer.weight.data, grid if isinstance(grid, Grid) else grid[name])
     return model
 
 
@@ -71,10 +81,10 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("scales", ["extremes", "learned"])
 def test_gradients_are_those_at_the_rounded_weights(grid: GridName, scales: Any) -> None:
     model = small_model()
-    round_layers(model, Qat(grid=grid, group_size=32, scales=scales))
+    grids = round_layers(model, Qat(grid=grid, group_size=0 if grid in BLOCKS else 32, scales=scales))
     loss = loss_of(model)
     loss.backward()
-    reference = rounded_model(small_model(), Grid(grid, 32))
+    reference = rounded_model(small_model(), grids)
     wanted = loss_of(reference)
     wanted.backward()
     assert torch.equal(loss, wanted)
@@ -101,7 +111,8 @@ def test_a_factor_s_gradient_is_lsq_s(grid: GridName) -> None:
     levels = nearest_levels(groups, scale, low, grid)
     ratio = factor.clone().requires_grad_()
     step = scale * (ratio - factor).exp()[..., None]
-    ends = (-139.0, 125.0) if grid == "iq4_nl" else (low - 0.5, low + 15.5)
+    top = low + (3 if is_two_bits(grid) else 15)
+    ends = (-139.0, 125.0) if grid == "iq4_nl" else (low - 0.5, top + 0.5)
     steps = (groups / step).clamp(*ends)  # type: ignore[arg-type]
     steps = torch.where((steps == ends[0]) | (steps == ends[1]), levels, steps)
     ((steps + (levels - steps).detach()) * step * outer.unflatten(-1, (-1, 32))).sum().backward()
@@ -217,7 +228,7 @@ def tensors_of(folder: Path, name: str) -> tuple[dict[str, torch.Tensor], torch.
 
 @pytest.mark.parametrize(
     ("grid", "scheme"),
-    [("int4_symmetric", "q4_0"), ("int4_asymmetric", "q4_1"), ("q4_0", "q4_0"), ("iq4_nl", "iq4_nl")],
+    [("int4_symmetric", "q4_0"), ("int4_asymmetric", "q4_1"), ("q4_0", "q4_0"), ("iq4_nl", "iq4_nl"), ("q2_0", "q2_0")],
 )
 def test_a_gguf_file_holds_the_same_weights(source: Path, tmp_path: Path, grid: GridName, scheme: Scheme) -> None:
     model, _, out = trained(tmp_path, "trained", source, qat={"grid": grid, "scales": "learned"})
