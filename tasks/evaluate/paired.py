@@ -11,6 +11,7 @@ from pydantic import AfterValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from tasks.evaluate.models_under_test.model_under_test import MODEL_PORTS, ModelUnderTest, list_models
+from tasks.evaluate.verdict.cliff import cliff_notes, find_cliffs
 from tasks.evaluate.verdict.comparison import Rules, compare_measure, holm_correct, list_flips, noise_floor
 from tasks.evaluate.verdict.cost import Prices
 from tasks.evaluate.verdict.decision import candidate_decision, choose_shipped, confirm_together, overall_decision
@@ -253,6 +254,7 @@ class Paired:
         if self.familywise == "fdr":
             proposed = confirm_together(proposed, self.alpha)
         shipped = choose_shipped(proposed, {name: entries[name].size_bytes for name in proposed})
+        cliffs = find_cliffs(baseline, entries, proposed, gates)
         items = {name: count_test_items(gate.measure, evidence.items_of(name)) for name, gate in gates.items()}
         counts = {name: own.count for name, own in items.items()}
         detectable = self._detectable(items, gates, alpha, proposed)
@@ -260,13 +262,13 @@ class Paired:
             baseline=baseline, reference=next((model.name for model in models if model.role == "reference"), None),
             decision=overall_decision(proposed), shipped=shipped, gates=dict(gates), mode=self.mode, alpha=alpha, power=self.power,
             test=TestSplit(items=counts, minimum_detectable=detectable), models=entries, comparisons=comparisons | proposed,
-            noise=self._noise(baseline, evidence, gates),
+            noise=self._noise(baseline, evidence, gates), cliffs=cliffs,
             flips=[flip for name in compared for measure, gate in gates.items() if gate.margin is not None
                    for flip in list_flips(gate.measure, evidence.items_of(measure), baseline, name)],
             machine=evidence.machine(), versions={**evidence.versions, **{name: version(name) for name in self.spec.libraries}},
             notes=[*self._renamed(), *power_notes(items, gates, detectable, self.discordance, self.power),
                    *slice_notes(self.slices, evidence, gates), *several_notes(candidates, alpha, bool(self.familywise)),
-                   *mode_notes(self.mode, alpha, proposed), *evidence.notes],
+                   *mode_notes(self.mode, alpha, proposed), *cliff_notes(cliffs, entries, gates), *evidence.notes],
         )  # fmt: skip
 
     def _detectable(

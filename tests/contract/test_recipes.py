@@ -29,7 +29,7 @@ README = (PROJECT / "README.md").read_text("utf-8")
 RECIPE_PAGE = (PROJECT / "docs" / "recipe.md").read_text("utf-8")
 DATA_PAGE = (PROJECT / "docs" / "your-data.md").read_text("utf-8")
 RECIPES = recipe_names()
-DATA = {"support_bot_bench": "steps.bench.data"}
+DATA = {"support_bot_bench": "steps.bench.data", "pruning_benchmarks": "steps.bench.data"}
 """By recipe: the setting for a folder of data that the user brings; a stand-in takes its place here."""
 
 
@@ -70,7 +70,7 @@ def test_a_recipe_without_its_data_says_which_files_and_where_they_are(name: str
     with pytest.raises(ErrorList, match=r"not set; required for \d tasks") as refused:
         build_plan(compose_recipe(name).recipe)
     for line in (
-        "gsm8k_test: gsm8k/test.jsonl, gsm8k/train.jsonl, from github.com/openai/grade-school-math",
+        "crows_pairs_en: crows_pairs/crows_pairs_anonymized.csv, from github.com/nyu-mll/crows-pairs",
         "fix: steps.bench.data=",
     ):
         assert line in str(refused.value)

@@ -15,6 +15,7 @@ from tasks.report.words.wording import lowest_retention, times_faster, times_sma
 from tasks.shared.formats.records import Machine
 from tasks.shared.formats.scores import Role
 from tasks.shared.formats.verdict import (
+    Cliff,
     Decision,
     Flip,
     Gate,
@@ -156,6 +157,8 @@ class Report(Part):
     comparisons: list[ComparisonRow]
     slices: list[SliceRow]
     noise: dict[str, list[NoiseFloor]]
+    cliffs: dict[str, Cliff] = {}
+    """By measure."""
     flips: list[FlipGroup]
     flips_total: int
     training: list[Training]
@@ -288,6 +291,7 @@ def from_verdict(
             for part in found.slices
         ],
         noise=verdict.noise,
+        cliffs=verdict.cliffs,
         flips=flip_groups(verdict, max_flips),
         flips_total=len(verdict.flips),
         machine=verdict.machine,

@@ -16,7 +16,10 @@ def all_figures(report: Report) -> dict[str, list[Figure]]:
     deciding = [(name, gate.measure) for name, gate in report.deciding]
     common, moved = on_common_items(report)
     found: dict[str, list[Figure | None]] = {
-        "pareto": [told(pareto_figure(common.models, name, measure), moved) for name, measure in deciding],
+        "pareto": [
+            told(pareto_figure(common.models, name, measure, report.cliffs.get(name)), moved)
+            for name, measure in deciding
+        ],
         "speed": [speed_figure(report.models)],
         "size_stages": [size_waterfall(report)],
         "quality_stages": [told(quality_waterfall(common, name, measure), moved) for name, measure in deciding],

@@ -9,7 +9,19 @@ from tasks.report.content.report import ModelRow
 from tasks.report.figures.drawing import SHAPES, WIDTH, Figure, drawing, x_axis, y_axis
 from tasks.report.figures.svg import Scale, element, line, linear_ticks, log_ticks, marker, place_labels, short, text
 from tasks.shared.formats.scores import Measure
-from tasks.shared.text.numbers import MINUS, SHARE, amount, byte_size, quantity, round_size, score_interval, times
+from tasks.shared.formats.verdict import Cliff
+from tasks.shared.text.numbers import (
+    MINUS,
+    SHARE,
+    amount,
+    byte_size,
+    gap,
+    gap_unit,
+    quantity,
+    round_size,
+    score_interval,
+    times,
+)
 
 TOP, BOTTOM = 44, 252
 LARGEST, SMALLEST = 9.0, 3.5
@@ -47,10 +59,11 @@ def timed_together(one: ModelRow, other: ModelRow) -> bool:
     return len(engines) == 1 or "baseline" in (one.role, other.role)
 
 
-def pareto_figure(rows: Sequence[ModelRow], name: str, measure: Measure) -> Figure | None:
+def pareto_figure(rows: Sequence[ModelRow], name: str, measure: Measure, cliff: Cliff | None = None) -> Figure | None:
     """Draw score with interval against size (log scale), the mark's area by speed.
 
     None if no model has a size and this score.
+    cliff: of this measure; a dashed line before its model.
     """
     known = [
         row for row in rows if row.role != "repeat" and name in row.measured.scores and row.measured.size_bytes > 0
@@ -72,6 +85,10 @@ def pareto_figure(rows: Sequence[ModelRow], name: str, measure: Measure) -> Figu
         boxes.append((place - 2, y(score.high), place + 2, y(score.low)))
         dots.append((place, y(score.value), short(row.name)))
         described.append(describe(row, name, measure.unit, row.name in worse))
+    edge = cliff_edge(rows, cliff)
+    if edge is not None:
+        parts.append(line(x(edge), TOP, x(edge), BOTTOM, "cliff"))
+        boxes.append((x(edge) - 2, TOP, x(edge) + 2, BOTTOM))
     spots = place_labels(dots, (x.start, TOP - 8, WIDTH, BOTTOM), boxes)
     parts += [
         text(left, base, dot[2], class_="label faint" if row.name in worse else "label")
@@ -82,7 +99,24 @@ def pareto_figure(rows: Sequence[ModelRow], name: str, measure: Measure) -> Figu
     unit = "" if measure.unit == SHARE else f" in {measure.unit}"
     title = f"{measure.title[:1].upper()}{measure.title[1:]}, size and speed"
     caption = f"{measure.title[:1].upper()}{measure.title[1:]}{unit} against size; {better}."
+    if edge is not None and cliff is not None:
+        told = (
+            f"Dashed: {cliff.model} loses {gap(cliff.loss, measure.unit, signed=False)} {gap_unit(measure.unit)}, more than twice the "
+            f"{gap(cliff.expected, measure.unit, signed=False)} of the larger models' trend."
+        )
+        caption, described = f"{caption} {told}", [*described, told.removesuffix(".")]
     return Figure(title, drawing(f"pareto-{name}", title, "; ".join(described) + ".", BOTTOM + 40, *parts), caption)
+
+
+def cliff_edge(rows: Sequence[ModelRow], cliff: Cliff | None) -> float | None:
+    """Return the size, in bytes, between a cliff's model and the one before it.
+
+    None without a cliff, or their sizes.
+    """
+    sizes = {row.name: row.measured.size_bytes for row in rows}
+    if cliff is None or not all(sizes.get(name) for name in (cliff.model, cliff.before)):
+        return None
+    return sqrt(sizes[cliff.model] * sizes[cliff.before])
 
 
 def describe(row: ModelRow, name: str, unit: str, beaten: bool) -> str:

@@ -262,6 +262,19 @@ class NoiseFloor(Record):
     flip_rate: Share
 
 
+class Cliff(Record):
+    """The first model whose loss is shown and more than twice the larger ones' trend.
+
+    loss, expected: measured, and by the trend; in the measure's unit.  before: the next larger model of the frontier.
+    """
+
+    model: str
+    before: str
+    times_smaller: float
+    loss: float
+    expected: float
+
+
 class TestSplit(Record):
     """Size of the test split by measure.
 
@@ -291,6 +304,8 @@ class Verdict(Record):
     comparisons: dict[str, Comparison]
     noise: dict[str, list[NoiseFloor]] = Field(default_factory=dict)
     """By measure."""
+    cliffs: dict[str, Cliff] = Field(default_factory=dict)
+    """By measure; measures without one are absent."""
     flips: list[Flip]
     machine: Machine
     versions: dict[str, str]

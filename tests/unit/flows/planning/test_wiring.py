@@ -18,6 +18,8 @@ from tests.benchmark_data import write_benchmark_data
 from tests.project_files import matching
 from tests.tiny_llama import save_tiny
 
+BENCHES = ("support_bot_bench", "pruning_benchmarks")
+"""Recipes on data that the user brings."""
 CORPUS, TRACES, MODEL, SCORES = Kind.CORPUS, Kind.TRACES, Kind.MODEL, Kind.SCORES
 TRAINING = {"model": Port((MODEL,)), "data": Port((TRACES, CORPUS))}
 TAUGHT = {**TRAINING, "teacher": Port((MODEL,))}
@@ -316,7 +318,7 @@ def keys(plan: Plan, root: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, s
 def test_a_short_recipe_is_the_long_one_step_by_step(
     name: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    more = [f"steps.bench.data={data}"] if name == "support_bot_bench" else []
+    more = [f"steps.bench.data={data}"] if name in BENCHES else []
     short = build_plan(compose_recipe(name, more).recipe)
     long = build_plan(compose_recipe(f"long_{name}", [*more, LONG]).recipe)
     assert [step.name for step in short.steps] == [step.name for step in long.steps]
@@ -330,7 +332,7 @@ def test_a_short_recipe_is_the_long_one_step_by_step(
 @pytest.mark.needs_embedded
 @pytest.mark.parametrize("name", recipe_names())
 def test_a_recipe_names_no_input_that_the_plan_would_wire(name: str, data: Path) -> None:
-    composed = compose_recipe(name, [f"steps.bench.data={data}"] if name == "support_bot_bench" else []).recipe
+    composed = compose_recipe(name, [f"steps.bench.data={data}"] if name in BENCHES else []).recipe
     plan = build_plan(composed)
     for step, node in composed["steps"].items():
         for port in node.get("inputs", {}):

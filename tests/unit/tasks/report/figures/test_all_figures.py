@@ -16,6 +16,7 @@ from tasks.report.figures.waterfall import quality_waterfall, size_waterfall, st
 from tasks.report.words.diff import word_runs
 from tasks.shared.formats.records import Figure as Number
 from tasks.shared.formats.scores import Measure
+from tasks.shared.formats.verdict import Cliff
 
 
 def report_of(root: Path, **changes: object) -> Report:
@@ -58,6 +59,16 @@ def test_pareto_tells_in_words_what_it_draws() -> None:
     assert figure and "b, 20.0 MB, 2.0x the speed of the baseline, 70.0 % [65.0, 75.0], dominated" in figure.svg
     assert figure.svg.count('class="dominated"') == 1 and figure.svg.count('class="candidate"') == 1
     assert pareto_figure([row("a", 10, 50, 0.8)], "absent", Measure(title="absent")) is None
+
+
+def test_a_cliff_is_drawn_between_its_models_and_told() -> None:
+    rows, measure = [row("a", 10, 40, 0.8), row("b", 20, 10, 0.3)], Measure(title="fact accuracy")
+    cliff = Cliff(model="b", before="a", times_smaller=8, loss=0.5, expected=0.02)
+    figure = pareto_figure(rows, "fact", measure, cliff)
+    assert figure is not None and figure.svg.count('class="cliff"') == 1
+    assert "b loses 50.0 points, more than twice the 2.0 of the larger models" in figure.caption
+    unknown = pareto_figure(rows, "fact", measure, cliff.model_copy(update={"before": "elsewhere"}))
+    assert unknown is not None and "cliff" not in unknown.svg
 
 
 def test_bars_of_several_engines_say_so() -> None:
