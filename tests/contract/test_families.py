@@ -21,10 +21,11 @@ from tasks.prune.hidden import Hidden
 from tasks.prune.weight_selection import WeightSelection
 from tasks.prune.width import Width
 from tasks.shared import isolation
-from tasks.shared.errors import TechniqueError
+from tasks.shared.errors import ModelError, TechniqueError
 from tasks.shared.formats.rows import read_rows, write_rows
 from tasks.shared.formats.soft_targets import SoftTargets, row_key
 from tasks.shared.gguf.support import BIASES
+from tasks.shared.gguf.writer import write_gguf
 from tasks.shared.mixtures import expert_count
 from tasks.shared.model.activations import collect
 from tasks.shared.model.encoding import encode
@@ -41,6 +42,9 @@ from tests.families import FAMILIES, save_family, silence_channels
 from tests.family_table import CORPUS, PAGE, ROWS, Row, plan_answer, renewed, techniques
 from tests.optional_packages import missing_extra
 from tests.tiny_llama import empty_run, inputs_of, write_corpus
+
+UNREAD_GGUF = ("mixtral", "olmo2", "granite", "smollm3", "gpt_neox")
+"""Families whose GGUF files transformers refuses to read."""
 
 LENGTH = 40
 """Tokens of a probe: more than the shortest sliding window."""
@@ -601,6 +605,22 @@ def test_llama_cpp_reads_biases_or_the_plan_says_that_it_does_not(
         return
     out, run = empty_run(tmp_path)
     check_gguf(source, out, row.technique(inputs_of(source, corpus), out, run), inputs_of(source, corpus))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_gguf_file_is_read_back_as_the_model_it_was_or_not_at_all(name: str, tmp_path: Path) -> None:
+    """Transformers leaves settings that it does not look for at its defaults, such as Gemma's soft caps."""
+    import torch
+
+    source = save_family(tmp_path / name, name)
+    write_gguf(source, tmp_path / "model.gguf", "f32")
+    ids = torch.arange(3, 13)[None]
+    if name in UNREAD_GGUF:
+        with pytest.raises(ModelError):
+            load_model(tmp_path / "model.gguf")
+        return
+    logits = [load_model(path)(ids).logits for path in (source, tmp_path / "model.gguf")]
+    torch.testing.assert_close(*logits, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

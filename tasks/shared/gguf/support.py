@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from tasks.shared.model.families import with_layer_lists
+from tasks.shared.model.families import NARROW_HEADS, with_layer_lists
 from tasks.shared.model.layout import LAYER_LISTS, layer_count
 from tasks.shared.technique import Refusal
 
@@ -13,8 +13,6 @@ OFF_BY_DEFAULT = frozenset({"qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "smollm3
 """Of these, families that have no window without `use_sliding_window`."""
 SHORTEST = 1024
 """Tokens of the shortest sliding window that is worth a file."""
-NARROW_HEADS = {"gemma2": 46, "gemma3_text": 62}
-"""Number of layers at which llama.cpp takes hidden / heads instead of the head size to scale Gemma's attention (27B)."""
 EVEN_HEADS = frozenset({"qwen2", "qwen2_moe", "granite", "olmo2", "phi3"})
 """Families whose heads llama.cpp takes to be hidden / heads wide, whatever the configuration says."""
 BIASES = ("attention_bias", "mlp_bias")

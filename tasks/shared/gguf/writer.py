@@ -68,9 +68,9 @@ def write_gguf(
         try:
             with quiet_converter():
                 writer = converter(config, str(model))
-                instance = writer(
-                    folder, file_type(scheme), out, model_name=name or model.name, eager=True, split_max_size=most
-                )
+                # Transformers 5.17 takes a llama file with exactly this name for another architecture, and cannot read it.
+                title = {"mistral": "Mistral"}.get(name or model.name, name or model.name)
+                instance = writer(folder, file_type(scheme), out, model_name=title, eager=True, split_max_size=most)
                 instance.scheme, instance.vocabulary_scheme, instance.written = scheme, vocabulary, []
                 instance.importance, instance.types = importance or {}, types
                 with instance.packing():

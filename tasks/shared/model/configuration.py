@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.shared.errors import ModelError
 from tasks.shared.extras import extra_problem
+from tasks.shared.model.families import NARROW_HEADS
+from tasks.shared.model.gguf_files import header_settings, read_gguf_header
 from tasks.shared.model.weight_files import TensorInfo, read_json, shown, unused_files
 
 if TYPE_CHECKING:
@@ -120,6 +122,8 @@ def load_config(path: Path) -> "PretrainedConfig":
     config: PretrainedConfig = AutoConfig.from_pretrained(
         path.parent if place else path, trust_remote_code=False, **place
     )
+    if place:
+        _take_header(config, path)
     refuse_foreign_model(path, config, raw)
     if (path / "generation_config.json").is_file():
         _refuse_unreadable_generation(path / "generation_config.json")
@@ -133,6 +137,20 @@ def load_config(path: Path) -> "PretrainedConfig":
         )
         config.pad_token_id = None
     return config
+
+
+def _take_header(config: "PretrainedConfig", file: Path) -> None:
+    """Set what transformers leaves at its defaults although a GGUF's header says it.
+
+    Sizes of heads and experts, GPT-2's positions, and Gemma's soft caps; llama.cpp computes the scale of Gemma's attention from the sizes.
+    """
+    known, header = config.to_dict(), read_gguf_header(file)
+    for name, value in header_settings(header).items():
+        if name in known:
+            setattr(config, name, value)
+    if "query_pre_attn_scalar" in known:
+        narrow = NARROW_HEADS.get(config.model_type) == config.num_hidden_layers
+        config.query_pre_attn_scalar = config.hidden_size // config.num_attention_heads if narrow else config.head_dim
 
 
 def _refuse_unreadable_generation(file: Path) -> None:

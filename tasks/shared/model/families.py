@@ -53,6 +53,8 @@ FEED_FORWARD_BIAS = frozenset(
 """Families whose `mlp_bias` gives a bias to the last projection of the feed-forward block, too."""
 ALWAYS_BIASED = frozenset({"gpt_neox"})
 """Families whose feed-forward block has biases that no setting takes away."""
+NARROW_HEADS = {"gemma2": 46, "gemma3_text": 62}
+"""Number of layers at which llama.cpp takes hidden / heads instead of the head size to scale Gemma's attention (27B)."""
 GGUF_TYPES = {"gemma3": "gemma3_text", "gptneox": "gpt_neox", "qwen3moe": "qwen3_moe"}
 """llama.cpp's name of an architecture -> `model_type`, where they differ."""
 

@@ -23,6 +23,12 @@ OTHER_KINDS = {
     "mmproj": ("the image projector of a multimodal model, no language model", "give the language model's file"),
     "imatrix": ("an importance matrix, no model", "give the model's file"),
 }  # fmt: skip
+SETTINGS = {
+    "hidden_size": "embedding_length", "intermediate_size": "feed_forward_length", "num_attention_heads": "attention.head_count",
+    "num_key_value_heads": "attention.head_count_kv", "head_dim": "attention.key_length", "moe_intermediate_size": "expert_feed_forward_length",
+    "n_positions": "context_length", "attn_logit_softcapping": "attn_logit_softcapping", "final_logit_softcapping": "final_logit_softcapping",
+}  # fmt: skip
+"""Fields of a header by the names of transformers' configurations."""
 PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 """End of the name of one part of a split model; llama.cpp opens the first and finds the others by their names."""
 SPLIT_FIX = "merge the parts: llama-gguf-split --merge <part 00001-of-...> whole.gguf"
@@ -43,6 +49,12 @@ class GgufHeader:
     def architecture(self) -> str:
         """Architecture as llama.cpp names it."""
         return str(self.fields.get("general.architecture", ""))
+
+
+def header_settings(header: GgufHeader) -> dict[str, int | float]:
+    """Return a model's settings from its header, under the names of transformers' configurations."""
+    found = {name: header.fields.get(f"{header.architecture}.{field}") for name, field in SETTINGS.items()}
+    return {name: value for name, value in found.items() if isinstance(value, int | float)}
 
 
 def gguf_parts(file: Path) -> list[Path]:

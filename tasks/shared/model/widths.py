@@ -7,7 +7,7 @@ from typing import Any
 from tasks.shared.errors import ModelError, TechniqueError
 from tasks.shared.forecast import Dimensions
 from tasks.shared.model.families import family_config
-from tasks.shared.model.gguf_files import read_gguf_header
+from tasks.shared.model.gguf_files import header_settings, read_gguf_header
 
 GROUP_SIZES = (128, 64, 32)
 """Sizes of groups that share a scale, largest first: what engines have kernels for."""
@@ -45,13 +45,7 @@ def shaped_config(path: Path) -> dict[str, Any]:
         header = read_gguf_header(path)
     except (OSError, ModelError):
         return config
-    names = {
-        "hidden_size": "embedding_length", "intermediate_size": "feed_forward_length", "num_attention_heads": "attention.head_count",
-        "num_key_value_heads": "attention.head_count_kv", "head_dim": "attention.key_length",
-        "moe_intermediate_size": "expert_feed_forward_length",
-    }  # fmt: skip
-    fields = {name: header.fields.get(f"{header.architecture}.{field}") for name, field in names.items()}
-    return config | {name: value for name, value in fields.items() if isinstance(value, int)}
+    return config | header_settings(header)
 
 
 def shortened(names: list[str]) -> str:
