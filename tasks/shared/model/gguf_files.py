@@ -52,7 +52,7 @@ class GgufHeader:
 
 
 def header_settings(header: GgufHeader) -> dict[str, int | float]:
-    """Return a model's settings from its header, under the names of transformers' configurations."""
+    """Return a model's settings from its header, by the names in transformers' configurations."""
     found = {name: header.fields.get(f"{header.architecture}.{field}") for name, field in SETTINGS.items()}
     return {name: value for name, value in found.items() if isinstance(value, int | float)}
 
