@@ -1,6 +1,7 @@
 """Export to llama.cpp's GGUF with a parity gate against the source model."""
 
 import logging
+import platform
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +39,7 @@ UNWEIGHTED = FLOATS | {"q8_0", "nvfp4", "mxfp4", "tq1_0"}
 """Types that are rounded without importance."""
 ROWS_READ = 64
 """Rows of a matrix by which its grid is recognized."""
+X86 = ("x86_64", "AMD64")
 FINE = 6.0
 """Bits per weight above which rounding 4-bit weights again changes next to nothing."""
 
@@ -171,6 +173,10 @@ class Gguf(GatedGguf):
         log.info("%d matrices in %.1f MB, %.2f bits per weight", len(tensors), total / 1e6, total * 8 / max(1, weights))
         for line in describe_fallbacks(tensors):
             log.warning("%s", line)
+        if platform.machine() in X86 and any(tensor.type == "q2_0" for tensor in tensors):
+            log.warning(
+                "llama.cpp computes q2_0 on x86 without vector instructions: several times slower than 4 bits; tq2_0 has them"
+            )
         return tensors
 
     def uses_importance(self, copied: Collection[str]) -> bool:

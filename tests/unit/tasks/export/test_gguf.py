@@ -1,6 +1,7 @@
 """The export and its gate: an exact file passes, a strange one is refused and leaves nothing behind."""
 
 import json
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -250,7 +251,7 @@ def test_auto_finds_the_grid_of_dense_weights(tmp_path: Path, grid: GridName, sc
     [("q2_0", 64, {"q2_0"}), ("tq2_0", 256, {"tq2_0"}), ("tq2_0", 64, {"tq2_0", "iq4_nl"})],
 )
 def test_llama_cpp_computes_with_the_four_levels_of_2_bits(
-    tmp_path: Path, grid: GridName, hidden: int, types: set[str]
+    tmp_path: Path, grid: GridName, hidden: int, types: set[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its own rounding uses three of them; a file with the fourth must answer like its source, not merely decode."""
     model = build_model(hidden_size=hidden, intermediate_size=256, num_hidden_layers=2)
@@ -270,6 +271,7 @@ def test_llama_cpp_computes_with_the_four_levels_of_2_bits(
     figures = exported(inputs_of(source, write_corpus(tmp_path / "corpus", 4)), out, run)
     written = json.loads((out / "parity.json").read_text())
     assert figures["scheme"] == grid and set(written["types"]) == types | {"f16"}
+    assert ("q2_0 on x86" in caplog.text) == (grid == "q2_0" and platform.machine() in export.X86)
 
 
 @pytest.mark.parametrize("scheme", ["iq4_nl", "q4_k", "iq2_xxs", "q2_0", "tq2_0"])
