@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from statistics import fmean
 
 from tasks.curate.reading.bad_rows import BadRow, Quarantine, Record
 from tasks.curate.reading.containers import PACKED, Container, find_container, read_records
@@ -20,6 +21,8 @@ COUNTED_BYTES = 1 << 20
 """Bytes at the beginning of a file whose records are counted for a forecast."""
 UNPACKED_BYTES = 1 << 24
 """Bytes of a packed file's content that show how well it packs; readers fetch its bytes in blocks of 128 kB."""
+BATCH = 500
+"""First records of a Parquet file whose characters are counted: those that are read together."""
 PREVIEWED = 5000
 """Most records that a plan reads."""
 PREVIEWED_BYTES = 1 << 25
@@ -37,7 +40,7 @@ def tokens_in(path: str, encoding: str = "") -> tuple[int, int]:
     """Return mean and longest tokens of a file's first records.
 
     If they are not known: the defaults of `Rows`.
-    Their characters are counted, names of fields and all, and Parquet files are not looked into.
+    Their characters are counted, names of fields and all.
     """
     found = [glance for glance in _glances(path, encoding) if glance.longest]
     if not found:
@@ -48,7 +51,7 @@ def tokens_in(path: str, encoding: str = "") -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Glance:
-    """Number of a file's records, and characters of its first ones; 0 if it was not looked into."""
+    """Number of a file's records, and characters of its first ones."""
 
     records: int
     longest: int = 0
@@ -76,7 +79,8 @@ def _glance(file: Path, part: str, encoding: str, size: int, _changed: int) -> G
     if found.form == "parquet" and not found.packing:
         from pyarrow import parquet
 
-        return Glance(int(parquet.ParquetFile(file).metadata.num_rows))
+        first = [len(str(record.value)) for record in itertools.islice(read_records(found, COUNTED_BYTES), BATCH)]
+        return Glance(int(parquet.ParquetFile(file).metadata.num_rows), max(first, default=0), fmean(first or [0]))
     count = longest = total = 0
     for record in read_records(found, COUNTED_BYTES):
         if record.offset > COUNTED_BYTES:

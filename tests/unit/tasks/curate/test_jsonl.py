@@ -207,6 +207,8 @@ def test_the_forecast_counts_records_of_other_formats(tmp_path: Path) -> None:
     (tmp_path / "torn.jsonl.gz").write_bytes(gzip.compress(rows.encode())[:2000])
     counted = {name: rows_in(str(tmp_path / name)) for name in ("rows.csv", "rows.parquet", "torn.jsonl.gz")}
     assert counted == {"rows.csv": 90, "rows.parquet": 70, "torn.jsonl.gz": 1}
+    mean, longest = tokens_in(str(tmp_path / "rows.parquet"))
+    assert 5 < mean <= longest < 40, "a question each"
     assert rows_in(str(tmp_path / "rows.jsonl.gz")) == pytest.approx(2500, rel=0.1)
 
 
