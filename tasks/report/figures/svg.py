@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import floor, inf, log10
+from math import floor, hypot, inf, log10
 
 from markupsafe import Markup, escape
 
 TEXT_WIDTH = 7.3
 """Mean width of a character of figure text, in figure units (font size 12.5)."""
+LEADER_FROM = 12
+"""Distance of a label from its point above which a line joins them."""
 
 
 def number(value: float) -> str:
@@ -126,7 +128,11 @@ def place_labels(
     result: list[tuple[float, float]] = []
     for x, y, label in points:
         width = TEXT_WIDTH * len(label)
-        spots = [(x + dx, y + dy) for dy in (-5, 15, -18, 28, -31, 41) for dx in (9, -9 - width, -width / 2)]
+        spots = [
+            (x + dx, y + dy)
+            for dy in (-5, 15, -18, 28, -31, 41, -44, 54, -57, 67)
+            for dx in (9, -9 - width, -width / 2)
+        ]
         best, cost = spots[0], inf
         for rank, (left, base) in enumerate(spots):
             box = (left, base - 11, left + width, base + 3)
@@ -142,6 +148,17 @@ def place_labels(
         result.append(best)
         used.append((best[0] - 10, best[1] - 11, best[0] + width + 10, best[1] + 3))
     return result
+
+
+def leader(dot: tuple[float, float], label: tuple[float, float, str]) -> Markup | None:
+    """Draw a thin line from a point to the nearest edge of its label; None if they are side by side.
+
+    dot: x, y.  label: left end of its baseline, and its text.
+    """
+    left, base, words = label
+    x = min(max(dot[0], left), left + TEXT_WIDTH * len(words))
+    y = min(max(dot[1], base - 11), base + 3)
+    return line(*dot, x, y, "leader") if hypot(x - dot[0], y - dot[1]) > LEADER_FROM else None
 
 
 def short(name: str, length: int = 16) -> str:

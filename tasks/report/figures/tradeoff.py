@@ -7,7 +7,18 @@ from markupsafe import Markup
 
 from tasks.report.content.report import ModelRow
 from tasks.report.figures.drawing import SHAPES, WIDTH, Figure, drawing, x_axis, y_axis
-from tasks.report.figures.svg import Scale, element, line, linear_ticks, log_ticks, marker, place_labels, short, text
+from tasks.report.figures.svg import (
+    Scale,
+    element,
+    leader,
+    line,
+    linear_ticks,
+    log_ticks,
+    marker,
+    place_labels,
+    short,
+    text,
+)
 from tasks.shared.formats.scores import Measure
 from tasks.shared.formats.verdict import Cliff
 from tasks.shared.text.numbers import (
@@ -24,6 +35,8 @@ from tasks.shared.text.numbers import (
 )
 
 TOP, BOTTOM = 44, 252
+NEAR, APART = 2.0, 7.0
+"""Pixels up to which sizes count as equal, and between the marks of equal sizes."""
 LARGEST, SMALLEST = 9.0, 3.5
 """Radius of the fastest model's mark, and the smallest radius of a mark."""
 
@@ -74,7 +87,7 @@ def pareto_figure(rows: Sequence[ModelRow], name: str, measure: Measure, cliff: 
     x, y = size_scale(known), value_scale(known, name, measure.unit)
     parts = y_axis(y, x.start, x.end, [(v, tick(v, measure.unit)) for v in linear_ticks(y.low, y.high, 4)])
     parts += x_axis(x, BOTTOM, [(v, round_size(v)) for v in log_ticks(x.low, x.high)], "size on disk (log scale)")
-    places = spread_apart([x(row.measured.size_bytes) for row in known], 2 * LARGEST)
+    places = spread_apart([x(row.measured.size_bytes) for row in known], NEAR, APART)
     fastest = max((row.times_faster for row in known if row.times_faster is not None), default=0.0)
     dots, boxes, described = [], [], []
     for row, place in zip(known, places, strict=True):
@@ -90,6 +103,11 @@ def pareto_figure(rows: Sequence[ModelRow], name: str, measure: Measure, cliff: 
         parts.append(line(x(edge), TOP, x(edge), BOTTOM, "cliff"))
         boxes.append((x(edge) - 2, TOP, x(edge) + 2, BOTTOM))
     spots = place_labels(dots, (x.start, TOP - 8, WIDTH, BOTTOM), boxes)
+    parts += [
+        joined
+        for spot, dot in zip(spots, dots, strict=True)
+        if (joined := leader(dot[:2], (*spot, dot[2]))) is not None
+    ]
     parts += [
         text(left, base, dot[2], class_="label faint" if row.name in worse else "label")
         for (left, base), dot, row in zip(spots, dots, known, strict=True)
@@ -177,14 +195,17 @@ def tick(value: float, unit: str) -> str:
     return f"{100 * value:.4g} %" if unit == SHARE else f"{value:.4g}".replace("-", MINUS)
 
 
-def spread_apart(places: list[float], gap: float) -> list[float]:
-    """Move points with (nearly) equal pixels side by side, so that no interval hides another."""
+def spread_apart(places: list[float], near: float, gap: float) -> list[float]:
+    """Move points with (nearly) equal pixels side by side, so that no interval hides another.
+
+    near: distance up to which neighbors are equal.  gap: distance that they get.
+    """
     result = list(places)
     order = sorted(range(len(places)), key=lambda i: places[i])
     start = 0
     while start < len(order):
         end = start + 1
-        while end < len(order) and places[order[end]] - places[order[end - 1]] < gap:
+        while end < len(order) and places[order[end]] - places[order[end - 1]] <= near:
             end += 1
         middle = sum(places[i] for i in order[start:end]) / (end - start)
         for rank, i in enumerate(order[start:end]):

@@ -11,7 +11,8 @@ from tasks.report.content.slice_tables import slice_tables
 from tasks.report.content.specification import figure_cell, figure_title
 from tasks.report.figures.all_figures import all_figures
 from tasks.report.figures.common_items import on_common_items
-from tasks.report.figures.tradeoff import dominated, pareto_figure, speed_figure
+from tasks.report.figures.svg import leader
+from tasks.report.figures.tradeoff import dominated, pareto_figure, speed_figure, spread_apart
 from tasks.report.figures.waterfall import quality_waterfall, size_waterfall, stage_rows
 from tasks.report.words.diff import word_runs
 from tasks.shared.formats.records import Figure as Number
@@ -69,6 +70,18 @@ def test_a_cliff_is_drawn_between_its_models_and_told() -> None:
     assert "b loses 50.0 points, more than twice the 2.0 of the larger models" in figure.caption
     unknown = pareto_figure(rows, "fact", measure, cliff.model_copy(update={"before": "elsewhere"}))
     assert unknown is not None and "cliff" not in unknown.svg
+
+
+def test_sizes_stay_where_they_are_but_for_equal_ones() -> None:
+    """A row of near sizes is no cluster: each would drift from its place."""
+    assert spread_apart([10.0, 16.0, 22.0, 28.0], near=2, gap=7) == [10.0, 16.0, 22.0, 28.0]
+    assert spread_apart([30.0, 10.0, 10.0, 11.0], near=2, gap=7) == [30.0, 10 + 1 / 3 - 7, 10 + 1 / 3, 10 + 1 / 3 + 7]
+
+
+def test_a_label_away_from_its_point_is_joined_to_it() -> None:
+    assert leader((50, 50), (59, 45, "near")) is None
+    joined = leader((50, 50), (80, 110, "far"))
+    assert joined is not None and 'x1="50"' in joined and 'x2="80"' in joined and 'y2="99"' in joined
 
 
 def test_bars_of_several_engines_say_so() -> None:
