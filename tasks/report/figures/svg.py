@@ -151,7 +151,7 @@ def place_labels(
 
 
 def leader(dot: tuple[float, float], label: tuple[float, float, str]) -> Markup | None:
-    """Draw a thin line from a point to the nearest edge of its label; None if they are side by side.
+    """Draw a thin line from a point to its label; None if they are side by side.
 
     dot: x, y.  label: left end of its baseline, and its text.
     """
