@@ -19,7 +19,7 @@ WIDE = 90
 """Columns of a terminal from which the table of sizes has all of its columns."""
 WIDEST = 110
 """Columns beyond which lines of text are hard to read."""
-LOG_PAGE = "docs/log/2026-11.md"
+LOG_PAGE = "docs/LOG.md"
 WORDS: Mapping[Hardware, str] = {"cpu": "CPU", "gpu": "GPU", "fp8-gpu": "GPU with FP8"}
 
 
