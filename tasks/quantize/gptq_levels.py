@@ -51,7 +51,7 @@ class GptqLevels:
 
     grid: Literal["iq4_nl", "q4_0", "q2_0", "tq2_0"] = "iq4_nl"
     """Levels.  iq4_nl: 16 uneven ones, closer to the weights.  q4_0: even ones, which every build of llama.cpp reads.  q2_0, tq2_0: four, in blocks of 64
-    and 256, and iq4_nl's for matrices whose rows these do not fill; without training, most models fail at 2 bits (`qat` of `distill/`)."""
+    and 256, and iq4_nl's for matrices whose rows these do not fill; 2 bits are meant for training (`qat` of `distill/`)."""
     calibration_rows: Annotated[int, Field(ge=1)] = 64
     """Conversations of the calibration split, answers included."""
     damping: Annotated[float, Field(gt=0, lt=1)] = 0.01

@@ -1,5 +1,6 @@
 """Evidence pack of a verdict: page, data, performance log, bill of materials, model cards."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -14,6 +15,7 @@ from tasks.report.content.report import Card, Licenses, Pruning, Report, Reprodu
 from tasks.report.content.shared_layers import sharing_notes
 from tasks.report.documents.pack import PACKED, pack_model, write_cards, write_logs
 from tasks.report.figures.all_figures import all_figures
+from tasks.report.figures.drawing import Figure
 from tasks.report.figures.standalone import file_name, svg_file
 from tasks.report.page.render import render
 from tasks.shared.formats.verdict import Verdict, read_verdict
@@ -67,9 +69,11 @@ class Html:
         verdict = read_verdict(inputs.one("verdict").path / "verdict.json")
         report = self._gather(verdict, inputs, run.seed)
         (out / "report.json").write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        page = render(report, self.theme)
+        figures = all_figures(report)
+        page = render(report, figures, self.theme)
         (out / "report.html").write_text(page, encoding="utf-8")
-        drawn = write_figures(report, out / "figures", self.theme)
+        drawn = [figure for section in figures.values() for figure in section]
+        write_figures(drawn, out / "figures", self.theme)
         write_logs(report, out)
         shipped = [model for model in inputs.many("models") if report.packed and model.name == verdict.shipped]
         packed = sum(pack_model(model, out) for model in shipped)
@@ -79,7 +83,7 @@ class Html:
             "models": len(report.models),
             "flips_shown": shown,
             "html_bytes": len(page.encode()),
-            "figures": drawn,
+            "figures": len(drawn),
             "packed_bytes": packed,
         }
 
@@ -110,13 +114,11 @@ class Html:
         return found.model_copy(update={"notes": [*found.notes, *mask_notes(models), *sharing_notes(models)]})
 
 
-def write_figures(report: Report, folder: Path, theme: str) -> int:
-    """Write each of the page's plots to a file; return how many there are."""
-    drawn = [figure for section in all_figures(report).values() for figure in section]
+def write_figures(figures: Sequence[Figure], folder: Path, theme: str) -> None:
+    """Write each of the page's plots to a file of its own."""
     folder.mkdir()
-    for figure in drawn:
+    for figure in figures:
         (folder / file_name(figure)).write_text(svg_file(figure, theme), encoding="utf-8")
-    return len(drawn)
 
 
 def cards(artifact: Artifact | None, *files: str) -> list[Card]:

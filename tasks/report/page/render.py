@@ -4,7 +4,7 @@ Names, questions and answers are untrusted; the templates escape all of them.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,8 @@ from tasks.shared.text import numbers
 if TYPE_CHECKING:
     from jinja2 import Environment
 
+    from tasks.report.figures.drawing import Figure
+
 FILTERS = (
     "amount", "byte_size", "count", "duration", "gap", "gap_unit", "margin", "p_value", "parameters", "percent", "points", "quantity",
     "score_interval", "seconds", "smaller", "times",
@@ -26,19 +28,21 @@ FILTERS = (
 NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
-def render(report: Report, theme: str = "auto") -> str:
-    """Render a report as one self-contained HTML text.  theme: "auto", "light" or "dark"."""
+def render(report: Report, figures: "Mapping[str, Sequence[Figure]]", theme: str = "auto") -> str:
+    """Render a report as one self-contained HTML text.
+
+    figures: by section, as `all_figures` draws them.  theme: "auto", "light" or "dark".
+    """
     from tasks.report.content.slice_tables import slice_tables
     from tasks.report.content.specification import specification
     from tasks.report.documents.bill_of_materials import list_materials
-    from tasks.report.figures.all_figures import all_figures
 
     return (
         templates()
         .get_template("html.jinja")
         .render(
             report=report,
-            figures=all_figures(report),
+            figures=figures,
             slices=slice_tables(report),
             materials=list_materials(report),
             specification=specification(report),

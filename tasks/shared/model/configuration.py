@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.shared.errors import ModelError
 from tasks.shared.extras import extra_problem
-from tasks.shared.model.families import NARROW_HEADS
+from tasks.shared.model.families import NARROW_HEADS, TITLES
 from tasks.shared.model.gguf_files import header_settings, read_gguf_header
 from tasks.shared.model.weight_files import TensorInfo, read_json, shown, unused_files
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 OWN_QUANTIZATION = "compressed-tensors"
 """The quantized format that this project writes, and reads with all engines but llama.cpp."""
+UNREAD = ("head_dim", "moe_intermediate_size", "n_positions", "attn_logit_softcapping", "final_logit_softcapping")
+"""Settings that transformers does not read from the header of every family's GGUF."""
 BITSANDBYTES = "bitsandbytes"
 """A quantized format that only transformers reads, with an optional package."""
 QUANTIZED_NAMES = {
@@ -144,12 +146,14 @@ def _take_header(config: "PretrainedConfig", file: Path) -> None:
 
     Sizes of heads and experts, GPT-2's positions, and Gemma's soft caps; llama.cpp computes the scale of Gemma's attention from the sizes.
     """
-    known, header = config.to_dict(), read_gguf_header(file)
-    for name, value in header_settings(header).items():
-        if name in known:
-            setattr(config, name, value)
-    if "query_pre_attn_scalar" in known:
-        narrow = NARROW_HEADS.get(config.model_type) == config.num_hidden_layers
+    if config.model_type not in TITLES:  # Gemma 4, for one, has heads of two sizes, and its header gives the other one
+        return
+    known, given = config.to_dict(), header_settings(read_gguf_header(file))
+    for name in UNREAD:
+        if name in known and name in given:
+            setattr(config, name, given[name])
+    if config.model_type in NARROW_HEADS:
+        narrow = NARROW_HEADS[config.model_type] == config.num_hidden_layers
         config.query_pre_attn_scalar = config.hidden_size // config.num_attention_heads if narrow else config.head_dim
 
 

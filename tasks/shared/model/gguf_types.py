@@ -32,7 +32,7 @@ def type_numbers() -> "type[GGMLQuantizationType]":
         number = numbers(TYPE[1])
         gguf.GGML_QUANT_SIZES[number] = BLOCK
         base: Any = next(iter(gguf.quants._type_traits.values())).__mro__[1]
-        type("Q2_0", (base,), {"quantize_blocks": _rounded, "dequantize_blocks": _unpacked}, qtype=number)
+        type("Q2_0", (base,), {"dequantize_blocks": _unpacked}, qtype=number)
     return numbers
 
 
@@ -45,12 +45,6 @@ def _add(enumeration: type[IntEnum], name: str, value: int) -> bool:
     enumeration._member_map_[name] = enumeration._value2member_map_[value] = member
     enumeration._member_names_.append(name)
     return True
-
-
-@classmethod  # type: ignore[misc]
-def _rounded(cls: Any, blocks: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
-    """Refuse, as the package does for most types: `tasks.shared.gguf.blocks.pack` rounds."""
-    raise NotImplementedError
 
 
 @classmethod  # type: ignore[misc]

@@ -60,7 +60,7 @@ def test_adapters_need_no_gradients_of_the_weights(model: Path) -> None:
     whole = forecast(model, SFT, {"batch_size": 1}).memory_bytes
     adapted = forecast(model, SFT, {"batch_size": 1, "lora": {"rank": 16}}).memory_bytes
     some = forecast(model, SFT, {"batch_size": 1, "lora": {"rank": 16, "targets": ["q_proj"]}}).memory_bytes
-    assert 128e9 < whole < 136e9 and 32e9 < adapted < 40e9 and some < adapted
+    assert 128e9 < whole < 136e9 and 37e9 < adapted < 40e9 and some < adapted
 
 
 @pytest.mark.usefixtures("large")

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 
 from flows.planning.sizes import size_of
 from tasks.shared.errors import ModelError
 from tasks.shared.gguf.writer import write_gguf
-from tasks.shared.model.gguf_files import read_gguf_header
+from tasks.shared.model import configuration
+from tasks.shared.model.gguf_files import GgufHeader, read_gguf_header
 from tasks.shared.model.inspection import find_fault
 from tasks.shared.model.loading import load_model
 from tasks.shared.model.sizes import parameter_count
@@ -187,3 +189,19 @@ def test_a_weight_file_given_in_place_of_its_folder_is_named(sound: Path) -> Non
     folder = sound.parent / "model"
     with pytest.raises(ModelError, match=f"path={folder}"):
         check_source(folder / "model.safetensors")
+
+
+def test_a_header_sets_only_what_transformers_leaves_at_its_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gemma 4 has heads of two sizes, and its header gives the one that is not `head_dim`."""
+    fields = {"general.architecture": "gemma", "gemma.attention.key_length": 512, "gemma.embedding_length": 99}
+    monkeypatch.setattr(configuration, "read_gguf_header", lambda _: GgufHeader(fields, {}))
+    found = {}
+    for name in ("Qwen3Config", "Gemma4TextConfig"):
+        config = getattr(transformers, name)()
+        before = config.to_dict()
+        configuration._take_header(config, tmp_path)
+        after = config.to_dict()
+        found[name] = tuple(after[size] != before[size] for size in ("head_dim", "hidden_size"))
+    assert found == {"Qwen3Config": (True, False), "Gemma4TextConfig": (False, False)}
