@@ -1,10 +1,10 @@
-"""Check that an engine can run each model that a technique queries."""
+"""Engines of the models that a step queries: the check that there is one, and the packages that they take."""
 
 from collections.abc import Iterator, Mapping
 
 from flows.planning.steps import Source, Step
 from flows.planning.weights import weight_format
-from tasks.shared.engines.engine import WeightForm, find_weights
+from tasks.shared.engines.engine import FORM_PACKAGES, WeightForm, find_weights
 from tasks.shared.engines.registry import ENGINES, AsksModels, engines_for, refusal
 from tasks.shared.errors import ConfigError
 from tasks.shared.technique import WEIGHTS, Kind
@@ -27,6 +27,16 @@ def engine_problems(step: Step, steps: Mapping[str, Step], sources: Mapping[str,
                     "a model in a form that an engine of this step reads (docs/engines.md)",
                     "leave this model out of the step, or let it use another engine",
                 )
+
+
+def engine_packages(step: Step, steps: Mapping[str, Step], sources: Mapping[str, Source]) -> tuple[str, ...]:
+    """Return the optional packages that compute with the models that a step queries, in alphabetical order."""
+    if not isinstance(step.technique, AsksModels):
+        return ()
+    needs = step.technique.engine_needs()
+    names = [name for port in needs.ports for name in step.inputs.get(port, ())]
+    forms = {_form(name, steps, sources, needs.engines == ("llama.cpp",)) for name in names}
+    return tuple(sorted({package for form in forms if form for package in FORM_PACKAGES.get(form, ())}))
 
 
 def _form(name: str, steps: Mapping[str, Step], sources: Mapping[str, Source], llama: bool) -> WeightForm | None:

@@ -6,13 +6,13 @@ Pure: no torch, no Prefect, nothing runs or downloads.  All mistakes that can be
 import difflib
 import importlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 from pydantic import ValidationError
 
-from flows.planning.engines import engine_problems
+from flows.planning.engines import engine_packages, engine_problems
 from flows.planning.extras import extra_problems
 from flows.planning.families import family_problems
 from flows.planning.steps import Plan, Source, Step
@@ -75,7 +75,8 @@ def build_plan(config: Mapping[str, Any]) -> Plan:
     order = _order(steps, problems)
     if problems:
         raise ErrorList(problems)
-    return Plan(config, sources, tuple(steps[key] for key in order))
+    found = (replace(steps[key], engine_packages=engine_packages(steps[key], steps, sources)) for key in order)
+    return Plan(config, sources, tuple(found))
 
 
 def _valid_name(name: str) -> bool:

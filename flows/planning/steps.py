@@ -34,6 +34,8 @@ class Step:
     """Its own seed instead of the recipe's, so that a step can be repeated to measure the effect of chance."""
     wired: tuple[str, ...] = field(default=(), compare=False)
     """Ports that the recipe leaves out and the plan has wired; for display."""
+    engine_packages: tuple[str, ...] = ()
+    """Optional packages that compute with its input models (bitsandbytes, onnxruntime, openvino)."""
 
     @property
     def kind(self) -> Kind:
@@ -97,8 +99,12 @@ class Step:
             "technique": self.target,
             "settings": self.keyed(),
             "seed": seed,
-            "versions": library_versions(self.technique.spec.libraries),
+            "versions": self.versions(),
         }
+
+    def versions(self) -> dict[str, str]:
+        """Return the versions of the libraries that decide the result, by package."""
+        return library_versions({*self.technique.spec.libraries, *self.engine_packages})
 
 
 @dataclass(frozen=True)

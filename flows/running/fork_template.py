@@ -31,6 +31,8 @@ CLOSE_S = 20.0
 """Seconds to wait for steps that are being stopped; longer than their grace period."""
 OURS = frozenset({"tasks", "flows", *sys.stdlib_module_names})
 """Packages that the template does not import."""
+STARTS_THREADS = frozenset({"onnxruntime", "openvino"})
+"""Packages that start threads when they are imported, after which a process must not fork: a step imports them itself."""
 
 
 class Template:
@@ -143,7 +145,9 @@ def third_party(module: str) -> tuple[str, ...]:
 
 @cache
 def _imports(file: Path) -> tuple[str, ...]:
-    return tuple(name for name in _named(ast.parse(file.read_text("utf-8"))) if _root(name) not in OURS)
+    return tuple(
+        name for name in _named(ast.parse(file.read_text("utf-8"))) if _root(name) not in OURS | STARTS_THREADS
+    )
 
 
 def _named(node: ast.AST) -> Iterator[str]:

@@ -9,7 +9,7 @@ import yaml
 from flows.planning.steps import Plan
 from flows.planning.wiring import recipe_inputs
 from tasks.shared.errors import ConfigError
-from tasks.shared.store.keys import PROJECT, flatten, library_versions
+from tasks.shared.store.keys import PROJECT, flatten
 
 PARAMS = PROJECT / "params.yaml"
 
@@ -26,7 +26,7 @@ def recipe_params(plan: Plan) -> dict[str, Any]:
             "inputs": recipe_inputs(step),
             **({} if step.seed is None else {"seed": step.seed}),
             **step.keyed(),
-            "versions": library_versions(step.technique.spec.libraries),
+            "versions": step.versions(),
         }
     unkeyed = {step.name: found for step in plan.steps if (found := step.unkeyed())}
     return {"seed": plan.seed, "models": plan.config["models"], "steps": steps} | (

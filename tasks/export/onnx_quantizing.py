@@ -98,7 +98,7 @@ class Quantizer:
         from onnx import helper
 
         name, shape = self._pack(matrix.weight, bits, matrix.turned)
-        attributes = {"K": shape[1], "N": shape[0], "bits": bits, "block_size": self.group}
+        attributes: dict[str, Any] = {"K": shape[1], "N": shape[0], "bits": bits, "block_size": self.group}
         attributes |= {"accuracy_level": INT8} if self.plan.int8 else {}
         given, output = [matrix.node.input[0], *parts_of(name, self.packed[name])], matrix.node.output[0]
         biased = matrix.node.op_type == "Gemm" and len(matrix.node.input) > 2

@@ -17,6 +17,12 @@ WeightForm = Literal["dense", "packed", "bitsandbytes", "gguf", "onnx", "openvin
 gguf: a GGUF file.  onnx, openvino: a folder of `export/onnx` or `export/openvino`."""
 GRAPH_ENGINES: Mapping[str, EngineName] = {"onnx": "onnxruntime", "openvino": "openvino"}
 """Engine of an exported graph, by its form."""
+FORM_PACKAGES: Mapping[WeightForm, tuple[str, ...]] = {
+    "onnx": ("onnxruntime",),
+    "openvino": ("openvino",),
+    "bitsandbytes": ("bitsandbytes",),
+}
+"""Optional packages that compute with weights of a form: their versions decide a model's answers."""
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,8 @@ def unpack_levels(model: "PreTrainedModel", dtype: "torch.dtype") -> None:
     for name, layer in packed:
         with torch.device("meta"):
             plain = torch.nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
-        plain.weight = torch.nn.Parameter(dequantize_4bit(layer.weight.data, layer.weight.quant_state).to(dtype))
+        levels: Any = layer.weight
+        plain.weight = torch.nn.Parameter(dequantize_4bit(levels.data, levels.quant_state).to(dtype))
         plain.bias = layer.bias
         model.set_submodule(name, plain.train(layer.training))
     if packed:

@@ -7,9 +7,12 @@ from typing import Any
 import pytest
 
 from flows.planning.plan import build_plan
+from tasks.export.onnx import Onnx
+from tasks.export.openvino import OpenVino
 from tasks.shared.engines import registry
 from tasks.shared.engines.protocol import Capabilities
 from tasks.shared.errors import ErrorList
+from tests.optional_packages import missing_extra
 from tests.tiny_files import bare_folder, bare_gguf
 
 
@@ -63,6 +66,32 @@ def test_every_form_has_an_engine_for_answers_labels_and_distributions(recipe: d
     for technique in ("generation.Generation", "divergence.Divergence", "perplexity.Perplexity"):
         assert not problems(recipe, technique, "models.dense", models)
     assert not problems(recipe, "generation.Generation", "models.dense", models, stop=["\n\n"])
+
+
+def test_versions_of_optional_engines_are_in_the_key_of_steps_that_query_them(
+    recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    graphs = {"onnxruntime": Onnx, "openvino": OpenVino}
+    nf4 = bare_folder(tmp_path / "nf4") / "config.json"
+    quantization = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    nf4.write_text(json.dumps(json.loads(nf4.read_text()) | {"quantization_config": quantization}))
+    models = {**recipe["models"], "nf4": {"path": str(nf4.parent)}}
+
+    def versions(candidate: str) -> set[str]:
+        inputs = {"baseline": "models.dense", "candidates": [candidate], "data": "corpus"}
+        measured = {"_target_": "tasks.evaluate.generation.Generation", "inputs": inputs, "label": "written"}
+        steps = {**recipe["steps"], "measured": measured}
+        if candidate in graphs:
+            cls = graphs[candidate]
+            steps[candidate] = {"_target_": f"{cls.__module__}.{cls.__name__}", "inputs": {"model": "models.dense"}}
+        return set(build_plan({**recipe, "models": models, "steps": steps}).step("measured").identity(0)["versions"])
+
+    usual = versions("int4")
+    assert "onnxruntime" not in usual and versions("exported") == usual
+    assert versions("models.nf4") == {*usual, "bitsandbytes"}
+    for package, technique in graphs.items():
+        if not missing_extra(technique):  # without its extra the plan is refused
+            assert versions(package) == {*usual, package}
 
 
 def test_a_capability_that_is_missing_is_named(recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
