@@ -80,7 +80,7 @@ def main() -> None:
     for label, technique in variants(given.ranks):
         model: Any = load_model(given.model)
         technique.round(model, ids, int(tokenizer.pad_token_id or 0))
-        found = compare_logits(logits_of(model, checks), wanted, checks, label)
+        found = compare_logits(model, wanted, checks, label)
         added = sum(FACTOR_BYTES * technique.rank * sum(shape) for shape in shapes)
         lines.append(
             (label, f"{added / 1e6:.1f}", f"{found['kl_to_source']:.4f}", f"{100 * float(found['same_top_token']):.1f}")

@@ -129,7 +129,7 @@ def measured(folder: str, technique: str, side: str, rows: int) -> dict[str, flo
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
         tokenizer = load_tokenizer(model, chat=False)
         held = calibration_ids(tokenizer, split_calibration(corpus, rows, HELD)[1], TOKENS)
-        found = compare_logits(logits_of(load_model(out), held), logits_of(load_model(model), held), held, str(out))
+        found = compare_logits(load_model(out), logits_of(load_model(model), held), held, str(out))
     return {"rounding": rounding, "step": step, "peak": peak, "kl": float(found["kl_to_source"])}
 
 

@@ -1,4 +1,4 @@
-"""Engines of the models that a step queries: the check that there is one, and the packages that they take."""
+"""Engines for the models that a step queries: the check, and the packages they need."""
 
 from collections.abc import Iterator, Mapping
 
@@ -30,7 +30,7 @@ def engine_problems(step: Step, steps: Mapping[str, Step], sources: Mapping[str,
 
 
 def engine_packages(step: Step, steps: Mapping[str, Step], sources: Mapping[str, Source]) -> tuple[str, ...]:
-    """Return the optional packages that compute with the models that a step queries, in alphabetical order."""
+    """Return the optional packages that compute with a step's models, sorted."""
     if not isinstance(step.technique, AsksModels):
         return ()
     needs = step.technique.engine_needs()

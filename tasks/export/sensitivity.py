@@ -13,7 +13,7 @@ from tasks.shared.gguf.blocks import round_weights
 from tasks.shared.gguf.places import OUTER, ROLES, VOCABULARY_NAMES, Place, place_of
 from tasks.shared.gguf.types import PlannedTensor
 from tasks.shared.gguf.writer import FLOAT_NAMES
-from tasks.shared.model.agreement import logits_of, token_agreement
+from tasks.shared.model.agreement import logits_of, mean_divergence
 from tasks.shared.model.families import CONV1D
 from tasks.shared.model.widths import DIVISORS
 
@@ -97,12 +97,8 @@ class Meter:
         """
         from math import isfinite
 
-        total = 0.0
         with self.rounded(types):
-            for row, reference in zip(self.ids, self.logits, strict=True):
-                (logits,) = logits_of(self.model, [row])
-                total += float(token_agreement(reference, logits)[0].sum())
-        mean = total / sum(map(len, self.ids))
+            mean = mean_divergence(self.model, self.logits, self.ids)
         if not isfinite(mean):
             raise TechniqueError(
                 "model", "logits that are not finite", "finite logits", "train with a smaller learning rate"

@@ -144,7 +144,7 @@ class LowRank:
         write_ranks(out / RANKS_FILE, found)
         figures = figures_of(found, parameters) | {"size_bytes": weight_bytes(out)}
         tell(figures)
-        measured = compare_logits(logits_of(load_model(out), checks), source_logits, checks, str(out))
+        measured = compare_logits(load_model(out), source_logits, checks, str(out))
         return {
             **figures, "calibration_tokens": sum(map(len, ids)), **measured, **refilled, **carry_masks(source, out)
         }  # fmt: skip

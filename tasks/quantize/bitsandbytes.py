@@ -162,7 +162,7 @@ class BitsAndBytes:
         del packed
         save_tokenizer(tokenizer, out)
         check_stored(out, shapes)
-        measured = compare_logits(logits_of(load_model(out), ids), source_logits, ids, str(out)) if ids else {}
+        measured = compare_logits(load_model(out), source_logits, ids, str(out)) if ids else {}
         sparsity = {"masked_sparsity": round(masks.sparsity, 4)} if masks else {}
         return {"size_bytes": weight_bytes(out), **sparsity, **measured}
 

@@ -71,6 +71,7 @@ class Cast:
         ids = calibration_ids(tokenizer, rows, self.max_tokens)
         source_logits = logits_of(model, ids)
         save_model(model, tokenizer, out, self.dtype)
+        del model
         carried = carry_masks(source, out)
-        measured = compare_logits(logits_of(load_model(out), ids), source_logits, ids, str(out)) if ids else {}
+        measured = compare_logits(load_model(out), source_logits, ids, str(out)) if ids else {}
         return {"size_bytes": weight_bytes(out), **measured, **carried}

@@ -1,13 +1,12 @@
 """Comparison of a quantized model with its source, and with the same grid by plain rounding."""
 
 import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from tasks.shared.model.agreement import token_agreement
-
 if TYPE_CHECKING:
+    from compressed_tensors.quantization import QuantizationArgs
     from torch import Tensor
     from transformers import PreTrainedModel
 
@@ -20,50 +19,65 @@ def rounded(model: "PreTrainedModel", arguments: Mapping[str, Any], layers: Coll
 
     arguments: llm-compressor's arguments of weights by group or output channel, and of activations by token.  Activations with
     fixed scales stay as they are.
-    Scales and all other weights are in bfloat16, as `save_compressed` stores them.  Needs memory for one more copy of the model.
+    Scales and all other weights are in bfloat16, as `save_compressed` stores them.  The weights of a module are rounded while it runs, so
+    that no second copy of the model is in memory.
     """
     from compressed_tensors.quantization import QuantizationArgs
     from compressed_tensors.quantization.lifecycle.forward import fake_quantize
-    from compressed_tensors.quantization.utils import calculate_qparams, compute_dynamic_scales_and_zp
+    from compressed_tensors.quantization.utils import compute_dynamic_scales_and_zp
 
     weights, inputs = (QuantizationArgs(**given) if given else None for given in (arguments["weights"], arguments.get("input_activations")))  # fmt: skip
     assert weights is not None
-    parts = [model.get_submodule(name) for name in layers]
-    before = [(parameter, parameter.data) for parameter in model.parameters()] if parts else []
+    parts = {id(model.get_submodule(name)) for name in layers}
+    before: dict[int, list[tuple[Any, Tensor]]] = {}
+
+    def round_weights(part: Any, _: tuple[Any, ...]) -> None:
+        own = before[id(part)] = [(parameter, parameter.data) for parameter in part.parameters(recurse=False)]
+        for parameter, weight in own:
+            packed = id(part) in parts and parameter is part.weight
+            parameter.data = on_grid(weight, weights) if packed else weight.bfloat16().to(weight.dtype)
+
+    def restore(part: Any, *_: Any) -> None:
+        for parameter, weight in before.pop(id(part), ()):
+            parameter.data = weight
 
     def round_inputs(part: Any, given: tuple[Any, ...]) -> tuple[Any, ...]:
         return (fake_quantize(given[0], *compute_dynamic_scales_and_zp(given[0], inputs, part), inputs), *given[1:])
 
-    hooks = [part.register_forward_pre_hook(round_inputs) for part in parts if inputs is not None and inputs.dynamic]
-    own = {id(part.weight) for part in parts}
+    hooks = []
+    for part in model.modules():
+        if next(part.parameters(recurse=False), None) is not None:
+            hooks += [
+                part.register_forward_pre_hook(round_weights), part.register_forward_hook(restore, always_call=True)
+            ]  # fmt: skip
+        if id(part) in parts and inputs is not None and inputs.dynamic:
+            hooks.append(part.register_forward_pre_hook(round_inputs))
     try:
-        for parameter, weight in before:
-            if id(parameter) not in own:
-                parameter.data = weight.bfloat16().to(weight.dtype)
-                continue
-            groups = weight.unflatten(-1, (-1, weights.group_size or weight.shape[-1]))  # (out, groups, size)
-            scale, zero = calculate_qparams(groups.amin(-1), groups.amax(-1), weights)
-            parameter.data = fake_quantize(weight, scale.bfloat16().to(weight.dtype), zero, weights)
         yield
     finally:
-        for parameter, weight in before:
-            parameter.data = weight
         for hook in hooks:
             hook.remove()
 
 
-def compare_with_rounding(
-    divergence: float, rounded_logits: Sequence["Tensor"], source_logits: Sequence["Tensor"]
-) -> dict[str, float]:
-    """Return rounding_kl: KL to the source, in nats per token, of the same grid by rounding.
+def on_grid(weight: "Tensor", arguments: "QuantizationArgs") -> "Tensor":
+    """Round a weight to the nearest values of its groups or output channels.
 
-    divergence: KL of the calibrated model on the same rows.  A warning tells if it is the larger one.
-    rounded_logits, source_logits: (length, vocabulary) per row.
+    weight: (outputs, inputs).
+    arguments: of the scheme; scales are in bfloat16.
     """
-    import torch
+    from compressed_tensors.quantization.lifecycle.forward import fake_quantize
+    from compressed_tensors.quantization.utils import calculate_qparams
 
-    kl, _ = token_agreement(torch.cat(list(source_logits)), torch.cat(list(rounded_logits)))
-    rounding = float(kl.mean())
+    groups = weight.unflatten(-1, (-1, arguments.group_size or weight.shape[-1]))  # (outputs, groups, size)
+    scale, zero = calculate_qparams(groups.amin(-1), groups.amax(-1), arguments)
+    return fake_quantize(weight, scale.bfloat16().to(weight.dtype), zero, arguments)
+
+
+def compare_with_rounding(divergence: float, rounding: float) -> dict[str, float]:
+    """Return the figure rounding_kl; warn if calibration is farther from the source.
+
+    divergence, rounding: KL to the source, in nats per token, of the calibrated model and of the same grid by rounding, on the same rows.
+    """
     if divergence > rounding:
         log.warning(
             "worse than plain rounding on held-out rows: KL to the source %.3f nats per token, rounding %.3f; "

@@ -137,7 +137,7 @@ class GptqLevels:
         del model
         if with_zero:
             figures |= carry_masks(source, out)
-        measured = compare_logits(logits_of(load_model(out), checks), source_logits, checks, str(out))
+        measured = compare_logits(load_model(out), source_logits, checks, str(out))
         return {"size_bytes": weight_bytes(out), "calibration_tokens": sum(map(len, ids)), **figures, **measured}
 
     def has_zero(self, widths: Mapping[str, int], masked: Collection[str]) -> bool:

@@ -18,7 +18,7 @@ from tasks.quantize.comparison import compare_with_rounding, rounded
 from tasks.quantize.groups import forecast_packing
 from tasks.shared.errors import StillroomError, TechniqueError
 from tasks.shared.forecast import Forecast, Workload, with_compared
-from tasks.shared.model.agreement import compare_logits, logits_of
+from tasks.shared.model.agreement import compare_logits, logits_of, mean_divergence
 from tasks.shared.model.calibration import calibration_ids, split_calibration
 from tasks.shared.model.dense import check_dense
 from tasks.shared.model.families import CONV1D, check_family, is_mixture
@@ -191,8 +191,9 @@ def quantize(
     ids, checks = (calibration_ids(tokenizer, part, settings.max_tokens) for part in (rows, held_out))
     source_logits = logits_of(model, checks)
     compared = compare and calibration > 0
-    with rounded(model, arguments, sizes if compared else ()):
-        rounded_logits = logits_of(model, checks if compared else ())
+    if compared:
+        with rounded(model, arguments, sizes):
+            rounding = mean_divergence(model, source_logits, checks)
     torch.manual_seed(run.seed)
     recipe = build(
         model, {"config_groups": {"group_0": {"targets": ["Linear"], **arguments}}, "ignore": head_names(model)}, ids
@@ -203,9 +204,10 @@ def quantize(
     refilled = hold_zeros(model, zeros)
     save_compressed(model, tokenizer, out)
     check_packed(out, sizes)
+    release(model)  # before the written model is loaded
     measured = check_reload(out, checks, source_logits) if checks else {}
-    if rounded_logits:
-        measured |= compare_with_rounding(measured["kl_to_source"], rounded_logits, source_logits)
+    if compared:
+        measured |= compare_with_rounding(measured["kl_to_source"], rounding)
     figures |= {"size_bytes": weight_bytes(out)}
     if masks:
         figures |= {"masked_sparsity": round(masks.sparsity, 4), "zeros_refilled": round(refilled, 4)}
@@ -342,6 +344,14 @@ def save_compressed(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBas
     save_tokenizer(tokenizer, out)
 
 
+def release(model: "PreTrainedModel") -> None:
+    """Free the memory of a model's weights: llm-compressor's session keeps the model itself."""
+    import torch
+
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = torch.empty(0, dtype=tensor.dtype)
+
+
 def check_packed(out: Path, layers: Collection[str]) -> None:
     """Raise TechniqueError unless exactly these linear layers have scales in the files."""
     from safetensors import safe_open
@@ -367,5 +377,4 @@ def check_reload(out: Path, ids: Sequence[Sequence[int]], source_logits: Sequenc
     from tasks.shared.model.loading import load_model
 
     with quiet_llmcompressor("reload", 1):
-        logits = logits_of(load_model(out), ids)
-    return compare_logits(logits, source_logits, ids, str(out))
+        return compare_logits(load_model(out), source_logits, ids, str(out))

@@ -12,6 +12,8 @@ from tasks.shared.technique import Compute
 
 BASE_BYTES = 6e8
 """Resident memory of a process that has loaded torch and transformers, and no model."""
+COMPARED_COPIES = 6
+"""Copies of one conversation's logits that a comparison with the source takes: logits, log-probabilities and products."""
 LIGHT_BYTES = 8e8
 """Resident memory of a step that holds no model."""
 SMALL_BYTES = 2e6
@@ -245,14 +247,14 @@ def forecast_reading(
 
 
 def with_compared(forecast: Forecast, work: Workload, rows: int, max_tokens: int) -> Forecast:
-    """Add the logits of two models on some conversations, float32 on the CPU, to a forecast.
+    """Add the memory of a comparison with the source to a forecast: float32 logits on the CPU.
 
+    The source's logits are held for all conversations, the model's for one.
     rows, max_tokens: conversations, and most tokens of each.
     """
-    tokens = rows * min(max_tokens, work.rows.longest)
-    return replace(
-        forecast, memory=forecast.memory + 2 * DTYPE_BYTES["float32"] * tokens * work.size().shape.vocabulary
-    )
+    longest = min(max_tokens, work.rows.longest)
+    logits = (rows + COMPARED_COPIES) * longest * work.size().shape.vocabulary
+    return replace(forecast, memory=forecast.memory + DTYPE_BYTES["float32"] * logits)
 
 
 def forecast_default(work: Workload) -> Forecast:

@@ -16,7 +16,7 @@ from tasks.distill.training.early import early_keeper, put_back
 from tasks.distill.training.gradual import grown_names, zero_grower
 from tasks.distill.training.lora import adapt, merge
 from tasks.distill.training.masks import mask_adapters, merged, zero_keeper
-from tasks.distill.training.memory import memory_errors, module_bytes, return_memory_at_once, trimmer
+from tasks.distill.training.memory import memory_errors, module_bytes, trimmer
 from tasks.distill.training.objective import Objective
 from tasks.distill.training.options import Adapted, Packed
 from tasks.distill.training.packing import check_packs, pack
@@ -30,6 +30,7 @@ from tasks.distill.training.watch import overfits, runs_away, watcher
 from tasks.distill.training.weights import weigh
 from tasks.shared.errors import TechniqueError
 from tasks.shared.formats.rows import Row
+from tasks.shared.freed_memory import return_memory_at_once
 from tasks.shared.model.early import EARLY_FOLDER
 from tasks.shared.model.encoding import Encoded, collate, encode_fitting
 from tasks.shared.model.families import check_family

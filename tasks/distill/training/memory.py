@@ -1,6 +1,5 @@
 """Out of memory: estimate the demand of weights and batch, and suggest settings that fit."""
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from tasks.distill.training.options import Adapted
 from tasks.distill.training.settings import Training
 from tasks.shared.errors import MachineError
 from tasks.shared.forecast import Dimensions
+from tasks.shared.freed_memory import return_freed_memory
 from tasks.shared.technique import StepRun
 
 if TYPE_CHECKING:
@@ -21,9 +21,6 @@ SIGNS = ("out of memory", "can't allocate memory", "not enough memory")
 """Messages of torch for a lack of memory: CUDA's allocator, the CPU's by errno, and the CPU's own."""
 ROOM = 0.8
 """Share of the memory that a suggestion may use; fragmentation and libraries need the rest."""
-M_MMAP_THRESHOLD, PIECE = -3, 2**20
-"""Option of mallopt(3): the size, in bytes, from which glibc maps memory separately and unmaps it when freed."""
-
 TRIM_EVERY = 10
 """Optimizer steps."""
 
@@ -123,34 +120,18 @@ def room_for(model: "PreTrainedModel", device: str) -> float:
     return float(room + sum(weight.numel() * weight.element_size() for weight in model.parameters()))
 
 
-def return_memory_at_once() -> None:
-    """Return freed tensors to the system from now on: less memory for more time on a CPU.
-
-    By default, glibc keeps pieces of up to 32 MiB, and recomputed layers fragment most of the memory that recomputation should
-    save (docs/LOG.md).  Other C libraries have no such setting.
-    """
-    import ctypes
-
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "gnu_get_libc_version"):
-        libc.mallopt(M_MMAP_THRESHOLD, PIECE)
-
-
 def trimmer(device: str) -> "TrainerCallback":
     """Return a callback that gives freed memory back every few optimizer steps.
 
     Batches have different lengths, and what glibc keeps of freed tensors grows over a training on a CPU: a 135M model of which 4.5 GB
-    were in use took 10 GB after 300 steps, and takes 6 (docs/LOG.md).  Other C libraries have no such call.
+    were in use took 10 GB after 300 steps, and takes 6 (docs/LOG.md).
     """
-    import ctypes
-
     from transformers import TrainerCallback
-
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" and device == "cpu" else None
 
     class Trimmer(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if trim is not None and state.global_step % TRIM_EVERY == 0:
-                trim(0)
+            if device == "cpu" and state.global_step % TRIM_EVERY == 0:
+                return_freed_memory()
 
     return Trimmer()
 

@@ -78,7 +78,7 @@ def prune(settings: Masking, inputs: Inputs, out: "Path", run: StepRun, cut: Pru
         "sparsity": masks.sparsity, "pruned_matrices": len(names), "zeros": sum(mask.zeros for mask in masks.tensors.values()),
         "parameters": parameters, "size_bytes": size, "archive_bytes": archive, "source_archive_bytes": source_archive,
     }  # fmt: skip
-    measured = compare_logits(logits_of(load_model(out), checks), source_logits, checks, str(out)) if checks else {}
+    measured = compare_logits(load_model(out), source_logits, checks, str(out)) if checks else {}
     return figures | ({"calibration_tokens": sum(map(len, ids))} if calibration else {}) | measured
 
 

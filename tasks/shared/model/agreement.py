@@ -1,6 +1,6 @@
 """Agreement between the next-token distributions of two models."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tasks.shared.errors import TechniqueError
@@ -40,52 +40,65 @@ def truncated_divergence(reference: Mapping[int, float], other: Mapping[int, flo
 
 def logits_of(model: Any, ids: Sequence[Sequence[int]]) -> list["Tensor"]:
     """Logits of each row, run without padding: (length, vocabulary), float32, on the CPU."""
+    return list(iterate_logits(model, ids))
+
+
+def iterate_logits(model: Any, ids: Sequence[Sequence[int]]) -> Iterator["Tensor"]:
+    """Yield the logits of one row after the other, as `logits_of` returns them."""
     import torch
 
-    with torch.inference_mode():
-        return [
-            model(torch.tensor([list(row)], device=model.device), use_cache=False).logits[0].float().cpu()
-            for row in ids
-        ]
+    for row in ids:
+        with torch.inference_mode():
+            yield model(torch.tensor([list(row)], device=model.device), use_cache=False).logits[0].float().cpu()
+
+
+def mean_divergence(model: Any, source_logits: Sequence["Tensor"], ids: Sequence[Sequence[int]]) -> float:
+    """Return the mean KL divergence of a model from its source, in nats per token.
+
+    source_logits: (length, vocabulary) per row of `ids`.  One row of the model's logits is in memory at a time.
+    """
+    pairs = zip(source_logits, iterate_logits(model, ids), strict=True)
+    return sum(float(token_agreement(theirs, ours)[0].double().sum()) for theirs, ours in pairs) / sum(map(len, ids))
 
 
 def compare_logits(
-    logits: Sequence["Tensor"], source_logits: Sequence["Tensor"], ids: Sequence[Sequence[int]], where: str
+    model: Any, source_logits: Sequence["Tensor"], ids: Sequence[Sequence[int]], where: str
 ) -> dict[str, float]:
-    """Compare a model's logits with its source's.
+    """Compare a model's logits with its source's, row by row.
 
-    logits, source_logits: (length, vocabulary) per row of `ids`.
+    source_logits: (length, vocabulary) per row of `ids`.
+    where: the model, for the error message.
     Returns kl_to_source (nats per token), same_top_token (0..1), perplexity and source_perplexity on these rows.
     Raises TechniqueError if the model's logits are not finite.
     """
     import torch
 
-    if not all(bool(torch.isfinite(row).all()) for row in logits):
-        raise TechniqueError(
-            where,
-            "the written model's logits are not finite",
-            "finite logits",
-            "milder settings: more bits or less sparsity, larger damping, more calibration rows",
-        )
-    pairs = zip(source_logits, logits, strict=True)
-    # Row by row: the copies that a comparison needs are several times as large as the logits.
-    divergences, same = zip(*(token_agreement(theirs, ours) for theirs, ours in pairs), strict=True)
+    divergences, same, ours, theirs = list["Tensor"](), list["Tensor"](), list["Tensor"](), list["Tensor"]()
+    for row, source, logits in zip(ids, source_logits, iterate_logits(model, ids), strict=True):
+        if not bool(torch.isfinite(logits).all()):
+            raise TechniqueError(
+                where,
+                "the written model's logits are not finite",
+                "finite logits",
+                "milder settings: more bits or less sparsity, larger damping, more calibration rows",
+            )
+        divergence, equal = token_agreement(source, logits)
+        divergences.append(divergence)
+        same.append(equal)
+        ours.append(token_losses(logits, row))
+        theirs.append(token_losses(source, row))
     return {
         "kl_to_source": float(torch.cat(divergences).mean()), "same_top_token": float(torch.cat(same).float().mean()),
-        "perplexity": perplexity(logits, ids), "source_perplexity": perplexity(source_logits, ids),
+        "perplexity": float(torch.cat(ours).mean().exp()), "source_perplexity": float(torch.cat(theirs).mean().exp()),
     }  # fmt: skip
 
 
-def perplexity(logits: Sequence["Tensor"], ids: Sequence[Sequence[int]]) -> float:
-    """Exp of the mean negative log-likelihood of every token after the first of its row.
+def token_losses(logits: "Tensor", row: Sequence[int]) -> "Tensor":
+    """Negative log-likelihood of every token after the first, in nats: (length - 1,).
 
-    logits: (length, vocabulary) per row.
+    logits: (length, vocabulary).
     """
     import torch
     from torch.nn.functional import cross_entropy
 
-    losses = [
-        cross_entropy(row[:-1], torch.tensor(list(tokens[1:])), reduction="none")
-        for row, tokens in zip(logits, ids, strict=True)
-    ]
-    return float(torch.cat(losses).mean().exp())
+    return cross_entropy(logits[:-1], torch.tensor(list(row[1:])), reduction="none")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tasks.shared.errors import ModelError, StillroomError
+from tasks.shared.freed_memory import return_freed_memory
 from tasks.shared.model.bitsandbytes_layers import loading_options, refuse_broken_layers, unpack_levels
 from tasks.shared.model.configuration import BITSANDBYTES, load_config
 from tasks.shared.model.graph_files import graph_files
@@ -40,6 +41,7 @@ def load_model(path: Path, dtype: Dtype = "float32", device: str = "cpu") -> "Pr
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
+    return_freed_memory()  # an earlier model's, which would add to this one's
     by_bitsandbytes = path.is_dir() and quantization(path) == BITSANDBYTES
     options = loading_options(device) if by_bitsandbytes else {}
     with no_foreign_bars(), one_message(path):

@@ -98,11 +98,9 @@ def test_held_out_divergence_is_not_above_rounding_s(trained: Inputs, tmp_path: 
 
 
 def test_the_step_says_when_it_is_worse_than_rounding(caplog: pytest.LogCaptureFixture) -> None:
-    source, rounded = torch.randn(2, 5, 11)
-    rounding = float(token_agreement(source, rounded)[0].mean())
-    assert compare_with_rounding(0.9 * rounding, [rounded], [source])["rounding_kl"] == rounding
+    assert compare_with_rounding(0.9, 1.0) == {"rounding_kl": 1.0}
     assert not caplog.text
-    compare_with_rounding(1.1 * rounding, [rounded], [source])
+    compare_with_rounding(1.1, 1.0)
     assert "worse than plain rounding on held-out rows" in caplog.text
 
 

@@ -255,7 +255,7 @@ def test_the_demand_of_a_batch() -> None:
 HOLES = """
 import sys
 import psutil, torch
-from tasks.distill.training.memory import return_memory_at_once
+from tasks.shared.freed_memory import return_memory_at_once
 if sys.argv[1] == "at once":
     return_memory_at_once()
 torch.set_num_threads(1)
