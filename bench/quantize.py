@@ -11,25 +11,20 @@ measurement is a process of its own, and both sides take turns.  Divergence is t
 
 import argparse
 import json
-import os
-import platform
-import resource
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from bench.distillation_study import embedded_model
 from bench.patience import Neighbors
+from bench.sides import compared, say_machine
 from bench.tables import console, show
+from tasks.shared.engines.memory import peak_memory
 from tasks.shared.model.calibration import calibration_ids, split_calibration
 from tasks.shared.technique import Artifact, Inputs, Kind, StepRun
 
-SIDES = ("ours", "by hand")
 TECHNIQUES = ("rtn", "fp8", "gptq", "awq")
 GROUP, GRID, TOKENS, HELD = 32, 6, 192, 8
 TYPES = ("f16", "q8_0", "q6_k", "q5_0", "q4_1", "q4_0", "iq4_nl", "q3_k", "q2_k", "q2_0", "tq2_0")
@@ -60,9 +55,7 @@ def main() -> None:
                 ("technique", "side", "rounding, s", "step, s", "peak, GB", "KL, nats"),
                 sides(folder, given.only, given.rows, given.rounds, Neighbors(given.busy)),
             )
-    console.print(
-        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
-    )
+    say_machine()
 
 
 def prepare(source: Path, folder: Path, rows: int) -> None:
@@ -83,34 +76,10 @@ def sides(
 ) -> Iterator[tuple[str, ...]]:
     """Yield a row per technique and side, and one with the ratio of ours to the library's."""
     for name in techniques:
-        found: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
-        for turn in range(rounds):
-            for side in SIDES if turn % 2 == 0 else reversed(SIDES):
-                with neighbors.running():
-                    found[side].append(child(folder=str(folder), technique=name, side=side, rows=rows))
-        for side in SIDES:
-            yield name, side, *(spread([one[key] for one in found[side]]) for key in ("rounding", "step", "peak", "kl"))
-        ours, theirs = (found[side] for side in SIDES)
-        ratios = (
-            spread([one[key] / other[key] for one, other in zip(ours, theirs, strict=True)])
-            for key in ("rounding", "step", "peak", "kl")
-        )
-        yield "", "ratio", *ratios
-
-
-def spread(values: Sequence[float]) -> str:
-    """Median with the extremes."""
-    return f"{median(values):.3g} [{min(values):.3g}, {max(values):.3g}]"
-
-
-def child(**job: Any) -> dict[str, float]:
-    """Measure in a process of its own."""
-    words = [sys.executable, "-m", "bench.quantize", "--job", json.dumps(job)]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{job}: {done.stderr[-2000:]}")
-    found: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
-    return found
+        job = {"folder": str(folder), "technique": name, "rows": rows}
+        for row in compared("bench.quantize", job, ("rounding", "step", "peak", "kl"), rounds, neighbors):
+            console.print(name, *row)
+            yield name, *row
 
 
 def measured(folder: str, technique: str, side: str, rows: int) -> dict[str, float]:
@@ -126,7 +95,7 @@ def measured(folder: str, technique: str, side: str, rows: int) -> dict[str, flo
         began = time.perf_counter()
         rounding = (ours if side == "ours" else by_hand)(technique, model, corpus, out, scratch, rows)
         step = time.perf_counter() - began
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+        peak = (peak_memory() or 0) / 1e9
         tokenizer = load_tokenizer(model, chat=False)
         held = calibration_ids(tokenizer, split_calibration(corpus, rows, HELD)[1], TOKENS)
         found = compare_logits(load_model(out), logits_of(load_model(model), held), held, str(out))
