@@ -5,7 +5,7 @@ Times are those of the last run of the same step on this machine, or the techniq
 
 import shutil
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import psutil
 
@@ -17,6 +17,7 @@ from flows.planning.steps import Plan, Step
 from tasks.shared.cpu import cpu_facts, cpu_flags, is_bfloat16_fast
 from tasks.shared.errors import MachineError
 from tasks.shared.forecast import Forecast, Forecasts, Rows, Size, Workload, forecast_default, forecast_light
+from tasks.shared.model.grids import OnGrid
 from tasks.shared.technique import WEIGHTS, Compute
 
 FLOPS_BFLOAT16, FLOPS_AVX512, FLOPS_FLOAT32 = 2.7e11, 1.2e11, 3.7e10
@@ -71,7 +72,8 @@ def estimate_plan(plan: Plan, runtime: Runtime) -> dict[str, Estimate]:
         forecast = _forecast(step, work)
         rows[step.name] = forecast.rows or work.rows
         if step.kind in WEIGHTS and forecast.size:
-            sizes[step.name] = forecast.size
+            grid = step.technique.weight_grid if isinstance(step.technique, OnGrid) else None
+            sizes[step.name] = replace(forecast.size, levels=grid.name) if grid else forecast.size
         manifest = session.place(step.name).read_manifest()
         same = manifest is not None and manifest.get("settings") == step.keyed()
         seconds = float(manifest["duration_s"]) if same and manifest else forecast.seconds

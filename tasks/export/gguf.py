@@ -5,7 +5,7 @@ import platform
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
@@ -80,7 +80,7 @@ class Gguf(GatedGguf):
 
     @property
     def layers(self) -> Scheme:
-        """Type of the layers' matrices; for plans with `auto`, which do not know the source, q4_1."""
+        """Type of the layers' matrices; for `auto`, whose types have the same blocks, q4_1."""
         return "q4_1" if self.scheme == "auto" else self.scheme
 
     @property
@@ -91,6 +91,8 @@ class Gguf(GatedGguf):
     def forecast(self, work: Workload) -> Forecast:
         """Seconds by the number of weights; bytes by the types that matrices of these widths get."""
         size = work.size()
+        if self.scheme == "auto":
+            return replace(self, scheme=forecast_type(size.levels)).forecast(work)
         shape = size.shape
         norms = shape.width * (2 * shape.layers + 1)
         rows = {shape.width: shape.width * (shape.query + 2 * shape.value + 2 * shape.feed_forward)}
@@ -193,6 +195,15 @@ def packed_groups(source: Path) -> list[dict[str, Any]]:
 
     settings = read_json(source / "config.json").get("quantization_config") or {} if source.is_dir() else {}
     return [group.get("weights") or {} for group in (settings.get("config_groups") or {}).values()]
+
+
+def forecast_type(levels: str) -> Scheme:
+    """Return the type that `copying_type` will find in a model that is not there yet.
+
+    levels: as in `Size`.
+    """
+    served = {str(grid): types[0] for grid, types in SERVED.items()}
+    return cast(Scheme, served.get(levels, "q8_0" if levels else "q4_0"))
 
 
 def copying_type(source: Path) -> Scheme:

@@ -17,5 +17,6 @@ def forecast_packing(work: Workload, bits: int, group_size: int, symmetric: bool
     fitting = [group for group in GROUP_SIZES if all(width % group == 0 for width in widths)]
     group = group_size or next(iter(fitting), GROUP_SIZES[-1])
     weight = (bits + (SCALE_BITS + (0 if symmetric else bits)) / group) / 8
-    packed = replace(size, bytes=weight * (size.parameters - size.outer) + SAVED_BYTES * size.outer)
+    levels = f"int{bits}" if bits != 4 else "int4_symmetric" if symmetric else "int4_asymmetric"
+    packed = replace(size, bytes=weight * (size.parameters - size.outer) + SAVED_BYTES * size.outer, levels=levels)
     return forecast_reading(work, SECONDS_PER_WEIGHT * size.parameters, size.parameters, packed)

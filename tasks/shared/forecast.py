@@ -103,12 +103,14 @@ class Size:
 
     bytes: on disk.
     outer: parameters of embedding and head.
+    levels: grid of the layers' weights (a `GridName` of tasks.shared.model.grids), or int and the bits; empty for weights on none.
     """
 
     parameters: float
     bytes: float
     outer: float
     shape: Dimensions
+    levels: str = ""
 
     @property
     def layer(self) -> float:
@@ -128,7 +130,7 @@ class Size:
 
     def saved(self) -> "Size":
         """Return the size of the same weights saved in bfloat16."""
-        return replace(self, bytes=SAVED_BYTES * self.parameters)
+        return replace(self, bytes=SAVED_BYTES * self.parameters, levels="")
 
 
 NOTHING = Size(0, 0, 0, Dimensions(0, 0, 0, 0, 0, 0, 0))

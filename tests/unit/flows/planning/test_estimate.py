@@ -12,6 +12,7 @@ from flows.planning.plan import build_plan
 from flows.planning.sizes import size_of
 from tasks.shared.errors import MachineError
 from tasks.shared.forecast import Dimensions, Size
+from tasks.shared.gguf.types import bits
 from tests.tiny_llama import build_model, save_tiny
 
 LLAMA_8B = Size(
@@ -99,6 +100,33 @@ def test_eight_bits_take_twice_the_bytes_of_four(model: Path) -> None:
     inner = LLAMA_8B.parameters - LLAMA_8B.outer
     assert eight - four == pytest.approx(inner * 4 / 8)
     assert eight == pytest.approx(inner * (8 + 16 / 128) / 8 + 2 * LLAMA_8B.outer, rel=0.01)
+
+
+@pytest.mark.usefixtures("large")
+@pytest.mark.parametrize(
+    ("target", "settings", "scheme"),
+    [
+        ("prune.depth.Depth", {"ratio": 0.25}, "q4_0"),
+        ("quantize.rtn.RTN", {"group_size": 32}, "q4_1"),
+        ("quantize.rtn.RTN", {"group_size": 32, "symmetric": True}, "q4_0"),
+        ("quantize.rtn.RTN", {"bits": 8}, "q8_0"),
+        ("quantize.gptq_levels.GptqLevels", {}, "iq4_nl"),
+        ("distill.sft.SFT", {"qat": {"grid": "q2_0"}}, "q2_0"),
+    ],
+)
+def test_a_gguf_file_is_as_large_as_the_type_that_copies_its_source(
+    model: Path, target: str, settings: dict[str, Any], scheme: str
+) -> None:
+    data = {"data": "corpus"} if "distill" in target else {"calibration": "corpus"}
+    source = {"_target_": f"tasks.{target}", "inputs": {"model": "models.big", **data}, **settings}
+    export = {"_target_": "tasks.export.gguf.Gguf", "inputs": {"model": "source", "calibration": "corpus"}}
+    steps = {"corpus": {"_target_": "tasks.curate.support.Support"}, "source": source, "file": export}
+    plan = build_plan({"name": "trial", "seed": 0, "models": {"big": {"path": str(model)}}, "steps": steps})
+    estimates = estimate.estimate_plan(plan, Runtime(root=str(model.parent), device="cpu", threads=2))
+    layers = LLAMA_8B.parameters - LLAMA_8B.outer
+    layers *= 24 / 32 if "depth" in target else 1
+    wanted = (layers * bits(scheme) + LLAMA_8B.outer * bits("q8_0")) / 8
+    assert estimates["file"].disk_bytes == pytest.approx(wanted, rel=0.01)
 
 
 @pytest.mark.usefixtures("large")
