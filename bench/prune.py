@@ -1,4 +1,4 @@
-"""Masks beside llm-compressor by hand: seconds, peak memory and perplexity; growth with the size of the model.
+"""Masks beside llm-compressor by hand: seconds, memory and perplexity; growth with size.
 
     python -m bench.prune --data ../shared/data/wikitext2 [--calibration 32] [--windows 16] [--model FOLDER] [--patterns 0.5 2:4]
     python -m bench.prune --growth                random models of 20M, 135M and 500M parameters, ours alone
@@ -109,7 +109,10 @@ def prepare(source: Path, data: Path, folder: Path, calibration: int, count: int
 
 
 def measured(folder: str, technique: str, pattern: str, side: str) -> dict[str, float]:
-    """Prune once; return seconds, peak memory (GB), perplexity, share of zeros and size of the compressed archive (MB)."""
+    """Prune once; return the figures of MEASURES.
+
+    Peak memory is in GB, the size of the compressed archive in MB, zeros are a share of the pruned matrices.
+    """
     from tasks.shared.model.prunable import matrices_of, view_of
 
     texts = json.loads((Path(folder) / "windows.json").read_text("utf-8"))

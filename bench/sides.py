@@ -1,4 +1,4 @@
-"""Measurements in child processes: two sides that take turns, and the ratio of ours to theirs."""
+"""Measurements in child processes: two sides in turns, and the ratio of ours to theirs."""
 
 import json
 import os

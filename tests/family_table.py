@@ -119,6 +119,7 @@ ROWS = (
     Row("export/onnx", {**GATE, "max_kl": 1.0, "min_top1": 0.0}, "int4"),
     Row("export/openvino", {**GATE, "scheme": "float32", "embedding": "float32", "max_kl": 1e-4, "min_top1": 0.5}, "float32"),
     Row("export/openvino", {**GATE, "max_kl": 1.0, "min_top1": 0.0}, "int4"),
+    Row("export/vllm"),
     Row("distill/sft", QUICK),
     Row("distill/sft", QUICK | {"lora": {"rank": 2}, "frozen_layers": 0}, "LoRA"),
     Row("distill/sft", QUICK | {"packing": True, "frozen_layers": 1}, "packed, frozen layers"),

@@ -504,6 +504,13 @@ def check_scores(source: Path, out: Path, metrics: Any, inputs: Inputs) -> None:
     assert {"student", "teacher"} <= {name.split(".")[0] for name in metrics}
 
 
+def check_served(source: Path, out: Path, metrics: Any, inputs: Inputs) -> None:
+    """The weights are the source's, bit by bit, and so are its masks."""
+    assert logits_of(reloaded(out), probe()).equal(logits_of(reloaded(source), probe()))
+    masks = read_masks(source)
+    assert (masks is None) == (read_masks(out) is None) and metrics["packed_layers"] == 0
+
+
 CHECKS: dict[str, Callable[..., Any]] = {
     "prune/magnitude": check_masked, "prune/wanda": check_masked, "prune/sparsegpt": check_masked,
     "prune/budget": check_budget, "prune/depth": check_depth, "prune/experts": check_experts, "prune/flap": check_compensated,
@@ -514,6 +521,7 @@ CHECKS: dict[str, Callable[..., Any]] = {
     "quantize/gptq_levels": check_levels, "quantize/autoround": check_quantized, "quantize/smoothquant": check_packed,
     "quantize/bitsandbytes": check_bitsandbytes, "quantize/cast": check_cast, "export/gguf": check_gguf,
     "export/mixed_gguf": check_mixed_gguf, "export/onnx": check_graph, "export/openvino": check_graph,
+    "export/vllm": check_served,
     "logits/topk": check_targets, "evaluate/perplexity": check_scores,
     "evaluate/generation": check_scores,
 }  # fmt: skip
