@@ -11,18 +11,18 @@ import argparse
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from bench.correction import MAX_TOKENS, Corrected
 from bench.sides import say_machine, spread
-from bench.structure import windows
 from bench.tables import console, show
 from tasks.shared.formats.rows import Row, read_rows
 from tasks.shared.model.agreement import iterate_logits, logits_of, token_agreement
 from tasks.shared.model.calibration import calibration_ids
-from tasks.shared.model.encoding import IGNORED, encode
+from tasks.shared.model.encoding import IGNORED, encode, encode_fitting
 from tasks.shared.model.loading import load_model, load_tokenizer
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def main() -> None:
 
 def held_out(source: Path, tokenizer: Any, rows: Sequence[Row]) -> Held:
     """Tokenize conversations, mark their answers, and read them with the source model."""
-    encoded = encode(rows, tokenizer, MAX_TOKENS)
+    _, encoded = encode_fitting(partial(encode, tokenizer=tokenizer, max_tokens=MAX_TOKENS), rows, "drop")
     ids = [list(one["input_ids"]) for one in encoded]
     answers = [[label != IGNORED for label in one["labels"][1:]] for one in encoded]
     return Held(ids, logits_of(load_model(source), ids), answers)
@@ -101,9 +101,10 @@ def own_rows(tokenizer: Any, rows: Sequence[Row], count: int, seed: int) -> Ids:
 
 
 def text_windows(tokenizer: Any, file: Path, count: int, length: int, seed: int) -> Ids:
-    """Windows of a text drawn at random."""
-    found = windows(file, tokenizer, 4 * count, length, spread=True)
-    return random.Random(seed).sample(found, count)
+    """Windows of a text drawn at random, each once.  Raises ValueError for a text with too few."""
+    ids = tokenizer(file.read_text("utf-8"), add_special_tokens=False, verbose=False)["input_ids"]
+    places = random.Random(seed).sample(range(len(ids) // length), count)
+    return [ids[place * length : (place + 1) * length] for place in places]
 
 
 def divergences(source: Path, tokenizer: Any, technique: Corrected, ids: Ids, held: Held) -> tuple[float, float]:
