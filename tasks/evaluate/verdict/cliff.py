@@ -36,9 +36,11 @@ def frontier(points: Sequence[Point]) -> list[Point]:
     return kept[::-1]
 
 
-def find_cliff(points: Sequence[Point]) -> Cliff | None:
-    """Return the first model of the frontier whose loss is shown and more than twice the trend.
+def find_cliff(points: Sequence[Point], margin: float = 0.0) -> Cliff | None:
+    """Return the first model of the frontier that leaves the trend of the larger ones.
 
+    Its loss is shown, more than twice what the trend makes of its size, and above the margin.
+    margin: loss that is accepted.
     The trend is the loss per halving of the larger ones, by least squares through the baseline.  One of them is needed: a single
     model has no trend.
     """
@@ -47,7 +49,7 @@ def find_cliff(points: Sequence[Point]) -> Cliff | None:
         if before:
             slope = sum(one.halvings * max(0.0, one.loss) for one in before) / sum(one.halvings**2 for one in before)
             expected = slope * point.halvings
-            if point.shown and point.loss > FASTER * expected:
+            if point.shown and point.loss > max(margin, FASTER * expected):
                 return Cliff(
                     model=point.name, times_smaller=2.0**point.halvings, loss=point.loss, expected=expected, before=before[-1].name
                 )  # fmt: skip
@@ -60,13 +62,13 @@ def find_cliffs(
 ) -> dict[str, Cliff]:
     """Return the cliff of each measure that decides and has one."""
     whole, found = models[baseline].size_bytes, dict[str, Cliff]()
-    for name in (name for name, gate in gates.items() if gate.margin is not None):
+    for name, margin in ((name, gate.margin) for name, gate in gates.items() if gate.margin is not None):
         points = [
             Point(model, log2(whole / models[model].size_bytes), -result.difference, result.high < 0)
             for model, comparison in comparisons.items()
             if (result := comparison.measures.get(name)) is not None and whole > 0 and models[model].size_bytes > 0
         ]
-        if (cliff := find_cliff(points)) is not None:
+        if (cliff := find_cliff(points, margin)) is not None:
             found[name] = cliff
     return found
 

@@ -1,6 +1,7 @@
 """Figures as files of their own, for slides and other documents."""
 
 import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from markupsafe import Markup
@@ -10,6 +11,9 @@ from tasks.report.figures.drawing import WIDTH, Figure
 SCALE = 2
 """Pixels of a figure unit, where a viewer does not scale."""
 STYLE = Path(__file__).parent.parent / "page" / "html.css"
+VARIABLE = re.compile(r"(--[\w-]+): ([^;]+);")
+THEMES = (":root {", '[data-theme="dark"] {')
+"""Beginnings of the style sheet's blocks that set the variables of a theme."""
 ROOT = "svg { font-family: var(--sans); font-variant-numeric: tabular-nums; background: var(--paper); }"
 """In place of the page's rule for figures, which fit its columns."""
 
@@ -28,16 +32,28 @@ def svg_file(figure: Figure, theme: str = "auto") -> str:
     """
     height = re.search(r'viewBox="0 0 \S+ ([\d.]+)"', figure.svg)
     assert height is not None  # by `drawing`
-    head = Markup('<svg xmlns="http://www.w3.org/2000/svg" data-theme="{}" width="{:g}" height="{:g}" ').format(
-        theme, SCALE * WIDTH, SCALE * float(height[1])
+    head = Markup('<svg xmlns="http://www.w3.org/2000/svg" width="{:g}" height="{:g}" ').format(
+        SCALE * WIDTH, SCALE * float(height[1])
     )
     opened, inside = figure.svg.removeprefix("<svg ").split(">", 1)
-    return f"{head}{opened}>\n<style>\n{figure_style()}\n</style>\n{inside}\n"
+    return f"{head}{opened}>\n<style>\n{figure_style(theme)}\n</style>\n{inside}\n"
 
 
-def figure_style() -> str:
-    """Return the page's themes and rules for figures."""
+def figure_style(theme: str = "auto") -> str:
+    """Return the page's rules for figures, with values in place of variables.
+
+    Office programs and converters know no variables.
+    theme: as for `svg_file`; "auto" has the light rules, and the dark ones for viewers that ask for them.
+    """
     sheet = STYLE.read_text("utf-8")
-    themes = sheet.partition("\n\n")[0]
-    rules = [line for line in sheet.splitlines() if line.startswith("svg ") and not line.startswith("svg {")]
-    return "\n".join([themes, ROOT, *rules])
+    light, dark = (dict(VARIABLE.findall(sheet[sheet.index(start) :].partition("}")[0])) for start in THEMES)
+    rules = [ROOT, *(line for line in sheet.splitlines() if line.startswith("svg ") and not line.startswith("svg {"))]
+    if theme != "auto":
+        return "\n".join(_resolved(rules, light | (dark if theme == "dark" else {})))
+    darker = [rule for rule in _resolved(rules, light | dark) if rule not in _resolved(rules, light)]
+    return "\n".join([*_resolved(rules, light), "@media (prefers-color-scheme: dark) {", *darker, "}"])
+
+
+def _resolved(rules: Iterable[str], values: Mapping[str, str]) -> list[str]:
+    """Replace each variable by its value."""
+    return [re.sub(r"var\((--[\w-]+)\)", lambda found: values[found[1]], rule) for rule in rules]

@@ -39,6 +39,13 @@ def test_a_first_model_has_no_trend_and_one_without_a_loss_has_a_flat_one() -> N
     assert found is not None and found.model == "b" and found.expected == 0
 
 
+def test_a_loss_within_the_margin_is_no_cliff() -> None:
+    """KL of any rounding is shown, and far above the trend of 8 bits."""
+    given = points(("eight", 1.9, 0.0002, True), ("four", 2.9, 0.0116, True), ("two", 7.0, 0.8, True))
+    found, within = find_cliff(given, 0.1), find_cliff(given)
+    assert found is not None and found.model == "two" and within is not None and within.model == "four"
+
+
 def test_models_that_smaller_ones_beat_are_no_cliff_and_no_part_of_the_trend() -> None:
     bad = ("bad", 2.0, 0.5, True)
     assert [point.name for point in frontier(points(bad, *SLOPE))] == ["a", "b"]
