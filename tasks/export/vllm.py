@@ -4,7 +4,6 @@ import json
 import logging
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -74,7 +73,7 @@ class Vllm:
         """Forecast a copy of the files; with vLLM, the source in memory too."""
         size = work.size()
         held = size.parameters if self.vllm_command else 0
-        return forecast_reading(work, SECONDS_PER_BYTE * size.bytes, held, replace(size))
+        return forecast_reading(work, SECONDS_PER_BYTE * size.bytes, held, size)
 
     def plan_problems(
         self, where: str, inputs: Mapping[str, tuple[str, ...]], upstream: Mapping[str, Upstream]

@@ -26,7 +26,7 @@ class Kernel:
     """A kernel.
 
     title: what it computes.  capability: least compute capability times ten.
-    outputs, inputs: sizes on each GPU are multiples of these.  groups: sizes of groups that it takes; empty for all.
+    outputs, inputs: sizes on each GPU are multiples of these.
     below: what older GPUs do; empty if they cannot run the model.
     """
 
@@ -34,13 +34,12 @@ class Kernel:
     capability: int
     outputs: int = 1
     inputs: int = 1
-    groups: tuple[int, ...] = ()
     below: str = ""
 
 
 MARLIN_GROUPS = (32, 64, 128)
 DENSE = Kernel("bfloat16", 80, below="--dtype float16")
-MARLIN = Kernel("integers by Marlin, 16-bit activations", 75, 64, 128, MARLIN_GROUPS)
+MARLIN = Kernel("integers by Marlin, 16-bit activations", 75, 64, 128)
 INT8 = Kernel("int8 weights and activations", 75, 16, 16)
 FP8 = Kernel("FP8 weights and activations", 89, 16, 16, below="the weights alone in FP8, by Marlin")
 NVFP4 = Kernel("NVFP4 weights by Marlin, 16-bit activations", 75, 64, 128)

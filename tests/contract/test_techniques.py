@@ -130,9 +130,8 @@ def test_every_technique_has_a_forecast_of_its_own_or_computes_little(option: Pa
         assert (found.size is not None) == (technique.spec.gives is not None)
         if hasattr(technique, "check_rows"):  # the source's logits on these rows are in memory
             more = replace(technique, check_rows=2 * technique.check_rows).forecast(work)
-            assert more.memory - found.memory >= 4 * technique.check_rows * 32000 * min(
-                technique.max_tokens, Rows().longest
-            )
+            logits = technique.check_rows * 32000 * min(technique.max_tokens, Rows().longest)
+            assert more.memory - found.memory == pytest.approx(4 * logits)
 
 
 def test_the_generated_tables_are_up_to_date() -> None:

@@ -30,7 +30,7 @@ def test_an_answer_is_asked_for_in_full_and_uncached_and_timed_from_the_request(
         answer = stream_answer(server.url, "model", ASKED, 5, 5)
     assert (answer.tokens, answer.prompt_tokens, len(answer.arrivals)) == (5, 7, 5)
     assert FIRST_S <= answer.arrivals[0] < answer.arrivals[-1] <= answer.end_s
-    assert answer.arrivals[-1] >= FIRST_S + 4 * EACH_S, "the server waits so long; the first token may be read late"
+    assert answer.arrivals[-1] - answer.arrivals[0] >= 4 * EACH_S
     (body,) = server.asked
     assert (
         body["messages"] == ASKED.messages
