@@ -84,10 +84,11 @@ def fitted(model: Any, technique: Budget, ids: list[list[int]], folder: Path) ->
     folder: measurements, which rows share.
     """
     parameters = Parameters.of(model, shape_of(model.config))
-    levels, budget = technique.plan(parameters, model.config.model_type)
+    levels = technique.levels_of(parameters.before, model.config.model_type)
+    bound = technique.bound(parameters, levels)
     meter = technique.meter(model, Reading(ids, technique.batch_size, PAD), 0, folder)
-    found = technique.choose(meter, parameters, levels, budget)
-    console.print(as_text(table_of(found)), highlight=False)
+    found = technique.choose(meter, levels, bound)
+    console.print(as_text(table_of(found, parameters.after, bound)), highlight=False)
     small: Any = technique.build(meter, found.chosen.cut)
     return small.to(model.dtype).eval(), small.num_parameters()
 

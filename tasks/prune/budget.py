@@ -1,4 +1,4 @@
-"""Layers, neurons and heads within a budget of parameters or bytes, by measured sensitivity.
+"""Layers, neurons and heads within a budget of size or time, by measured sensitivity.
 
 Source: one sensitivity per cut as in ZeroQ, Cai et al. 2020, arXiv 2001.00281; removal of layers as in SLEB, Song et al. 2024,
 arXiv 2402.09025.
@@ -10,13 +10,14 @@ from contextlib import suppress
 from dataclasses import replace
 from math import ceil, floor
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from tasks.prune.cuts.choice import Choice, Levels, search, too_small
+from tasks.prune.cuts.choice import MILLISECONDS, Bound, Choice, Levels, search, shown, too_small
 from tasks.prune.cuts.divergence import Meter
+from tasks.prune.cuts.latency import ROUNDS, TOKENS, WARM_UP, TokenTime, in_turn, measure
 from tasks.prune.cuts.record import (
     CANDIDATES_FILE,
     KL_PLOT,
@@ -41,12 +42,14 @@ from tasks.prune.selection.record import SELECTION_FILE, write_selection
 from tasks.prune.selection.shape import Shape, dimensions_of, planned_shape, shape_from, shape_of
 from tasks.prune.width import Width
 from tasks.shared.errors import TechniqueError
-from tasks.shared.forecast import SAVED_BYTES, Dimensions, Forecast, Size, Workload, forecast_reading
+from tasks.shared.forecast import GENERATION_COST, SAVED_BYTES, Dimensions, Forecast, Size, Workload, forecast_reading
 from tasks.shared.model.calibration import calibration_ids, calibration_rows
 from tasks.shared.model.dense import check_dense
 from tasks.shared.model.families import CONV1D, check_family, has_parts, is_mixture
 from tasks.shared.model.layout import LAYER_LISTS, find_layout, layer_count
+from tasks.shared.model.loading import Dtype
 from tasks.shared.model.masks import carry_masks
+from tasks.shared.model.precision import fast_dtype
 from tasks.shared.model.sizes import weight_bytes
 from tasks.shared.progress import progress_bar
 from tasks.shared.technique import Inputs, Kind, Metrics, Port, Refusal, Spec, StepRun
@@ -57,6 +60,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 Unit = Literal["layers", "neurons", "groups", "queries"]
+BUDGETS = ("parameters", "bytes", "milliseconds")
+TIMED_WHOLE = 4
+"""Time of all timed models, in times of the whole one."""
 SLACK = 1.1
 """Factor by which the plan's estimate of the smallest model must exceed the budget before the plan refuses it."""
 
@@ -76,6 +82,9 @@ class Budget:
     """Most parameters of the result; overrides `ratio`.  0: by `ratio`."""
     bytes: Annotated[int, Field(ge=0)] = 0
     """Most bytes of the result's safetensors, which are in bfloat16; overrides `ratio`, and excludes `parameters`.  0: by these."""
+    milliseconds: Annotated[float, Field(ge=0)] = 0
+    """Most time for a token that the result generates for one stream, in transformers on this machine, which is timed in every run;
+    overrides `ratio`, and excludes the others.  0: by these."""
     units: Annotated[tuple[Unit, ...], Field(min_length=1)] = ("layers", "neurons", "groups")
     """Units that may go.  layers: whole ones.  neurons: of the feed-forward blocks.  groups: key-value heads with all query heads that
     share them.  queries: query heads, equally many of every group."""
@@ -99,7 +108,7 @@ class Budget:
     """Conversations per pass."""
 
     spec: ClassVar[Spec] = Spec(
-        summary="Removes layers, neurons and heads within a budget of parameters or bytes, by measured sensitivity",
+        summary="Removes layers, neurons and heads within a budget of parameters, bytes or time, by measured sensitivity",
         ports={"model": Port((Kind.MODEL,)), "calibration": Port((Kind.CORPUS,))},
         produces=Kind.MODEL,
         libraries=("torch", "transformers", "tokenizers", "gguf"),
@@ -112,14 +121,15 @@ class Budget:
 
     @model_validator(mode="after")
     def _one_budget(self) -> "Budget":
-        if self.parameters and self.bytes:
-            raise ValueError("parameters and bytes are both given: set one of them")
+        given = [name for name in BUDGETS if getattr(self, name)]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} are given: set one of them")
         return self
 
     @property
     def setting(self) -> str:
         """Name of the setting that states the budget."""
-        return "bytes" if self.bytes else "parameters" if self.parameters else "ratio"
+        return next((name for name in BUDGETS if getattr(self, name)), "ratio")
 
     @property
     def narrowings(self) -> tuple[BlockNarrowing, ...]:
@@ -130,11 +140,13 @@ class Budget:
         return (Width(**common), *heads) if "neurons" in self.units else heads
 
     def limit(self, total: int, header: int) -> int:
-        """Return the budget in parameters.
+        """Return the budget in parameters; with `milliseconds`, which say nothing about them, all.
 
         total: parameters of the model.
         header: bytes of a file besides the weights.
         """
+        if self.milliseconds:
+            return total
         if self.bytes:
             return max(0, int((self.bytes - header) // SAVED_BYTES))
         return self.parameters or total - ceil(self.ratio * total)
@@ -226,11 +238,13 @@ class Budget:
         budget = min(self.limit(int(size.parameters), 0), int(size.parameters))
         levels = self.levels_of(shape_from(size.shape), "")
         dropped = min(levels.layers, ceil((size.parameters - budget) / max(1.0, size.layer)))
-        passes = self.measurements(levels, dropped) + self.passes
+        passes = self.measurements(levels, levels.layers if self.milliseconds else dropped) + self.passes
         made = Size(
             budget, SAVED_BYTES * budget, size.outer, size.shape.with_layers(max(1, size.shape.layers - dropped))
         )
         seconds = passes * work.reading(size, self.calibration_rows * self.max_tokens)
+        if self.milliseconds:
+            seconds += GENERATION_COST * work.reading(size, ROUNDS * (WARM_UP + TOKENS) * TIMED_WHOLE)
         return forecast_reading(work, seconds, size.parameters + budget, made)
 
     @property
@@ -253,7 +267,9 @@ class Budget:
         The records are sensitivity.csv (kind, level, dropped, parameters, kl), candidates.csv (sizes, parameters, predicted and measured
         KL), divergence.csv (the plot) and selection.json (units kept).
         Returns sizes before and after, budget_parameters, size_bytes, kl_sum (predicted), kl_calibration (measured), and kl_layers,
-        kl_neurons and kl_heads: those of the best cut of this kind alone, if one fits the budget.
+        kl_neurons and kl_heads: those of the best cut of this kind alone, if one fits the budget.  With `milliseconds` also the time of a
+        token before and after, as measured (milliseconds_before, milliseconds) and as the choice took it (milliseconds_fitted), and
+        the largest error of the fit, as a share (fit_error).
         """
         import torch
 
@@ -270,10 +286,13 @@ class Budget:
         cache = run.prediction_cache if run.prediction_cache and given.digest else run.scratch / "cache"
         before = shape_of(model.config)
         parameters = Parameters.of(model, before)
-        levels, budget = self.plan(parameters, model.config.model_type)
+        dtype = fast_dtype(run.compute.device)
+        levels = self.levels_of(before, model.config.model_type)
+        times = measure(model.config, parameters, levels, dtype, run.compute.device) if self.milliseconds else None
+        bound = self.bound(parameters, levels, times)
         meter = self.meter(model, reading, run.seed, cache, f"{given.digest} {run.compute.threads}")
-        found = self.choose(meter, parameters, levels, budget)
-        log.info("%s", as_text(table := table_of(found)))
+        found = self.choose(meter, levels, bound)
+        log.info("%s", as_text(table := table_of(found, parameters.after, bound)))
         small, picks = self.build(meter, found.chosen.cut), meter.picks(found.chosen.cut)
         save_model(small, tokenizer, out)
         carried = carry_masks(given.path, out, find_layout(small).origin(found.chosen.cut.kept))
@@ -283,10 +302,11 @@ class Budget:
         write_selection(out / SELECTION_FILE, found.chosen.cut.kept, picks)
         written = {
             "parameters": small.num_parameters(),
-            "budget_parameters": min(budget, parameters.total),
+            **({} if times else {"budget_parameters": min(int(bound.most), parameters.total)}),
             "size_bytes": weight_bytes(out),
         }
-        return figures(found, before) | {"parameters_before": parameters.total} | written | carried
+        spent = self.timed(model, small, times, found.chosen.cost, dtype, run.compute.device) if times else {}
+        return figures(found, before) | {"parameters_before": parameters.total} | written | spent | carried
 
     def meter(self, model: "PreTrainedModel", reading: Reading, seed: int, cache: Path, made_from: str = "") -> Meter:
         """Return a meter of cuts, by the importance of neurons and heads.
@@ -300,13 +320,10 @@ class Budget:
                 scores[part.axis] = part.scores(model, reading.ids, reading.pad_id, seed)[part.axis]
         return Meter(model, reading, shape_of(model.config), scores, cache, made_from)
 
-    def choose(self, meter: Meter, parameters: Parameters, levels: Levels, budget: int) -> Choice:
-        """Return the best cut within the budget, by measurements.
-
-        budget: parameters.
-        """
+    def choose(self, meter: Meter, levels: Levels, bound: Bound) -> Choice:
+        """Return the best cut within the budget, by measurements."""
         runs = (Cut(tuple(range(count)), meter.before) for count in range(levels.layers))
-        dropped = next((len(cut.dropped) for cut in runs if parameters.after(cut) <= budget), levels.layers)
+        dropped = next((len(cut.dropped) for cut in runs if bound.fits(cut)), levels.layers)
         with progress_bar("sensitivity", self.measurements(levels, dropped)) as advance:
 
             def divergence(cut: Cut) -> float:
@@ -318,23 +335,56 @@ class Budget:
                 )
                 return value
 
-            return search(levels, self.shortlist, self.checks, divergence, parameters.after, budget)
+            return search(levels, self.shortlist, self.checks, divergence, bound)
 
-    def plan(self, parameters: Parameters, kind: str) -> tuple[Levels, int]:
-        """Return the cuts of each kind to choose from, and the budget in parameters.
+    def bound(self, parameters: Parameters, levels: Levels, times: TokenTime | None = None) -> Bound:
+        """Return the budget, in parameters or milliseconds.
 
-        kind: the configuration's `model_type`.
+        times: of a token, for a budget in milliseconds.
         Raises TechniqueError if even the smallest cut exceeds the budget.  A budget that the whole model fits is logged.
         """
-        levels, budget = self.levels_of(parameters.before, kind), self.limit(parameters.total, parameters.header)
-        if budget >= parameters.total:
-            log.warning("the model has %d parameters, and the budget is %d: nothing goes", parameters.total, budget)
-        least = parameters.after(levels.smallest)
-        if least > budget:
-            larger = int(SAVED_BYTES * least) + parameters.header
-            fits = {"bytes": larger, "parameters": least, "ratio": floor((1 - least / parameters.total) * 1000) / 1000}
-            raise too_small(self.setting, fits[self.setting], budget, parameters.total, levels, least)
-        return levels, budget
+        if times is not None:
+            bound = Bound(self.milliseconds, times.after, MILLISECONDS)
+        else:
+            bound = Bound(self.limit(parameters.total, parameters.header), parameters.after)
+        whole, least = bound.cost(Cut((), parameters.before)), bound.cost(levels.smallest)
+        if bound.most >= whole:
+            log.warning("the model has %s %s, and the budget is %s: nothing goes", shown(whole), bound.unit, shown(bound.most))  # fmt: skip
+        if least > bound.most:
+            fits = {
+                "bytes": int(SAVED_BYTES * least) + parameters.header, "parameters": least,
+                "ratio": floor((1 - least / parameters.total) * 1000) / 1000, "milliseconds": ceil(least * 100) / 100,
+            }  # fmt: skip
+            raise too_small(self.setting, fits[self.setting], bound, levels)
+        return bound
+
+    def timed(
+        self,
+        whole: "PreTrainedModel",
+        small: "PreTrainedModel",
+        times: TokenTime,
+        fitted: float,
+        dtype: Dtype,
+        device: str,
+    ) -> Metrics:
+        """Time the whole model and the written one, and warn if the budget is missed.
+
+        Both are cast to the arithmetic that serves them.  fitted: time that the choice was made by, milliseconds.
+        """
+        import torch
+
+        for model in (whole, small):
+            cast(Any, model).to(device, getattr(torch, dtype))
+        before, after = in_turn([lambda: whole, lambda: small])
+        log.info("a token takes %.3g ms, before it took %.3g, and %.3g by the fit", after, before, fitted)
+        if after > self.milliseconds:
+            log.warning(
+                "a token takes %.3g ms, and the budget is %.3g: the fit missed it, or the machine was busy; milliseconds=%.3g allows for that",
+                after, self.milliseconds, self.milliseconds * fitted / after,
+            )  # fmt: skip
+        return {
+            "milliseconds_before": before, "milliseconds": after, "milliseconds_fitted": fitted, "fit_error": times.error,
+        }  # fmt: skip
 
     def build(self, meter: Meter, cut: Cut) -> "PreTrainedModel":
         """Return the meter's model without what a cut removes, in float32; it itself stays as it is."""

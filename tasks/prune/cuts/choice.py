@@ -17,6 +17,26 @@ Divergence = Callable[[Cut], float]
 Count = Callable[[Cut], int]
 """Number of parameters that a cut leaves."""
 
+MILLISECONDS = "milliseconds per token"
+
+
+@dataclass(frozen=True)
+class Bound:
+    """Most that the model that remains may cost.
+
+    most: in units.
+    cost: of what a cut leaves.
+    unit: of both.
+    """
+
+    most: float
+    cost: Callable[[Cut], float]
+    unit: str = "parameters"
+
+    def fits(self, cut: Cut) -> bool:
+        """Return True if what a cut leaves costs no more than this."""
+        return self.cost(cut) <= self.most
+
 
 @dataclass(frozen=True)
 class Levels:
@@ -46,12 +66,13 @@ class Levels:
 class Candidate:
     """A cut within the budget.
 
+    cost: of what it leaves, in the units of the bound.
     predicted: sum of the divergences of its layers, neurons and heads, each measured alone.
     measured: divergence of all of them together; None if it was not measured.
     """
 
     cut: Cut
-    parameters: int
+    cost: float
     predicted: float
     measured: float | None = None
 
@@ -101,7 +122,7 @@ def removal_order(levels: Levels, shortlist: int, divergence: Divergence, enough
     return cuts
 
 
-def candidates(levels: Levels, layers: Sequence[Cut], count: Count, budget: int) -> list[Cut]:
+def candidates(levels: Levels, layers: Sequence[Cut], fits: Callable[[Cut], bool]) -> list[Cut]:
     """Return for each number of layers and heads the cut with most neurons that fits the budget.
 
     layers: cuts of layers alone.
@@ -111,7 +132,7 @@ def candidates(levels: Levels, layers: Sequence[Cut], count: Count, budget: int)
     for heads in levels.heads:
         for dropped in layers:
             tried = (Cut(dropped.dropped, replace(heads, intermediate=width)) for width in levels.widths)
-            found += [cut for cut in tried if count(cut) <= budget][:1]
+            found += [cut for cut in tried if fits(cut)][:1]
     return [cut for cut in found if not any(cut != other and keeps_all(other, cut) for other in found)]
 
 
@@ -157,19 +178,19 @@ def to_measure(ranked: Sequence[Candidate], checks: int, before: Shape) -> list[
     return [candidate for place, candidate in enumerate(ranked) if place < checks or candidate in alone.values()]
 
 
-def search(levels: Levels, shortlist: int, checks: int, divergence: Divergence, count: Count, budget: int) -> Choice:
+def search(levels: Levels, shortlist: int, checks: int, divergence: Divergence, bound: Bound) -> Choice:
     """Return the cut within the budget that has the least divergence, as measured as a whole.
 
     shortlist: layers to try for each that goes.  checks: cuts to measure as a whole, in the order of their prediction.
     Raises TechniqueError if no cut fits the budget.
     """
     before = levels.before
-    layers = removal_order(levels, shortlist, divergence, lambda cut: count(cut) <= budget)
-    cuts = candidates(levels, layers, count, budget)
+    layers = removal_order(levels, shortlist, divergence, bound.fits)
+    cuts = candidates(levels, layers, bound.fits)
     if not cuts:
         raise TechniqueError(
             "levels",
-            f"no cut leaves {budget:,} parameters or fewer",
+            f"no cut leaves {shown(bound.most)} {bound.unit} or fewer",
             "layers, neurons and heads that may go",
             "larger levels",
         )
@@ -186,7 +207,8 @@ def search(levels: Levels, shortlist: int, checks: int, divergence: Divergence, 
     ]
     found += [Measurement("heads", cut.shape.heads, cut, divergence(cut)) for cut in heads]
     ranked = sorted(
-        (Candidate(cut, count(cut), predict(found, cut)) for cut in cuts), key=lambda candidate: candidate.predicted
+        (Candidate(cut, bound.cost(cut), predict(found, cut)) for cut in cuts),
+        key=lambda candidate: candidate.predicted,
     )
     tried = to_measure(ranked, checks, before)
     ranked = [replace(each, measured=divergence(each.cut)) if each in tried else each for each in ranked]
@@ -207,17 +229,22 @@ def predict(measurements: Sequence[Measurement], cut: Cut) -> float:
     return layers + between(neurons, shape.intermediate) + heads
 
 
-def too_small(setting: str, fits: float, budget: int, total: int, levels: Levels, least: int) -> TechniqueError:
+def too_small(setting: str, fits: float, bound: Bound, levels: Levels) -> TechniqueError:
     """Return the error for a budget below the smallest cut.
 
     setting: the one that states the budget.  fits: value of it that the smallest cut fits.
-    total, least: parameters of the whole model and of the smallest cut.
     """
     before, after = levels.before, levels.smallest.result
+    total, least = shown(bound.cost(Cut((), before))), shown(bound.cost(levels.smallest))
     return TechniqueError(
         setting,
-        f"{budget:,} of {total:,} parameters, and the smallest cut leaves {least:,}: {after.layers} of {before.layers} layers, "
+        f"{shown(bound.most)} of {total} {bound.unit}, and the smallest cut leaves {least}: {after.layers} of {before.layers} layers, "
         f"{after.intermediate} of {before.intermediate} neurons, {after.heads} of {before.heads} heads",
-        f"{least:,} parameters or more",
+        f"{least} {bound.unit} or more",
         f"{setting}={fits}, or larger levels, or more units",
     )
+
+
+def shown(value: float) -> str:
+    """Return a number of parameters in full, and a time in three digits."""
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3g}"

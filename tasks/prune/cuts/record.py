@@ -4,7 +4,7 @@ import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tasks.prune.cuts.choice import Choice, Count, Measurement
+from tasks.prune.cuts.choice import MILLISECONDS, Bound, Choice, Count, Measurement, shown
 from tasks.prune.selection.shape import Shape
 from tasks.shared.technique import Metrics, Plot
 
@@ -44,8 +44,9 @@ def write_curve(file: Path, measurements: Sequence[Measurement], count: Count, t
             )
 
 
-def table_of(found: Choice) -> list[dict[str, str]]:
+def table_of(found: Choice, count: Count, bound: Bound) -> list[dict[str, str]]:
     """Return a table's rows, by the names of its columns."""
+    timed = bound.unit == MILLISECONDS
     return [
         {
             "chosen": str(int(candidate.cut == found.chosen.cut)),
@@ -53,7 +54,8 @@ def table_of(found: Choice) -> list[dict[str, str]]:
             "neurons": str(candidate.cut.shape.intermediate),
             "heads": str(candidate.cut.shape.heads),
             "kv_heads": str(candidate.cut.shape.kv_heads),
-            "parameters": str(candidate.parameters),
+            "parameters": str(count(candidate.cut)),
+            **({"milliseconds": shown(candidate.cost)} if timed else {}),
             "kl_sum": f"{candidate.predicted:.6g}",
             "kl": "" if candidate.measured is None else f"{candidate.measured:.6g}",
             "dropped": " ".join(map(str, candidate.cut.dropped)),

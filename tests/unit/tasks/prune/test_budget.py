@@ -242,14 +242,65 @@ def test_the_plan_refuses_a_budget_far_below_the_smallest_cut() -> None:
     assert Budget(bytes=100).refuses(config) is not None and Budget(bytes=10**9).refuses(config) is None
 
 
-def test_two_budgets_are_refused(tmp_path: Path) -> None:
-    step = {"_target_": "tasks.prune.budget.Budget", "parameters": 10, "bytes": 10, "inputs": {"model": "m"}}
+@pytest.mark.parametrize("other", ["bytes", "milliseconds"])
+def test_two_budgets_are_refused(tmp_path: Path, other: str) -> None:
+    step = {"_target_": "tasks.prune.budget.Budget", "parameters": 10, other: 10, "inputs": {"model": "m"}}
     recipe = {
         "name": "t", "seed": 0, "models": {"m": {"path": str(save_tiny(tmp_path / "m"))}},
         "steps": {"corpus": {"_target_": "tasks.curate.support.Support"}, "slim": step},
     }  # fmt: skip
-    with pytest.raises((ErrorList, ConfigError), match="parameters and bytes are both given"):
+    with pytest.raises((ErrorList, ConfigError), match=f"parameters and {other} are given: set one of them"):
         build_plan(recipe)
+
+
+def timed_as(monkeypatch: pytest.MonkeyPatch, layer: float, weight: float) -> None:
+    """Let a token take 1 ms, a time for every layer, and one for every thousand weights within them."""
+
+    def time(model: Any) -> float:
+        inner = sum(weight.numel() for part in model.model.layers for weight in part.parameters())
+        return 1.0 + layer * len(model.model.layers) + weight * inner / 1000
+
+    monkeypatch.setattr("tasks.prune.cuts.latency.token_milliseconds", time)
+
+
+def test_a_budget_in_milliseconds_is_kept_by_what_takes_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where every layer takes the same time whatever its width, layers go; where weights take it, neurons, which cost nothing here."""
+    source = save_tiny(tmp_path / "source", silence(build_model(), neurons=64))
+    timed_as(monkeypatch, layer=1.0, weight=0.0)
+    out, metrics = run(tmp_path, source, milliseconds=4.5)
+    assert (metrics["layers"], metrics["neurons"], metrics["heads"]) == (3, 128, 4)
+    assert (metrics["milliseconds_before"], metrics["milliseconds"]) == (5.0, 4.0)
+    assert metrics["milliseconds_fitted"] == pytest.approx(4.0) and metrics["fit_error"] < 1e-6
+    assert {line["milliseconds"] for line in lines_of(out / "candidates.csv") if line["chosen"] == "1"} == {"4"}
+    timed_as(monkeypatch, layer=0.0, weight=0.1)
+    _, other = run(tmp_path, source, milliseconds=0.8 * (1 + 0.1 * 147.7))
+    assert (other["layers"], other["heads"]) == (4, 4) and 64 <= other["neurons"] < 128
+    assert other["milliseconds"] <= 0.8 * (1 + 0.1 * 147.7) and other["kl_calibration"] < 1e-6
+    assert load_model(out).num_parameters() == metrics["parameters"] and "budget_parameters" not in metrics
+
+
+def test_a_time_that_no_cut_reaches_is_refused_and_one_that_is_missed_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    passes, source = counted(monkeypatch), save_tiny(tmp_path / "source")
+    timed_as(monkeypatch, layer=1.0, weight=0.0)
+    with pytest.raises(
+        TechniqueError, match=r"(?s)milliseconds: 2 of 5 milliseconds per token.*leaves 3.*fix: milliseconds=3\.0"
+    ):
+        run(tmp_path, source, milliseconds=2)
+    assert not passes
+    monkeypatch.setattr("tasks.prune.budget.in_turn", lambda models: [6.0, 5.5])
+    run(tmp_path, source, milliseconds=4.5)
+    assert "a token takes 5.5 ms, and the budget is 4.5" in caplog.text and "milliseconds=3.27" in caplog.text
+
+
+def test_tokens_are_timed_and_a_slow_budget_takes_nothing(tmp_path: Path) -> None:
+    """The clock itself: no figure of it is tested, since machines are busy."""
+    _, metrics = run(tmp_path, save_tiny(tmp_path / "source"), milliseconds=1e6)
+    assert metrics["parameters"] == metrics["parameters_before"]
+    assert min(metrics[name] for name in ("milliseconds", "milliseconds_before", "milliseconds_fitted")) > 0
 
 
 @pytest.mark.parametrize(
@@ -301,6 +352,7 @@ CHANGES = {
     "ratio": Change(0.4),
     "parameters": Change(80_000),
     "bytes": Change(200_000),
+    "milliseconds": Change(1e6),  # takes nothing
     "units": Change(("layers",)),
     "levels": Change((0.25, 0.5)),
     "multiple": Change(32),

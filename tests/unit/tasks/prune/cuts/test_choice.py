@@ -5,7 +5,7 @@ from itertools import product
 
 import pytest
 
-from tasks.prune.cuts.choice import Levels, between, candidates, keeps_all, needed_points, removal_order, search
+from tasks.prune.cuts.choice import Bound, Levels, between, candidates, keeps_all, needed_points, removal_order, search
 from tasks.prune.cuts.size import Cut
 from tasks.prune.selection.shape import Shape
 from tasks.shared.errors import TechniqueError
@@ -45,7 +45,7 @@ def test_layers_go_in_the_order_of_what_the_cut_costs_so_far() -> None:
 @pytest.mark.parametrize("budget", range(1900, 4400, 130))
 def test_no_cut_within_the_budget_keeps_more_than_the_candidates(budget: int) -> None:
     layers = removal_order(LEVELS, 2, added, lambda cut: count(cut) <= budget)
-    found = candidates(LEVELS, layers, count, budget)
+    found = candidates(LEVELS, layers, lambda cut: count(cut) <= budget)
     all_cuts = [
         Cut(cut.dropped, replace(heads, intermediate=width))
         for cut, heads, width in product(layers, LEVELS.heads, LEVELS.widths)
@@ -54,8 +54,8 @@ def test_no_cut_within_the_budget_keeps_more_than_the_candidates(budget: int) ->
     best = [cut for cut in fitting if not any(other != cut and keeps_all(other, cut) for other in fitting)]
     assert set(found) == set(best) and len(found) == len(set(found))
     if fitting:
-        chosen = search(LEVELS, 2, 1, added, count, budget).chosen
-        assert chosen.measured == pytest.approx(min(map(added, fitting))) and chosen.parameters <= budget
+        chosen = search(LEVELS, 2, 1, added, Bound(budget, count)).chosen
+        assert chosen.measured == pytest.approx(min(map(added, fitting))) and chosen.cost <= budget
 
 
 def test_a_budget_that_the_whole_model_fits_takes_nothing_and_measures_next_to_nothing() -> None:
@@ -65,15 +65,15 @@ def test_a_budget_that_the_whole_model_fits_takes_nothing_and_measures_next_to_n
         asked.append(cut)
         return added(cut)
 
-    assert search(LEVELS, 3, 3, divergence, count, 10_000).chosen.cut == Cut((), WHOLE)
+    assert search(LEVELS, 3, 3, divergence, Bound(10_000, count)).chosen.cut == Cut((), WHOLE)
     assert set(asked) == {Cut((), WHOLE)}
 
 
 def test_a_budget_below_the_smallest_cut_is_refused() -> None:
     assert LEVELS.smallest == Cut((0, 1, 2), replace(ONE_GROUP, intermediate=64))
-    assert search(LEVELS, 3, 3, added, count, count(LEVELS.smallest)).chosen.parameters == count(LEVELS.smallest)
+    assert search(LEVELS, 3, 3, added, Bound(count(LEVELS.smallest), count)).chosen.cost == count(LEVELS.smallest)
     with pytest.raises(TechniqueError, match="no cut leaves"):
-        search(LEVELS, 3, 3, added, count, count(LEVELS.smallest) - 1)
+        search(LEVELS, 3, 3, added, Bound(count(LEVELS.smallest) - 1, count))
 
 
 def test_what_is_measured_wins_over_what_was_predicted() -> None:
@@ -83,7 +83,7 @@ def test_what_is_measured_wins_over_what_was_predicted() -> None:
         return added(cut) * (1 if len(cut.kinds(WHOLE)) < 2 else 50)
 
     budget = 2900
-    found = search(LEVELS, 3, 2, divergence, count, budget)
+    found = search(LEVELS, 3, 2, divergence, Bound(budget, count))
     assert len(found.candidates[0].cut.kinds(WHOLE)) == 2, "predicted to be the best"
     assert found.candidates[0].measured == pytest.approx(50 * found.candidates[0].predicted)
     assert len(found.chosen.cut.kinds(WHOLE)) == 1 and found.chosen.measured == found.chosen.predicted
