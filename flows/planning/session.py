@@ -10,6 +10,7 @@ from typing import Any
 from flows.planning.config import Runtime
 from flows.planning.gpus import gpus, may_use_gpu
 from flows.planning.steps import Plan, Step
+from tasks.shared.cpu import processor_of
 from tasks.shared.errors import ConfigError
 from tasks.shared.store.artifacts import Place, Store
 from tasks.shared.store.keys import PROJECT, code_digest, flatten, step_key
@@ -82,7 +83,15 @@ class Session:
             *inputs.get("files", []),
             *files,
         ]  # a port may have this name, too; input names are never numbers
-        return step_key(step.identity(self.plan.seed_of(step)), self.code_of(step), inputs)
+        return step_key(self.identity(step), self.code_of(step), inputs)
+
+    def identity(self, step: Step) -> dict[str, Any]:
+        """The step's part of its key, with the machine where its speed decides the artifact."""
+        found = step.identity(self.plan.seed_of(step))
+        if not step.timed:
+            return found
+        device = self.device(step)
+        return found | {"machine": f"{processor_of(device)}, {self.threads(step)} threads"}
 
     def code_of(self, step: Step) -> str:
         """Digest of the code that the step runs."""
@@ -152,7 +161,7 @@ def describe(session: Session, step: Step, key: str) -> dict[str, Any]:
         "step": step.name,
         "kind": str(step.kind),
         "key": key,
-        **step.identity(session.plan.seed_of(step)),
+        **session.identity(step),
         "code": session.code_of(step),
         "inputs": {port: {name: session.digest(name) for name in names} for port, names in step.inputs.items()},
         "files": {str(file): session.store.digests.tree(file) for file in step.files()},
@@ -176,6 +185,7 @@ def facts(account: Mapping[str, Any]) -> dict[str, Any]:
         **flatten(account.get("settings", {})),
         "seed": account.get("seed"),
         **account.get("versions", {}),
+        "machine": account.get("machine"),
         "its code": account.get("code"),
         "its files": sorted(account.get("files", {}).values()),
         **{f"input {name}": [port, digest] for port, names in inputs.items() for name, digest in names.items()},

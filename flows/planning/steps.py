@@ -8,7 +8,7 @@ from typing import Any
 from tasks.shared.errors import ConfigError
 from tasks.shared.model.sources import ModelSource
 from tasks.shared.store.keys import library_versions
-from tasks.shared.technique import Kind, ReadsFiles, Technique
+from tasks.shared.technique import Kind, ReadsFiles, Technique, TimesMachine
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,12 @@ class Step:
     @property
     def exclusive(self) -> bool:
         """Return True if the step measures time, so that no other step may run at the same time."""
-        return self.technique.spec.exclusive
+        return self.technique.spec.exclusive or self.timed
+
+    @property
+    def timed(self) -> bool:
+        """Return True if the step's artifact depends on how fast the machine is."""
+        return isinstance(self.technique, TimesMachine) and self.technique.timed
 
     @property
     def distributed(self) -> bool:

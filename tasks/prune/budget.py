@@ -83,8 +83,8 @@ class Budget:
     bytes: Annotated[int, Field(ge=0)] = 0
     """Most bytes of the result's safetensors, which are in bfloat16; overrides `ratio`, and excludes `parameters`.  0: by these."""
     milliseconds: Annotated[float, Field(ge=0)] = 0
-    """Most time for a token that the result generates for one stream, in transformers on this machine, which is timed in every run;
-    overrides `ratio`, and excludes the others.  0: by these."""
+    """Most time for a token that the result generates for one stream, in transformers on this machine, which is timed and named in the
+    key; overrides `ratio`, and excludes the others.  0: by these."""
     units: Annotated[tuple[Unit, ...], Field(min_length=1)] = ("layers", "neurons", "groups")
     """Units that may go.  layers: whole ones.  neurons: of the feed-forward blocks.  groups: key-value heads with all query heads that
     share them.  queries: query heads, equally many of every group."""
@@ -111,7 +111,7 @@ class Budget:
         summary="Removes layers, neurons and heads within a budget of parameters, bytes or time, by measured sensitivity",
         ports={"model": Port((Kind.MODEL,)), "calibration": Port((Kind.CORPUS,))},
         produces=Kind.MODEL,
-        libraries=("torch", "transformers", "tokenizers", "gguf"),
+        libraries=("torch", "transformers", "tokenizers", "gguf", "scipy", "numpy"),
         device="accelerator",
         accepts="dense",
         gives="dense",
@@ -132,6 +132,11 @@ class Budget:
         return next((name for name in BUDGETS if getattr(self, name)), "ratio")
 
     @property
+    def timed(self) -> bool:
+        """True for a budget in milliseconds."""
+        return self.milliseconds > 0
+
+    @property
     def narrowings(self) -> tuple[BlockNarrowing, ...]:
         """Techniques that remove neurons and heads, whose criterion and limits hold here."""
         common: dict[str, Any] = {"criterion": self.criterion, "batch_size": self.batch_size, "multiple": self.multiple}
@@ -145,7 +150,7 @@ class Budget:
         total: parameters of the model.
         header: bytes of a file besides the weights.
         """
-        if self.milliseconds:
+        if self.timed:
             return total
         if self.bytes:
             return max(0, int((self.bytes - header) // SAVED_BYTES))
@@ -238,12 +243,12 @@ class Budget:
         budget = min(self.limit(int(size.parameters), 0), int(size.parameters))
         levels = self.levels_of(shape_from(size.shape), "")
         dropped = min(levels.layers, ceil((size.parameters - budget) / max(1.0, size.layer)))
-        passes = self.measurements(levels, levels.layers if self.milliseconds else dropped) + self.passes
+        passes = self.measurements(levels, levels.layers if self.timed else dropped) + self.passes
         made = Size(
             budget, SAVED_BYTES * budget, size.outer, size.shape.with_layers(max(1, size.shape.layers - dropped))
         )
         seconds = passes * work.reading(size, self.calibration_rows * self.max_tokens)
-        if self.milliseconds:
+        if self.timed:
             seconds += GENERATION_COST * work.reading(size, ROUNDS * (WARM_UP + TOKENS) * TIMED_WHOLE)
         return forecast_reading(work, seconds, size.parameters + budget, made)
 
@@ -288,7 +293,7 @@ class Budget:
         parameters = Parameters.of(model, before)
         dtype = fast_dtype(run.compute.device)
         levels = self.levels_of(before, model.config.model_type)
-        times = measure(model.config, parameters, levels, dtype, run.compute.device) if self.milliseconds else None
+        times = measure(model.config, parameters, levels, dtype, run.compute.device) if self.timed else None
         bound = self.bound(parameters, levels, times)
         meter = self.meter(model, reading, run.seed, cache, f"{given.digest} {run.compute.threads}")
         found = self.choose(meter, levels, bound)
@@ -305,7 +310,7 @@ class Budget:
             **({} if times else {"budget_parameters": min(int(bound.most), parameters.total)}),
             "size_bytes": weight_bytes(out),
         }
-        spent = self.timed(model, small, times, found.chosen.cost, dtype, run.compute.device) if times else {}
+        spent = self.spent(model, small, times, found.chosen.cost, dtype, run.compute.device) if times else {}
         return figures(found, before) | {"parameters_before": parameters.total} | written | spent | carried
 
     def meter(self, model: "PreTrainedModel", reading: Reading, seed: int, cache: Path, made_from: str = "") -> Meter:
@@ -358,7 +363,7 @@ class Budget:
             raise too_small(self.setting, fits[self.setting], bound, levels)
         return bound
 
-    def timed(
+    def spent(
         self,
         whole: "PreTrainedModel",
         small: "PreTrainedModel",

@@ -73,9 +73,10 @@ class Vocabulary:
         return tuple(map(user_path, self.texts))
 
     def forecast(self, work: Workload) -> Forecast:
-        """Forecast the untrimmed size, since the texts determine how many rows are dropped."""
+        """Forecast a model of `size` tokens; with 0 the untrimmed one, since the texts decide."""
         size = work.size()
-        return forecast_reading(work, SECONDS, size.parameters, size.saved())
+        kept = min(size.shape.vocabulary, rounded_up(self.size, self.multiple)) if self.size else size.shape.vocabulary
+        return forecast_reading(work, SECONDS, size.parameters, size.with_vocabulary(kept))
 
     def refuses(self, config: Mapping[str, Any]) -> Refusal | None:
         """Refuse models of several parts."""

@@ -1,5 +1,6 @@
-"""Speed of this machine's processor in each arithmetic, by the flags that Linux lists."""
+"""Names of this machine's processors, and the arithmetic that its CPU is fast in."""
 
+import platform
 from pathlib import Path
 
 
@@ -31,3 +32,28 @@ def is_bfloat16_fast(facts: str | None = None) -> bool:
     facts = cpu_facts() if facts is None else facts
     flags = cpu_flags(facts)
     return "amx_bf16" in flags or "bf16" in flags or ("avx512_bf16" in flags and "AuthenticAMD" in facts)
+
+
+def processor_of(device: str) -> str:
+    """Return the name of the processor that a step computes on.
+
+    device: "cpu" or "cuda".
+    """
+    return cpu_name() if device == "cpu" else accelerator_name() or device
+
+
+def cpu_name() -> str:
+    """Return the CPU's name, or its architecture where nothing names it."""
+    names = [line.partition(":")[2].strip() for line in cpu_facts().splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def accelerator_name() -> str:
+    """Return the first accelerator's name, from its driver; empty if there is none.
+
+    Not through torch: the caller must not open the accelerator that its child process uses.
+    """
+    files = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
+    lines = [line for file in files for line in file.read_text(encoding="utf-8", errors="replace").splitlines()]
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("Model")]
+    return names[0] if names else ""

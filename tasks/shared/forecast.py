@@ -128,6 +128,12 @@ class Size:
         """Return the size with another number of layers, saved in bfloat16."""
         return self.reshaped(self.shape.with_layers(max(0, layers)))
 
+    def with_vocabulary(self, tokens: int) -> "Size":
+        """Return the size with another number of tokens, saved in bfloat16."""
+        outer = self.outer * tokens / max(1, self.shape.vocabulary)
+        shape = replace(self.shape, vocabulary=tokens)
+        return replace(self, parameters=self.parameters - self.outer + outer, outer=outer, shape=shape).saved()
+
     def saved(self) -> "Size":
         """Return the size of the same weights saved in bfloat16."""
         return replace(self, bytes=SAVED_BYTES * self.parameters, levels="")

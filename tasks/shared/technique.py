@@ -227,6 +227,16 @@ class ReadsFiles(Protocol):
         ...
 
 
+@runtime_checkable
+class TimesMachine(Protocol):
+    """A technique whose artifact may depend on how fast the machine is."""
+
+    @property
+    def timed(self) -> bool:
+        """True if it does with these settings: it runs alone, and the key names the machine."""
+        ...
+
+
 @dataclass(frozen=True)
 class Upstream:
     """A step as later steps see it at plan time."""

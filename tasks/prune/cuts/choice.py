@@ -246,5 +246,5 @@ def too_small(setting: str, fits: float, bound: Bound, levels: Levels) -> Techni
 
 
 def shown(value: float) -> str:
-    """Return a number of parameters in full, and a time in three digits."""
-    return f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
+    """Return a number of parameters in full, and a time in three digits or more."""
+    return f"{value:,.0f}" if isinstance(value, int) or value >= 1000 else f"{value:.3g}"

@@ -1,8 +1,8 @@
 """Time of a generated token by the sizes of a model, measured on this machine.
 
 A token costs a fixed time, a time for each layer, and a time for each weight in the layers.  The three are fitted to a few models with
-random weights, which are small enough to be made beside the one that is cut.  Where a device waits for its programs to start rather than
-for weights, as a GPU does for one stream, the second is nearly all, and narrower layers gain nothing.
+random weights, one of which has the sizes of the whole, so that all cuts lie between timed ones.  Where a device waits for its programs
+to start rather than for weights, the second is nearly all, and narrower layers gain nothing.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from tasks.prune.cuts.choice import Levels
 from tasks.prune.cuts.size import Cut, Parameters
 from tasks.prune.selection.copying import student_config
-from tasks.prune.selection.shape import Shape
 from tasks.shared.model.loading import Dtype
 from tasks.shared.progress import track
 
@@ -27,8 +26,6 @@ WARM_UP, TOKENS = 2, 12
 """Tokens that are generated first, and that are timed."""
 ROUNDS = 3
 """Times that every model is timed, in turn with the others."""
-DEPTH = 8
-"""Most layers of a timed model."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +35,7 @@ class TokenTime:
     fixed: outside the layers, milliseconds.
     layer: of each layer, whatever its widths, milliseconds.
     weight: of each weight inside the layers, milliseconds.
-    timed: what these were fitted to: a cut, and its median time in milliseconds.
+    timed: what these were fitted to: a cut, and its median time in milliseconds.  The first is no cut at all.
     """
 
     parameters: Parameters
@@ -74,32 +71,28 @@ def measure(config: Any, parameters: Parameters, levels: Levels, dtype: Dtype, d
 def fitted(parameters: Parameters, timed: Sequence[tuple[Cut, float]]) -> TokenTime:
     """Return the times of a token's parts that are nearest to the timed models, none below zero.
 
+    Errors count as shares of a model's time.
+
     timed: a cut, and the time of a token of what it leaves, in milliseconds.
     """
     import numpy as np
     from scipy.optimize import nnls
 
     whole = TokenTime(parameters, 0.0, 0.0, 0.0, timed)
-    scale = max(whole.inner(cut) for cut, _ in timed)  # weights count in millions, which least squares would not see
-    rows = [[1.0, len(cut.kept), whole.inner(cut) / scale] for cut, _ in timed]
-    found, _ = nnls(np.array(rows), np.array([time for _, time in timed]))
+    scale = max(whole.inner(cut) for cut, _ in timed)  # so that the columns are of one size
+    rows = np.array([[1.0, len(cut.kept), whole.inner(cut) / scale] for cut, _ in timed])
+    times = np.array([time for _, time in timed])
+    found, _ = nnls(rows / times[:, None], np.ones(len(times)))
     fixed, layer, weight = map(float, found)
     return replace(whole, fixed=fixed, layer=layer, weight=weight / scale)
 
 
 def timed_cuts(levels: Levels) -> list[Cut]:
-    """Return the cuts to time: whole layers in two depths, and the narrowest of each kind."""
+    """Return the cuts to time: none, half of the layers, and those with the narrowest widths."""
     before = levels.before
-    depth = min(before.layers, DEPTH)
-    shapes = [replace(before, intermediate=levels.points[-1]), levels.smallest.shape, *levels.heads[-1:]]
-    found = [Cut(_without(before, depth), shape) for shape in (before, *shapes)]
-    return list(dict.fromkeys([*found, Cut(_without(before, max(1, depth // 2)), before)]))
-
-
-def _without(before: Shape, depth: int) -> tuple[int, ...]:
-    """Return the layers to drop so that `depth` stay, spread over all."""
-    kept = {place * before.layers // depth for place in range(depth)}
-    return tuple(layer for layer in range(before.layers) if layer not in kept)
+    narrow = (replace(before, intermediate=levels.points[-1]), *levels.heads[-1:], levels.smallest.shape)
+    half = tuple(layer for layer in range(before.layers) if layer % 2 and before.layers > 1)
+    return list(dict.fromkeys([Cut((), before), *(Cut(half, shape) for shape in (before, *narrow))]))
 
 
 def random_model(config: Any, cut: Cut, dtype: Dtype, device: str) -> "PreTrainedModel":

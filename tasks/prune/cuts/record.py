@@ -4,7 +4,7 @@ import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tasks.prune.cuts.choice import MILLISECONDS, Bound, Choice, Count, Measurement, shown
+from tasks.prune.cuts.choice import MILLISECONDS, Bound, Choice, Count, Measurement
 from tasks.prune.selection.shape import Shape
 from tasks.shared.technique import Metrics, Plot
 
@@ -55,7 +55,7 @@ def table_of(found: Choice, count: Count, bound: Bound) -> list[dict[str, str]]:
             "heads": str(candidate.cut.shape.heads),
             "kv_heads": str(candidate.cut.shape.kv_heads),
             "parameters": str(count(candidate.cut)),
-            **({"milliseconds": shown(candidate.cost)} if timed else {}),
+            **({"milliseconds": f"{candidate.cost:.6g}"} if timed else {}),
             "kl_sum": f"{candidate.predicted:.6g}",
             "kl": "" if candidate.measured is None else f"{candidate.measured:.6g}",
             "dropped": " ".join(map(str, candidate.cut.dropped)),

@@ -1,10 +1,14 @@
-"""Keys: every input counts, whatever its port is called."""
+"""Keys: every input counts, whatever its port is called, and the machine where its speed decides."""
 
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from flows.planning.config import Runtime
-from flows.planning.session import Session
+from flows.planning.session import Session, changes, describe
 from flows.planning.steps import Plan, Source, Step
+from tasks.prune.budget import Budget
 from tasks.prune.depth import Depth
 from tasks.shared.model.sources import ModelSource
 from tasks.shared.store.keys import step_key
@@ -36,3 +40,21 @@ def test_a_key_lists_the_users_own_files_beside_the_ports(tmp_path: Path) -> Non
     session, step = opened(tmp_path, "model", "one")
     inputs = {"model": [["models.one", session.digest("models.one")]], "files": []}
     assert session.key(step) == step_key(step.identity(0), session.code_of(step), inputs)
+
+
+def test_a_step_that_times_the_machine_has_it_in_its_key_and_runs_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session, step = opened(tmp_path, "model", "one")
+    session.runtime = replace(session.runtime, device="cpu", threads=2)
+    kinds = {name: replace(step, technique=Budget(**{name: 10})) for name in ("parameters", "milliseconds")}
+    assert [kind.exclusive for kind in kinds.values()] == [False, True]
+    keys = {name: session.key(kind) for name, kind in kinds.items()}
+    before = describe(session, kinds["milliseconds"], "")
+    monkeypatch.setattr("flows.planning.session.processor_of", lambda device: f"another {device}")
+    assert session.key(kinds["parameters"]) == keys["parameters"]
+    assert session.key(kinds["milliseconds"]) != keys["milliseconds"]
+    assert f"machine {before['machine']} -> another cpu, 2 threads" in list(
+        changes(before, describe(session, kinds["milliseconds"], ""))
+    )
+    assert "machine" not in describe(session, kinds["parameters"], "")

@@ -9,15 +9,18 @@ from typing import Any
 import pytest
 import torch
 
+from flows.planning.sizes import size_of
 from tasks.export.gguf import Gguf
 from tasks.prune.tokens.record import VOCABULARY_FILE, Trimming
 from tasks.prune.vocabulary import Vocabulary, check_cuts
 from tasks.shared.errors import DataError, TechniqueError
+from tasks.shared.forecast import Rows, Workload
 from tasks.shared.formats.articles import Article, write_articles
 from tasks.shared.formats.rows import read_rows
 from tasks.shared.model.loading import load_model, load_tokenizer
 from tasks.shared.model.saving import save_model
-from tasks.shared.technique import Artifact, Inputs, Kind
+from tasks.shared.model.sizes import parameter_count, weight_bytes
+from tasks.shared.technique import Artifact, Compute, Inputs, Kind
 from tests.settings_case import Case, Change
 from tests.tiny_llama import SPECIAL, build_model, build_tokenizer, empty_run, save_tiny, write_corpus
 from tests.tiny_llama import inputs_of as gguf_inputs
@@ -45,6 +48,20 @@ def record(folder: Path) -> Trimming:
 def save_with(folder: Path, tokenizer: Any, **overrides: Any) -> Path:
     save_model(build_model(**overrides), tokenizer, folder, "float32")
     return folder
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_forecast_is_of_the_tokens_that_are_asked_for(tmp_path: Path, tied: bool) -> None:
+    source = save_tiny(tmp_path / "source", build_model(tie_word_embeddings=tied))
+    work = Workload({"model": (size_of(source),)}, Rows(), Compute(), 1e11)
+    out, found = trim(tmp_path, source, size=356, multiple=8)
+    made = Vocabulary(size=356, multiple=8).forecast(work).size
+    assert made is not None and found["tokens"] == 360 < work.size().shape.vocabulary
+    assert (made.parameters, made.shape.vocabulary) == (parameter_count(out), 360)
+    assert made.bytes == pytest.approx(weight_bytes(out), rel=0.03), "and a header"
+    for size in (0, 10**6):
+        whole = Vocabulary(size=size).forecast(work).size
+        assert whole is not None and whole.parameters == parameter_count(source)
 
 
 @pytest.mark.parametrize("tied", [True, False])
