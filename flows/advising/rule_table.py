@@ -266,6 +266,8 @@ RULES: tuple[Rule, ...] = (
         "Try 3 bits with learned rounding, if your engine has a kernel for them",
         "4 bits take {bytes4}, and there is room for {room}.",
         LOW_BITS,
+        "3.6 bits lose 7.6 points of labels and 4.0 of facts, 2.6 bits 11.5 and 10.4 (40 steps a block, one seed)",
+        "Four, three and two bits without training",
         technique="quantize/autoround",
         setting="bits",
         steps=(Step("int3", "quantize/autoround", {"bits": 3}, {"model": BASELINE}, candidate=True),),
@@ -278,6 +280,8 @@ RULES: tuple[Rule, ...] = (
         "Then prune, distill, and quantize last",
         "4 bits take {bytes4} and reach about {speed4} the speed; there is room for {room}, and {faster} is wanted. Train before you quantize.",
         "arXiv 2511.19495: best of the orders tried on Qwen2.5-3B",
+        "24 of 30 layers in 4 bits lose 4.0 points of labels and 1.0 of facts taught before GPTQ, 24.6 and 46.4 without (one seed)",
+        "Four orders of the same means",
     ),
     Rule(
         "vocabulary",
