@@ -90,10 +90,7 @@ def test_layers(measure: Callable[..., list[float]]) -> None:
 def test_single_weights() -> None:
     """Magnitude compares within a matrix, Wanda within a row, by the norms of what enters the matrix."""
     first, second = pair()
-    energies = [
-        {name: total for visit in walk_layers(model, batches(IDS, 4, 0)) for name, total in visit.input_sums(matrices_in(visit.layer, model), column_energy).items()}
-        for model in (first, second)
-    ]  # fmt: skip
+    energies = [entering_energies(model) for model in (first, second)]
     matrices = [{name: view_of(part) for name, part in matrices_of(model).items()} for model in (first, second)]
     assert len(matrices[0]) == 4 * 7 and matrices[0].keys() == energies[0].keys() == energies[1].keys()
     for name, weight in matrices[0].items():
@@ -103,9 +100,14 @@ def test_single_weights() -> None:
         same_by_a_margin(scores[0], scores[1], weight.shape[1] // 2)
 
 
-def matrices_in(layer: Any, model: Any) -> dict[str, Any]:
-    own = set(map(id, layer.modules()))
-    return {name: part for name, part in matrices_of(model).items() if id(part) in own}
+def entering_energies(model: Any) -> dict[str, torch.Tensor]:
+    """Squares of what enters each matrix, summed over the tokens."""
+    found = {}
+    for visit in walk_layers(model, batches(IDS, 4, 0)):
+        own = set(map(id, visit.layer.modules()))
+        parts = {name: part for name, part in matrices_of(model).items() if id(part) in own}
+        found |= visit.input_sums(parts, column_energy)
+    return found
 
 
 def with_loud_experts() -> Any:
