@@ -1,7 +1,7 @@
 """Masks beside llm-compressor by hand: seconds, memory and perplexity; growth with size.
 
     python -m bench.prune --data ../shared/data/wikitext2 [--calibration 32] [--windows 16] [--model FOLDER] [--patterns 0.5 2:4]
-    python -m bench.prune --growth                random models of 20M, 135M and 500M parameters, ours alone
+    python -m bench.prune --growth                random models of 16M, 116M and 489M parameters, ours alone
 
 The data is a folder with valid.txt, whose first windows calibrate both sides, and test.txt, whose first windows are measured.  The model is
 the embedded 135M model, or a folder.  Each measurement is a process of its own, and both sides take turns.  Seconds are those of pruning alone,
@@ -33,9 +33,9 @@ TECHNIQUES = {"magnitude": Magnitude, "wanda": Wanda, "sparsegpt": SparseGPT}
 MEASURES = ("seconds", "peak", "perplexity", "zeros", "archive")
 COLUMNS = ("pruning, s", "peak, GB", "perplexity", "zeros", "archive, MB")
 SIZES = {
-    "20M": {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 12, "num_attention_heads": 4, "num_key_value_heads": 2},
-    "135M": {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3},
-    "500M": {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 30, "num_attention_heads": 16, "num_key_value_heads": 8},
+    "16M": {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 12, "num_attention_heads": 4, "num_key_value_heads": 2},
+    "116M": {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3},
+    "489M": {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 30, "num_attention_heads": 16, "num_key_value_heads": 8},
 }  # fmt: skip
 VOCABULARY = 16384
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
+from tasks.prune.masking.settings import ZEROS_ARE_STORED
 from tasks.shared.errors import ConfigError, ModelError, StillroomError, TechniqueError
 from tasks.shared.forecast import Forecast, Workload, forecast_reading
 from tasks.shared.model.dense import check_dense
@@ -33,6 +34,7 @@ class Rewind:
         accepts="dense",
         gives="dense",
         paper="Frankle et al. 2020, arXiv 1912.05671",
+        caveat=ZEROS_ARE_STORED,
     )
 
     def forecast(self, work: Workload) -> Forecast:

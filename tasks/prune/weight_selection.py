@@ -14,6 +14,7 @@ from pydantic.dataclasses import dataclass
 
 from tasks.prune.selection.activations import measure
 from tasks.prune.selection.copying import build_student
+from tasks.prune.selection.noise import warn_noisy
 from tasks.prune.selection.picks import Scores, choose, leading
 from tasks.prune.selection.record import SELECTION_FILE, write_selection
 from tasks.prune.selection.shape import Rule, Shape, check_heads, check_taken, layers_by_rule, shape_of, student_shape
@@ -216,6 +217,7 @@ class WeightSelection:
             raise no_calibration("weight_selection")
         rows = calibration_rows(corpus, self.calibration_rows)
         ids = calibration_ids(tokenizer, rows, self.max_tokens)
+        warn_noisy(sum(map(len, ids)))
         return measure(model, teacher, ids, self.batch_size, tokenizer.pad_token_id)
 
 

@@ -9,6 +9,7 @@ from pydantic.dataclasses import dataclass
 
 from tasks.report.content.cards import as_blocks, brief, read_card
 from tasks.report.content.curves import read_influence, read_loss
+from tasks.report.content.low_rank import rank_notes
 from tasks.report.content.masks import mask_notes
 from tasks.report.content.provenance import read_origins
 from tasks.report.content.report import Card, Licenses, Pruning, Report, Reproduce, Training, from_verdict
@@ -111,7 +112,8 @@ class Html:
             corpus=cards(inputs.get("corpus"), "card.json"),
             traces=cards(inputs.get("traces"), "card.json", "usage.json"),
         )
-        return found.model_copy(update={"notes": [*found.notes, *mask_notes(models), *sharing_notes(models)]})
+        notes = [*mask_notes(models), *sharing_notes(models), *rank_notes(origins)]
+        return found.model_copy(update={"notes": [*found.notes, *notes]})
 
 
 def write_figures(figures: Sequence[Figure], folder: Path, theme: str) -> None:

@@ -18,6 +18,7 @@ from tasks.prune.selection.copying import axes_of, build_student, changed_sizes
 from tasks.prune.selection.counts import best_multiple
 from tasks.prune.selection.importance import CRITERIA, DIFFERENTIATED, MEASURED, Block, Criterion, Moments
 from tasks.prune.selection.layers import Reading
+from tasks.prune.selection.noise import warn_noisy
 from tasks.prune.selection.picks import Picks, choose, leading
 from tasks.prune.selection.record import KEPT_PLOT, SELECTION_FILE, write_kept, write_selection
 from tasks.prune.selection.shape import Shape, dimensions_of, planned_shape, shape_from, shape_of
@@ -174,6 +175,7 @@ class Narrowing(ABC):
         if self.passes:
             rows = calibration_rows(inputs.one("calibration").path, self.calibration_rows)
             ids = calibration_ids(tokenizer, rows, self.max_tokens)
+            warn_noisy(sum(map(len, ids)))
         made = self.narrow(model, ids, tokenizer.pad_token_id, run.seed)
         save_model(made.model, tokenizer, out)
         carried = carry_masks(source, out)

@@ -15,6 +15,9 @@ from tests.family_table import Row, recipe, save_config
         ("prune/low_rank", "stock loaders take no factors"),
         ("prune/layer_sharing", "no stock format holds"),
         ("prune/experts", "a token takes as many experts"),
+        ("prune/magnitude", "zeros are stored and multiplied"),
+        ("prune/wanda", "zeros are stored and multiplied"),
+        ("prune/sparsegpt", "zeros are stored and multiplied"),
         ("prune/depth", ""),
     ],
 )
@@ -24,3 +27,14 @@ def test_the_plan_says_what_a_step_does_not_give(tmp_path: Path, option: str, wo
     lines = caveat_lines(build_plan(recipe(Row(option, settings), save_config(tmp_path, family))))
     assert len(lines) == (1 if words else 0)
     assert all(line.startswith(f"step: {words}") and " as before" in line for line in lines)
+
+
+def test_rewound_masks_are_told_like_those_they_come_from(tmp_path: Path) -> None:
+    """The row of prune/magnitude, and its masks on the early weights of a training."""
+    made = recipe(Row("prune/magnitude"), save_config(tmp_path, "llama"))
+    train = {"inputs": {"model": "models.student", "data": "corpus"}, "early_step": 3}
+    made["steps"]["tuned"] = {"_target_": "tasks.distill.sft.SFT", **train}
+    made["steps"]["step"]["inputs"]["model"] = "tuned"
+    made["steps"]["ticket"] = {"_target_": "tasks.prune.rewind.Rewind", "inputs": {"model": "step", "early": "tuned"}}
+    lines = dict(line.split(": ", 1) for line in caveat_lines(build_plan(made)))
+    assert lines.keys() == {"step", "ticket"} and lines["step"] == lines["ticket"]
