@@ -38,6 +38,7 @@ from tasks.prune.selection.counts import MULTIPLES, TOLERANCE
 from tasks.prune.selection.importance import DIFFERENTIATED, MEASURED, Criterion
 from tasks.prune.selection.layers import Reading
 from tasks.prune.selection.narrowing import TRAINING_COST, BlockNarrowing
+from tasks.prune.selection.noise import warn_noisy
 from tasks.prune.selection.record import SELECTION_FILE, write_selection
 from tasks.prune.selection.shape import Shape, dimensions_of, planned_shape, shape_from, shape_of
 from tasks.prune.width import Width
@@ -288,6 +289,7 @@ class Budget:
         check_family(self, model.config.to_dict(), str(given.path))
         rows = calibration_rows(inputs.one("calibration").path, self.calibration_rows)
         reading = Reading(calibration_ids(tokenizer, rows, self.max_tokens), self.batch_size, tokenizer.pad_token_id)
+        warn_noisy(sum(map(len, reading.ids)))
         cache = run.prediction_cache if run.prediction_cache and given.digest else run.scratch / "cache"
         before = shape_of(model.config)
         parameters = Parameters.of(model, before)

@@ -13,6 +13,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from tasks.prune.selection.layers import (
+    READ_TEXT,
     LayerCriterion,
     Reading,
     choose_layers,
@@ -20,6 +21,7 @@ from tasks.prune.selection.layers import (
     layers_by_place,
     measure_influence,
 )
+from tasks.prune.selection.noise import warn_noisy
 from tasks.shared.errors import TechniqueError
 from tasks.shared.forecast import Forecast, Workload, forecast_reading
 from tasks.shared.model.calibration import calibration_ids, calibration_rows
@@ -206,6 +208,8 @@ class Depth:
         dropped = explicit or []
         scores: Mapping[int, float] = {}
         if count:
+            if self.criterion in READ_TEXT:
+                warn_noisy(sum(map(len, ids)))
             dropped, scores = choose_layers(self.criterion, model, reading, influence, free, count, run.seed)
         log.info("dropping %d of %d layers: %s", len(dropped), total, ", ".join(map(str, dropped)))
         drop_layers(model, dropped)

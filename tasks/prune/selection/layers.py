@@ -28,6 +28,8 @@ class Reading(NamedTuple):
 
 
 LayerCriterion = Literal["influence", "angular", "perplexity", "first", "last", "random"]
+READ_TEXT: tuple[LayerCriterion, ...] = ("influence", "angular", "perplexity")
+"""Criteria that the calibration text decides."""
 
 
 def block_influence(hidden_in: "Tensor", hidden_out: "Tensor", mask: "Tensor") -> "Tensor":

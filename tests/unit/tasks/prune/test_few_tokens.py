@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from tasks.prune.budget import Budget
+from tasks.prune.depth import Depth
 from tasks.prune.flap import Flap
 from tasks.prune.heads import Heads
 from tasks.prune.hidden import Hidden
@@ -16,7 +18,7 @@ from tasks.prune.sparsegpt import SparseGPT
 from tasks.prune.wanda import Wanda
 from tasks.prune.weight_selection import WeightSelection
 from tasks.prune.width import Width
-from tests.tiny_llama import empty_run, one_layer_inputs
+from tests.tiny_llama import empty_run, inputs_of, one_layer_inputs, save_tiny, write_corpus
 
 FEW: dict[str, Any] = {"calibration_rows": 2, "max_tokens": 10}
 INPUTS = "20 calibration tokens for matrices of up to 128 inputs"
@@ -30,6 +32,7 @@ TOLD = {
     "hidden": (Hidden(ratio=0.5, **FEW), UNITS),
     "flap": (Flap(ratio=0.5, **FEW), UNITS),
     "means": (Flap(ratio=0.5, criterion="magnitude", **FEW), UNITS),
+    "budget": (Budget(ratio=0.05, **FEW), UNITS),
     "weight_selection": (WeightSelection(hidden_size=32, **FEW), UNITS),
 }
 SILENT = {
@@ -58,6 +61,16 @@ def test_few_tokens_are_told_once(name: str, tmp_path: Path, caplog: pytest.LogC
 @pytest.mark.parametrize("name", SILENT)
 def test_without_need_nothing_is_told(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert warnings_of(SILENT[name], tmp_path, caplog) == []
+
+
+@pytest.mark.parametrize(("settings", "told"), [({}, 1), ({"criterion": "last"}, 0), ({"layers": [1]}, 0)])
+def test_depth_tells_it_where_the_text_decides(
+    settings: dict[str, Any], told: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    inputs = inputs_of(save_tiny(tmp_path / "model"), write_corpus(tmp_path / "corpus"))
+    out, run = empty_run(tmp_path)
+    Depth(**FEW | settings)(inputs, out, run)
+    assert sum(UNITS in record.getMessage() for record in caplog.records) == told
 
 
 def test_the_limit_of_tokens(caplog: pytest.LogCaptureFixture) -> None:
