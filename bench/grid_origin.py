@@ -1,4 +1,4 @@
-"""What 4-bit grids gain from a model that comes from a 4-bit grid itself.
+"""Gain of 4-bit grids from a model that comes from a 4-bit grid itself.
 
     python -m bench.grid_origin --model FOLDER --corpus FOLDER [--rows 64] [--seeds 0]
 
@@ -99,7 +99,7 @@ def save_shuffled(source: Path, out: Path, seed: int, checks: list[list[int]]) -
 
 
 def shuffle(model: Any, seed: int) -> None:
-    """Put the units of a model into a random order, in place: channels, neurons, and values within each head."""
+    """Put channels, neurons, and values within each head into a random order, in place."""
     import torch
 
     draws, shape, layout = torch.Generator().manual_seed(seed), shape_of(model.config), find_layout(model)
@@ -125,7 +125,7 @@ def shuffle(model: Any, seed: int) -> None:
 
 
 def values(shape: Shape, draws: Any) -> "dict[str, Tensor]":
-    """Return an order of the value projection's rows within each head, and the same of the inputs that read them."""
+    """Return an order of the values within each head, for their rows and for what reads them."""
     import torch
 
     size = shape.head_dim
@@ -136,7 +136,7 @@ def values(shape: Shape, draws: Any) -> "dict[str, Tensor]":
 
 
 def divergence(technique: Any, source: Path, corpus: Path, checks: list[list[int]], place: Path) -> tuple[float, float]:
-    """Quantize a model; return its divergence from the source in nats, and the share of equal top tokens."""
+    """Quantize a model; return its divergence in nats, and the share of equal top tokens."""
     inputs = {
         "model": (Artifact("model", Kind.MODEL, source),),
         "calibration": (Artifact("corpus", Kind.CORPUS, corpus),),
