@@ -53,9 +53,9 @@ TYPE_OF_GRID: Mapping[GridName, Scheme] = {
 class Gguf(GatedGguf):
     """One .gguf file with tokenizer and chat template, refused if it deviates from its source.
 
-    A source of 4-bit groups of 32, 64 or 128 is copied to q4_0 (symmetric) or q4_1 (either kind) with unchanged integers and so keeps
-    its calibration, in contrast to a dense source, which is rounded.  So is one whose weights are on a grid already (`quantize/gptq_levels`, or
-    `qat` in training), to q4_0, q4_1, iq4_nl, q2_0 or tq2_0.
+    A source of 4-bit groups of 32, 64 or 128 is copied to q4_0 (symmetric) or q4_1 (either kind), and one of symmetric 8-bit groups to
+    q8_0, with unchanged integers and so keeps its calibration, in contrast to a dense source, which is rounded.  So is one whose weights
+    are on a grid already (`quantize/gptq_levels`, or `qat` in training), to q4_0, q4_1, iq4_nl, q2_0 or tq2_0.
     """
 
     scheme: Scheme | Literal["auto"] = "auto"

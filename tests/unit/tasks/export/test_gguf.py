@@ -181,16 +181,22 @@ def test_a_large_model_is_written_in_parts_that_are_one_model(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("asked", "scheme", "symmetric"), [("auto", "q4_0", True), ("auto", "q4_1", False), ("q4_1", "q4_1", True)]
+    ("asked", "scheme", "bits", "symmetric"),
+    [
+        ("auto", "q4_0", 4, True),
+        ("auto", "q4_1", 4, False),
+        ("q4_1", "q4_1", 4, True),
+        ("auto", "q8_0", 8, True),
+    ],
 )
-def test_four_bit_integers_go_over_as_they_are(
-    tmp_path: Path, asked: Literal["auto", "q4_1"], scheme: str, symmetric: bool
+def test_integers_go_over_as_they_are(
+    tmp_path: Path, asked: Literal["auto", "q4_1"], scheme: str, bits: Literal[4, 8], symmetric: bool
 ) -> None:
     """The file's weights are those of the folder; a minimum in half precision may be off by 2**-12 of it."""
     from gguf.quants import dequantize
 
     packed, run = empty_run(tmp_path, "int4")
-    RTN(group_size=32, symmetric=symmetric)(inputs_of(save_tiny(tmp_path / "source")), packed, run)
+    RTN(bits=bits, group_size=32, symmetric=symmetric)(inputs_of(save_tiny(tmp_path / "source")), packed, run)
     out, run = empty_run(tmp_path)
     exported = Gguf(scheme=asked, embedding="f16", prompts=4, tokens=4, min_top1=0.9, max_kl=1e-3)
     assert exported(inputs_of(packed, write_corpus(tmp_path / "corpus")), out, run)["scheme"] == scheme
