@@ -2,7 +2,7 @@
 
 import logging
 import platform
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
@@ -11,9 +11,10 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from tasks.export.gguf_file import SECONDS_PER_WEIGHT, TOKEN_BYTES, FileTypes, GatedGguf, load_source
-from tasks.export.source import dense_folder
-from tasks.shared.errors import ConfigError, StillroomError
+from tasks.export.source import dense_folder, matrix_scales
+from tasks.shared.errors import ConfigError, StillroomError, TechniqueError
 from tasks.shared.forecast import Forecast, Workload, forecast_reading
+from tasks.shared.gguf.blocks import COPYING, is_copied, pack
 from tasks.shared.gguf.places import VOCABULARY_NAMES
 from tasks.shared.gguf.types import (
     FLOATS,
@@ -28,17 +29,19 @@ from tasks.shared.gguf.types import (
     plan_tensor,
 )
 from tasks.shared.gguf.writer import plan_tensors
-from tasks.shared.model.families import check_family, family_config
+from tasks.shared.model.families import CONV1D, check_family, family_config, is_mixture
 from tasks.shared.model.grids import BLOCK, SERVED, Grid, GridName, find_levels, grid_problems
 from tasks.shared.model.weight_files import read_tensors
-from tasks.shared.model.widths import DIVISORS
-from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun, Upstream
+from tasks.shared.model.widths import DIVISORS, model_widths, shortened
+from tasks.shared.technique import Inputs, Kind, Metrics, Port, Refusal, Spec, StepRun, Upstream
 
 log = logging.getLogger(__name__)
 UNWEIGHTED = FLOATS | {"q8_0", "nvfp4", "mxfp4", "tq1_0"}
 """Types that are rounded without importance."""
 ROWS_READ = 64
 """Rows of a matrix by which its grid is recognized."""
+FP4_GROUPS: Mapping[int, Literal["nvfp4", "mxfp4"]] = {16: "nvfp4", 32: "mxfp4"}
+"""Types of 4-bit floats by the weights that share a scale."""
 X86 = ("x86_64", "AMD64")
 FINE = 6.0
 """Bits per weight above which rounding 4-bit weights again changes next to nothing."""
@@ -60,9 +63,9 @@ class Gguf(GatedGguf):
 
     scheme: Scheme | Literal["auto"] = "auto"
     """Type of the layers' matrices.  auto: the type that copies the source's integers (q4_1 for 4 bits with zero points, q4_0 without,
-    q8_0 for 8 bits) or levels (of `gptq_levels` and `qat`, found in the weights); q4_0 for any other source.  q4_0 (4.5 bits per weight) is read
-    everywhere; iq4_nl (4.5) is closer to the source, in llama.cpp only.  Types in blocks of 256 weights (k, iq and tq types) need
-    rows that are multiples of 256."""
+    q8_0 for 8 bits), 4-bit floats (nvfp4, in families in which llama.cpp computes with its scales; mxfp4) or levels (of `gptq_levels` and
+    `qat`, found in the weights); q4_0 for any other source.  q4_0 (4.5 bits per weight) is read everywhere; iq4_nl (4.5) is closer to the
+    source, in llama.cpp only.  Types in blocks of 256 weights (k, iq and tq types) need rows that are multiples of 256."""
     embedding: EmbeddingScheme = "q8_0"
     """Type of the token embedding and the head, which in a small model are half of the file and most sensitive to rounding."""
     fallback: bool = True
@@ -112,6 +115,19 @@ class Gguf(GatedGguf):
                 [plan_tensor("embedding", widths["hidden_size"], widths["hidden_size"], self.vocabulary, self.fallback)]
             )
 
+    def refuses(self, config: Mapping[str, Any]) -> Refusal | None:
+        """Refuse what `GatedGguf` refuses, and matrices that get no importance where the type needs it."""
+        if found := super().refuses(config):
+            return found
+        plain = "its experts are" if is_mixture(config) else "its matrices are Conv1D" if config.get("model_type") in CONV1D else ""  # fmt: skip
+        fitting = [row for row in model_widths(config).values() if fitting_type(self.layers, row) == self.layers]
+        if self.layers in NEEDS_IMPORTANCE and plain and fitting:
+            return Refusal(
+                f"{self.layers} is rounded by importance only, which is measured on torch.nn.Linear, and {plain} not",
+                "scheme=iq2_s, or another type that rounds without importance",
+            )
+        return None
+
     def plan_problems(
         self, where: str, inputs: Mapping[str, tuple[str, ...]], upstream: Mapping[str, Upstream]
     ) -> Iterator[StillroomError]:
@@ -159,10 +175,11 @@ class Gguf(GatedGguf):
         types = FileTypes(self.layers, self.embedding, self.planned(folder), self.fallback)
         warn_of_zero_points(given, self.layers)
         source = load_source(inputs, folder)
-        packed = folder != given
-        copied = SERVED["int4_symmetric"] if packed else (self.layers,) if holds_levels(folder, types.planned) else ()
-        importance = self.importance(source) if self.uses_importance(copied) else {}
-        if self.layers in NEEDS_IMPORTANCE and not importance:
+        weighted = weighted_matrices(folder, types.planned)
+        importance = self.importance(source) if weighted else {}
+        if source.corpus is not None and self.importance_rows:
+            check_importance(weighted, importance)
+        elif self.layers in NEEDS_IMPORTANCE:
             raise self._needs_importance("scheme")
         fallen = sum(tensor.type != tensor.wanted for tensor in types.planned)
         return self.write(source, out, types, importance, run.compute.threads) | {"fallback_matrices": fallen}
@@ -181,13 +198,6 @@ class Gguf(GatedGguf):
             )
         return tensors
 
-    def uses_importance(self, copied: Collection[str]) -> bool:
-        """Return True if a type is rounded by importance.
-
-        copied: types that take over the source's weights unchanged.
-        """
-        return not {self.layers, self.vocabulary} <= UNWEIGHTED | set(copied)
-
 
 def packed_groups(source: Path) -> list[dict[str, Any]]:
     """Return the settings of packed weights by group of layers; none for a dense model."""
@@ -202,20 +212,33 @@ def forecast_type(levels: str) -> Scheme:
 
     levels: as in `Size`.
     """
-    served = {str(grid): types[0] for grid, types in SERVED.items()}
+    served = {str(grid): types[0] for grid, types in SERVED.items()} | {name: name for name in FP4_GROUPS.values()}
     return cast(Scheme, served.get(levels, "q8_0" if levels else "q4_0"))
 
 
 def copying_type(source: Path) -> Scheme:
-    """Return the type that copies a model's weights; q4_0 if they are on no grid."""
+    """Return the type that copies a model's weights; q4_0 if they are on no grid.
+
+    nvfp4 without the scales of its matrices is farther from such a source than iq4_nl, which is taken in families without them.
+    """
     if not source.is_dir():
         return "q4_0"
     groups = packed_groups(source)
     if not groups:
         return _type_of_levels(source)
+    floats = {_float_type(weights) for weights in groups}
+    if len(floats) == 1 and (found := floats.pop()):
+        return "iq4_nl" if found == "nvfp4" and not matrix_scales(source) else found
     if any(weights.get("num_bits") != 4 for weights in groups):
         return "q8_0"
     return "q4_1" if any(weights.get("symmetric") is False for weights in groups) else "q4_0"
+
+
+def _float_type(weights: Mapping[str, Any]) -> Literal["nvfp4", "mxfp4"] | None:
+    """Return the type of a group of layers in 4-bit floats; None for others."""
+    if weights.get("type") != "float" or weights.get("num_bits") != 4:
+        return None
+    return FP4_GROUPS.get(weights.get("group_size") or 0)
 
 
 def _type_of_levels(source: Path) -> Scheme:
@@ -246,6 +269,42 @@ def holds_levels(source: Path, matrices: Iterable[PlannedTensor]) -> bool:
         if find_levels(blocks, grids[wanted[name]]) is None:
             return False
     return bool(wanted)
+
+
+def weighted_matrices(source: Path, matrices: Sequence[PlannedTensor]) -> list[PlannedTensor]:
+    """Return the matrices that are rounded by importance: those whose type does not hold their levels.
+
+    The first rows of each are packed and compared.
+
+    source: folder of dense weights.
+    """
+    wanted = {matrix.name: matrix for matrix in matrices if matrix.type not in UNWEIGHTED}
+    copying = [name for name, matrix in wanted.items() if matrix.type in COPYING]
+    for name, weight in read_tensors(source, copying):
+        if weight.shape[-1] != wanted[name].row:  # Conv1D has inputs first
+            continue
+        rows = weight.flatten(0, -2)[:ROWS_READ].float().numpy()
+        if is_copied(rows, pack(rows, wanted[name].type), wanted[name].type):
+            del wanted[name]
+    return list(wanted.values())
+
+
+def check_importance(matrices: Sequence[PlannedTensor], importance: Collection[str]) -> None:
+    """Refuse types that need importance for matrices without it; warn of others.
+
+    matrices: those that are rounded by importance.  importance: names of the weights that have it.
+    """
+    lacking = [one for one in matrices if one.name not in importance and not VOCABULARY_NAMES.search(one.name)]
+    if needy := [matrix.name for matrix in lacking if matrix.type in NEEDS_IMPORTANCE]:
+        raise TechniqueError(
+            "scheme", f"no importance, which is measured on torch.nn.Linear, of {shortened(needy)}", "types that round without it",
+            "scheme=iq2_s, or another larger type",
+        )  # fmt: skip
+    if lacking:
+        log.warning(
+            "%d of %d matrices are rounded without importance, since they are no torch.nn.Linear: %s",
+            len(lacking), len(matrices), shortened([matrix.name for matrix in lacking]),
+        )  # fmt: skip
 
 
 def warn_of_zero_points(source: Path, scheme: str) -> None:

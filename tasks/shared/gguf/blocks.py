@@ -337,6 +337,14 @@ TWO_BIT_PACKING = {"q2_0": pack_q2_0, "tq2_0": pack_tq2_0}
 TRIED_RATIOS = tuple(0.6 + 0.1 * step for step in range(10))
 """Scales that are tried for 2 bits, in units of MEAN_STEPS mean magnitudes."""
 BLOCKS_AT_ONCE = 1 << 16
+COPYING = frozenset({*EXACT, *TWO_BIT_PACKING, "mxfp4", "nvfp4"})
+"""Types that take over weights on their grid; llama.cpp itself rounds to mxfp4 and nvfp4 without loss then."""
+COPY_LIMITS = {"nvfp4": 2.0**-7}
+"""Largest difference of a copied weight, in largest weights of its block: of 4-bit floats, which transformers unpacks in bfloat16."""
+COPY_LIMIT = 2.0**-10
+"""The same of all other types: scales, and minima of q4_1, are rounded to half precision."""
+COPY_BLOCKS = {"nvfp4": 16}
+ROWS_AT_ONCE = 64
 
 
 def pack(
@@ -364,6 +372,27 @@ def pack(
     packed = quantize_rows(weight, scheme, importance)
     packed.reshape(len(found), -1)[found] = kept
     return packed
+
+
+def is_copied(weight: "np.ndarray[Any, Any]", packed: "np.ndarray[Any, Any]", scheme: str) -> bool:
+    """Return True if the packed rows are their weights but for the rounding of scales.
+
+    weight: (..., row), float32.  packed: as `pack` returns it.  False for types that take nothing over, such as floats and k types.
+    """
+    import numpy as np
+    from gguf.quants import dequantize
+
+    if scheme not in COPYING:
+        return False
+    rows, bytes_ = weight.reshape(-1, weight.shape[-1]), packed.reshape(-1, packed.shape[-1])
+    size, limit = COPY_BLOCKS.get(scheme, BLOCK), COPY_LIMITS.get(scheme, COPY_LIMIT)
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        part = slice(start, start + ROWS_AT_ONCE)
+        blocks = rows[part].reshape(-1, size)
+        found = dequantize(bytes_[part], type_numbers()[scheme.upper()]).reshape(blocks.shape)
+        if (np.abs(found - blocks) > limit * np.abs(blocks).max(-1, keepdims=True)).any():
+            return False
+    return True
 
 
 def _two_bits(
