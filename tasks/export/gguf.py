@@ -116,7 +116,7 @@ class Gguf(GatedGguf):
             )
 
     def refuses(self, config: Mapping[str, Any]) -> Refusal | None:
-        """Refuse what `GatedGguf` refuses, and matrices that get no importance where the type needs it."""
+        """Refuse what `GatedGguf` refuses, and matrices without the importance that the type needs."""
         if found := super().refuses(config):
             return found
         plain = "its experts are" if is_mixture(config) else "its matrices are Conv1D" if config.get("model_type") in CONV1D else ""  # fmt: skip
@@ -272,7 +272,7 @@ def holds_levels(source: Path, matrices: Iterable[PlannedTensor]) -> bool:
 
 
 def weighted_matrices(source: Path, matrices: Sequence[PlannedTensor]) -> list[PlannedTensor]:
-    """Return the matrices that are rounded by importance: those whose type does not hold their levels.
+    """Return matrices that are rounded by importance: types do not hold their levels.
 
     The first rows of each are packed and compared.
 

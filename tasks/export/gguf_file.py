@@ -202,7 +202,7 @@ def served(file: Path, threads: int) -> Iterator[Any]:
 
 
 def log_copies(written: Sequence[PlannedTensor], packed: bool) -> None:
-    """Log how many matrices of the layers went over unchanged; warn if a packed source's did not.
+    """Log how many matrices of the layers went over unchanged; warn if a packed one did not.
 
     packed: the source has levels and scales, which rounding moves.
     """

@@ -11,7 +11,7 @@ LARGER = 2.0
 
 
 def matrix_scales(source: Path) -> dict[str, float]:
-    """Return the scales of a model's matrices in nvfp4, by the names of their weights when dense.
+    """Return the scales of a model's matrices in nvfp4, by the names of their dense weights.
 
     Empty for other models, and for families in which llama.cpp ignores such scales.
     """

@@ -67,7 +67,7 @@ def common_factor(levels: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
 def find_byte_grid(
     blocks: "np.ndarray[Any, Any]",
 ) -> tuple["np.ndarray[Any, Any]", "np.ndarray[Any, Any]", "np.ndarray[Any, Any]"]:
-    """Find blocks of 8-bit integers times one scale, as written by a symmetric quantization to 8 bits.
+    """Find blocks of 8-bit integers times one scale, as written by a symmetric quantizer.
 
     A block's largest weight is a level times the scale; all are tried, largest first.
 
