@@ -13,12 +13,13 @@ from pydantic.dataclasses import dataclass
 from tasks.export.gguf_file import SECONDS_PER_WEIGHT, TOKEN_BYTES, FileTypes, GatedGguf, load_source
 from tasks.export.source import dense_folder, matrix_scales
 from tasks.shared.errors import ConfigError, StillroomError, TechniqueError
-from tasks.shared.forecast import Forecast, Workload, forecast_reading
+from tasks.shared.forecast import Dimensions, Forecast, Workload, forecast_reading
 from tasks.shared.gguf.blocks import COPYING, is_copied, pack
 from tasks.shared.gguf.places import VOCABULARY_NAMES
 from tasks.shared.gguf.types import (
     FLOATS,
     NEEDS_IMPORTANCE,
+    SMALLEST_FALLBACK,
     EmbeddingScheme,
     PlannedTensor,
     Scheme,
@@ -98,14 +99,29 @@ class Gguf(GatedGguf):
             return replace(self, scheme=forecast_type(size.levels)).forecast(work)
         shape = size.shape
         norms = shape.width * (2 * shape.layers + 1)
-        rows = {shape.width: shape.width * (shape.query + 2 * shape.value + 2 * shape.feed_forward)}
-        for row in (shape.query, shape.feed_forward):
-            rows[row] = rows.get(row, 0) + row * shape.width
+        rows = layer_rows(shape)
         mean = sum(count * bits(fitting_type(self.layers, row) or "f16") for row, count in rows.items()) / max(1, sum(rows.values()))  # fmt: skip
         outer = bits(fitting_type(self.vocabulary, shape.width) or "f16")
         matrices = max(0.0, size.parameters - size.outer - norms) * (mean or bits(self.layers))
         total = (matrices + outer * size.outer) / 8 + 4 * norms + TOKEN_BYTES * shape.vocabulary
         return forecast_reading(work, SECONDS_PER_WEIGHT * size.parameters, size.parameters, replace(size, bytes=total))
+
+    def model_notes(self, config: Mapping[str, Any]) -> Iterator[str]:
+        """Yield a line if blocks do not fill rows of the layers: the type instead, and its cost."""
+        if self.scheme == "auto" or not model_widths(config):
+            return
+        rows = layer_rows(Dimensions.from_config({**config, **(config.get("text_config") or {})}))
+        types = {row: fitting_type(self.scheme, row) for row in rows}
+        fallen = sorted(row for row, name in types.items() if name not in ("", self.scheme))
+        if not fallen or not all(types.values()):
+            return
+        total = sum(rows.values())
+        mean = sum(bits(types[row]) * count for row, count in rows.items()) / total
+        yield (
+            f"{self.scheme} becomes {types[fallen[0]]} in {sum(rows[row] for row in fallen) / total:.0%} of the layers' weights, whose rows of "
+            f"{', '.join(map(str, fallen))} its blocks of {DIVISORS[self.scheme]} do not fill: {mean:.2f} bits per weight on average, "
+            f"{bits(SMALLEST_FALLBACK):.2f} with scheme={SMALLEST_FALLBACK}"
+        )
 
     def check_widths(self, widths: Mapping[str, int]) -> None:
         """Refuse widths that no block of the scheme, or of its fallback, fills."""
@@ -197,6 +213,16 @@ class Gguf(GatedGguf):
                 "llama.cpp computes q2_0 on x86 without vector instructions: several times slower than 4 bits; tq2_0 has them"
             )
         return tensors
+
+
+def layer_rows(shape: Dimensions) -> dict[int, int]:
+    """Return a layer's weights by the size of their rows."""
+    inner = shape.expert_width if shape.experts else shape.feed_forward
+    neurons = max(1, shape.experts) * inner
+    rows = {shape.width: shape.width * (shape.query + 2 * shape.value + 2 * neurons)}
+    for row, outputs in ((shape.query, shape.query), (inner, neurons)):
+        rows[row] = rows.get(row, 0) + outputs * shape.width
+    return rows
 
 
 def packed_groups(source: Path) -> list[dict[str, Any]]:
