@@ -2,7 +2,7 @@
 
 import logging
 import platform
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
@@ -11,13 +11,15 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from tasks.export.gguf_file import SECONDS_PER_WEIGHT, TOKEN_BYTES, FileTypes, GatedGguf, load_source
-from tasks.export.source import dense_folder
-from tasks.shared.errors import ConfigError, StillroomError
-from tasks.shared.forecast import Forecast, Workload, forecast_reading
+from tasks.export.source import dense_folder, matrix_scales
+from tasks.shared.errors import ConfigError, StillroomError, TechniqueError
+from tasks.shared.forecast import Dimensions, Forecast, Workload, forecast_reading
+from tasks.shared.gguf.blocks import COPYING, is_copied, pack
 from tasks.shared.gguf.places import VOCABULARY_NAMES
 from tasks.shared.gguf.types import (
     FLOATS,
     NEEDS_IMPORTANCE,
+    SMALLEST_FALLBACK,
     EmbeddingScheme,
     PlannedTensor,
     Scheme,
@@ -28,17 +30,19 @@ from tasks.shared.gguf.types import (
     plan_tensor,
 )
 from tasks.shared.gguf.writer import plan_tensors
-from tasks.shared.model.families import check_family, family_config
+from tasks.shared.model.families import CONV1D, check_family, family_config, is_mixture
 from tasks.shared.model.grids import BLOCK, SERVED, Grid, GridName, find_levels, grid_problems
 from tasks.shared.model.weight_files import read_tensors
-from tasks.shared.model.widths import DIVISORS
-from tasks.shared.technique import Inputs, Kind, Metrics, Port, Spec, StepRun, Upstream
+from tasks.shared.model.widths import DIVISORS, model_widths, shortened
+from tasks.shared.technique import Inputs, Kind, Metrics, Port, Refusal, Spec, StepRun, Upstream
 
 log = logging.getLogger(__name__)
 UNWEIGHTED = FLOATS | {"q8_0", "nvfp4", "mxfp4", "tq1_0"}
 """Types that are rounded without importance."""
 ROWS_READ = 64
 """Rows of a matrix by which its grid is recognized."""
+FP4_GROUPS: Mapping[int, Literal["nvfp4", "mxfp4"]] = {16: "nvfp4", 32: "mxfp4"}
+"""Types of 4-bit floats by the weights that share a scale."""
 X86 = ("x86_64", "AMD64")
 FINE = 6.0
 """Bits per weight above which rounding 4-bit weights again changes next to nothing."""
@@ -53,16 +57,16 @@ TYPE_OF_GRID: Mapping[GridName, Scheme] = {
 class Gguf(GatedGguf):
     """One .gguf file with tokenizer and chat template, refused if it deviates from its source.
 
-    A source of 4-bit groups of 32, 64 or 128 is copied to q4_0 (symmetric) or q4_1 (either kind) with unchanged integers and so keeps
-    its calibration, in contrast to a dense source, which is rounded.  So is one whose weights are on a grid already (`quantize/gptq_levels`, or
-    `qat` in training), to q4_0, q4_1, iq4_nl, q2_0 or tq2_0.
+    A source of 4-bit groups of 32, 64 or 128 is copied to q4_0 (symmetric) or q4_1 (either kind), and one of symmetric 8-bit groups to
+    q8_0, with unchanged integers and so keeps its calibration, in contrast to a dense source, which is rounded.  So is one whose weights
+    are on a grid already (`quantize/gptq_levels`, or `qat` in training), to q4_0, q4_1, iq4_nl, q2_0 or tq2_0.
     """
 
     scheme: Scheme | Literal["auto"] = "auto"
     """Type of the layers' matrices.  auto: the type that copies the source's integers (q4_1 for 4 bits with zero points, q4_0 without,
-    q8_0 for 8 bits) or levels (of `gptq_levels` and `qat`, found in the weights); q4_0 for any other source.  q4_0 (4.5 bits per weight) is read
-    everywhere; iq4_nl (4.5) is closer to the source, in llama.cpp only.  Types in blocks of 256 weights (k, iq and tq types) need
-    rows that are multiples of 256."""
+    q8_0 for 8 bits), 4-bit floats (nvfp4, in families in which llama.cpp computes with its scales; mxfp4) or levels (of `gptq_levels` and
+    `qat`, found in the weights); q4_0 for any other source.  q4_0 (4.5 bits per weight) is read everywhere; iq4_nl (4.5) is closer to the
+    source, in llama.cpp only.  Types in blocks of 256 weights (k, iq and tq types) need rows that are multiples of 256."""
     embedding: EmbeddingScheme = "q8_0"
     """Type of the token embedding and the head, which in a small model are half of the file and most sensitive to rounding."""
     fallback: bool = True
@@ -95,14 +99,29 @@ class Gguf(GatedGguf):
             return replace(self, scheme=forecast_type(size.levels)).forecast(work)
         shape = size.shape
         norms = shape.width * (2 * shape.layers + 1)
-        rows = {shape.width: shape.width * (shape.query + 2 * shape.value + 2 * shape.feed_forward)}
-        for row in (shape.query, shape.feed_forward):
-            rows[row] = rows.get(row, 0) + row * shape.width
+        rows = layer_rows(shape)
         mean = sum(count * bits(fitting_type(self.layers, row) or "f16") for row, count in rows.items()) / max(1, sum(rows.values()))  # fmt: skip
         outer = bits(fitting_type(self.vocabulary, shape.width) or "f16")
         matrices = max(0.0, size.parameters - size.outer - norms) * (mean or bits(self.layers))
         total = (matrices + outer * size.outer) / 8 + 4 * norms + TOKEN_BYTES * shape.vocabulary
         return forecast_reading(work, SECONDS_PER_WEIGHT * size.parameters, size.parameters, replace(size, bytes=total))
+
+    def model_notes(self, config: Mapping[str, Any]) -> Iterator[str]:
+        """Yield a line if blocks do not fill rows of the layers: the type instead, and its cost."""
+        if self.scheme == "auto" or not model_widths(config):
+            return
+        rows = layer_rows(Dimensions.from_config({**config, **(config.get("text_config") or {})}))
+        types = {row: fitting_type(self.scheme, row) for row in rows}
+        fallen = sorted(row for row, name in types.items() if name not in ("", self.scheme))
+        if not fallen or not all(types.values()):
+            return
+        total = sum(rows.values())
+        mean = sum(bits(types[row]) * count for row, count in rows.items()) / total
+        yield (
+            f"{self.scheme} becomes {types[fallen[0]]} in {sum(rows[row] for row in fallen) / total:.0%} of the layers' weights, whose rows of "
+            f"{', '.join(map(str, fallen))} its blocks of {DIVISORS[self.scheme]} do not fill: {mean:.2f} bits per weight on average, "
+            f"{bits(SMALLEST_FALLBACK):.2f} with scheme={SMALLEST_FALLBACK}"
+        )
 
     def check_widths(self, widths: Mapping[str, int]) -> None:
         """Refuse widths that no block of the scheme, or of its fallback, fills."""
@@ -111,6 +130,19 @@ class Gguf(GatedGguf):
             check_plan(
                 [plan_tensor("embedding", widths["hidden_size"], widths["hidden_size"], self.vocabulary, self.fallback)]
             )
+
+    def refuses(self, config: Mapping[str, Any]) -> Refusal | None:
+        """Refuse what `GatedGguf` refuses, and matrices without the importance that the type needs."""
+        if found := super().refuses(config):
+            return found
+        plain = "its experts are" if is_mixture(config) else "its matrices are Conv1D" if config.get("model_type") in CONV1D else ""  # fmt: skip
+        fitting = [row for row in model_widths(config).values() if fitting_type(self.layers, row) == self.layers]
+        if self.layers in NEEDS_IMPORTANCE and plain and fitting:
+            return Refusal(
+                f"{self.layers} is rounded by importance only, which is measured on torch.nn.Linear, and {plain} not",
+                "scheme=iq2_s, or another type that rounds without importance",
+            )
+        return None
 
     def plan_problems(
         self, where: str, inputs: Mapping[str, tuple[str, ...]], upstream: Mapping[str, Upstream]
@@ -159,10 +191,11 @@ class Gguf(GatedGguf):
         types = FileTypes(self.layers, self.embedding, self.planned(folder), self.fallback)
         warn_of_zero_points(given, self.layers)
         source = load_source(inputs, folder)
-        packed = folder != given
-        copied = SERVED["int4_symmetric"] if packed else (self.layers,) if holds_levels(folder, types.planned) else ()
-        importance = self.importance(source) if self.uses_importance(copied) else {}
-        if self.layers in NEEDS_IMPORTANCE and not importance:
+        weighted = weighted_matrices(folder, types.planned)
+        importance = self.importance(source) if weighted else {}
+        if source.corpus is not None and self.importance_rows:
+            check_importance(weighted, importance)
+        elif self.layers in NEEDS_IMPORTANCE:
             raise self._needs_importance("scheme")
         fallen = sum(tensor.type != tensor.wanted for tensor in types.planned)
         return self.write(source, out, types, importance, run.compute.threads) | {"fallback_matrices": fallen}
@@ -181,12 +214,15 @@ class Gguf(GatedGguf):
             )
         return tensors
 
-    def uses_importance(self, copied: Collection[str]) -> bool:
-        """Return True if a type is rounded by importance.
 
-        copied: types that take over the source's weights unchanged.
-        """
-        return not {self.layers, self.vocabulary} <= UNWEIGHTED | set(copied)
+def layer_rows(shape: Dimensions) -> dict[int, int]:
+    """Return a layer's weights by the size of their rows."""
+    inner = shape.expert_width if shape.experts else shape.feed_forward
+    neurons = max(1, shape.experts) * inner
+    rows = {shape.width: shape.width * (shape.query + 2 * shape.value + 2 * neurons)}
+    for row, outputs in ((shape.query, shape.query), (inner, neurons)):
+        rows[row] = rows.get(row, 0) + outputs * shape.width
+    return rows
 
 
 def packed_groups(source: Path) -> list[dict[str, Any]]:
@@ -202,20 +238,33 @@ def forecast_type(levels: str) -> Scheme:
 
     levels: as in `Size`.
     """
-    served = {str(grid): types[0] for grid, types in SERVED.items()}
+    served = {str(grid): types[0] for grid, types in SERVED.items()} | {name: name for name in FP4_GROUPS.values()}
     return cast(Scheme, served.get(levels, "q8_0" if levels else "q4_0"))
 
 
 def copying_type(source: Path) -> Scheme:
-    """Return the type that copies a model's weights; q4_0 if they are on no grid."""
+    """Return the type that copies a model's weights; q4_0 if they are on no grid.
+
+    nvfp4 without the scales of its matrices is farther from such a source than iq4_nl, which is taken in families without them.
+    """
     if not source.is_dir():
         return "q4_0"
     groups = packed_groups(source)
     if not groups:
         return _type_of_levels(source)
+    floats = {_float_type(weights) for weights in groups}
+    if len(floats) == 1 and (found := floats.pop()):
+        return "iq4_nl" if found == "nvfp4" and not matrix_scales(source) else found
     if any(weights.get("num_bits") != 4 for weights in groups):
         return "q8_0"
     return "q4_1" if any(weights.get("symmetric") is False for weights in groups) else "q4_0"
+
+
+def _float_type(weights: Mapping[str, Any]) -> Literal["nvfp4", "mxfp4"] | None:
+    """Return the type of a group of layers in 4-bit floats; None for others."""
+    if weights.get("type") != "float" or weights.get("num_bits") != 4:
+        return None
+    return FP4_GROUPS.get(weights.get("group_size") or 0)
 
 
 def _type_of_levels(source: Path) -> Scheme:
@@ -246,6 +295,42 @@ def holds_levels(source: Path, matrices: Iterable[PlannedTensor]) -> bool:
         if find_levels(blocks, grids[wanted[name]]) is None:
             return False
     return bool(wanted)
+
+
+def weighted_matrices(source: Path, matrices: Sequence[PlannedTensor]) -> list[PlannedTensor]:
+    """Return matrices that are rounded by importance: types do not hold their levels.
+
+    The first rows of each are packed and compared.
+
+    source: folder of dense weights.
+    """
+    wanted = {matrix.name: matrix for matrix in matrices if matrix.type not in UNWEIGHTED}
+    copying = [name for name, matrix in wanted.items() if matrix.type in COPYING]
+    for name, weight in read_tensors(source, copying):
+        if weight.shape[-1] != wanted[name].row:  # Conv1D has inputs first
+            continue
+        rows = weight.flatten(0, -2)[:ROWS_READ].float().numpy()
+        if is_copied(rows, pack(rows, wanted[name].type), wanted[name].type):
+            del wanted[name]
+    return list(wanted.values())
+
+
+def check_importance(matrices: Sequence[PlannedTensor], importance: Collection[str]) -> None:
+    """Refuse types that need importance for matrices without it; warn of others.
+
+    matrices: those that are rounded by importance.  importance: names of the weights that have it.
+    """
+    lacking = [one for one in matrices if one.name not in importance and not VOCABULARY_NAMES.search(one.name)]
+    if needy := [matrix.name for matrix in lacking if matrix.type in NEEDS_IMPORTANCE]:
+        raise TechniqueError(
+            "scheme", f"no importance, which is measured on torch.nn.Linear, of {shortened(needy)}", "types that round without it",
+            "scheme=iq2_s, or another larger type",
+        )  # fmt: skip
+    if lacking:
+        log.warning(
+            "%d of %d matrices are rounded without importance, since they are no torch.nn.Linear: %s",
+            len(lacking), len(matrices), shortened([matrix.name for matrix in lacking]),
+        )  # fmt: skip
 
 
 def warn_of_zero_points(source: Path, scheme: str) -> None:

@@ -14,10 +14,11 @@ from pydantic.dataclasses import dataclass
 
 from tasks.export import parity
 from tasks.export.importance import input_energy
+from tasks.export.source import matrix_scales
 from tasks.shared.errors import ModelError, ParityError
-from tasks.shared.gguf.places import Place
+from tasks.shared.gguf.places import VOCABULARY_TENSORS, Place
 from tasks.shared.gguf.support import attended, unsupported
-from tasks.shared.gguf.types import WITH_ZERO, EmbeddingScheme, PlannedTensor, Scheme
+from tasks.shared.gguf.types import FLOATS, WITH_ZERO, EmbeddingScheme, PlannedTensor, Scheme
 from tasks.shared.gguf.writer import write_gguf
 from tasks.shared.model.calibration import calibration_ids, calibration_rows
 from tasks.shared.model.masks import read_masks
@@ -119,8 +120,8 @@ class GatedGguf:
         """Write model.gguf, or its parts, and parity.json to `out`; on ParityError, nothing.
 
         importance: (in,) per weight name, mean squared input of each column; empty for plain rounding.
-        Returns scheme, size_bytes, tensor_bytes (of the matrices, as planned), source_bytes, top1_agreement (0..1), kl_to_source (nats
-        per position) and positions.
+        Returns scheme, size_bytes, tensor_bytes (of the matrices, as planned), copied_matrices (written with the levels of the source),
+        source_bytes, top1_agreement (0..1), kl_to_source (nats per position) and positions.
         """
         from tasks.shared.model.sizes import weight_bytes
 
@@ -128,7 +129,7 @@ class GatedGguf:
         try:
             written = write_gguf(
                 source.folder, out / FILE, types.scheme, types.embedding, source.name, importance, types.fallback, types.by_place,
-                self.split_bytes,
+                self.split_bytes, matrix_scales(source.given),
             )  # fmt: skip
             file = min(out.glob("*.gguf"))  # the first part
             check_size(file, written, types.bytes)
@@ -138,6 +139,7 @@ class GatedGguf:
             for part in out.glob("*.gguf"):
                 part.unlink()
             raise
+        log_copies(written, packed=source.folder != source.given)
         log.info(
             "parity: same top token at %.1f %% of %d positions, KL %.4f nats",
             100 * found.top1,
@@ -157,6 +159,7 @@ class GatedGguf:
             "scheme": types.scheme,
             "size_bytes": weight_bytes(file),
             "tensor_bytes": types.bytes,
+            "copied_matrices": sum(tensor.copied for tensor in written),
             "source_bytes": weight_bytes(source.given),
             "top1_agreement": found.top1,
             "kl_to_source": found.divergence,
@@ -196,6 +199,22 @@ def served(file: Path, threads: int) -> Iterator[Any]:
                 "quantize/gptq, or keep the model dense: llama.cpp expects other tensors of this family or of these sizes",
             ) from error  # fmt: skip
         yield session
+
+
+def log_copies(written: Sequence[PlannedTensor], packed: bool) -> None:
+    """Log how many matrices of the layers went over unchanged; warn if a packed one did not.
+
+    packed: the source has levels and scales, which rounding moves.
+    """
+    layers = [tensor for tensor in written if tensor.name not in VOCABULARY_TENSORS]
+    rounded = [tensor for tensor in layers if not tensor.copied]
+    if packed and rounded and {tensor.type for tensor in rounded} - FLOATS:
+        log.warning(
+            "%d of %d matrices of the layers were copied with unchanged levels; %d were rounded again, to %s",
+            len(layers) - len(rounded), len(layers), len(rounded), ", ".join(sorted({tensor.type for tensor in rounded})),
+        )  # fmt: skip
+    elif len(rounded) < len(layers):
+        log.info("%d of %d matrices of the layers were copied with unchanged levels", len(layers) - len(rounded), len(layers))  # fmt: skip
 
 
 def check_size(file: Path, written: Sequence[PlannedTensor], planned: int) -> None:

@@ -7,6 +7,7 @@ and a 32-bit one per matrix; MXFP4 has a power of two for 32 weights, which fits
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -58,6 +59,7 @@ class FP4(Packed):
         """Forecast seconds by the number of weights, and 4 bits and a scale of 8 per group."""
         group = GROUPS[self.format]
         found = forecast_packing(work, 4, 2 * group, True)  # its scales have 16 bits
+        found = replace(found, size=None if found.size is None else replace(found.size, levels=self.format))
         return with_compared(found, work, self.check_rows, self.max_tokens)
 
     def check_widths(self, widths: Mapping[str, int]) -> None:

@@ -103,7 +103,7 @@ class Size:
 
     bytes: on disk.
     outer: parameters of embedding and head.
-    levels: grid of the layers' weights (a `GridName` of tasks.shared.model.grids), or int and the bits; empty for weights on none.
+    levels: grid of the layers' weights (a `GridName` of tasks.shared.model.grids), int and the bits, nvfp4 or mxfp4; empty for weights on none.
     """
 
     parameters: float

@@ -297,6 +297,18 @@ class ChecksWidths(Protocol):
 
 
 @runtime_checkable
+class NotesModel(Protocol):
+    """A technique that tells before the run what it will do to a model otherwise than asked."""
+
+    def model_notes(self, config: Mapping[str, Any]) -> Iterator[str]:
+        """Yield lines for the plan.
+
+        config: the transformers configuration of the model at the port `model`.
+        """
+        ...
+
+
+@runtime_checkable
 class ChangesConfig(Protocol):
     """A technique whose model has another configuration than its port `model`."""
 

@@ -14,6 +14,13 @@ if TYPE_CHECKING:
 LEVELS = 8
 ON_GRID = 0.02
 """Largest distance from a level, in steps, that counts as on the grid: the rounding error of a half-precision scale."""
+BYTE_LEVELS = 128
+ON_BYTE_GRID = 1e-3
+"""The same for 8-bit levels at an unrounded scale: far less than 1 / 128, by which other levels at another scale differ."""
+HALF_LIMIT = 2.0**15
+"""Largest weight whose scale is looked for: half precision holds it."""
+SAMPLE = 4096
+"""Blocks at once in which 8-bit levels are looked for, and after which a tensor without any is left: most weights have none."""
 
 
 def find_grid(
@@ -55,6 +62,59 @@ def common_factor(levels: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
 
     factor: np.ndarray[Any, Any] = np.gcd.reduce(np.abs(levels), axis=-1, keepdims=True)
     return np.maximum(factor, 1)
+
+
+def find_byte_grid(
+    blocks: "np.ndarray[Any, Any]",
+) -> tuple["np.ndarray[Any, Any]", "np.ndarray[Any, Any]", "np.ndarray[Any, Any]"]:
+    """Find blocks of 8-bit integers times one scale, as written by a symmetric quantizer.
+
+    A block's largest weight is a level times the scale; all are tried, largest first.
+
+    blocks: (blocks, 32), float32.
+    Returns found (blocks,), bool; scales (blocks, 1), float16, of which more precise ones are rounded; levels (blocks, 32), int8.
+    Scales and levels are undefined where `found` is False; nothing is found if the first SAMPLE blocks have none.
+    """
+    import numpy as np
+
+    found = np.zeros(len(blocks), bool)
+    scales, levels = np.zeros((len(blocks), 1), np.float16), np.zeros(blocks.shape, np.int8)
+    for start in range(0, len(blocks), SAMPLE):
+        part = slice(start, start + SAMPLE)
+        found[part], scales[part], levels[part] = _byte_levels(blocks[part])
+        if not found.any():
+            break
+    return found, scales, levels
+
+
+def _byte_levels(
+    blocks: "np.ndarray[Any, Any]",
+) -> tuple["np.ndarray[Any, Any]", "np.ndarray[Any, Any]", "np.ndarray[Any, Any]"]:
+    """Find 8-bit levels in a few blocks, as `find_byte_grid` does in all."""
+    import numpy as np
+
+    found = np.zeros(len(blocks), bool)
+    scales, levels = np.zeros((len(blocks), 1), np.float16), np.zeros(blocks.shape, np.int8)
+    peaks = np.take_along_axis(blocks, np.abs(blocks).argmax(-1, keepdims=True), -1)
+    reach = np.abs(peaks)
+    usual = ((reach > 0) & (reach < HALF_LIMIT))[:, 0]
+    for size in range(BYTE_LEVELS, 0, -1):
+        places = np.flatnonzero(usual & ~found & ((size < BYTE_LEVELS) | (peaks[:, 0] < 0)))
+        few = blocks[places, :2] * (size / reach[places])  # two weights, by which most scales are discarded
+        places = places[(np.abs(few - few.round()) < ON_BYTE_GRID).all(-1)]
+        if not len(places):
+            continue
+        steps = blocks[places] * (size / reach[places])
+        nearest = steps.round()
+        fits = (np.abs(steps - nearest) < ON_BYTE_GRID).all(-1)
+        places, own = places[fits], nearest[fits].astype(np.int16)
+        factor = np.gcd.reduce(own[:, :4], axis=-1, keepdims=True)  # mostly 1 already
+        factor[factor[:, 0] != 1] = common_factor(own[factor[:, 0] != 1])
+        scales[places], levels[places] = (reach[places] * factor / size).astype(np.float16), own // factor
+        found[places] = scales[places, 0] != 0
+        if found[usual].all():
+            break
+    return found, scales, levels
 
 
 def find_offset_grid(
@@ -159,6 +219,17 @@ def exact_iq4_nl(blocks: "np.ndarray[Any, Any]") -> tuple["np.ndarray[Any, Any]"
     return found, np.concatenate([scales[found].view(np.uint8), nibbles(levels[found])], axis=-1)
 
 
+def exact_q8_0(blocks: "np.ndarray[Any, Any]") -> tuple["np.ndarray[Any, Any]", "np.ndarray[Any, Any]"]:
+    """Pack blocks on Q8_0's grid: a scale and 32 levels.
+
+    blocks: (blocks, 32), float32.  Returns found (blocks,), bool, and their bytes (found, 34), uint8.
+    """
+    import numpy as np
+
+    found, scales, levels = find_byte_grid(blocks)
+    return found, np.concatenate([scales[found].view(np.uint8), levels[found].view(np.uint8)], axis=-1)
+
+
 def find_two_bits(
     blocks: "np.ndarray[Any, Any]",
 ) -> tuple["np.ndarray[Any, Any]", "np.ndarray[Any, Any]", "np.ndarray[Any, Any]"]:
@@ -260,12 +331,20 @@ def as_floats(weight: "np.ndarray[Any, Any]", scheme: str) -> "np.ndarray[Any, A
     return weight.astype(np.float16 if scheme == "f16" else np.float32, copy=False)
 
 
-EXACT = {"q4_0": exact_q4_0, "q4_1": exact_q4_1, "iq4_nl": exact_iq4_nl}
-"""4-bit types whose grid a calibrated quantizer, or a training, may have put weights on already."""
+EXACT = {"q8_0": exact_q8_0, "q4_0": exact_q4_0, "q4_1": exact_q4_1, "iq4_nl": exact_iq4_nl}
+"""Types of 8 and 4 bits whose grid a calibrated quantizer, or a training, may have put weights on already."""
 TWO_BIT_PACKING = {"q2_0": pack_q2_0, "tq2_0": pack_tq2_0}
 TRIED_RATIOS = tuple(0.6 + 0.1 * step for step in range(10))
 """Scales that are tried for 2 bits, in units of MEAN_STEPS mean magnitudes."""
 BLOCKS_AT_ONCE = 1 << 16
+COPYING = frozenset({*EXACT, *TWO_BIT_PACKING, "mxfp4", "nvfp4"})
+"""Types that take over weights on their grid; llama.cpp itself rounds to mxfp4 and nvfp4 without loss then."""
+COPY_LIMITS = {"nvfp4": 2.0**-7}
+"""Largest difference of a copied weight, in largest weights of its block: of 4-bit floats, which transformers unpacks in bfloat16."""
+COPY_LIMIT = 2.0**-10
+"""The same of all other types: scales, and minima of q4_1, are rounded to half precision."""
+COPY_BLOCKS = {"nvfp4": 16}
+ROWS_AT_ONCE = 64
 
 
 def pack(
@@ -293,6 +372,27 @@ def pack(
     packed = quantize_rows(weight, scheme, importance)
     packed.reshape(len(found), -1)[found] = kept
     return packed
+
+
+def is_copied(weight: "np.ndarray[Any, Any]", packed: "np.ndarray[Any, Any]", scheme: str) -> bool:
+    """Return True if the packed rows are their weights but for the rounding of scales.
+
+    weight: (..., row), float32.  packed: as `pack` returns it.  False for types that take nothing over, such as floats and k types.
+    """
+    import numpy as np
+    from gguf.quants import dequantize
+
+    if scheme not in COPYING:
+        return False
+    rows, bytes_ = weight.reshape(-1, weight.shape[-1]), packed.reshape(-1, packed.shape[-1])
+    size, limit = COPY_BLOCKS.get(scheme, BLOCK), COPY_LIMITS.get(scheme, COPY_LIMIT)
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        part = slice(start, start + ROWS_AT_ONCE)
+        blocks = rows[part].reshape(-1, size)
+        found = dequantize(bytes_[part], type_numbers()[scheme.upper()]).reshape(blocks.shape)
+        if (np.abs(found - blocks) > limit * np.abs(blocks).max(-1, keepdims=True)).any():
+            return False
+    return True
 
 
 def _two_bits(

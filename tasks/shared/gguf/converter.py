@@ -3,11 +3,12 @@
 import contextlib
 import logging
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from tasks.shared.errors import TechniqueError
-from tasks.shared.gguf.blocks import pack
+from tasks.shared.gguf.blocks import COPYING, is_copied, pack
 from tasks.shared.gguf.places import EMBEDDING, VOCABULARY_TENSORS, Place, place_of
 from tasks.shared.gguf.support import attended
 from tasks.shared.gguf.types import PlannedTensor, plan_tensor
@@ -29,12 +30,14 @@ class Ours:
     scheme, vocabulary_scheme: types of the layers' matrices, and of embedding and head.
     types: types by place, instead of these; every matrix has one, or none has.
     importance: mean squared input per column of a weight, by its name in the source.
+    scales: of matrices in nvfp4, by their names in the source; llama.cpp multiplies by a tensor of this name.
     written: the matrices so far, as they are in the file.
     """
 
     scheme = vocabulary_scheme = "f16"
     types: Mapping[Place, str] = {}
     importance: Mapping[str, "Tensor"] = {}
+    scales: Mapping[str, float] = {}
     written: list[PlannedTensor]
     columns: "Tensor | None" = None
     model_arch: Any
@@ -58,7 +61,12 @@ class Ours:
                     wanted = self.types[place_of(new_name)]
                 self.written.append(plan_tensor(new_name, whole.shape[-1], whole.numel(), wanted))
             self.columns = self.importance.get(name) if whole.dim() == 2 else None
-            yield new_name, whole
+            scale = self.scales.get(name)
+            if scale is None or self.written[-1].type != "nvfp4":
+                yield new_name, whole
+            else:
+                yield new_name, whole / scale
+                yield new_name.removesuffix(".weight") + ".scale", whole.new_tensor([scale])
 
     @contextlib.contextmanager
     def packing(self) -> Iterator[None]:
@@ -69,7 +77,11 @@ class Ours:
 
         def quantize(data: Any, kind: Any) -> Any:
             columns = None if self.columns is None else self.columns.numpy()
-            return pack(data, kind.name.lower(), columns)
+            scheme = kind.name.lower()
+            packed = pack(data, scheme, columns)
+            if scheme in COPYING:  # a matrix, hence the last one noted
+                self.written[-1] = replace(self.written[-1], copied=is_copied(data, packed, scheme))
+            return packed
 
         quants.quantize = quantize
         try:

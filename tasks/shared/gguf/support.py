@@ -18,6 +18,8 @@ EVEN_HEADS = frozenset({"qwen2", "qwen2_moe", "granite", "olmo2", "phi3"})
 BIASES = ("attention_bias", "mlp_bias")
 UNBIASED = frozenset({"smollm3", "qwen3", "qwen3_moe", "gemma2", "gemma3_text", "olmo2"})
 """Families of which llama.cpp reads no such biases; Llama's and Granite's it reads."""
+SCALED = frozenset({"llama", "mistral", "qwen3"})
+"""Families in which llama.cpp multiplies each product by a scale of its matrix, which nvfp4 needs; others ignore it, or parts of it (measured)."""
 REORDERED = "prune/depth with `layers` that keep the order, or quantize/gptq"
 
 

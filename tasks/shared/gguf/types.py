@@ -53,6 +53,7 @@ class PlannedTensor:
     """A matrix of a file.
 
     row: weights of a row.  wanted, type: type that the settings ask for, and that it gets.
+    copied: True once it is written with the levels that the source has already.
     """
 
     name: str
@@ -60,6 +61,7 @@ class PlannedTensor:
     weights: int
     wanted: str
     type: str
+    copied: bool = False
 
     @property
     def bytes(self) -> int:

@@ -38,6 +38,7 @@ def write_gguf(
     fallback: bool = False,
     types: Mapping[Place, str] | None = None,
     split_bytes: int = 0,
+    scales: Mapping[str, float] | None = None,
 ) -> list[PlannedTensor]:
     """Write a model folder to `out`, a .gguf file that includes tokenizer and chat template.
 
@@ -47,6 +48,7 @@ def write_gguf(
     fallback: give matrices whose rows the type's blocks do not fill the type that `fitting_type` names.
     types: types by place, instead of `scheme` (which then only names the file's main type) and `embedding`.
     split_bytes: most bytes of tensors in a file; more are written to parts, named as `gguf_parts` names them.  0: one file.
+    scales: those of matrices in nvfp4, by name in the source; families that are not SCALED get none.
     Returns the matrices with their types, as they are in the file.
     Raises TechniqueError for quantized weights, an architecture unknown to the converter, or rows that do not fill blocks.
     """
@@ -72,7 +74,7 @@ def write_gguf(
                 title = {"mistral": "Mistral"}.get(name or model.name, name or model.name)
                 instance = writer(folder, file_type(scheme), out, model_name=title, eager=True, split_max_size=most)
                 instance.scheme, instance.vocabulary_scheme, instance.written = scheme, vocabulary, []
-                instance.importance, instance.types = importance or {}, types
+                instance.importance, instance.types, instance.scales = importance or {}, types, scales or {}
                 with instance.packing():
                     instance.write()
         except (AssertionError, KeyError, NotImplementedError, ValueError) as error:

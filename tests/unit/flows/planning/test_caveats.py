@@ -10,6 +10,23 @@ from tests.family_table import Row, recipe, save_config
 
 
 @pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (
+            {"scheme": "q4_k"},
+            "q4_k becomes iq4_nl in 100% of the layers' weights, whose rows of 64, 128 its blocks of 256",
+        ),
+        ({"scheme": "q4_0"}, ""),
+        ({}, ""),
+    ],
+)
+def test_the_plan_says_which_gguf_types_do_not_fill_rows(tmp_path: Path, settings: dict[str, str], words: str) -> None:
+    lines = caveat_lines(build_plan(recipe(Row("export/gguf", settings), save_config(tmp_path, "llama"))))
+    assert len(lines) == (1 if words else 0)
+    assert all(line.startswith(f"step: {words}") and "4.50 with scheme=iq4_nl" in line for line in lines)
+
+
+@pytest.mark.parametrize(
     ("option", "words"),
     [
         ("prune/low_rank", "stock loaders take no factors"),

@@ -16,6 +16,7 @@ from tasks.export import gguf as export
 from tasks.export import parity
 from tasks.export.gguf import Gguf
 from tasks.export.gguf_file import TOKEN_BYTES
+from tasks.quantize.fp4 import FP4
 from tasks.quantize.rtn import RTN
 from tasks.shared.engines.engine import find_weights
 from tasks.shared.engines.llama_engine import LlamaSession
@@ -181,19 +182,26 @@ def test_a_large_model_is_written_in_parts_that_are_one_model(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("asked", "scheme", "symmetric"), [("auto", "q4_0", True), ("auto", "q4_1", False), ("q4_1", "q4_1", True)]
+    ("asked", "scheme", "bits", "symmetric"),
+    [
+        ("auto", "q4_0", 4, True),
+        ("auto", "q4_1", 4, False),
+        ("q4_1", "q4_1", 4, True),
+        ("auto", "q8_0", 8, True),
+    ],
 )
-def test_four_bit_integers_go_over_as_they_are(
-    tmp_path: Path, asked: Literal["auto", "q4_1"], scheme: str, symmetric: bool
+def test_integers_go_over_as_they_are(
+    tmp_path: Path, asked: Literal["auto", "q4_1"], scheme: str, bits: Literal[4, 8], symmetric: bool
 ) -> None:
     """The file's weights are those of the folder; a minimum in half precision may be off by 2**-12 of it."""
     from gguf.quants import dequantize
 
     packed, run = empty_run(tmp_path, "int4")
-    RTN(group_size=32, symmetric=symmetric)(inputs_of(save_tiny(tmp_path / "source")), packed, run)
+    RTN(bits=bits, group_size=32, symmetric=symmetric)(inputs_of(save_tiny(tmp_path / "source")), packed, run)
     out, run = empty_run(tmp_path)
     exported = Gguf(scheme=asked, embedding="f16", prompts=4, tokens=4, min_top1=0.9, max_kl=1e-3)
-    assert exported(inputs_of(packed, write_corpus(tmp_path / "corpus")), out, run)["scheme"] == scheme
+    figures = exported(inputs_of(packed, write_corpus(tmp_path / "corpus")), out, run)
+    assert figures["scheme"] == scheme and figures["copied_matrices"] == 28
     model = load_model(packed)
     file = {
         tensor.name: dequantize(tensor.data, tensor.tensor_type) for tensor in read_gguf(out / "model.gguf").tensors
@@ -205,11 +213,87 @@ def test_four_bit_integers_go_over_as_they_are(
 
 
 @pytest.mark.parametrize(
+    ("name", "kind", "scheme"),
+    [
+        ("llama", "mxfp4", "mxfp4"),
+        ("llama", "nvfp4", "nvfp4"),
+        ("mistral", "nvfp4", "nvfp4"),
+        ("qwen3", "nvfp4", "nvfp4"),
+        ("olmo2", "nvfp4", "iq4_nl"),  # llama.cpp ignores scales of its matrices
+    ],
+)
+def test_four_bit_floats_go_over_as_they_are(
+    tmp_path: Path, name: str, kind: Literal["nvfp4", "mxfp4"], scheme: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Weights are as small as those of real models, so that nvfp4 without the scale of its matrix is far off."""
+    from gguf.quants import dequantize
+
+    packed, run = empty_run(tmp_path, "fp4")
+    source = save_family(tmp_path / "source", name, num_hidden_layers=1, initializer_range=0.02)
+    technique = FP4(format=kind)
+    technique(inputs_of(source), packed, run)
+    out, run = empty_run(tmp_path)
+    exported = Gguf(embedding="f16", prompts=2, tokens=4, min_top1=0.5, max_kl=1e-3)
+    figures = exported(inputs_of(packed), out, run)
+    copied = 0 if scheme == "iq4_nl" else 7
+    assert figures["scheme"] == scheme and figures["copied_matrices"] == copied
+    assert ("0 of 7 matrices of the layers were copied" in caplog.text) == (copied == 0)
+    file = {
+        tensor.name: dequantize(tensor.data, tensor.tensor_type) for tensor in read_gguf(out / "model.gguf").tensors
+    }
+    wanted = load_model(packed).get_submodule("model.layers.0.mlp.down_proj").weight.detach()
+    found = torch.from_numpy(file["blk.0.ffn_down.weight"] * file.get("blk.0.ffn_down.scale", 1.0))
+    assert torch.allclose(found, wanted, rtol=2**-7, atol=0) == (copied > 0)
+    work = Workload({"model": (size_of(source),)}, Rows(), Compute(), 1e11)
+    size = technique.forecast(work).size
+    assert size is not None and export.forecast_type(size.levels) == kind
+
+
+def test_integers_whose_groups_are_no_blocks_are_rounded_by_importance_and_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    packed, run = empty_run(tmp_path, "int4")
+    model = build_model(hidden_size=96, intermediate_size=96, num_hidden_layers=1)
+    RTN(group_size=48, symmetric=True)(inputs_of(save_tiny(tmp_path / "source", model)), packed, run)
+    out, run = empty_run(tmp_path)
+    technique = Gguf(embedding="f16", importance_rows=2, prompts=2, tokens=2, min_top1=0.0, max_kl=99.0)
+    seen: list[Any] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Gguf, "importance", lambda self, source: seen.append(source) or {})
+        figures = technique(inputs_of(packed, write_corpus(tmp_path / "corpus", 4)), out, run)
+    assert figures["scheme"] == "q4_0" and figures["copied_matrices"] == 0 and seen
+    assert (
+        "0 of 7 matrices of the layers were copied with unchanged levels; 7 were rounded again, to q4_0" in caplog.text
+    )
+
+
+@pytest.mark.parametrize("name", ["mixtral", "gpt2"])
+def test_matrices_without_the_importance_that_their_type_needs_are_refused(
+    tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without it llama.cpp aborts, and the process with it; other types are rounded plainly, which is told."""
+    sizes = {"hidden_size": 256, "intermediate_size": 256}
+    source = save_family(tmp_path / "source", name, num_hidden_layers=1, **sizes)
+    inputs = inputs_of(source, write_corpus(tmp_path / "corpus", 4))
+    out, run = empty_run(tmp_path)
+    technique = Gguf(scheme="iq2_xs", importance_rows=2, prompts=2, tokens=2, min_top1=0.0, max_kl=99.0)
+    config = json.loads((source / "config.json").read_text())
+    narrow = {"hidden_size": 64, "intermediate_size": 64, "n_embd": 64, "n_inner": None}
+    assert technique.refuses(config | narrow) is None, "falls back"
+    with pytest.raises(TechniqueError, match=r"iq2_xs is rounded by importance only(.|\n)*scheme=iq2_s"):
+        technique(inputs, out, run)
+    replace(technique, scheme="iq2_s")(inputs, out, run)
+    assert "matrices are rounded without importance" in caplog.text
+
+
+@pytest.mark.parametrize(
     ("weights", "scheme"),
     [
         ([{"num_bits": 4, "symmetric": False}], "q4_1"),
         ([{"num_bits": 4, "symmetric": True}], "q4_0"),
         ([{"num_bits": 8, "symmetric": True}], "q8_0"),
+        ([{"num_bits": 4, "symmetric": True, "type": "float", "group_size": 32}], "mxfp4"),
+        ([{"num_bits": 8, "symmetric": True, "type": "float"}], "q8_0"),
     ],
 )
 def test_auto_takes_the_type_that_copies_the_source(tmp_path: Path, weights: list[dict[str, Any]], scheme: str) -> None:

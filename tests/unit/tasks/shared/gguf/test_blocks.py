@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tasks.shared.errors import TechniqueError
-from tasks.shared.gguf.blocks import find_grid, find_offset_grid, find_two_bits, pack, round_weights
+from tasks.shared.gguf.blocks import find_byte_grid, find_grid, find_offset_grid, find_two_bits, pack, round_weights
 from tasks.shared.gguf.ggml import quantize_rows
 
 
@@ -56,6 +56,33 @@ def test_weights_on_a_grid_with_zero_points_keep_their_levels_in_q4_1() -> None:
     assert (moved > 0.1 * scales).any(), "plain rounding moves them"
 
 
+def test_weights_on_a_grid_of_8_bits_keep_levels_and_scales_to_the_bit() -> None:
+    """The largest may be at any level, -128 included; plain rounding puts it at 127."""
+    draw = np.random.default_rng(2)
+    levels = draw.integers(-128, 128, (2000, 32))
+    levels[100:200] = draw.integers(-7, 8, (100, 32))  # 3 or 4 bits in a file of 8
+    levels[:, 3] = -128 + np.arange(2000) % 64
+    levels[100:200, 3], levels[100:200, 4] = -7, 6  # no common divisor
+    scales = half(draw.random((2000, 1)) * 0.01 + 1e-4)
+    weight = (levels * scales).astype(np.float32)
+    weight[7] = 0
+    found, steps, kept = find_byte_grid(weight)
+    assert found.tolist() == [place != 7 for place in range(2000)]
+    assert np.array_equal(steps[found], scales[found].astype(np.float16)) and np.array_equal(kept[found], levels[found])
+    assert np.array_equal(unpacked(pack(weight, "q8_0"), "q8_0"), weight)
+    rounded = unpacked(quantize_rows(weight, "q8_0"), "q8_0")
+    assert not np.allclose(rounded, weight, rtol=0.05), "plain rounding moves them"
+
+
+def test_scales_of_8_bits_that_half_precision_lacks_are_rounded_and_levels_kept() -> None:
+    levels = np.random.default_rng(3).integers(-128, 128, (40, 32))
+    scales = np.random.default_rng(4).random((40, 1)).astype(np.float32) * 0.01 + 1e-4
+    found, steps, kept = find_byte_grid((levels * scales).astype(np.float32))
+    assert found.all() and np.array_equal(kept, levels) and np.array_equal(steps, scales.astype(np.float16))
+    strange = np.array([1e30, 1e-30, np.inf, np.nan], np.float32)[:, None] * np.ones((1, 32), np.float32)
+    assert not find_byte_grid(strange)[0].any()
+
+
 @pytest.fixture
 def weight() -> np.ndarray[Any, Any]:
     draw = np.random.default_rng(0)
@@ -64,8 +91,9 @@ def weight() -> np.ndarray[Any, Any]:
 
 def test_other_weights_are_rounded_as_ever(weight: np.ndarray[Any, Any]) -> None:
     blocks = weight.reshape(-1, 32)
-    assert not find_grid(blocks)[0].any() and not find_offset_grid(blocks)[0].any()
-    assert all(np.array_equal(pack(weight, scheme), quantize_rows(weight, scheme)) for scheme in ("q4_0", "q4_1"))
+    assert not any(find(blocks)[0].any() for find in (find_grid, find_offset_grid, find_byte_grid))
+    schemes = ("q8_0", "q4_0", "q4_1")
+    assert all(np.array_equal(pack(weight, scheme), quantize_rows(weight, scheme)) for scheme in schemes)
     for scheme, kind in (("f32", np.float32), ("f16", np.float16), ("bf16", np.uint8)):
         assert pack(weight, scheme).dtype == kind
     np.testing.assert_allclose(unpacked(pack(weight, "bf16"), "bf16"), weight, rtol=2**-8)
