@@ -138,13 +138,12 @@ def tensors_of(layer: PackedLayer) -> dict[str, Wanted]:
     groups = _groups(weights, width)
     found: dict[str, Wanted]
     if layer.format == "pack-quantized":
-        per = 32 // weights.num_bits
         found = {
-            "weight_packed": Wanted(frozenset({"I32"}), (outputs, -(-width // per))),
+            "weight_packed": Wanted(frozenset({"I32"}), (outputs, _words(width, weights.num_bits))),
             "weight_scale": Wanted(SCALES, (outputs, groups), True), "weight_shape": Wanted(frozenset({"I64"}), (2,)),
         }  # fmt: skip
         if not weights.symmetric:
-            found["weight_zero_point"] = Wanted(frozenset({"I32"}), (-(-outputs // per), groups))
+            found["weight_zero_point"] = Wanted(frozenset({"I32"}), (_words(outputs, weights.num_bits), groups))
         if str(weights.actorder or "").endswith("group"):
             found["weight_g_idx"] = Wanted(frozenset({"I32"}), (width,))
     elif layer.format in ("int-quantized", "float-quantized"):
@@ -174,6 +173,11 @@ def tensors_of(layer: PackedLayer) -> dict[str, Wanted]:
 def _groups(weights: "QuantizationArgs", width: int) -> int:
     """Scales per output."""
     return -(-width // weights.group_size) if weights.group_size and weights.group_size > 0 else 1
+
+
+def _words(count: int, bits: int) -> int:
+    """Count of 32-bit words for so many integers without gaps: one may lie in two words."""
+    return -(-count * bits // 32)
 
 
 def _is_positive(file: Path, name: str) -> bool:

@@ -27,7 +27,7 @@ class AutoRound(WeightOnly):
     """Learn how the weights of all linear layers but the head are rounded, block by block."""
 
     bits: Literal[2, 3, 4] = 4
-    """Bits per weight; activations stay in floating point.  3 bits take 3.2, ten weights to 32 bits, and have no kernel in vLLM."""
+    """Bits per weight; activations stay in floating point.  vLLM has no kernel for 2 and 3 bits."""
     calibration_rows: Annotated[int, Field(ge=1)] = 64
     """Conversations of the calibration split, answers included."""
     iterations: Annotated[int, Field(ge=1)] = 200

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
+from tasks.quantize.comparison import compare_with_rounding, rounded_to_levels
 from tasks.quantize.error_feedback import fitted_scales, ordered_factor, output_error, rounded_to, with_feedback
 from tasks.shared.errors import TechniqueError
 from tasks.shared.forecast import Forecast, Workload, forecast_reading, with_compared
-from tasks.shared.model.agreement import compare_logits, logits_of
+from tasks.shared.model.agreement import compare_logits, logits_of, mean_divergence
 from tasks.shared.model.calibration import batches, calibration_ids, split_calibration
 from tasks.shared.model.dense import check_dense
 from tasks.shared.model.families import CONV1D, check_family, has_parts, is_mixture
@@ -38,6 +39,10 @@ ROWS = 8
 """Conversations per forward pass."""
 SECONDS_PER_WEIGHT = 8e-7
 """Time to round a weight with error feedback on one thread, by measurement on a CPU."""
+NEAREST_SECONDS_PER_WEIGHT = 1.2e-8
+"""Time to round a weight to the nearest level on one thread, by measurement on a CPU; the comparison does so for every conversation."""
+COMPARED = 3
+"""Models that read the conversations of the comparison: the source, the source rounded, and the written one."""
 STORED_BYTES = 4
 """Of a weight: a level times its scale has more digits than bfloat16."""
 
@@ -97,9 +102,11 @@ class GptqLevels:
             )  # fmt: skip
 
     def forecast(self, work: Workload) -> Forecast:
-        """Forecast the calibration and the rounding on one thread, and a file in float32."""
+        """Forecast calibration, rounding on one thread and comparison, and a file in float32."""
         size = work.size()
-        seconds = work.reading(size, self.calibration_rows * self.max_tokens) + SECONDS_PER_WEIGHT * size.parameters
+        conversations = self.calibration_rows + COMPARED * self.check_rows
+        rounding = SECONDS_PER_WEIGHT + NEAREST_SECONDS_PER_WEIGHT * self.check_rows
+        seconds = work.reading(size, conversations * self.max_tokens) + rounding * size.parameters
         found = forecast_reading(work, seconds, size.parameters, replace(size, bytes=STORED_BYTES * size.parameters))
         return with_compared(found, work, self.check_rows, self.max_tokens)
 
@@ -107,7 +114,7 @@ class GptqLevels:
         """Write a dense folder in float32 to `out`.
 
         Returns size_bytes, calibration_tokens, output_error and rounding_error (squared error of the layers' outputs on the calibration rows, as
-        a share of their squares, with and without error feedback), and the figures of `compare_logits`.
+        a share of their squares, with and without error feedback), and the figures of `compare_logits` and `compare_with_rounding`.
         Weights that pruning masked stay zero; iq4_nl has no zero, and where it takes one of them the record of the masks is dropped with a warning.
         Raises TechniqueError for widths that blocks do not divide, and Hessians that are not positive definite.
         """
@@ -127,6 +134,8 @@ class GptqLevels:
         self.check_widths(input_sizes(model))
         ids, checks = (calibration_ids(tokenizer, part, self.max_tokens) for part in (rows, held_out))
         source_logits = logits_of(model, checks)
+        with rounded_to_levels(model, self.grid, input_sizes(model)):
+            rounding = mean_divergence(model, source_logits, checks)
         zeros, with_zero = zeros_of(model, masks), self.has_zero(input_sizes(model), masks.tensors if masks else ())
         figures = self.round(model, ids, int(tokenizer.pad_token_id or 0))
         if masks and with_zero:
@@ -138,6 +147,8 @@ class GptqLevels:
         if with_zero:
             figures |= carry_masks(source, out)
         measured = compare_logits(load_model(out), source_logits, checks, str(out))
+        ways = f"larger damping, more calibration rows or export/gguf with scheme={self.grid}"
+        measured |= compare_with_rounding(measured["kl_to_source"], rounding, ways)
         return {"size_bytes": weight_bytes(out), "calibration_tokens": sum(map(len, ids)), **figures, **measured}
 
     def has_zero(self, widths: Mapping[str, int], masked: Collection[str]) -> bool:

@@ -89,8 +89,8 @@ class WeightOnly(Packed):
     """Settings of techniques that store groups of small integers and keep activations as floats."""
 
     bits: Literal[2, 3, 4, 8] = 4
-    """Bits per weight; activations stay in floating point (W4A16, W8A16).  3 bits take 3.2, ten weights to 32 bits.  2 and 3 bits need a
-    technique that fits them, and engines with a kernel: vLLM has none for 3."""
+    """Bits per weight; activations stay in floating point (W4A16, W8A16).  2 and 3 bits need a technique that fits them, and engines with a
+    kernel: vLLM has none."""
     group_size: Annotated[int, Field(ge=0, multiple_of=8)] = 0
     """Weights that share one scale; 0 takes the largest of 128, 64 and 32 that divides every layer."""
     symmetric: bool | Literal["auto"] = "auto"

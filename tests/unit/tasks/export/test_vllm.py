@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tasks.export import vllm
-from tasks.export.packed_schema import packed_layers, read_config, tensors_of
+from tasks.export.packed_schema import packed_layers, read_config, schema_problems, tensors_of
 from tasks.export.vllm import Vllm
 from tasks.export.vllm_kernels import FP8 as FP8_KERNEL
 from tasks.export.vllm_kernels import MARLIN, head_problem, kernel_of, matrices_on_gpu
@@ -36,6 +36,7 @@ QUANTIZERS: dict[str, Any] = {
     "fp4 activations": FP4(activations="dynamic", calibration_rows=4, check_rows=1), "mxfp4 activations": FP4(format="mxfp4", activations="dynamic"),
     "mxfp4": FP4(format="mxfp4"),
 }  # fmt: skip
+FEW_BITS: dict[str, Any] = {"int2": RTN(bits=2, group_size=32), "int3": RTN(bits=3, group_size=32)}
 Tensors = dict[str, torch.Tensor]
 
 
@@ -50,7 +51,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
             return inputs.one("model").path
         if name not in made:
             made[name], run = empty_run(base, name.replace(" ", "-"))
-            QUANTIZERS[name](inputs, made[name], run)
+            (QUANTIZERS | FEW_BITS)[name](inputs, made[name], run)
         return made[name]
 
     return folder
@@ -150,6 +151,7 @@ def test_weights_without_a_kernel_are_refused(packed: Callable[[str], Path], tmp
     for settings, message in (
         ({"group_size": 16}, "groups of 16"),
         ({"bits": 8, "symmetric": False, "group_size": 32}, "8 bits with zero"),
+        ({"bits": 3, "group_size": 32}, "3 bits"),
     ):
         made, made_run = empty_run(tmp_path, message.replace(" ", "-"))
         RTN(**settings)(run, made, made_run)
@@ -194,7 +196,9 @@ def test_gpus_share_heads_and_widths(packed: Callable[[str], Path], tmp_path: Pa
 
 
 def test_a_format_s_kernel(packed: Callable[[str], Path]) -> None:
-    for name, kernel in (("int4", MARLIN), ("int8", MARLIN), ("fp8", FP8_KERNEL)):
+    """Names, types and shapes are known of formats without a kernel, too: 3 bits are packed without gaps."""
+    kernels = {"int2": "2 bits", "int3": "3 bits", "int4": MARLIN, "int8": MARLIN, "fp8": FP8_KERNEL}
+    for name, kernel in kernels.items():
         folder = packed(name)
         model = vllm.architecture(folder)
         layers = packed_layers(folder, read_config(folder, model.config.quantization_config), model)
@@ -203,6 +207,7 @@ def test_a_format_s_kernel(packed: Callable[[str], Path]) -> None:
         for layer_name, layer in layers.items():
             for part, tensor in tensors_of(layer).items():
                 assert tuple(stored[f"{layer_name}.{part}"].shape) == tensor.shape
+        assert not list(schema_problems(folder, layers))
 
 
 def test_a_gguf_file_is_refused(tmp_path: Path) -> None:

@@ -11,14 +11,27 @@ from safetensors.torch import load_file
 
 from tasks.export.gguf import Gguf
 from tasks.prune.magnitude import Magnitude
-from tasks.quantize.gptq_levels import GptqLevels
+from tasks.quantize import gptq_levels
+from tasks.quantize.gptq_levels import COMPARED, NEAREST_SECONDS_PER_WEIGHT, GptqLevels
 from tasks.shared.errors import TechniqueError
-from tasks.shared.model.grids import BLOCKS, find_levels
+from tasks.shared.forecast import Dimensions, Rows, Size, Workload
+from tasks.shared.model.agreement import logits_of, mean_divergence
+from tasks.shared.model.calibration import calibration_ids, split_calibration
+from tasks.shared.model.grids import BLOCKS, Grid, find_levels, round_to_grid
+from tasks.shared.model.linear_layers import input_sizes
 from tasks.shared.model.loading import load_model
 from tasks.shared.model.masks import read_masks
-from tasks.shared.technique import Inputs
+from tasks.shared.technique import Compute, Inputs
 from tests.settings_case import Case, Change
-from tests.tiny_llama import build_model, empty_run, inputs_of, one_layer_inputs, save_tiny, write_corpus
+from tests.tiny_llama import (
+    build_model,
+    build_tokenizer,
+    empty_run,
+    inputs_of,
+    one_layer_inputs,
+    save_tiny,
+    write_corpus,
+)
 
 Levels = Literal["iq4_nl", "q4_0", "q2_0", "tq2_0"]
 
@@ -40,6 +53,41 @@ def test_every_matrix_is_on_the_grid_and_nearer_than_by_rounding(
     assert all(find_levels(weight.unflatten(-1, (-1, BLOCKS[grid])), grid) is not None for weight in matrices)
     assert 0 < float(metrics["output_error"]) < float(metrics["rounding_error"]) < most
     assert 0 < float(metrics["kl_to_source"]) < 2 * most
+
+
+@pytest.mark.parametrize(("grid", "own"), [("q4_0", "q4_0"), ("q2_0", "q2_0"), ("tq2_0", "iq4_nl")])
+def test_held_out_divergence_is_not_above_rounding_s(
+    trained: Inputs, tmp_path: Path, grid: Levels, own: Levels
+) -> None:
+    """The step's own figure for rounding is that of a model whose layers were rounded; tq2_0's blocks do not fill these rows."""
+    out, run = empty_run(tmp_path)
+    metrics = GptqLevels(grid=grid, calibration_rows=24)(trained, out, run)
+    source, rounded = (load_model(trained.one("model").path) for _ in range(2))
+    for name in input_sizes(rounded):
+        weight = rounded.get_submodule(name).weight
+        weight.data = round_to_grid(weight.data, Grid(own, BLOCKS[own]))
+    _, held_out = split_calibration(trained.one("calibration").path, 24, 8)
+    ids = calibration_ids(build_tokenizer(), held_out, 192)
+    wanted = mean_divergence(rounded, logits_of(source, ids), ids)
+    assert float(metrics["rounding_kl"]) == pytest.approx(wanted, rel=1e-3)
+    assert 0 < float(metrics["kl_to_source"]) < 0.9 * wanted
+
+
+def test_the_step_says_when_it_is_worse_than_rounding(
+    trained: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(gptq_levels, "mean_divergence", lambda *_: 0.0)
+    out, run = empty_run(tmp_path)
+    metrics = GptqLevels(calibration_rows=4, check_rows=1)(trained, out, run)
+    assert metrics["rounding_kl"] == 0.0 and "worse than plain rounding on held-out rows" in caplog.text
+    assert "export/gguf with scheme=iq4_nl may be better" in caplog.text
+
+
+def test_the_forecast_includes_the_comparison_with_rounding() -> None:
+    work = Workload({"model": (Size(1e9, 4e9, 0, Dimensions(1, 64, 64, 1, 64, 64, 0)),)}, Rows(), Compute(), 1e11)
+    one, nine = (GptqLevels(check_rows=rows).forecast(work).seconds for rows in (1, 9))
+    reading = COMPARED * work.reading(work.size(), 8 * GptqLevels().max_tokens)
+    assert nine - one == pytest.approx(reading + 8 * NEAREST_SECONDS_PER_WEIGHT * 1e9)
 
 
 def test_the_export_copies_levels_and_scales(tmp_path: Path) -> None:
