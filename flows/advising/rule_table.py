@@ -25,6 +25,9 @@ FOUR_BITS = (
 )
 READING = "support_bot that learns to read"
 """An entry of the log."""
+FORMATS, FORMS = "Every format of a tuned model", "Ten forms of a tuned model, by their answers"
+"""Entries of the log."""
+NO_GPU = "no speed was measured on a GPU"
 
 RULES: tuple[Rule, ...] = (
     # What a test can show comes first: it says which of the others can be judged.
@@ -199,9 +202,11 @@ RULES: tuple[Rule, ...] = (
         "several types",
         "do",
         (Condition("hardware", "=", "cpu"), DIVISIBLE, Condition("fit4", ">=", 1.1), Condition("fit8", "<", 1)),
-        "If 4 bits lose too much, spend the rest of the room where the model is most sensitive",
-        "There is room for {room}: more than 4 bits take ({bytes4}) and less than 8 ({bytes8}). Set `bits` to what fits.",
+        "If GPTQ's 4 bits lose too much, spend the rest of the room where the model is most sensitive",
+        "There is room for {room}: more than 4 bits take ({bytes4}) and less than 8 ({bytes8}). Set `bits` to what fits; about 4 bits are not enough.",
         "Cai et al. 2020, arXiv 2001.00281: docs/quantization.md",
+        "at 4.6 bits (79.2 MB) KL 0.041 nats, twice that of GPTQ on iq4_nl's levels with an embedding in iq4_nl (77.6 MB, 0.021); more bits were not measured",
+        FORMS,
         technique="export/mixed_gguf",
     ),
     Rule(
@@ -223,6 +228,8 @@ RULES: tuple[Rule, ...] = (
         "Try 8-bit floating point weights and activations ({bytes8})",
         "They fit into {room}, and make both reading the weights and computing with them cheaper.",
         INT4_SPEED,
+        "KL to the source 0.0051 nats, the same top token at 97.8 % of positions, 163.2 of 269 MB; int8 weights alone 0.0003; " + NO_GPU,
+        FORMATS,
         technique="quantize/fp8",
         steps=(Step("fp8", "quantize/fp8", {}, {"model": BASELINE}, candidate=True),),
     ),
@@ -244,6 +251,8 @@ RULES: tuple[Rule, ...] = (
         "Try 8-bit integer weights and activations ({bytes8})",
         "With {streams} streams computation is the limit, and quantizing the weights alone does not make it cheaper.",
         "Xiao et al. 2023, arXiv 2211.10438; " + INT4_SPEED,
+        "KL to the source 0.0043 nats, the same top token at 99.4 % of positions, at 163.2 of 269 MB; " + NO_GPU,
+        FORMATS,
         technique="quantize/smoothquant",
         steps=(Step("int8", "quantize/smoothquant", {}, {"model": BASELINE}, candidate=True),),
     ),
@@ -254,7 +263,7 @@ RULES: tuple[Rule, ...] = (
         "Try 4-bit weights by GPTQ with zero points ({bytes4})",
         "They fit into {room}; with {streams} streams reading the weights is the limit.",
         "Frantar et al. 2023, arXiv 2210.17323; " + INT4_SPEED,
-        ZERO_POINTS + "; no speed was measured on a GPU",
+        ZERO_POINTS + "; " + NO_GPU,
         SEEDS,
         technique="quantize/gptq",
         steps=(Step("int4", "quantize/gptq", {}, {"model": BASELINE}, candidate=True),),

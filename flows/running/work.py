@@ -22,6 +22,7 @@ from flows.planning.steps import Step
 from flows.running.environment import step_variables
 from flows.versioning.params import tracked_recipe
 from tasks.shared.errors import ConfigError, StillroomError
+from tasks.shared.files import full_disk
 from tasks.shared.store.artifacts import Place, disk_errors
 from tasks.shared.store.keys import code_digest, code_files, module_name
 from tasks.shared.store.lineage import MANIFEST
@@ -57,8 +58,9 @@ def make(session: Session, step: Step, key: str) -> bool:
         started = time.monotonic()
         try:
             metrics = step.technique(session.inputs(step), out, run)
-        except OSError:  # on a full disk, what is half written only takes room
-            shutil.rmtree(out, ignore_errors=True)
+        except Exception as error:
+            if isinstance(error, OSError) or full_disk(error) is not None:  # what is half written only takes room
+                shutil.rmtree(out, ignore_errors=True)
             raise
         check_unchanged(session, step, account)
         manifest = account | {

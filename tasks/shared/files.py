@@ -1,5 +1,6 @@
 """Atomic writes: readers and reruns see a file's old content or its new one, never a part."""
 
+import errno
 import os
 import threading
 from collections.abc import Iterator
@@ -8,6 +9,23 @@ from pathlib import Path
 
 PART = ".part"
 """Suffix of temporary files.  A leftover comes from a process that was killed while it wrote."""
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Errors of a disk or a quota without room."""
+
+
+def full_disk(error: BaseException | None) -> OSError | None:
+    """Return the error of a full disk, if this is one or was caused by one.
+
+    Libraries in Rust raise classes of their own (safetensors SafetensorError, tokenizers Exception), and only their text has the number.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in FULL:
+            return error
+        for number in FULL:
+            if f"(os error {number})" in str(error):
+                return OSError(number, os.strerror(number))
+        error = error.__cause__ or error.__context__
+    return None
 
 
 @contextmanager

@@ -4,7 +4,6 @@ The child is forked from a clean server that has imported the large libraries (`
 milliseconds and inherits no lock or thread pool of the step.
 """
 
-import errno
 import os
 import pickle
 import signal
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tasks.shared.errors import StillroomError
+from tasks.shared.files import full_disk
 from tasks.shared.fork_client import Forked, ForkServer, ServerDied
 from tasks.shared.fork_server import INHERITED
 from tasks.shared.processes import ProcessId, end_with
@@ -145,18 +145,9 @@ def _guarded(work: Callable[..., Result], arguments: tuple[Any, ...]) -> Result 
     except MemoryError:
         return Failure("out of memory")
     except Exception as error:
-        if (full := _full_disk(error)) is not None:
+        if (full := full_disk(error)) is not None:
             raise OSError(full.errno, full.strerror, full.filename) from error
         if isinstance(error, StillroomError):
             return Failure(" ".join(str(error).split()))
         traceback.print_exc()
         return Failure(" ".join(f"{type(error).__name__}: {error}".split())[:LONGEST])
-
-
-def _full_disk(error: BaseException | None) -> OSError | None:
-    """Error of a full disk, if this is one or was caused by one."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            return error
-        error = error.__cause__ or error.__context__
-    return None

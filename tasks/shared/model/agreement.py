@@ -39,12 +39,51 @@ def truncated_divergence(reference: Mapping[int, float], other: Mapping[int, flo
 
 
 def logits_of(model: Any, ids: Sequence[Sequence[int]]) -> list["Tensor"]:
-    """Logits of each row, run without padding: (length, vocabulary), float32, on the CPU."""
-    return list(iterate_logits(model, ids))
+    """Logits of a source model for each row, run without padding: (length, vocabulary).
+
+    They are float32, on the CPU.
+    Raises TechniqueError if they are not finite, before work is spent on the model; it names where in the model that begins.
+    """
+    import torch
+
+    found = []
+    for row, logits in zip(ids, iterate_logits(model, ids), strict=True):
+        if not bool(torch.isfinite(logits).all()):
+            raise TechniqueError(
+                "model",
+                f"the source's logits are not finite; the first such outputs are those of {first_not_finite(model, row)}",
+                "a source with finite logits",
+                "check it with evaluate/perplexity, and take an earlier checkpoint or train with a smaller learning rate",
+            )
+        found.append(logits)
+    return found
+
+
+def first_not_finite(model: Any, row: Sequence[int]) -> str:
+    """Return the name of the first module whose outputs for a row are not finite."""
+    import torch
+
+    broken: list[str] = []
+
+    def watch(name: str) -> Any:
+        def hook(_: Any, __: Any, output: Any) -> None:
+            states = output[0] if isinstance(output, tuple) else output
+            if isinstance(states, torch.Tensor) and not bool(torch.isfinite(states).all()):
+                broken.append(name)
+
+        return hook
+
+    hooks = [part.register_forward_hook(watch(name or "the model")) for name, part in model.named_modules()]
+    try:
+        list(iterate_logits(model, [row]))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return next(iter(broken), "no module")
 
 
 def iterate_logits(model: Any, ids: Sequence[Sequence[int]]) -> Iterator["Tensor"]:
-    """Yield the logits of one row after the other, as `logits_of` returns them."""
+    """Yield the logits of one row after the other: (length, vocabulary), float32, on the CPU."""
     import torch
 
     for row in ids:
@@ -66,7 +105,7 @@ def compare_logits(
 ) -> dict[str, float]:
     """Compare a model's logits with its source's, row by row.
 
-    source_logits: (length, vocabulary) per row of `ids`.
+    source_logits: (length, vocabulary) per row of `ids`, finite, as `logits_of` returns them.
     where: the model, for the error message.
     Returns kl_to_source (nats per token), same_top_token (0..1), perplexity and source_perplexity on these rows.
     Raises TechniqueError if the model's logits are not finite.

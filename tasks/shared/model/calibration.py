@@ -18,9 +18,13 @@ CALIBRATION_FILE = "calibration.jsonl"
 def calibration_rows(corpus: Path, count: int) -> list[Row]:
     """Read `count` evenly spaced rows of a corpus folder's calibration split; 0 means all.
 
+    A warning tells if the split has fewer.
     Raises DataError if the file is missing or has bad lines.
     """
-    return spread(read_rows(corpus / CALIBRATION_FILE), count)
+    rows = read_rows(corpus / CALIBRATION_FILE)
+    if len(rows) < count:
+        log.warning("reads %d calibration rows instead of %d: the split has no more", len(rows), count)
+    return spread(rows, count)
 
 
 def split_calibration(corpus: Path, count: int, checks: int) -> tuple[list[Row], list[Row]]:

@@ -22,8 +22,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from tasks.shared.errors import MachineError
-from tasks.shared.files import flush_to_disk
+from tasks.shared.errors import MachineError, StillroomError
+from tasks.shared.files import flush_to_disk, full_disk
 from tasks.shared.store.keys import Digests
 from tasks.shared.store.lineage import MANIFEST
 
@@ -242,8 +242,10 @@ def disk_errors(folder: Path) -> Iterator[None]:
     """Turn the errors of a full or read-only disk into a MachineError with a fix."""
     try:
         yield
-    except OSError as error:
-        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+    except StillroomError:
+        raise  # it has its own words and fix
+    except Exception as error:
+        if full_disk(error) is not None:
             free = shutil.disk_usage(folder if folder.exists() else folder.parent).free
             raise MachineError(
                 str(folder),
@@ -252,7 +254,8 @@ def disk_errors(folder: Path) -> Iterator[None]:
                 "free space (python -m flows.store lists old artifacts), or choose another disk: runtime.root=/big/disk; "
                 "finished steps are kept",
             ) from error
-        if error.errno in {errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR}:
+        unwritable = {errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR}
+        if isinstance(error, OSError) and error.errno in unwritable:
             raise MachineError(
                 str(folder),
                 f"cannot be written ({error.strerror})",

@@ -1,17 +1,25 @@
 """Calibration rows: as long as they may be, and told when that cuts their answers off."""
 
 import logging
+from pathlib import Path
 
 import pytest
 
 from tasks.shared.formats.rows import Message, Row
-from tasks.shared.model.calibration import calibration_ids
-from tests.tiny_llama import build_tokenizer
+from tasks.shared.model.calibration import calibration_ids, calibration_rows
+from tests.tiny_llama import build_tokenizer, write_corpus
 
 
 def conversation(question: str) -> Row:
     talk = (Message(role="user", content=question), Message(role="assistant", content="Within ten days."))
     return Row(id=question[:4], group=question[:4], messages=talk)
+
+
+def test_a_split_with_fewer_rows_than_asked_for_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    corpus = write_corpus(tmp_path, 6)
+    assert [len(calibration_rows(corpus, count)) for count in (0, 4, 6)] == [6, 4, 6] and not caplog.messages
+    assert len(calibration_rows(corpus, 32)) == 6
+    assert caplog.messages == ["reads 6 calibration rows instead of 32: the split has no more"]
 
 
 def test_conversations_that_lose_their_answers_are_told(caplog: pytest.LogCaptureFixture) -> None:
