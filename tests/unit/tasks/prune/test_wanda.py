@@ -116,7 +116,7 @@ def test_activations_that_are_not_finite_are_refused(tmp_path: Path) -> None:
         gain.copy_(1e37 * torch.tensor([1.0, -1.0]).repeat(len(gain) // 2))
     source, corpus = save_tiny(tmp_path / "source", model), write_corpus(tmp_path / "corpus")
     out, run = empty_run(tmp_path)
-    with pytest.raises(TechniqueError, match="layer 0 gives is not finite"):
+    with pytest.raises(TechniqueError, match=r"not finite; the first such outputs are those of model\.layers\.0\."):
         Wanda(calibration_rows=4)(inputs_of(source, corpus), out, run)
     assert not list(out.iterdir())
 
