@@ -274,8 +274,7 @@ class Budget:
         KL), divergence.csv (the plot) and selection.json (units kept).
         Returns sizes before and after, budget_parameters, size_bytes, kl_sum (predicted), kl_calibration (measured), and kl_layers,
         kl_neurons and kl_heads: those of the best cut of this kind alone, if one fits the budget.  With `milliseconds` also the time of a
-        token before and after, as measured (milliseconds_before, milliseconds) and as the choice took it (milliseconds_fitted), and
-        the largest error of the fit, as a share (fit_error).
+        token before and after, as measured (milliseconds_before, milliseconds) and as the choice took it (milliseconds_fitted).
         """
         import torch
 
@@ -312,7 +311,7 @@ class Budget:
             **({} if times else {"budget_parameters": min(int(bound.most), parameters.total)}),
             "size_bytes": weight_bytes(out),
         }
-        spent = self.spent(model, small, times, found.chosen.cost, dtype, run.compute.device) if times else {}
+        spent = self.spent(model, small, found.chosen.cost, dtype, run.compute.device) if times else {}
         return figures(found, before) | {"parameters_before": parameters.total} | written | spent | carried
 
     def meter(self, model: "PreTrainedModel", reading: Reading, seed: int, cache: Path, made_from: str = "") -> Meter:
@@ -366,13 +365,7 @@ class Budget:
         return bound
 
     def spent(
-        self,
-        whole: "PreTrainedModel",
-        small: "PreTrainedModel",
-        times: TokenTime,
-        fitted: float,
-        dtype: Dtype,
-        device: str,
+        self, whole: "PreTrainedModel", small: "PreTrainedModel", fitted: float, dtype: Dtype, device: str
     ) -> Metrics:
         """Time the whole model and the written one, and warn if the budget is missed.
 
@@ -389,9 +382,7 @@ class Budget:
                 "a token takes %.3g ms, and the budget is %.3g: the fit missed it, or the machine was busy; milliseconds=%.3g allows for that",
                 after, self.milliseconds, self.milliseconds * fitted / after,
             )  # fmt: skip
-        return {
-            "milliseconds_before": before, "milliseconds": after, "milliseconds_fitted": fitted, "fit_error": times.error,
-        }  # fmt: skip
+        return {"milliseconds_before": before, "milliseconds": after, "milliseconds_fitted": fitted}
 
     def build(self, meter: Meter, cut: Cut) -> "PreTrainedModel":
         """Return the meter's model without what a cut removes, in float32; it itself stays as it is."""

@@ -1,7 +1,7 @@
 """Time of a generated token by the sizes of a model, measured on this machine.
 
 A token costs a fixed time, a time for each layer, and a time for each weight in the layers.  The three are fitted to a few models with
-random weights, one of which has the sizes of the whole, so that all cuts lie between timed ones.  Where a device waits for its programs
+random weights, from the sizes of the whole down to half of its layers in the narrowest widths.  Where a device waits for its programs
 to start rather than for weights, the second is nearly all, and narrower layers gain nothing.
 """
 
@@ -35,14 +35,12 @@ class TokenTime:
     fixed: outside the layers, milliseconds.
     layer: of each layer, whatever its widths, milliseconds.
     weight: of each weight inside the layers, milliseconds.
-    timed: what these were fitted to: a cut, and its median time in milliseconds.  The first is no cut at all.
     """
 
     parameters: Parameters
     fixed: float
     layer: float
     weight: float
-    timed: Sequence[tuple[Cut, float]] = ()
 
     def after(self, cut: Cut) -> float:
         """Return the time of a token of the model that remains, in milliseconds."""
@@ -51,11 +49,6 @@ class TokenTime:
     def inner(self, cut: Cut) -> int:
         """Return the number of weights inside the layers that remain."""
         return self.parameters.after(cut) - self.parameters.outer
-
-    @property
-    def error(self) -> float:
-        """Largest deviation of a timed model from the fit, as a share of its time."""
-        return max((abs(self.after(cut) / found - 1) for cut, found in self.timed), default=0.0)
 
 
 def measure(config: Any, parameters: Parameters, levels: Levels, dtype: Dtype, device: str) -> TokenTime:
@@ -78,7 +71,7 @@ def fitted(parameters: Parameters, timed: Sequence[tuple[Cut, float]]) -> TokenT
     import numpy as np
     from scipy.optimize import nnls
 
-    whole = TokenTime(parameters, 0.0, 0.0, 0.0, timed)
+    whole = TokenTime(parameters, 0.0, 0.0, 0.0)
     scale = max(whole.inner(cut) for cut, _ in timed)  # so that the columns are of one size
     rows = np.array([[1.0, len(cut.kept), whole.inner(cut) / scale] for cut, _ in timed])
     times = np.array([time for _, time in timed])

@@ -272,7 +272,7 @@ def test_a_budget_in_milliseconds_is_kept_by_what_takes_the_time(
     out, metrics = run(tmp_path, source, milliseconds=4.5)
     assert (metrics["layers"], metrics["neurons"], metrics["heads"]) == (3, 128, 4)
     assert (metrics["milliseconds_before"], metrics["milliseconds"]) == (5.0, 4.0)
-    assert metrics["milliseconds_fitted"] == pytest.approx(4.0) and metrics["fit_error"] < 1e-6
+    assert metrics["milliseconds_fitted"] == pytest.approx(4.0)
     assert {line["milliseconds"] for line in lines_of(out / "candidates.csv") if line["chosen"] == "1"} == {"4"}
     timed_as(monkeypatch, layer=0.0, weight=0.1)
     _, other = run(tmp_path, source, milliseconds=0.8 * (1 + 0.1 * 147.7))

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tasks.prune.budget import Budget
-from tasks.prune.cuts.latency import fitted, in_turn, measure, random_model, timed_cuts, token_milliseconds
+from tasks.prune.cuts.latency import fitted, in_turn, measure, random_model, timed_cuts
 from tasks.prune.cuts.size import Cut, Parameters
 from tasks.prune.selection.shape import shape_of
 from tests.tiny_llama import build_model
@@ -27,11 +27,10 @@ def test_times_of_parts_are_found_again_and_foretell_other_cuts(fixed: float, la
 
     found = fitted(parameters, [(cut, true(cut)) for cut in cuts])
     assert (found.fixed, found.layer, found.weight) == pytest.approx((fixed, layer, weight), rel=1e-6, abs=1e-9)
-    assert found.error < 1e-6
     other = Cut((1, 5, 6), replace(parameters.before, intermediate=100))
     assert found.after(other) == pytest.approx(true(other))
     odd = fitted(parameters, [(cut, true(cut) * (2 if place == 0 else 1)) for place, cut in enumerate(cuts)])
-    assert odd.error > 0.05 and min(odd.fixed, odd.layer, odd.weight) >= 0
+    assert min(odd.fixed, odd.layer, odd.weight) >= 0 and odd.after(cuts[0]) != pytest.approx(true(cuts[0]))
 
 
 def test_timed_models_have_the_sizes_of_their_cuts() -> None:
@@ -42,16 +41,24 @@ def test_timed_models_have_the_sizes_of_their_cuts() -> None:
         assert random_model(model.config, cut, "float32", "cpu").num_parameters() == parameters.after(cut)
 
 
-def test_a_deeper_model_takes_longer_and_each_is_timed_in_every_round() -> None:
-    model, parameters, _ = tiny()
-    made: list[int] = []
+def test_models_are_timed_in_turn_and_the_median_round_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock made up for the test: the second of three rounds is ten times as slow."""
+    model, parameters, cuts = tiny()
+    seen: list[int] = []
 
-    def maker(layers: int) -> Any:
-        made.append(layers)
-        return build_model(num_hidden_layers=layers)
+    def time(timed: Any) -> float:
+        seen.append(timed.num_parameters())
+        return timed.num_parameters() * (10.0 if len(cuts) <= len(seen) - 1 < 2 * len(cuts) else 1.0)
 
-    short, long = in_turn([lambda: maker(1), lambda: maker(16)], rounds=2)
-    assert made == [1, 16, 1, 16] and 0 < short < long
-    assert token_milliseconds(model) > 0
-    found = measure(model.config, parameters, Budget().levels_of(parameters.before, "llama"), "float32", "cpu")
-    assert found.after(Cut((), parameters.before)) > 0 and len(found.timed) == len(timed_cuts(Budget().levels_of(parameters.before, "llama")))  # fmt: skip
+    monkeypatch.setattr("tasks.prune.cuts.latency.token_milliseconds", time)
+    levels = Budget().levels_of(parameters.before, "llama")
+    found = measure(model.config, parameters, levels, "float32", "cpu")
+    assert seen == [parameters.after(cut) for cut in cuts] * 3
+    other = Cut((2,), replace(parameters.before, intermediate=80))
+    assert found.after(other) == pytest.approx(parameters.after(other))
+
+
+def test_the_clock_itself_reads_a_model() -> None:
+    """No figure is compared with another, since machines are busy."""
+    (found,) = in_turn([lambda: build_model(num_hidden_layers=1)], rounds=1)
+    assert found > 0
